@@ -227,7 +227,8 @@ def no_descriptors() -> Ill:
         limits = resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, (max(3, coordinator.num_fds() - 2), limits[1]))
         family.running(SICK)
-        resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, limits)
+        with suppress(ProcessLookupError):  # another life has taken its place
+            resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, limits)
         resumed = _next(family, time.monotonic())
         return Ill(_false(family, family.kept), resumed)
 

@@ -29,7 +29,7 @@ class Model:
     """Weights: those before, and the clients and products folded in since. digest: of all that makes two models the same."""
 
     digest: int
-    before: Model | None = None
+    before: Model | None = field(default=None, repr=False)
     folded: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     def sha256(self) -> str:

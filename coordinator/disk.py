@@ -141,10 +141,12 @@ def settle(disk: Disk, fd: int, what: str) -> None:
 
 
 def sync_folder(disk: Disk, folder: Path) -> None:
-    """Raises SyncFailed."""
+    """Raises SyncFailed; or DiskTrouble where there was no descriptor to try it with."""
     try:
         disk.sync_folder(folder)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DiskTrouble(error.errno, f"cannot open {folder}: {error.strerror or error}") from error
         raise SyncFailed(error.errno, f"cannot sync {folder}: {error.strerror or error}; end and start anew") from error
 
 

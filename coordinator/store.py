@@ -118,8 +118,9 @@ class Store:
 
     def oldest(self) -> Counters | None:
         """Counters of the oldest of `keep` snapshots, up to which a journal may be forgotten without needing any one of them;
-        None while there are fewer, and while this life has neither written nor read that one."""
-        versions = [version for version, _ in snapshots(self.folder, self.disk)]
+        None while there are fewer, and while this life has neither written nor read that one. Raises DiskTrouble."""
+        with trouble(f"list {self.folder}"):
+            versions = [version for version, _ in snapshots(self.folder, self.disk)]
         return self.kept.get(versions[-self.keep]) if len(versions) >= self.keep else None
 
     def _drop_old(self) -> None:

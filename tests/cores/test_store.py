@@ -329,3 +329,24 @@ def test_a_real_disk_writes_whole_files_and_folders(tmp_path: Path) -> None:
     many = [bytes([k % 256]) * (k % 7) for k in range(2000)]  # more buffers than one call takes
     write_file(Disk(), tmp_path / "many", many)
     assert (tmp_path / "many").read_bytes() == b"".join(many)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_folder_that_could_not_be_opened_to_be_synced_is_trouble_to_be_tried_again(code: int) -> None:
+    disk = RamDisk()
+    store = Store(ROOT, disk=disk)
+    disk.fault = lambda call, path: code if call == "sync_folder" else 0
+    with pytest.raises(DiskTrouble) as trouble:
+        store.save(snapshot(1))
+    assert not isinstance(trouble.value, SyncFailed)
+    disk.fault = lambda call, path: 0
+    store.save(snapshot(1))
+    assert Store(ROOT, disk=disk).newest(print) is not None
+
+
+def test_names_that_cannot_be_listed_for_want_of_a_descriptor_are_trouble_too() -> None:
+    disk = RamDisk()
+    store = Store(ROOT, disk=disk)
+    disk.fault = lambda call, path: errno.EMFILE if call == "names" else 0
+    with pytest.raises(DiskTrouble):
+        store.oldest()
