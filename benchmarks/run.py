@@ -27,6 +27,7 @@ from shoal.benchmarks import (
     moving,
     overhead,
     recovery,
+    slowlink,
     soak,
     stalled,
     startup,
@@ -65,6 +66,7 @@ CASES: Mapping[str, Case] = {
     "diskfull": diskfull.diskfull,
     "fuzz": fuzz.fuzz,
     "stalled": stalled.stalled,
+    "slowlink": slowlink.slowlink,
     "soak": soak.soak,
     "access": access.access,
 }
