@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shoal.envs.adding import TorchAdder
 from shoal.envs.flat import TORCH_DTYPES, as_tensor
 from shoal.protocol.exact import Gauge, PartialSum
 from shoal.protocol.grid import GRID
@@ -40,15 +39,15 @@ class DeviceSum:
 
     def add(self, bundle: Bundle, weight: float) -> None:
         """One client's: one copy to the device, started here. Raises ProtocolError, nothing added, as PartialSum.add."""
-        weight, _ = self.gauge.term(bundle, weight)
-        raw = self._road.bring(bundle.data)
+        weight = self.gauge.term(bundle, weight)
+        raw = self._road.bring(bundle)
         for dtype, total in self.totals.items():
             self._add(total, segment(raw, bundle.layout, dtype), weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
         """A partial sum's bundle and weight."""
         self.gauge.partial(bundle, weight)
-        raw = self._road.bring(bundle.data)
+        raw = self._road.bring(bundle)
         for dtype, total in self.totals.items():
             total.add_(view(raw, bundle.layout, f"sum/{dtype}"))
 
@@ -74,33 +73,37 @@ class DeviceSum:
 class Road:
     """The way of bytes from the host to a device: two page-locked buffers in turn, and a stream of their own.
 
-    While one is copied to the device, the next contribution is written to the other. On a CPU nothing is copied.
+    While one is copied to the device, the next contribution is written to the other, a piece at a time as it lies. On a CPU
+    nothing more is copied than that.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.device = device
         self.turn = 0
-        if device.type != "cuda":
+        self.cuda = device.type == "cuda"
+        self.host = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.cuda) for _ in range(2)]
+        if not self.cuda:
             return
-        self.host = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self.there = [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(2)]
         self.left = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self.used = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def bring(self, data: npt.NDArray[np.uint8]) -> Tensor:
-        """uint8 tensor on the device, good until the next call but one. `data` may change once this returns.
+    def bring(self, bundle: Bundle) -> Tensor:
+        """uint8 tensor on the device, good until the next call but one. The bundle may change once this returns.
 
         Whatever reads the tensor is queued on the device's current stream before the next call.
         """
-        if self.device.type != "cuda":
-            return as_tensor(data)
+        before, self.turn = self.turn, 1 - self.turn
+        host = self.host[self.turn][: bundle.layout.nbytes]
+        if not self.cuda:
+            _write(bundle, host)
+            return host
         current = torch.cuda.current_stream(self.device)
-        self.used[self.turn].record(current)  # whoever read the last one is queued by now
-        self.turn = 1 - self.turn
-        host, there = self.host[self.turn][: data.nbytes], self.there[self.turn][: data.nbytes]
+        self.used[before].record(current)  # whoever read the last one is queued by now
+        there = self.there[self.turn][: bundle.layout.nbytes]
         self.left[self.turn].synchronize()  # this buffer's last copy, two calls ago
-        host.copy_(as_tensor(data))
+        _write(bundle, host)
         self.copies.wait_event(self.used[self.turn])
         with torch.cuda.stream(self.copies):
             there.copy_(host, non_blocking=True)
@@ -109,10 +112,17 @@ class Road:
         return there
 
 
+def _write(bundle: Bundle, host: Tensor) -> None:
+    at = 0
+    for piece in bundle.pieces():
+        host[at : at + piece.nbytes].copy_(as_tensor(piece))
+        at += piece.nbytes
+
+
 def make_sum(layout: Layout, device: torch.device, exact: bool) -> tuple[PartialSum | DeviceSum, dict[str, Tensor]]:
-    """A sum, and its totals as tensors. On a CPU the exact form is numpy's, plain sums are torch's: each is the faster."""
-    if exact and device.type == "cpu":
-        host = PartialSum(layout)
+    """A sum, and its totals as tensors."""
+    if device.type == "cpu":
+        host = PartialSum(layout, exact, TorchAdder())
         return host, {dtype: torch.from_numpy(total) for dtype, total in host.totals.items()}
     there = DeviceSum(layout, device, exact)
     return there, there.totals

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shoal.protocol.grid import GRID
+from shoal.protocol.grid import GRID, square
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
 
@@ -30,20 +28,21 @@ class Checks:
             return f"weight {message.weight:g} is above the cap of {self.examples:g}"
         if message.summed and not self.norm:
             return ""  # whole numbers; their range is the sum's own to check
-        square = _square_of_sum(bundle) if message.summed else sum(_square(bundle.vector(dtype)) for dtype in ("f4", "f8"))
-        if not math.isfinite(square):
+        squares = _square_of_sum(bundle) if message.summed else _square(bundle)
+        if not math.isfinite(squares):
             return "not finite (NaN or infinity) in its arrays"
-        norm = math.sqrt(square) / (message.weight if message.summed else 1.0)
+        norm = math.sqrt(squares) / (message.weight if message.summed else 1.0)
         if self.norm and norm > self.norm:
             return f"norm {norm:g} is above the bound of {self.norm:g}"
         return ""
 
 
-def _square(vector: npt.NDArray[Any]) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.dot(vector, vector))
+def _square(bundle: Bundle) -> float:
+    return sum(square(x) for dtype in ("f4", "f8") for _, x in bundle.blocks(dtype))
 
 
 def _square_of_sum(bundle: Bundle) -> float:
     """Of sum(weight * delta) in the exact form: whole multiples of the grid, always finite."""
-    return _square(bundle["sum/f4"].astype(np.float64)) * GRID**2 if "sum/f4" in bundle else 0.0
+    if "sum/f4" not in bundle:
+        return 0.0
+    return sum(square(x.astype(np.float64)) for _, x in bundle.blocks_of("sum/f4")) * GRID**2

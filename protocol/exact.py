@@ -9,7 +9,7 @@ Arrays of dtype u1 and b1 (bytes, masks) have no mean: they are in no sum, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.grid import (
+    BLOCK,
     GRID,
     LIMIT,
     PLAIN_LIMIT,
@@ -28,6 +29,7 @@ from shoal.protocol.grid import (
     exact_weight,
     largest,
     plain_weight,
+    square,
 )
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 
@@ -69,6 +71,16 @@ def floats(vector: npt.NDArray[Any], dtype: str) -> Floats:
             return vector.astype(np.float64)
 
 
+def entries(bundle: Bundle, dtype: str) -> Iterator[tuple[int, Floats]]:
+    """All of one dtype as floats, a piece at a time: (index of its first, flat). Float32 and float64 as they lie in memory."""
+    for first, piece in bundle.blocks(dtype):
+        if dtype in ("f4", "f8"):
+            yield first, piece
+            continue
+        for at in range(0, piece.size, BLOCK):
+            yield first + at, floats(piece[at : at + BLOCK], dtype)
+
+
 class Gauge:
     """How much weight a sum holds, and how far from zero its entries may be: decides before anything is added.
 
@@ -88,24 +100,22 @@ class Gauge:
     def clear(self) -> None:
         self.weight = self.reach = 0.0
 
-    def term(self, bundle: Bundle, weight: float) -> tuple[float, list[Floats]]:
-        """Count one client's bundle in. Returns the weight to use and, for each averaged dtype, its entries as floats."""
+    def term(self, bundle: Bundle, weight: float) -> float:
+        """Count one client's bundle in. Returns the weight to use."""
         _refuse_other(self.layout, bundle)
         weight = exact_weight(weight) if self.exact else plain_weight(weight)
-        parts = [floats(bundle.vector(dtype), dtype) for dtype in self.dtypes]
-        reach = weight * sum(map(bound, parts))
+        reach = weight * bound(sum(square(x) for dtype in self.dtypes for _, x in entries(bundle, dtype)))
         if not self.reach + reach <= self.limit:
-            reach = weight * _largest(bundle, parts)
+            reach = weight * _largest(bundle, self.dtypes)
         self._count(weight, reach)
-        return weight, parts
+        return weight
 
     def partial(self, bundle: Bundle, weight: float) -> None:
         """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as PartialSum gives them."""
         _refuse_other(self.sums, bundle)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
-        parts = [bundle[f"sum/{dtype}"] for dtype in self.dtypes]
-        self._count(plain_weight(weight), _largest(bundle, parts) * (GRID if self.exact else 1.0))
+        self._count(plain_weight(weight), _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0))
 
     def _count(self, weight: float, reach: float) -> None:
         before = self.reach if self.reach + reach <= self.limit else self.extent()
@@ -125,8 +135,10 @@ def _refuse_other(layout: Layout, bundle: Bundle) -> None:
         raise ProtocolError(layout.difference(bundle.layout))
 
 
-def _largest(bundle: Bundle, parts: Sequence[npt.NDArray[Any]]) -> float:
-    top = [largest(part) for part in parts]
+def _largest(bundle: Bundle, dtypes: Iterable[str]) -> float:
+    """The largest |x| of these dtypes. numpy compares all of them but bfloat16."""
+    parts = (entries(bundle, dtype) if dtype == "bf16" else bundle.blocks(dtype) for dtype in dtypes)
+    top = [largest(x) for part in parts for _, x in part]
     if not all(map(math.isfinite, top)):
         raise ProtocolError(f"{_unfinite(bundle)!a} of a contribution holds NaN or an infinity")
     return max(top, default=0.0)
@@ -135,21 +147,24 @@ def _largest(bundle: Bundle, parts: Sequence[npt.NDArray[Any]]) -> float:
 def _unfinite(bundle: Bundle) -> str:
     """The name of the first array that is not finite throughout."""
     kinds = {place.name: place.dtype for place in bundle.layout.places if place.dtype in PLAIN_TOTALS}
-    return next(name for name, kind in kinds.items() if not np.isfinite(floats(bundle[name], kind)).all())
+    finite = {name: all(np.isfinite(floats(x, its)).all() for _, x in bundle.blocks_of(name)) for name, its in kinds.items()}
+    return next((name for name, whole in finite.items() if not whole), "an array")  # it may have changed since
 
 
 class PartialSum:
     """The sum of weight * bundle over clients, for bundles of `layout`. Memory: 8 bytes an entry if exact, and 0.4 MB.
 
     exact: the same bits in any order and grouping. Else plain floats, faster: the last bits depend on the order.
+    adder: who does the additions; numpy, if None.
     totals: dtype -> flat array of totals; views of the bundle that `bundle()` gives.
     """
 
-    def __init__(self, layout: Layout, exact: bool = True) -> None:
+    def __init__(self, layout: Layout, exact: bool = True, adder: Adder | None = None) -> None:
         self.gauge = Gauge(layout, exact, self._extent)
         self._bundle = Bundle.zeros(self.gauge.sums)
         self.totals = {dtype: self._bundle[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
-        self._add = Adder().exact if exact else Adder().plain
+        adder = adder or Adder()
+        self._add = adder.exact if exact else adder.plain
 
     @property
     def weight(self) -> float:
@@ -158,15 +173,18 @@ class PartialSum:
 
     def add(self, bundle: Bundle, weight: float) -> None:
         """One client's. Raises ProtocolError, nothing added, for another layout, NaN, an infinity or what is out of range."""
-        weight, parts = self.gauge.term(bundle, weight)
-        for total, part in zip(self.totals.values(), parts, strict=True):
-            self._add(total, part, weight)
+        weight = self.gauge.term(bundle, weight)
+        for dtype, total in self.totals.items():
+            for first, x in entries(bundle, dtype):
+                self._add(total[first : first + x.size], x, weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
         """Another partial sum's bundle and weight. Raises as `add`."""
         self.gauge.partial(bundle, weight)
         for dtype, total in self.totals.items():
-            np.add(total, bundle[f"sum/{dtype}"], total)
+            for first, its in bundle.blocks_of(f"sum/{dtype}"):
+                part = total[first : first + its.size]
+                np.add(part, its, part)
 
     def bundle(self) -> Bundle:
         """The sum as it travels: not a copy, so it changes with the next `add` and `clear`."""
@@ -177,4 +195,4 @@ class PartialSum:
         self._bundle.data.fill(0)
 
     def _extent(self) -> float:
-        return _largest(self._bundle, list(self.totals.values())) * (GRID if self.gauge.exact else 1.0)
+        return _largest(self._bundle, self._bundle.layout.segments) * (GRID if self.gauge.exact else 1.0)

@@ -31,6 +31,7 @@ PLAIN_LIMIT = 2.0**126  # the same for totals in float32
 WEIGHT_GRID = 2.0**-20  # weights are multiples of this, so that their sum is exact in float64 up to WEIGHT_LIMIT
 WEIGHT_LIMIT = 2.0**33
 BLOCK = 32_768  # elements: the temporaries of a block (384 KiB) stay in a core's own cache
+STRETCH = 2**17  # elements whose squares are summed in their own dtype; the sums of stretches are added in float64
 
 
 def exact_weight(weight: float) -> float:
@@ -49,18 +50,32 @@ def plain_weight(weight: float) -> float:
     return weight
 
 
-def bound(x: Floats) -> float:
-    """Not less than any |x|, in one pass: |x|_inf <= |x|_2. Infinite or NaN where an entry is, or where the square overflows.
+def square(x: Floats) -> float:
+    """The sum of squares, in one pass. Infinite or NaN where an entry is, or where a square overflows.
 
     A rounded sum of squares never falls below its largest term, so that rounding cannot hide a large entry.
     """
     with np.errstate(all="ignore"):
-        return math.sqrt(float(np.dot(x, x))) * (1 + 2.0**-20)
+        if x.size <= STRETCH:
+            return float(np.dot(x, x))
+        return sum(float(np.dot(part, part)) for part in (x[at : at + STRETCH] for at in range(0, x.size, STRETCH)))
+
+
+def bound(square: float) -> float:
+    """Not less than any |x| whose squares sum to this: |x|_inf <= |x|_2."""
+    return math.sqrt(square) * (1 + 2.0**-20)
 
 
 def largest(x: npt.NDArray[Any]) -> float:
-    """max |x| itself, in two passes; NaN where an entry is NaN, 0 of nothing."""
-    return max(float(x.max()), -float(x.min())) if x.size else 0.0
+    """max |x| itself; NaN where an entry is NaN, 0 of nothing. The second look at a stretch finds it in a core's cache."""
+    top = 0.0
+    for at in range(0, x.size, STRETCH):
+        part = x[at : at + STRETCH]
+        high, low = float(part.max()), float(part.min())
+        if math.isnan(high):
+            return high
+        top = max(top, high, -low)
+    return top
 
 
 class Adder:

@@ -1,16 +1,18 @@
 """Named arrays in one flat buffer.
 
 The one idea: both ends agree once on a `Layout` (names, dtypes, shapes, offsets); afterwards a model or a trajectory is
-a single run of bytes, so that a copy, a sum, a checksum or a trip to the device is one operation.
+a single run of bytes, so that a copy, a sum, a checksum or a trip to the device is one operation. Bytes that came in several
+buffers are the same run, walked a buffer at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
@@ -30,6 +32,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "u1": np.dtype("u1"),
     "b1": np.dtype("?"),
 }
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 NAMES: Mapping[str, str] = {dtype.str: name for name, dtype in DTYPES.items() if name != "bf16"}
 ALIGNMENT = 64  # bytes: a cache line, so that every segment can be summed with aligned vector loads
 MAX_ARRAYS = 65_536
@@ -142,27 +145,27 @@ class Bundle:
 
     __slots__ = ("data", "layout")
 
-    def __init__(self, layout: Layout, data: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, layout: Layout, data: Bytes) -> None:
         if data.dtype != np.uint8 or data.ndim != 1 or data.nbytes != layout.nbytes:
             raise ProtocolError(f"a bundle of layout {layout.digest} has {layout.nbytes} bytes, not {data.nbytes}")
         self.layout = layout
         self.data = data
 
-    @classmethod
-    def of_buffer(cls, layout: Layout, buffer: Any) -> Bundle:
+    @staticmethod
+    def of_buffer(layout: Layout, buffer: Any) -> Bundle:
         """Over the bytes of a frame or of shared memory, without a copy."""
-        return cls(layout, np.frombuffer(buffer, dtype=np.uint8))
+        return Bundle(layout, np.frombuffer(buffer, dtype=np.uint8))
 
-    @classmethod
-    def zeros(cls, layout: Layout) -> Bundle:
+    @staticmethod
+    def zeros(layout: Layout) -> Bundle:
         raw = np.zeros(layout.nbytes + ALIGNMENT, dtype=np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
-        return cls(layout, raw[start : start + layout.nbytes])
+        return Bundle(layout, raw[start : start + layout.nbytes])
 
-    @classmethod
-    def pack(cls, arrays: Mapping[str, npt.NDArray[Any]], layout: Layout | None = None) -> Bundle:
+    @staticmethod
+    def pack(arrays: Mapping[str, npt.NDArray[Any]], layout: Layout | None = None) -> Bundle:
         """One copy of every array. With a layout, the arrays must fit it."""
-        packed = cls.zeros(layout or Layout.like(arrays))
+        packed = Bundle.zeros(layout or Layout.like(arrays))
         for name, array in packed.items():
             array[...] = arrays[name]
         return packed
@@ -184,13 +187,91 @@ class Bundle:
         first, last = self.layout.segments.get(dtype, (0, 0))
         return self.data[first:last].view(DTYPES[dtype])
 
+    def blocks(self, dtype: str = "f4") -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """`vector(dtype)` in pieces as they lie in memory, in order: (index of a piece's first entry, a flat view).
+
+        Here that is one piece; none where there are no entries. A piece may be looked at until the next is asked for.
+        """
+        return self._cut(*self.layout.segments.get(dtype, (0, 0)), dtype)
+
+    def blocks_of(self, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The same for one array."""
+        place = self.layout.by_name[name]
+        return self._cut(place.offset, place.offset + place.nbytes, place.dtype)
+
+    def pieces(self) -> Iterator[Bytes]:
+        """All bytes, in order, as they lie."""
+        yield self.data
+
+    def _cut(self, first: int, last: int, dtype: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The entries whose bytes are from `first` to `last`."""
+        if first < last:
+            yield 0, self.data[first:last].view(DTYPES[dtype])
+
     def copy(self) -> Bundle:
-        twin = Bundle.zeros(self.layout)
-        twin.data[:] = self.data
+        twin, at = Bundle.zeros(self.layout), 0
+        for piece in self.pieces():
+            twin.data[at : at + piece.nbytes] = piece
+            at += piece.nbytes
         return twin
 
     def sha256(self) -> str:
         """Of layout and bytes: two bundles with one digest hold the same weights."""
         digest = hashlib.sha256(self.layout.digest.encode())
-        digest.update(self.data.data)
+        for piece in self.pieces():
+            digest.update(piece.data)
         return digest.hexdigest()
+
+
+Pieces: TypeAlias = Sequence[Bytes] | Callable[[], Iterable[Bytes]]
+
+
+class Scattered(Bundle):
+    """A bundle whose bytes lie in several buffers, one after another: as they came in frames, or as a file is read.
+
+    pieces: uint8 [n] each, every one but the last a multiple of 64 bytes long. A function is called for each walk; what it
+    gives is looked at only until it is asked for the next, so that one buffer may serve for all.
+    Checks and sums walk the pieces where they lie. `data`, `vector` and [name] join them on first use, into one more buffer as
+    large as the bundle.
+    Raises ProtocolError for pieces of other lengths: of a sequence at once, of a function's on the walk.
+    """
+
+    def __init__(self, layout: Layout, pieces: Pieces) -> None:
+        self.layout = layout
+        self._pieces = pieces
+        if not callable(pieces):
+            for _ in self.pieces():
+                continue
+
+    @cached_property
+    def data(self) -> Bytes:  # type: ignore[override]  # an attribute all the same, made when it is first asked for
+        joined = self.copy().data
+        joined.flags.writeable = False
+        return joined
+
+    def pieces(self) -> Iterator[Bytes]:
+        at, whole = 0, self.layout.nbytes
+        for piece in self._pieces() if callable(self._pieces) else self._pieces:
+            if piece.dtype != np.uint8 or piece.ndim != 1 or at % ALIGNMENT or at + piece.nbytes > whole:
+                raise ProtocolError(f"a piece of {piece.nbytes} bytes from byte {at} on: {self._expected()}")
+            yield piece
+            at += piece.nbytes
+        if at != whole:
+            raise ProtocolError(f"pieces of {at} bytes: {self._expected()}")
+
+    def _cut(self, first: int, last: int, dtype: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Pieces begin on multiples of 64 bytes, so that no entry is cut in two."""
+        its, at = DTYPES[dtype], 0
+        if first == last:
+            return
+        for piece in self.pieces():
+            start, end = max(first, at), min(last, at + piece.nbytes)
+            if start < end:
+                yield (start - first) // its.itemsize, piece[start - at : end - at].view(its)
+            at += piece.nbytes
+            if at >= last:
+                return
+
+    def _expected(self) -> str:
+        whole = f"a bundle of layout {self.layout.digest} has {self.layout.nbytes} bytes"
+        return f"{whole}, in uint8 pieces that begin on multiples of {ALIGNMENT}"

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.aggregators.summing import DeviceSum
+from shoal.envs.adding import SMALL, TorchAdder
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import PartialSum, floats, summed_layout
-from shoal.protocol.grid import BLOCK, GRID, LIMIT, WEIGHT_LIMIT, exact_weight
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.grid import BLOCK, GRID, LIMIT, WEIGHT_LIMIT, Adder, exact_weight
+from shoal.protocol.layout import Bundle, Layout, Scattered
 
 ENTRIES = st.floats(-1e3, 1e3, width=32)
 WEIGHTS = st.one_of(st.integers(1, 100_000).map(float), st.floats(1e-3, 1e3))
@@ -107,6 +108,30 @@ def test_torch_sums_to_the_same_bits_as_numpy(exact):
     there.clear()
     assert not any(total.any() for total in there.totals.values())
     assert there.weight == 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_torch_sums_what_came_in_pieces_without_joining_it(exact):
+    one, other = (DeviceSum(LAYOUT, torch.device("cpu"), exact) for _ in range(2))
+    for i in range(4):
+        bundle = random_bundle(i)
+        pieces = Scattered(LAYOUT, [bundle.data[:64], bundle.data[64:192], bundle.data[192:]])
+        one.add(bundle, 1.0 + i / 3)
+        other.add(pieces, 1.0 + i / 3)
+        assert "data" not in vars(pieces)
+    assert all(torch.equal(one.totals[dtype], other.totals[dtype]) for dtype in one.totals)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 7.0])
+@pytest.mark.parametrize("size", [5, SMALL - 1, SMALL, 3 * SMALL + 1])
+def test_torch_adds_plain_sums_as_numpy_does_but_for_the_last_bit(size, weight):
+    x, start = (np.random.default_rng(i).normal(size=size).astype(np.float32) for i in range(2))
+    x.flags.writeable = False
+    ours, theirs = start.copy(), start.copy()
+    TorchAdder().plain(ours, x, weight)
+    Adder().plain(theirs, x, weight)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-21 * weight + 2.0**-22)
+    np.testing.assert_allclose(ours, start + x.astype(np.float64) * weight, rtol=0, atol=2.0**-21 * weight + 2.0**-22)
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
