@@ -12,26 +12,31 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from shoal.actors import Worker
 from shoal.actors.labour import Product, perform
+from shoal.actors.lane import Lane
 from shoal.actors.session import (
     Adopt,
     Done,
     Effect,
     Event,
     Forget,
+    Gather,
+    Give,
     Heard,
     Leave,
     Note,
+    Opened,
     Quit,
     Reset,
     Run,
     Say,
     Session,
+    Stow,
     Tick,
     hello,
 )
@@ -39,10 +44,12 @@ from shoal.actors.sharing import Shared
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError
+from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.link import Arrival, Line, Wake
-from shoal.protocol.messages import Contribute, Message, TaskName, Verdict, Weights, Welcome
-from shoal.protocol.shared import available
+from shoal.protocol.link import INLINE, Arrival, Line, Part, Wake
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Message, Ready, TaskName, Verdict, Want, Weights, Welcome
+from shoal.protocol.pool import Buffers
+from shoal.protocol.shared import Bytes, available
 
 Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
 """Makes the worker for a workload (what Welcome carries). Called on the worker's own thread, once a coordinator."""
@@ -96,8 +103,10 @@ class Shelf:
 
     layout: Layout | None = None
     weights: Bundle | None = None
+    coming: Bytes | None = None  # weights that come in pieces
     workload: Mapping[str, Any] = field(default_factory=dict)
-    kept: dict[tuple[int, int], Product] = field(default_factory=dict)
+    kept: dict[TaskName, Product] = field(default_factory=dict)
+    buffers: Buffers = field(default_factory=Buffers)
 
 
 class Actor:
@@ -120,6 +129,7 @@ class Actor:
         keys: ClientKeys | None = None,
     ) -> None:
         self.line = Line(address, keys, clock)
+        self.lane = Lane(self.line, keys, clock)
         self.clock, self.say, self.interrupted = clock, say, interrupted
         offers = () if available() else ("shm",)
         self.session = Session(session, hello(name, host_id(), os.getpid(), offers), address, clock())
@@ -138,23 +148,32 @@ class Actor:
                 self._turn()
         finally:
             self.hand.orders.put(None)
+            self.lane.close()
             self.line.close(seconds=0.5)
         return self.left
 
     def _turn(self) -> None:
-        for arrival in self.line.drain():
-            self._take(arrival)
+        for line in (self.line, self.lane):
+            for arrival in line.drain():
+                self._take(arrival, line is self.lane)
         while self.hand.products:
             self._made(self.hand.products.popleft())
         if reason := self.interrupted():
             self._handle(Quit(reason))
         self._handle(Tick())
+        self.lane.flush()
         self.line.flush()
 
-    def _take(self, arrival: Arrival) -> None:
+    def _take(self, arrival: Arrival, arrays: bool) -> None:
+        if arrival.kind == "opened":
+            self._handle(Opened(arrays))
+            return
         if arrival.envelope is None:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
             self.say(f"{said}{arrival.fault}")
+            return
+        if fault := _misfit(arrival.envelope.message, arrival.payload):
+            self.say(f"dropped a message: {fault}")
             return
         self.arrived = arrival
         self._handle(Heard(arrival.envelope))
@@ -162,8 +181,11 @@ class Actor:
 
     def _made(self, product: Product) -> None:
         self._forget(product.message.task)  # an earlier attempt's, if there was one
-        self.shelf.kept[product.message.task] = product
-        self._handle(Done(product.message, product.clients))
+        message = product.message
+        if isinstance(message, Contribute) and product.bundle is not None and product.bundle.data.nbytes > INLINE:
+            message = replace(message, nbytes=product.bundle.data.nbytes)
+        self.shelf.kept[message.task] = product
+        self._handle(Done(message, product.clients))
 
     def _handle(self, event: Event) -> None:
         for effect in self.session.handle(event, self.clock()):
@@ -172,9 +194,14 @@ class Actor:
     def _do(self, effect: Effect) -> None:
         match effect:
             case Say(envelope):
-                message = envelope.message
-                kept = self.shelf.kept[message.task].bundle if isinstance(message, Contribute) else None
-                self.line.say(envelope, None if kept is None else kept.data)
+                self._say(envelope)
+            case Gather(_, nbytes):
+                self.shelf.coming = None  # first, so that its buffer can be had again
+                self.shelf.coming = self.shelf.buffers.take(nbytes)
+            case Stow(first):
+                self._stow(first)
+            case Give():
+                self._give(effect)
             case Run() as run if self.shelf.weights is not None:
                 self.hand.orders.put(Order(run, self.shelf.weights, self.shelf.workload))
             case Adopt():
@@ -187,6 +214,29 @@ class Actor:
                 self.say(text)
             case Leave():
                 self.left = effect
+
+    def _say(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case Want() | Ready():
+                self.lane.say(envelope)
+            case Contribute(nbytes=0) as message:
+                kept = self.shelf.kept[message.task].bundle
+                self.line.say(envelope, None if kept is None else kept.data)
+            case _:
+                self.line.say(envelope)
+
+    def _stow(self, first: int) -> None:
+        _, payload = self._heard()
+        if self.shelf.coming is not None and payload is not None:
+            self.shelf.coming[first : first + len(payload)] = payload
+
+    def _give(self, asked: Give) -> None:
+        product = self.shelf.kept.get(asked.task)
+        bundle = product.bundle if product and product.message.attempt == asked.attempt else None
+        if bundle is not None and 0 <= asked.first <= asked.last <= min(bundle.data.nbytes, asked.first + MOST):
+            chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
+            part = Part(bundle.data, asked.first, asked.last) if asked.last > asked.first else None
+            self.lane.say(Envelope(self.session.session, self.session.epoch, chunk), part)
 
     def _forget(self, task: TaskName) -> None:
         kept = self.shelf.kept.pop(task, None)
@@ -206,13 +256,16 @@ class Actor:
         self.shared.join(welcome.shares)
 
     def _adopt(self) -> None:
-        weights, payload = self._heard()
-        if not isinstance(weights, Weights) or self.shelf.layout is None:
+        message, payload = self._heard()
+        layout = self.shelf.layout
+        if layout is None:
             raise ProtocolError("Weights before a Welcome")
-        if weights.slot:
-            self.shelf.weights = self.shared.weights(self.shelf.layout, weights.slot, weights.version)
+        if isinstance(message, Weights) and message.slot:
+            self.shelf.weights = self.shared.weights(layout, message.slot, message.version)
+        elif isinstance(message, Chunk) and self.shelf.coming is not None:
+            self.shelf.weights, self.shelf.coming = Bundle(layout, self.shelf.coming), None
         elif payload is not None:
-            self.shelf.weights = Bundle.of_buffer(self.shelf.layout, payload)
+            self.shelf.weights = Bundle.of_buffer(layout, payload)
         else:
             raise ProtocolError("Weights without their bytes")
 
@@ -221,6 +274,13 @@ class Actor:
         if self.arrived is None or self.arrived.envelope is None:
             return None, None
         return self.arrived.envelope.message, self.arrived.payload
+
+
+def _misfit(message: Message, payload: memoryview | None) -> str:
+    """What is wrong between a message and its payload, "" if nothing."""
+    if isinstance(message, Chunk) and (0 if payload is None else len(payload)) != message.last - message.first:
+        return f"a piece of {message.last - message.first} bytes has {0 if payload is None else len(payload)}"
+    return ""
 
 
 def host_id() -> str:

@@ -1,31 +1,36 @@
 """The deciding half of an actor: one life, from Hello to Bye. Events in, effects out; no sockets, no arrays, no clock.
 
 The one idea: everything said is safe to say again. Hello is repeated until Welcome, a contribution until its Verdict, and a
-coordinator that has forgotten us (it restarted, or gave us up) gets a new Hello and then whatever it has not judged yet.
+coordinator that has forgotten us (it restarted, or gave us up) gets a new Hello and then whatever it has not judged yet. One
+that has not, because only the connection is new, tells us again what we have to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from shoal.protocol.fetching import Fetch, Way
 from shoal.protocol.messages import (
     PROTOCOL,
     Assign,
     Beat,
     Bye,
     Cancel,
+    Chunk,
     Contribute,
     Envelope,
     Failed,
     Have,
     Hello,
     Message,
+    Ready,
     Refused,
     Stop,
     TaskName,
     Verdict,
+    Want,
     Weights,
     Welcome,
 )
@@ -36,9 +41,16 @@ from shoal.protocol.work import Task
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message came from the coordinator; the payload of a Weights or Welcome is the shell's."""
+    """A message came from the coordinator; the payload of a Weights, Chunk or Welcome is the shell's."""
 
     envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A line leads to the coordinator over another connection than before. arrays: the one for these."""
+
+    arrays: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Quit:
     reason: str
 
 
-Event: TypeAlias = Heard | Done | Tick | Quit
+Event: TypeAlias = Heard | Opened | Done | Tick | Quit
 
 # Effects
 
@@ -74,8 +86,33 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class Gather:
+    """Weights `version` will come in pieces: have room for so many bytes of them, in place of any that were coming."""
+
+    version: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stow:
+    """The payload of the Chunk just heard belongs there in what is being gathered, from byte `first`."""
+
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Send these bytes of what a task has made, if they are still kept."""
+
+    task: TaskName
+    attempt: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
-    """The payload of the Weights just heard is now the newest there is."""
+    """The payload of the Weights just heard, or what has been gathered, is now the newest there is."""
 
     version: int
 
@@ -118,7 +155,7 @@ class Leave:
     failed: bool = False
 
 
-Effect: TypeAlias = Say | Adopt | Run | Forget | Reset | Note | Leave
+Effect: TypeAlias = Say | Gather | Stow | Give | Adopt | Run | Forget | Reset | Note | Leave
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most that grows to
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
@@ -134,17 +171,37 @@ class Waiting:
     said_at: float
 
 
+@dataclass(slots=True)
+class Coming:
+    """Weights that come in pieces."""
+
+    version: int
+    nbytes: int
+    fetch: Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task with the worker, and the version it starts from."""
+
+    attempt: int
+    made_from: int
+
+
 class Session:
     """One life of an actor. `session` is 8 random bytes, drawn by whoever starts this life."""
 
     def __init__(self, session: bytes, hello: Hello, where: str, now: float) -> None:
         self.session, self.hello, self.where = session, hello, where
         self.epoch = 0  # 0: not welcomed yet
-        self.greeted = False  # Hello was said since then
+        self.place = 0  # the epoch in which we were welcomed last, and have a place if it still is
+        self.greeting = 0  # how often we lost our place
         self.number = -1
         self.held = -1  # the newest version that is here
         self.tasks: dict[TaskName, Assign] = {}  # in the order they came
-        self.running: dict[TaskName, int] = {}  # with the worker, in the order they went there -> the version it starts from
+        self.running: dict[TaskName, Running] = {}  # in the order they went to the worker
+        self.coming: Coming | None = None
+        self.way = Way()
         self.unjudged: dict[TaskName, Waiting] = {}
         self.beat, self.patience = 0.25, 10.0
         self.finished = 0
@@ -163,6 +220,8 @@ class Session:
         match event:
             case Heard(envelope):
                 yield from self._hear(envelope)
+            case Opened(arrays):
+                yield from self._opened(arrays)
             case Done(message, clients):
                 yield from self._done(message, clients)
             case Tick():
@@ -187,15 +246,26 @@ class Session:
             case message if envelope.epoch == self.epoch:
                 yield from self._listen(message)
 
+    def _opened(self, arrays: bool) -> Iterator[Effect]:
+        if arrays and self.coming:
+            self.coming.fetch.cut()
+        if arrays and self.epoch:
+            yield self._say(Ready())
+        elif not arrays and self.epoch:
+            self._lose_place()  # the coordinator does not know this connection for ours
+
     def _welcomed(self, welcome: Welcome, epoch: int) -> Iterator[Effect]:
-        if epoch == self.epoch or not self.greeted:
+        if epoch <= self.epoch or welcome.greeting != self.greeting:
             return  # Hello was said twice, or this is late and answers one from before we lost our place
-        self.epoch, self.number = epoch, welcome.number
-        self.beat, self.patience = welcome.beat, welcome.patience
-        self.held = -1
-        self.tasks.clear()
-        yield Reset()
-        yield Note(f"joined {self.where} as actor {welcome.number}")
+        if epoch != self.place:
+            self.coming = None
+        kept, self.epoch, self.place = welcome.resumed and epoch == self.place, epoch, epoch
+        self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
+        self.tasks.clear()  # those that are still ours will be told again
+        if not kept:
+            self.held = -1
+            yield Reset()
+            yield Note(f"joined {self.where} as actor {welcome.number}")
         for waiting in self.unjudged.values():
             yield self._say_contribution(waiting)
 
@@ -208,18 +278,21 @@ class Session:
 
     def _lose_place(self) -> None:
         """We are nobody there, or nobody answers: Hello from the start."""
-        self.epoch, self.greeted = 0, False
+        self.epoch, self.greeting = 0, self.greeting + 1
         self.pause, self.hello_at = HELLO_AGAIN[0], self.now
 
     def _listen(self, message: Message) -> Iterator[Effect]:
         match message:
+            case Weights(version, _, nbytes) if nbytes and version > self.held:
+                yield from self._gather(version, nbytes)
             case Weights(version):
-                if version > self.held:
-                    self.held = version
-                    yield Adopt(version)
-                yield self._say(Have(version, min(self.running.values(), default=self.held)))
+                yield from self._adopt(version)
+            case Chunk(what, first, last):
+                yield from self._came(what, first, last)
+            case Want((version, index, attempt), first, last):
+                yield Give((version, index), attempt, first, last)
             case Assign(task, attempt):
-                if (done := self.unjudged.get(task)) is None or done.message.attempt != attempt:
+                if attempt > self._attempt(task):
                     self.tasks[task] = message
             case Cancel(task):
                 self.tasks.pop(task, None)
@@ -227,6 +300,43 @@ class Session:
                 if (done := self.unjudged.get(task)) and done.message.attempt == attempt:
                     del self.unjudged[task]
                     yield Forget(task)
+
+    def _attempt(self, task: TaskName) -> int:
+        """The newest that is with the worker or done; -1 if none is. What was made of one is never made again."""
+        running, done = self.running.get(task), self.unjudged.get(task)
+        return max(running.attempt if running else -1, done.message.attempt if done else -1)
+
+    # Weights
+
+    def _adopt(self, version: int) -> Iterator[Effect]:
+        if version > self.held:
+            self.held = version
+            yield Adopt(version)
+        yield self._say(Have(version, min((one.made_from for one in self.running.values()), default=self.held)))
+
+    def _gather(self, version: int, nbytes: int) -> Iterator[Effect]:
+        """Said again, it goes on where it was."""
+        if self.coming is None or (self.coming.version, self.coming.nbytes) != (version, nbytes):
+            self.coming = Coming(version, nbytes, Fetch(nbytes, self.way))
+            yield Gather(version, nbytes)
+        yield from self._ask()
+
+    def _ask(self) -> Iterator[Effect]:
+        if self.coming and self.epoch:
+            for first, last in self.coming.fetch.ask(self.now):
+                yield self._say(Want((self.coming.version,), first, last))
+
+    def _came(self, what: tuple[int, ...], first: int, last: int) -> Iterator[Effect]:
+        coming = self.coming
+        if coming is None or what != (coming.version,) or not coming.fetch.arrived(first, last, self.now):
+            return
+        if last > first:
+            yield Stow(first)
+        if coming.fetch.left:
+            yield from self._ask()
+        else:
+            self.coming = None
+            yield from self._adopt(coming.version)
 
     # What the worker says
 
@@ -247,8 +357,8 @@ class Session:
         if not self.epoch and self.now >= self.hello_at:
             self.hello_at = self.now + self.pause
             self.pause = min(2 * self.pause, HELLO_AGAIN[1])
-            self.greeted = True
-            yield self._say(self.hello)
+            busy = bool(self.running)
+            yield self._say(replace(self.hello, greeting=self.greeting, epoch=self.place, held=self.held, busy=busy))
         silence = self.now - max(self.heard_at, self.noted_at)
         if silence > UNREACHED:
             self.noted_at = self.now
@@ -260,6 +370,7 @@ class Session:
             return  # whatever is said now would be refused
         if self.now - self.said_at >= self.beat:
             yield self._say(Beat(self.finished))
+        yield from self._ask()
         for waiting in self.unjudged.values():
             if self.now - waiting.said_at > SAY_AGAIN:
                 yield self._say_contribution(waiting)
@@ -276,7 +387,7 @@ class Session:
         """The worker has something to do whenever there is a task whose weights are here."""
         while not self.over and self.epoch and (name := self._next()) is not None:
             assign = self.tasks.pop(name)
-            self.running[name] = self.held
+            self.running[name] = Running(assign.attempt, self.held)
             yield Run(Task(*name, assign.clients, assign.kind), assign.attempt, assign.summed, self.held, assign.exact)
 
     def _next(self) -> TaskName | None:

@@ -90,7 +90,7 @@ class House:
     """A coordinator whose rounds take one contribution, which comes when the case wants it."""
 
     def __init__(self, address: str, epoch: int) -> None:
-        self.hub = Hub(address, 4 * FLOATS)
+        self.hub = Hub(address)
         core = Core(Rounds(1), Goal(), Rules(attempts=1_000_000), epoch=epoch, now=time.monotonic())
         self.server = Server(
             core,

@@ -50,7 +50,7 @@ class Desk:
 
     def __init__(self) -> None:
         weights = Bundle.pack({"w": np.zeros(16, np.float32)})
-        self.hub = Hub("tcp://127.0.0.1:*", 1 << 16)
+        self.hub = Hub("tcp://127.0.0.1:*")
         core = Core(Rounds(1), Goal(), Rules(patience=60.0, attempts=1_000_000), now=time.monotonic())
         self.server = Server(
             core,

@@ -75,6 +75,8 @@ class World:
         match rng.choice(weather.faults):
             case "cut":
                 self.wire.cut(life, rng.choice((0.01, 0.2, 2 * patience)))
+            case "cut line":
+                self.wire.cut_line(rng.choice((life, life.lane)), rng.choice((0.01, 0.2, 2 * patience)))
             case "stall":
                 self.wire.stall(life, rng.uniform(0.1, 2 * patience))
             case "partition":
@@ -112,7 +114,7 @@ class World:
     def evict(self, peer: bytes) -> None:
         """Its process is ended if it is of the coordinator's own machine, as some are."""
         connection = self.wire.peers.get(peer)
-        if connection and connection.life.place % 2:
+        if connection and isinstance(connection.life, Life) and connection.life.place % 2:
             self._crash(connection.life)
 
     def _return(self, life: Life) -> None:

@@ -8,24 +8,45 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shoal.actors.session import Adopt, Done, Event, Forget, Heard, Leave, Quit, Reset, Run, Say, Session, Tick, hello
+from shoal.actors.session import (
+    Adopt,
+    Done,
+    Event,
+    Forget,
+    Gather,
+    Give,
+    Heard,
+    Leave,
+    Opened,
+    Quit,
+    Reset,
+    Run,
+    Say,
+    Session,
+    Stow,
+    Tick,
+    hello,
+)
 from shoal.benchmarks.dst_books import ViolationError
 from shoal.benchmarks.dst_disk import Model
-from shoal.benchmarks.dst_wire import Connection, Process
+from shoal.benchmarks.dst_wire import Act, Connection, Process
 from shoal.protocol.messages import (
     PROTOCOL,
     Beat,
     Bye,
     Cancel,
+    Chunk,
     Contribute,
     Envelope,
     Failed,
     Have,
     Hello,
     Message,
+    Ready,
     TaskName,
+    Want,
     Weights,
 )
 
@@ -44,6 +65,34 @@ class Product:
     model: Model | None
     clients: tuple[int, ...]
     honest: bool = True
+    attempt: int = 0
+
+
+class Lane:
+    """An actor's line for arrays."""
+
+    def __init__(self, life: Life) -> None:
+        self.life, self.place = life, life.place
+        self.connection: Connection | None = None
+        self.connected = False  # it was, once
+        self.outbox: list[tuple[Envelope, Product | Model | None]] = []
+
+    @property
+    def gone(self) -> bool:
+        return self.life.gone
+
+    @property
+    def frozen(self) -> bool:
+        return self.life.frozen
+
+    def later(self, act: Act, what: Any) -> None:
+        self.life.later(act, what)
+
+    def hear(self, envelope: Envelope, payload: Product | Model | None) -> None:
+        self.life.hear(envelope, payload)
+
+    def opened(self) -> None:
+        self.life.soon(Opened(arrays=True))
 
 
 class Life(Process):
@@ -57,16 +106,34 @@ class Life(Process):
         name = f"actor-{place}"
         self.session = Session(world.rng.randbytes(8), hello(name, name, place, ()), "here", self.clock())
         self.connection: Connection | None = None
+        self.connected = False  # it was, once
         self.outbox: list[tuple[Envelope, Product | Model | None]] = []
+        self.lane = Lane(self)
         self.weights: Model | None = None
+        self.coming: Model | None = None
+        self.gathers = -1
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
         self.orders: deque[tuple[Run, Product]] = deque()
         self.hangs = False
         self.epoch = 0
         world.wire.connect(self)
+        world.wire.connect(self.lane)
 
     # Events in
+
+    def opened(self) -> None:
+        self.soon(Opened(arrays=False))
+
+    def soon(self, event: Event) -> None:
+        """Its socket tells it in its next turn."""
+        self.time.at(self.time.now + 0.001 * self.time.random(), self._told, event)
+
+    def _told(self, event: Event) -> None:
+        if self.frozen:
+            self.later(self._told, event)
+        else:
+            self.take(event)
 
     def hear(self, envelope: Envelope, payload: Product | Model | None) -> None:
         self.take(Heard(envelope), payload)
@@ -88,6 +155,12 @@ class Life(Process):
             match effect:
                 case Say():
                     self.say(effect.envelope)
+                case Gather():
+                    self.gathers, self.coming = effect.version, None
+                case Stow():
+                    self._stow(event, payload)
+                case Give():
+                    self._give(effect)
                 case Adopt():
                     self._adopt(effect, payload)
                 case Run():
@@ -105,12 +178,25 @@ class Life(Process):
     # Effects out
 
     def say(self, envelope: Envelope) -> None:
-        payload = None
-        if isinstance(envelope.message, Contribute):
-            payload = self.shelf.get(envelope.message.task)
+        payload, message = None, envelope.message
+        if isinstance(message, Contribute):
+            payload = self.shelf.get(message.task)
             if payload is None:
-                raise ViolationError(f"actor {self.place} says task {envelope.message.task}, whose arrays it has forgotten")
-        self.world.wire.up(self, envelope, payload)
+                raise ViolationError(f"actor {self.place} says task {message.task}, whose arrays it has forgotten")
+            payload = None if message.nbytes else payload
+        self.world.wire.up(self.lane if isinstance(message, Want | Ready) else self, envelope, payload)
+
+    def _give(self, asked: Give) -> None:
+        product = self.shelf.get(asked.task)
+        if product is not None and product.attempt == asked.attempt:
+            chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
+            self.world.wire.up(self.lane, Envelope(self.session.session, self.session.epoch, chunk), product)
+
+    def _stow(self, event: Event, payload: Product | Model | None) -> None:
+        chunk = event.envelope.message if isinstance(event, Heard) else None
+        if not isinstance(chunk, Chunk) or chunk.what != (self.gathers,) or not isinstance(payload, Model):
+            raise ViolationError(f"actor {self.place} gathers version {self.gathers} from pieces of others")
+        self.coming = payload
 
     def _reset(self) -> None:
         if self.session.epoch < self.epoch and not self.world.wire.wild:
@@ -119,6 +205,8 @@ class Life(Process):
         self.weights, self.held = None, -1
 
     def _adopt(self, adopt: Adopt, payload: Product | Model | None) -> None:
+        if adopt.version == self.gathers and self.coming is not None:
+            payload, self.coming = self.coming, None
         if not isinstance(payload, Model):
             raise ViolationError(f"actor {self.place} adopts version {adopt.version} without weights")
         if adopt.version <= self.held:
@@ -129,7 +217,7 @@ class Life(Process):
         """For the worker, which does one task after the other."""
         if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
             raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
-        self.orders.append((run, self._product(run.task.clients)))
+        self.orders.append((run, replace(self._product(run.task.clients), attempt=run.attempt)))
         if len(self.orders) == 1:
             self._work()
 
@@ -160,6 +248,8 @@ class Life(Process):
         message = Contribute(
             name, run.attempt, run.made_from, float(product.number), layout, run.summed, totals, {}, 0.0, seconds
         )
+        if layout:
+            message = replace(message, nbytes=self.world.setting.work_bytes)
         self.take(Done(message, len(run.task.clients)))
 
 
@@ -187,6 +277,8 @@ class Liar(Life):
             super().say(envelope)
         if self.time.random() < 0.1:
             self._tell(replace(envelope, epoch=self.session.epoch, message=self._claim()))
+        if self.time.random() < 0.2 and (piece := self._piece()):
+            self._tell(replace(envelope, epoch=self.session.epoch, message=piece))
 
     def _tell(self, envelope: Envelope) -> None:
         self.world.wire.up(self, envelope, self._product(()) if self.time.random() < 0.7 else None)
@@ -218,6 +310,12 @@ class Liar(Life):
         work = Contribute(task, attempt, version, 1.0, "layout", self.world.setting.rules.summed, {}, {}, 0.0, 0.0)
         return rng.choice((work, work, Failed(task, attempt, 0, "training", "no", ""), Have(self.world.newest())))
 
+    def _piece(self) -> Chunk | None:
+        """Of what is being fetched from somebody."""
+        streams = self.world.hub.receiving.streams.values() if self.world.hub else ()
+        asked = [(stream.what, one) for stream in streams if stream.fetch for one in stream.fetch._asked]
+        return Chunk(asked[0][0], *asked[0][1]) if asked else None
+
     def _nonsense(self) -> Message:
         rng = self.world.rng
         wrong: tuple[Message, ...] = (
@@ -226,6 +324,11 @@ class Liar(Life):
             Weights(3),
             Cancel((0, 0)),
             Hello(PROTOCOL + 256, "other", "elsewhere", 0, ()),
+            Hello(PROTOCOL, "other", "elsewhere", 0, (), rng.choice((0, 99)), self.session.epoch, rng.choice((-2, 0, 2**40))),
             Bye("for now"),
+            Want((self.world.newest(),), 0, 2**40),
+            Want((), 0, 0),
+            Chunk((0, 0, 0), -5, rng.choice((-1, 0, 2**40))),
+            Ready(),
         )
         return rng.choice(wrong)

@@ -23,17 +23,33 @@ from shoal.coordinator.events import (
     Fold,
     Folded,
     Heard,
+    Moved,
+    Outdated,
+    Pull,
     Send,
     SendWeights,
     Step,
     Stepped,
     Tick,
     Unfit,
+    Unpull,
 )
 from shoal.coordinator.ledger import TRIES
 from shoal.coordinator.reports import Report
 from shoal.coordinator.roster import Actor
-from shoal.protocol.messages import Assign, Cancel, Contribute, Failed, Have, Hello, Refused, Stop, TaskName, Verdict
+from shoal.protocol.messages import (
+    PROTOCOL,
+    Assign,
+    Cancel,
+    Contribute,
+    Failed,
+    Have,
+    Hello,
+    Refused,
+    Stop,
+    TaskName,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from shoal.benchmarks.dst_actor import Product
@@ -52,8 +68,10 @@ class Row:
     sent: int = -1
     held: int = -1
     under_way: bool = False
+    greeting: int = 0
     spoke: bool = False
     stuck: bool = False
+    away: bool = False
     heard_at: float = 0.0
 
 
@@ -68,6 +86,8 @@ class Audit:
         self.events = 0
         self._before: Mapping[type[Any], Callable[[Any], None]] = {
             Heard: self._hear,
+            Moved: self._moved,
+            Outdated: self._outdated,
             Folded: self._folded,
             Unfit: self._unfit,
             Stepped: self.books.stepped,
@@ -76,6 +96,8 @@ class Audit:
             Send: self._send,
             SendWeights: self._weights,
             Admit: self._admit,
+            Pull: self._pull,
+            Unpull: self._unpull,
             Fold: self._fold,
             Step: self._step,
             Report: self._report,
@@ -91,6 +113,8 @@ class Audit:
         self.held: dict[TaskName, Holding] = {}
         self.tries: dict[TaskName, int] = {}
         self.folding: dict[TaskName, Taken] = {}
+        self.pulled: dict[TaskName, Holding] = {}
+        self.changes = False
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
         self.newest_task, self.round_at = -1, 0.0
@@ -128,6 +152,8 @@ class Audit:
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
         self.event, self.product, self.answers, self.expected = event, product, 0, 0
+        self.pulls = any(isinstance(effect, Pull) for effect in effects)
+        self.changes = self.pulls or any(isinstance(effect, Unpull) for effect in effects)  # of what is fetched
         if before := self._before.get(type(event)):
             before(event)
         for effect in effects:
@@ -135,6 +161,8 @@ class Audit:
                 after(effect)
         if self.answers != self.expected and not self.over:
             wrong(f"{self.answers} answers to {event}")
+        if any(self.held.get(task) is not holding for task, holding in self.pulled.items()) and not self.over:
+            wrong(f"arrays are fetched for what is nobody's, after {event}")
 
     def _folded(self, event: Folded) -> None:
         taken = self.counted[event.task] = self.folding.pop(event.task)
@@ -164,17 +192,41 @@ class Audit:
         if isinstance(message, Contribute | Failed):
             row.stuck = False
         row.spoke = row.spoke or not isinstance(message, Hello)
-        self.heard += isinstance(message, Contribute)
+        self.heard += isinstance(message, Contribute) and not self._goes_on(event)
+
+    def _goes_on(self, event: Heard) -> bool:
+        """Is it a contribution whose arrays are on their way, or with the learner already?"""
+        message = event.envelope.message
+        return not event.whole and isinstance(message, Contribute) and (self.pulls or self._with_learner(event, message))
+
+    def _with_learner(self, event: Heard, message: Contribute) -> bool:
+        taken, row = self.folding.get(message.task), self.rows[event.envelope.session]
+        return taken is not None and (taken.actor.session, taken.holding.attempt) == (row.actor.session, message.attempt)
+
+    def _moved(self, event: Moved) -> None:
+        if row := self.rows.get(event.session):
+            row.heard_at = self.core.now
+
+    def _outdated(self, event: Outdated) -> None:
+        row = self.rows.get(event.session)
+        if row is not None and row.under_way and row.sent == event.version and not row.away:
+            row.under_way, row.sent = False, row.held
 
     def _expected(self, event: Heard, row: Row | None) -> int:
         """How many answers it gets: one, or none if nothing is asked, or if the answer is on its way with the learner."""
         message = event.envelope.message
-        if row is None or isinstance(message, Hello | Failed):
+        if isinstance(message, Hello):
+            return int(not self._late(event.envelope.session, message))
+        if row is None or isinstance(message, Failed):
             return 1
         if not isinstance(message, Contribute):
             return 0
-        taken = self.folding.get(message.task)
-        return int(taken is None or (taken.actor.session, taken.holding.attempt) != (row.actor.session, message.attempt))
+        return int(not self._with_learner(event, message) and not self._goes_on(event))
+
+    def _late(self, session: bytes, hello: Hello) -> bool:
+        """Was it answered before, and has its sender said more since?"""
+        row, same = self.rows.get(session), hello.protocol >> 8 == PROTOCOL >> 8
+        return same and row is not None and (hello.greeting, not row.spoke) < (row.greeting, True)
 
     # What the core said
 
@@ -210,6 +262,11 @@ class Audit:
 
     def _assign(self, row: Row, session: bytes, message: Assign) -> None:
         task = message.task
+        if isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Hello) and task in row.tasks:
+            holding = self.held[task]  # told again to one who came back
+            if (holding.session, holding.attempt, holding.clients) != (session, message.attempt, message.clients):
+                wrong(f"{message} is told to one who has {holding}")
+            return
         if task in self.held:
             wrong(f"task {task} is given out while {self.held[task]} has it")
         if task in self.counted:
@@ -282,10 +339,17 @@ class Audit:
         row = self.rows.get(effect.session)
         if actor.peer != effect.peer:
             wrong(f"{effect.hello} is answered to a connection that is not the actor's")
-        if row is not None and row.actor is actor and row.spoke:
+        if effect.resumed:
+            if row is None or row.actor is not actor or effect.hello.epoch != self.core.epoch:
+                wrong(f"{effect.hello} resumes a place that it never had")
+            row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.now
+            row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
+            row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
+            return
+        if row is not None and row.actor is actor and (row.spoke or row.greeting != effect.hello.greeting):
             wrong(f"{effect.hello} comes from one that starts over, and is taken for a repeat")
         if row is None or row.actor is not actor:
-            row = self.rows[effect.session] = Row(actor, effect.peer)
+            row = self.rows[effect.session] = Row(actor, effect.peer, greeting=effect.hello.greeting)
             self.peak = max(self.peak, len(self.rows))
         row.heard_at = self.core.now
         numbers = {row.actor.number for row in self.rows.values()}
@@ -295,6 +359,9 @@ class Audit:
     def _report(self, report: Report) -> None:
         if report.kind == "aside":
             self.books.aside += 1
+        if report.kind == "away":
+            for row in self.rows.values():
+                row.away = row.actor.away
         if report.kind == "lost":
             for session, row in list(self.rows.items()):
                 if self.core.roster.actors.get(session) is not row.actor:
@@ -317,6 +384,17 @@ class Audit:
 
     # What is folded in
 
+    def _pull(self, effect: Pull) -> None:
+        message = effect.message
+        holding = self.held.get(message.task)
+        if holding is None or (holding.session, holding.attempt) != (effect.session, message.attempt):
+            wrong(f"{effect} is of a task that {holding} has")
+        self.pulled[message.task] = holding
+
+    def _unpull(self, effect: Unpull) -> None:
+        if self.pulled.pop(effect.task, None) is None:
+            wrong(f"{effect}, which was never fetched")
+
     def _fold(self, effect: Fold) -> None:
         message, event, product = effect.message, self.event, self.product
         task = message.task
@@ -338,6 +416,9 @@ class Audit:
         if trains:
             self.books.fits(effect, product)
         self.answers += 1
+        if not event.whole:
+            wrong(f"{message} goes to the learner without its arrays")
+        self.pulled.pop(task, None)
         self.folding[task] = taken = Taken(task, holding, row.actor, effect.onto, int(steps), product if trains else None)
         if trains:
             self.books.taken[taken.number] = taken

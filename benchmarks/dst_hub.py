@@ -6,6 +6,7 @@ The one idea: one life is made of what the disk holds and of nothing else, exact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal.benchmarks.dst_actor import Product
@@ -22,17 +23,24 @@ from shoal.coordinator.events import (
     Folded,
     Heard,
     Lost,
+    Moved,
+    Outdated,
+    Pull,
     Send,
     SendWeights,
+    Stalled,
     Step,
     Stepped,
     Tick,
     Unfit,
+    Unpull,
 )
 from shoal.coordinator.learner import Intake, Job, Learner
+from shoal.coordinator.receiving import Receiving, Stream
 from shoal.coordinator.recording import Recording
+from shoal.coordinator.serving import Serving
 from shoal.protocol.layout import Bundle
-from shoal.protocol.messages import Contribute, Envelope, Weights, Welcome
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
 
 if TYPE_CHECKING:
     from shoal.benchmarks.dst import World
@@ -46,6 +54,18 @@ class Finite:
 
     def amiss(self, bundle: Bundle, message: Contribute) -> str:
         return "not finite" if bundle.data[0] & 1 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """Weights as Serving sees them: a model, and how many bytes it is said to have."""
+
+    model: Model
+    nbytes: int
+
+    @property
+    def data(self) -> Sized:
+        return self
 
 
 class Slow(Learner):
@@ -106,12 +126,17 @@ class Hub(Process):
         )
         self.learner = Slow(self, adder, recording, self.found.version)
         self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
+        self.serving, self.receiving = Serving(), Receiving(s.work_room)
+        self.arrived: dict[TaskName, dict[tuple[int, int], Product]] = {}  # pieces of what is fetched
+        self._publish()
         self.finished: Finish | None = None
         self.payload: Product | None = None
         self.folding: dict[tuple[int, int], Contribute] = {}
         self._acts: Mapping[type[Any], Callable[[Any], Iterable[Event]]] = {
             Send: self._send,
             SendWeights: self._weights,
+            Pull: self._pull,
+            Unpull: self._unpull,
             Admit: self._admit,
             Fold: self._fold,
             Step: self._step,
@@ -123,13 +148,64 @@ class Hub(Process):
     # Events in
 
     def hear(self, peer: bytes, envelope: Envelope, payload: Product | None) -> None:
-        fault = ""
         message = envelope.message
-        if isinstance(message, Contribute) and message.layout and payload is None:
-            fault = "0 bytes of arrays"
-        self.payload = payload
-        self.handle(Heard(peer, envelope, fault))
-        self.handle(TICK)  # a turn of the server ends with a look at the clock
+        match message:
+            case Want() | Chunk() | Ready():
+                self._moved(peer, envelope, message, payload)
+            case Contribute():
+                waits = message.nbytes > 0 and payload is None
+                fault = "0 bytes of arrays" if message.layout and payload is None and not waits else ""
+                self.payload = payload
+                self.handle(Heard(peer, envelope, fault, whole=not waits or message.task in self.folding))
+            case _:
+                if isinstance(message, Have):
+                    self.serving.end(envelope.session, message.version)
+                self.payload = None
+                self.handle(Heard(peer, envelope))
+        self.tick()  # a turn of the server ends with a look at the clock
+
+    def _moved(self, peer: bytes, envelope: Envelope, message: Want | Chunk | Ready, payload: Product | None) -> None:
+        """As the server does it."""
+        session = envelope.session
+        actor = self.core.roster.actors.get(session)
+        if actor is None or envelope.epoch != self.core.epoch:
+            return
+        match message:
+            case Want((version,), first, last):
+                part = self.serving.part(session, version, first, last)
+                self.handle(Outdated(session, version) if part is None else Moved(session))
+                if part is not None:
+                    chunk = Envelope(session, self.core.epoch, Chunk((version,), first, last))
+                    sized: Any = part.whole
+                    self.world.wire.down(peer, chunk, sized.model)
+            case Chunk():
+                self.handle(Moved(session))
+                whole = payload is not None or message.last == message.first
+                stream = self.receiving.came(session, message, self.clock()) if whole else None
+                if stream is not None and payload is not None and message.last > message.first:
+                    self._came(stream, message, payload)
+            case Ready():
+                self.receiving.cut(session)
+
+    def _came(self, stream: Stream, chunk: Chunk, product: Product) -> None:
+        message = stream.message
+        pieces = self.arrived.setdefault(message.task, {})
+        pieces[chunk.first, chunk.last] = product
+        if len(set(pieces.values())) > 1 and any(one.honest for one in pieces.values()):
+            raise ViolationError(f"task {message.task} is put together from what was made twice")
+        if stream.whole and (actor := self.core.roster.actors.get(stream.session)):
+            if sum(last - first for first, last in self.arrived.pop(message.task)) != message.nbytes:
+                raise ViolationError(f"task {message.task} is taken for whole with pieces {sorted(pieces)}")
+            self.payload = product
+            self.handle(Heard(actor.peer, Envelope(stream.session, self.core.epoch, message)))
+            if message.task not in self.folding:
+                self.receiving.drop(message.task)
+
+    def _publish(self) -> None:
+        nbytes = self.world.setting.weights_bytes
+        if nbytes:
+            sized: Any = Sized(self.published[1], nbytes)
+            self.serving.publish(self.published[0], sized, self.core.roster.actors.keys())
 
     def learned(self, _: None = None) -> None:
         """What the learner has to tell; waits where this process is stopped."""
@@ -140,8 +216,10 @@ class Hub(Process):
             outcome = self.learner.outcomes.popleft()
             if isinstance(outcome, Stepped):
                 self.published = self.learner.newest  # type: ignore[assignment]
+                self._publish()
             elif isinstance(outcome, Folded | Unfit):
                 del self.folding[outcome.task]
+                self.receiving.drop(outcome.task)
             self.handle(outcome)  # type: ignore[arg-type]
 
     def _told(self, text: str) -> None:
@@ -150,6 +228,13 @@ class Hub(Process):
 
     def tick(self) -> None:
         self.handle(TICK)
+        lease = self.core.rules.lease
+        for task in self.receiving.stalled(self.clock() - lease) if lease else ():
+            self.handle(Stalled(task))
+        for session, want in self.receiving.ask(self.clock(), self.core.starves()):
+            actor = self.core.roster.actors[session]
+            for lost in self._down(actor.peer, Envelope(session, self.core.epoch, want), None):
+                self.handle(lost)
 
     def handle(self, event: Event) -> None:
         """An event, and whatever comes of carrying out its effects, as the server does it."""
@@ -169,11 +254,27 @@ class Hub(Process):
 
     def _weights(self, effect: SendWeights) -> Iterable[Event]:
         version, model = self.published
-        return self._down(effect.peer, Envelope(effect.session, self.core.epoch, Weights(version)), model)
+        nbytes = self.world.setting.weights_bytes
+        if nbytes:
+            self.serving.begin(effect.session, version)
+        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes))
+        return self._down(effect.peer, weights, None if nbytes else model)
+
+    def _pull(self, pull: Pull) -> Iterable[Event]:
+        self.receiving.pull(pull.session, pull.message)
+        return ()
+
+    def _unpull(self, unpull: Unpull) -> Iterable[Event]:
+        self.receiving.drop(unpull.task)
+        self.arrived.pop(unpull.task, None)
+        return ()
 
     def _admit(self, effect: Admit) -> Iterable[Event]:
         rules, many = self.core.rules, len(self.core.roster)
-        welcome = Welcome("run", effect.number, rules.beat_for(many), rules.patience_for(many), "host", ())
+        if effect.resumed:
+            self.receiving.cut(effect.session)
+        beat, patience = rules.beat_for(many), rules.patience_for(many)
+        welcome = Welcome("run", effect.number, beat, patience, "host", (), effect.hello.greeting, effect.resumed)
         return self._down(effect.peer, Envelope(effect.session, self.core.epoch, welcome), None)
 
     def _down(self, peer: bytes, envelope: Envelope, payload: Model | None) -> Iterable[Event]:

@@ -35,6 +35,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
     core, ledger, roster = audit.core, audit.core.ledger, audit.core.roster
     folding = [lease for lease in ledger.leases.values() if lease.folding]
     actors = list(roster.actors.values())
+    fetched = {task for task in audit.hub.receiving.streams if task not in audit.folding}
     return {
         "who is here": (roster.actors.keys(), audit.rows.keys()),
         "what they hold": ({a.session: a.tasks for a in actors}, {s: row.tasks for s, row in audit.rows.items()}),
@@ -45,7 +46,12 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
         "steps": (core.steps, audit.books.steps),
         "tasks of closed rounds": (_closed(audit), []),
-        "who gets no work": ({a.session for a in actors if not a.capacity}, {s for s, row in audit.rows.items() if row.stuck}),
+        "who has not what is believed": (_believed(audit), []),
+        "who gets no work": (
+            {a.session for a in actors if not a.capacity},
+            {s for s, row in audit.rows.items() if row.stuck or row.away},
+        ),
+        "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
     }
 
 
@@ -54,10 +60,13 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.ledger, audit.core.roster
     most, rules = setting.most, setting.rules
     ticks = isinstance(audit.latest, Tick)  # whatever is late is seen to then
-    oldest = min((held.since for task, held in audit.held.items() if task not in audit.folding), default=core.now)
+    oldest = min(
+        (held.since for task, held in audit.held.items() if task not in audit.folding and task not in audit.pulled),
+        default=core.now,
+    )
     silent = max((core.now - row.heard_at for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
-    played = [shares[session] for session in roster.actors] or [0]
+    played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
     judged = max((len(actor.judged) for actor in roster.actors.values()), default=0)
     return {
@@ -69,6 +78,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "seconds of silence": (silent, rules.patience_for(len(roster)) if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if rules.lease else 1),
         "what an actor keeps": (max(len(one.session.unjudged) + len(one.session.tasks) for one in lives), 4 * most + BACKLOG),
+        "bytes that are fetched": (audit.hub.receiving.held, setting.work_room + 2 * setting.work_bytes),
         "arrays on a shelf": (max(len(one.shelf) for one in lives), 4 * most + BACKLOG),
     }
 
@@ -76,6 +86,16 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
 def _most_outstanding(audit: Audit) -> int:
     schedule, full = audit.setting.schedule, (audit.setting.most + 1) * audit.peak
     return 2 * full + 2 if schedule.streams else max(schedule.cohort + 2, full)
+
+
+def _believed(audit: Audit) -> list[int]:
+    """Places of honest actors that have older weights than the core thinks, where messages keep order."""
+    if audit.setting.weather.wild:
+        return []
+    actors, lives = audit.core.roster.actors, [life for life in audit.hub.world.lives if life.honest]
+    here = [(life, actor) for life in lives if (actor := actors.get(life.session.session))]
+    same = [(life, actor) for life, actor in here if life.session.epoch == audit.core.epoch]
+    return [life.place for life, actor in same if actor.greeting == life.session.greeting and actor.held > life.session.held]
 
 
 def _closed(audit: Audit) -> list[TaskName]:

@@ -14,8 +14,9 @@ from shoal.coordinator.plans import Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.rules import Goal, Rules
+from shoal.protocol.fetching import LEAST
 
-FAULTS = ("cut", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
+FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
 UNLIMITED = 1_000_000  # attempts: no task is ever set aside
 
 
@@ -97,6 +98,9 @@ class Setting:
     heal_at: float
     within: float
     paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, an actor each
+    weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
+    work_bytes: int = 0  # the same of contributions
+    work_room: int = 1  # bytes of these that may be fetched at a time
 
     @property
     def most(self) -> int:
@@ -140,6 +144,9 @@ def drawn(rng: Random, seconds: float) -> Setting:
         heal_at=seconds * rng.uniform(0.6, 1.2),
         within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
+        weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
+        work_bytes=(work := rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))),
+        work_room=rng.choice((1, work, 3 * work)),
     )
 
 
@@ -176,7 +183,7 @@ def _rules(rng: Random, schedule: Schedule, pace: float, delay: float, actors: i
 
 def _weather(rng: Random, delay: float, seconds: float) -> Weather:
     wild = rng.random() < 0.25
-    some = rng.sample(FAULTS, rng.choice((0, 1, 2, 3, 3, 4, 5, len(FAULTS))))
+    some = rng.sample(FAULTS, rng.choice((0, 1, 2, 3, 3, 4, 5, len(FAULTS)))) if rng.random() < 0.7 else ["cut", "cut line"]
     return Weather(
         delay=delay,
         every=seconds / rng.choice((6, 15, 40)),

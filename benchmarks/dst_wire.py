@@ -18,7 +18,7 @@ from shoal.protocol.errors import ProtocolError
 from shoal.protocol.messages import Envelope
 
 if TYPE_CHECKING:
-    from shoal.benchmarks.dst_actor import Life
+    from shoal.benchmarks.dst_actor import Lane, Life
     from shoal.benchmarks.dst_hub import Hub
 
 QUEUED = 1_000  # messages that a socket keeps for a peer that is not there
@@ -104,7 +104,7 @@ class Connection:
 
     __slots__ = ("down_at", "life", "peer", "until", "up_at")
 
-    def __init__(self, peer: bytes, life: Life) -> None:
+    def __init__(self, peer: bytes, life: Life | Lane) -> None:
         self.peer, self.life = peer, life
         self.until = NEVER
         self.up_at = self.down_at = 0.0  # when the last message in each direction arrives
@@ -122,7 +122,7 @@ class Wire:
 
     # Connections
 
-    def connect(self, life: Life) -> None:
+    def connect(self, life: Life | Lane) -> None:
         """A new connection, or another try a little later. What waited in the actor's socket goes out on it."""
         if life.gone or life.connection is not None:
             return
@@ -132,23 +132,32 @@ class Wire:
         self._named += 1
         life.connection = connection = Connection(b"peer%d" % self._named, life)
         self.peers[connection.peer] = connection
+        if life.connected:
+            life.opened()
+        life.connected = True
         waiting, life.outbox = life.outbox, []
         for envelope, payload in waiting:
             self.up(life, envelope, payload)
 
     def cut(self, life: Life, away: float) -> None:
-        """The connection is lost with what is in flight on it, or with all but its first part. Another follows."""
+        """Both of its connections are lost."""
+        self.cut_line(life, away)
+        self.cut_line(life.lane, away)
+
+    def cut_line(self, life: Life | Lane, away: float) -> None:
+        """A connection is lost with what is in flight on it, or with all but its first part. Another follows."""
         if (connection := life.connection) is None:
             return
         life.connection = None
         connection.until = self.time.now + self.rng.choice((0.0, 0.0, self.weather.delay / 2))
-        noticed = self.rng.choice((0.0, 0.05, 1.0, 60.0))
+        noticed = self.rng.choice((0.0, 0.05, 1.0, 60.0, 60.0))
         self.time.at(self.time.now + noticed, self._notice, connection.peer)
         self.time.at(self.time.now + away, self.connect, life)
 
     def stall(self, life: Life, seconds: float) -> None:
         """Nothing crosses for a while, one way or both; then everything does."""
-        if (connection := life.connection) is None:
+        connection = self.rng.choice((life.connection, life.lane.connection))
+        if connection is None:
             return
         way = self.rng.choice(("up", "down", "both"))
         if way != "down":
@@ -161,7 +170,7 @@ class Wire:
 
     # Messages
 
-    def up(self, life: Life, envelope: Envelope, payload: Any) -> None:
+    def up(self, life: Life | Lane, envelope: Envelope, payload: Any) -> None:
         """To the coordinator. Kept while there is no connection."""
         connection = life.connection
         if connection is None:

@@ -27,13 +27,12 @@ from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.budget import Budget
 from shoal.protocol.codec import encode
 from shoal.protocol.door import ClientKeys, client_keys, dress, server_keys
-from shoal.protocol.front import Front
+from shoal.protocol.front import PIECE, Front
 from shoal.protocol.gateway import Gateway
 from shoal.protocol.keys import KeyFolder, Pair, z85_of
 from shoal.protocol.link import Arrival, Hub, Line
 from shoal.protocol.messages import PROTOCOL, Beat, Contribute, Envelope, Hello, Weights
 
-LARGEST = 100_000  # bytes a payload may have here
 INTRUSION = b"from outside, " * 100
 SECRET = b"weights, for those let in only; " * 100
 MOMENT = 0.2  # seconds in which something would have happened
@@ -62,7 +61,7 @@ class Site:
             made = replace(made, budget=budget)
         self.gateway = gateway
         options: dict[str, Any] = {"memory": memory} if gateway else {}
-        self.wire: Hub | Gateway = (Gateway if gateway else Hub)("tcp://127.0.0.1:*", LARGEST, made, **options)
+        self.wire: Hub | Gateway = (Gateway if gateway else Hub)("tcp://127.0.0.1:*", made, **options)
         self.keys = made
         self.arrived: list[tuple[bytes, str, bytes]] = []  # peer, user, payload
         self.told: list[str] = []  # what a person is told
@@ -297,7 +296,7 @@ def revoked_before(site: Site) -> int:
 
 def nobody_answers(site: Site) -> int:
     """Nobody looks keys up any more: the door is shut, not open."""
-    front = Front("tcp://127.0.0.1:*", LARGEST, site.keys, time.monotonic)
+    front = Front("tcp://127.0.0.1:*", site.keys, time.monotonic)
     assert front.door
     front.door.zap.close()
     line = Line(front.address, client_keys(site.folder, "alice", "hub"))
@@ -458,9 +457,9 @@ def bent(site: Site) -> int:
 
 
 def oversize(site: Site) -> int:
-    """A peer that is let in sends a frame larger than any payload of this run."""
+    """A peer that is let in sends a frame larger than any that Shoal sends."""
     with intruder(site, as_pair(site.pairs["bob"], site.pairs["hub"].public)) as made:
-        made.send_multipart([encode(PING), INTRUSION * 200], zmq.NOBLOCK)
+        made.send_multipart([encode(PING), INTRUSION * (PIECE // len(INTRUSION) + 1)], zmq.NOBLOCK)
         site.moment()
         return got(made)
 

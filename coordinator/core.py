@@ -21,12 +21,17 @@ from shoal.coordinator.events import (
     Heard,
     Interrupt,
     Lost,
+    Moved,
+    Outdated,
+    Pull,
     Send,
     SendWeights,
+    Stalled,
     Step,
     Stepped,
     Tick,
     Unfit,
+    Unpull,
 )
 from shoal.coordinator.ledger import TRIES, Coming, Lease, Ledger
 from shoal.coordinator.plans import Plan
@@ -99,6 +104,15 @@ class Core:
         match event:
             case Heard():
                 yield from self._hear(event)
+            case Moved(session):
+                if actor := self.roster.actors.get(session):
+                    self.roster.hear(actor, self.now)
+            case Stalled(task):
+                if (lease := self.ledger.leases.get(task)) and lease.pulled:
+                    yield from self._overdue(lease, f"nothing more of its arrays within {self.rules.lease:g} s")
+            case Outdated(session, version):
+                if actor := self.roster.actors.get(session):
+                    self.roster.outdate(actor, version)
             case Folded(task):
                 yield from self._folded(task)
             case Unfit(task, reason):
@@ -107,7 +121,7 @@ class Core:
                 yield from self._advance(version)
             case Lost(peer, why):
                 if actor := self.roster.at(peer):
-                    yield from self._part(actor, why)
+                    yield from self._lose(actor, why)
             case Tick():
                 yield from self._tick()
             case Interrupt(reason):
@@ -126,15 +140,15 @@ class Core:
         else:
             self.roster.hear(actor, self.now)
             actor.spoke = True
-            yield from self._listen(actor, envelope.message, event.fault)
+            yield from self._listen(actor, envelope.message, event)
 
-    def _listen(self, actor: Actor, message: Message, fault: str) -> Iterator[Effect]:
+    def _listen(self, actor: Actor, message: Message, event: Heard) -> Iterator[Effect]:
         match message:
             case Have(version):
                 self.roster.arrived(actor, version, self.version)
             case Contribute():
                 self._unstick(actor)
-                yield from self._contributed(actor, message, fault)
+                yield from self._contributed(actor, message, event.fault, event.whole)
             case Failed():
                 self._unstick(actor)
                 yield from self._failed(actor, message)
@@ -155,18 +169,48 @@ class Core:
             yield self._refusal(peer, session, reason, final=True)
             yield Report("refused", f"{name} speaks protocol {theirs}, not {ours}", "warning")
             return
-        if actor is not None and (actor.peer != peer or actor.spoke):
+        if actor is not None and (hello.greeting < actor.greeting or (hello.greeting == actor.greeting and actor.spoke)):
+            return  # it comes late: it was answered, and more was said since
+        if actor is not None and hello.epoch == self.epoch and (hello.greeting > actor.greeting or actor.resumed):
+            yield from self._resume(actor, peer, hello)
+            return
+        if actor is not None and (actor.peer != peer or hello.greeting != actor.greeting):
             yield from self._part(actor, "came back over another connection" if actor.peer != peer else "starts over")
             actor = None
         if actor is None:
             if stranger := self.roster.at(peer):
                 yield from self._part(stranger, "said Hello as another session")
             actor = self.roster.join(session, peer, name, self.now, event.user)
+            actor.greeting = hello.greeting
             self._unpark()  # it may be the newcomer's now
             yield Report("joined", f"{name} joined as actor {actor.number}")
         self.roster.hear(actor, self.now)
         self.roster.say(actor, self.now)
         yield Admit(peer, session, actor.number, hello)
+
+    def _resume(self, actor: Actor, peer: bytes, hello: Hello) -> Iterator[Effect]:
+        """It remembers its place, and so do we: only what was on its way is lost."""
+        if peer != actor.peer and (stranger := self.roster.at(peer)):
+            yield from self._part(stranger, "said Hello as another session")
+        if peer != actor.peer:
+            yield Report("resumed", f"{actor.name} is back over another connection")
+        actor.greeting, actor.stuck = hello.greeting, actor.stuck and hello.busy
+        self.roster.resume(actor, peer, hello.held, self.version, self.now)
+        yield Admit(peer, actor.session, actor.number, hello, resumed=True)
+        for name in sorted(actor.tasks):
+            if not (lease := self.ledger.leases[name]).folding:
+                yield self._say(actor, self._assign(lease))
+
+    def _lose(self, actor: Actor, why: str) -> Iterator[Effect]:
+        """Its connection is lost. Where much of its work is here already, it has as long to come back as silence is borne."""
+        if actor.away:
+            return
+        if any(self.ledger.leases[name].pulled for name in actor.tasks):
+            self.roster.leave(actor)
+            self.ledger.unpark(actor)
+            yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
+        else:
+            yield from self._part(actor, why)
 
     def _part(self, actor: Actor, why: str) -> Iterator[Effect]:
         """An actor is gone: what it held goes to others."""
@@ -180,7 +224,7 @@ class Core:
 
     def _return(self, lease: Lease, why: str) -> Iterator[Effect]:
         """A task comes back unfinished: to be tried again, or set aside for good."""
-        del self.ledger.leases[lease.name]
+        yield from self._end_lease(lease)
         if lease.tries < self.rules.attempts:
             self.ledger.returned.extend((task, lease.tries) for task in lease.task.apart())
             return
@@ -190,21 +234,36 @@ class Core:
         if self.rules.on_failure == "stop":
             yield from self._end(f"task {lease.name} failed {lease.tries} times: {why}", failed=True)
 
+    def _end_lease(self, lease: Lease) -> Iterator[Effect]:
+        """Without a contribution that counts."""
+        del self.ledger.leases[lease.name]
+        if lease.pulled:
+            yield Unpull(lease.name)
+
     # Contributions
 
-    def _contributed(self, actor: Actor, message: Contribute, fault: str) -> Iterator[Effect]:
-        self.ledger.counts.heard += 1
+    def _contributed(self, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
         lease = self._lease(actor, message)
+        if not whole and lease is not None and lease.folding:
+            return  # its arrays have come, and its verdict is on its way
+        if (
+            not whole
+            and lease is not None
+            and not (fault or self._amiss(actor, lease, message) or self._late_for(lease, message))
+        ):
+            lease.pulled = True
+            yield Pull(actor.session, message)
+            return
+        self.ledger.counts.heard += 1
         if lease is None:
             yield self._repeat(actor, message)
         elif lease.folding:
             self.ledger.counts.duplicate += 1  # its verdict is on its way
         elif why := fault or self._amiss(actor, lease, message):
             yield from self._refuse(actor, lease, why)
-        elif lease.trains and not self.plan.admits(message.made_from, self._onto()):
-            del self.ledger.leases[lease.name]
-            lag = self._onto() - message.made_from
-            yield from self._judge(actor, lease, "stale", f"made from version {message.made_from}, {lag} behind")
+        elif why := self._late_for(lease, message):
+            yield from self._end_lease(lease)
+            yield from self._judge(actor, lease, "stale", why)
         else:
             lease.steps = int(message.totals.get("steps", (0.0, 0.0))[0])
             self._pace(actor, message)
@@ -212,12 +271,18 @@ class Core:
             self.moved_at = self.now
             yield Fold(lease.task, lease.clients, message, lease.onto)
 
+    def _late_for(self, lease: Lease, message: Contribute) -> str:
+        """Why a contribution is too old, "" if it is not."""
+        onto = self._onto()
+        late = lease.trains and not self.plan.admits(message.made_from, onto)
+        return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
+
     def _pace(self, actor: Actor, message: Contribute) -> None:
         """An actor whose tasks are short holds more of them: enough to last until the answer to the first is back."""
         took = min(max(message.trained, 1e-6), 1e6)
         actor.pace = took if actor.pace < 0 else 0.9 * actor.pace + 0.1 * took
         wanted = max(self.rules.ahead, min(self.roster.most, 1 + int(self.rules.stock / actor.pace)))
-        if wanted != actor.capacity and not actor.stuck:
+        if wanted != actor.capacity and not actor.idles:
             self.roster.allow(actor, wanted)
 
     def _lease(self, actor: Actor, message: Contribute | Failed) -> Lease | None:
@@ -331,7 +396,7 @@ class Core:
             return
         for lease in [one for one in self.ledger.leases.values() if one.task.version < self.version and not one.folding]:
             yield from self._revoke(lease)
-            del self.ledger.leases[lease.name]
+            yield from self._end_lease(lease)
         self._unpark()
         self.ledger.returned = deque(one for one in self.ledger.returned if one[0].version >= self.version)
 
@@ -368,20 +433,22 @@ class Core:
     def _expire(self) -> Iterator[Effect]:
         """Leases whose time is up."""
         for lease in self._late():
-            why = f"no result within its lease of {self.rules.lease:g} s"
-            yield Report("late", f"task {lease.name}: {why}", "warning")
-            yield from self._revoke(lease)
             yield from self._stick(lease)
-            yield from self._return(lease, why)
+            yield from self._overdue(lease, f"no result within its lease of {self.rules.lease:g} s")
+
+    def _overdue(self, lease: Lease, why: str) -> Iterator[Effect]:
+        yield Report("late", f"task {lease.name}: {why}", "warning")
+        yield from self._revoke(lease)
+        yield from self._return(lease, why)
 
     def _late(self) -> list[Lease]:
-        """The oldest come first, because leases are kept in the order they were given. What is with the learner may have to
-        wait there for others, and must not hide them."""
+        """The oldest come first, because leases are kept in the order they were given. What is done, and waits for its turn
+        here or with the learner, is not late, and must not hide others."""
         late: list[Lease] = []
         for lease in self.ledger.leases.values():
             if self.now - lease.since <= self.rules.lease:
                 break
-            if not lease.folding:
+            if not (lease.folding or lease.pulled):
                 late.append(lease)
         return late
 
@@ -399,7 +466,12 @@ class Core:
         """Its worker moves, whatever it speaks of: what was cancelled before it began will never be spoken of."""
         if actor.stuck:
             actor.stuck = False
-            self.roster.allow(actor, self.rules.ahead)
+            if not actor.away:
+                self.roster.allow(actor, self.rules.ahead)
+
+    def starves(self) -> bool:
+        """Has the learner nothing that the next step is made of? It may have what is meant for later ones."""
+        return not self.stepping and self.version not in self.ledger.coming
 
     def waiting_for(self, most: int = 5) -> list[str]:
         """Whom the run waits for, and since when: a line each."""
@@ -430,7 +502,7 @@ class Core:
 
     def _step(self) -> Iterator[Effect]:
         """Only when the learner has taken in everything that was meant for this step."""
-        if self.stepping or self.version in self.ledger.coming:
+        if not self.starves():
             return
         if self.plan.enough(self.ledger.folded.get(self.version, 0), self.ledger.outstanding(), self.version, self.now):
             self.stepping = True
@@ -457,10 +529,10 @@ class Core:
         """Does everybody wait for a version that nobody works on, because what was meant for it was refused? Then one of
         them may take a task more."""
         ledger = self.ledger
-        if self.stepping or self.version in ledger.coming or ledger.counts.folding < len(ledger.leases):
+        if not self.starves() or ledger.counts.folding < len(ledger.leases):
             return False
         for lease in ledger.leases.values():
-            if (actor := self.roster.actors.get(lease.session)) and not actor.stuck:
+            if (actor := self.roster.actors.get(lease.session)) and not actor.idles:
                 self.roster.allow(actor, len(actor.tasks) + 1)
                 return True
         return False
@@ -482,9 +554,11 @@ class Core:
         lease = Lease(task, clients, attempt, actor.session, self.now)
         self.ledger.leases[lease.name] = lease
         self.roster.burden(actor, lease.name)
-        return self._say(
-            actor, Assign(lease.name, attempt, clients, task.kind, self.rules.summed and lease.trains, self.rules.exact)
-        )
+        return self._say(actor, self._assign(lease))
+
+    def _assign(self, lease: Lease) -> Assign:
+        summed = self.rules.summed and lease.trains
+        return Assign(lease.name, lease.attempt, lease.clients, lease.task.kind, summed, self.rules.exact)
 
     def _unburden(self, actor: Actor, name: TaskName) -> None:
         self.roster.unburden(actor, name)

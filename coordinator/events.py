@@ -19,12 +19,35 @@ from shoal.protocol.work import Metrics, Task
 @dataclass(frozen=True, slots=True)
 class Heard:
     """A message came from `peer`. fault: what the shell found wrong with its payload, or "". user: the public key that it
-    came under, proven; "" where none is asked for."""
+    came under, proven; "" where none is asked for. whole: its arrays are here too, if it has any; else they can be pulled."""
 
     peer: bytes
     envelope: Envelope
     fault: str = ""
     user: str = ""
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Arrays are on their way from or to this session: it lives."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """Nothing has come of the arrays of this task for as long as a lease may take."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """This session wants weights `version`, which are not to be had any more."""
+
+    session: bytes
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,7 @@ class Interrupt:
     reason: str
 
 
-Event: TypeAlias = Heard | Lost | Folded | Unfit | Stepped | Tick | Interrupt
+Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Tick | Interrupt
 
 # Effects
 
@@ -89,6 +112,7 @@ class Admit:
     session: bytes
     number: int
     hello: Hello
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +122,21 @@ class SendWeights:
     peer: bytes
     session: bytes
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Fetch the arrays of this contribution, then let it be heard again, whole. Said again it changes nothing."""
+
+    session: bytes
+    message: Contribute
+
+
+@dataclass(frozen=True, slots=True)
+class Unpull:
+    """They are not wanted any more."""
+
+    task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +180,4 @@ class Finish:
     failed: bool = False
 
 
-Effect: TypeAlias = Send | Admit | SendWeights | Fold | Step | Report | Evict | Finish
+Effect: TypeAlias = Send | Admit | SendWeights | Pull | Unpull | Fold | Step | Report | Evict | Finish

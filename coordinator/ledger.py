@@ -20,7 +20,8 @@ JUDGED = 8  # verdicts remembered an actor, beside as many as it can have tasks:
 @dataclass(slots=True)
 class Lease:
     """A task given to an actor. attempt: differs between all leases of a task, in all lives of the coordinator.
-    onto: the version that its contribution, now with the learner, builds on; -1 before that."""
+    onto: the version that its contribution, now with the learner, builds on; -1 before that. pulled: it is done, and its
+    arrays are on their way or wait until there is room for them here."""
 
     task: Task
     clients: tuple[int, ...]
@@ -29,6 +30,7 @@ class Lease:
     since: float
     onto: int = -1
     steps: int = 0
+    pulled: bool = False
 
     @property
     def name(self) -> TaskName:
@@ -95,7 +97,7 @@ class Ledger:
 
     def take(self, lease: Lease, onto: int) -> None:
         """Its contribution goes to the learner."""
-        lease.onto = onto
+        lease.onto, lease.pulled = onto, False
         self.counts.folding += 1
         coming = self.coming.setdefault(onto, Coming())
         coming.leases += 1

@@ -38,7 +38,15 @@ class Actor:
     capacity: int = 0  # how many tasks it may hold
     pace: float = -1.0  # seconds that a task takes it, a running mean; -1 before the first
     stuck: bool = False  # a lease of its ran out, and its worker has said nothing since
-    spoke: bool = False  # it was welcomed and said more: another Hello means that it has forgotten what it was sent
+    away: bool = False  # its connection was lost, and it may come back over another
+    greeting: int = 0  # of the Hello that it has its place by
+    resumed: bool = False  # and by it came back to a place that it had
+    spoke: bool = False  # it has said more since: that Hello need not be answered again
+
+    @property
+    def idles(self) -> bool:
+        """Nothing can be given to it now."""
+        return self.stuck or self.away
 
 
 class Roster:
@@ -77,8 +85,32 @@ class Roster:
         del self.actors[actor.session], self._by_peer[actor.peer]
         self.allow(actor, 0)
         self._behind.pop(actor.session, None)
-        del self._heard[actor.session], self._said[actor.session]
+        del self._heard[actor.session]
+        self._said.pop(actor.session, None)
         heapq.heappush(self._free, actor.number)
+
+    def leave(self, actor: Actor) -> None:
+        """Its connection is lost; it keeps its place and what it has to do, for as long as its silence is borne."""
+        actor.away = True
+        self.allow(actor, 0)
+        self._behind.pop(actor.session, None)
+        self._said.pop(actor.session, None)
+
+    def resume(self, actor: Actor, peer: bytes, held: int, newest: int, now: float) -> None:
+        """It is back, maybe over another connection; what was on its way to it is lost. held: the weights that it says it
+        has."""
+        del self._by_peer[actor.peer]
+        self._by_peer[peer] = actor.session
+        actor.peer, actor.away, actor.under_way = peer, False, False
+        actor.resumed, actor.spoke = True, False
+        actor.sent = actor.held = held if -1 <= held <= actor.sent else -1
+        if actor.sent < newest:
+            self._behind[actor.session] = None
+        self.allow(actor, 0 if actor.stuck else self.ahead)
+        self.hear(actor, now)
+        self.say(actor, now)
+        if self.homes:
+            self._share()
 
     def at(self, peer: bytes) -> Actor | None:
         session = self._by_peer.get(peer)
@@ -123,9 +155,9 @@ class Roster:
             self.room += actor.capacity - load
 
     def home(self, client: int) -> Actor:
-        """The actor that plays this client: a new one, with the fewest clients so far, if the last has gone or hangs."""
+        """The actor that plays this client: a new one, with the fewest clients so far, if the last is gone, away or hangs."""
         session = self.homes.get(client)
-        if session not in self.actors or self.actors[session].stuck:
+        if session not in self.actors or self.actors[session].idles:
             session = self.homes[client] = self._fewest_clients()
         return self.actors[session]
 
@@ -141,7 +173,7 @@ class Roster:
             self.homes[client] = poorest
 
     def _fewest_clients(self) -> bytes:
-        held = {session: 0 for session, actor in self.actors.items() if not actor.stuck} or dict.fromkeys(self.actors, 0)
+        held = {session: 0 for session, actor in self.actors.items() if not actor.idles} or dict.fromkeys(self.actors, 0)
         for session in self.homes.values():
             if session in held:
                 held[session] += 1
@@ -152,7 +184,7 @@ class Roster:
     def fall_behind(self) -> None:
         """There are newer weights: everyone wants them who is not being sent some already."""
         for session, actor in self.actors.items():
-            if not actor.under_way:
+            if not (actor.under_way or actor.away):
                 self._behind[session] = None
 
     def arrived(self, actor: Actor, version: int, newest: int) -> None:
@@ -161,6 +193,12 @@ class Roster:
             actor.under_way, actor.held = False, version
             if version < newest:
                 self._behind[actor.session] = None
+
+    def outdate(self, actor: Actor, version: int) -> None:
+        """This version will not come to it: if it was on its way, the newest is wanted."""
+        if actor.under_way and actor.sent == version and not actor.away:
+            actor.under_way, actor.sent = False, actor.held
+            self._behind[actor.session] = None
 
     def refresh(self, version: int) -> Iterator[Actor]:
         """Those to send `version` to now; each is marked as being sent it."""
@@ -178,6 +216,8 @@ class Roster:
         self._heard.move_to_end(actor.session)
 
     def say(self, actor: Actor, now: float) -> None:
+        if actor.away:
+            return
         self._said[actor.session] = now
         self._said.move_to_end(actor.session)
 

@@ -6,11 +6,13 @@ The one idea: one thread owns the sockets and the core; the learner's thread own
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
+from shoal.coordinator.arrays import Arrays
 from shoal.coordinator.core import Core
+from shoal.coordinator.disk import DiskTrouble
 from shoal.coordinator.events import (
     Admit,
     Effect,
@@ -22,21 +24,26 @@ from shoal.coordinator.events import (
     Heard,
     Interrupt,
     Lost,
+    Moved,
+    Outdated,
+    Pull,
     Send,
     SendWeights,
+    Stalled,
     Step,
     Stepped,
     Tick,
     Unfit,
+    Unpull,
 )
 from shoal.coordinator.learner import Broke, Evaluated, Intake, Job, Learner, Outcome
 from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.roster import Actor
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.tally import Rate, Tally
-from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.layout import Layout
 from shoal.protocol.link import Arrival, Payload
-from shoal.protocol.messages import Contribute, Envelope, Have, TaskName, Weights, Welcome
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Welcome
 from shoal.protocol.work import Metrics
 
 TURN = 0.05  # seconds: the longest wait between looks at the clock
@@ -45,9 +52,11 @@ CHATTY = 10  # reports of one kind in a second; more are counted, not shown
 
 
 class Wire(Protocol):
-    """What the server needs of a Hub; the plain loop has one without sockets."""
+    """What the server needs of a Hub; the plain loop has one without sockets. inline: bytes of arrays that go with their
+    message at most."""
 
     address: str
+    inline: int
 
     def say(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str: ...
 
@@ -88,7 +97,8 @@ class Server:
     """Runs a core over a wire with a learner, to the run's end.
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: those that contributions may have, by digest.
-    local: the users whose word about which machine and process they are is believed.
+    local: the users whose word about which machine and process they are is believed. folder: for contributions too large for
+    memory.
     """
 
     def __init__(
@@ -106,12 +116,12 @@ class Server:
         outside: Outside | None = None,
         sharing: Sharing | None = None,
         local: Container[str] = ("",),
+        folder: Path | None = None,
     ) -> None:
         self.core, self.wire, self.learner, self.observer = core, wire, learner, observer
         self.run_name, self.host, self.welcome = run, host, welcome
-        self.layouts: Mapping[str, Layout] = {layout.digest: layout for layout in layouts}
-        self.clock, self.outside, self.sharing = clock, outside or Outside(), sharing
-        self.local = local
+        self.clock, self.outside, self.local = clock, outside or Outside(), local
+        self.arrays = Arrays(layouts, wire.inline, learner.newest[1].data.nbytes, sharing, folder)
         self.tally = Tally()
         self.began = clock()
         self.finished: Finish | None = None
@@ -119,15 +129,12 @@ class Server:
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: a thread that is woken once is cheaper
         self._folding: dict[TaskName, tuple[Contribute, int]] = {}
         self._pids: dict[int, bytes] = {}
-        self._payload: memoryview | None = None
         self._looked_at = 0.0
         self._chatter = Chatter()
         self._rates = (Rate(), Rate())
         self._first_steps = core.steps
         self._broke: BaseException | None = None
-        self._sharers: set[bytes] = set()
-        self._published = learner.newest  # what the core calls `version`; the learner may be a step further
-        self._publish()
+        self.arrays.publish(*learner.newest, core.roster)  # what the core calls `version`; the learner may be a step further
 
     def run(self) -> Finish:
         """Until the core says Finish. Raises what broke the learner."""
@@ -152,6 +159,7 @@ class Server:
         if reason := self.outside.interrupted():
             self.handle(Interrupt(reason))
         self.handle(Tick())
+        self._ask()
         if self._jobs:
             jobs, self._jobs = self._jobs, []
             self.learner.put(jobs)
@@ -166,16 +174,17 @@ class Server:
         if arrival.envelope is None:
             self._amiss(arrival)
             return
-        self._payload = arrival.payload
+        heard = Heard(arrival.peer, arrival.envelope, user=arrival.user)
         match arrival.envelope.message:
+            case Want() | Chunk() | Ready() as message:
+                self._moved(arrival, arrival.envelope, message)
             case Contribute() as message:
-                self._contributed(Heard(arrival.peer, arrival.envelope, user=arrival.user), message)
-            case Have(_, using) if self.sharing:
-                self.sharing.moved_on(arrival.peer, using)
-                self.handle(Heard(arrival.peer, arrival.envelope, user=arrival.user))
+                self._contributed(heard, message, arrival.payload)
+            case Have(version, using):
+                self.arrays.arrived(arrival.peer, arrival.envelope.session, version, using)
+                self.handle(heard)
             case _:
-                self.handle(Heard(arrival.peer, arrival.envelope, user=arrival.user))
-        self._payload = None
+                self.handle(heard)
 
     def _amiss(self, arrival: Arrival) -> None:
         """No message, but something that befell one, or the wire."""
@@ -185,48 +194,57 @@ class Server:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
             self._report(Report(arrival.kind, f"{said}{arrival.fault}", "warning"))
 
-    def _contributed(self, heard: Heard, message: Contribute) -> None:
-        fault = ""
-        if message.slot:
-            fault = self._fetch(heard.peer, message)
-        self.handle(replace(heard, fault=fault or self._fault(message)))
-        if message.slot and message.task not in self._folding:
-            self._let_go(message)
+    def _contributed(self, heard: Heard, message: Contribute, payload: memoryview | None) -> None:
+        if message.task in self._folding:
+            self.handle(heard)  # said again while its verdict is on its way
+            return
+        fault, whole = self.arrays.take(heard.peer, message, payload)
+        self.handle(replace(heard, fault=fault, whole=whole))
+        if whole and message.task not in self._folding:
+            self.arrays.let_go(message)
 
-    def _fetch(self, peer: bytes, message: Contribute) -> str:
-        """Look at the arrays where they lie in the actor's shared memory; or say why that cannot be."""
-        if self.sharing is None or peer not in self._sharers:
-            return "arrays in shared memory, where none was offered"
+    def _moved(self, arrival: Arrival, envelope: Envelope, message: Want | Chunk | Ready) -> None:
+        """On an actor's line for arrays, which is known by nothing but its session and key."""
+        session = envelope.session
+        actor = self.core.roster.actors.get(session)
+        if actor is None or actor.user != arrival.user or envelope.epoch != self.core.epoch:
+            return  # what it says on its other line is answered
+        match message:
+            case Want((version,), first, last):
+                self._serve(arrival.peer, session, version, first, last)
+            case Chunk():
+                self.handle(Moved(session))
+                self._came(actor, message, arrival.payload)
+            case Ready():
+                self.arrays.receiving.cut(session)
+
+    def _came(self, actor: Actor, chunk: Chunk, payload: memoryview | None) -> None:
         try:
-            self._payload = self.sharing.contribution(message.slot).data
-        except ProtocolError as wrong:
-            return f"shared memory: {wrong}"
-        self.sharing.moved_on(peer, message.made_from)
-        return ""
+            whole = self.arrays.came(actor.session, chunk, payload, self.clock())
+        except DiskTrouble as trouble:
+            self._report(Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error"))
+            return
+        if whole:
+            self.handle(Heard(actor.peer, Envelope(actor.session, self.core.epoch, whole), user=actor.user))
+            if whole.task not in self._folding:
+                self.arrays.let_go(whole)
 
-    def _let_go(self, message: Contribute) -> None:
-        """Of a contribution's slot: it is folded in, or not wanted."""
-        if self.sharing and message.slot:
-            with suppress(ProtocolError):  # what was never opened need not be let go
-                self.sharing.done(message.slot)
+    def _ask(self) -> None:
+        """For more of what is being fetched; and see to what does not come."""
+        now, lease = self.clock(), self.core.rules.lease
+        for task in self.arrays.receiving.stalled(now - lease) if lease else ():
+            self.handle(Stalled(task))
+        for session, want in self.arrays.receiving.ask(now, self.core.starves()):
+            actor = self.core.roster.actors[session]
+            if why := self.wire.say(actor.peer, Envelope(session, self.core.epoch, want)):
+                self.handle(Lost(actor.peer, why))
 
-    def _publish(self) -> None:
-        """What the learner made last is what goes out from now on."""
-        self._published = self.learner.newest
-        if self.sharing:
-            version, weights = self._published
-            self.sharing.publish(version, weights, (actor.peer for actor in self.core.roster.actors.values()))
-
-    def _fault(self, message: Contribute) -> str:
-        """What is wrong with a contribution's arrays, before anyone looks at their numbers."""
-        if not message.layout:
-            return "" if self._payload is None else "arrays without a layout"
-        layout = self.layouts.get(message.layout)
-        if layout is None:
-            known = ", ".join(self.layouts)
-            return f"layout {message.layout!a} is none of this run's ({known}): the actor runs another model or environment"
-        have = 0 if self._payload is None else len(self._payload)
-        return "" if have == layout.nbytes else f"{have} bytes of arrays where its layout has {layout.nbytes}"
+    def _serve(self, peer: bytes, session: bytes, version: int, first: int, last: int) -> None:
+        part = self.arrays.part(session, version, first, last)
+        self.handle(Outdated(session, version) if part is None else Moved(session))
+        if part is not None:
+            chunk = Envelope(session, self.core.epoch, Chunk((version,), first, last))
+            self.wire.say(peer, chunk, part if len(part) else None)  # if it does not arrive it will be asked for again
 
     def _learned(self) -> None:
         while self.learner.outcomes:
@@ -242,16 +260,16 @@ class Server:
                 self._broke = error
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
             case Stepped(version, metrics):
-                self._publish()
+                self.arrays.publish(*self.learner.newest, self.core.roster)
                 self.handle(outcome)
                 self._tell(version, {**self.tally.flush(), **metrics})
             case Folded(task):
                 message, lag = self._folding.pop(task)
                 self.tally.train(message, lag)
-                self._let_go(message)
+                self.arrays.let_go(message)
                 self.handle(outcome)
             case Unfit(task):
-                self._let_go(self._folding.pop(task)[0])
+                self.arrays.let_go(self._folding.pop(task)[0])
                 self.handle(outcome)
             case _:
                 self.handle(outcome)
@@ -270,10 +288,12 @@ class Server:
             case Send(peer, envelope):
                 yield from self._send(peer, envelope, None)
             case SendWeights(peer, session):
-                version, weights = self._published
-                slot = self.sharing.lend(peer, version) if self.sharing and peer in self._sharers else ()
-                message = Envelope(session, self.core.epoch, Weights(version, slot))
-                yield from self._send(peer, message, None if slot else weights.data)
+                weights, payload = self.arrays.weights(peer, session)
+                yield from self._send(peer, Envelope(session, self.core.epoch, weights), payload)
+            case Pull(session, message):
+                self.arrays.receiving.pull(session, message)
+            case Unpull(task):
+                self.arrays.drop(task)
             case Fold():
                 yield from self._fold(effect)
             case Step():
@@ -296,14 +316,14 @@ class Server:
         here = actor is not None and actor.user in self.local and admit.hello.host == self.host
         if here:
             self._pids[admit.hello.pid] = admit.peer
-        shares: tuple[int, ...] = ()
-        if self.sharing and here and "shm" in admit.hello.offers:
-            self._sharers.add(admit.peer)
-            shares = self.sharing.offer
+        shares = self.arrays.share(admit.peer) if here and "shm" in admit.hello.offers else ()
         rules = self.core.rules
         many = len(self.core.roster)
         beat, patience = rules.beat_for(many), rules.patience_for(many)
-        welcome = Welcome(self.run_name, admit.number, beat, patience, self.host, shares)
+        if admit.resumed:
+            self.arrays.receiving.cut(admit.session)
+        hello = admit.hello
+        welcome = Welcome(self.run_name, admit.number, beat, patience, self.host, shares, hello.greeting, admit.resumed)
         yield from self._send(admit.peer, Envelope(admit.session, self.core.epoch, welcome), self.welcome)
 
     def _fold(self, fold: Fold) -> Iterator[Event]:
@@ -313,8 +333,7 @@ class Server:
             yield Folded(name)
             return
         self._folding[name] = (fold.message, fold.onto - fold.message.made_from)
-        bundle = Bundle.of_buffer(self.layouts[fold.message.layout], self._payload) if fold.message.layout else None
-        self._jobs.append(Intake(fold, bundle))
+        self._jobs.append(Intake(fold, self.arrays.bundle(fold.message)))
 
     def _report(self, report: Report) -> None:
         if self._chatter.admits(report, self.clock()):

@@ -19,9 +19,11 @@ import zmq
 
 from shoal.protocol.door import Door, News, ServerKeys, check_bind
 from shoal.protocol.errors import UserError
+from shoal.protocol.fetching import MOST
 
 ZERO_COPY = 65_536  # bytes: below this a copy is cheaper than the bookkeeping
 SLACK = 65_536 + 4_096  # a header, beside the largest payload
+PIECE = MOST + SLACK  # bytes of the largest message that a peer may send
 QUEUED = 1_000  # small messages in either direction before a peer counts as stuck; models are bounded by the core
 HELD = 8 << 20  # bytes taken in from one stranger before it has to wait
 OVERHEARD = 4_096  # of ZeroMQ's own events, looked at in a turn
@@ -50,13 +52,13 @@ Entry: TypeAlias = Came | Gone | News
 
 
 def opened(context: zmq.Context[zmq.Socket[bytes]], kind: int, largest: int) -> zmq.Socket[bytes]:
-    """A socket that is safe. largest: bytes of the largest payload that the other end may send; 0 is any."""
+    """A socket that is safe. largest: bytes of the largest payload that the other end may send."""
     socket: zmq.Socket[bytes] = context.socket(kind)
     options = {
         zmq.LINGER: 0,
         zmq.SNDHWM: QUEUED,
         zmq.RCVHWM: QUEUED,
-        zmq.MAXMSGSIZE: largest + SLACK if largest else -1,
+        zmq.MAXMSGSIZE: largest + SLACK,
         zmq.HANDSHAKE_IVL: 5_000,
         zmq.BACKLOG: 4_096,
         zmq.TCP_KEEPALIVE: 1,
@@ -80,18 +82,16 @@ class Front:
     """Raises UserError where it cannot bind, or where strangers could reach it and no key would be asked for. listener: a
     descriptor that listens at `address` already."""
 
-    def __init__(
-        self, address: str, largest: int, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1
-    ) -> None:
+    def __init__(self, address: str, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1) -> None:
         check_bind(address, keys)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = opened(self._context, zmq.ROUTER, largest)
+        self.socket = opened(self._context, zmq.ROUTER, MOST)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.USE_FD, listener)
         self.socket.setsockopt(zmq.IPV6, "[" in address)
         self.door = Door(self._context, self.socket, keys, clock) if keys else None
         if keys:
-            self.socket.setsockopt(zmq.RCVHWM, max(2, min(QUEUED, HELD // (largest + SLACK))))
+            self.socket.setsockopt(zmq.RCVHWM, max(2, HELD // PIECE))
         events = zmq.EVENT_ACCEPT_FAILED | (sum(FAILED) if keys else 0)
         self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(events, "inproc://front")
         self.full = False  # no descriptor is left for more connections

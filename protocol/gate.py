@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ CAME, GONE, NEWS, FULL = b"came", b"gone", b"news", b"full"  # from the gateway
 BOUND, UNBOUND, ALIVE = b"bound", b"unbound", b"alive"
 SEND, KEEP, SEND_KEPT, CONFIG = b"send", b"keep", b"sendkept", b"config"  # to it
 KEPT = 3  # payloads that many peers get: those before are let go of
+PART = struct.Struct("<QQ")  # which bytes of one a peer gets: from the first to before the last
 AHEAD = 4 << 20  # bytes that the coordinator has not taken yet, at which no more is taken from the ROUTER
 TURN = 0.25  # seconds
 TOOK = 64  # messages from either side in a turn
@@ -86,12 +88,13 @@ class Gate:
                 self.kept[bytes(name)] = payload
                 while len(self.kept) > KEPT:
                     del self.kept[next(iter(self.kept))]
-            case b"sendkept", [peer, header, name]:
-                self._send(bytes(peer), header, self.kept[bytes(name)])
+            case b"sendkept", [peer, header, name, part]:
+                first, last = PART.unpack(part)
+                self._send(bytes(peer), header, memoryview(self.kept[bytes(name)])[first:last])
             case _:
                 raise AssertionError(f"a gateway is not told {bytes(kind)!r}")
 
-    def _send(self, peer: bytes, header: bytearray, payload: bytearray | None = None) -> None:
+    def _send(self, peer: bytes, header: bytearray, payload: Any = None) -> None:
         if why := self.front.send(peer, header, payload):
             self._say(GONE, peer, why.encode())
 
@@ -153,7 +156,7 @@ def configured(pipe: Pipe) -> Gate | None:
     config = json.loads(frames[1])
     raise_descriptor_limit()
     try:
-        front = Front(config["address"], config["largest"], keys_of(config), time.monotonic, config["listener"])
+        front = Front(config["address"], keys_of(config), time.monotonic, config["listener"])
     except UserError as wrong:
         pipe.put([UNBOUND, str(wrong).encode()])
         return None

@@ -26,10 +26,10 @@ import zmq
 from shoal.protocol.codec import encode
 from shoal.protocol.door import PEERS, ServerKeys, check_bind
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.front import SLACK, ZERO_COPY
-from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, SEND, SEND_KEPT, TURN
-from shoal.protocol.link import DRAIN, Arrival, Payload, Waiting, read
-from shoal.protocol.messages import Envelope, Weights
+from shoal.protocol.front import PIECE, SLACK, ZERO_COPY
+from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, PART, SEND, SEND_KEPT, TURN
+from shoal.protocol.link import DRAIN, INLINE, Arrival, Part, Payload, Waiting, bytes_of, read
+from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
 
 STARTING = 20.0  # seconds that its process may take to listen
@@ -42,18 +42,19 @@ T = TypeVar("T")
 
 
 class Gateway:
-    """Used by one thread, `wake` by any; made from the main thread. Raises UserError as a `Hub` does. keys as there. memory:
-    bytes that its process may have, half of this machine's if 0."""
+    """Used by one thread, `wake` by any; made from the main thread. Raises UserError as a `Hub` does. keys, inline as there.
+    memory: bytes that its process may have, half of this machine's if 0."""
+
+    inline = INLINE
 
     def __init__(
         self,
         address: str,
-        largest: int,
         keys: ServerKeys | None = None,
         clock: Callable[[], float] = time.monotonic,
         memory: int = 0,
     ) -> None:
-        self.address, self._largest, self._keys, self._clock = address, largest, keys, clock
+        self.address, self._keys, self._clock = address, keys, clock
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         self._waiting = Waiting()
         self.wake = self._waiting.wake
@@ -109,10 +110,10 @@ class Gateway:
         header = encode(envelope)
         if payload is None:
             self._pipe.put([SEND, peer, header])
-        elif isinstance(envelope.message, Weights) and len(payload) >= ZERO_COPY:
-            self._pipe.put([SEND_KEPT, peer, header, self._keep(envelope, payload)])
+        elif isinstance(envelope.message, Weights | Chunk) and len(payload) >= ZERO_COPY:
+            self._pipe.put([SEND_KEPT, peer, header, *self._kept_part(envelope, payload)])
         else:
-            self._pipe.put([SEND, peer, header, payload])
+            self._pipe.put([SEND, peer, header, bytes_of(payload)])
         return ""
 
     say = send  # messages are gathered by the pipe
@@ -131,13 +132,18 @@ class Gateway:
             self._listener.close()
         self.wake.close()
 
-    def _keep(self, envelope: Envelope, payload: Payload) -> bytes:
-        """Weights go through once a version and wait there for all who get them. Returns what they are called there."""
-        name = f"{envelope.epoch} {envelope.message!r} {len(payload)}".encode()
+    def _kept_part(self, envelope: Envelope, payload: Payload) -> tuple[bytes, bytes]:
+        """Weights go through once a version and wait there for all who get them. Returns what they are called there, and which
+        part of them this one gets."""
+        message = envelope.message
+        name = f"{envelope.epoch} {message.what if isinstance(message, Chunk) else message}".encode()
+        whole, first, last = (
+            (payload.whole, payload.first, payload.last) if isinstance(payload, Part) else (payload, 0, len(payload))
+        )
         if name not in self._kept and self._pipe:
             self._kept.append(name)
-            self._pipe.put([KEEP, name, payload])
-        return name
+            self._pipe.put([KEEP, name, whole])
+        return name, PART.pack(first, last)
 
     def _arrival(self, kind: bytearray, *frames: bytearray) -> Iterator[Arrival]:
         match bytes(kind), frames:
@@ -177,7 +183,7 @@ class Gateway:
         handed = [theirs.fileno(), *([self._listener.fileno()] if self._listener else [])]
         self._process = subprocess.Popen(program, stdin=subprocess.DEVNULL, pass_fds=handed)
         theirs.close()
-        pipe = self._pipe = Pipe(ours, self._largest + 2 * SLACK)
+        pipe = self._pipe = Pipe(ours, PIECE + SLACK)
         self._began, self._silence, self._looked_at, self._again_at = self._clock(), 0.0, self._clock(), float("inf")
         pipe.put([CONFIG, json.dumps(self._config()).encode()])
         self._waiting.poller.register(ours.fileno(), zmq.POLLIN)
@@ -190,7 +196,7 @@ class Gateway:
         )
         listener = self._listener.fileno() if self._listener else -1
         return {
-            "address": self.address, "listener": listener, "largest": self._largest, "memory": self._memory, "keys": told
+            "address": self.address, "listener": listener, "memory": self._memory, "keys": told
         }  # fmt: skip
 
     def _listen(self) -> None:

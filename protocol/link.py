@@ -2,6 +2,9 @@
 
 The one idea: what goes over the socket is one small header frame, which holds one message or many, and at most one raw
 payload frame: the arrays of the last. Many small messages in one cost one waking of the other side.
+
+Arrays larger than INLINE go piece by piece (fetching.py) over a line of their own, so that no word ever waits behind them. It
+leads to the same address; the coordinator's end tells lines apart by nothing but what is said on them.
 """
 
 from __future__ import annotations
@@ -11,31 +14,57 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from shoal.protocol.codec import MAX_HEADER, decode_all, encode, encode_arrays
+from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, encode_arrays
 from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.front import Came, Entry, Front, Gone, opened
 from shoal.protocol.messages import Envelope
 
-Payload = npt.NDArray[Any] | bytes
 SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message: a copy costs less than a frame
+INLINE = 1 << 18  # bytes of arrays that go with their message at most; more are fetched
 DRAIN = 256  # messages taken in a turn, so that the clock is looked at in between
 KNOCK_AGAIN = (0.5, 15.0)  # seconds until a line that was refused tries again, and the most that grows to
 FAREWELL = 0.5  # seconds that the last words of a coordinator have to leave
-WATCHED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+WATCHED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some bytes of an array that others get too."""
+
+    whole: npt.NDArray[np.uint8]
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+Payload: TypeAlias = npt.NDArray[Any] | bytes | Part
+
+
+def bytes_of(payload: Payload) -> Any:
+    return payload.whole[payload.first : payload.last].data if isinstance(payload, Part) else payload
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """One message in. peer is empty at an actor. envelope is None where fault says why there is none to read, and kind
-    in a word: it was "malformed", the sender is "lost", or (a whole sentence for a person) whatever else befell the line.
+    in a word: it was "malformed", the sender is "lost", the line is another connection than before ("opened"), or (a whole
+    sentence for a person) whatever else befell the line.
 
     user: the public key that it came under, proven; "" where none is asked for.
     """
@@ -130,9 +159,8 @@ class Outbox:
     def add(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> list[tuple[bytearray, Payload | None]]:
         """What has to leave now: arrays that do not fit in a header, and what would not fit beside them."""
         header = encode(envelope)
-        small = payload is not None and len(payload) <= SMALL
-        if small:
-            header += encode_arrays(payload)
+        if small := payload is not None and len(payload) <= SMALL:
+            header += encode_arrays(bytes_of(payload))
         said = self.said.setdefault(peer, bytearray())
         leaving: list[tuple[bytearray, Payload | None]] = []
         if len(said) + len(header) > MAX_HEADER:
@@ -151,13 +179,13 @@ class Outbox:
 class Hub:
     """The coordinator's end, where actors come to it directly. Used by one thread; `wake` by any.
 
-    largest: bytes of the largest payload that a peer may send. keys: without them only this machine's own can be let in.
+    keys: without them only this machine's own can be let in. inline: bytes of arrays that go with their message at most.
     """
 
-    def __init__(
-        self, address: str, largest: int, keys: ServerKeys | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.front = Front(address, largest, keys, clock)
+    inline = INLINE
+
+    def __init__(self, address: str, keys: ServerKeys | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.front = Front(address, keys, clock)
         self.address = self.front.address
         self._outbox = Outbox()
         self._waiting = Waiting()
@@ -180,11 +208,14 @@ class Hub:
 
     def send(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
         """At once. Never waits. Returns "" or why the peer cannot be reached. The payload must not change afterwards."""
-        return self.front.send(peer, encode(envelope), payload)
+        return self._send(peer, encode(envelope), payload)
 
     def say(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
         """The same, at the next `flush` at the latest."""
-        return next(filter(None, (self.front.send(peer, *one) for one in self._outbox.add(peer, envelope, payload))), "")
+        return next(filter(None, (self._send(peer, *one) for one in self._outbox.add(peer, envelope, payload))), "")
+
+    def _send(self, peer: bytes, header: bytes | bytearray, payload: Payload | None) -> str:
+        return self.front.send(peer, header, None if payload is None else bytes_of(payload))
 
     def flush(self) -> list[tuple[bytes, str]]:
         """Everything said leaves. Returns who cannot be reached, and why."""
@@ -200,31 +231,38 @@ class Line:
     """An actor's end. Connecting never fails at once: ZeroMQ tries for as long as it takes. Used by one thread; `wake` by any.
 
     A coordinator that does not let our key in is asked again, with a new socket, less and less often: ZeroMQ itself would
-    not try a second time.
+    not try a second time. beside: another line of this actor, which waits for both and is closed last.
     """
 
-    def __init__(self, address: str, keys: ClientKeys | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        address: str,
+        keys: ClientKeys | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        beside: Line | None = None,
+    ) -> None:
         check_connect(address, keys)
-        self.address, self._keys, self._clock = address, keys, clock
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.address, self._keys, self._clock, self._beside = address, keys, clock, beside
+        self.context: zmq.Context[zmq.Socket[bytes]] = beside.context if beside else zmq.Context()
         self._outbox = Outbox()
-        self._waiting = Waiting()
+        self._waiting: Waiting = beside._waiting if beside else Waiting()
         self.wake = self._waiting.wake
         self._pause = KNOCK_AGAIN[0]
         self._again_at = float("inf")
         self._noted: dict[int, float] = {}
         self._opened = 0
+        self._connected = False  # it was, once
         self._open()
 
     def _open(self) -> None:
         self._opened += 1
-        self.socket = opened(self.context, zmq.DEALER, 0)
+        self.socket = opened(self.context, zmq.DEALER, MAX_WELCOME)
         self.socket.setsockopt(zmq.IPV6, "[" in self.address)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         if self._keys:
             dress(self.socket, self._keys)
-        self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED, f"inproc://line-{self._opened}")
+        self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED, f"inproc://line-{id(self)}-{self._opened}")
         for socket in (self.socket, self._monitor):
             self._waiting.poller.register(socket, zmq.POLLIN)
         try:
@@ -275,7 +313,7 @@ class Line:
                 self.socket.send(header, zmq.NOBLOCK)
             else:
                 self.socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
-                self.socket.send(payload, zmq.NOBLOCK, copy=len(payload) < ZERO_COPY)  # type: ignore[arg-type]
+                self.socket.send(bytes_of(payload), zmq.NOBLOCK, copy=len(payload) < ZERO_COPY)
         except zmq.Again:
             return False
         return True
@@ -283,8 +321,9 @@ class Line:
     def close(self, seconds: float = 0.0) -> None:
         """Waits at most so long for what was said to leave."""
         self._shut(seconds)
-        self.context.term()
-        self.wake.close()
+        if self._beside is None:
+            self.context.term()
+            self.wake.close()
 
     # Being refused
 
@@ -292,6 +331,11 @@ class Line:
         now = self._clock()
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if self._connected:
+                    yield Arrival(b"", None, None, kind="opened")
+                self._connected = True
+                continue
             if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._again_at == float("inf"):
                 self._again_at = now + self._pause
                 self._pause = min(2 * self._pause, KNOCK_AGAIN[1])

@@ -24,7 +24,10 @@ class Hello:
     """First thing on any connection, repeated until Welcome; repeats change nothing.
 
     host names the machine and its boot, so that both ends know whether they can share memory; offers lists the ways in
-    which this actor can exchange arrays beside the socket ("shm").
+    which this actor can exchange arrays beside the socket ("shm"). greeting: how often it has looked for a place before,
+    so that what comes late is known for late. epoch: the life of the coordinator in which it has a place and remembers it,
+    so that only its connection is new; 0 where it begins. held: the newest weights it has from there; busy: its worker has
+    something to do.
     """
 
     protocol: int
@@ -32,6 +35,10 @@ class Hello:
     host: str
     pid: int
     offers: tuple[str, ...]
+    greeting: int = 0
+    epoch: int = 0
+    held: int = -1
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +54,11 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Contribute:
-    """The work of one task; its arrays follow in the payload. Sent again until a Verdict names it.
+    """The work of one task. Sent again until a Verdict names it. Its arrays follow in the payload, or lie in shared memory at
+    `slot`, or wait here, `nbytes` of them, until the coordinator wants them.
 
-    layout: digest of the payload's layout, "" where there is no payload. summed: the payload is one exact weighted sum
-    over the task's clients. waited, trained: seconds of the actor's time since its last Contribute.
+    layout: digest of the arrays' layout, "" where there are none. summed: they are one exact weighted sum over the task's
+    clients. waited, trained: seconds of the actor's time since its last Contribute.
     """
 
     task: TaskName
@@ -63,7 +71,8 @@ class Contribute:
     samples: Mapping[str, tuple[float, ...]]
     waited: float
     trained: float
-    slot: tuple[int, ...] = ()  # where the payload lies in shared memory; empty: it follows as a frame
+    slot: tuple[int, ...] = ()
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,35 @@ class Bye:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """This actor's line for arrays is another connection than before: what was under way on the last is lost."""
+
+
+# Whoever is to receive arrays says, and whoever has them answers
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Send me these bytes of it, from `first` to before `last`; none at all is asked for to see how long an answer takes.
+
+    what: (version,) is of weights; (version, index, attempt) of what a task has made.
+    """
+
+    what: tuple[int, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Here they are, in the payload."""
+
+    what: tuple[int, ...]
+    first: int
+    last: int
+
+
 # The coordinator says
 
 
@@ -103,7 +141,8 @@ class Welcome:
     """Answers Hello. The payload holds workload and layout: see `protocol/codec.py`, pack_welcome.
 
     number is the actor's place, the lowest free one; beat is the longest silence in seconds that either side should keep,
-    patience how long the other side will bear it.
+    patience how long the other side will bear it. greeting: that of the Hello. resumed: it is the place that it had; what
+    it has to do is told again.
     """
 
     run: str
@@ -112,14 +151,17 @@ class Welcome:
     patience: float
     host: str
     shares: tuple[int, ...]  # the handle of the weights' shared segment, () where arrays go by the socket
+    greeting: int = 0
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights `version`; the bytes follow in the payload, or lie in shared memory at `slot`."""
+    """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait here, `nbytes` of them."""
 
     version: int
     slot: tuple[int, ...] = ()
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +210,22 @@ class Stop:
 
 
 Message: TypeAlias = (
-    Hello | Have | Contribute | Failed | Beat | Bye | Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop
+    Hello
+    | Have
+    | Contribute
+    | Failed
+    | Beat
+    | Bye
+    | Ready
+    | Want
+    | Chunk
+    | Welcome
+    | Weights
+    | Assign
+    | Verdict
+    | Cancel
+    | Refused
+    | Stop
 )
 
 

@@ -126,7 +126,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
             epoch=recording.epoch,
             now=time.monotonic(),
         )
-        wire = _wire(job, options, max(one.nbytes for one in layouts), stack)
+        wire = _wire(options, job, stack)
         learner = _learner(job, aggregator, wire, recording, core.version, device)
         shared = _shared(config, options, layout, observer)
         if shared:
@@ -149,6 +149,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
             outside=_outside(stopper, crew, options),
             sharing=shared,
             local=(keys.own.public,) if keys else ("",),
+            folder=options.run.path,
         )
         end = server.run()
         version, weights = learner.newest
@@ -234,16 +235,16 @@ def _recording(
     return recording, found
 
 
-def _wire(job: Job, options: Launch, largest: int, stack: ExitStack) -> Wire:
+def _wire(options: Launch, job: Job, stack: ExitStack) -> Wire:
     if not options.config.actors and not options.bind:
         return PlainWire(lambda workload: job.worker(), time.monotonic)
     address = options.bind or _local_address(options.config.transport, stack)
     raise_descriptor_limit()
     keys = options.keys if options.bind else None
     if options.bind and (options.gateway or not is_local(address)):
-        wire: Hub | Gateway = Gateway(address, largest, keys)
+        wire: Hub | Gateway = Gateway(address, keys)
     else:
-        wire = Hub(address, largest, keys)
+        wire = Hub(address, keys)
     stack.callback(wire.close)
     return wire
 

@@ -18,8 +18,10 @@ from shoal.coordinator.learner import Learner
 from shoal.coordinator.ledger import Ledger
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
+from shoal.coordinator.receiving import Receiving
 from shoal.coordinator.recording import Rebuilding, Recording
 from shoal.coordinator.roster import Roster
+from shoal.protocol.fetching import Fetch
 
 
 class Mutant(NamedTuple):
@@ -57,7 +59,7 @@ MUTANTS = (
     Mutant("attempts begin again in every life", Core, "_give", "self.epoch * TRIES + ", ""),
     # What is counted
     Mutant("no dedupe of what is with the learner", Core, "_contributed", "elif lease.folding:", "elif False:"),
-    Mutant("staleness is not asked", Core, "_contributed", "not self.plan.admits(message.made_from, self._onto())", "False"),
+    Mutant("staleness is not asked", Core, "_late_for", "not self.plan.admits(message.made_from, onto)", "False"),
     Mutant("the claimed version is trusted", Core, "_amiss", "if not lease.task.version <= message.made_from", "if not 0"),
     Mutant("a version not sent is believed", Core, "_amiss", "<= actor.sent", "<= self.version + 2**50"),
     Mutant("an infinite weight counts", Core, "_amiss", "math.isfinite(message.weight) and ", ""),
@@ -72,7 +74,7 @@ MUTANTS = (
         "if lease.trains and message.summed",
         "if False and message.summed",
     ),
-    Mutant("arrays that the shell faulted count", Core, "_contributed", "fault or ", ""),
+    Mutant("arrays that the shell faulted count", Core, "_contributed", "elif why := fault or ", "elif why := "),
     Mutant("a failure ends what is with the learner", Core, "_failed", " or lease.folding", ""),
     Mutant(
         "a failure of an old attempt has no answer",
@@ -108,7 +110,6 @@ MUTANTS = (
     Mutant("a closed round's tasks wait on for their actors", Core, "_cancel_stale", "self._unpark()", "pass"),
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
-    Mutant("another Hello is only a repeat", Core, "_greet", " or actor.spoke", ""),
     Mutant("a new connection is not believed", Core, "_greet", "actor.peer != peer or ", ""),
     Mutant(
         "the silent are waited for", Core, "_tick", "while actor := self.roster.silent", "while False and self.roster.silent"
@@ -122,13 +123,34 @@ MUTANTS = (
     ),
     Mutant("the room of the dead is given away", Roster, "part", "self.allow(actor, 0)", "pass"),
     Mutant("nobody is told of the end", Core, "_end", "yield self._say(actor, Stop(reason))", "pass"),
+    # Coming back
+    Mutant("a late Hello is taken for another", Core, "_greet", "hello.greeting < actor.greeting or", "False and"),
+    Mutant("a first Hello, repeated, resumes", Core, "_greet", "hello.greeting > actor.greeting or actor.resumed", "True"),
+    Mutant("who comes back is believed", Roster, "resume", "held if -1 <= held <= actor.sent else -1", "held"),
+    Mutant("who comes back is told nothing", Core, "_resume", "if not (lease :=", "if False and not (lease :="),
+    Mutant(
+        "who comes back stays for gone",
+        Roster,
+        "resume",
+        "actor.away, actor.under_way = peer, False,",
+        "actor.under_way = peer,",
+    ),
+    Mutant("one told again does it again", Session, "_attempt", "running.attempt if running else -1", "-1"),
+    Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
+    # Arrays in pieces
+    Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
+    Mutant("anyone's pieces are taken", Receiving, "came", "(stream.session, stream.what) != (session, chunk.what)", "False"),
+    Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
+    Mutant("nobody's arrays are fetched on", Core, "_end_lease", "if lease.pulled:", "if False:"),
+    Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
+    Mutant("pieces of any version are taken", Session, "_came", "or what != (coming.version,) ", ""),
     # Weights and versions
-    Mutant("weights are queued behind weights", Roster, "fall_behind", "if not actor.under_way:", "if True:"),
+    Mutant("weights are queued behind weights", Roster, "fall_behind", "actor.under_way or ", ""),
     Mutant("any Have frees the way", Roster, "arrived", " and version == actor.sent", ""),
     Mutant("a slow actor stays with old weights", Roster, "arrived", "if version < newest:", "if False:"),
     Mutant("nobody hears of a new version", Core, "_advance", "self.roster.fall_behind()", "pass"),
-    Mutant("a step before all is in", Core, "_step", " or self.version in self.ledger.coming", ""),
-    Mutant("a step while stepping", Core, "_step", "self.stepping or ", ""),
+    Mutant("a step before all is in", Core, "starves", " and self.version not in self.ledger.coming", ""),
+    Mutant("a step while stepping", Core, "starves", "not self.stepping and ", ""),
     Mutant("versions skip", Core, "_step", "Step(self.version + 1", "Step(self.version + 2"),
     Mutant("snapshots forget what was drawn", Core, "_step", ", self.drawn)", ", 0)"),
     Mutant("snapshots forget the steps", Core, "_step", "self.steps, self.drawn", "0, self.drawn"),
@@ -166,9 +188,9 @@ MUTANTS = (
     # Actors
     Mutant("a task begins before its weights come", Session, "_next", "if name[0] <= self.held), None", "), None"),
     Mutant("weights of an earlier life are used", Session, "_welcomed", "self.held = -1", "pass"),
-    Mutant("older weights replace newer ones", Session, "_listen", "if version > self.held:", "if True:"),
-    Mutant("weights are not confirmed", Session, "_listen", "yield self._say(Have(", "(Have("),
-    Mutant("a new attempt of what is done is not begun", Session, "_listen", " or done.message.attempt != attempt", ""),
+    Mutant("older weights replace newer ones", Session, "_adopt", "if version > self.held:", "if True:"),
+    Mutant("weights are not confirmed", Session, "_adopt", "yield self._say(Have(", "(Have("),
+    Mutant("a new attempt of what is done is not begun", Session, "_listen", "attempt > self._attempt", "0 > self._attempt"),
     Mutant("a contribution is dropped once said", Session, "_done", "self.unjudged[message.task] = waiting", "waiting"),
     Mutant("a refusal is ignored", Session, "_refused", "elif self.epoch:", "elif False:"),
     Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),

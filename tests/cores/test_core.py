@@ -24,12 +24,17 @@ from shoal.coordinator.events import (
     Heard,
     Interrupt,
     Lost,
+    Moved,
+    Outdated,
+    Pull,
     Send,
     SendWeights,
+    Stalled,
     Step,
     Stepped,
     Tick,
     Unfit,
+    Unpull,
 )
 from shoal.coordinator.plans import Plan
 from shoal.coordinator.plans.rounds import Rounds
@@ -171,11 +176,168 @@ def test_hello_said_twice_changes_nothing() -> None:
     assert len(run.core.ledger.leases) == 2
 
 
+def greet(run: Run, name: str, peer: bytes = b"", **claims: Any) -> Run:
+    """Hello again, with what it remembers."""
+    run.peers[name] = peer or run.peers[name]
+    said = replace(Hello(PROTOCOL, name, "host", 1, ()), **claims)
+    return run.event(Heard(run.peers[name], Envelope(run.sessions[name], 0, said)))
+
+
 def test_another_hello_after_more_was_said_starts_over() -> None:
-    # it lost patience with us: what it was sent is forgotten there, and nobody would ever do its tasks
-    run = Run(rounds()).join("a").hear("a", Have(0)).join("a")
+    # it has forgotten what it was sent: nobody would ever do its tasks
+    run = Run(rounds()).join("a").hear("a", Have(0))
+    greet(run, "a", greeting=1)
     assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 0)]
     assert [assign.attempt % 2**16 for assign in run.said("a", Assign)] == [2, 2]
+
+
+def test_a_hello_that_comes_late_changes_nothing() -> None:
+    run = Run(rounds()).join("a").hear("a", Have(0)).join("a")
+    assert run.effects == []
+    greet(run, "a", b"a'", greeting=2)
+    assert greet(run, "a", b"a", greeting=1).effects == []
+    assert run.core.roster.at(b"a'")
+
+
+def test_one_that_remembers_its_place_keeps_it_over_another_connection() -> None:
+    run = Run(rounds()).join("a").hear("a", Have(0)).hear("a", Beat(1))
+    greet(run, "a", b"a'", greeting=1, epoch=1, held=0)
+    assert [(admit.peer, admit.resumed) for admit in run.all(Admit)] == [(b"a'", True)]
+    assert [assign.attempt % 2**16 for assign in run.said("a", Assign)] == [1, 1]  # told again, not given anew
+    assert run.all(SendWeights) == []
+    assert run.told("lost") == []
+    assert run.hear("a", Beat(2), peer=b"a").said("a", Refused)
+    assert run.contribute("a").verdicts("a") == ["accepted"]
+
+
+def test_one_that_comes_back_without_its_weights_is_sent_them() -> None:
+    run = Run(rounds()).join("a").hear("a", Have(0))
+    greet(run, "a", greeting=1, epoch=1, held=-1)
+    assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 0)]
+    greet(run, "a", greeting=2, epoch=1, held=7)  # it never was sent these
+    assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 0)]
+
+
+def test_what_is_remembered_of_another_life_is_nothing() -> None:
+    run = Run(rounds(), epoch=5).join("a").hear("a", Have(0))
+    greet(run, "a", greeting=1, epoch=4, held=0)
+    assert run.told("lost")
+    assert run.all(Admit)[0].resumed is False
+
+
+# Arrays that are fetched
+
+
+def offer(run: Run, name: str, **claims: Any) -> Contribute:
+    """A contribution is told of; its arrays wait at the actor."""
+    run.arrive(name)
+    message = run.work(name, nbytes=1_000_000, **claims)
+    run.event(Heard(run.peers[name], Envelope(run.sessions[name], run.core.epoch, message), whole=False))
+    return message
+
+
+def test_arrays_of_a_contribution_are_fetched_and_then_it_counts() -> None:
+    run = Run(rounds()).join("a")
+    message = offer(run, "a")
+    assert run.all(Pull) == [Pull(b"session of a", message)]
+    assert run.all(Fold) == run.verdicts("a") == []
+    assert run.core.ledger.counts.heard == 0
+    assert run.hear("a", message).all(Fold)
+    assert run.event(Folded(message.task)).verdicts("a") == ["accepted"]
+
+
+def test_told_of_again_it_is_fetched_on_and_while_it_is_folded_in_nothing_is() -> None:
+    run = Run(rounds()).join("a")
+    message = offer(run, "a")
+    assert offer(run, "a") == message
+    assert run.all(Pull) == [Pull(b"session of a", message)]
+    run.hear("a", message)
+    offer(run, "a")
+    assert run.effects == []
+
+
+@pytest.mark.parametrize(("claims", "verdict"), [({"weight": math.nan}, "refused"), ({"made_from": 7}, "refused")])
+def test_arrays_of_what_cannot_count_are_not_fetched(claims: dict[str, Any], verdict: str) -> None:
+    run = Run(rounds()).join("a")
+    offer(run, "a", **claims)
+    assert run.all(Pull) == []
+    assert run.verdicts("a") == [verdict]
+
+
+def test_arrays_of_what_is_stale_are_not_fetched() -> None:
+    run = Run(Stream(batch=1, max_lag=0)).join("a", "b")
+    message = run.work("b")
+    run.contribute("a").step()
+    run.event(Heard(b"b", Envelope(run.sessions["b"], 1, replace(message, nbytes=9)), whole=False))
+    assert run.all(Pull) == []
+    assert run.verdicts("b") == ["stale"]
+
+
+def test_nobody_fetches_for_a_task_that_is_given_up() -> None:
+    run = Run(rounds()).join("a")
+    message = offer(run, "a")
+    run.hear("a", Bye("told to stop"))
+    assert run.all(Unpull) == [Unpull(message.task)]
+
+
+def test_what_was_made_of_an_old_version_is_not_fetched_any_further() -> None:
+    run = Run(Rounds(2, quorum=1, deadline=1.0), Rules(ahead=1)).join("a", "b")
+    message = offer(run, "b")
+    run.contribute("a").tick(after=1.1)
+    assert run.step().all(Unpull) == [Unpull(message.task)]
+
+
+def test_who_is_cut_off_while_its_arrays_come_has_as_long_to_come_back_as_silence_is_borne() -> None:
+    run = Run(rounds(), Rules(patience=3.0)).join("a", "b")
+    message = offer(run, "a")
+    run.event(Lost(b"a", "lost its connection"))
+    assert (run.told("away"), run.told("lost"), run.all(Unpull)) != ([], [], [])
+    assert run.told("lost") == []
+    assert run.event(Lost(b"a", "lost its connection")).effects == []  # whatever else was on its way there
+    assert run.tick(after=1.0).said("a", Beat) == []
+    run.join("c")
+    greet(run, "a", b"a'", greeting=1, epoch=1, held=0)
+    assert run.hear("a", message).all(Fold)
+    run.event(Lost(b"b", "lost its connection"))
+    assert run.told("lost")  # nothing of this one is on its way
+
+
+def test_who_does_not_come_back_is_given_up() -> None:
+    run = Run(rounds(), Rules(patience=3.0)).join("a")
+    message = offer(run, "a")
+    run.event(Lost(b"a", "lost its connection"))
+    run.tick(after=3.1)
+    assert run.told("lost")
+    assert run.all(Unpull) == [Unpull(message.task)]
+
+
+def test_a_lease_does_not_run_while_arrays_wait_and_ends_when_they_stall() -> None:
+    run = Run(rounds(), Rules(lease=2.0, patience=60.0)).join("a")
+    first, second = offer(run, "a"), run.work("a", (0, 1))
+    assert [lease.task for lease in run.core.ledger.leases.values() if lease.pulled] != []
+    run.tick(after=5.0)
+    assert [text for text in run.told("late") if str(first.task) in text] == []
+    assert [text for text in run.told("late") if str(second.task) in text] != []
+    run.event(Stalled(first.task))
+    assert run.told("late")
+    assert run.all(Unpull) == [Unpull(first.task)]
+    assert run.event(Stalled(first.task)).effects == []
+
+
+def test_arrays_that_move_are_no_silence() -> None:
+    run = Run(rounds(), Rules(patience=3.0)).join("a")
+    for _ in range(5):
+        run.event(Moved(b"session of a"), after=2.0).tick()
+    assert run.told("lost") == []
+    assert run.event(Moved(b"session of nobody")).effects == []
+
+
+def test_weights_that_are_not_to_be_had_any_more_give_way_to_the_newest() -> None:
+    run = Run(Stream(batch=1, max_lag=9)).join("a", "b")
+    run.slow.add("b")
+    run.contribute("a").step()
+    assert run.event(Outdated(b"session of b", 7)).all(SendWeights) == []  # that is not what is on its way
+    assert run.event(Outdated(b"session of b", 0)).all(SendWeights) == [SendWeights(b"b", b"session of b", 1)]
 
 
 def test_an_actor_that_comes_back_over_another_connection_gets_everything_anew() -> None:

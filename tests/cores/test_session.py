@@ -18,32 +18,40 @@ from shoal.actors.session import (
     Effect,
     Event,
     Forget,
+    Gather,
+    Give,
     Heard,
     Leave,
     Note,
+    Opened,
     Quit,
     Reset,
     Run,
     Say,
     Session,
+    Stow,
     Tick,
     hello,
 )
+from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (
     Assign,
     Beat,
     Bye,
     Cancel,
+    Chunk,
     Contribute,
     Envelope,
     Failed,
     Have,
     Hello,
     Message,
+    Ready,
     Refused,
     Stop,
     TaskName,
     Verdict,
+    Want,
     Weights,
     Welcome,
 )
@@ -77,8 +85,8 @@ class Story:
         self.effects = [effect for envelope in told for effect in self.session.handle(Heard(envelope), self.now)]
         return self
 
-    def welcomed(self, patience: float = 10.0) -> Story:
-        return self.tick().hear(Welcome("run", 3, 0.25, patience, "host", ()))
+    def welcomed(self, patience: float = 10.0, resumed: bool = False) -> Story:
+        return self.tick().hear(Welcome("run", 3, 0.25, patience, "host", (), self.session.greeting, resumed))
 
     def all(self, kind: type[E]) -> list[E]:
         return [effect for effect in self.effects if isinstance(effect, kind)]
@@ -250,9 +258,103 @@ def test_silence_beyond_patience_means_hello_and_nothing_else() -> None:
 def test_a_welcome_that_answers_an_earlier_hello_is_not_the_answer_to_the_next() -> None:
     # the coordinator does not know that we have forgotten what it sent us: only another Hello tells it
     story = Story().welcomed(patience=3.0).hear(Weights(0)).tick(after=3.1)
-    assert story.hear(Welcome("run", 3, 0.25, 3.0, "host", ())).all(Reset) == []
-    assert story.tick().said(Hello)
-    assert story.hear(Welcome("run", 3, 0.25, 3.0, "host", ())).all(Reset) == [Reset()]
+    assert [hello.greeting for hello in story.tick().said(Hello)] == [1]
+    assert story.hear(Welcome("run", 3, 0.25, 3.0, "host", (), greeting=0)).all(Reset) == []
+    assert story.hear(Welcome("run", 3, 0.25, 3.0, "host", (), greeting=1)).all(Reset) == [Reset()]
+
+
+def test_hello_says_what_is_remembered_of_a_place_that_may_be_lost() -> None:
+    story = Story().welcomed().hear(Weights(4), assign((4, 0))).hear(Refused("say Hello", False))
+    [again] = story.tick().said(Hello)
+    assert (again.greeting, again.epoch, again.held, again.busy) == (1, 1, 4, True)
+
+
+def test_one_that_has_its_place_again_keeps_weights_and_work_and_is_told_the_rest() -> None:
+    story = Story().welcomed().hear(Weights(4), assign((4, 0)), assign((5, 1))).done((4, 0))
+    story.hear(assign((4, 2)))
+    story.hear(Refused("say Hello", False)).welcomed(resumed=True)
+    assert story.all(Reset) == []
+    assert story.said(Contribute) == [work((4, 0))]
+    assert runs(story.hear(assign((4, 2)), assign((4, 0)), assign((5, 1)))) == []  # with the worker, done, and not here yet
+    assert runs(story.done((4, 2)).hear(Weights(5))) == [((5, 1), 1, 5)]
+
+
+def test_what_was_not_told_again_is_not_ours_any_more() -> None:
+    story = Story().welcomed().hear(assign((4, 0))).hear(Refused("say Hello", False)).welcomed(resumed=True)
+    assert runs(story.hear(Weights(4))) == []
+
+
+def test_a_new_connection_means_hello_before_anybody_asks_for_it() -> None:
+    story = Story().welcomed().hear(Weights(4))
+    assert story.event(Opened(arrays=False)).tick().said(Hello)[0].held == 4
+
+
+# Arrays in pieces
+
+
+def gathering(nbytes: int = 2 * LEAST) -> Story:
+    """Weights 4 are told of, and the way is tried."""
+    story = Story().welcomed().hear(Weights(4, (), nbytes))
+    assert story.all(Gather) == [Gather(4, nbytes)]
+    assert story.said(Want) == [Want((4,), *PROBE)]
+    return story.hear(Chunk((4,), *PROBE), after=0.001)
+
+
+def test_weights_that_are_told_of_are_fetched_and_then_adopted() -> None:
+    story, places = gathering(), []
+    while not story.all(Adopt):
+        [want] = story.said(Want)
+        assert story.said(Have) == []
+        story.hear(Chunk((4,), want.first, want.last), after=0.001)
+        places += [stow.first for stow in story.all(Stow)]
+    assert places == [0, LEAST]
+    assert story.all(Adopt) == [Adopt(4)]
+    assert story.said(Have) == [Have(4, 4)]
+
+
+def test_weights_told_of_again_are_not_begun_again() -> None:
+    story = gathering()
+    story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Weights(4, (), 2 * LEAST))
+    assert (story.all(Gather), story.said(Want)) == ([], [])
+    assert story.hear(Chunk((4,), LEAST, 2 * LEAST)).all(Adopt) == [Adopt(4)]
+    assert story.hear(Weights(4, (), 2 * LEAST)).said(Have) == [Have(4, 4)]  # here already
+
+
+def test_newer_weights_take_the_place_of_those_that_are_coming() -> None:
+    story = gathering().hear(Weights(5, (), 10))
+    assert story.all(Gather) == [Gather(5, 10)]
+    assert story.hear(Chunk((4,), 0, LEAST)).effects == []
+    assert story.hear(Chunk((5,), 0, 10)).all(Adopt) == [Adopt(5)]
+
+
+def test_after_a_cut_the_rest_is_asked_for_again_and_the_coordinator_is_told() -> None:
+    story = gathering()
+    story.hear(Chunk((4,), 0, LEAST), after=0.001).event(Opened(arrays=True))
+    assert story.said(Ready) == [Ready()]
+    assert story.tick().said(Want) == [Want((4,), LEAST, 2 * LEAST)]
+
+
+def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> None:
+    story = gathering()
+    story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Refused("say Hello", False)).welcomed()
+    assert story.all(Reset) == [Reset()]
+    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == []
+    story = gathering()
+    story.hear(Refused("say Hello", False)).tick()
+    story.epoch = 2
+    story.hear(Welcome("run", 0, 0.25, 10.0, "host", (), 1))
+    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == [Gather(4, 2 * LEAST)]
+
+
+def test_what_is_wanted_of_a_task_is_given() -> None:
+    assert Story().welcomed().hear(Want((4, 2, 65537), 10, 20)).all(Give) == [Give((4, 2), 65537, 10, 20)]
+    for what in ((), (4,), (4, 2)):
+        assert Story().welcomed().hear(Want(what, 10, 20)).effects == []
+
+
+def test_an_older_attempt_is_not_begun_after_a_newer_one() -> None:
+    story = Story().welcomed().hear(Weights(0), assign((0, 0), attempt=2)).done((0, 0), attempt=2)
+    assert runs(story.hear(assign((0, 0), attempt=1))) == []
 
 
 def test_a_beat_is_said_when_nothing_else_was() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,8 +65,11 @@ def run(
     jobs: Sequence[Job] = (),
     limit: float = 60.0,
     share: bool = False,
+    through: Callable[[str], str] = str,
+    room: int = 0,
 ) -> Outcome:
-    """To the end. jobs: what each actor runs, where that is not `job` itself."""
+    """To the end. jobs: what each actor runs, where that is not `job` itself. through: where actors go instead of there.
+    room: bytes of contributions that may be fetched at a time, where that is not the server's own choice."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
     core = Core(job.plan(0), job.goal(), replace(job.rules(), gather=actors if job.rules().sticky else 0), now=time.monotonic())
@@ -74,13 +77,13 @@ def run(
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.due}
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:
-        wire: Any = Hub(address, max(one.nbytes for one in layouts))
+        wire: Any = Hub(address)
         learner: Learner = LearnerThread(aggregator, Checks(), time.monotonic, wake=wire.wake, **options)
     else:
         wire = PlainWire(lambda workload: job.worker(), time.monotonic)
         learner = Learner(aggregator, Checks(), time.monotonic, **options)
     shared = sharing(layout.nbytes)[0] if share else None
-    crowd = [_actor(wire.address, (jobs or [job] * actors)[at], at) for at in range(actors)]
+    crowd = [_actor(through(wire.address), (jobs or [job] * actors)[at], at) for at in range(actors)]
     server = Server(
         core,
         wire,
@@ -94,6 +97,8 @@ def run(
         outside=Outside(lambda: "the test's limit" if time.monotonic() > ends_at else ""),
         sharing=shared,
     )
+    if room:
+        server.arrays.receiving.room = room
     finish = server.run()
     for thread in crowd:
         thread.join(10)

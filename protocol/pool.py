@@ -1,0 +1,37 @@
+"""Large buffers, used again.
+
+The one idea: memory that is touched for the first time costs ten times what a copy into it does (the kernel clears it, page by
+page). So a buffer comes back by itself when the last array over it is gone, and nobody has to say that it is done with it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.protocol.layout import ALIGNMENT
+
+KEPT = 2  # of one size, that nobody uses
+
+
+class Buffers:
+    """Used by one thread; what was taken may be dropped by any."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
+
+    def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """uint8 [nbytes], aligned to 64 bytes; what is in it is left over from before."""
+        free = self._free[nbytes]
+        memory = free.pop() if free else np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        taken = np.frombuffer(memory.data[start : start + nbytes], np.uint8)  # views of this one keep it, not `memory`
+        weakref.finalize(taken, self._back, memory, nbytes).atexit = False
+        return taken
+
+    def _back(self, memory: npt.NDArray[np.uint8], nbytes: int) -> None:
+        if len(self._free[nbytes]) < KEPT:
+            self._free[nbytes].append(memory)

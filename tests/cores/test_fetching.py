@@ -1,0 +1,147 @@
+"""Facts about fetching in pieces, with a clock wound by hand and a way made of numbers."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from shoal.protocol.fetching import DEEPEST, LEAST, MOST, PROBE, UNKNOWN, Fetch, Range, Way
+
+MB = 1_000_000
+
+
+class Road:
+    """A way with a delay and a rate: a piece takes its turn, then arrives."""
+
+    def __init__(self, nbytes: int, rtt: float, rate: float, way: Way | None = None) -> None:
+        self.rtt, self.rate = rtt, rate
+        self.fetch = Fetch(nbytes, way or Way())
+        self.now = self.free_at = 10.0
+        self.coming: list[tuple[float, Range]] = []
+        self.sent: list[Range] = []
+        self.deepest = 0
+
+    def ask(self) -> None:
+        for first, last in self.fetch.ask(self.now):
+            self.free_at = max(self.free_at, self.now + self.rtt) + (last - first) / self.rate
+            self.coming.append((self.free_at, (first, last)))
+            self.sent.append((first, last))
+        self.deepest = max(self.deepest, sum(last - first for _, (first, last) in self.coming))
+
+    def come(self) -> bool:
+        """The next piece arrives. False where none is under way."""
+        self.ask()
+        if not self.coming:
+            return False
+        self.now, (first, last) = self.coming.pop(0)
+        assert self.fetch.arrived(first, last, self.now)
+        return True
+
+    def cut(self) -> int:
+        """Everything under way is lost. How much that was."""
+        lost = sum(last - first for _, (first, last) in self.coming)
+        self.coming.clear()
+        self.free_at = self.now
+        self.fetch.cut()
+        return lost
+
+    def run(self) -> float:
+        began = self.now
+        while self.fetch.left:
+            assert self.come()
+        return self.now - began
+
+
+@pytest.mark.parametrize("nbytes", [1, LEAST, LEAST + 1, 10 * MB, 100 * MB])
+def test_every_byte_is_asked_for_once(nbytes: int) -> None:
+    road = Road(nbytes, rtt=0.0003, rate=1e9)
+    road.run()
+    pieces = sorted(one for one in road.sent if one != PROBE)
+    assert [first for first, _ in pieces] == [0, *(last for _, last in pieces[:-1])]
+    assert pieces[-1][1] == nbytes
+    assert (road.fetch.left, road.fetch.again) == (0, 0)
+
+
+def test_the_way_is_tried_before_anything_is_asked_for_and_only_once() -> None:
+    way = Way()
+    road = Road(MB, rtt=0.05, rate=1e8, way=way)
+    road.ask()
+    assert road.sent == [PROBE]
+    road.run()
+    assert way.rtt == pytest.approx(0.05)
+    again = Road(MB, rtt=0.05, rate=1e8, way=way)
+    again.ask()
+    assert PROBE not in again.sent
+
+
+def test_a_slow_way_has_one_small_piece_under_way() -> None:
+    road = Road(20 * MB, rtt=0.3, rate=125_000)
+    road.run()
+    assert road.deepest <= LEAST
+
+
+def test_a_fast_short_way_has_one_large_piece_under_way() -> None:
+    road = Road(100 * MB, rtt=0.0003, rate=1e9)
+    road.run()
+    assert road.deepest <= MOST
+    assert (road.sent[-2][1] - road.sent[-2][0]) == MOST
+
+
+def test_a_long_fat_way_is_kept_busy() -> None:
+    road = Road(1_000 * MB, rtt=0.1, rate=1.25e8)
+    seconds = road.run()
+    assert seconds < 1.15 * 1_000 * MB / 1.25e8
+    assert road.deepest <= DEEPEST
+
+
+def test_a_cut_costs_what_was_under_way_and_nothing_else() -> None:
+    road = Road(20 * MB, rtt=0.3, rate=125_000)
+    for _ in range(10):
+        road.come()
+    road.ask()
+    lost = road.cut()
+    road.run()
+    assert 0 < road.fetch.again == lost <= LEAST
+    assert sum(last - first for first, last in road.sent) == 20 * MB + lost
+
+
+def test_what_does_not_come_is_asked_for_again_later_and_later() -> None:
+    fetch = Fetch(100, Way(rtt=0.1))
+    assert fetch.ask(0.0) == [(0, 100)]
+    assert fetch.ask(UNKNOWN - 1) == []
+    assert fetch.ask(UNKNOWN + 1) == [(0, 100)]
+    assert fetch.ask(2 * UNKNOWN + 2) == []
+    assert fetch.ask(3 * UNKNOWN + 3) == [(0, 100)]
+    assert fetch.again == 200
+
+
+def test_what_was_not_asked_for_is_not_wanted() -> None:
+    fetch = Fetch(100, Way(rtt=0.1))
+    assert not fetch.arrived(0, 100, 0.0)
+    fetch.ask(0.0)
+    assert not fetch.arrived(0, 99, 1.0)
+    assert fetch.arrived(0, 100, 1.0)
+    assert not fetch.arrived(0, 100, 1.0)
+    assert fetch.left == 0
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_whatever_is_lost_everything_comes_in_the_end(seed: int) -> None:
+    rng, road = Random(seed), Road(5 * MB, rtt=0.01, rate=1e7)
+    here: set[Range] = set()
+    while road.fetch.left:
+        road.ask()
+        if not road.coming or rng.random() < 0.1:
+            road.cut()
+            continue
+        road.now, piece = road.coming.pop(0)
+        if rng.random() < 0.1:
+            road.now += 2 * UNKNOWN  # it is lost by itself, and nobody says so
+            road.coming.clear()
+            continue
+        assert road.fetch.arrived(*piece, road.now)
+        if piece != PROBE:
+            assert piece not in here
+            here.add(piece)
+    assert sorted(first for first, _ in here) == [0, *sorted(last for _, last in here)[:-1]]

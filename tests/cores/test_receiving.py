@@ -1,0 +1,244 @@
+"""Facts about arrays that come and go in pieces: whose turn it is, what stays, where it waits. No sockets, and a clock wound by
+hand."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.coordinator.disk import DiskTrouble
+from shoal.coordinator.receiving import LARGE, Receiving
+from shoal.coordinator.serving import KEPT, Serving
+from shoal.coordinator.spool import Frames, Spool, Store
+from shoal.protocol.fetching import LEAST, MOST, PROBE
+from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.messages import Chunk, Contribute, TaskName, Want
+
+ROOM = 4 * LEAST
+
+
+def made(task: TaskName, nbytes: int, attempt: int = 1) -> Contribute:
+    return Contribute(task, attempt, task[0], 1.0, "layout", False, {}, {}, 0.0, 0.0, (), nbytes)
+
+
+class Story:
+    """A Receiving, a clock, and what was asked for last."""
+
+    def __init__(self, room: int = ROOM) -> None:
+        self.now, self.receiving = 100.0, Receiving(room)
+        self.wants: list[tuple[bytes, Want]] = []
+
+    def pull(self, session: str, task: TaskName, nbytes: int, attempt: int = 1) -> Story:
+        self.receiving.pull(session.encode(), made(task, nbytes, attempt))
+        return self
+
+    def ask(self, after: float = 0.0, starved: bool = False) -> Story:
+        self.now += after
+        self.wants = self.receiving.ask(self.now, starved)
+        return self
+
+    def come(self, session: str, want: Want) -> bool:
+        """What was wanted comes. Is it whole?"""
+        stream = self.receiving.came(session.encode(), Chunk(want.what, want.first, want.last), self.now)
+        assert stream is not None
+        return stream.whole
+
+    def all(self, session: str) -> int:
+        """Everything that this session is asked for comes. How many bytes that was."""
+        nbytes, whole = 0, False
+        while not whole:
+            [want] = [want for one, want in self.ask(0.01).wants if one == session.encode()]
+            nbytes += want.last - want.first
+            whole = self.come(session, want)
+        return nbytes
+
+    def asked(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(session.decode(), want.what) for session, want in self.wants]
+
+
+def test_what_is_pulled_is_asked_for_until_it_is_whole() -> None:
+    story = Story().pull("a", (0, 0), 2 * LEAST + 1)
+    assert story.all("a") == 2 * LEAST + 1
+    assert story.ask(1.0).wants == []
+
+
+def test_the_way_of_a_session_is_tried_once() -> None:
+    story = Story().pull("a", (0, 0), 10).ask()
+    assert [(want.first, want.last) for _, want in story.wants] == [PROBE]
+    story.come("a", story.wants[0][1])
+    story.ask()
+    story.come("a", story.wants[0][1])
+    story.receiving.drop((0, 0))
+    story.pull("a", (0, 1), 10).ask()
+    assert [(want.first, want.last) for _, want in story.wants] == [(0, 10)]
+
+
+def test_a_session_sends_one_at_a_time_and_others_do_not_wait_for_it() -> None:
+    story = Story().pull("a", (0, 0), 10).pull("a", (0, 1), 10).pull("b", (0, 2), 10).ask()
+    assert story.asked() == [("a", (0, 0, 1)), ("b", (0, 2, 1))]
+    story.come("a", story.wants[0][1])
+    assert story.all("a") == 10
+    assert ("a", (0, 1, 1)) in story.ask().asked()
+
+
+def test_what_is_here_and_not_folded_in_has_a_bound() -> None:
+    story = Story(room=2 * LEAST)
+    for at, session in enumerate("abc"):
+        story.pull(session, (0, at), LEAST)
+    assert [session for session, _ in story.ask().asked()] == ["a", "b"]
+    for session, want in story.wants:
+        story.come(session.decode(), want)
+    story.all("a")
+    assert "c" not in [session for session, _ in story.ask().asked()]  # it is here, and waits for the learner
+    story.receiving.drop((0, 0))
+    assert story.receiving.held == LEAST
+    assert "c" in [session for session, _ in story.ask().asked()]
+
+
+def test_one_more_is_fetched_where_nothing_that_is_here_can_be_folded_in() -> None:
+    # all of it is meant for later versions, and what the next one waits for has no room: nothing would ever move
+    story = Story(room=LEAST).pull("a", (0, 0), LEAST)
+    story.all("a")
+    story.pull("b", (0, 1), LEAST).pull("c", (0, 2), LEAST)
+    assert story.ask(starved=False).wants == []
+    assert [session for session, _ in story.ask(starved=True).asked()] == ["b"]
+    assert [session for session, _ in story.ask(1.0, starved=True).asked()] == []
+
+
+def test_what_is_larger_than_the_room_goes_elsewhere_and_does_not_count() -> None:
+    story = Story(room=LEAST)
+    for at in range(LARGE + 1):
+        story.pull(f"actor {at}", (0, at), 2 * LEAST)
+    assert len(story.ask().wants) == LARGE
+    assert (story.receiving.held, story.receiving.large) == (0, LARGE)
+    story.receiving.drop((0, 0))
+    assert len(story.ask().wants) == 1
+
+
+def test_another_attempt_takes_the_place_of_the_last() -> None:
+    story = Story().pull("a", (0, 0), 10).ask()
+    story.pull("b", (0, 0), 10, attempt=2).ask()
+    assert story.asked() == [("b", (0, 0, 2))]
+    assert story.receiving.held == 10
+    assert story.receiving.came(b"a", Chunk((0, 0, 1), *PROBE), story.now) is None
+
+
+@pytest.mark.parametrize(
+    ("session", "what", "piece"),
+    [
+        (b"b", (0, 0, 1), (0, 10)),
+        (b"a", (0, 0, 2), (0, 10)),
+        (b"a", (0, 1, 1), (0, 10)),
+        (b"a", (0,), (0, 10)),
+        (b"a", (), (0, 10)),
+        (b"a", (0, 0, 1), (0, 9)),
+        (b"a", (0, 0, 1), (10, 0)),
+    ],
+)
+def test_what_was_not_asked_for_is_not_taken(session: bytes, what: tuple[int, ...], piece: tuple[int, int]) -> None:
+    story = Story().pull("a", (0, 0), 10).ask()
+    story.come("a", story.wants[0][1])
+    story.ask()
+    assert story.receiving.came(session, Chunk(what, *piece), story.now) is None
+    assert story.receiving.came(b"a", Chunk((0, 0, 1), 0, 10), story.now) is not None
+
+
+def test_after_a_cut_what_was_under_way_is_asked_for_again() -> None:
+    story = Story().pull("a", (0, 0), 2 * LEAST).ask()
+    story.come("a", story.wants[0][1])
+    before = story.ask(0.01).wants
+    story.receiving.cut(b"a")
+    assert story.ask(0.01).wants == before
+    story.receiving.cut(b"nobody")
+
+
+def test_what_does_not_move_is_told() -> None:
+    story = Story(room=LEAST).pull("a", (0, 0), LEAST).pull("b", (0, 1), LEAST).ask()
+    story.now += 5.0
+    assert story.receiving.stalled(story.now - 4.0) == [(0, 0)]  # the other waits for its turn, which is no fault of its own
+    story.come("a", story.wants[0][1])
+    assert story.receiving.stalled(story.now - 4.0) == []
+    assert story.receiving.to_go() == [(b"a", LEAST)]
+
+
+# Weights
+
+
+def weights(number: int) -> Bundle:
+    return Bundle.pack({"w": np.full(100, number, np.float32)})
+
+
+def test_weights_are_had_by_those_who_were_told_of_them() -> None:
+    serving = Serving()
+    serving.publish(1, weights(1), [b"a"])
+    assert serving.part(b"a", 1, 0, 400) is None
+    serving.begin(b"a", 1)
+    part = serving.part(b"a", 1, 40, 80)
+    assert part is not None
+    assert part.whole[part.first : part.last].view(np.float32).tolist() == [1.0] * 10
+    for first, last in ((-1, 10), (0, 401), (50, 40), (0, MOST + 1)):
+        assert serving.part(b"a", 1, first, last) is None
+
+
+def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
+    serving = Serving()
+    serving.publish(1, weights(1), [b"a"])
+    serving.begin(b"a", 1)
+    for version in (2, 3, 4):
+        serving.publish(version, weights(version), [b"a"])
+    assert serving.part(b"a", 1, 0, 4) is not None
+    serving.end(b"a", 2)  # an old word of another version
+    assert serving.part(b"a", 1, 0, 4) is not None
+    serving.end(b"a", 1)
+    assert serving.part(b"a", 1, 0, 4) is None
+    assert list(serving._versions) == [4]
+
+
+def test_a_version_goes_with_the_last_who_fetched_it() -> None:
+    serving = Serving()
+    serving.publish(1, weights(1), [b"a"])
+    serving.begin(b"a", 1)
+    serving.publish(2, weights(2), [])
+    assert list(serving._versions) == [2]
+
+
+def test_of_many_versions_those_go_first_that_nobody_asks_for_any_more() -> None:
+    serving, here = Serving(), [b"%d" % at for at in range(9)]
+    for version, session in enumerate(here):
+        serving.publish(version, weights(version), here)
+        serving.begin(session, version)
+        assert serving.part(b"0", 0, 0, 4) is not None  # slow, but it goes on
+    assert len(serving._versions) == KEPT + 1
+    assert serving.part(b"1", 1, 0, 4) is None
+    assert serving.part(b"8", 8, 0, 4) is not None
+
+
+# Where pieces wait
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path) -> None:
+    layout = Layout.of({"w": ("f4", (3 * LEAST // 4 + 5,)), "n": ("i8", (3,))})
+    whole = Bundle.zeros(layout)
+    whole["w"][...] = np.arange(whole["w"].size)
+    whole["n"][...] = (1, 2, 3)
+    store: Store = Frames() if kind == "memory" else Spool(tmp_path)
+    cuts = [0, LEAST, 2 * LEAST, 3 * LEAST, layout.nbytes]
+    for first, last in sorted(itertools.pairwise(cuts), reverse=True):
+        store.put(first, memoryview(whole.data[first:last]))
+    found = store.bundle(layout)
+    assert found.sha256() == whole.sha256()
+    assert sum(float(x.sum()) for _, x in found.blocks("f4")) == pytest.approx(
+        float(whole["w"].sum(dtype=np.float64)), rel=1e-6
+    )
+    assert list(tmp_path.iterdir()) == []  # a file without a name
+    store.close()
+    store.close()
+
+
+def test_a_folder_that_takes_no_file_is_trouble_to_be_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(DiskTrouble, match="cannot make a file for what comes in pieces"):
+        Spool(tmp_path / "missing")
