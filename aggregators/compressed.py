@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from shoal.aggregators import Aggregator, Durable
 from shoal.protocol.compress import Codec, Packed
 from shoal.protocol.errors import ProtocolError
+from shoal.protocol.exact import squares
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics
 
@@ -47,9 +47,10 @@ class Decompressed:
         if contribution.summed:
             raise ProtocolError("compressed contributions come one by one; this one is a sum")
         self.packed.unpack(work.bundle, self.unpacked)
-        if self.norm and (norm := _norm(self.unpacked)) > self.norm:
+        norm = math.sqrt(squares(self.unpacked))
+        if self.norm and norm > self.norm:
             raise ProtocolError(f"norm {norm:g} is above the bound of {self.norm:g}")
-        self.aggregator.fold(replace(contribution, work=replace(work, bundle=self.unpacked)))
+        self.aggregator.fold(replace(contribution, work=replace(work, bundle=self.unpacked), norm=norm))
 
     def step(self) -> Metrics:
         return self.aggregator.step()
@@ -59,9 +60,3 @@ class Decompressed:
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
         cast(Durable, self.aggregator).load(weights, state)
-
-
-def _norm(bundle: Bundle) -> float:
-    """Infinite where the square is beyond float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(sum(float(np.dot(x, x)) for x in (bundle.vector("f4"), bundle.vector("f8"))))

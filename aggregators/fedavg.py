@@ -78,7 +78,7 @@ class FedAvg:
         self.raw = torch.from_numpy(weights.copy().data).to(self.device)
         self.vectors = {dtype: segment(self.raw, self.layout, dtype) for dtype in averaged(self.layout)}
         self.trainable = _checked(trainable, averaged(self.layout).get("f4", 0))
-        self.sum, self.totals = make_sum(self.layout, self.device, deterministic)
+        self.sum = make_sum(self.layout, self.device, deterministic)
         self.unit = GRID if deterministic else 1.0
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.steps = 0
@@ -97,7 +97,7 @@ class FedAvg:
         if work.bundle is None:
             raise ProtocolError("a contribution to federated training holds a delta; this one holds no arrays")
         if not contribution.summed:
-            self.sum.add(work.bundle, self.weight_of(contribution))
+            self.sum.add(work.bundle, self.weight_of(contribution), contribution.norm)
         elif self.linear:
             self.sum.merge(work.bundle, work.weight)
         else:
@@ -117,6 +117,7 @@ class FedAvg:
         if not self.sum.weight:
             raise RuntimeError("step() with nothing folded in since the last one")
         examples, scale = self.sum.weight, self.unit / self.divisor()
+        self.totals = {dtype: torch.as_tensor(total) for dtype, total in self.sum.totals.items()}
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for where in self._blocks(0, self.trainable):
             square += self._learn(where, scale)

@@ -37,9 +37,9 @@ class DeviceSum:
     def weight(self) -> float:
         return self.gauge.weight
 
-    def add(self, bundle: Bundle, weight: float) -> None:
+    def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
         """One client's: one copy to the device, started here. Raises ProtocolError, nothing added, as PartialSum.add."""
-        weight = self.gauge.term(bundle, weight)
+        weight, _ = self.gauge.term(bundle, weight, norm)
         raw = self._road.bring(bundle)
         for dtype, total in self.totals.items():
             self._add(total, segment(raw, bundle.layout, dtype), weight)
@@ -119,13 +119,8 @@ def _write(bundle: Bundle, host: Tensor) -> None:
         at += piece.nbytes
 
 
-def make_sum(layout: Layout, device: torch.device, exact: bool) -> tuple[PartialSum | DeviceSum, dict[str, Tensor]]:
-    """A sum, and its totals as tensors."""
-    if device.type == "cpu":
-        host = PartialSum(layout, exact, TorchAdder())
-        return host, {dtype: torch.from_numpy(total) for dtype, total in host.totals.items()}
-    there = DeviceSum(layout, device, exact)
-    return there, there.totals
+def make_sum(layout: Layout, device: torch.device, exact: bool) -> PartialSum | DeviceSum:
+    return PartialSum(layout, exact, TorchAdder()) if device.type == "cpu" else DeviceSum(layout, device, exact)
 
 
 def segment(raw: Tensor, layout: Layout, dtype: str) -> Tensor:

@@ -52,8 +52,8 @@ TICK = Tick()
 class Finite:
     """The check of a contribution's numbers: a product that is odd is not finite."""
 
-    def amiss(self, bundle: Bundle, message: Contribute) -> str:
-        return "not finite" if bundle.data[0] & 1 else ""
+    def look(self, bundle: Bundle, message: Contribute) -> tuple[str, None]:
+        return "not finite" if bundle.data[0] & 1 else "", None
 
 
 @dataclass(frozen=True, slots=True)

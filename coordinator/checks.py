@@ -1,6 +1,7 @@
 """What a contribution's numbers must be before they touch the weights.
 
-The one idea: one pass. The dot product of a vector with itself is finite only if every element is, and it is the norm.
+The one idea: one pass. The dot product of a vector with itself is finite only if every element is, and it is the norm, which
+is handed on to whatever else needs it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shoal.protocol.exact import squares
 from shoal.protocol.grid import GRID, square
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
@@ -22,27 +24,27 @@ class Checks:
     norm: float = 0.0
     examples: float = 0.0
 
-    def amiss(self, bundle: Bundle, message: Contribute) -> str:
-        """Why it must not be folded in; "" if nothing is wrong with it."""
+    def look(self, bundle: Bundle, message: Contribute) -> tuple[str, float | None]:
+        """Why it must not be folded in, or ""; and the norm that Contribution.norm is, so that nobody has to look again.
+
+        None where it was not asked: sums are whole numbers, whose range is the sum's own to check.
+        """
         if self.examples and message.weight > self.examples:
-            return f"weight {message.weight:g} is above the cap of {self.examples:g}"
+            return f"weight {message.weight:g} is above the cap of {self.examples:g}", None
         if message.summed and not self.norm:
-            return ""  # whole numbers; their range is the sum's own to check
-        squares = _square_of_sum(bundle) if message.summed else _square(bundle)
-        if not math.isfinite(squares):
-            return "not finite (NaN or infinity) in its arrays"
-        norm = math.sqrt(squares) / (message.weight if message.summed else 1.0)
+            return "", None
+        norm = math.sqrt(_square_of_sum(bundle)) / message.weight if message.summed else math.sqrt(squares(bundle))
+        if not math.isfinite(norm):
+            return "not finite (NaN or infinity) in its arrays", None
         if self.norm and norm > self.norm:
-            return f"norm {norm:g} is above the bound of {self.norm:g}"
-        return ""
-
-
-def _square(bundle: Bundle) -> float:
-    return sum(square(x) for dtype in ("f4", "f8") for _, x in bundle.blocks(dtype))
+            return f"norm {norm:g} is above the bound of {self.norm:g}", None
+        return "", None if message.summed else norm
 
 
 def _square_of_sum(bundle: Bundle) -> float:
-    """Of sum(weight * delta) in the exact form: whole multiples of the grid, always finite."""
-    if "sum/f4" not in bundle:
+    """Of sum(weight * delta), the float32 entries. In the exact form these are whole multiples of the grid, always finite."""
+    place = bundle.layout.by_name.get("sum/f4")
+    if place is None:
         return 0.0
-    return sum(square(x.astype(np.float64)) for _, x in bundle.blocks_of("sum/f4")) * GRID**2
+    unit = GRID if place.dtype == "i8" else 1.0
+    return sum(square(x.astype(np.float64)) for _, x in bundle.blocks_of("sum/f4")) * unit**2

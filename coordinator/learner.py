@@ -116,12 +116,13 @@ class Learner:
         name = (fold.task.version, fold.task.index)
         if intake.bundle is None:
             return Unfit(name, "a contribution without arrays")
-        if fault := self.checks.amiss(intake.bundle, message):
+        fault, norm = self.checks.look(intake.bundle, message)
+        if fault:
             return Unfit(name, fault)
         work = Work(intake.bundle, message.weight, message.totals, message.samples)
         lag = fold.onto - message.made_from
         try:
-            self.aggregator.fold(Contribution(fold.clients, message.made_from, lag, work, message.summed))
+            self.aggregator.fold(Contribution(fold.clients, message.made_from, lag, work, message.summed, norm))
         except ValueError as unfit:  # what an aggregator raises for values it cannot take in; nothing was changed
             return Unfit(name, str(unfit))
         if self.recording is not None:

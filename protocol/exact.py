@@ -20,7 +20,9 @@ from shoal.protocol.grid import (
     BLOCK,
     GRID,
     LIMIT,
+    OFFSET,
     PLAIN_LIMIT,
+    SMALL,
     WEIGHT_GRID,
     WEIGHT_LIMIT,
     Adder,
@@ -71,14 +73,29 @@ def floats(vector: npt.NDArray[Any], dtype: str) -> Floats:
             return vector.astype(np.float64)
 
 
+AS_THEY_ARE = ("f4", "f8")
+"""The dtypes whose entries are looked at and added where they lie. All that a norm is of."""
+
+
 def entries(bundle: Bundle, dtype: str) -> Iterator[tuple[int, Floats]]:
     """All of one dtype as floats, a piece at a time: (index of its first, flat). Float32 and float64 as they lie in memory."""
+    return bundle.blocks(dtype) if dtype in AS_THEY_ARE else _converted(bundle, dtype)
+
+
+def _converted(bundle: Bundle, dtype: str) -> Iterator[tuple[int, Floats]]:
     for first, piece in bundle.blocks(dtype):
-        if dtype in ("f4", "f8"):
-            yield first, piece
-            continue
         for at in range(0, piece.size, BLOCK):
             yield first + at, floats(piece[at : at + BLOCK], dtype)
+
+
+def squares(bundle: Bundle, dtypes: Iterable[str] = AS_THEY_ARE) -> float:
+    """The sum of squares of all entries of these dtypes, in one pass. Not finite where an entry is not, or a square."""
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for dtype in dtypes:
+            for _, x in entries(bundle, dtype):
+                total += square(x)
+    return total
 
 
 class Gauge:
@@ -93,6 +110,7 @@ class Gauge:
         self.layout, self.exact, self.extent = layout, exact, extent
         self.sums = summed_layout(layout, exact)
         self.dtypes = tuple(averaged(layout))
+        self.converted = tuple(dtype for dtype in self.dtypes if dtype not in AS_THEY_ARE)
         self.limit = LIMIT if exact else PLAIN_LIMIT
         self.weight = 0.0
         self.reach = 0.0
@@ -100,15 +118,19 @@ class Gauge:
     def clear(self) -> None:
         self.weight = self.reach = 0.0
 
-    def term(self, bundle: Bundle, weight: float) -> float:
-        """Count one client's bundle in. Returns the weight to use."""
+    def term(self, bundle: Bundle, weight: float, norm: float | None = None) -> tuple[float, float]:
+        """Count one client's bundle in. Returns the weight to use, and how far from zero weight * bundle may reach.
+
+        norm: sqrt(squares(bundle)), where somebody has looked already; it spares a pass.
+        """
         _refuse_other(self.layout, bundle)
         weight = exact_weight(weight) if self.exact else plain_weight(weight)
-        reach = weight * bound(sum(square(x) for dtype in self.dtypes for _, x in entries(bundle, dtype)))
+        square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
+        reach = weight * bound(square)
         if not self.reach + reach <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
         self._count(weight, reach)
-        return weight
+        return weight, reach
 
     def partial(self, bundle: Bundle, weight: float) -> None:
         """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as PartialSum gives them."""
@@ -151,48 +173,84 @@ def _unfinite(bundle: Bundle) -> str:
     return next((name for name, whole in finite.items() if not whole), "an array")  # it may have changed since
 
 
-class PartialSum:
-    """The sum of weight * bundle over clients, for bundles of `layout`. Memory: 8 bytes an entry if exact, and 0.4 MB.
+class Sum:
+    """weight * bundle over clients, for bundles of `layout`, added up in whatever totals it is given.
 
     exact: the same bits in any order and grouping. Else plain floats, faster: the last bits depend on the order.
     adder: who does the additions; numpy, if None.
-    totals: dtype -> flat array of totals; views of the bundle that `bundle()` gives.
+    totals: dtype -> flat array: int64 in units of GRID if exact, else floats.
     """
 
     def __init__(self, layout: Layout, exact: bool = True, adder: Adder | None = None) -> None:
         self.gauge = Gauge(layout, exact, self._extent)
-        self._bundle = Bundle.zeros(self.gauge.sums)
-        self.totals = {dtype: self._bundle[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
-        adder = adder or Adder()
-        self._add = adder.exact if exact else adder.plain
+        self._totals: dict[str, npt.NDArray[Any]] = {}
+        self._adder = adder or Adder()
+        self._above = 0  # what every entry of the totals is too high, mod 2**64
 
     @property
     def weight(self) -> float:
         """The sum of the weights as they were used; it travels with the bundle, as Work.weight."""
         return self.gauge.weight
 
-    def add(self, bundle: Bundle, weight: float) -> None:
-        """One client's. Raises ProtocolError, nothing added, for another layout, NaN, an infinity or what is out of range."""
-        weight = self.gauge.term(bundle, weight)
-        for dtype, total in self.totals.items():
+    @property
+    def totals(self) -> Mapping[str, npt.NDArray[Any]]:
+        self._settle()
+        return self._totals
+
+    def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
+        """One client's. Raises ProtocolError, nothing added, for another layout, NaN, an infinity or what is out of range.
+
+        norm: as Gauge.term takes it.
+        """
+        weight, reach = self.gauge.term(bundle, weight, norm)
+        add = self._way(reach)
+        for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
-                self._add(total[first : first + x.size], x, weight)
+                add(total[first : first + x.size], x, weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
-        """Another partial sum's bundle and weight. Raises as `add`."""
+        """A partial sum's bundle and weight. Raises as `add`."""
         self.gauge.partial(bundle, weight)
-        for dtype, total in self.totals.items():
+        for dtype, total in self._totals.items():
             for first, its in bundle.blocks_of(f"sum/{dtype}"):
                 part = total[first : first + its.size]
                 np.add(part, its, part)
 
-    def bundle(self) -> Bundle:
-        """The sum as it travels: not a copy, so it changes with the next `add` and `clear`."""
-        return self._bundle
-
     def clear(self) -> None:
         self.gauge.clear()
-        self._bundle.data.fill(0)
+        self._above = 0
+        for total in self._totals.values():
+            total.fill(0)
+
+    def _way(self, reach: float) -> Callable[[npt.NDArray[Any], Floats, float], None]:
+        """The fastest for terms that reach so far."""
+        if not self.gauge.exact:
+            return self._adder.plain
+        if reach > SMALL:
+            return self._adder.exact
+        self._above += OFFSET
+        return self._adder.small
+
+    def _settle(self) -> None:
+        if above := self._above % 2**64:
+            for total in self._totals.values():
+                whole = total.view(np.uint64)
+                np.subtract(whole, np.uint64(above), whole)
+        self._above = 0
 
     def _extent(self) -> float:
-        return _largest(self._bundle, self._bundle.layout.segments) * (GRID if self.gauge.exact else 1.0)
+        return max(map(largest, self.totals.values()), default=0.0) * (GRID if self.gauge.exact else 1.0)
+
+
+class PartialSum(Sum):
+    """A sum that travels: its totals lie in a bundle of their own. Memory: 8 bytes an entry if exact, and 1.5 MB."""
+
+    def __init__(self, layout: Layout, exact: bool = True, adder: Adder | None = None) -> None:
+        super().__init__(layout, exact, adder)
+        self._bundle = Bundle.zeros(self.gauge.sums)
+        self._totals = {dtype: self._bundle[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
+
+    def bundle(self) -> Bundle:
+        """The sum as it travels: not a copy, so it changes with the next `add` and `clear`."""
+        self._settle()
+        return self._bundle

@@ -54,7 +54,8 @@ class Work:
 class Contribution:
     """A Work as an aggregator sees it: `lag` versions old when it is folded in.
 
-    summed: bundle holds sum(weight * delta) over `clients` in the "exact" form (int64) of protocol/exact.py.
+    summed: bundle holds sum(weight * delta) over `clients` in a form of protocol/exact.py.
+    norm: the L2 norm of the bundle's float32 and float64 entries, finite, where whoever checked it has it already.
     """
 
     clients: tuple[int, ...]
@@ -62,3 +63,4 @@ class Contribution:
     lag: int
     work: Work
     summed: bool = False
+    norm: float | None = None

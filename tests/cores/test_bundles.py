@@ -142,7 +142,7 @@ def test_pieces_may_be_read_from_a_file_into_one_buffer_for_all(tmp_path: Path) 
 
 
 def judged(bundle: Bundle, checks: Checks) -> str:
-    return checks.amiss(bundle, Contribute((0, 0), 0, 0, 2.0, bundle.layout.digest, False, {}, {}, 0.0, 0.0))
+    return checks.look(bundle, Contribute((0, 0), 0, 0, 2.0, bundle.layout.digest, False, {}, {}, 0.0, 0.0))[0]
 
 
 def test_a_contribution_in_pieces_is_judged_as_a_whole_one() -> None:

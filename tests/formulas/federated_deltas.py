@@ -47,8 +47,16 @@ def vector(values: Sequence[float] | np.ndarray[Any, Any]) -> Bundle:
     return Bundle.pack({"w": np.asarray(values, np.float32)})
 
 
-def contribution(bundle: Bundle, weight: float = 1.0, *, lag: int = 0, client: int = 0, summed: bool = False) -> Contribution:
-    return Contribution((client,), 0, lag, Work(bundle, weight), summed)
+def contribution(
+    bundle: Bundle,
+    weight: float = 1.0,
+    *,
+    lag: int = 0,
+    client: int = 0,
+    summed: bool = False,
+    norm: float | None = None,
+) -> Contribution:
+    return Contribution((client,), 0, lag, Work(bundle, weight), summed, norm)
 
 
 def term(weight: float, x: float) -> int:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.aggregators.summing import DeviceSum
-from shoal.envs.adding import SMALL, TorchAdder
+from shoal.envs.adding import TorchAdder
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.exact import PartialSum, floats, summed_layout
-from shoal.protocol.grid import BLOCK, GRID, LIMIT, WEIGHT_LIMIT, Adder, exact_weight
+from shoal.protocol.exact import AS_THEY_ARE, PartialSum, floats, squares, summed_layout
+from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, SMALL, STRETCH, WEIGHT_LIMIT, Adder, exact_weight
 from shoal.protocol.layout import Bundle, Layout, Scattered
 
 ENTRIES = st.floats(-1e3, 1e3, width=32)
@@ -123,7 +123,7 @@ def test_torch_sums_what_came_in_pieces_without_joining_it(exact):
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, 7.0])
-@pytest.mark.parametrize("size", [5, SMALL - 1, SMALL, 3 * SMALL + 1])
+@pytest.mark.parametrize("size", [5, 2**14 - 1, 2**14, 50_001])
 def test_torch_adds_plain_sums_as_numpy_does_but_for_the_last_bit(size, weight):
     x, start = (np.random.default_rng(i).normal(size=size).astype(np.float32) for i in range(2))
     x.flags.writeable = False
@@ -134,7 +134,7 @@ def test_torch_adds_plain_sums_as_numpy_does_but_for_the_last_bit(size, weight):
     np.testing.assert_allclose(ours, start + x.astype(np.float64) * weight, rtol=0, atol=2.0**-21 * weight + 2.0**-22)
 
 
-@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, STRETCH, 2 * STRETCH + 3])
 @pytest.mark.parametrize("exact", [True, False])
 def test_blocks_leave_no_seam(size, exact):
     x = np.random.default_rng(size).normal(size=size).astype(np.float32)
@@ -152,6 +152,89 @@ def test_a_term_half_way_between_two_grid_points_goes_to_the_even_one():
     total = PartialSum(vector([0, 0, 0, 0]).layout)
     total.add(vector(np.array([0.5, 1.5, -0.5, -2.5]) * GRID), 1.0)
     assert total.totals["f4"].tolist() == [0, 2, 0, -2]
+
+
+SINGLES = st.floats(-SMALL, SMALL, width=32, allow_subnormal=True) | st.integers(-(2**24), 2**24).map(lambda n: n / 2**33)
+
+
+def both_ways(values: list[float], weight: float, dtype: str = "f4") -> tuple[list[int], list[int]]:
+    """Units of the grid, by the way for any term and by the one for small terms."""
+    x = np.asarray(values, dtype)
+    plain, fast = np.zeros(x.size, np.int64), np.zeros(x.size, np.int64)
+    Adder().exact(plain, x, weight)
+    Adder().small(fast, x, weight)
+    return plain.tolist(), (fast.view(np.uint64) - np.uint64(OFFSET)).view(np.int64).tolist()
+
+
+@given(st.lists(SINGLES, min_size=1, max_size=8), WEIGHTS | st.sampled_from([2.0**-20, 1.0, 2.0**33]))
+def test_small_terms_are_rounded_as_all_are(values, weight):
+    weight = exact_weight(weight)
+    values = [x for x in values if abs(weight * x) <= SMALL] or [0.0]
+    plain, fast = both_ways(values, weight)
+    assert plain == fast == [term(weight, x) for x in values]
+
+
+@given(st.lists(st.floats(-SMALL, SMALL), min_size=1, max_size=8), st.integers(1, 1000).map(float))
+def test_small_terms_of_float64_are_too(values, weight):
+    plain, fast = both_ways([x / weight for x in values], weight, "f8")
+    assert plain == fast
+
+
+def test_ties_edges_and_the_smallest_numbers_are_rounded_as_all_are():
+    halves = [(n + 0.5) * GRID for n in (-5, -2, -1, 0, 1, 2, 7, 2**22 - 1, -(2**22))]
+    edges = [SMALL, -SMALL, float(np.nextafter(np.float32(SMALL), np.float32(0))), 2.0**-149, -(2.0**-140), -0.0, 0.49 * GRID]
+    plain, fast = both_ways([*halves, *edges], 1.0)
+    assert plain == fast == [term(1.0, x) for x in [*halves, *edges]]
+    assert fast[:9] == [-4, -2, 0, 0, 2, 2, 8, 2**22, -(2**22)]
+    assert fast[9:11] == [2**51, -(2**51)]
+
+
+def test_a_sum_of_small_and_large_terms_has_the_bits_of_its_definition():
+    terms = [([0.3, -1e-9, 7.5], 3.0), ([2.0**19, -(2.0**20), 1.0], 1.0), ([1e-3, 5.0, -0.1], 250.0), ([-9e8, 3.0, 2.0], 1.0)]
+    total, other = PartialSum(vector([0, 0, 0]).layout), PartialSum(vector([0, 0, 0]).layout)
+    for x, weight in terms * 300:
+        total.add(vector([n / 300 for n in x]), weight)
+        other.add(vector([0.125, 0.25, -0.5]), 2.0)
+    total.merge(other.bundle(), other.weight)
+    expected = [
+        300 * (sum(term(weight, np.float32(x[i] / 300)) for x, weight in terms) + 4 * term(2.0, y))
+        for i, y in enumerate([0.125, 0.25, -0.5])
+    ]
+    assert total.bundle()["sum/f4"].tolist() == total.totals["f4"].tolist() == expected
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_norm_that_is_known_spares_a_look_and_changes_no_bit(exact, monkeypatch):
+    looked: list[str] = []
+
+    def squares_and_says(bundle, dtypes=AS_THEY_ARE):
+        looked.extend(dtypes)
+        return squares(bundle, dtypes)
+
+    monkeypatch.setattr("shoal.protocol.exact.squares", squares_and_says)
+    one, other = PartialSum(LAYOUT, exact), PartialSum(LAYOUT, exact)
+    for i in range(3):
+        bundle = random_bundle(i)
+        norm = math.sqrt(squares(bundle))
+        other.add(bundle, 1.5, norm)
+        assert looked == ["i8", "f2", "bf16"]
+        one.add(bundle, 1.5)
+        looked.clear()
+    assert one.bundle().sha256() == other.bundle().sha256()
+    assert one.gauge.reach == pytest.approx(other.gauge.reach, rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_norm_that_is_no_number_is_looked_into(norm):
+    total = PartialSum(LAYOUT)
+    total.add(random_bundle(1), 1.0, norm)
+    bad = random_bundle(2)
+    bad["double"][1] = math.nan
+    with pytest.raises(ProtocolError, match=r"'double' .* NaN"):
+        total.add(bad, 1.0, norm)
+    bad["half"][1] = math.nan
+    with pytest.raises(ProtocolError, match=r"'half' .* NaN"):
+        total.add(bad, 1.0, 3.0)  # halves are none of the norm's business, but the sum's
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -1,0 +1,79 @@
+"""Facts about how often a contribution's numbers are read on their way into the weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal.aggregators.fedavg import FedAvg
+from shoal.coordinator.checks import Checks
+from shoal.coordinator.events import Fold, Folded, Step, Stepped, Unfit
+from shoal.coordinator.learner import Intake, Learner
+from shoal.protocol.exact import PartialSum, squares
+from shoal.protocol.layout import Bundle
+from shoal.protocol.messages import Contribute
+from shoal.protocol.work import Task
+
+START = Bundle.pack({"w": np.zeros(5, np.float32), "n": np.zeros(2), "half": np.zeros(3, np.float16)})
+
+
+def delta(value: float) -> Bundle:
+    return Bundle.pack({name: np.full(array.shape, value) for name, array in START.items()}, START.layout)
+
+
+def intake(bundle: Bundle, weight: float = 2.0, index: int = 0, summed: bool = False) -> Intake:
+    message = Contribute((0, index), 0, 0, weight, bundle.layout.digest, summed, {}, {}, 0.0, 0.0)
+    return Intake(Fold(Task(0, index, (index,)), (index,), message, 0), bundle)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("bound", [0.0, 100.0])
+def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
+    deterministic: bool, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def noted(bundle: Bundle, dtypes: Iterable[str] = ("f4", "f8")) -> float:
+        looked.extend(dtypes)
+        return squares(bundle, dtypes)
+
+    monkeypatch.setattr("shoal.coordinator.checks.squares", noted)
+    monkeypatch.setattr("shoal.protocol.exact.squares", noted)
+    learner = Learner(FedAvg(START, deterministic=deterministic), Checks(norm=bound), time.monotonic)
+    learner.put([intake(delta(0.5)), Step(1, 0, 0)])
+    assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
+    assert sorted(looked) == ["f2", "f4", "f8"]
+    assert learner.newest[1]["w"].tolist() == [0.5] * 5
+
+
+def said(checks: Checks, *jobs: Any) -> list[str]:
+    learner = Learner(FedAvg(START), checks, time.monotonic)
+    learner.put(jobs)
+    return [outcome.reason for outcome in learner.outcomes if isinstance(outcome, Unfit)]
+
+
+def test_what_is_out_of_bounds_is_refused_with_number_and_bound() -> None:
+    norm = 0.5 * math.sqrt(7)
+    assert said(Checks(norm=1.01 * norm, examples=2.0), intake(delta(0.5))) == []
+    [why] = said(Checks(norm=0.99 * norm), intake(delta(0.5)))
+    assert why == f"norm {norm:g} is above the bound of {0.99 * norm:g}"
+    [why] = said(Checks(examples=1.5), intake(delta(0.5)))
+    assert why == "weight 2 is above the cap of 1.5"
+    [why] = said(Checks(), intake(delta(math.nan)))
+    assert why == "not finite (NaN or infinity) in its arrays"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_norm_of_a_sum_is_that_of_its_mean(exact: bool) -> None:
+    part = PartialSum(START.layout, exact)
+    for weight in (2.0, 6.0):
+        part.add(delta(0.5), weight)
+    message = intake(part.bundle(), part.weight, summed=True).fold.message
+    norm = 0.5 * math.sqrt(5)  # of float32 entries
+    assert Checks().look(part.bundle(), message) == Checks(norm=1.001 * norm).look(part.bundle(), message) == ("", None)
+    assert Checks(norm=0.999 * norm).look(part.bundle(), message)[0].startswith(f"norm {norm:g} is above")
