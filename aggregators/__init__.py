@@ -20,7 +20,7 @@ class Aggregator(Protocol):
     linear: ClassVar[bool]
 
     def weights(self) -> Bundle:
-        """A copy of the current weights: later steps leave it alone."""
+        """The current weights, read-only: later steps leave them alone for as long as anybody holds them, or a view of them."""
         ...
 
     def fold(self, contribution: Contribution) -> None:

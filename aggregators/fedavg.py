@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shoal.aggregators.summing import BLOCKS, make_sum, segment
+from shoal.aggregators.buffers import Weights
+from shoal.aggregators.summing import BLOCKS, Turning, make_sum, segment
 from shoal.envs.flat import as_tensor
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import averaged
 from shoal.protocol.grid import GRID
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Metrics
 
 
@@ -58,7 +59,8 @@ class FedAvg:
     mean rounded to a whole number; u1 and b1 entries stay. Arithmetic is float64 on a block at a time, rounded once.
 
     deterministic: the same bits whatever the order of arrival and who summed what (protocol/grid.py); else plain float32
-    sums, faster. Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment.
+    sums, faster. Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment; exact, the
+    weights once more while others look at those before. A plain total turns into the next weights where it is.
     Raises UserError for a setting out of range.
     """
 
@@ -75,10 +77,9 @@ class FedAvg:
         deterministic: bool = True,
     ) -> None:
         self.layout, self.device, self.rule = weights.layout, torch.device(device), rule or Scaled(lr)
-        self.raw = torch.from_numpy(weights.copy().data).to(self.device)
-        self.vectors = {dtype: segment(self.raw, self.layout, dtype) for dtype in averaged(self.layout)}
+        self.current = Weights(weights, self.device)
         self.trainable = _checked(trainable, averaged(self.layout).get("f4", 0))
-        self.sum = make_sum(self.layout, self.device, deterministic)
+        self.sum = make_sum(self.current, self.device, deterministic)
         self.unit = GRID if deterministic else 1.0
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.steps = 0
@@ -87,9 +88,7 @@ class FedAvg:
         }
 
     def weights(self) -> Bundle:
-        out = Bundle.zeros(self.layout)
-        as_tensor(out.data).copy_(self.raw)
-        return out
+        return self.current.bundle()
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, nothing added, for another layout, NaN, infinities, and what is out of grid.py's range."""
@@ -112,46 +111,48 @@ class FedAvg:
     def step(self) -> Metrics:
         """Returns examples (the sum of weights) and update_norm (L2, of the trainable entries' move).
 
-        Raises RuntimeError with nothing folded in.
+        Raises RuntimeError with nothing folded in; and where the sum holds what was not counted into it, so that arrays must
+        have changed between check and sum: neither NaN nor anything larger than what was counted is ever published.
         """
         if not self.sum.weight:
             raise RuntimeError("step() with nothing folded in since the last one")
-        examples, scale = self.sum.weight, self.unit / self.divisor()
-        self.totals = {dtype: torch.as_tensor(total) for dtype, total in self.sum.totals.items()}
+        move = Move(self.current.raw, self._spare(), self.layout, self.sum.totals, self.unit / self.divisor(), self.block)
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for where in self._blocks(0, self.trainable):
-            square += self._learn(where, scale)
-        for dtype, vector in self.vectors.items():
-            for where in self._blocks(self.trainable if dtype == "f4" else 0, len(vector)):
-                self._average(dtype, where, scale)
+            square += self._learn(move, where)
+        for dtype in self.sum.totals:
+            for where in self._blocks(self.trainable if dtype == "f4" else 0, len(move.after[dtype])):
+                self._average(move, dtype, where)
+        if not float(move.most) * self.divisor() <= 2 * self.sum.gauge.reach:  # twice: for what rounding adds
+            raise RuntimeError("a sum holds more than was counted into it: a contribution changed while it was folded in")
+        examples = self.sum.weight
+        self.current.become(move.finished())
         self._clear()
         self.steps += 1
         return {"examples": examples, "update_norm": math.sqrt(float(square))}
 
+    def _spare(self) -> Tensor:
+        return self.sum.turn() if isinstance(self.sum, Turning) else self.current.spare()
+
     def _blocks(self, first: int, last: int) -> Iterator[slice]:
         return (slice(start, min(start + self.block, last)) for start in range(first, last, self.block))
 
-    def _mean(self, dtype: str, where: slice, scale: float) -> Tensor:
-        """float64, a tensor of its own."""
-        return self.totals[dtype][where].to(torch.float64, copy=True).mul_(scale)
-
-    def _learn(self, where: slice, scale: float) -> Tensor:
+    def _learn(self, move: Move, where: slice) -> Tensor:
         """Move trainable entries by the rule; the squared length of the move."""
         held = [moment[where] for moment in self.moments.values()]
-        update, *new = self.rule(self._mean("f4", where, scale), *(moment.double() for moment in held))
+        update, *new = self.rule(move.mean("f4", where), *(moment.double() for moment in held))
         for moment, value in zip(held, new, strict=True):
             moment.copy_(value)
-        square = (update * update).sum()
-        w = self.vectors["f4"][where]
-        w.copy_(update.add_(w))
+        square = update.dot(update)
+        move.after["f4"][where] = update.add_(move.before["f4"][where])
         return square
 
-    def _average(self, dtype: str, where: slice, scale: float) -> None:
-        w, mean = self.vectors[dtype][where], self._mean(dtype, where, scale)
-        if w.dtype.is_floating_point:
-            w.copy_(mean.add_(w))
+    def _average(self, move: Move, dtype: str, where: slice) -> None:
+        before, mean = move.before[dtype][where], move.mean(dtype, where)
+        if before.dtype.is_floating_point:
+            move.after[dtype][where] = mean.add_(before)
         else:
-            w.add_(mean.round_().to(w.dtype))
+            move.after[dtype][where] = before + mean.round_().to(before.dtype)
 
     def _clear(self) -> None:
         self.sum.clear()
@@ -173,11 +174,42 @@ class FedAvg:
             if name not in state or state[name].shape != shape:
                 found = f"shape {list(state[name].shape)}" if name in state else "nothing"
                 raise ValueError(f"saved state: {name!r} must have shape {list(shape)}, found {found}")
-        self.raw.copy_(as_tensor(weights.data))
+        self.current.load(weights)
         self.steps = int(state["steps"])
         for name, moment in self.moments.items():
             moment.copy_(as_tensor(state[name]))
         self._clear()
+
+
+class Move:
+    """From the weights in `raw` to the next ones in `spare`, which may be the same memory, by a sum's mean.
+
+    before, after: dtype -> all its entries, flat. most: the largest |mean| so far, on the device; NaN once there was one.
+    block: as many entries are worked on at once, in memory that serves for all: what is asked for anew costs page faults.
+    """
+
+    def __init__(self, raw: Tensor, spare: Tensor, layout: Layout, totals: Mapping[str, Any], scale: float, block: int) -> None:
+        self.raw, self.spare, self.layout, self.scale = raw, spare, layout, scale
+        self.before = {dtype: segment(raw, layout, dtype) for dtype in layout.segments}
+        self.after = {dtype: segment(spare, layout, dtype) for dtype in layout.segments}
+        self.totals = {dtype: torch.as_tensor(total) for dtype, total in totals.items()}
+        self.most = torch.zeros((), dtype=torch.float64, device=raw.device)
+        entries = max(map(len, self.totals.values()), default=0)
+        self._mean = torch.empty(min(block, entries), dtype=torch.float64, device=raw.device)
+
+    def mean(self, dtype: str, where: slice) -> Tensor:
+        """float64, to be changed at will; good until the next is asked for."""
+        mean = self._mean[: where.stop - where.start].copy_(self.totals[dtype][where]).mul_(self.scale)
+        low, high = mean.aminmax()
+        self.most = torch.maximum(self.most, torch.maximum(high, -low))
+        return mean
+
+    def finished(self) -> Tensor:
+        """The next weights, with what has no mean as it was."""
+        if self.spare is not self.raw:
+            for dtype in self.before.keys() - self.totals.keys():
+                self.after[dtype].copy_(self.before[dtype])
+        return self.spare
 
 
 def _checked(trainable: int | None, entries: int) -> int:

@@ -12,14 +12,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from shoal.aggregators.buffers import Weights
 from shoal.envs.adding import TorchAdder
 from shoal.envs.flat import TORCH_DTYPES, as_tensor
-from shoal.protocol.exact import Gauge, PartialSum
+from shoal.protocol.exact import PLAIN_TOTALS, Gauge, PartialSum, Sum, averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
 
-BLOCKS: Mapping[str, int] = {"cpu": 2**15, "cuda": 2**22}
-"""Elements worked on at once: what a core's cache holds, and enough to fill a GPU. No temporary is as large as a model."""
+BLOCKS: Mapping[str, int] = {"cpu": 2**17, "cuda": 2**22}
+"""Elements worked on at once: what caches hold, and enough to fill a GPU. No temporary is as large as a model."""
 
 
 class DeviceSum:
@@ -119,8 +120,49 @@ def _write(bundle: Bundle, host: Tensor) -> None:
         at += piece.nbytes
 
 
-def make_sum(layout: Layout, device: torch.device, exact: bool) -> PartialSum | DeviceSum:
-    return PartialSum(layout, exact, TorchAdder()) if device.type == "cpu" else DeviceSum(layout, device, exact)
+class Turning(Sum):
+    """A plain sum on the host that becomes the next weights where it is: float32 and float64 totals lie in a buffer of the
+    weights' own layout, which is taken for the first contribution after a step; the other totals lie beside it."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights.layout, False, TorchAdder())
+        self._buffers = weights.buffers
+        self._raw: Tensor | None = None
+        sizes = averaged(weights.layout)
+        others = {dtype: (PLAIN_TOTALS[dtype], (sizes[dtype],)) for dtype in self.gauge.converted}
+        self._beside = dict(Bundle.zeros(Layout.of(others)).items())
+
+    def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
+        self._begin()
+        super().add(bundle, weight, norm)
+
+    def merge(self, bundle: Bundle, weight: float) -> None:
+        self._begin()
+        super().merge(bundle, weight)
+
+    def turn(self) -> Tensor:
+        """The buffer, to be made the next weights. The totals in it are good until the sum is cleared."""
+        raw, self._raw = self._begin(), None
+        return raw
+
+    def clear(self) -> None:
+        if self._raw is not None:
+            super().clear()
+        self.gauge.clear()
+
+    def _begin(self) -> Tensor:
+        if self._raw is None:
+            self._raw = self._buffers.take()
+            within = Bundle(self.gauge.layout, self._raw.numpy())
+            self._totals = {**{dtype: within.vector(dtype) for dtype in self.gauge.dtypes}, **self._beside}
+            super().clear()
+        return self._raw
+
+
+def make_sum(weights: Weights, device: torch.device, exact: bool) -> PartialSum | Turning | DeviceSum:
+    if device.type != "cpu":
+        return DeviceSum(weights.layout, device, exact)
+    return PartialSum(weights.layout) if exact else Turning(weights)
 
 
 def segment(raw: Tensor, layout: Layout, dtype: str) -> Tensor:

@@ -4,8 +4,11 @@ The one idea: a slot has one owner at a time, and a token in a control message i
 copied nowhere between the worker that makes it and the sum that it is folded into.
 
 What lies in a ring stays under the actor's control until it is folded: an actor that breaks the rules, or is broken, can
-change it at any time. The coordinator therefore reads each element once, and judges (finite? how long?) what it folded or on
-the same pass, never first the one and then the other; where that cannot be, it copies first.
+change it at any time, so between the look that judges it (coordinator/checks.py) and the pass that adds it too. What was
+judged is therefore not believed of what was added: a sum counts how far its entries may reach, and a step whose sum holds
+NaN, or more than was counted, ends the run and publishes nothing (aggregators/fedavg.py). Within that, such an actor sends
+whatever numbers it likes, as every client can, beyond a norm bound too; it is a process of the coordinator's own user, who
+could do worse. Where a bound must hold against it, arrays go by the socket.
 """
 
 from __future__ import annotations
