@@ -6,6 +6,7 @@ The one idea: the same function serves an actor process and the plain loop, so t
 from __future__ import annotations
 
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from shoal.actors import Worker
 from shoal.actors.session import Run
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
+from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute, Failed
 from shoal.protocol.work import Work
@@ -38,7 +40,7 @@ def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: flo
     try:
         hand = worker()
         stage = run.task.kind
-        total = PartialSum(weights.layout, run.exact) if run.summed else None
+        total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
             work = hand.run(weights, client, run.task)
             if work.bundle is None and stage == "train":
@@ -52,6 +54,15 @@ def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: flo
         return Product(_failed(run, client, stage, raised))
     weight = works[0].weight if total is None else total.weight
     return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
+
+
+def _adder() -> Adder:
+    """torch's where a worker has brought torch in: it adds plain sums in half the time."""
+    if "torch" not in sys.modules:
+        return Adder()
+    from shoal.envs.adding import TorchAdder
+
+    return TorchAdder()
 
 
 def _contribute(

@@ -27,12 +27,11 @@ class DeviceSum:
     """As PartialSum, with the totals on a device. totals: dtype -> flat tensor: int64 if exact, else floats."""
 
     def __init__(self, layout: Layout, device: torch.device, exact: bool = True) -> None:
-        self.gauge = Gauge(layout, exact, self._extent)
+        self.gauge = Gauge(layout, exact)
         self._raw = torch.zeros(self.gauge.sums.nbytes, dtype=torch.uint8, device=device)
         self.totals = {dtype: view(self._raw, self.gauge.sums, f"sum/{dtype}") for dtype in self.gauge.dtypes}
         self._block = BLOCKS.get(device.type, BLOCKS["cuda"])
         self._road = Road(max(layout.nbytes, self.gauge.sums.nbytes), device)
-        self._add = self._exact if exact else self._plain
 
     @property
     def weight(self) -> float:
@@ -40,14 +39,15 @@ class DeviceSum:
 
     def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
         """One client's: one copy to the device, started here. Raises ProtocolError, nothing added, as PartialSum.add."""
-        weight, _ = self.gauge.term(bundle, weight, norm)
+        weight, _ = self.gauge.term(bundle, weight, norm, self._extent)
         raw = self._road.bring(bundle)
+        add = self._exact if self.gauge.exact else self._plain
         for dtype, total in self.totals.items():
-            self._add(total, segment(raw, bundle.layout, dtype), weight)
+            add(total, segment(raw, bundle.layout, dtype), weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
         """A partial sum's bundle and weight."""
-        self.gauge.partial(bundle, weight)
+        self.gauge.partial(bundle, weight, self._extent)
         raw = self._road.bring(bundle)
         for dtype, total in self.totals.items():
             total.add_(view(raw, bundle.layout, f"sum/{dtype}"))

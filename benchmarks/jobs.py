@@ -51,7 +51,7 @@ class Sums(Federated):
 
 def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_000, **settings: Any) -> Federated:
     """Federated averaging of `floats` float32 where clients do nothing. sums: actors send sums over their clients; else each
-    client's contribution travels by itself."""
+    client's contribution travels by itself. Sums are exact, own contributions plain, unless `deterministic` says otherwise."""
     job = Sums(
         worker=NoOp,
         weights=lambda: {"w": np.zeros(floats, np.float32)},
@@ -59,9 +59,8 @@ def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_
         clients=clients,
         cohort=cohort,
         rounds=rounds,
-        deterministic=sums,
         eval_every=0,
-        **{"journal": "off", "snapshot_every": 1e9, **settings},
+        **{"journal": "off", "snapshot_every": 1e9, "deterministic": sums, **settings},
     )
     job.sums = sums
     return job

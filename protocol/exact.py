@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -98,16 +98,20 @@ def squares(bundle: Bundle, dtypes: Iterable[str] = AS_THEY_ARE) -> float:
     return total
 
 
+Extent: TypeAlias = Callable[[], float]
+
+
 class Gauge:
     """How much weight a sum holds, and how far from zero its entries may be: decides before anything is added.
 
     The cheap bound |x|_2 serves while it suffices; where it does not, what is really there is looked at.
-    extent: how far from zero the entries of the sum are now.
+    extent, wherever it is asked for: () -> how far from zero the entries of the sum are now. (Not kept: a sum that was held by
+    its own gauge would keep its memory until the collector comes by.)
     All methods raise ProtocolError, with nothing counted, for what must not be added.
     """
 
-    def __init__(self, layout: Layout, exact: bool, extent: Callable[[], float]) -> None:
-        self.layout, self.exact, self.extent = layout, exact, extent
+    def __init__(self, layout: Layout, exact: bool) -> None:
+        self.layout, self.exact = layout, exact
         self.sums = summed_layout(layout, exact)
         self.dtypes = tuple(averaged(layout))
         self.converted = tuple(dtype for dtype in self.dtypes if dtype not in AS_THEY_ARE)
@@ -118,10 +122,10 @@ class Gauge:
     def clear(self) -> None:
         self.weight = self.reach = 0.0
 
-    def term(self, bundle: Bundle, weight: float, norm: float | None = None) -> tuple[float, float]:
+    def term(self, bundle: Bundle, weight: float, norm: float | None, extent: Extent) -> tuple[float, float]:
         """Count one client's bundle in. Returns the weight to use, and how far from zero weight * bundle may reach.
 
-        norm: sqrt(squares(bundle)), where somebody has looked already; it spares a pass.
+        norm: sqrt(squares(bundle)), where somebody has looked already; it spares a pass. None: not known.
         """
         _refuse_other(self.layout, bundle)
         weight = exact_weight(weight) if self.exact else plain_weight(weight)
@@ -129,18 +133,21 @@ class Gauge:
         reach = weight * bound(square)
         if not self.reach + reach <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
-        self._count(weight, reach)
+        self._count(weight, reach, extent)
         return weight, reach
 
-    def partial(self, bundle: Bundle, weight: float) -> None:
+    def partial(self, bundle: Bundle, weight: float, extent: Extent) -> None:
         """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as PartialSum gives them."""
         _refuse_other(self.sums, bundle)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
-        self._count(plain_weight(weight), _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0))
+        reach = math.inf if self.exact else bound(squares(bundle, self.sums.segments))
+        if not self.reach + reach <= self.limit:
+            reach = _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0)
+        self._count(plain_weight(weight), reach, extent)
 
-    def _count(self, weight: float, reach: float) -> None:
-        before = self.reach if self.reach + reach <= self.limit else self.extent()
+    def _count(self, weight: float, reach: float, extent: Extent) -> None:
+        before = self.reach if self.reach + reach <= self.limit else extent()
         if not before + reach <= self.limit:
             raise ProtocolError(
                 f"a contribution whose weighted entries reach {reach:.3g} on top of a sum that reaches {before:.3g} may pass "
@@ -182,7 +189,7 @@ class Sum:
     """
 
     def __init__(self, layout: Layout, exact: bool = True, adder: Adder | None = None) -> None:
-        self.gauge = Gauge(layout, exact, self._extent)
+        self.gauge = Gauge(layout, exact)
         self._totals: dict[str, npt.NDArray[Any]] = {}
         self._adder = adder or Adder()
         self._above = 0  # what every entry of the totals is too high, mod 2**64
@@ -202,7 +209,7 @@ class Sum:
 
         norm: as Gauge.term takes it.
         """
-        weight, reach = self.gauge.term(bundle, weight, norm)
+        weight, reach = self.gauge.term(bundle, weight, norm, self._extent)
         add = self._way(reach)
         for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
@@ -210,7 +217,7 @@ class Sum:
 
     def merge(self, bundle: Bundle, weight: float) -> None:
         """A partial sum's bundle and weight. Raises as `add`."""
-        self.gauge.partial(bundle, weight)
+        self.gauge.partial(bundle, weight, self._extent)
         for dtype, total in self._totals.items():
             for first, its in bundle.blocks_of(f"sum/{dtype}"):
                 part = total[first : first + its.size]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -344,6 +346,19 @@ def test_bytes_and_masks_do_not_travel_in_sums():
         "sum/f8": "f8",
         "sum/i8": "f8",
     }
+
+
+@pytest.mark.parametrize("make", [PartialSum, lambda layout: DeviceSum(layout, torch.device("cpu"))])
+def test_the_memory_of_a_sum_is_free_as_soon_as_nobody_holds_it(make):
+    total = make(LAYOUT)
+    total.add(random_bundle(1), 2.0)
+    gone = weakref.ref(total)
+    gc.disable()
+    try:
+        del total
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_cleared_sum_starts_from_nothing():
