@@ -70,6 +70,7 @@ class FederatedSettings:
     eval_every: int = option(10, "rounds between central evaluations (0: only at the end)", least=0)
     eval_cohort: int = option(0, "clients that evaluate as well (0: none)", least=0)
     norm_bound: float = option(0.0, "largest norm of a client's delta (0: any)", least=0)
+    norm_factor: float = option(0.0, "the same, as a multiple of the median of recent norms (0: any)", least=0)
     max_examples: float = option(0.0, "largest weight of a client (0: any)", least=0)
     partial_sums: bool = option(True, "an actor sends one sum over its clients, where nothing needs each client's own")
     deterministic: bool = option(True, "the same bits for any number of actors and any order of arrival")
@@ -143,8 +144,8 @@ class Federated:
     @property
     def summed(self) -> bool:
         s = self.settings
-        each = self.streams or s.compress != "none" or s.norm_bound > 0 or s.max_examples > 0  # needs each client's own
-        return s.partial_sums and not each
+        bounded = s.norm_bound > 0 or s.norm_factor > 0 or s.max_examples > 0  # each client's own
+        return s.partial_sums and not (self.streams or s.compress != "none" or bounded)
 
     def codec(self) -> Codec | None:
         """How deltas are sent; None as they are."""
@@ -154,11 +155,14 @@ class Federated:
         return codec_of(s.compress, share=s.compress_ratio, block=s.compress_block, feedback=s.compress_feedback)
 
     def aggregator(self, device: str) -> Aggregator:
-        if (codec := self.codec()) is None:
-            return self._rule(device)
+        from shoal.aggregators.bounded import Bounded
         from shoal.aggregators.compressed import Decompressed
 
-        return Decompressed(self._rule(device), codec, norm=self.settings.norm_bound)
+        s, found = self.settings, self._rule(device)
+        if s.norm_factor:
+            found = Bounded(found, s.norm_factor)
+        codec = self.codec()
+        return found if codec is None else Decompressed(found, codec, norm=s.norm_bound)
 
     def _rule(self, device: str) -> Aggregator:
         from shoal.aggregators.registry import FEDERATED

@@ -12,6 +12,8 @@ from shoal.envs import datasets
 from shoal.envs.models import mlp
 from shoal.federated import Federated
 from shoal.protocol import draws
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Task, Work
 
 SMALL = {"rounds": 6, "local_epochs": 2, "eval_every": 3}
 
@@ -56,6 +58,31 @@ def test_a_stream_over_shared_memory_folds_each_client_as_often_as_it_was_drawn(
 def test_server_optimizers_give_the_same_bits_over_sockets(tmp_path, aggregator):
     job = find("digits").configured({**SMALL, "rounds": 3, "aggregator": aggregator})
     assert run(job, 2, f"ipc://{tmp_path}/hub").sha256 == run(job, 0).sha256
+
+
+class Louder:
+    """Clients that move by about 1; from version 1 on client 3 by a hundred."""
+
+    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+        size = 100.0 if client == 3 and task.version else 1.0 + client / 16
+        return Work(Bundle.pack({"w": np.full(4, size / 2)}, weights.layout))
+
+
+@pytest.mark.parametrize("more", [{}, {"compress": "float16"}, {"deterministic": False}])
+def test_a_client_who_moves_far_more_than_is_usual_is_left_out_whatever_the_order_of_arrival(tmp_path, more):
+    own = {"clients": 12, "cohort": 12, "rounds": 3, "norm_factor": 5, "eval_every": 0, **more}
+    job = Federated(worker=Louder, weights=lambda: {"w": np.zeros(4, np.float32)}, **own)
+    assert not job.summed
+    alone, outcome = run(job, 0), run(job, 2, f"ipc://{tmp_path}/hub")
+    others = np.mean([1.0 + client / 16 for client in range(12) if client != 3]) / 2
+    expected = np.mean([1.0 + client / 16 for client in range(12)]) / 2 + 2 * others
+    for one in (alone, outcome):
+        assert one.finish.reason == "done"
+        np.testing.assert_allclose(one.weights["w"], expected, rtol=1e-3 if "compress" in more else 1e-6)
+        refused = [report.text for report in one.seen.reports if report.kind == "refused"]
+        assert all("norm 100 is above the bound of" in text and "times the median" in text for text in refused)
+        assert len(refused) == 2 * 3  # attempts
+    assert more == {"deterministic": False} or outcome.sha256 == alone.sha256
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(alone):

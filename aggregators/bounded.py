@@ -1,0 +1,87 @@
+"""An aggregator of contributions none of which may be far longer than is usual.
+
+The one idea: the bound of a version is fixed by what earlier versions accepted. So within a version the order of arrival
+decides nothing, the same contributions are accepted in every life of a run, and what is refused does not move the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.aggregators import Aggregator, Durable
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.exact import squares
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Metrics
+
+WINDOW = 101
+LEAST = 10
+NORMS, COUNTS = "recent_norms", "recent_counts"
+
+
+class Bounded:
+    """Another aggregator, which gets no contribution whose L2 norm is above `factor` times the median of recent ones.
+
+    Norms are of the float32 and float64 entries. Recent are those accepted in the latest versions, as many whole versions as
+    make up WINDOW of them; with fewer than LEAST, or a median of 0, there is no bound. They are part of the state, so that a
+    restart goes on with the same bound. median: nan where there is none yet.
+    """
+
+    linear: ClassVar[bool] = False  # what one client sent cannot be seen in a sum
+
+    def __init__(self, aggregator: Aggregator, factor: float) -> None:
+        self.aggregator, self.factor = aggregator, factor
+        self.median = math.nan
+        self._recent: list[list[float]] = []  # norms by version
+        self._now: list[float] = []
+
+    @property
+    def bound(self) -> float:
+        return self.factor * self.median if self.median > 0 else math.inf
+
+    def weights(self) -> Bundle:
+        return self.aggregator.weights()
+
+    def fold(self, contribution: Contribution) -> None:
+        """Raises ProtocolError, nothing folded in, for what is too long; and as the other aggregator does."""
+        bundle, norm = contribution.work.bundle, contribution.norm
+        if contribution.summed:
+            raise ProtocolError("contributions of bounded norm come one by one; this one is a sum")
+        if bundle is None:
+            raise ProtocolError("a contribution of bounded norm holds a delta; this one holds no arrays")
+        if norm is None:
+            norm = math.sqrt(squares(bundle))
+        if norm > self.bound:  # not a number: the other aggregator says in which array
+            usual = f"{self.factor:g} times the median of recent ones, {self.median:g}"
+            raise ProtocolError(f"norm {norm:g} is above the bound of {self.bound:g}: {usual}")
+        self.aggregator.fold(replace(contribution, norm=norm))
+        self._now.append(norm)
+
+    def step(self) -> Metrics:
+        metrics = self.aggregator.step()
+        self._recall([*self._recent, self._now])
+        return metrics
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        own = cast(Durable, self.aggregator).state() if hasattr(self.aggregator, "state") else {}
+        norms = np.array([norm for version in self._recent for norm in version], np.float64)
+        return {**own, NORMS: norms, COUNTS: np.array([len(version) for version in self._recent], np.int64)}
+
+    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        cast(Durable, self.aggregator).load(weights, state)
+        ends = np.cumsum(state[COUNTS])
+        self._recall([part.tolist() for part in np.split(state[NORMS], ends[:-1])] if len(ends) else [])
+
+    def _recall(self, versions: list[list[float]]) -> None:
+        """These are the norms of earlier versions, the latest last."""
+        while sum(map(len, versions[1:])) >= WINDOW:
+            versions = versions[1:]
+        norms = [norm for version in versions for norm in version]
+        self._recent, self._now = versions, []
+        self.median = float(np.median(norms)) if len(norms) >= LEAST else math.nan
