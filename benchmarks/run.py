@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.benchmarks import (
     access,
+    adding,
     chaos,
     connections,
     control,
@@ -48,6 +49,7 @@ CASES: Mapping[str, Case] = {
     "noop": throughput.noop,
     "noop-sums": throughput.noop_sums,
     "contributions-5mb": throughput.contributions_5mb,
+    "sums": adding.sums,
     "registry": throughput.registry,
     "weights-local": moving.weights_local,
     "weights-tcp": moving.weights_tcp,

@@ -213,7 +213,7 @@ class Sum:
         add = self._way(reach)
         for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
-                add(total[first : first + x.size], x, weight)
+                add(total if x.size == total.size else total[first : first + x.size], x, weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
         """A partial sum's bundle and weight. Raises as `add`."""

@@ -44,6 +44,8 @@ def exact_weight(weight: float) -> float:
     So products with it are the same on every machine, and sums of weights do not depend on their order.
     Raises ProtocolError for what is not in [2**-20, 2**33].
     """
+    if 1 <= weight <= 2**24 and weight == int(weight):
+        return float(weight)
     return round(float(np.float32(plain_weight(weight))) / WEIGHT_GRID) * WEIGHT_GRID
 
 
@@ -89,6 +91,7 @@ class Adder:
         self._products: dict[np.dtype[Any], npt.NDArray[Any]] = {}
         self._wide = np.empty(0, np.float64)
         self._counts = self._wide.view(np.int64)
+        self._magic = np.array(MAGIC)  # made an array once
 
     def exact(self, total: npt.NDArray[np.int64], x: Floats, weight: float) -> None:
         """total[n], int64 in units of GRID, += weight * x[n]. `weight` is an exact_weight.
@@ -115,7 +118,7 @@ class Adder:
             product, wide = products[: block.size], self._wide[: block.size]
             np.multiply(block, factor, product)
             np.copyto(wide, product)
-            np.add(wide, MAGIC, wide)
+            np.add(wide, self._magic, wide)
             np.add(its, self._counts[: block.size], its)
 
     def plain(self, total: Floats, x: Floats, weight: float) -> None:

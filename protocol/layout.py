@@ -143,13 +143,14 @@ class Bundle:
     A bundle that came from elsewhere is read-only; copy it before you change it.
     """
 
-    __slots__ = ("data", "layout")
+    __slots__ = ("_vectors", "data", "layout")
 
     def __init__(self, layout: Layout, data: Bytes) -> None:
         if data.dtype != np.uint8 or data.ndim != 1 or data.nbytes != layout.nbytes:
             raise ProtocolError(f"a bundle of layout {layout.digest} has {layout.nbytes} bytes, not {data.nbytes}")
         self.layout = layout
         self.data = data
+        self._vectors: dict[str, npt.NDArray[Any]] = {}
 
     @staticmethod
     def of_buffer(layout: Layout, buffer: Any) -> Bundle:
@@ -184,29 +185,27 @@ class Bundle:
 
     def vector(self, dtype: str = "f4") -> npt.NDArray[Any]:
         """Every array of one dtype as a flat view; of length 0 where there is none."""
-        first, last = self.layout.segments.get(dtype, (0, 0))
-        return self.data[first:last].view(DTYPES[dtype])
+        if (vector := self._vectors.get(dtype)) is None:  # for a small one, making the view costs as much as its sum
+            first, last = self.layout.segments.get(dtype, (0, 0))
+            vector = self._vectors[dtype] = self.data[first:last].view(DTYPES[dtype])
+        return vector
 
     def blocks(self, dtype: str = "f4") -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """`vector(dtype)` in pieces as they lie in memory, in order: (index of a piece's first entry, a flat view).
 
         Here that is one piece; none where there are no entries. A piece may be looked at until the next is asked for.
         """
-        return self._cut(*self.layout.segments.get(dtype, (0, 0)), dtype)
+        vector = self.vector(dtype)
+        return iter(((0, vector),) if vector.size else ())
 
     def blocks_of(self, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The same for one array."""
-        place = self.layout.by_name[name]
-        return self._cut(place.offset, place.offset + place.nbytes, place.dtype)
+        array = self[name]
+        return iter(((0, array.reshape(-1)),) if array.size else ())
 
     def pieces(self) -> Iterator[Bytes]:
         """All bytes, in order, as they lie."""
         yield self.data
-
-    def _cut(self, first: int, last: int, dtype: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The entries whose bytes are from `first` to `last`."""
-        if first < last:
-            yield 0, self.data[first:last].view(DTYPES[dtype])
 
     def copy(self) -> Bundle:
         twin, at = Bundle.zeros(self.layout), 0
@@ -238,6 +237,7 @@ class Scattered(Bundle):
 
     def __init__(self, layout: Layout, pieces: Pieces) -> None:
         self.layout = layout
+        self._vectors = {}
         self._pieces = pieces
         if not callable(pieces):
             for _ in self.pieces():
@@ -259,8 +259,15 @@ class Scattered(Bundle):
         if at != whole:
             raise ProtocolError(f"pieces of {at} bytes: {self._expected()}")
 
+    def blocks(self, dtype: str = "f4") -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        return self._cut(*self.layout.segments.get(dtype, (0, 0)), dtype)
+
+    def blocks_of(self, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        place = self.layout.by_name[name]
+        return self._cut(place.offset, place.offset + place.nbytes, place.dtype)
+
     def _cut(self, first: int, last: int, dtype: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Pieces begin on multiples of 64 bytes, so that no entry is cut in two."""
+        """The entries from byte `first` to `last`. Pieces begin on multiples of 64 bytes, so that no entry is cut in two."""
         its, at = DTYPES[dtype], 0
         if first == last:
             return

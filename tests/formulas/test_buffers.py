@@ -16,6 +16,7 @@ from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vec
 from shoal.aggregators.buffers import Buffers
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.registry import FEDERATED
+from shoal.aggregators.summing import DeviceSum
 from shoal.envs.flat import as_tensor
 from shoal.protocol.layout import Bundle
 
@@ -162,6 +163,32 @@ def test_what_lies_between_segments_is_zero_in_every_version() -> None:
         aggregator = FedAvg(start, TRAINABLE, deterministic=deterministic)
         for _ in range(3):
             assert not moved(aggregator).weights().data[between].any()
+
+
+def elsewhere(deterministic: bool) -> FedAvg:
+    """As on a device: weights are moved where they are, and others see a copy."""
+    aggregator = FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    current = aggregator.current
+    current.here, current._look, current.raw = False, None, current.raw.clone()
+    aggregator.sum = DeviceSum(LAYOUT, torch.device("cpu"), deterministic)
+    return aggregator
+
+
+@BOTH
+def test_weights_on_a_device_are_moved_in_place_and_shown_as_copies_that_stay(deterministic: bool) -> None:
+    there, here = elsewhere(deterministic), FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    raw, held = there.current.raw, []
+    for _ in range(4):
+        held = [*held, (there.weights(), there.weights().sha256())][-2:]
+        moved(there)
+        moved(here)
+        assert there.current.raw is raw
+        np.testing.assert_allclose(there.weights().vector(), here.weights().vector(), rtol=1e-6)
+    assert [look.sha256() for look, _ in held] == [digest for _, digest in held]
+    assert there.weights() is there.weights()
+    assert there.current.buffers.made == 3  # as many as were ever looked at
+    if deterministic:
+        assert there.weights().sha256() == here.weights().sha256()
 
 
 @BOTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import random
+import sys
 import weakref
 from fractions import Fraction
 
@@ -15,12 +16,15 @@ from federated_deltas import LAYOUT, random_bundle, term, vector
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.actors.labour import perform
+from shoal.actors.session import Run
 from shoal.aggregators.summing import DeviceSum
 from shoal.envs.adding import TorchAdder
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import AS_THEY_ARE, PartialSum, floats, squares, summed_layout
 from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, SMALL, STRETCH, WEIGHT_LIMIT, Adder, exact_weight
 from shoal.protocol.layout import Bundle, Layout, Scattered
+from shoal.protocol.work import Task, Work
 
 ENTRIES = st.floats(-1e3, 1e3, width=32)
 WEIGHTS = st.one_of(st.integers(1, 100_000).map(float), st.floats(1e-3, 1e3))
@@ -134,6 +138,28 @@ def test_torch_adds_plain_sums_as_numpy_does_but_for_the_last_bit(size, weight):
     Adder().plain(theirs, x, weight)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-21 * weight + 2.0**-22)
     np.testing.assert_allclose(ours, start + x.astype(np.float64) * weight, rtol=0, atol=2.0**-21 * weight + 2.0**-22)
+
+
+class Same:
+    """A worker whose clients count by their number."""
+
+    def __init__(self, delta):
+        self.delta = delta
+
+    def run(self, weights, client, task):
+        return Work(self.delta, 1.0 + client / 3)
+
+
+def test_an_actor_adds_plain_sums_by_torch_where_it_is_there_and_by_numpy_where_not(monkeypatch):
+    delta, run = vector(np.random.default_rng(0).normal(size=20_000)), Run(Task(0, 0, tuple(range(8))), 1, True, 0, exact=False)
+    by_torch = perform(lambda: Same(delta), run, delta, 0.0, float).bundle
+    monkeypatch.delitem(sys.modules, "torch")
+    by_numpy = perform(lambda: Same(delta), run, delta, 0.0, float).bundle
+    plain = PartialSum(delta.layout, exact=False)
+    for client in range(8):
+        plain.add(delta, 1.0 + client / 3)
+    assert by_numpy.sha256() == plain.bundle().sha256()
+    np.testing.assert_allclose(by_torch["sum/f4"], by_numpy["sum/f4"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, STRETCH, 2 * STRETCH + 3])
