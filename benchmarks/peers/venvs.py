@@ -1,0 +1,132 @@
+"""A venv for each peer, outside the checkout, with exactly the versions that its requirements file pins.
+
+The one idea: a stamp says what was installed there to the end, so that the second time starts at once and half an
+installation is never taken for one. What cannot be had is a reason in one line, and no crash.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoal.up import reason
+
+HERE = Path(__file__).resolve().parent
+PEERS = ("flower", "pfl", "ray")
+PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)")
+MINUTES = 30
+NOT_THEIRS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONWARNINGS")
+
+
+class AbsentError(Exception):
+    """This peer is not to be had here; why, in one line."""
+
+
+def python(peer: str, install: bool) -> Path:
+    """The Python of a peer's venv, made first where it is not there and `install` says so. Raises AbsentError."""
+    folder = venv(peer)
+    inside = folder / "bin" / "python"
+    if _stamped(folder) == digest(peer) and inside.exists():
+        return inside
+    if not install:
+        raise AbsentError("not installed; `shoal bench CASE --peers install` does that")
+    try:
+        with _alone(folder):
+            if _stamped(folder) != digest(peer) or not inside.exists():
+                _make(peer, folder)
+    except OSError as error:
+        raise AbsentError(f"not installed: {error}") from error
+    return inside
+
+
+def venv(peer: str) -> Path:
+    """Where it lies: in the user's cache, by name, version and Python."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "shoal" / "peers" / f"{peer}-{version(peer)}-py{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def version(peer: str) -> str:
+    """Of the library itself: the first line of the peer's requirements."""
+    return next(iter(pins(peer).values()))
+
+
+def pins(peer: str) -> Mapping[str, str]:
+    """The versions that a peer's requirements file asks for, by distribution. Raises ValueError for a line that is no pin."""
+    found: dict[str, str] = {}
+    for line in requirements(peer).read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = PINNED.fullmatch(line)
+            if pin is None:
+                raise ValueError(f"{requirements(peer).name}: {line!r} is no exact pin")
+            found[pin[1]] = pin[2]
+    return found
+
+
+def requirements(peer: str) -> Path:
+    return HERE / f"{peer}.txt"
+
+
+def digest(peer: str) -> str:
+    return hashlib.sha256(requirements(peer).read_bytes()).hexdigest()
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """The environment without what points into Shoal's own venv, with a peer's commands first on the path."""
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
+    return {**kept, "PATH": f"{folder / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"}
+
+
+def _make(peer: str, folder: Path) -> None:
+    """Raises AbsentError with what venv or pip gave as the reason."""
+    print(f"Installing {peer} {version(peer)} into {folder}: once, and a few minutes.", file=sys.stderr, flush=True)
+    _stamp(folder).unlink(missing_ok=True)
+    inside = folder / "bin" / "python"
+    pip = (inside, "-m", "pip", "install", "--no-input", "--only-binary=:all:", "--retries=2", "--timeout=30")
+    for command in ((sys.executable, "-m", "venv", "--clear", folder), (*pip, "--requirement", requirements(peer))):
+        failed, said = run(*command, environment=surroundings(folder))
+        if failed:
+            raise AbsentError(f"not installed: {reason(said)}")
+    _stamp(folder).write_text(digest(peer))
+
+
+def run(*command: str | Path, environment: Mapping[str, str]) -> tuple[bool, list[str]]:
+    """Has the command failed, and what did it say, line by line?"""
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=60 * MINUTES,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return True, [f"no end in {MINUTES} minutes"]
+    return done.returncode != 0, done.stdout.splitlines(keepends=True)
+
+
+def _stamp(folder: Path) -> Path:
+    return folder / "shoal-peer.stamp"
+
+
+def _stamped(folder: Path) -> str:
+    return _stamp(folder).read_text() if _stamp(folder).exists() else ""
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One installation of a venv at a time, also of other processes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
