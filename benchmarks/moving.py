@@ -13,6 +13,8 @@ from typing import Any
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import memcpy, received, spread, weighted_sum
 from shoal.benchmarks.jobs import SMALL, Broadcast, noop
+from shoal.benchmarks.peers import questions
+from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.play import Trace, played, traced
 from shoal.benchmarks.timing import interleaved, quantile
 from shoal.protocol.messages import Have
@@ -113,19 +115,24 @@ def _folded(transport: str, rounds: int) -> float:
 def round_tcp(quick: bool) -> Finding:
     """A whole synchronous round of two clients that do nothing, over TCP with keys; also without, and through a gateway."""
     rounds = 200 if quick else 2_000
-    keys, clear, gateway = interleaved(
+    beside = Beside(questions.rounds(), quick, min)
+    keys, clear, gateway, _ = interleaved(
         2 if quick else 5,
         lambda: _round(rounds, keys=True),
         lambda: _round(rounds, transport="tcp"),
         lambda: _round(rounds, keys=True, gateway=True),
+        beside.turn,
     )
+    flower = beside.best("flower")
     return Finding(
         figure=keys * 1e3,
         unit="ms a round, p50, with keys",
         goal=5.0,
+        peer=flower,
+        ratio=None if flower is None else keys * 1e3 / flower,
         holds=keys <= 5e-3,
-        asked="at most 5 ms (Flower's deployment: 7,150 ms)",
-        details={"without_keys_ms": clear * 1e3, "keys_and_gateway_ms": gateway * 1e3},
+        asked="at most 5 ms (peer: Flower's deployment)",
+        details={"without_keys_ms": clear * 1e3, "keys_and_gateway_ms": gateway * 1e3, **beside.details()},
     )
 
 

@@ -15,6 +15,8 @@ from shoal.benchmarks.floors import bare_zmq, memcpy, weighted_sum
 from shoal.benchmarks.jobs import SMALL
 from shoal.benchmarks.jobs import noop as job
 from shoal.benchmarks.machine import resident
+from shoal.benchmarks.peers import questions
+from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.play import played
 from shoal.benchmarks.timing import interleaved
 
@@ -25,20 +27,29 @@ LARGE = 1_200_000  # float32: 4.8 MB
 def noop(quick: bool) -> Finding:
     """Each client's contribution of 4 KB on its own."""
     rounds = 6 if quick else 20
-    ours, bare = interleaved(
+    beside = Beside(questions.noop(SMALL), quick)
+    ours, bare, _ = interleaved(
         2 if quick else 5,
         lambda: _rate(SMALL, cohort=1_000, rounds=rounds, sums=False),
         lambda: bare_zmq(4 * SMALL, ACTORS, 10_000),
+        beside.turn,
     )
+    flower = beside.best("flower")
     return Finding(
         figure=ours,
         unit="clients/s",
         goal=12_000.0,
         floor=bare,
+        peer=flower,
         ratio=ours / bare,
-        holds=ours >= 12_000,
-        asked="at least 12,000/s (200 times Flower's simulation is not measured here yet)",
-        details={"floor": "bare pyzmq", "actors": ACTORS},
+        holds=ours >= 12_000 and (flower is None or ours >= 200 * flower),
+        asked="at least 12,000/s, and 200 times Flower's simulation" + (" (not measured)" if flower is None else ""),
+        details={
+            "floor": "bare pyzmq",
+            "actors": ACTORS,
+            "times_flower": None if flower is None else ours / flower,
+            **beside.details(),
+        },
     )
 
 
@@ -67,17 +78,20 @@ def contributions_5mb(quick: bool) -> Finding:
         "memory": lambda: 1 / weighted_sum(LARGE, 200),
         "copy": lambda: 1 / memcpy(4 * LARGE),
     }
-    found = dict(zip(ways, interleaved(2 if quick else 5, *ways.values()), strict=True))
+    beside = Beside(questions.large(LARGE), quick)
+    *medians, _ = interleaved(2 if quick else 5, *ways.values(), beside.turn)
+    found = dict(zip(ways, medians, strict=True))
     own, sums, floor = found["own_shm"], found["sums_shm"], found["memory"]
     return Finding(
         figure=own,
         unit="clients/s, each with its own 4.8 MB",
         goal=1_000.0,
         floor=floor,
+        peer=beside.best("flower"),
         ratio=own / floor,
         holds=own >= 1_000 and sums >= 5_000 and own >= floor / 2,
         asked="at least 1,000/s each on its own, 5,000/s in plain partial sums; half of what one thread's weighted sums reach",
-        details={**found, "actors": ACTORS},
+        details={**found, "actors": ACTORS, **beside.details()},
     )
 
 

@@ -122,6 +122,12 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("cases", nargs="*", metavar="CASE")
     one.add_argument("--quick", action="store_true", help="at most 50 s a case")
     one.add_argument("--minutes", type=whole(1), metavar="M", help="how long soak takes (1)")
+    one.add_argument(
+        "--peers",
+        choices=("install", "installed", "off"),
+        help="frameworks to compare with, in environments of their own: install what is missing (else a full run does), "
+        "take what is there (else --quick does), or leave them out",
+    )
     one.add_argument("--json", action="store_true", help="only the JSON lines")
     return top
 

@@ -244,6 +244,8 @@ def bench(asked: argparse.Namespace) -> int:
 
     if asked.minutes:
         os.environ["SHOAL_BENCH_MINUTES"] = str(asked.minutes)  # each case is a process of its own
+    if asked.peers:
+        os.environ["SHOAL_BENCH_PEERS"] = asked.peers
     return run(asked.cases, quick=asked.quick, as_json=asked.json)
 
 
