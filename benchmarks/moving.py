@@ -131,7 +131,7 @@ def round_tcp(quick: bool) -> Finding:
         peer=flower,
         ratio=None if flower is None else keys * 1e3 / flower,
         holds=keys <= 5e-3,
-        asked="at most 5 ms (peer: Flower's deployment)",
+        asked="at most 5 ms (peer: Flower's deployment; its older gRPC server is in the details)",
         details={"without_keys_ms": clear * 1e3, "keys_and_gateway_ms": gateway * 1e3, **beside.details()},
     )
 

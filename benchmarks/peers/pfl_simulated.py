@@ -64,7 +64,7 @@ class Averaging(FederatedAveraging):  # type: ignore[misc]
 
 
 class Dealt(FederatedDataset):  # type: ignore[misc]
-    """Clients by number, every so-manieth to each process, without seeding numpy for each."""
+    """Clients by number, to each process its share, without seeding numpy for each."""
 
     def get_cohort(self, cohort_size: int) -> Iterator[tuple[object, int]]:
         for client in range(int(os.environ["RANK"]), cohort_size, int(os.environ["WORLD_SIZE"])):

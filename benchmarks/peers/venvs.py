@@ -92,8 +92,14 @@ def _make(peer: str, folder: Path) -> None:
     for command in ((sys.executable, "-m", "venv", "--clear", folder), (*pip, "--requirement", requirements(peer))):
         failed, said = run(*command, environment=surroundings(folder))
         if failed:
-            raise AbsentError(f"not installed: {reason(said)}")
+            raise AbsentError(f"not installed: {_why(said)}")
     _stamp(folder).write_text(digest(peer))
+
+
+def _why(said: list[str]) -> str:
+    """pip says of an index that it does not reach only that it has no such version."""
+    cut_off = any("Retrying" in line for line in said)
+    return "no package index could be reached" if cut_off else reason(said)
 
 
 def run(*command: str | Path, environment: Mapping[str, str]) -> tuple[bool, list[str]]:

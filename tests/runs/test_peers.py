@@ -103,6 +103,13 @@ def test_half_an_installation_is_none_and_the_next_one_begins_anew(cache: Path, 
     assert len(asked.ran) == 2
 
 
+def test_without_a_network_that_is_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "WARNING: Retrying (Retry(total=1)) after connection broken\nERROR: Could not find a version (from versions: none)\n"
+    pip(monkeypatch, "pip install", said)
+    with pytest.raises(AbsentError, match=r"^not installed: no package index could be reached$"):
+        venvs.python("pfl", install=True)
+
+
 def test_other_pins_are_another_installation(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pip(monkeypatch)
     venvs.python("ray", install=True)
