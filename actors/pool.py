@@ -6,7 +6,6 @@ instead of an import, and a new one can be had at any time. Nobody outlives the 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -19,11 +18,11 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 from shoal.protocol.errors import UserError
+from shoal.protocol.parent import die_with_parent as die_with_parent
 
 Life: TypeAlias = Callable[[Mapping[str, Any]], int]
 """What an actor process does, from plain data to an exit code. Called in the forked process."""
 
-PR_SET_PDEATHSIG = 1
 GRACE = 3.0  # seconds that actors have to leave by themselves
 
 
@@ -158,11 +157,3 @@ class _Nursery:
             while self._children and select.select([self._bell], [], [], GRACE)[0]:
                 os.read(self._bell, 4_096)
                 self._reap()
-
-
-def die_with_parent(parent: int) -> None:
-    """This process ends when `parent` does. Where the system cannot promise it, the loops look at getppid instead."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # it ended before we could say so
