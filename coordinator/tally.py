@@ -15,6 +15,7 @@ from shoal.protocol.messages import Contribute
 
 WINDOW = 100  # episodes that a mean return is over
 RECENT = 5.0  # seconds that rates are over
+REPLACED = "env_replaced"  # how many environments' processes, in all; their mean would say nothing
 
 
 @dataclass(slots=True)
@@ -42,12 +43,13 @@ class Tally:
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lags: list[int] = field(default_factory=list)
     episodes: int = 0
+    replaced: float = 0.0
     waited: float = 0.0
     trained: float = 0.0
 
     def train(self, message: Contribute, lag: int) -> None:
         """A contribution was folded in, `lag` versions old."""
-        add(self.totals, message.totals)
+        add(self.totals, self._means_of(message))
         self.returns.extend(message.samples.get("return", ()))
         self.lengths.extend(message.samples.get("length", ()))
         self.episodes += len(message.samples.get("return", ()))
@@ -58,8 +60,13 @@ class Tally:
     def evaluate(self, message: Contribute) -> None:
         """An evaluation came in. Its episodes and examples are no training."""
         samples = {name: (math.fsum(values), float(len(values))) for name, values in message.samples.items()}
-        add(self.evaluated, message.totals)
+        add(self.evaluated, self._means_of(message))
         add(self.evaluated, samples)
+
+    def _means_of(self, message: Contribute) -> Mapping[str, tuple[float, float]]:
+        """What is to be shown as means. Environments that were replaced are counted instead, wherever they were."""
+        self.replaced += message.totals.get(REPLACED, (0.0, 0.0))[0]
+        return {name: total for name, total in message.totals.items() if name != REPLACED}
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush. What was evaluated comes under eval/; an accuracy of training is train_accuracy."""
@@ -69,6 +76,8 @@ class Tally:
             metrics["return_mean"] = math.fsum(self.returns) / len(self.returns)
             metrics["length_mean"] = math.fsum(self.lengths) / max(1, len(self.lengths))
             metrics["episodes"] = float(self.episodes)
+        if self.replaced:
+            metrics[REPLACED] = self.replaced
         if self.lags:
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
         self.totals, self.evaluated, self.lags = {}, {}, []

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,25 @@ class Step(NamedTuple):
     reward: npt.NDArray[np.float64]  # [B] of this step
     terminated: Bools  # [B]
     truncated: Bools  # [B]
-    lived: Bools  # [B] False where this step belonged to no episode: it only reset
+    lived: Bools  # [B] False where this step belonged to no episode: it only reset, or (if also over) it never happened
+    replaced: int = 0  # processes of environments that were replaced on the way here (envs/isolated.py)
 
     @property
     def over(self) -> Bools:
         return self.terminated | self.truncated
+
+
+class Worlds(Protocol):
+    """B environments as a rollout sees them: `Envs` in this process, `Isolated` in processes of their own."""
+
+    num_envs: int
+    spaces: Spaces
+
+    def reset(self, seed: int) -> Step: ...
+
+    def step(self, action: Array) -> Step: ...
+
+    def close(self) -> None: ...
 
 
 class Envs:
@@ -116,15 +130,16 @@ class Envs:
         self.vector.close()
 
 
-def make_vector(env: Environment, num_envs: int) -> Envs:
-    """B = num_envs environments: an id's native vector environment where it has one, else gymnasium's SyncVectorEnv.
+def make_vector(env: Environment, num_envs: int, native: bool = True) -> Envs:
+    """B = num_envs environments: an id's native vector environment where it has one (and `native`), else gymnasium's
+    SyncVectorEnv.
 
     Raises UserError for an unknown id, a factory that makes something else, a space that is not supported, or a package
     that the environment needs and that is not installed.
     """
     if num_envs < 1:
         raise UserError(f"num_envs={num_envs}: at least 1")
-    vector = _by_id(env, num_envs) if isinstance(env, str) else _by_factory(env, num_envs)
+    vector = _by_id(env, num_envs, native) if isinstance(env, str) else _by_factory(env, num_envs)
     return Envs(vector)
 
 
@@ -143,12 +158,12 @@ def _mode(vector: Any) -> str:
     return name
 
 
-def _by_id(env: str, num_envs: int) -> Any:
+def _by_id(env: str, num_envs: int, native: bool) -> Any:
     import gymnasium
 
     spec = _spec(env)
     try:
-        if spec.vector_entry_point is not None:
+        if native and spec.vector_entry_point is not None:
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
         return gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make(spec, disable_env_checker=True)] * num_envs)
     except (gymnasium.error.Error, ImportError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.numpy_policy import Floats, Head, Policy, head_of
-from shoal.envs.vector import Envs, Step
+from shoal.envs.vector import Step, Worlds
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
@@ -22,6 +22,7 @@ from shoal.protocol.work import Task, Work
 
 MAX_SAMPLES = 1_000  # finished episodes told of per rollout
 SEEDS = 2**30  # environments' seeds lie below this: some take 32 bits, and the i-th environment adds i
+MOST_LOST = 5  # episodes in a row that an environment may lose in an evaluation
 
 
 @dataclass(slots=True)
@@ -41,7 +42,8 @@ class Episodes:
         """Takes T rows in: returns and lengths of the episodes that ended in them, in the order of their ends.
 
         An episode is a stretch of one environment's rows up to one with `over`; a row not `lived` (it only reset) has no
-        reward and does not count. Sums are taken per stretch, so that one NaN stays in its own episode.
+        reward and does not count. If that row is the last one, the episode was lost with its process, and is not told of.
+        Sums are taken per stretch, so that one NaN stays in its own episode.
         """
         T, B = over_TB.shape
         begins = np.ones((B, T), dtype=bool)
@@ -55,15 +57,16 @@ class Episodes:
         lengths[first] += self.lengths
         over = over_TB.T.ravel()[ends]
         self.returns, self.lengths = np.where(over, 0, returns)[last], np.where(over, 0, lengths)[last]
-        order = np.argsort((ends % T)[over], kind="stable")
-        return returns[over][order], lengths[over][order]
+        told = over & lived_TB.T.ravel()[ends]
+        order = np.argsort((ends % T)[told], kind="stable")
+        return returns[told][order], lengths[told][order]
 
 
 @dataclass(slots=True)
 class Life:
     """One client's environments: where they stand, and how many rollouts they have seen since version `born`."""
 
-    envs: Envs
+    envs: Worlds
     step: Step
     episodes: Episodes
     born: int
@@ -73,18 +76,19 @@ class Life:
 class Rollout:
     """Worker: a trajectory of rollout_length rows of num_envs environments ("train"), or greedy episodes ("evaluate").
 
-    make_envs: num_envs -> Envs, e.g. functools.partial(make_vector, "CartPole-v1").
+    make_envs: num_envs -> Envs, e.g. functools.partial(make_vector, "CartPole-v1"); or -> Isolated.
     policy: NumpyPolicy() for ActorCritic weights, without torch; TorchPolicy(module) for any other module.
     episodes: of one evaluation, at most num_envs of them side by side. Which ones count is fixed ahead, the first so many
     of each environment, so that short ones are not favoured. longest: steps after which such an episode is given up.
 
     Of training: bundle as Spaces.trajectory tells; weight, its rows to learn from (1 if none are); totals "steps", the
-    transitions made; samples "return" and "length" of the episodes that ended in it. Of evaluation: those samples alone.
+    transitions made, and "env_replaced", the environments' processes that were replaced, if any; samples "return" and
+    "length" of the episodes that ended in it. Of evaluation: those samples, and "env_replaced".
     """
 
     def __init__(
         self,
-        make_envs: Callable[[int], Envs],
+        make_envs: Callable[[int], Worlds],
         policy: Policy,
         rollout_length: int,
         num_envs: int,
@@ -103,7 +107,7 @@ class Rollout:
         self.episodes = episodes
         self.longest = longest
         self._lives: dict[int, Life] = {}
-        self._stage: Envs | None = None  # environments of evaluation, apart from those of training
+        self._stage: Worlds | None = None  # environments of evaluation, apart from those of training
         self._layout: Layout | None = None
 
     def run(self, weights: Bundle, client: int, task: Task) -> Work:
@@ -136,66 +140,75 @@ class Rollout:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
         bundle = self._bundle(life.envs)
-        reward, lived = self._fill(bundle, life, head_of(life.envs.spaces.action), rng)
+        reward, lived, replaced = self._fill(bundle, life, head_of(life.envs.spaces.action), rng)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over)
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
-            totals={"steps": (float(np.count_nonzero(lived)), 1.0)},
+            totals={"steps": (float(np.count_nonzero(lived)), 1.0)} | _totals(replaced),
             samples=_samples(returns[-MAX_SAMPLES:], lengths[-MAX_SAMPLES:]),
         )
 
-    def _fill(self, bundle: Bundle, life: Life, head: Head, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Live T rows and write them down. Reward float64 and lived, both [T, B], for the episodes' statistics."""
+    def _fill(self, bundle: Bundle, life: Life, head: Head, rng: np.random.Generator) -> tuple[Any, Any, int]:
+        """Live T rows and write them down. Reward float64 and lived, both [T, B], for the episodes' statistics; and how many
+        processes were replaced."""
         T, B = self.rollout_length, self.num_envs
         observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
         terminated, truncated = bundle["terminated"], bundle["truncated"]
         reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
         noise = head.noise(rng, T, B)
         parameters: Floats = np.empty((T, B, life.envs.spaces.action.parameters), np.float32)
-        step = life.step
+        step, replaced = life.step, life.step.replaced
         for t in range(T):
             observation[t], mask[t] = step.record, step.mask
             parameters[t] = self.policy.parameters(step.act_on)
             action[t] = head.act(parameters[t], noise[t])
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
+            replaced += step.replaced
+        mask &= lived  # a row that only resets is masked already; one that never happened is known for it only now
         observation[T], bundle["reward"][...] = step.record, reward
         bundle["log_prob"][...] = head.log_prob(parameters, action)
-        life.step = step
-        return reward, lived
+        life.step = step._replace(replaced=0)  # they are told of
+        return reward, lived, replaced
 
-    def _bundle(self, envs: Envs) -> Bundle:
+    def _bundle(self, envs: Worlds) -> Bundle:
         if self._layout is None:
             self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs)
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:
         abreast = min(self.episodes, self.num_envs)
-        if self._stage is None:
-            self._stage = self.make_envs(abreast)
+        stage, self._stage = self._stage or self.make_envs(abreast), None
         wanted = np.full(abreast, self.episodes // abreast)
         wanted[: self.episodes % abreast] += 1
         seed = key(self.seed, "evaluate", client, task.version, task.index) % SEEDS
-        return Work(None, samples=_samples(*self._played(self._stage, wanted, seed)))
+        returns, lengths, replaced = self._played(stage, wanted, seed)
+        self._stage = stage  # only now: after a failure half-way it is made anew
+        return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))
 
-    def _played(self, envs: Envs, wanted: npt.NDArray[np.int64], seed: int) -> tuple[list[float], list[float]]:
+    def _played(self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int) -> tuple[list[float], list[float], int]:
         """Returns and lengths of the first wanted[b] greedy episodes of each environment b, in the order of their ends."""
         head, step, running = head_of(envs.spaces.action), envs.reset(seed), Episodes.none(envs.num_envs)
         returns: list[float] = []
         lengths: list[float] = []
+        lost, replaced = np.zeros(envs.num_envs, np.int64), step.replaced
         while (wanted > 0).any():
             step = envs.step(head.act(self.policy.parameters(step.act_on), None))
             running.returns += step.reward
             running.lengths += step.lived
-            counts = step.over & (wanted > 0)
+            whole = step.over & step.lived
+            counts = whole & (wanted > 0)
             returns += running.returns[counts].tolist()
             lengths += running.lengths[counts].tolist()
             wanted = wanted - counts
             running.returns[step.over], running.lengths[step.over] = 0, 0
             self._check_end(running.lengths[wanted > 0])
-        return returns, lengths
+            replaced += step.replaced
+            lost = np.where(whole, 0, lost + (step.over & ~step.lived))
+            self._check_lost(lost[wanted > 0])
+        return returns, lengths, replaced
 
     def _check_end(self, lengths: npt.NDArray[np.int64]) -> None:
         if (lengths >= self.longest).any():
@@ -203,6 +216,17 @@ class Rollout:
                 f"an evaluation episode goes on after {self.longest:,} steps: "
                 "give the environment a time limit (gymnasium.wrappers.TimeLimit)"
             )
+
+    def _check_lost(self, lost: npt.NDArray[np.int64]) -> None:
+        if (lost > MOST_LOST).any():
+            raise UserError(
+                f"an environment lost {MOST_LOST + 1} evaluation episodes in a row with its process, and finished none: "
+                "a larger step_timeout may help, if it is not broken"
+            )
+
+
+def _totals(replaced: int) -> dict[str, tuple[float, float]]:
+    return {"env_replaced": (float(replaced), 1.0)} if replaced else {}
 
 
 def _samples(returns: Any, lengths: Any) -> dict[str, tuple[float, ...]]:

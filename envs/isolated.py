@@ -1,0 +1,245 @@
+"""Environments in processes of their own, stepped side by side: one that hangs or dies is replaced, the others lose nothing.
+
+The one idea: a deadline for every step and reset. Who has not answered by then is ended like one that died, and another
+begins in its place. The step that it owed never happened: its row is masked (`lived` is False, `truncated` True), so that the
+row before bootstraps from the last observation that was seen and nothing is learned, or told, of an episode whose end nobody
+knows. The replacement's first observation is the next row.
+
+An exception is no death: it is the user's mistake, and is raised here with the traceback from there.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+
+import numpy as np
+
+from shoal.envs.cell import BREAK, DONE, FIELDS, HEAD, MADE, MOST_TEXT, RAISED, WRONG, Rows
+from shoal.envs.hatchery import ENDING, Hatchery
+from shoal.envs.spaces import Spaces
+from shoal.envs.vector import Array, Step
+from shoal.protocol.draws import key
+from shoal.protocol.errors import UserError
+
+MAKING = 60.0  # seconds that a process may take to be forked and make its environment
+MOST = 5  # replacements in a row without a good step between them
+CLOSING = 3.0  # seconds that environments have to close by themselves
+SEEDS = 2**30  # a replacement's seed lies below this: some environments take 32 bits
+
+Clock = Callable[[], float]
+Losses = dict[int, str]  # by environment: what became of its process
+
+
+class EnvError(Exception):
+    """What an environment raised in its own process; its traceback there is a note."""
+
+
+class _LostError(Exception):
+    """A process has died, or is as good as dead."""
+
+
+class Isolated:
+    """`Worlds` in B processes of `hatchery`, each with the environment that it was made for.
+
+    They begin at the first reset. An environment of its own has seed + i at a reset, its n-th replacement a seed drawn from
+    (seed, i, n). Raises, and is closed then: EnvError; UserError where an environment cannot be made, or was
+    replaced five times in a row without one good step. timeout: seconds of a step or reset.
+    """
+
+    def __init__(self, hatchery: Hatchery, num_envs: int, spaces: Spaces, timeout: float, clock: Clock) -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs={num_envs}: at least 1")
+        self.num_envs, self.spaces = num_envs, spaces
+        self._hatchery, self._timeout, self._clock = hatchery, timeout, clock
+        self._rows = Rows.of(spaces)
+        self._commands, self._answers = np.zeros(num_envs, self._rows.command), np.zeros(num_envs, self._rows.answer)
+        self._told = [self._commands[i : i + 1].view(np.uint8).data for i in range(num_envs)]
+        self._heard = [self._answers[i : i + 1].view(np.uint8).data for i in range(num_envs)]
+        self._holds: dict[int, _Hold] = {}
+        self._seed = 0
+        self._replaced = np.zeros(num_envs, np.int64)  # since the last reset
+        self._fruitless = np.zeros(num_envs, np.int64)  # replacements since the last good step
+        self._drop = weakref.finalize(self, _dropped, self._holds, os.getpid())
+
+    def reset(self, seed: int) -> Step:
+        self._seed = seed
+        self._replaced[:] = 0
+        return self._led_to(self._reset)
+
+    def step(self, action: Array) -> Step:
+        self._commands["reset"], self._commands["action"] = False, action
+        return self._led_to(self._step)
+
+    def close(self) -> None:
+        """No process is left when this returns. They have a moment to close their environments."""
+        for hold in self._holds.values():
+            _let_go(hold.channel)
+        until = self._clock() + CLOSING
+        for hold in self._holds.values():
+            hold.end(max(0.0, until - self._clock()))
+        self._holds.clear()
+
+    def _led_to(self, ask: Callable[[], int]) -> Step:
+        try:
+            replaced = ask()
+        except (UserError, EnvError):
+            self.close()
+            raise
+        return Step._make([*(np.ascontiguousarray(self._answers[name]) for name in FIELDS), replaced])
+
+    def _reset(self) -> int:
+        seeds = {i: self._seed + i for i in range(self.num_envs)}
+        lost = self._begin({i: seed for i, seed in seeds.items() if i not in self._holds})
+        return self._replace(lost | self._seeded({i: seed for i, seed in seeds.items() if i not in lost}))
+
+    def _step(self) -> int:
+        lost = self._answered(range(self.num_envs))
+        abandoned = np.zeros(self.num_envs, dtype=bool)
+        abandoned[list(lost)] = True
+        self._fruitless[~abandoned] = 0
+        replaced = self._replace(lost)
+        self._answers["truncated"] |= abandoned
+        return replaced
+
+    def _replace(self, lost: Losses) -> int:
+        """Until all have begun again. Returns how many processes it took."""
+        many = 0
+        while lost:
+            seeds = {i: self._anew(i, why) for i, why in lost.items()}
+            many += len(seeds)
+            lost = self._begin(seeds)
+            lost |= self._seeded({i: seed for i, seed in seeds.items() if i not in lost})
+        return many
+
+    def _anew(self, i: int, why: str) -> int:
+        """The seed of the i-th one's next life; this one is ended."""
+        if self._fruitless[i] == MOST:
+            raise UserError(f"environment {i} was replaced {MOST} times in a row without one good step; at last it {why}")
+        self._fruitless[i] += 1
+        self._replaced[i] += 1
+        self._holds.pop(i).end()
+        return key(self._seed, "replaced", i, int(self._replaced[i])) % SEEDS
+
+    def _begin(self, seeds: Mapping[int, int]) -> Losses:
+        """New processes, which make their environments."""
+        for i, seed in seeds.items():
+            self._holds[i] = _Hold(self._hatchery, seed, self._clock)
+        within = max(MAKING, self._timeout)
+        return self._gather(seeds, within, f"was not made within {within:g} s")
+
+    def _seeded(self, seeds: Mapping[int, int]) -> Losses:
+        self._commands["reset"] = True
+        for i, seed in seeds.items():
+            self._commands["seed"][i] = seed
+        return self._answered(seeds)
+
+    def _answered(self, asked: Collection[int]) -> Losses:
+        for i in asked:
+            self._holds[i].tell(self._told[i])
+        return self._gather(asked, self._timeout, f"took longer than step_timeout={self._timeout:g} s")
+
+    def _gather(self, asked: Collection[int], within: float, late: str) -> Losses:
+        """The last one first: when it has answered most others have, and we are not woken for each."""
+        until, lost = self._clock() + within, Losses()
+        for i in reversed(list(asked)):
+            try:
+                kind, body = self._holds[i].hear(self._heard[i], until, late)
+            except _LostError as why:
+                lost[i] = str(why)
+            else:
+                self._check(i, kind, body)
+        return lost
+
+    def _check(self, i: int, kind: int, body: bytes) -> None:
+        if kind == RAISED:
+            line, _, trace = body.decode(errors="replace").partition(BREAK.decode())
+            raised = EnvError(line)
+            raised.add_note(f"In the process of environment {i}:\n{trace}")
+            raise raised
+        if kind == WRONG:
+            raise UserError(body.decode(errors="replace"))
+        if kind == MADE and body != self._rows.digest:
+            raise UserError(f"environment {i} has other observations or actions than the one that was made first")
+
+
+class _Hold:
+    """Our ends of what leads to one process: the channel, on which it is told and answers, and its leash."""
+
+    def __init__(self, hatchery: Hatchery, seed: int, clock: Clock) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.leash, held = socket.socketpair()
+        self._clock = clock
+        self._poller = select.poll()
+        self._poller.register(self.channel, select.POLLIN)
+        hatchery.hatch(seed, theirs, held)
+
+    def tell(self, command: memoryview) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which shows when it is heard
+            self.channel.sendall(command)
+
+    def hear(self, row: memoryview, until: float, late: str) -> tuple[int, bytes]:
+        """What kind of answer. DONE fills the row; any other has a body. One that is there is taken, however late it is."""
+        got = self._fill(row, HEAD.size, until, late)
+        kind, length = HEAD.unpack_from(row)
+        if kind == DONE and length == len(row) - HEAD.size:
+            self._fill(row[got:], len(row) - got, until, late)
+            return kind, b""
+        if kind not in (MADE, RAISED, WRONG) or not got - HEAD.size <= length <= MOST_TEXT:
+            raise _LostError("answered nonsense")
+        body = bytearray(length)
+        body[: got - HEAD.size] = row[HEAD.size : got]
+        self._fill(memoryview(body)[got - HEAD.size :], length + HEAD.size - got, until, late)
+        return kind, bytes(body)
+
+    def _fill(self, into: memoryview, least: int, until: float, late: str) -> int:
+        got = 0
+        while got < least:
+            try:
+                read = self.channel.recv_into(into[got:], 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                left = until - self._clock()
+                if left <= 0 or not self._poller.poll(left * 1_000):
+                    raise _LostError(late) from None
+                continue
+            except ConnectionResetError:
+                read = 0
+            if not read:
+                raise _LostError(self._last_word(ENDING) or "closed its channel")
+            got += read
+        return got
+
+    def end(self, patience: float = 0.0) -> None:
+        """Its process is gone when this returns: by itself, or killed when the seconds of patience are over."""
+        _let_go(self.channel)
+        if not self._last_word(patience):
+            _let_go(self.leash)
+            self._last_word(ENDING)
+        self.channel.close()
+        self.leash.close()
+
+    def _last_word(self, patience: float) -> str:
+        """How it ended, as its hatchery says; "" if it has not."""
+        self.leash.settimeout(patience)
+        with suppress(TimeoutError, BlockingIOError, ConnectionResetError):
+            return self.leash.recv(200).decode() or "has no hatchery any more"
+        return ""
+
+
+def _let_go(end: socket.socket) -> None:
+    """For all who hold this end: a process that was forked from here in the meantime does so too."""
+    with suppress(OSError):  # the other end has gone already
+        end.shutdown(socket.SHUT_WR)
+
+
+def _dropped(holds: dict[int, _Hold], maker: int) -> None:
+    """Nobody has closed them; their processes end when nobody holds their leashes."""
+    for hold in holds.values():
+        for end in (hold.leash, hold.channel):
+            if os.getpid() == maker:  # in a process forked from it they were never its own
+                _let_go(end)
+            end.close()
