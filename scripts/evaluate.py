@@ -36,7 +36,9 @@ def evaluated(path: str, episodes: int) -> dict[str, float]:
         return {**version, **central(snapshot.weights)}
     settings = job.plain()
     plays = "eval_episodes" in settings
-    worker = job.configured({"eval_episodes": episodes} if plays else {}).worker()
+    job = job.configured({"eval_episodes": episodes} if plays else {})
+    job.prepare()
+    worker = job.worker()
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}

@@ -5,6 +5,7 @@ The one idea: it is the same machinery. A contribution is a trajectory instead o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
     from shoal.coordinator.plans import Plan
     from shoal.coordinator.rules import Goal, Rules
+    from shoal.envs.hatchery import Hatchery
     from shoal.envs.spaces import Spaces
+    from shoal.envs.vector import Worlds
     from shoal.job import Evaluate
 
 
@@ -60,6 +63,9 @@ class ReinforcementSettings:
     eval_every: int = option(0, "versions between greedy evaluations (0: none)", least=0)
     eval_episodes: int = option(20, "episodes of an evaluation", least=1)
     lease: float = option(60.0, "seconds a rollout may take (0: any)", least=0)
+    step_timeout: float = option(
+        0.0, "seconds a step or reset of an environment may take, each in its own process (0: any, in the actor's)", least=0
+    )
     on_failure: str = option("stop", "when a task failed three times", choices=("continue", "stop"))
     journal: str = option("auto", "what is durable before it is acknowledged", choices=JOURNALS)
     snapshot_every: float = option(10.0, "seconds between snapshots of the weights", least=0)
@@ -87,10 +93,15 @@ class Reinforcement:
         self.settings = configured(ReinforcementSettings(), settings)
         self._check()
         self._spaces: Spaces | None = None
+        self._hatchery: Hatchery | None = None
 
     def _check(self) -> None:
         if not all(units > 0 for units in self.settings.hidden):
             raise UserError(f"hidden={','.join(map(str, self.settings.hidden))}: allowed are numbers from 1; hidden=64,64, say")
+        if (limit := self.settings.step_timeout) >= self.settings.lease > 0:
+            raise UserError(
+                f"step_timeout={limit:g}: must be below lease={self.settings.lease:g}, after which the actor is ended"
+            )
 
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Reinforcement:
         twin = copy(self)
@@ -201,13 +212,21 @@ class Reinforcement:
     # In an actor
 
     def prepare(self) -> None:
-        """Before processes are forked: what they can share."""
+        """Before processes are forked, or threads begun: what they can share."""
         self.spaces()
+        if self.settings.step_timeout:
+            self.hatch()
+
+    def hatch(self) -> None:
+        """Have the process from which environments' processes are forked: of a function, which a fork alone can hand on."""
+        if self._hatchery is None:
+            from shoal.envs.hatchery import Hatchery
+
+            self._hatchery = Hatchery.forked(self.env)
 
     def worker(self) -> Worker:
         from shoal.actors.workers.rollout import Rollout
         from shoal.envs.numpy_policy import NumpyPolicy, Policy
-        from shoal.envs.vector import make_vector
 
         s = self.settings
         policy: Policy = NumpyPolicy(s.activation)
@@ -215,4 +234,19 @@ class Reinforcement:
             from shoal.envs.policies import TorchPolicy
 
             policy = TorchPolicy(self.module())
-        return Rollout(partial(make_vector, self.env), policy, s.rollout_length, s.num_envs, self.seed, s.eval_episodes)
+        return Rollout(self._worlds(), policy, s.rollout_length, s.num_envs, self.seed, s.eval_episodes)
+
+    def _worlds(self) -> Callable[[int], Worlds]:
+        from shoal.envs.vector import make_vector
+
+        if not self.settings.step_timeout:
+            return partial(make_vector, self.env)
+        from shoal.envs.hatchery import Hatchery
+        from shoal.envs.isolated import Isolated
+
+        hatchery, timeout, spaces = self._hatchery, self.settings.step_timeout, self.spaces()
+        if hatchery is None and isinstance(self.env, str):
+            hatchery = Hatchery.started(self.env)
+        if hatchery is None:
+            raise UserError("step_timeout: a function's environments need job.prepare() before there are threads")
+        return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic)
