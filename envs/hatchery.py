@@ -75,7 +75,7 @@ class Hatchery:
     def hatch(self, seed: int, channel: socket.socket, leash: socket.socket) -> None:
         """A new process, which lives (envs/cell.py) at the other end of `channel` until that of `leash` is let go. Both are
         closed here."""
-        with channel, leash, suppress(BrokenPipeError):  # it has ended: so has whoever waits at the other ends
+        with channel, leash, suppress(ConnectionError):  # it has ended: so has whoever waits at the other ends
             socket.send_fds(self._line, [REQUEST.pack(seed)], [channel.fileno(), leash.fileno()])
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Hatchery:
 
 def _dismiss(line: socket.socket, maker: int, ended: Callable[[], object]) -> None:
     if os.getpid() == maker:  # for those who inherited it, it goes on
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             line.sendall(END)
         ended()
     line.close()

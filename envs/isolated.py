@@ -179,7 +179,7 @@ class _Hold:
         hatchery.hatch(seed, theirs, held)
 
     def tell(self, command: memoryview) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which shows when it is heard
+        with suppress(ConnectionError):  # it has died, which shows when it is heard
             self.channel.sendall(command)
 
     def hear(self, row: memoryview, until: float, late: str) -> tuple[int, bytes]:
