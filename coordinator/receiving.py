@@ -36,7 +36,7 @@ class Stream:
 
 class Receiving:
     """room: bytes that may be fetched, and wait to be folded in, at a time; what is larger than that goes somewhere else, and
-    does not count. Decides, and sees no arrays. Times are in seconds of a clock that never goes back."""
+    of it only what is under way counts. Decides, and sees no arrays. Times are in seconds of a clock that never goes back."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -100,11 +100,12 @@ class Receiving:
             self._looked_at = now
             self._due.update(dict.fromkeys(self._fetching))
         due, self._due = self._due, {}
+        share = self.room // max(1, len(self._fetching))  # what is under way lies in memory too, and nowhere else is it counted
         wants: list[tuple[bytes, Want]] = []
         for session in due:
             stream = self.streams.get(self._fetching.get(session, (-1, -1)))
             if stream is not None and stream.fetch is not None:
-                wants += [(session, Want(stream.what, first, last)) for first, last in stream.fetch.ask(now)]
+                wants += [(session, Want(stream.what, first, last)) for first, last in stream.fetch.ask(now, share)]
         return wants
 
     def stalled(self, since: float) -> list[TaskName]:

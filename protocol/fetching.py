@@ -19,16 +19,20 @@ SPAN = 0.02  # seconds that a chunk should take
 DEEPEST = 1 << 26  # bytes under way at most, however long the way
 PROBE: Range = (0, 0)
 UNKNOWN, KNOWN = 20.0, 5.0  # seconds after which a chunk is asked for again: of a way that is not known yet, and at least
-NEWEST = 0.3  # weight of the newest chunk in a running mean
+FASTEST = 1e10  # bytes a second, of memory
+NEWEST = 0.1  # weight of the newest chunk in running means
 
 
 @dataclass(slots=True)
 class Way:
-    """What is known of a way to somewhere; kept from one transfer to the next. rtt: seconds there and back, -1 before it was
-    tried; rate: bytes a second, 0 before anything came."""
+    """What is known of a way to somewhere; kept from one transfer to the next. rtt: seconds there and back, the least that was
+    seen (an end that is busy answers late, and that does not make the way longer), -1 before it was tried; rate: bytes a
+    second, 0 before anything came."""
 
     rtt: float = -1.0
     rate: float = 0.0
+    _nbytes: float = 0.0
+    _seconds: float = 0.0
 
     @property
     def chunk(self) -> int:
@@ -43,10 +47,16 @@ class Way:
         ahead = max(0.0, self.rtt) * self.rate / self.chunk
         return min(DEEPEST, self.chunk * (1 + (math.ceil(ahead) if ahead > 0.5 else 0)))
 
+    def answered(self, seconds: float) -> None:
+        """Something came so long after it was asked for."""
+        self.rtt = seconds if self.rtt < 0 else min(self.rtt, seconds)
+
     def took(self, nbytes: int, seconds: float) -> None:
-        """So many bytes came in so many seconds."""
-        rate = nbytes / max(seconds, 1e-6)
-        self.rate = rate if self.rate == 0 else (1 - NEWEST) * self.rate + NEWEST * rate
+        """So many bytes came in so many seconds. Of pieces that were taken in together all but the first took no time: the rate
+        is of all bytes to all seconds, those longer ago counting less."""
+        self._nbytes += NEWEST * (nbytes - self._nbytes)
+        self._seconds += NEWEST * (max(seconds, nbytes / FASTEST) - self._seconds)
+        self.rate = self._nbytes / self._seconds
 
 
 class Fetch:
@@ -63,13 +73,13 @@ class Fetch:
         self._free_at = float("-inf")  # when something came last
         self._late = 1.0  # times the usual patience
 
-    def ask(self, now: float) -> list[Range]:
-        """What to ask for now."""
+    def ask(self, now: float, most: int = DEEPEST) -> list[Range]:
+        """What to ask for now, so that at most `most` bytes are under way, or one chunk of the least size."""
         self._give_up(now)
         if self.way.rtt < 0:
             return [] if PROBE in self._asked else [self._note(PROBE, now)]
         asked: list[Range] = []
-        while (one := self._following()) is not None:
+        while (one := self._following(most)) is not None:
             asked.append(self._note(one, now))
         return asked
 
@@ -78,10 +88,10 @@ class Fetch:
         when = self._asked.pop((first, last), None)
         if when is None:
             return False
+        self.way.answered(now - when)
         if (first, last) == PROBE:
-            self.way.rtt = now - when
             return True
-        self.way.took(last - first, now - max(self._free_at, when + max(0.0, self.way.rtt)))
+        self.way.took(last - first, now - max(self._free_at, when + self.way.rtt))
         self._under_way -= last - first
         self.left -= last - first
         self._free_at, self._late = now, 1.0
@@ -91,15 +101,16 @@ class Fetch:
         """The connection is another one: nothing that is under way will come."""
         self._lose(list(self._asked))
 
-    def _following(self) -> Range | None:
+    def _following(self, most: int) -> Range | None:
         """The next piece, if there is room for it under way."""
-        if self._under_way and self._under_way + self.way.chunk > self.way.window:
+        chunk = min(self.way.chunk, max(LEAST, 1 << max(0, most.bit_length() - 1)))
+        if self._under_way and self._under_way + chunk > min(self.way.window, most):
             return None
         if self._lost:
             return self._lost.popleft()
         if self._next == self._nbytes:
             return None
-        first, self._next = self._next, min(self._nbytes, self._next + self.way.chunk)
+        first, self._next = self._next, min(self._nbytes, self._next + chunk)
         return first, self._next
 
     def _note(self, one: Range, now: float) -> Range:

@@ -88,6 +88,35 @@ def test_a_fast_short_way_has_one_large_piece_under_way() -> None:
     assert (road.sent[-2][1] - road.sent[-2][0]) == MOST
 
 
+def test_an_end_that_was_busy_when_the_way_was_tried_does_not_make_it_long() -> None:
+    way = Way()
+    tried = Fetch(MB, way)
+    assert tried.ask(0.0) == [PROBE]
+    assert tried.arrived(*PROBE, 0.2)  # it was busy with something else
+    road = Road(100 * MB, rtt=0.0003, rate=1e9, way=way)
+    road.run()
+    assert way.rtt < 0.001
+    assert way.window == MOST
+    assert road.deepest <= 4 * MOST  # until that was known
+
+
+def test_pieces_that_are_taken_in_together_do_not_make_a_way_fast() -> None:
+    way = Way(rtt=0.001)
+    for _ in range(20):
+        way.took(LEAST, LEAST / 1e8)
+    for _ in range(3):
+        way.took(LEAST, 0.0)
+    assert way.rate < 2e8
+
+
+def test_no_more_is_under_way_than_the_receiver_has_room_for() -> None:
+    way = Way(rtt=1.0, rate=1e9)
+    assert way.window == DEEPEST
+    pieces = Fetch(100 * MB, way).ask(0.0, 5 * MB)
+    assert sum(last - first for first, last in pieces) <= 5 * MB
+    assert len(Fetch(100 * MB, way).ask(0.0, LEAST // 2)) == 1
+
+
 def test_a_long_fat_way_is_kept_busy() -> None:
     road = Road(1_000 * MB, rtt=0.1, rate=1.25e8)
     seconds = road.run()

@@ -108,6 +108,18 @@ def test_one_more_is_fetched_where_nothing_that_is_here_can_be_folded_in() -> No
     assert [session for session, _ in story.ask(1.0, starved=True).asked()] == []
 
 
+def test_of_what_is_larger_than_the_room_no_more_is_under_way_than_fits_in_it() -> None:
+    story = Story()
+    for at in range(4):
+        story.pull(f"actor {at}", (0, at), 100 * ROOM)
+    for one, want in story.ask().wants:
+        story.now += 0.25  # a long way
+        story.come(one.decode(), want)
+    for way in story.receiving._ways.values():
+        way.rate, way.rtt = 1e9, 1.0
+    assert sum(want.last - want.first for _, want in story.ask().wants) == ROOM
+
+
 def test_what_is_larger_than_the_room_goes_elsewhere_and_does_not_count() -> None:
     story = Story(room=LEAST)
     for at in range(LARGE + 1):
