@@ -27,6 +27,8 @@ def memory(quick: bool) -> Finding:
     """Peak memory in models, above what the process had before; and growth over rounds of a small model."""
     nbytes, rounds = (100 * MB, 3_000) if quick else (400 * MB, 10_000)
     growth = grown(rounds)
+    for transport in ("tcp", "shm"):
+        peak(MB, 4, transport)  # what is imported when it is first needed is no part of any model's peak
     alone = {f"aggregator_{form}": alone_peak(nbytes, exact) for form, exact in (("plain", False), ("exact", True))}
     found = {f"cohort_{cohort}_{kind}": peak(nbytes, cohort, kind) for cohort, kind in ((4, "tcp"), (16, "tcp"), (16, "shm"))}
     worst = max(found["cohort_4_tcp"], found["cohort_16_tcp"])  # shm: pages of the actors' own rings count as well
