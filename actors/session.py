@@ -242,6 +242,7 @@ class Session:
                 yield from self._refused(reason, final)
             case Stop(reason):
                 self.over = True
+                yield self._say(Bye("it is over"))  # or we would be told again
                 yield Leave(reason)
             case message if envelope.epoch == self.epoch:
                 yield from self._listen(message)

@@ -33,6 +33,7 @@ from shoal.coordinator.events import (
     Unfit,
     Unpull,
 )
+from shoal.coordinator.farewell import Farewell
 from shoal.coordinator.ledger import TRIES, Coming, Lease, Ledger
 from shoal.coordinator.plans import Plan
 from shoal.coordinator.reports import Report
@@ -88,13 +89,14 @@ class Core:
         self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
         self.ends_at = now + FAREWELL if self.reached else now
         self.ended = False
+        self.farewell = Farewell()
         self.gathering = rules.gather > 0
         self.now = self.began = self.moved_at = self.complained_at = now
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
         if self.ended:
-            return []
+            return self.farewell.answer(event)
         self.now = now
         return [*self._take(event), *self._settle()]
 
@@ -119,9 +121,11 @@ class Core:
                 yield from self._unfit(task, reason)
             case Stepped(version):
                 yield from self._advance(version)
-            case Lost(peer, why):
+            case Lost(peer, why, dead):
                 if actor := self.roster.at(peer):
-                    yield from self._lose(actor, why)
+                    yield from self._lose(actor, why, dead)
+                if dead:
+                    self.farewell.dead(peer)
             case Tick():
                 yield from self._tick()
             case Interrupt(reason):
@@ -181,6 +185,7 @@ class Core:
             if stranger := self.roster.at(peer):
                 yield from self._part(stranger, "said Hello as another session")
             actor = self.roster.join(session, peer, name, self.now, event.user)
+            self.farewell.back(session)
             actor.greeting = hello.greeting
             self._unpark()  # it may be the newcomer's now
             yield Report("joined", f"{name} joined as actor {actor.number}")
@@ -201,15 +206,16 @@ class Core:
             if not (lease := self.ledger.leases[name]).folding:
                 yield self._say(actor, self._assign(lease))
 
-    def _lose(self, actor: Actor, why: str) -> Iterator[Effect]:
+    def _lose(self, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
         """Its connection is lost. Where much of its work is here already, it has as long to come back as silence is borne."""
-        if actor.away:
+        if actor.away and not dead:
             return
-        if any(self.ledger.leases[name].pulled for name in actor.tasks):
+        if not dead and any(self.ledger.leases[name].pulled for name in actor.tasks):
             self.roster.leave(actor)
             self.ledger.unpark(actor)
             yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
         else:
+            self.farewell.lost(actor, self.now)
             yield from self._part(actor, why)
 
     def _part(self, actor: Actor, why: str) -> Iterator[Effect]:
@@ -411,6 +417,7 @@ class Core:
             self.ended = True
             for actor in self.roster.actors.values():
                 yield self._say(actor, Stop(reason))
+            self.farewell.begin(Stop(reason), self.epoch, self.roster.actors, self.now)
             yield Finish(reason, failed)
 
     # Time

@@ -52,10 +52,11 @@ class Outdated:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """`peer` cannot be reached any more."""
+    """`peer` cannot be reached any more. dead: its process has ended, so it will not come back."""
 
     peer: bytes
     why: str
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

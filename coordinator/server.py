@@ -141,6 +141,10 @@ class Server:
         while self.finished is None:
             self.wire.wait(TURN)
             self.turn()
+        while self.core.farewell.waits(self.clock()):
+            self.wire.wait(TURN)
+            self._hear()
+            self._flush()
         self.learner.finish()
         self._learned()
         if self._broke:
@@ -151,11 +155,7 @@ class Server:
     def turn(self) -> None:
         """One look at everything that may have happened."""
         self._learned()
-        for arrival in self.wire.drain():
-            self._take(arrival)
-        for pid in self.outside.gone():
-            if peer := self._pids.pop(pid, None):
-                self.handle(Lost(peer, f"ended (process {pid})"))
+        self._hear()
         if reason := self.outside.interrupted():
             self.handle(Interrupt(reason))
         self.handle(Tick())
@@ -163,12 +163,22 @@ class Server:
         if self._jobs:
             jobs, self._jobs = self._jobs, []
             self.learner.put(jobs)
-        while unreached := self.wire.flush():
-            for peer, why in unreached:
-                self.handle(Lost(peer, why))
+        self._flush()
         self._look()
 
     # Events in
+
+    def _hear(self) -> None:
+        for arrival in self.wire.drain():
+            self._take(arrival)
+        for pid in self.outside.gone():
+            if peer := self._pids.pop(pid, None):
+                self.handle(Lost(peer, f"ended (process {pid})", dead=True))
+
+    def _flush(self) -> None:
+        while unreached := self.wire.flush():
+            for peer, why in unreached:
+                self.handle(Lost(peer, why))
 
     def _take(self, arrival: Arrival) -> None:
         if arrival.envelope is None:

@@ -56,7 +56,7 @@ class PlainWire:
         while self._inbox:
             envelope, payload = self._inbox.popleft()
             self._handle(Heard(envelope), payload)
-        if self._due and self._weights is not None:
+        if self._due and self._weights is not None and not self._session.over:
             run = self._due.popleft()
             product = perform(self._hand, run, self._weights, 0.0, self._clock)
             if product.bundle is not None:

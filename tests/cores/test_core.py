@@ -36,6 +36,7 @@ from shoal.coordinator.events import (
     Unfit,
     Unpull,
 )
+from shoal.coordinator.farewell import ASTRAY, MOMENT
 from shoal.coordinator.plans import Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
@@ -932,7 +933,7 @@ def test_a_goal_of_versions_ends_the_run_and_all_are_told() -> None:
     name = next(name for name in "ab" if run.tasks[name])
     assert run.contribute(name).step().all(Finish) == [Finish("done", False)]
     assert run.said("a", Stop) == run.said("b", Stop) == [Stop("done")]
-    assert run.tick(after=60.0).effects == run.join("c").effects == []
+    assert run.tick(after=60.0).effects == []
 
 
 def test_a_goal_of_steps_ends_the_run_with_the_version_that_reaches_it() -> None:
@@ -947,6 +948,73 @@ def test_an_interrupt_ends_the_run_and_all_are_told() -> None:
     run = Run(rounds()).join("a").event(Interrupt("stopped by SIGINT"))
     assert run.said("a", Stop) == [Stop("stopped by SIGINT")]
     assert run.all(Finish) == [Finish("stopped by SIGINT", False)]
+
+
+def over(run: Run) -> Run:
+    return run.event(Interrupt("over"))
+
+
+def lingers(run: Run, after: float = 0.0) -> bool:
+    return run.core.farewell.waits(run.now + after)
+
+
+def test_a_hello_that_comes_after_the_end_is_told_of_it() -> None:
+    run = over(Run(rounds()).join("a"))
+    greet(run, "a", b"a'", greeting=1, epoch=1, held=0)
+    assert run.effects == [Send(b"a'", Envelope(b"session of a", 1, Stop("over")))]
+    assert run.join("c").said("c", Stop) == [Stop("over")]  # nobody that we knew of
+    assert run.tick().effects == []
+
+
+def test_the_end_waits_a_moment_for_each_to_say_that_it_knows() -> None:
+    run = over(Run(rounds()).join("a", "b"))
+    assert lingers(run)
+    assert run.hear("a", Bye("so I hear")).effects == []
+    assert lingers(run)
+    run.hear("b", Bye("so I hear"))
+    assert not lingers(run)
+    silent = over(Run(rounds()).join("a"))
+    assert lingers(silent, after=MOMENT - 0.1)
+    assert not lingers(silent, after=MOMENT)
+
+
+def test_the_end_waits_for_one_that_is_between_two_connections() -> None:
+    run = Run(rounds()).join("a").event(Lost(b"a", "lost its connection"))
+    assert run.told("lost")
+    assert lingers(over(run).tick(after=0.1))
+    assert greet(run, "a", b"a'", greeting=1, epoch=1).said("a", Stop) == [Stop("over")]
+    assert not lingers(run.hear("a", Bye("so I hear"), peer=b"a'", epoch=0))
+
+
+def test_the_end_waits_for_none_that_is_back_or_long_gone_or_whose_process_ended() -> None:
+    back = Run(rounds()).join("a").event(Lost(b"a", "lost its connection")).join("a", again="'")
+    assert not lingers(over(back).hear("a", Bye("so I hear")))
+    gone = Run(rounds()).join("a").event(Lost(b"a", "lost its connection")).tick(after=ASTRAY + 0.1)
+    assert not lingers(over(gone))
+    for known_by in (False, True):  # its connection is found to be lost before its process is, or not at all
+        dead = Run(rounds()).join("a")
+        if known_by:
+            dead.event(Lost(b"a", "lost its connection"))
+        assert not lingers(over(dead.event(Lost(b"a", "ended", dead=True))))
+    later = over(Run(rounds()).join("a")).event(Lost(b"a", "ended", dead=True))
+    assert not lingers(later)
+
+
+def test_nobody_says_goodbye_for_another_key() -> None:
+    run = Run(rounds())
+    run.sessions["a"], run.peers["a"], run.tasks["a"] = b"session of a", b"a", {}
+    run.hear("a", Hello(PROTOCOL, "a", "host", 1, ()), epoch=0, user="key of a")
+    assert over(run).hear("a", Bye("so I hear"), user="another").effects == []
+    assert lingers(run)
+    assert not lingers(run.hear("a", Bye("so I hear"), user="key of a"))
+
+
+def test_one_whose_process_ended_is_not_waited_for_though_its_arrays_were_on_their_way() -> None:
+    run = Run(rounds()).join("a")
+    offer(run, "a")
+    run.event(Lost(b"a", "lost its connection"))
+    assert run.told("away")
+    assert run.event(Lost(b"a", "ended (process 7)", dead=True)).told("lost")
 
 
 def test_attempts_of_two_lives_of_the_coordinator_differ() -> None:

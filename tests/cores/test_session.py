@@ -378,7 +378,15 @@ def test_a_person_is_told_that_nobody_answers() -> None:
 def test_stop_ends_this_life() -> None:
     story = Story().welcomed().hear(Stop("done"))
     assert story.all(Leave) == [Leave("done")]
+    assert len(story.said(Bye)) == 1  # or the coordinator would wait for a word
     assert story.hear(Weights(0)).effects == []
+
+
+def test_one_without_a_place_that_is_told_to_stop_says_that_it_heard() -> None:
+    story = Story().welcomed().event(Opened(False))
+    assert len(story.tick().said(Hello)) == 1
+    assert story.hear(Stop("done")).all(Leave) == [Leave("done")]
+    assert len(story.said(Bye)) == 1
 
 
 def test_who_leaves_says_so() -> None:
