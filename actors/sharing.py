@@ -1,6 +1,6 @@
 """The actor's side of shared memory: weights read in place, contributions left where the coordinator reads them.
 
-The one idea: it is only another way for the same bytes. Where a slot is not to be had, they go by the socket.
+The one idea: it is only another way for the same bytes. Where a slot is not to be had in a short while, they go by the socket.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shoal.protocol.messages import Contribute
 from shoal.protocol.ring import Ring
 
 SLOTS = 4  # of contributions: one being written, one with the coordinator, and room for the next
+WAIT = 0.25  # seconds for one of them to come back: by the socket the same arrays take both ends several times as much work
 
 
 class Shared:
@@ -45,14 +46,14 @@ class Shared:
         return Bundle(layout, self._board.view(token, version))
 
     def place(self, product: Product) -> Product:
-        """The product with its arrays in a slot of the ring, if there is one free."""
+        """The product with its arrays in a slot of the ring, if there is one free in WAIT seconds."""
         bundle, message = product.bundle, product.message
         if bundle is None or not isinstance(message, Contribute) or bundle.data.nbytes < ZERO_COPY:
             return product
         if self._board is None or self.refused:
             return product
         ring = self._ring_for(bundle.data.nbytes)
-        acquired = ring.acquire() if ring else None
+        acquired = ring.acquire(WAIT) if ring else None
         if ring is None or acquired is None:
             return product
         slot, memory = acquired

@@ -50,6 +50,8 @@ class Broke:
 Job: TypeAlias = Intake | Step
 Outcome: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
+PROMPT = 0.001  # seconds of jobs after which their actors are told: they may be waiting for the memory that theirs lies in
+DEARER = 4  # times what telling took last, making durable included, that is spent on jobs before it is done again
 AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 
@@ -161,6 +163,7 @@ class LearnerThread(Learner):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._wake = wake
         self._jobs: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
+        self._telling = 0.0  # seconds that it took last
         self._pause = threading.Event().wait  # never set: only ever waits its time out
         self._thread = threading.Thread(target=self._work, name="learner", daemon=True)
         self._thread.start()
@@ -185,11 +188,14 @@ class LearnerThread(Learner):
             self._wake()
 
     def _group(self, jobs: Sequence[Job]) -> None:
-        """These and what else is waiting, up to a bound; one sync and one wake for all."""
-        done = 0
+        """These and what else is waiting, up to a bound; one sync and one wake for as many as are done in a short time."""
+        done, told_at = 0, self.clock()
         while True:
             for job in jobs:
                 self._do(job)
+                if self.clock() - told_at > max(PROMPT, DEARER * self._telling):
+                    self._tell()
+                    told_at = self.clock()
             done += len(jobs)
             try:
                 more = self._jobs.get_nowait() if done < GROUP else ()
@@ -200,8 +206,13 @@ class LearnerThread(Learner):
             if not more:
                 break
             jobs = more
+        self._tell()
+
+    def _tell(self) -> None:
+        began = self.clock()
         self._flush()
         self._wake()
+        self._telling = self.clock() - began
 
     def _sync(self) -> None:
         """Nothing is acknowledged or published while the disk is full; actors keep what they have, and wait."""

@@ -13,11 +13,11 @@ import pytest
 from shoal.aggregators.fedavg import FedAvg
 from shoal.coordinator.checks import Checks
 from shoal.coordinator.events import Fold, Folded, Step, Stepped, Unfit
-from shoal.coordinator.learner import Intake, Learner
+from shoal.coordinator.learner import Intake, Learner, LearnerThread
 from shoal.protocol.exact import PartialSum, squares
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
-from shoal.protocol.work import Task
+from shoal.protocol.work import Contribution, Task
 
 START = Bundle.pack({"w": np.zeros(5, np.float32), "n": np.zeros(2), "half": np.zeros(3, np.float16)})
 
@@ -77,3 +77,19 @@ def test_the_norm_of_a_sum_is_that_of_its_mean(exact: bool) -> None:
     norm = 0.5 * math.sqrt(5)  # of float32 entries
     assert Checks().look(part.bundle(), message) == Checks(norm=1.001 * norm).look(part.bundle(), message) == ("", None)
     assert Checks(norm=0.999 * norm).look(part.bundle(), message)[0].startswith(f"norm {norm:g} is above")
+
+
+@pytest.mark.parametrize(("seconds", "together"), [(1e-6, [3]), (0.01, [1, 2, 3])])
+def test_those_whose_contributions_take_long_are_told_at_once_and_others_together(seconds: float, together: list[int]) -> None:
+    now, told = [0.0], []
+
+    class Slow(FedAvg):
+        def fold(self, contribution: Contribution) -> None:
+            now[0] += seconds
+            super().fold(contribution)
+
+    learner = LearnerThread(Slow(START), Checks(), lambda: now[0], wake=lambda: told.append(len(learner.outcomes)))
+    learner.put([intake(delta(0.5), index=index) for index in range(3)])
+    learner.finish()
+    assert list(dict.fromkeys(told)) == together
+    assert [type(outcome) for outcome in learner.outcomes] == [Folded] * 3

@@ -19,11 +19,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from shoal.actors import sharing
+from shoal.actors.labour import Product
 from shoal.protocol import memory, shared
 from shoal.protocol.board import Board, BoardReader
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.link import ZERO_COPY
 from shoal.protocol.memory import Room, room
+from shoal.protocol.messages import Contribute
 from shoal.protocol.ring import Ring, RingReader
 from shoal.protocol.shared import Bytes, Segment, StaleError, available
 
@@ -651,3 +655,30 @@ def test_many_contributions_go_through_two_slots(ring: Ring, coordinator: RingRe
         coordinator.done(token)
         ring.give_back(token)
     assert set(total) == {float(sum(range(100)))}
+
+
+def product(index: int) -> Product:
+    bundle = Bundle.zeros(Layout.of({"w": ("f4", (ZERO_COPY,))}))
+    return Product(Contribute((0, index), 1, 0, 1.0, bundle.layout.digest, False, {}, {}, 0.0, 0.0), bundle, 1)
+
+
+def slot_of(placed: Product) -> tuple[int, ...]:
+    assert isinstance(placed.message, Contribute)
+    return placed.message.slot
+
+
+def test_a_contribution_waits_for_a_slot_and_goes_by_the_socket_where_none_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, theirs = sharing.Shared(), Board(1_000)
+    here.join(theirs.offer)
+    slots = [slot_of(here.place(product(index))) for index in range(sharing.SLOTS)]
+    assert all(slots)
+    threading.Timer(0.02, here.give_back, [slots[1]]).start()
+    monkeypatch.setattr(sharing, "WAIT", 60.0)
+    waited = here.place(product(8))
+    assert slot_of(waited)[:-2] == slots[1][:-2]
+    assert waited.bundle is None
+    monkeypatch.setattr(sharing, "WAIT", 0.01)
+    other = here.place(product(9))
+    assert (slot_of(other), other.bundle is None) == ((), False)
+    here.close()
+    theirs.close()
