@@ -50,7 +50,7 @@ class Broke:
 Job: TypeAlias = Intake | Step
 Outcome: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
-PROMPT = 0.001  # seconds of jobs after which their actors are told: they may be waiting for the memory that theirs lies in
+LONG = 2e-4  # seconds of a job that is told of at once: its actor may be waiting for the memory that its arrays lie in
 DEARER = 4  # times what telling took last, making durable included, that is spent on jobs before it is done again
 AGAIN = 0.5  # seconds until a disk that was full is tried again
 
@@ -188,12 +188,13 @@ class LearnerThread(Learner):
             self._wake()
 
     def _group(self, jobs: Sequence[Job]) -> None:
-        """These and what else is waiting, up to a bound; one sync and one wake for as many as are done in a short time."""
+        """These and what else is waiting, up to a bound; one sync and one wake for as many short ones as there are."""
         done, told_at = 0, self.clock()
         while True:
             for job in jobs:
+                before = self.busy
                 self._do(job)
-                if self.clock() - told_at > max(PROMPT, DEARER * self._telling):
+                if self.busy - before > LONG and self.clock() - told_at > DEARER * self._telling:
                     self._tell()
                     told_at = self.clock()
             done += len(jobs)

@@ -6,7 +6,7 @@ The one idea: one thread owns the sockets and the core; the learner's thread own
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -209,7 +209,7 @@ class Server:
             self.handle(heard)  # said again while its verdict is on its way
             return
         fault, whole = self.arrays.take(heard.peer, message, payload)
-        self.handle(replace(heard, fault=fault, whole=whole))
+        self.handle(Heard(heard.peer, heard.envelope, fault, heard.user, whole))
         if whole and message.task not in self._folding:
             self.arrays.let_go(message)
 

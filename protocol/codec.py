@@ -7,6 +7,7 @@ every known bomb cheap, then checked field by field against the dataclass's own 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
@@ -154,27 +155,37 @@ def decode_all(frame: Any) -> list[tuple[Envelope, bytes | None]]:
     the bytes."""
     if len(frame) > MAX_HEADER:
         raise ProtocolError(f"a header frame has at most {MAX_HEADER} bytes, not {len(frame)}")
+    said: list[tuple[Envelope, bytes | None]] = []
+    for value in _values(frame):
+        if type(value) is not bytes:
+            said.append((_envelope(value), None))
+        elif said and said[-1][1] is None:
+            said[-1] = (said[-1][0], value)
+        else:
+            raise ProtocolError("arrays that follow no message")
+    return said
+
+
+def _values(frame: Any) -> list[Any]:
+    """What a frame is made of, one value after another. Raises ProtocolError."""
+    with suppress(ProtocolError):  # of most it is one: an Unpacker costs as much as all the rest
+        return [_unpack(frame, MAX_TEXT, MAX_LIST, MAX_MAP, MAX_HEADER)]
     unpacker = msgpack.Unpacker(
         raw=False, strict_map_key=True, max_str_len=MAX_TEXT, max_bin_len=MAX_HEADER, max_array_len=MAX_LIST,
         max_map_len=MAX_MAP, max_ext_len=0, max_buffer_size=MAX_HEADER,
     )  # fmt: skip
     unpacker.feed(frame)
-    said: list[tuple[Envelope, bytes | None]] = []
+    values: list[Any] = []
     whole = 0  # bytes up to which the frame is made of whole values
     try:
         for value in unpacker:
             whole = unpacker.tell()
-            if type(value) is not bytes:
-                said.append((_envelope(value), None))
-            elif said and said[-1][1] is None:
-                said[-1] = (said[-1][0], value)
-            else:
-                raise ProtocolError("arrays that follow no message")
+            values.append(value)
     except UNPACKED as wrong:
         raise ProtocolError(f"not msgpack within the limits ({type(wrong).__name__})") from None
-    if not said or whole != len(frame):
+    if not values or whole != len(frame):
         raise ProtocolError("a header frame that ends in the middle")
-    return said
+    return values
 
 
 def decode(header: Any) -> Envelope:
@@ -185,25 +196,22 @@ def decode(header: Any) -> Envelope:
 
 
 def _envelope(value: Any) -> Envelope:
-    match value:
-        case [str() as name, bytes() as session, int() as epoch, *values] if len(session) <= 16:
-            if (schema := SCHEMAS.get(name)) is None:
-                raise ProtocolError("a message of no known name")
-            message: Message = schema.message(values)
-            return Envelope(session, _epoch(epoch), message)
-    raise ProtocolError("a header is [name, session, epoch, fields ...]")
-
-
-def _epoch(epoch: Any) -> int:
+    if type(value) is not list or len(value) < 3:
+        raise ProtocolError("a header is [name, session, epoch, fields ...]")
+    name, session, epoch, *values = value
+    if type(name) is not str or type(session) is not bytes or len(session) > 16:
+        raise ProtocolError("a header is [name, session, epoch, fields ...]")
     if type(epoch) is not int or not 0 <= epoch < 2**63:
         raise ProtocolError("an epoch is an integer from 0")
-    return epoch
+    if (schema := SCHEMAS.get(name)) is None:
+        raise ProtocolError("a message of no known name")
+    return Envelope(session, epoch, schema.message(values))
 
 
-def _unpack(raw: Any, text: int, items: int, entries: int) -> Any:
+def _unpack(raw: Any, text: int, items: int, entries: int, binary: int = 256) -> Any:
     try:
         return msgpack.unpackb(
-            raw, raw=False, strict_map_key=True, max_str_len=text, max_bin_len=256, max_array_len=items,
+            raw, raw=False, strict_map_key=True, max_str_len=text, max_bin_len=binary, max_array_len=items,
             max_map_len=entries, max_ext_len=0,
         )  # fmt: skip
     except UNPACKED as wrong:

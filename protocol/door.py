@@ -162,9 +162,9 @@ class Door:
             del self._users[peer]
         return gone
 
-    def judge(self, frames: list[Any]) -> tuple[str, News | None]:
+    def judge(self, peer: bytes, frames: list[Any]) -> tuple[str, News | None]:
         """A message's key, and why it may not pass, if so. frames: as the ROUTER received them, uncopied."""
-        peer, user = frames[0].bytes, user_of(frames[-1])
+        user = user_of(frames[-1])
         if user not in self.keys.allowed:
             self._users.pop(peer, None)
             return user, News("access", f"dropped a message: {self.keys.allowed.name(user)} is not on the list")

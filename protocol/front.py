@@ -128,11 +128,14 @@ class Front:
     def take(self) -> Entry | None:
         """The next message, or why it may not pass; None where there is none now."""
         try:
-            frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            peer = self.socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
-        user, wrong = self.door.judge(frames) if self.door else ("", None)
-        return wrong or Came(frames[0].bytes, user, frames[1:])
+        frames: list[Any] = []
+        while not frames or frames[-1].more:  # `recv_multipart` would take twice as long
+            frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        user, wrong = self.door.judge(peer, frames) if self.door else ("", None)
+        return wrong or Came(peer, user, frames)
 
     # Out
 

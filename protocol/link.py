@@ -143,11 +143,11 @@ def read(peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
 def arrivals_of(entry: Entry) -> Iterator[Arrival]:
     match entry:
         case Came(peer, user, frames):
-            yield from read(peer, user, [frame.buffer for frame in frames])
+            return read(peer, user, [frame.buffer for frame in frames])
         case Gone(peer, why):
-            yield Arrival(peer, None, None, why, kind="lost")
+            return iter([Arrival(peer, None, None, why, kind="lost")])
         case news:
-            yield Arrival(b"", None, None, news.text, kind=news.kind)
+            return iter([Arrival(b"", None, None, news.text, kind=news.kind)])
 
 
 class Outbox:

@@ -70,9 +70,9 @@ def lets_all_in(patch: pytest.MonkeyPatch) -> None:
 def looks_at_the_handshake_only(patch: pytest.MonkeyPatch) -> None:
     judge = door.Door.judge
 
-    def mild(self: door.Door, frames: list[Any]) -> Any:
-        user, _ = judge(self, frames)
-        self._users[frames[0].bytes] = user
+    def mild(self: door.Door, peer: bytes, frames: list[Any]) -> Any:
+        user, _ = judge(self, peer, frames)
+        self._users[peer] = user
         return user, None
 
     patch.setattr(door.Door, "judge", mild)
