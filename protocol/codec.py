@@ -17,7 +17,7 @@ import msgpack
 from shoal.protocol import messages
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
-from shoal.protocol.messages import Envelope, Message
+from shoal.protocol.messages import Envelope
 
 MAX_HEADER = 65_536  # bytes
 MAX_TEXT = 4_096
