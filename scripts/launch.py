@@ -98,7 +98,7 @@ class Stopper:
 def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
     """Run a job to its end. Returns its summary and how it ended. Call it from the main thread, before others exist."""
     config, keys = options.config, options.keys
-    one_thread()
+    threads = few_threads()
     job.prepare()
     device = device_of(config.device)
     with ExitStack() as stack:
@@ -110,6 +110,10 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
         show = stack.enter_context(display(sys.stderr, f"{config.job} in {options.run.path}", options.quiet))
         record = stack.enter_context(Record(options.run, time.time()))
         observer = Together(show, record)
+        if why := crowded(
+            config.actors, threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ):
+            observer.report(Report("threads", why, "warning"))
         aggregator = job.aggregator(device)
         layout = aggregator.weights().layout
         layouts = job.layouts(layout)
@@ -160,6 +164,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
             job=config.job,
             seed=config.seed,
             actors=config.actors,
+            threads=threads,
             weights_sha256=weights.sha256(),
             run_dir=options.run.path,
         )
@@ -186,7 +191,7 @@ def _alone(crew: Crew | None, options: Launch) -> str:
 
 def preload(job: Job) -> None:
     """Import whatever a run of this job needs: a life that is forked from here begins at once."""
-    one_thread()
+    few_threads()
     job.prepare()
     job.aggregator("cpu")
     job.central()
@@ -194,11 +199,25 @@ def preload(job: Job) -> None:
     gc.freeze()  # the collector must not touch, and so copy, what all lives share
 
 
-def one_thread() -> None:
-    """Actors and learner share the cores: torch's own threads would only fight over them, unless the user asks for some."""
+def few_threads() -> int:
+    """Actors and learner share the cores: torch's own threads would only fight over them, unless the user asks for some.
+    Returns how many each process has."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return torch.get_num_threads()
+
+
+def cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def crowded(actors: int, threads: int, cores: int) -> str:
+    """What to say of actors whose threads are more than the cores, by the user's own wish; "" otherwise."""
+    if threads == 1 or actors * threads <= cores:
+        return ""
+    return f"{actors} actors of {threads} threads each on {cores} cores get in each other's way: OMP_NUM_THREADS=1 is the usual"
 
 
 def _recording(

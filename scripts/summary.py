@@ -17,9 +17,10 @@ from shoal.rundir import finite
 
 
 def summary(
-    progress: Progress, *, job: str, seed: int, actors: int, weights_sha256: str, run_dir: Path | str | None
+    progress: Progress, *, job: str, seed: int, actors: int, threads: int, weights_sha256: str, run_dir: Path | str | None
 ) -> dict[str, Any]:
-    """The fields of `--json` and summary.json. Rates are means over the whole run; None where a number is not known."""
+    """The fields of `--json` and summary.json. Rates are means over the whole run; None where a number is not known.
+    threads: that each process, learner or actor, computes with."""
     seconds = progress.seconds
     return {
         "job": job,
@@ -34,6 +35,7 @@ def summary(
         "metrics": finite(progress.metrics),
         "weights_sha256": weights_sha256,
         "run_dir": None if run_dir is None else str(run_dir),
+        "threads": threads,
     }
 
 

@@ -22,7 +22,7 @@ COMMANDS = ("jobs", "simulate", "coordinator", "actor", "resume", "evaluate", "p
 DIGITS = ("simulate", "digits", "rounds=4", "local_epochs=1", "eval_every=2", "--actors", 0, "--json")
 CARTPOLE = ("simulate", "cartpole", "total_timesteps=6000", "--actors", 0, "--json")
 FIELDS = ["job", "seed", "actors", "version", "contributions", "seconds", "rounds_per_second", "steps", "steps_per_second"]
-FIELDS += ["metrics", "weights_sha256", "run_dir"]
+FIELDS += ["metrics", "weights_sha256", "run_dir", "threads"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_the_last_line_of_json_has_the_fields_of_the_contract(digits: Said, cart
         assert json.loads((Path(said.result["run_dir"]) / "summary.json").read_text()) == said.result
     assert (digits.result["job"], digits.result["version"], digits.result["steps"]) == ("digits", 4, 0)
     assert digits.result["contributions"] == 40
+    assert digits.result["threads"] == 1
     assert 0 < digits.result["metrics"]["accuracy"] < 1
     assert cartpole.result["steps"] >= 6000
     assert cartpole.result["metrics"]["return_mean"] > 0

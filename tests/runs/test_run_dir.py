@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from shoal.coordinator.reports import Progress, Report
+from shoal.launch import crowded
 from shoal.observers import Record, Together
 from shoal.protocol.errors import UserError
 from shoal.rundir import Config, RunDir, short_name
@@ -310,7 +311,7 @@ def ended(**changes: Any) -> dict[str, Any]:
     end = progress(
         100, seconds=12.5, contributions=1000, metrics={"loss": 0.25, "accuracy": 0.9361, "odd": math.nan}, **changes
     )
-    return summary(end, job="digits", seed=3, actors=2, weights_sha256="ab" * 32, run_dir=Path("runs/digits-1"))
+    return summary(end, job="digits", seed=3, actors=2, threads=1, weights_sha256="ab" * 32, run_dir=Path("runs/digits-1"))
 
 
 def test_a_summary_has_every_promised_field() -> None:
@@ -327,8 +328,16 @@ def test_a_summary_has_every_promised_field() -> None:
         "metrics": {"loss": 0.25, "accuracy": 0.9361, "odd": None},
         "weights_sha256": "ab" * 32,
         "run_dir": str(Path("runs/digits-1")),
+        "threads": 1,
     }
     assert "\n" not in json_line(ended())
+
+
+def test_threads_that_get_in_each_others_way_are_told_of() -> None:
+    assert crowded(actors=8, threads=1, cores=2) == ""  # there is no less
+    assert crowded(actors=2, threads=4, cores=8) == ""
+    assert crowded(actors=0, threads=8, cores=2) == ""
+    assert crowded(actors=2, threads=4, cores=2).startswith("2 actors of 4 threads each on 2 cores")
 
 
 def test_the_summary_in_the_folder_is_the_same_and_may_be_renewed(tmp_path: Path) -> None:
@@ -350,7 +359,7 @@ def test_the_closing_words_tell_the_result_its_place_and_three_things_to_try() -
 
 def test_the_closing_words_of_a_reinforcement_run_speak_of_episodes_and_steps() -> None:
     end = progress(9, seconds=10.0, steps=300_000, metrics={"return_mean": 487.25})
-    told = closing(summary(end, job="cartpole", seed=0, actors=2, weights_sha256="", run_dir="runs/a b"))
+    told = closing(summary(end, job="cartpole", seed=0, actors=2, threads=1, weights_sha256="", run_dir="runs/a b"))
     assert "mean return of the last 100 episodes 487.2 after 300,000 environment steps in 0:10 (30,000.0 steps/s)." in told
     assert "shoal evaluate 'runs/a b'" in told
     assert "fresh episodes" in told
