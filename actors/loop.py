@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from shoal.actors import Worker
 from shoal.actors.labour import Product, perform
 from shoal.actors.lane import Lane
@@ -41,13 +43,26 @@ from shoal.actors.session import (
     hello,
 )
 from shoal.actors.sharing import Shared
+from shoal.protocol.changes import Changes
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.link import INLINE, Arrival, Line, Part, Wake
-from shoal.protocol.messages import Chunk, Contribute, Envelope, Message, Ready, TaskName, Verdict, Want, Weights, Welcome
+from shoal.protocol.messages import (
+    WHOLE,
+    Chunk,
+    Contribute,
+    Envelope,
+    Message,
+    Ready,
+    TaskName,
+    Verdict,
+    Want,
+    Weights,
+    Welcome,
+)
 from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
@@ -102,8 +117,9 @@ class Shelf:
     """Arrays that this life holds: the newest weights, and what has no verdict yet."""
 
     layout: Layout | None = None
+    changes: Changes | None = None
     weights: Bundle | None = None
-    coming: Bytes | None = None  # weights that come in pieces
+    coming: Bytes | None = None  # weights that come in pieces, or what changed in them
     workload: Mapping[str, Any] = field(default_factory=dict)
     kept: dict[TaskName, Product] = field(default_factory=dict)
     buffers: Buffers = field(default_factory=Buffers)
@@ -204,8 +220,8 @@ class Actor:
                 self._give(effect)
             case Run() as run if self.shelf.weights is not None:
                 self.hand.orders.put(Order(run, self.shelf.weights, self.shelf.workload))
-            case Adopt():
-                self._adopt()
+            case Adopt(_, base):
+                self._adopt(base)
             case Forget(task):
                 self._forget(task)
             case Reset():
@@ -251,11 +267,12 @@ class Actor:
         welcome, payload = self._heard()
         if not isinstance(welcome, Welcome) or payload is None:
             raise ProtocolError("a Welcome without workload and layout")
-        self.shelf.workload, self.shelf.layout = unpack_welcome(payload)
+        self.shelf.workload, self.shelf.layout, coding = unpack_welcome(payload)
+        self.shelf.changes = Changes(coding, self.shelf.layout) if coding else None
         self.shelf.weights = None
         self.shared.join(welcome.shares)
 
-    def _adopt(self) -> None:
+    def _adopt(self, base: int) -> None:
         message, payload = self._heard()
         layout = self.shelf.layout
         if layout is None:
@@ -263,11 +280,21 @@ class Actor:
         if isinstance(message, Weights) and message.slot:
             self.shelf.weights = self.shared.weights(layout, message.slot, message.version)
         elif isinstance(message, Chunk) and self.shelf.coming is not None:
-            self.shelf.weights, self.shelf.coming = Bundle(layout, self.shelf.coming), None
+            came, self.shelf.coming = self.shelf.coming, None
+            self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
         elif payload is not None:
-            self.shelf.weights = Bundle.of_buffer(layout, payload)
+            came = np.frombuffer(payload, np.uint8)
+            self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
         else:
             raise ProtocolError("Weights without their bytes")
+
+    def _changed(self, layout: Layout, told: Bytes) -> Bundle:
+        """The weights that are here and what changed since; elsewhere in memory, because the worker may look at these."""
+        if self.shelf.changes is None or self.shelf.weights is None:
+            raise ProtocolError("what changed in weights, where these are not here or go as they are")
+        changed = Bundle(layout, self.shelf.buffers.take(layout.nbytes))
+        self.shelf.changes.follow(self.shelf.weights, told, changed)
+        return changed
 
     def _heard(self) -> tuple[Message | None, memoryview | None]:
         """The message that is being handled, and its payload."""

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from shoal.protocol.fetching import Fetch, Way
 from shoal.protocol.messages import (
     PROTOCOL,
+    WHOLE,
     Assign,
     Beat,
     Bye,
@@ -112,9 +113,11 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The payload of the Weights just heard, or what has been gathered, is now the newest there is."""
+    """The payload of the Weights just heard, or what has been gathered, is now the newest there is; or what changed in it
+    since `base`, which was the newest until now."""
 
     version: int
+    base: int = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +176,16 @@ class Waiting:
 
 @dataclass(slots=True)
 class Coming:
-    """Weights that come in pieces."""
+    """Weights that come in pieces, or what changed in them since `base`."""
 
     version: int
+    base: int
     nbytes: int
     fetch: Fetch
+
+    @property
+    def what(self) -> tuple[int, ...]:
+        return (self.version,) if self.base == WHOLE else (self.version, self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +206,7 @@ class Session:
         self.greeting = 0  # how often we lost our place
         self.number = -1
         self.held = -1  # the newest version that is here
+        self.astray = False  # the coordinator takes it for another
         self.tasks: dict[TaskName, Assign] = {}  # in the order they came
         self.running: dict[TaskName, Running] = {}  # in the order they went to the worker
         self.coming: Coming | None = None
@@ -262,6 +271,7 @@ class Session:
             self.coming = None
         kept, self.epoch, self.place = welcome.resumed and epoch == self.place, epoch, epoch
         self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
+        self.astray = False
         self.tasks.clear()  # those that are still ours will be told again
         if not kept:
             self.held = -1
@@ -284,10 +294,10 @@ class Session:
 
     def _listen(self, message: Message) -> Iterator[Effect]:
         match message:
-            case Weights(version, _, nbytes) if nbytes and version > self.held:
-                yield from self._gather(version, nbytes)
-            case Weights(version):
-                yield from self._adopt(version)
+            case Weights(version, _, nbytes, base) if nbytes and version > self.held:
+                yield from self._gather(version, base, nbytes)
+            case Weights(version, _, _, base):
+                yield from self._adopt(version, base)
             case Chunk(what, first, last):
                 yield from self._came(what, first, last)
             case Want((version, index, attempt), first, last):
@@ -309,27 +319,39 @@ class Session:
 
     # Weights
 
-    def _adopt(self, version: int) -> Iterator[Effect]:
+    def _adopt(self, version: int, base: int) -> Iterator[Effect]:
         if version > self.held:
+            if not self._fits(base):
+                return
             self.held = version
-            yield Adopt(version)
+            yield Adopt(version, base)
         yield self._say(Have(version, min((one.made_from for one in self.running.values()), default=self.held)))
 
-    def _gather(self, version: int, nbytes: int) -> Iterator[Effect]:
+    def _fits(self, base: int) -> bool:
+        """Are the weights here that changed? A late Hello may have told the coordinator of older ones: another asks for all."""
+        if base in (WHOLE, self.held):
+            return True
+        self.astray = True
+        self._lose_place()
+        return False
+
+    def _gather(self, version: int, base: int, nbytes: int) -> Iterator[Effect]:
         """Said again, it goes on where it was."""
-        if self.coming is None or (self.coming.version, self.coming.nbytes) != (version, nbytes):
-            self.coming = Coming(version, nbytes, Fetch(nbytes, self.way))
+        if not self._fits(base):
+            return
+        if self.coming is None or (self.coming.version, self.coming.base, self.coming.nbytes) != (version, base, nbytes):
+            self.coming = Coming(version, base, nbytes, Fetch(nbytes, self.way))
             yield Gather(version, nbytes)
         yield from self._ask()
 
     def _ask(self) -> Iterator[Effect]:
         if self.coming and self.epoch:
             for first, last in self.coming.fetch.ask(self.now):
-                yield self._say(Want((self.coming.version,), first, last))
+                yield self._say(Want(self.coming.what, first, last))
 
     def _came(self, what: tuple[int, ...], first: int, last: int) -> Iterator[Effect]:
         coming = self.coming
-        if coming is None or what != (coming.version,) or not coming.fetch.arrived(first, last, self.now):
+        if coming is None or what != coming.what or not coming.fetch.arrived(first, last, self.now):
             return
         if last > first:
             yield Stow(first)
@@ -337,7 +359,7 @@ class Session:
             yield from self._ask()
         else:
             self.coming = None
-            yield from self._adopt(coming.version)
+            yield from self._adopt(coming.version, coming.base)
 
     # What the worker says
 
@@ -359,7 +381,8 @@ class Session:
             self.hello_at = self.now + self.pause
             self.pause = min(2 * self.pause, HELLO_AGAIN[1])
             busy = bool(self.running)
-            yield self._say(replace(self.hello, greeting=self.greeting, epoch=self.place, held=self.held, busy=busy))
+            held = WHOLE if self.astray else self.held
+            yield self._say(replace(self.hello, greeting=self.greeting, epoch=self.place, held=held, busy=busy))
         silence = self.now - max(self.heard_at, self.noted_at)
         if silence > UNREACHED:
             self.noted_at = self.now

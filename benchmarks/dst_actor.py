@@ -30,7 +30,7 @@ from shoal.actors.session import (
     hello,
 )
 from shoal.benchmarks.dst_books import ViolationError
-from shoal.benchmarks.dst_disk import Model
+from shoal.benchmarks.dst_disk import Delta, Model
 from shoal.benchmarks.dst_wire import Act, Connection, Process
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -75,7 +75,7 @@ class Lane:
         self.life, self.place = life, life.place
         self.connection: Connection | None = None
         self.connected = False  # it was, once
-        self.outbox: list[tuple[Envelope, Product | Model | None]] = []
+        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
 
     @property
     def gone(self) -> bool:
@@ -88,7 +88,7 @@ class Lane:
     def later(self, act: Act, what: Any) -> None:
         self.life.later(act, what)
 
-    def hear(self, envelope: Envelope, payload: Product | Model | None) -> None:
+    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
         self.life.hear(envelope, payload)
 
     def opened(self) -> None:
@@ -107,10 +107,10 @@ class Life(Process):
         self.session = Session(world.rng.randbytes(8), hello(name, name, place, ()), "here", self.clock())
         self.connection: Connection | None = None
         self.connected = False  # it was, once
-        self.outbox: list[tuple[Envelope, Product | Model | None]] = []
+        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
         self.lane = Lane(self)
         self.weights: Model | None = None
-        self.coming: Model | None = None
+        self.coming: Model | Delta | None = None
         self.gathers = -1
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
@@ -135,7 +135,7 @@ class Life(Process):
         else:
             self.take(event)
 
-    def hear(self, envelope: Envelope, payload: Product | Model | None) -> None:
+    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
         self.take(Heard(envelope), payload)
         self.take(TICK)  # a turn of the loop ends with a look at the clock
 
@@ -145,7 +145,7 @@ class Life(Process):
     def die(self) -> None:
         self.gone = True
 
-    def take(self, event: Event, payload: Product | Model | None = None) -> None:
+    def take(self, event: Event, payload: Product | Model | Delta | None = None) -> None:
         """An event, unless this process is over."""
         if self.gone:
             return
@@ -192,9 +192,9 @@ class Life(Process):
             chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
             self.world.wire.up(self.lane, Envelope(self.session.session, self.session.epoch, chunk), product)
 
-    def _stow(self, event: Event, payload: Product | Model | None) -> None:
+    def _stow(self, event: Event, payload: Product | Model | Delta | None) -> None:
         chunk = event.envelope.message if isinstance(event, Heard) else None
-        if not isinstance(chunk, Chunk) or chunk.what != (self.gathers,) or not isinstance(payload, Model):
+        if not isinstance(chunk, Chunk) or chunk.what[0] != self.gathers or not isinstance(payload, Model | Delta):
             raise ViolationError(f"actor {self.place} gathers version {self.gathers} from pieces of others")
         self.coming = payload
 
@@ -204,9 +204,13 @@ class Life(Process):
         self.epoch = self.session.epoch
         self.weights, self.held = None, -1
 
-    def _adopt(self, adopt: Adopt, payload: Product | Model | None) -> None:
+    def _adopt(self, adopt: Adopt, payload: Product | Model | Delta | None) -> None:
         if adopt.version == self.gathers and self.coming is not None:
             payload, self.coming = self.coming, None
+        if isinstance(payload, Delta) and adopt.base == self.held:
+            if payload.since is not self.weights:
+                raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")
+            payload = payload.model
         if not isinstance(payload, Model):
             raise ViolationError(f"actor {self.place} adopts version {adopt.version} without weights")
         if adopt.version <= self.held:

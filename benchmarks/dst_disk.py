@@ -43,6 +43,14 @@ class Model:
             model = model.before
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What changed since other weights."""
+
+    since: Model
+    model: Model
+
+
 class Adder:
     """The aggregator. exact: what is equal in every life of a coordinator is whose work it was, not which product."""
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shoal.benchmarks.dst_actor import Product
 from shoal.benchmarks.dst_books import ViolationError
-from shoal.benchmarks.dst_disk import LAYOUT, Adder, Model
+from shoal.benchmarks.dst_disk import LAYOUT, Adder, Delta, Model
 from shoal.benchmarks.dst_wire import Process
 from shoal.coordinator.core import Core
 from shoal.coordinator.events import (
@@ -38,15 +40,16 @@ from shoal.coordinator.events import (
 from shoal.coordinator.learner import Intake, Job, Learner
 from shoal.coordinator.receiving import Receiving, Stream
 from shoal.coordinator.recording import Recording
-from shoal.coordinator.serving import Serving
-from shoal.protocol.layout import Bundle
-from shoal.protocol.messages import Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
+from shoal.coordinator.serving import Recent, Serving
+from shoal.protocol.layout import ALIGNMENT, Bundle
+from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
 
 if TYPE_CHECKING:
     from shoal.benchmarks.dst import World
 
 TURN = 0.05  # seconds between looks at the clock
 TICK = Tick()
+RECENT = 4  # versions that an actor may hold and be told what changed since
 
 
 class Finite:
@@ -58,14 +61,10 @@ class Finite:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """Weights as Serving sees them: a model, and how many bytes it is said to have."""
+    """Arrays as Serving sees them: a model, or what changed in one, and how many bytes it is said to have."""
 
-    model: Model
+    model: Model | Delta
     nbytes: int
-
-    @property
-    def data(self) -> Sized:
-        return self
 
 
 class Slow(Learner):
@@ -126,9 +125,10 @@ class Hub(Process):
         )
         self.learner = Slow(self, adder, recording, self.found.version)
         self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
-        self.serving, self.receiving = Serving(), Receiving(s.work_room)
+        self.serving, self.receiving, self.recent = Serving(), Receiving(s.work_room), Recent()
+        self.models: dict[int, Model] = {}  # of late, by version
         self.arrived: dict[TaskName, dict[tuple[int, int], Product]] = {}  # pieces of what is fetched
-        self._publish()
+        self._publish(None)
         self.finished: Finish | None = None
         self.payload: Product | None = None
         self.folding: dict[tuple[int, int], Contribute] = {}
@@ -171,11 +171,11 @@ class Hub(Process):
         if actor is None or envelope.epoch != self.core.epoch:
             return
         match message:
-            case Want((version,), first, last):
-                part = self.serving.part(session, version, first, last)
-                self.handle(Outdated(session, version) if part is None else Moved(session))
+            case Want((_,) | (_, _) as what, first, last):
+                part = self.serving.part(session, what, first, last)
+                self.handle(Outdated(session, what[0]) if part is None else Moved(session))
                 if part is not None:
-                    chunk = Envelope(session, self.core.epoch, Chunk((version,), first, last))
+                    chunk = Envelope(session, self.core.epoch, Chunk(what, first, last))
                     sized: Any = part.whole
                     self.world.wire.down(peer, chunk, sized.model)
             case Chunk():
@@ -201,11 +201,12 @@ class Hub(Process):
             if message.task not in self.folding:
                 self.receiving.drop(message.task)
 
-    def _publish(self) -> None:
-        nbytes = self.world.setting.weights_bytes
-        if nbytes:
-            sized: Any = Sized(self.published[1], nbytes)
-            self.serving.publish(self.published[0], sized, self.core.roster.actors.keys())
+    def _publish(self, change: Bundle | None) -> None:
+        """change: stands for what changed in a version by its number."""
+        version, self.models[version] = self.published
+        self.models.pop(version - RECENT, None)
+        self.serving.publish(version, self.core.roster.actors.keys())
+        self.recent.publish(version, change if self.world.setting.changes else None, RECENT * LAYOUT.nbytes)
 
     def learned(self, _: None = None) -> None:
         """What the learner has to tell; waits where this process is stopped."""
@@ -216,7 +217,7 @@ class Hub(Process):
             outcome = self.learner.outcomes.popleft()
             if isinstance(outcome, Stepped):
                 self.published = self.learner.newest  # type: ignore[assignment]
-                self._publish()
+                self._publish(Bundle.pack({"number": np.array([outcome.version])}, LAYOUT))
             elif isinstance(outcome, Folded | Unfit):
                 del self.folding[outcome.task]
                 self.receiving.drop(outcome.task)
@@ -253,12 +254,19 @@ class Hub(Process):
         return self._down(effect.peer, effect.envelope, None)
 
     def _weights(self, effect: SendWeights) -> Iterable[Event]:
-        version, model = self.published
-        nbytes = self.world.setting.weights_bytes
+        version, base, nbytes = effect.version, effect.held, self.world.setting.weights_bytes
+        told: Model | Delta = self.published[1]
+        if (changed := self.recent.since(base)) is None:
+            base = WHOLE
+        else:
+            if [*changed.view(np.int64)[:: ALIGNMENT // 8]] != list(range(base + 1, version + 1)):
+                raise ViolationError(f"what changed from version {base} to {version} is told by {changed}")
+            told, nbytes = Delta(self.models[base], self.published[1]), nbytes // 2
         if nbytes:
-            self.serving.begin(effect.session, version)
-        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes))
-        return self._down(effect.peer, weights, None if nbytes else model)
+            sized: Any = Sized(told, nbytes)
+            self.serving.begin(effect.session, (version,) if base == WHOLE else (version, base), sized)
+        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes, base))
+        return self._down(effect.peer, weights, None if nbytes else told)
 
     def _pull(self, pull: Pull) -> Iterable[Event]:
         self.receiving.pull(pull.session, pull.message)
@@ -277,7 +285,7 @@ class Hub(Process):
         welcome = Welcome("run", effect.number, beat, patience, "host", (), effect.hello.greeting, effect.resumed)
         return self._down(effect.peer, Envelope(effect.session, self.core.epoch, welcome), None)
 
-    def _down(self, peer: bytes, envelope: Envelope, payload: Model | None) -> Iterable[Event]:
+    def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | None) -> Iterable[Event]:
         why = self.world.wire.down(peer, envelope, payload)
         return (Lost(peer, why),) if why else ()
 

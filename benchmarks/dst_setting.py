@@ -99,6 +99,7 @@ class Setting:
     within: float
     paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, an actor each
     weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
+    changes: bool = False  # do weights go to who holds those of late as what changed since?
     work_bytes: int = 0  # the same of contributions
     work_room: int = 1  # bytes of these that may be fetched at a time
 
@@ -147,6 +148,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
         work_bytes=(work := rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))),
         work_room=rng.choice((1, work, 3 * work)),
+        changes=schedule.seed % 2 == 0,  # no draw of its own: schedules stay those that found something
     )
 
 

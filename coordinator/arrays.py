@@ -13,13 +13,13 @@ from pathlib import Path
 from shoal.coordinator.disk import DiskTrouble
 from shoal.coordinator.receiving import Receiving
 from shoal.coordinator.roster import Roster
-from shoal.coordinator.serving import Serving
+from shoal.coordinator.serving import Recent, Serving, What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.link import Part, Payload
-from shoal.protocol.messages import Chunk, Contribute, TaskName, Weights
+from shoal.protocol.link import NEAR, Part, Payload
+from shoal.protocol.messages import WHOLE, Chunk, Contribute, TaskName, Weights
 
 ROOM = 1 << 25  # bytes of contributions that are fetched and not yet folded in, where models are small
 SHARE = 0.4  # of a model, that these may be where it is large
@@ -36,17 +36,19 @@ class Arrays:
         self.layouts: Mapping[str, Layout] = {layout.digest: layout for layout in layouts}
         self.inline, self.sharing, self.folder = inline, sharing, folder
         self.serving, self.receiving = Serving(), Receiving(max(ROOM, int(SHARE * model)))
+        self.recent = Recent()
+        self._down = self._up = 0
         self._sharers: set[bytes] = set()
         self._stores: dict[TaskName, Store] = {}  # contributions that come in pieces
         self._here: dict[TaskName, Bundle] = {}  # contributions that have come and are not let go of
 
     # Weights
 
-    def publish(self, version: int, weights: Bundle, roster: Roster) -> None:
-        """This is what goes out from now on."""
+    def publish(self, version: int, weights: Bundle, change: Bundle | None, roster: Roster) -> None:
+        """This is what goes out from now on. change: the same, told as what is new since the version before."""
         self._version, self._weights = version, weights
-        if weights.data.nbytes > self.inline:
-            self.serving.publish(version, weights, roster.actors.keys())
+        self.serving.publish(version, roster.actors.keys())
+        self.recent.publish(version, change, weights.data.nbytes)
         if self.sharing:
             self.sharing.publish(version, weights, (actor.peer for actor in roster.actors.values()))
 
@@ -57,19 +59,24 @@ class Arrays:
         self._sharers.add(peer)
         return self.sharing.offer
 
-    def weights(self, peer: bytes, session: bytes) -> tuple[Weights, Payload | None]:
-        """The message that brings the newest weights, and its payload."""
-        nbytes = self._weights.data.nbytes
+    def weights(self, peer: bytes, session: bytes, held: int) -> tuple[Weights, Payload | None]:
+        """The message that brings the newest weights to one who holds those of version `held`, and its payload."""
         if self.sharing and peer in self._sharers and (slot := self.sharing.lend(peer, self._version)):
             return Weights(self._version, slot), None
-        if nbytes <= self.inline:
-            return Weights(self._version), self._weights.data
-        self.serving.begin(session, self._version)
-        return Weights(self._version, (), nbytes), None
+        base, data = held, self.recent.since(held) if self.inline < NEAR else None
+        if data is None:
+            base, data = WHOLE, self._weights.data
+        if data.nbytes <= self.inline:
+            self._count(down=data.nbytes)
+            return Weights(self._version, base=base), data
+        self.serving.begin(session, (self._version,) if base == WHOLE else (self._version, base), data)
+        return Weights(self._version, (), data.nbytes, base), None
 
-    def part(self, session: bytes, version: int, first: int, last: int) -> Part | None:
+    def part(self, session: bytes, what: What, first: int, last: int) -> Part | None:
         """Some bytes of weights for one who fetches them; None where they are not to be had (any more)."""
-        return self.serving.part(session, version, first, last)
+        part = self.serving.part(session, what, first, last)
+        self._count(down=0 if part is None else len(part))
+        return part
 
     def arrived(self, peer: bytes, session: bytes, version: int, using: int) -> None:
         """Weights did; what is older than `using` is not looked at any more."""
@@ -86,6 +93,8 @@ class Arrays:
             payload, fault = self._shared(peer, message)
             if fault:
                 return fault, True
+        else:
+            self._count(up=0 if payload is None else len(payload))
         waits = message.nbytes > 0 and payload is None
         if fault := self._fault(message, message.nbytes if waits else 0 if payload is None else len(payload)):
             return fault, True
@@ -117,6 +126,7 @@ class Arrays:
         """A piece of a contribution. Returns the contribution when all of it is here. Raises DiskTrouble; then what was here of
         it is gone, and it is fetched anew when it is said again."""
         nbytes = 0 if payload is None else len(payload)
+        self._count(up=nbytes)
         stream = self.receiving.came(session, chunk, now) if nbytes == chunk.last - chunk.first else None
         if stream is None:
             return None
@@ -155,3 +165,16 @@ class Arrays:
         if self.sharing and message.slot:
             with suppress(ProtocolError):  # what was never opened need not be let go
                 self.sharing.done(message.slot)
+
+    # What it took
+
+    def _count(self, down: int = 0, up: int = 0) -> None:
+        if self.inline < NEAR:
+            self._down, self._up = self._down + down, self._up + up
+
+    def flush(self) -> dict[str, float]:
+        """Bytes of arrays that went to actors and came from them by sockets since the last flush, what was sent again included.
+        What lies in shared memory does not travel, nor does anything in the plain loop."""
+        moved = {"down_bytes": float(self._down), "up_bytes": float(self._up)}
+        self._down = self._up = 0
+        return moved

@@ -501,7 +501,7 @@ class Core:
         if not self.ended and not self.reached:
             yield from self._step()
             for actor in self.roster.refresh(self.version):
-                yield SendWeights(actor.peer, actor.session, self.version)
+                yield SendWeights(actor.peer, actor.session, self.version, actor.held)
             if self.roster.room or self._stalls():
                 yield from self._employ()
             if self.ledger.counts.aside:

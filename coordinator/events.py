@@ -118,11 +118,13 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """The newest weights, which are `version`, go to `peer`. One is under way to an actor at a time."""
+    """The newest weights, which are `version`, go to `peer`. One is under way to an actor at a time. held: the version that it
+    has, -1 if none."""
 
     peer: bytes
     session: bytes
     version: int
+    held: int = -1
 
 
 @dataclass(frozen=True, slots=True)

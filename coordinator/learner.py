@@ -56,7 +56,8 @@ AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 
 class Learner:
-    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one.
+    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `change`: what is new
+    in them, of an aggregator that tells it (aggregators/told.py).
 
     evaluate: central evaluation, of every version that `due` says. recording: what makes promises durable.
     """
@@ -75,6 +76,7 @@ class Learner:
         self.aggregator, self.checks, self.clock = aggregator, checks, clock
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
+        self.change: Bundle | None = None
         self.outcomes: deque[Outcome] = deque()
         self.busy = 0.0  # seconds spent on jobs
         self._early: dict[int, list[Intake]] = {}
@@ -135,6 +137,7 @@ class Learner:
         version = step.version
         metrics = self.aggregator.step()
         self.newest = (version, self.aggregator.weights())
+        self.change = self.aggregator.change() if hasattr(self.aggregator, "change") else None
         if self.recording is not None:
             self.recording.commit(step, self.newest[1])
             self._sync()

@@ -39,6 +39,7 @@ from shoal.coordinator.events import (
 from shoal.coordinator.learner import Broke, Evaluated, Intake, Job, Learner, Outcome
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.roster import Actor
+from shoal.coordinator.serving import What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.tally import Rate, Tally
 from shoal.protocol.layout import Layout
@@ -134,7 +135,9 @@ class Server:
         self._rates = (Rate(), Rate())
         self._first_steps = core.steps
         self._broke: BaseException | None = None
-        self.arrays.publish(*learner.newest, core.roster)  # what the core calls `version`; the learner may be a step further
+        self.arrays.publish(
+            *learner.newest, None, core.roster
+        )  # what the core calls `version`; the learner may be a step further
 
     def run(self) -> Finish:
         """Until the core says Finish. Raises what broke the learner."""
@@ -220,8 +223,8 @@ class Server:
         if actor is None or actor.user != arrival.user or envelope.epoch != self.core.epoch:
             return  # what it says on its other line is answered
         match message:
-            case Want((version,), first, last):
-                self._serve(arrival.peer, session, version, first, last)
+            case Want((_,) | (_, _) as what, first, last):
+                self._serve(arrival.peer, session, what, first, last)
             case Chunk():
                 self.handle(Moved(session))
                 self._came(actor, message, arrival.payload)
@@ -249,11 +252,11 @@ class Server:
             if why := self.wire.say(actor.peer, Envelope(session, self.core.epoch, want)):
                 self.handle(Lost(actor.peer, why))
 
-    def _serve(self, peer: bytes, session: bytes, version: int, first: int, last: int) -> None:
-        part = self.arrays.part(session, version, first, last)
-        self.handle(Outdated(session, version) if part is None else Moved(session))
+    def _serve(self, peer: bytes, session: bytes, what: What, first: int, last: int) -> None:
+        part = self.arrays.part(session, what, first, last)
+        self.handle(Outdated(session, what[0]) if part is None else Moved(session))
         if part is not None:
-            chunk = Envelope(session, self.core.epoch, Chunk((version,), first, last))
+            chunk = Envelope(session, self.core.epoch, Chunk(what, first, last))
             self.wire.say(peer, chunk, part if len(part) else None)  # if it does not arrive it will be asked for again
 
     def _learned(self) -> None:
@@ -270,9 +273,10 @@ class Server:
                 self._broke = error
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
             case Stepped(version, metrics):
-                self.arrays.publish(*self.learner.newest, self.core.roster)
+                told = {**self.tally.flush(), **self.arrays.flush(), **metrics}
+                self.arrays.publish(*self.learner.newest, self.learner.change, self.core.roster)
                 self.handle(outcome)
-                self._tell(version, {**self.tally.flush(), **metrics})
+                self._tell(version, told)
             case Folded(task):
                 message, lag = self._folding.pop(task)
                 self.tally.train(message, lag)
@@ -297,8 +301,8 @@ class Server:
         match effect:
             case Send(peer, envelope):
                 yield from self._send(peer, envelope, None)
-            case SendWeights(peer, session):
-                weights, payload = self.arrays.weights(peer, session)
+            case SendWeights(peer, session, _, held):
+                weights, payload = self.arrays.weights(peer, session, held)
                 yield from self._send(peer, Envelope(session, self.core.epoch, weights), payload)
             case Pull(session, message):
                 self.arrays.receiving.pull(session, message)

@@ -1,59 +1,94 @@
-"""Weights that are fetched piece by piece: which versions are still to be had.
+"""Weights that are fetched piece by piece: which versions are still to be had, and which changes of them.
 
 The one idea: a version stays for as long as somebody fetches it, so that a slow link gets to the end of what it has begun; but
-only so many do, and one whose readers have stopped asking goes first.
+only so many do, and one whose readers have stopped asking goes first. What changed is cheaper than the whole only for those who
+hold a version of late, so no more is kept of it than the whole has bytes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
+from typing import TypeAlias
 
+from shoal.protocol.changes import joined, last
 from shoal.protocol.fetching import MOST
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Bytes
 from shoal.protocol.link import Part
 
-KEPT = 2  # versions beside the newest
+KEPT = 2  # beside what is of the newest version
+What: TypeAlias = tuple[int, ...]
+"""(version,) or (version, base), as in Want."""
 
 
 class Serving:
     """Used by the socket thread alone."""
 
     def __init__(self) -> None:
-        self._versions: dict[int, Bundle] = {}  # by when they were wanted last
-        self._readers: dict[bytes, int] = {}  # session -> what it fetches
+        self._kept: dict[What, Bytes] = {}  # by when they were wanted last
+        self._readers: dict[bytes, What] = {}  # session -> what it fetches
         self._newest = -1
 
-    def publish(self, version: int, weights: Bundle, here: Collection[bytes]) -> None:
-        """They are the newest. here: sessions that may still be fetching others."""
+    def publish(self, version: int, here: Collection[bytes]) -> None:
+        """It is the newest. here: sessions that may still be fetching others."""
         self._readers = {session: its for session, its in self._readers.items() if session in here}
         self._newest = version
-        self._versions[version] = weights
         self._tidy()
 
-    def begin(self, session: bytes, version: int) -> None:
-        """It is told of this version, the newest, and will fetch it."""
-        self._readers[session] = version
+    def begin(self, session: bytes, what: What, data: Bytes) -> None:
+        """It is told of these, which are of the newest version, and will fetch them."""
+        self._readers[session] = what
+        self._kept.setdefault(what, data)
 
     def end(self, session: bytes, version: int) -> None:
         """It has this version."""
-        if self._readers.get(session) == version:
+        if (what := self._readers.get(session)) is not None and what[0] == version:
             del self._readers[session]
-            if version != self._newest:
-                self._tidy()
+            self._tidy()
 
-    def part(self, session: bytes, version: int, first: int, last: int) -> Part | None:
+    def part(self, session: bytes, what: What, first: int, last: int) -> Part | None:
         """Some bytes for one who was told of them; None where they are not to be had (any more)."""
-        weights = self._versions.get(version)
-        if weights is None or self._readers.get(session) != version:
+        data = self._kept.get(what)
+        if data is None or self._readers.get(session) != what:
             return None
-        if not 0 <= first <= last <= min(weights.data.nbytes, first + MOST):
+        if not 0 <= first <= last <= min(data.nbytes, first + MOST):
             return None
-        self._versions[version] = self._versions.pop(version)
-        return Part(weights.data, first, last)
+        self._kept[what] = self._kept.pop(what)
+        return Part(data, first, last)
 
     def _tidy(self) -> None:
-        wanted = {*self._readers.values(), self._newest}
-        self._versions = {version: weights for version, weights in self._versions.items() if version in wanted}
-        for version in list(self._versions):
-            if len(self._versions) > KEPT + 1 and version != self._newest:
-                del self._versions[version]
+        wanted = set(self._readers.values())
+        self._kept = {what: data for what, data in self._kept.items() if what in wanted}
+        old = [what for what in self._kept if what[0] != self._newest]
+        for what in old[: max(0, len(old) - KEPT)]:
+            del self._kept[what]
+
+
+class Recent:
+    """What changed from version to version, as far back as all of it is less than the whole. For the socket thread alone."""
+
+    def __init__(self) -> None:
+        self._newest = -1
+        self._changes: deque[Bundle] = deque()
+        self._joined: Bytes | None = None
+
+    def publish(self, version: int, change: Bundle | None, room: int) -> None:
+        """change: since the version before; None where that is not told. room: bytes of the whole."""
+        if change is None:
+            self._changes.clear()
+        else:
+            self._changes.append(change)
+        self._newest, self._joined = version, None
+        while sum(one.data.nbytes for one in self._changes) >= room:
+            self._changes.popleft()
+
+    def since(self, version: int) -> Bytes | None:
+        """All that changed since then, in one buffer; None where that is too long ago, or no time at all."""
+        count = self._newest - version
+        if not 0 < count <= len(self._changes):
+            return None
+        if count == 1:
+            return self._changes[-1].data
+        if self._joined is None:
+            self._joined = joined(self._changes)  # once a version, for all who are behind
+        return last(self._joined, self._changes[-1], count)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, get_args
 import msgpack
 
 from shoal.protocol import messages
+from shoal.protocol.compress import Coding
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.messages import Envelope
@@ -218,18 +219,21 @@ def _unpack(raw: Any, text: int, items: int, entries: int, binary: int = 256) ->
         raise ProtocolError(f"not msgpack within the limits ({type(wrong).__name__})") from None
 
 
-def pack_welcome(workload: Mapping[str, Any], layout: Layout) -> bytes:
-    """The payload of Welcome: what to work on (plain data), and the layout of the weights."""
-    packed: bytes = msgpack.packb([workload, layout.rows()])
+def pack_welcome(workload: Mapping[str, Any], layout: Layout, coding: Coding | None = None) -> bytes:
+    """The payload of Welcome: what to work on (plain data), the layout of the weights, and how changes of them are coded, where
+    they travel as changes."""
+    packed: bytes = msgpack.packb([workload, layout.rows(), *([coding.row()] if coding else [])])
     if len(packed) > MAX_WELCOME:
         raise ProtocolError(f"workload and layout take {len(packed)} bytes, more than {MAX_WELCOME}")
     return packed
 
 
-def unpack_welcome(payload: Any) -> tuple[dict[str, Any], Layout]:
+def unpack_welcome(payload: Any) -> tuple[dict[str, Any], Layout, Coding | None]:
     if len(payload) > MAX_WELCOME:
         raise ProtocolError(f"workload and layout take {len(payload)} bytes, more than {MAX_WELCOME}")
     match _unpack(payload, 65_536, 65_536, 4_096):
         case [dict() as workload, list() as rows]:
-            return workload, Layout.from_rows(rows)
-    raise ProtocolError("a Welcome's payload is [workload, layout]")
+            return workload, Layout.from_rows(rows), None
+        case [dict() as workload, list() as rows, coding]:
+            return workload, Layout.from_rows(rows), Coding.from_row(coding)
+    raise ProtocolError("a Welcome's payload is [workload, layout] and maybe a codec")

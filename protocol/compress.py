@@ -17,7 +17,8 @@ Only float32 entries are compressed: others (counters, masks, halves) travel bes
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,6 +69,31 @@ def codec_of(name: str, *, share: float = 0.1, block: int = 256, feedback: bool 
     raise UserError(f"codec {name!r}: known are {', '.join(CODECS)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """A codec as two ends agree on it: its name, the share of the entries that topk and randk send, the entries to a scale of
+    int8 and int4."""
+
+    name: str
+    share: float = 0.1
+    block: int = 256
+
+    def codec(self, *, feedback: bool) -> Codec:
+        """Raises UserError."""
+        return codec_of(self.name, share=self.share, block=self.block, feedback=feedback)
+
+    def row(self) -> list[Any]:
+        return [self.name, float(self.share), self.block]
+
+    @classmethod
+    def from_row(cls, row: Any) -> Coding:
+        """From a peer. Raises ProtocolError."""
+        match row:
+            case [str() as name, float() as share, int() as block] if name in CODECS and 0 < share <= 1 and block >= 1:
+                return cls(name, share, block)
+        raise ProtocolError("a codec is [name, share, block]")
+
+
 class Packed:
     """A codec for bundles of one layout, `dense`: float32 entries by the codec, each other dtype as it is.
 
@@ -111,4 +137,4 @@ def _finite(x: Vector) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         square = np.dot(x, x)
     if not np.isfinite(square) and not np.isfinite(x).all():
-        raise ProtocolError("NaN or an infinity in a delta that is compressed")
+        raise ProtocolError("NaN or an infinity in what is compressed")

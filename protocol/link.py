@@ -30,6 +30,7 @@ from shoal.protocol.messages import Envelope
 
 SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message: a copy costs less than a frame
 INLINE = 1 << 18  # bytes of arrays that go with their message at most; more are fetched
+NEAR = 1 << 62  # the same where the other end is in this very process, and nothing has far to go
 DRAIN = 256  # messages taken in a turn, so that the clock is looked at in between
 KNOCK_AGAIN = (0.5, 15.0)  # seconds until a line that was refused tries again, and the most that grows to
 FAREWELL = 0.5  # seconds that the last words of a coordinator have to leave

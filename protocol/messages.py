@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 PROTOCOL = 0x0100  # major * 256 + minor: a minor adds fields at the end, a major is refused
 
+WHOLE = -1  # no version: weights as they are
+
 TaskName: TypeAlias = tuple[int, int]
 """(version, index): names a task within a run."""
 
@@ -26,8 +28,8 @@ class Hello:
     host names the machine and its boot, so that both ends know whether they can share memory; offers lists the ways in
     which this actor can exchange arrays beside the socket ("shm"). greeting: how often it has looked for a place before,
     so that what comes late is known for late. epoch: the life of the coordinator in which it has a place and remembers it,
-    so that only its connection is new; 0 where it begins. held: the newest weights it has from there; busy: its worker has
-    something to do.
+    so that only its connection is new; 0 where it begins. held: the newest weights it has from there, WHOLE if none or if it
+    wants them whole; busy: its worker has something to do.
     """
 
     protocol: int
@@ -116,7 +118,8 @@ class Ready:
 class Want:
     """Send me these bytes of it, from `first` to before `last`; none at all is asked for to see how long an answer takes.
 
-    what: (version,) is of weights; (version, index, attempt) of what a task has made.
+    what: (version,) is of weights, (version, base) of what changed in them since `base`; (version, index, attempt) of what a
+    task has made.
     """
 
     what: tuple[int, ...]
@@ -157,11 +160,15 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait here, `nbytes` of them."""
+    """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait here, `nbytes` of them.
+
+    base: what comes is not they, but what changed since weights `base` (protocol/changes.py); WHOLE if it is they.
+    """
 
     version: int
     slot: tuple[int, ...] = ()
     nbytes: int = 0
+    base: int = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
-from shoal.protocol.compress import CODECS, Codec, Packed, codec_of
+from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import summed_layout
 from shoal.protocol.layout import Bundle, Layout
@@ -75,6 +75,7 @@ class FederatedSettings:
     partial_sums: bool = option(True, "an actor sends one sum over its clients, where nothing needs each client's own")
     deterministic: bool = option(True, "the same bits for any number of actors and any order of arrival")
     compress: str = option("none", "how clients' deltas are sent", choices=("none", *CODECS))
+    compress_weights: str = option("none", "how weights are told to actors, as what changed", choices=("none", *CODECS))
     compress_ratio: float = option(0.1, "share of the entries that topk and randk send", above=0, most=1)
     compress_block: int = option(256, "entries with a scale of int8 and int4", least=1)
     compress_feedback: bool = option(False, "send what compression left out another time (error feedback)")
@@ -157,12 +158,16 @@ class Federated:
     def aggregator(self, device: str) -> Aggregator:
         from shoal.aggregators.bounded import Bounded
         from shoal.aggregators.compressed import Decompressed
+        from shoal.aggregators.told import Told
 
         s, found = self.settings, self._rule(device)
         if s.norm_factor:
             found = Bounded(found, s.norm_factor)
-        codec = self.codec()
-        return found if codec is None else Decompressed(found, codec, norm=s.norm_bound)
+        if codec := self.codec():
+            found = Decompressed(found, codec, norm=s.norm_bound)
+        if s.compress_weights != "none":
+            found = Told(found, Coding(s.compress_weights, s.compress_ratio, s.compress_block), seed=self.seed)
+        return found
 
     def _rule(self, device: str) -> Aggregator:
         from shoal.aggregators.registry import FEDERATED

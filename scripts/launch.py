@@ -21,6 +21,7 @@ from shoal import observers
 from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
 from shoal.aggregators import Aggregator
+from shoal.aggregators.told import coding_of
 from shoal.coordinator.checks import Checks
 from shoal.coordinator.core import Core
 from shoal.coordinator.disk import Lock
@@ -147,7 +148,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
             observer,
             run=options.run.name,
             host=host_id(),
-            welcome=pack_welcome({"job": config.job, "seed": job.seed, "settings": job.plain()}, layout),
+            welcome=pack_welcome({"job": config.job, "seed": job.seed, "settings": job.plain()}, layout, coding_of(aggregator)),
             layouts=layouts,
             clock=time.monotonic,
             outside=_outside(stopper, crew, options),

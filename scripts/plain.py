@@ -15,7 +15,7 @@ from shoal.actors.labour import perform
 from shoal.actors.session import Adopt, Done, Event, Forget, Heard, Reset, Run, Say, Session, Tick, hello
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.link import Arrival, Payload
+from shoal.protocol.link import NEAR, Arrival, Payload
 from shoal.protocol.messages import Contribute, Envelope
 
 PEER = b"here"
@@ -24,7 +24,7 @@ PEER = b"here"
 class PlainWire:
     """A wire with one actor at its other end, which works when the coordinator waits."""
 
-    inline = 1 << 62  # nothing has far to go
+    inline = NEAR
 
     def __init__(self, workshop: Callable[[Mapping[str, Any]], Worker], clock: Callable[[], float]) -> None:
         self.address = "here"
@@ -81,7 +81,7 @@ class PlainWire:
                 case Adopt() if payload is not None and self._layout:
                     self._weights = Bundle.of_buffer(self._layout, payload)
                 case Reset() if payload is not None:
-                    self._workload, self._layout = unpack_welcome(payload)
+                    self._workload, self._layout, _ = unpack_welcome(payload)
                 case Forget(task):
                     self._kept.pop(task, None)
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
+from shoal.protocol.compress import CODECS, Coding
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 from shoal.settings import JOURNALS, configured, option, plain
@@ -60,6 +61,9 @@ class ReinforcementSettings:
     reward_scale: float = option(1.0, "multiplies rewards for the learner", above=0)
     hidden: tuple[int, ...] = option((64, 64), "units of the layers of the built-in policy")
     activation: str = option("tanh", "of the built-in policy", choices=("tanh", "relu"))
+    compress_weights: str = option("none", "how weights are told to actors, as what changed", choices=("none", *CODECS))
+    compress_ratio: float = option(0.1, "share of the entries that topk and randk tell", above=0, most=1)
+    compress_block: int = option(256, "entries with a scale of int8 and int4", least=1)
     eval_every: int = option(0, "versions between greedy evaluations (0: none)", least=0)
     eval_episodes: int = option(20, "episodes of an evaluation", least=1)
     lease: float = option(60.0, "seconds a rollout may take (0: any)", least=0)
@@ -145,6 +149,14 @@ class Reinforcement:
     # In the coordinator
 
     def aggregator(self, device: str) -> Aggregator:
+        from shoal.aggregators.told import Told
+
+        s, learner = self.settings, self._learner(device)
+        if s.compress_weights == "none":
+            return learner
+        return Told(learner, Coding(s.compress_weights, s.compress_ratio, s.compress_block), seed=self.seed)
+
+    def _learner(self, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALA
         from shoal.aggregators.ppo import PPO
 

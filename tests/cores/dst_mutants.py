@@ -21,6 +21,7 @@ from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.receiving import Receiving
 from shoal.coordinator.recording import Rebuilding, Recording
 from shoal.coordinator.roster import Roster
+from shoal.coordinator.serving import Recent
 from shoal.protocol.fetching import Fetch
 
 
@@ -143,8 +144,13 @@ MUTANTS = (
     Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
     Mutant("nobody's arrays are fetched on", Core, "_end_lease", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
-    Mutant("pieces of any version are taken", Session, "_came", "or what != (coming.version,) ", ""),
+    Mutant("pieces of any version are taken", Session, "_came", "or what != coming.what ", ""),
     # Weights and versions
+    Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),
+    Mutant("one change too few is told", Recent, "since", "if count == 1:", "if count:"),
+    Mutant(
+        "what changed is told of the wrong version", Recent, "since", "self._newest - version", "self._newest - version - 1"
+    ),
     Mutant("weights are queued behind weights", Roster, "fall_behind", "actor.under_way or ", ""),
     Mutant("any Have frees the way", Roster, "arrived", " and version == actor.sent", ""),
     Mutant("a slow actor stays with old weights", Roster, "arrived", "if version < newest:", "if False:"),

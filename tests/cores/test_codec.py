@@ -204,7 +204,8 @@ def test_no_frame_of_gathered_words_is_past_the_limit():
 def test_workload_and_layout_come_back_as_they_were():
     layout = Layout.of({"w": ("f4", (3, 4)), "n": ("i8", ()), "b": ("f4", (4,))})
     workload = {"job": "digits", "seed": 0, "settings": {"lr": 0.1, "hidden": [64, 64]}}
-    back, its = unpack_welcome(pack_welcome(workload, layout))
+    back, its, coding = unpack_welcome(pack_welcome(workload, layout))
+    assert coding is None
     assert back == workload
     assert its.digest == layout.digest
     assert its.places == layout.places

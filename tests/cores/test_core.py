@@ -338,7 +338,7 @@ def test_weights_that_are_not_to_be_had_any_more_give_way_to_the_newest() -> Non
     run.slow.add("b")
     run.contribute("a").step()
     assert run.event(Outdated(b"session of b", 7)).all(SendWeights) == []  # that is not what is on its way
-    assert run.event(Outdated(b"session of b", 0)).all(SendWeights) == [SendWeights(b"b", b"session of b", 1)]
+    assert run.event(Outdated(b"session of b", 0)).all(SendWeights) == [SendWeights(b"b", b"session of b", 1, -1)]
 
 
 def test_an_actor_that_comes_back_over_another_connection_gets_everything_anew() -> None:
@@ -648,7 +648,7 @@ def test_weights_are_never_queued_behind_weights() -> None:
     assert run.all(SendWeights) == []  # version 0 is still on the way
     run.contribute("a").step()
     assert run.all(SendWeights) == []
-    assert run.hear("a", Have(0)).all(SendWeights) == [SendWeights(b"a", b"session of a", 2)]  # 1 was skipped
+    assert run.hear("a", Have(0)).all(SendWeights) == [SendWeights(b"a", b"session of a", 2, 0)]  # 1 was skipped
 
 
 def test_a_slow_actor_skips_versions_and_the_others_do_not() -> None:
@@ -659,7 +659,7 @@ def test_a_slow_actor_skips_versions_and_the_others_do_not() -> None:
         run.contribute("quick").step()
         sent += [(weights.peer, weights.version) for weights in run.all(SendWeights)]
     assert sent == [(b"quick", 1), (b"quick", 2), (b"quick", 3)]
-    assert run.hear("slow", Have(0)).all(SendWeights) == [SendWeights(b"slow", b"session of slow", 3)]
+    assert run.hear("slow", Have(0)).all(SendWeights) == [SendWeights(b"slow", b"session of slow", 3, 0)]
 
 
 def test_a_have_of_other_weights_frees_no_way() -> None:

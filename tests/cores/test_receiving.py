@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shoal.coordinator.arrays import Arrays
 from shoal.coordinator.disk import DiskTrouble
 from shoal.coordinator.receiving import LARGE, Receiving
-from shoal.coordinator.serving import KEPT, Serving
+from shoal.coordinator.roster import Roster
+from shoal.coordinator.serving import KEPT, Recent, Serving
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.fetching import LEAST, MOST, PROBE
-from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.messages import Chunk, Contribute, TaskName, Want
+from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
+from shoal.protocol.link import NEAR
+from shoal.protocol.messages import Chunk, Contribute, TaskName, Want, Weights
 
 ROOM = 4 * LEAST
 
@@ -185,47 +188,128 @@ def weights(number: int) -> Bundle:
 
 def test_weights_are_had_by_those_who_were_told_of_them() -> None:
     serving = Serving()
-    serving.publish(1, weights(1), [b"a"])
-    assert serving.part(b"a", 1, 0, 400) is None
-    serving.begin(b"a", 1)
-    part = serving.part(b"a", 1, 40, 80)
+    serving.publish(1, [b"a"])
+    assert serving.part(b"a", (1,), 0, 400) is None
+    serving.begin(b"a", (1,), weights(1).data)
+    part = serving.part(b"a", (1,), 40, 80)
     assert part is not None
     assert part.whole[part.first : part.last].view(np.float32).tolist() == [1.0] * 10
     for first, last in ((-1, 10), (0, 401), (50, 40), (0, MOST + 1)):
-        assert serving.part(b"a", 1, first, last) is None
+        assert serving.part(b"a", (1,), first, last) is None
+    assert serving.part(b"a", (1, 0), 0, 4) is None
 
 
 def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
     serving = Serving()
-    serving.publish(1, weights(1), [b"a"])
-    serving.begin(b"a", 1)
+    serving.publish(1, [b"a"])
+    serving.begin(b"a", (1,), weights(1).data)
     for version in (2, 3, 4):
-        serving.publish(version, weights(version), [b"a"])
-    assert serving.part(b"a", 1, 0, 4) is not None
+        serving.publish(version, [b"a"])
+    assert serving.part(b"a", (1,), 0, 4) is not None
     serving.end(b"a", 2)  # an old word of another version
-    assert serving.part(b"a", 1, 0, 4) is not None
+    assert serving.part(b"a", (1,), 0, 4) is not None
     serving.end(b"a", 1)
-    assert serving.part(b"a", 1, 0, 4) is None
-    assert list(serving._versions) == [4]
+    assert serving.part(b"a", (1,), 0, 4) is None
+    assert not serving._kept
 
 
 def test_a_version_goes_with_the_last_who_fetched_it() -> None:
     serving = Serving()
-    serving.publish(1, weights(1), [b"a"])
-    serving.begin(b"a", 1)
-    serving.publish(2, weights(2), [])
-    assert list(serving._versions) == [2]
+    serving.publish(1, [b"a"])
+    serving.begin(b"a", (1,), weights(1).data)
+    serving.publish(2, [])
+    assert not serving._kept
 
 
 def test_of_many_versions_those_go_first_that_nobody_asks_for_any_more() -> None:
     serving, here = Serving(), [b"%d" % at for at in range(9)]
     for version, session in enumerate(here):
-        serving.publish(version, weights(version), here)
-        serving.begin(session, version)
-        assert serving.part(b"0", 0, 0, 4) is not None  # slow, but it goes on
-    assert len(serving._versions) == KEPT + 1
-    assert serving.part(b"1", 1, 0, 4) is None
-    assert serving.part(b"8", 8, 0, 4) is not None
+        serving.publish(version, here)
+        serving.begin(session, (version,), weights(version).data)
+        assert serving.part(b"0", (0,), 0, 4) is not None  # slow, but it goes on
+    assert len(serving._kept) == KEPT + 1
+    assert serving.part(b"1", (1,), 0, 4) is None
+    assert serving.part(b"8", (8,), 0, 4) is not None
+
+
+# What changed
+
+
+def change(number: int) -> Bundle:
+    return Bundle.pack({"w": np.full(3, number, np.float32)})
+
+
+def told(recent: Recent, version: int) -> list[float]:
+    """The first number of each change since then."""
+    since = recent.since(version)
+    return [] if since is None else [float(since[at : at + 4].view(np.float32)[0]) for at in range(0, since.nbytes, ALIGNMENT)]
+
+
+def test_what_changed_is_told_from_any_version_of_late() -> None:
+    recent = Recent()
+    recent.publish(7, None, 400)
+    assert [told(recent, version) for version in (-1, 6, 7, 8)] == [[], [], [], []]
+    for version in (8, 9, 10):
+        recent.publish(version, change(version), 400)
+    assert [told(recent, version) for version in (6, 7, 8, 9, 10, 11)] == [[], [8, 9, 10], [9, 10], [10], [], []]
+
+
+def test_what_changed_is_kept_while_it_is_less_than_the_whole() -> None:
+    recent = Recent()
+    for version in range(9):
+        recent.publish(version, change(version), 37)  # 12 bytes each
+    assert [told(recent, version) for version in (4, 5, 6, 7)] == [[], [6, 7, 8], [7, 8], [8]]
+    recent.publish(9, change(9), 12)  # as many as the whole
+    assert told(recent, 8) == []
+
+
+def test_nothing_is_told_across_a_version_that_does_not_say_what_changed() -> None:
+    recent = Recent()
+    recent.publish(1, change(1), 400)
+    recent.publish(2, None, 400)
+    recent.publish(3, change(3), 400)
+    assert [told(recent, version) for version in (0, 1, 2)] == [[], [], [3]]
+
+
+def test_arrays_go_as_what_changed_to_who_holds_a_version_of_late_and_whole_to_others() -> None:
+    arrays, roster = Arrays([], 100, 400, None, None), Roster(1)
+    arrays.publish(0, weights(0), None, roster)
+    assert arrays.weights(b"a", b"a", -1)[0] == Weights(0, (), 400)
+    arrays.publish(1, weights(1), change(1), roster)
+    message, payload = arrays.weights(b"a", b"a", 0)
+    assert message == Weights(1, base=0)
+    assert payload is not None
+    assert len(payload) == 12
+    assert arrays.weights(b"b", b"b", -1) == (Weights(1, (), 400), None)
+    assert arrays.flush() == {"down_bytes": 12.0, "up_bytes": 0.0}
+    assert arrays.part(b"b", (1,), 0, 300) is not None
+    assert arrays.part(b"a", (1,), 0, 300) is None  # which it was not told of
+    assert arrays.flush() == {"down_bytes": 300.0, "up_bytes": 0.0}
+
+
+def test_what_changed_is_fetched_where_it_is_large_and_each_reader_gets_its_own() -> None:
+    arrays, roster = Arrays([], 5, 400, None, None), Roster(1)
+    for session in (b"a", b"b"):
+        roster.join(session, session, "actor", 0.0)
+    for version in (1, 2, 3):
+        arrays.publish(version, weights(version), change(version), roster)
+    assert arrays.weights(b"a", b"a", 2) == (Weights(3, (), 12, 2), None)
+    assert arrays.weights(b"b", b"b", 1) == (Weights(3, (), ALIGNMENT + 12, 1), None)
+    part = arrays.part(b"b", (3, 1), ALIGNMENT, ALIGNMENT + 12)
+    assert part is not None
+    assert part.whole[part.first : part.last].view(np.float32).tolist() == [3.0] * 3
+    assert arrays.part(b"a", (3, 1), 0, 12) is None
+    assert arrays.part(b"a", (3, 2), 0, 13) is None
+    arrays.publish(4, weights(4), change(4), roster)
+    assert arrays.part(b"a", (3, 2), 0, 12) is not None  # it goes on with what it has begun
+
+
+def test_in_the_plain_loop_weights_are_whole_and_no_bytes_are_counted() -> None:
+    arrays, roster = Arrays([], NEAR, 400, None, None), Roster(1)
+    arrays.publish(0, weights(0), None, roster)
+    arrays.publish(1, weights(1), change(1), roster)
+    assert arrays.weights(b"a", b"a", 0)[0] == Weights(1)
+    assert arrays.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
 
 
 # Where pieces wait

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 from typing import Any, TypeVar
 
+import pytest
+
 from shoal.actors.session import (
     AT_HAND,
     HELLO_AGAIN,
@@ -344,6 +346,40 @@ def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> Non
     story.epoch = 2
     story.hear(Welcome("run", 0, 0.25, 10.0, "host", (), 1))
     assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == [Gather(4, 2 * LEAST)]
+
+
+def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Weights(6, base=4))
+    assert story.all(Adopt) == [Adopt(6, 4)]
+    assert story.said(Have) == [Have(6, 6)]
+    assert story.hear(Weights(6, base=4)).said(Have) == [Have(6, 6)]  # said again
+
+
+def test_what_changed_is_fetched_by_its_own_name() -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Weights(6, (), 10, 4))
+    assert (story.all(Gather), story.said(Want)) == ([Gather(6, 10)], [Want((6, 4), *PROBE)])
+    story.hear(Chunk((6, 4), *PROBE), after=0.001)
+    assert story.said(Want) == [Want((6, 4), 0, 10)]
+    assert story.hear(Chunk((6,), 0, 10)).effects == []  # of the whole
+    assert story.hear(Chunk((6, 4), 0, 10)).all(Adopt) == [Adopt(6, 4)]
+
+
+@pytest.mark.parametrize("nbytes", [0, 10])
+def test_who_is_told_what_changed_in_weights_that_are_not_here_asks_for_all(nbytes: int) -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Weights(7, (), nbytes, 6))
+    assert (story.all(Adopt), story.all(Gather), story.said(Have)) == ([], [], [])
+    [again] = story.tick().said(Hello)
+    assert (again.held, again.epoch, again.greeting) == (-1, 1, 1)
+    story.welcomed(resumed=True)
+    assert story.hear(Weights(8)).all(Adopt) == [Adopt(8)]
+    assert story.hear(Refused("say Hello", False)).tick().said(Hello)[0].held == 8
+
+
+def test_what_changed_is_not_added_where_other_weights_came_meanwhile() -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Weights(6, (), 10, 4))
+    story.hear(Chunk((6, 4), *PROBE), after=0.001).hear(Weights(5))
+    assert story.hear(Chunk((6, 4), 0, 10)).all(Adopt) == []
+    assert story.tick().said(Hello)[0].held == -1
 
 
 def test_what_is_wanted_of_a_task_is_given() -> None:

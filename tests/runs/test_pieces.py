@@ -123,3 +123,27 @@ def test_a_stream_of_large_contributions_moves_on_with_room_for_one(tmp_path: Pa
     assert outcome.finish.reason == "done"
     assert outcome.core.version == 10
     assert np.isfinite(outcome.weights.vector()).all()
+
+
+# What changed in weights
+
+
+def told(outcome: Outcome, name: str) -> list[float]:
+    return [metrics[name] for _, metrics in outcome.seen.steps if name in metrics]
+
+
+@pytest.mark.parametrize("road", [(12, seed) for seed in range(2)], indirect=True)
+def test_connections_that_are_cut_change_no_bit_of_what_changed(road: Road) -> None:
+    job = large(compress_weights="float16", rounds=4)
+    outcome = run(job, 2, through=road.to)
+    assert outcome.finish.reason == "done"
+    assert road.made > 12
+    assert outcome.sha256 == run(job, 0).sha256
+    assert told(outcome, "change_bytes")[0] > 2 * LEAST  # which is fetched in pieces
+
+
+@pytest.mark.parametrize("road", [(0, 0)], indirect=True)
+def test_the_bytes_that_are_told_are_those_that_a_wire_carries(road: Road) -> None:
+    outcome = run(large(compress_weights="int8", rounds=5), 2, through=road.to)
+    counted = sum(told(outcome, "down_bytes")) + sum(told(outcome, "up_bytes"))
+    assert counted < road.carried < 1.02 * counted + 50_000

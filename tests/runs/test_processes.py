@@ -96,9 +96,10 @@ def test_an_actor_killed_mid_run_is_noticed_and_nothing_is_counted_twice(start, 
     assert plain.result()["weights_sha256"] == result["weights_sha256"]
 
 
-def test_ctrl_c_leaves_no_process_and_resume_ends_with_the_same_bits_as_an_unbroken_run(start, tmp_path):
-    unbroken = start("simulate", "digits", "rounds=300", "--actors", "2", "--json", "--run-dir", "unbroken")
-    run = start("simulate", "digits", "rounds=300", "--actors", "2", "--json", "--run-dir", "broken")
+@pytest.mark.parametrize("settings", [(), ("compress_weights=randk",)], ids=["whole", "told"])
+def test_ctrl_c_leaves_no_process_and_resume_ends_with_the_same_bits_as_an_unbroken_run(start, tmp_path, settings):
+    words = ("simulate", "digits", "rounds=300", *settings, "--actors", "2", "--json", "--run-dir")
+    unbroken, run = start(*words, "unbroken"), start(*words, "broken")
     run.until("joined as actor 1")
     rows = tmp_path / "broken" / "metrics.jsonl"
     wait_until(lambda: rows.exists() and rows.stat().st_size > 0)

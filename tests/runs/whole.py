@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.actors.loop import Actor, host_id
+from shoal.aggregators.told import coding_of
 from shoal.coordinator.checks import Checks
 from shoal.coordinator.core import Core
 from shoal.coordinator.events import Finish
@@ -20,6 +21,7 @@ from shoal.coordinator.sharing import sharing
 from shoal.job import Job
 from shoal.plain import PlainWire
 from shoal.protocol.codec import pack_welcome
+from shoal.protocol.gateway import Gateway
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub
 from shoal.protocol.work import Metrics
@@ -67,9 +69,11 @@ def run(
     share: bool = False,
     through: Callable[[str], str] = str,
     room: int = 0,
+    gateway: bool = False,
 ) -> Outcome:
     """To the end. jobs: what each actor runs, where that is not `job` itself. through: where actors go instead of there.
-    room: bytes of contributions that may be fetched at a time, where that is not the server's own choice."""
+    room: bytes of contributions that may be fetched at a time, where that is not the server's own choice. gateway: a process of
+    its own faces the actors."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
     core = Core(job.plan(0), job.goal(), replace(job.rules(), gather=actors if job.rules().sticky else 0), now=time.monotonic())
@@ -77,7 +81,7 @@ def run(
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.due}
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:
-        wire: Any = Hub(address)
+        wire: Any = Gateway(address) if gateway else Hub(address)
         learner: Learner = LearnerThread(aggregator, Checks(), time.monotonic, wake=wire.wake, **options)
     else:
         wire = PlainWire(lambda workload: job.worker(), time.monotonic)
@@ -91,7 +95,7 @@ def run(
         seen,
         run="test",
         host=host_id(),
-        welcome=pack_welcome({}, layout),
+        welcome=pack_welcome({}, layout, coding_of(aggregator)),
         layouts=layouts,
         clock=time.monotonic,
         outside=Outside(lambda: "the test's limit" if time.monotonic() > ends_at else ""),
@@ -100,10 +104,13 @@ def run(
     if room:
         server.arrays.receiving.room = room
     finish = server.run()
+    if gateway:
+        wire.close()  # what it was told to say leaves now
     for thread in crowd:
         thread.join(10)
         assert not thread.is_alive()
-    wire.close()
+    if not gateway:
+        wire.close()
     if shared:
         shared.close()
     return Outcome(finish, learner.newest[1], seen, core)

@@ -1,0 +1,109 @@
+"""An aggregator whose weights are told to actors in few bytes, as what changed.
+
+The one idea: a version is what actors hold of it. The other aggregator's own weights go on unrounded inside; what is published,
+evaluated, kept and exported is what everyone holds after adding the same rounded change (protocol/changes.py). So a run has the
+same bits whether its weights travel as changes, whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shoal.aggregators import Aggregator, Durable
+from shoal.aggregators.buffers import Weights
+from shoal.protocol import draws
+from shoal.protocol.changes import Changes
+from shoal.protocol.compress import Coding
+from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.exact import squares
+from shoal.protocol.grid import BLOCK, square
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Metrics
+
+OWN, STEPS = "own/", "told_steps"
+
+
+class Told:
+    """Another aggregator, whose weights w follow contributions as ever; `weights()` is h, which follows w:
+    h += C(w - h) (EF21-P, Gruntkowska et al. 2023). Version 0 is w itself.
+
+    A delta that a client made from h is added to w: what is not told yet is kept, and told later. What an actor says of how it
+    acted (logits) is of h, as V-trace and PPO's ratio ask for.
+
+    The metrics tell `change_bytes` and `weights_bytes`, what a version has as a change and whole, and `untold`, |w - h| / |w|.
+    Memory: three bundles (h twice, the difference) and a change, beside the other aggregator's own.
+    """
+
+    linear: ClassVar[bool] = False  # whoever asks the job knows what the other one is; sums pass through unseen
+
+    def __init__(self, aggregator: Aggregator, coding: Coding, *, seed: int = 0) -> None:
+        self.aggregator, self.coding, self.seed = aggregator, coding, seed
+        start = aggregator.weights()
+        self.changes = Changes(coding, start.layout)
+        self.held = Weights(start, torch.device("cpu"))
+        self.steps = 0
+        self._change: Bundle | None = None
+
+    def weights(self) -> Bundle:
+        return self.held.bundle()
+
+    def change(self) -> Bundle | None:
+        """What made `weights()` of those before the last step; None before the first, and after a restart."""
+        return self._change
+
+    def fold(self, contribution: Contribution) -> None:
+        self.aggregator.fold(contribution)
+
+    def step(self) -> Metrics:
+        """Raises UserError where the codec cannot hold what changed."""
+        metrics = self.aggregator.step()
+        wanted, held = self.aggregator.weights(), self.held.bundle()
+        self.steps += 1
+        rng = np.random.Generator(np.random.Philox(draws.key(self.seed, "tell", self.steps)))
+        try:
+            self._change = self.changes.tell(wanted, held, rng)
+        except ProtocolError as wrong:
+            raise UserError(f"compress_weights={self.coding.name}: version {self.steps} cannot be told: {wrong}") from None
+        raw = self.held.spare()
+        now = Bundle(held.layout, raw.numpy())
+        self.changes.follow(held, self._change.data, now)
+        self.held.become(raw)
+        return {**metrics, **self._told(wanted, now)}
+
+    def _told(self, wanted: Bundle, now: Bundle) -> Metrics:
+        assert self._change is not None
+        off, whole = _distance(wanted, now), math.sqrt(squares(wanted, ("f4",)))
+        return {
+            "change_bytes": float(self._change.data.nbytes),
+            "weights_bytes": float(now.data.nbytes),
+            "untold": off / whole if whole else 0.0,
+        }
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        own = cast(Durable, self.aggregator).state() if hasattr(self.aggregator, "state") else {}
+        weights = {f"{OWN}{name}": array for name, array in self.aggregator.weights().items()}
+        return {**own, **weights, STEPS: np.array(self.steps, np.int64)}
+
+    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        own = Bundle.pack({name: state[f"{OWN}{name}"] for name in weights.layout.by_name}, weights.layout)
+        cast(Durable, self.aggregator).load(own, state)
+        self.held.load(weights)
+        self.steps, self._change = int(state[STEPS]), None
+
+
+def coding_of(aggregator: Aggregator) -> Coding | None:
+    """How its changes are told, for Welcome; None where its weights travel as they are."""
+    return aggregator.coding if isinstance(aggregator, Told) else None
+
+
+def _distance(a: Bundle, b: Bundle) -> float:
+    """|a - b| of the float32 entries, a block at a time, so that no third bundle is needed."""
+    x, y = a.vector(), b.vector()
+    parts = (slice(first, first + BLOCK) for first in range(0, x.size, BLOCK))
+    return math.sqrt(math.fsum(square(x[part] - y[part]) for part in parts))

@@ -1,0 +1,81 @@
+"""Weights in fewer bytes: what changed since the version that their receiver holds.
+
+The one idea: both ends add the same rounded change to the same bits, so that they go on holding the same bits; and what was
+rounded off or left out is in the next difference by itself. That is error feedback without a memory of its own:
+held += C(wanted - held), which is EF21-P (Gruntkowska et al. 2023); the residual that DoubleSqueeze keeps at the server (Tang
+et al. 2019) is wanted - held.
+
+Of C such that |C(x) - x| <= q |x|, q < 1, and weights that move by at most s a version: for the distance e of what is held from
+what is wanted, e' <= q (e + s), so that e stays below q s / (1 - q). That takes a codec that contracts: rounding is to the
+nearest, random entries are not scaled.
+
+There is no change without loss: on `digits` the bits in which two versions differ deflate to two thirds of the weights, where
+float16 takes half and is off by 2**-11 of what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shoal.protocol.compress import Coding, Packed
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.layout import ALIGNMENT, Bundle, Bytes, Layout
+
+
+class Changes:
+    """Changes of weights of one layout, float32 entries by the codec, each other dtype as it is. Used by one thread.
+
+    Several follow each other in one buffer, each on a multiple of 64 bytes, so that of a run of them any last part is one too.
+    """
+
+    def __init__(self, coding: Coding, layout: Layout) -> None:
+        self.coding = coding
+        self.packed = Packed(coding.codec(feedback=True), layout)
+        self._told = Bundle.zeros(layout)
+
+    def tell(self, wanted: Bundle, held: Bundle, rng: np.random.Generator) -> Bundle:
+        """C(wanted - held). Raises ProtocolError for what is not finite, or what the codec cannot hold."""
+        with np.errstate(all="ignore"):  # what overflows is found when it is packed
+            np.subtract(wanted.vector(), held.vector(), out=self._told.vector())
+        for dtype in self.packed.plain:
+            self._told.vector(dtype)[...] = wanted.vector(dtype)
+        return self.packed.pack(self._told, rng)
+
+    def follow(self, held: Bundle, told: Bytes, into: Bundle) -> None:
+        """held + every change in `told`, in order; the same bits wherever it is done. Raises ProtocolError for what `tell` does
+        not make; `into` is worth nothing then."""
+        np.copyto(into.data, held.data)
+        x = into.vector()
+        for change in self._apart(told):
+            self.packed.unpack(change, self._told)
+            with np.errstate(over="ignore"):  # from a peer; weights that are finite are told by changes that fit
+                np.add(x, self._told.vector(), out=x)
+        for dtype in self.packed.plain:
+            into.vector(dtype)[...] = self._told.vector(dtype)
+
+    def _apart(self, told: Bytes) -> list[Bundle]:
+        nbytes = self.packed.layout.nbytes
+        starts = range(0, told.nbytes, _aligned(nbytes))
+        if not starts or starts[-1] + nbytes != told.nbytes:
+            raise ProtocolError(f"{told.nbytes} bytes of changes that have {nbytes} each")
+        return [Bundle(self.packed.layout, told[first : first + nbytes]) for first in starts]
+
+
+def joined(changes: Sequence[Bundle]) -> Bytes:
+    """One buffer of several, as `Changes.follow` takes them."""
+    size = _aligned(changes[0].data.nbytes)
+    buffer = np.zeros(size * (len(changes) - 1) + changes[0].data.nbytes, np.uint8)
+    for at, change in enumerate(changes):
+        buffer[at * size : at * size + change.data.nbytes] = change.data
+    return buffer
+
+
+def last(told: Bytes, change: Bundle, count: int) -> Bytes:
+    """The last `count` of joined changes, each as long as this one; a view."""
+    return told[told.nbytes - _aligned(change.data.nbytes) * (count - 1) - change.data.nbytes :]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
