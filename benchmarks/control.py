@@ -48,8 +48,8 @@ class Silent:
 class Desk:
     """A coordinator over TCP whose plan waits for a client that never comes: all it does is hear and answer."""
 
-    def __init__(self) -> None:
-        weights = Bundle.pack({"w": np.zeros(16, np.float32)})
+    def __init__(self, floats: int = 16) -> None:
+        weights = Bundle.pack({"w": np.zeros(floats, np.float32)})
         self.hub = Hub("tcp://127.0.0.1:*")
         core = Core(Rounds(1), Goal(), Rules(patience=60.0, attempts=1_000_000), now=time.monotonic())
         self.server = Server(

@@ -34,7 +34,7 @@ def memory(quick: bool) -> Finding:
     worst = max(found["cohort_4_tcp"], found["cohort_16_tcp"])  # shm: pages of the actors' own rings count as well
     return Finding(
         figure=worst,
-        unit=f"models of {nbytes // MB} MB, the coordinator's peak",
+        unit=f"models of {nbytes // MB} MB, the coordinator's peak with plain sums",
         goal=MODELS,
         holds=worst <= MODELS and growth <= FLAT,
         asked=f"at most {MODELS} models for any cohort, and no growth over {rounds:,} rounds",

@@ -24,6 +24,8 @@ from shoal.benchmarks import (
     endurance,
     footprint,
     fuzz,
+    gpu,
+    heartbeat,
     leaks,
     learning,
     moving,
@@ -51,12 +53,14 @@ CASES: Mapping[str, Case] = {
     "noop-sums": throughput.noop_sums,
     "contributions-5mb": throughput.contributions_5mb,
     "sums": adding.sums,
+    "gpu": gpu.gpu,
     "registry": throughput.registry,
     "weights-local": moving.weights_local,
     "weights-tcp": moving.weights_tcp,
     "contributions-4mb": moving.contributions_4mb,
     "compression": compression.compression,
     "control": control.control,
+    "heartbeat": heartbeat.heartbeat,
     "round-tcp": moving.round_tcp,
     "memory": footprint.memory,
     "connections": connections.connections,
@@ -128,12 +132,14 @@ def keep(folder: Path, found: Mapping[str, Any], machine: Mapping[str, Any]) -> 
 
 
 def picture(found: Mapping[str, Any], path: Path) -> None:
-    """A bar each for figure, floor, peer and goal, as far as there are any. Without matplotlib there is none."""
+    """A bar each for figure, floor, peer and goal, as far as there are any. Without one, or without matplotlib, there is none."""
+    bars = {name: found[name] for name in ("figure", "floor", "peer", "goal") if found[name] is not None}
+    if not bars:
+        return
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return
-    bars = {name: found[name] for name in ("figure", "floor", "peer", "goal") if found[name] is not None}
     drawn = Figure(figsize=(5, 0.6 + 0.4 * len(bars)), layout="constrained")
     axes = drawn.add_subplot()
     colours = {"figure": "#0072b2", "floor": "#999999", "peer": "#d55e00", "goal": "#009e73"}

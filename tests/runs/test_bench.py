@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from shoal.benchmarks import ledger, run
+from shoal.benchmarks import gpu, heartbeat, ledger, run
 from shoal.benchmarks.alone import CrashedError, apart
 from shoal.benchmarks.case import FIELDS, Case, Finding, line, short
 from shoal.benchmarks.core import Crowd
@@ -115,6 +116,27 @@ def test_a_crash_in_that_process_is_told(capfd: pytest.CaptureFixture[str]) -> N
 def test_every_case_has_a_row_that_says_how_it_is_measured() -> None:
     readme = (Path(run.__file__).resolve().parent / "README.md").read_text()
     assert all(f"| {name}" in readme or f", {name}" in readme for name in run.CASES)
+
+
+def test_a_word_is_answered_while_others_read_as_fast_as_they_can() -> None:
+    found = heartbeat.trips(0.3, readers=2, floats=1_000_000)
+    assert 0 < found.p50 <= found.p99
+    assert found.rate > 0
+
+
+def test_without_a_gpu_its_case_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = gpu.gpu(True)
+    run.picture(line("gpu", found, 0.0, {}, True), Path("nowhere.png"))  # there is nothing to draw
+    assert not Path("nowhere.png").exists()
+    assert (found.figure, found.holds, found.details) == (None, None, {"skipped": "torch finds no CUDA device here"})
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_gpu_case_measures_any_device(exact: bool) -> None:
+    device = torch.device("cpu")
+    assert min(gpu.folded(400_000, 3, device, exact=exact)) > 0
+    assert min(gpu.copied(400_000, 3, device, back=back) for back in (True, False)) > 0
 
 
 def test_the_ledger_is_made_of_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
