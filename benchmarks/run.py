@@ -132,7 +132,7 @@ def keep(folder: Path, found: Mapping[str, Any], machine: Mapping[str, Any]) -> 
 
 
 def picture(found: Mapping[str, Any], path: Path) -> None:
-    """A bar each for figure, floor, peer and goal, as far as there are any. Without one, or without matplotlib, there is none."""
+    """A bar each for figure, floor, peer and goal, as far as there are any; without one, or matplotlib, none."""
     bars = {name: found[name] for name in ("figure", "floor", "peer", "goal") if found[name] is not None}
     if not bars:
         return
