@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from shoal.protocol.fetching import Fetch, Way
+from shoal.protocol.fetching import Fetch, Way, to_go
 from shoal.protocol.messages import (
     PROTOCOL,
     WHOLE,
@@ -176,12 +176,16 @@ class Waiting:
 
 @dataclass(slots=True)
 class Coming:
-    """Weights that come in pieces, or what changed in them since `base`."""
+    """Weights that come in pieces, or what changed in them since `base`. moved_at: when this began, or a piece came last."""
 
     version: int
     base: int
     nbytes: int
     fetch: Fetch
+    moved_at: float
+
+    def __str__(self) -> str:
+        return f"weights {self.version}: {to_go(self.fetch.left, self.nbytes)}"
 
     @property
     def what(self) -> tuple[int, ...]:
@@ -340,7 +344,7 @@ class Session:
         if not self._fits(base):
             return
         if self.coming is None or (self.coming.version, self.coming.base, self.coming.nbytes) != (version, base, nbytes):
-            self.coming = Coming(version, base, nbytes, Fetch(nbytes, self.way))
+            self.coming = Coming(version, base, nbytes, Fetch(nbytes, self.way), self.now)
             yield Gather(version, nbytes)
         yield from self._ask()
 
@@ -353,6 +357,7 @@ class Session:
         coming = self.coming
         if coming is None or what != coming.what or not coming.fetch.arrived(first, last, self.now):
             return
+        coming.moved_at = self.now
         if last > first:
             yield Stow(first)
         if coming.fetch.left:
@@ -386,7 +391,12 @@ class Session:
         silence = self.now - max(self.heard_at, self.noted_at)
         if silence > UNREACHED:
             self.noted_at = self.now
-            yield Note(f"no answer from {self.where} for {self.now - self.heard_at:.0f} s; trying on")
+            coming = f"; {self.coming}" if self.coming else ""
+            yield Note(f"no answer from {self.where} for {self.now - self.heard_at:.0f} s; trying on{coming}")
+        elif self.coming and self.now - max(self.coming.moved_at, self.noted_at) > UNREACHED:
+            self.noted_at = self.now
+            silent = self.now - self.coming.moved_at
+            yield Note(f"nothing of what is fetched from {self.where} came for {silent:.0f} s; {self.coming}")
         if not self.epoch:
             return
         if self.now - self.heard_at > self.patience:

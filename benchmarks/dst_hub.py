@@ -179,9 +179,9 @@ class Hub(Process):
                     sized: Any = part.whole
                     self.world.wire.down(peer, chunk, sized.model)
             case Chunk():
-                self.handle(Moved(session))
                 whole = payload is not None or message.last == message.first
                 stream = self.receiving.came(session, message, self.clock()) if whole else None
+                self.handle(Moved(session, *self.receiving.to_go(session, message)))
                 if stream is not None and payload is not None and message.last > message.first:
                     self._came(stream, message, payload)
             case Ready():

@@ -40,6 +40,7 @@ from shoal.coordinator.reports import Report
 from shoal.coordinator.roster import Actor, Roster
 from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.errors import printable
+from shoal.protocol.fetching import to_go
 from shoal.protocol.messages import (
     PROTOCOL,
     Assign,
@@ -106,12 +107,16 @@ class Core:
         match event:
             case Heard():
                 yield from self._hear(event)
-            case Moved(session):
+            case Moved(session, task, left):
                 if actor := self.roster.actors.get(session):
                     self.roster.hear(actor, self.now)
+                if task and (lease := self.ledger.leases.get(task)) and lease.pulled and left < lease.left:
+                    lease.left, self.moved_at = left, self.now
             case Stalled(task):
                 if (lease := self.ledger.leases.get(task)) and lease.pulled:
-                    yield from self._overdue(lease, f"nothing more of its arrays within {self.rules.lease:g} s")
+                    its = self.roster.actors[lease.session].name
+                    why = f"nothing came of its arrays from {its} for {self.rules.lease:g} s, {to_go(lease.left, lease.nbytes)}"
+                    yield from self._overdue(lease, why)
             case Outdated(session, version):
                 if actor := self.roster.actors.get(session):
                     self.roster.outdate(actor, version)
@@ -257,7 +262,8 @@ class Core:
             and lease is not None
             and not (fault or self._amiss(actor, lease, message) or self._late_for(lease, message))
         ):
-            lease.pulled = True
+            if not lease.pulled:
+                lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes
             yield Pull(actor.session, message)
             return
         self.ledger.counts.heard += 1
@@ -488,10 +494,17 @@ class Core:
             return [f"an actor to join, for {self.now - self.moved_at:.0f} s"]
         held = [lease for lease in self.ledger.leases.values() if lease.session in self.roster.actors]
         lines = [
-            f"{self.roster.actors[lease.session].name}, on task {lease.name}, for {self.now - lease.since:.0f} s"
+            f"{self.roster.actors[lease.session].name}, on task {lease.name}, for {self.now - lease.since:.0f} s{self._way(lease)}"
             for lease in held
         ]
         return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
+
+    def _way(self, lease: Lease) -> str:
+        """What of it is on its way, in words."""
+        actor = self.roster.actors[lease.session]
+        if lease.pulled:
+            return f": its arrays, {to_go(lease.left, lease.nbytes)}"
+        return f": weights {actor.sent} on their way to it" if actor.under_way and lease.task.version > actor.held else ""
 
     # Rules that hold after any event
 

@@ -30,9 +30,12 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Arrays are on their way from or to this session: it lives."""
+    """Arrays are on their way from or to this session: it lives. task, left: whose these are, and bytes of them that are still
+    to come, where it is known."""
 
     session: bytes
+    task: TaskName | None = None
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ JUDGED = 8  # verdicts remembered an actor, beside as many as it can have tasks:
 class Lease:
     """A task given to an actor. attempt: differs between all leases of a task, in all lives of the coordinator.
     onto: the version that its contribution, now with the learner, builds on; -1 before that. pulled: it is done, and its
-    arrays are on their way or wait until there is room for them here."""
+    arrays are on their way or wait until there is room for them here: nbytes in all, of which `left` are still to come."""
 
     task: Task
     clients: tuple[int, ...]
@@ -31,6 +31,8 @@ class Lease:
     onto: int = -1
     steps: int = 0
     pulled: bool = False
+    nbytes: int = 0
+    left: int = 0
 
     @property
     def name(self) -> TaskName:

@@ -81,10 +81,8 @@ class Receiving:
 
     def came(self, session: bytes, chunk: Chunk, now: float) -> Stream | None:
         """A piece came. Of which stream it is, if it was asked for."""
-        stream = self.streams.get((chunk.what[0], chunk.what[1])) if len(chunk.what) == 3 else None
-        if stream is None or stream.fetch is None or (stream.session, stream.what) != (session, chunk.what):
-            return None
-        if not stream.fetch.arrived(chunk.first, chunk.last, now):
+        stream = self._stream(session, chunk)
+        if stream is None or stream.fetch is None or not stream.fetch.arrived(chunk.first, chunk.last, now):
             return None
         stream.moved_at = now
         if stream.fetch.left:
@@ -92,6 +90,10 @@ class Receiving:
         else:
             self._next(session, stream.message.task)
         return stream
+
+    def _stream(self, session: bytes, chunk: Chunk) -> Stream | None:
+        stream = self.streams.get((chunk.what[0], chunk.what[1])) if len(chunk.what) == 3 else None
+        return stream if stream is not None and (stream.session, stream.what) == (session, chunk.what) else None
 
     def ask(self, now: float, starved: bool) -> list[tuple[bytes, Want]]:
         """What to ask whom for. starved: nothing that is here can be folded in before something else has come."""
@@ -112,10 +114,10 @@ class Receiving:
         """Of what nothing has come since then, though it was asked for."""
         return [task for task in self._fetching.values() if self.streams[task].moved_at < since]
 
-    def to_go(self) -> list[tuple[bytes, int]]:
-        """Who is still to send how many bytes of what is being fetched."""
-        streams = (self.streams[task] for task in self._fetching.values())
-        return [(stream.session, stream.fetch.left) for stream in streams if stream.fetch is not None]
+    def to_go(self, session: bytes, chunk: Chunk) -> tuple[TaskName | None, int]:
+        """What it is a piece of, and how many bytes of that are still to come; None where nobody waits for it."""
+        stream = self._stream(session, chunk)
+        return (stream.message.task, stream.fetch.left) if stream is not None and stream.fetch is not None else (None, 0)
 
     def _begin(self, now: float, one: bool) -> None:
         """Those that wait have their turn, in order, as far as there is room; `one` of them in any case."""

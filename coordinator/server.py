@@ -226,7 +226,6 @@ class Server:
             case Want((_,) | (_, _) as what, first, last):
                 self._serve(arrival.peer, session, what, first, last)
             case Chunk():
-                self.handle(Moved(session))
                 self._came(actor, message, arrival.payload)
             case Ready():
                 self.arrays.receiving.cut(session)
@@ -235,8 +234,10 @@ class Server:
         try:
             whole = self.arrays.came(actor.session, chunk, payload, self.clock())
         except DiskTrouble as trouble:
+            self.handle(Moved(actor.session))
             self._report(Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error"))
             return
+        self.handle(Moved(actor.session, *self.arrays.receiving.to_go(actor.session, chunk)))
         if whole:
             self.handle(Heard(actor.peer, Envelope(actor.session, self.core.epoch, whole), user=actor.user))
             if whole.task not in self._folding:

@@ -23,6 +23,11 @@ FASTEST = 1e10  # bytes a second, of memory
 NEWEST = 0.1  # weight of the newest chunk in running means
 
 
+def to_go(left: int, nbytes: int) -> str:
+    """For a person who waits."""
+    return f"{left / 1e6:,.1f} of {nbytes / 1e6:,.1f} MB still to come"
+
+
 @dataclass(slots=True)
 class Way:
     """What is known of a way to somewhere; kept from one transfer to the next. rtt: seconds there and back, the least that was

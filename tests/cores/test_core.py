@@ -319,8 +319,9 @@ def test_a_lease_does_not_run_while_arrays_wait_and_ends_when_they_stall() -> No
     run.tick(after=5.0)
     assert [text for text in run.told("late") if str(first.task) in text] == []
     assert [text for text in run.told("late") if str(second.task) in text] != []
-    run.event(Stalled(first.task))
-    assert run.told("late")
+    run.event(Moved(b"session of a", first.task, 400_000)).event(Stalled(first.task))
+    why = "nothing came of its arrays from a for 2 s, 0.4 of 1.0 MB still to come"
+    assert run.told("late") == [f"task {first.task}: {why}"]
     assert run.all(Unpull) == [Unpull(first.task)]
     assert run.event(Stalled(first.task)).effects == []
 
@@ -914,9 +915,23 @@ def test_whom_the_run_waits_for_is_told_and_since_when() -> None:
     assert run.tick(after=5.1).told("waiting") == ["nothing moves: waiting for an actor to join, for 5 s"]
     assert run.tick(after=1.0).told("waiting") == []
     run.join("a").tick(after=7.0)
-    assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 7 s"]
+    assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 7 s: weights 0 on their way to it"]
+    run.hear("a", Have(0)).tick(after=6.0)
+    assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 13 s"]
     run.contribute("a").tick(after=6.0)
     assert run.told("waiting") == ["nothing moves: waiting for the learner, on the step to version 1, for 6 s"]
+
+
+def test_arrays_that_stall_are_told_with_what_is_still_to_come() -> None:
+    run = Run(rounds(1), Rules(quiet=5.0, patience=60.0)).join("a")
+    task = offer(run, "a").task
+    run.event(Moved(b"session of a", task, 600_000), after=4.0)
+    assert run.tick(after=4.0).told("waiting") == []  # a piece has come since
+    run.event(Moved(b"session of a", task, 600_000))
+    run.event(Moved(b"session of a", (3, 3), 1))
+    text = "a, on task (0, 0), for 10 s: its arrays, 0.6 of 1.0 MB still to come"
+    assert run.tick(after=2.0).told("waiting") == [f"nothing moves: waiting for {text}"]
+    assert run.core.waiting_for() == [text]
 
 
 def test_only_so_many_of_those_waited_for_are_named() -> None:

@@ -176,7 +176,18 @@ def test_what_does_not_move_is_told() -> None:
     assert story.receiving.stalled(story.now - 4.0) == [(0, 0)]  # the other waits for its turn, which is no fault of its own
     story.come("a", story.wants[0][1])
     assert story.receiving.stalled(story.now - 4.0) == []
-    assert story.receiving.to_go() == [(b"a", LEAST)]
+
+
+def test_how_much_is_still_to_come_is_known_of_what_is_fetched_and_of_nothing_else() -> None:
+    story = Story().pull("a", (0, 0), LEAST + 7).ask()
+    piece = Chunk((0, 0, 1), 0, 1)
+    assert story.receiving.to_go(b"a", piece) == ((0, 0), LEAST + 7)
+    story.come("a", story.wants[0][1])
+    story.ask().come("a", story.wants[0][1])
+    assert story.receiving.to_go(b"a", piece) == ((0, 0), 7)
+    for session, what in ((b"b", (0, 0, 1)), (b"a", (0, 0, 2)), (b"a", (0, 1, 1)), (b"a", (0,))):
+        assert story.receiving.to_go(session, Chunk(what, 0, 1)) == (None, 0)
+
 
 
 # Weights

@@ -411,6 +411,20 @@ def test_a_person_is_told_that_nobody_answers() -> None:
     assert len(story.tick(after=UNREACHED).all(Note)) == 1
 
 
+def test_a_person_is_told_of_weights_that_stall_and_how_much_of_them_is_still_to_come() -> None:
+    story = gathering(1_000_000)
+    story.hear(Chunk((4,), 0, LEAST), after=1.0)
+    for _ in range(10):
+        story.hear(Beat(4), after=0.5)  # its other line goes on
+        assert story.tick().all(Note) == []
+    [note] = story.hear(Beat(4), after=0.1).tick().all(Note)
+    assert note.text == "nothing of what is fetched from tcp://there came for 5 s; weights 4: 0.7 of 1.0 MB still to come"
+    [note] = story.tick(after=UNREACHED + 0.1).all(Note)
+    assert note.text.startswith("no answer from tcp://there")
+    assert note.text.endswith("weights 4: 0.7 of 1.0 MB still to come")
+    assert story.hear(Beat(4)).tick(after=1.0).all(Note) == []
+
+
 def test_stop_ends_this_life() -> None:
     story = Story().welcomed().hear(Stop("done"))
     assert story.all(Leave) == [Leave("done")]
