@@ -215,6 +215,7 @@ class Session:
         self.running: dict[TaskName, Running] = {}  # in the order they went to the worker
         self.coming: Coming | None = None
         self.way = Way()
+        self.unready = False  # the line for arrays is another one, and the coordinator has not heard of it
         self.unjudged: dict[TaskName, Waiting] = {}
         self.beat, self.patience = 0.25, 10.0
         self.finished = 0
@@ -263,10 +264,16 @@ class Session:
     def _opened(self, arrays: bool) -> Iterator[Effect]:
         if arrays and self.coming:
             self.coming.fetch.cut()
-        if arrays and self.epoch:
-            yield self._say(Ready())
-        elif not arrays and self.epoch:
+        if arrays:
+            self.unready = True
+            yield from self._ready()
+        elif self.epoch:
             self._lose_place()  # the coordinator does not know this connection for ours
+
+    def _ready(self) -> Iterator[Effect]:
+        if self.epoch and self.unready:
+            self.unready = False
+            yield self._say(Ready())
 
     def _welcomed(self, welcome: Welcome, epoch: int) -> Iterator[Effect]:
         if epoch <= self.epoch or welcome.greeting != self.greeting:
@@ -281,6 +288,7 @@ class Session:
             self.held = -1
             yield Reset()
             yield Note(f"joined {self.where} as actor {welcome.number}")
+        yield from self._ready()
         for waiting in self.unjudged.values():
             yield self._say_contribution(waiting)
 

@@ -69,12 +69,14 @@ class Product:
 
 
 class Lane:
-    """An actor's line for arrays."""
+    """An actor's line for arrays: what is said on it while there is no connection is lost, and its first is told of as well."""
+
+    keeps = False
 
     def __init__(self, life: Life) -> None:
         self.life, self.place = life, life.place
         self.connection: Connection | None = None
-        self.connected = False  # it was, once
+        self.connected = True
         self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
 
     @property
@@ -99,6 +101,7 @@ class Life(Process):
     """One life of an actor's process. pace: mean seconds of a task."""
 
     honest = True
+    keeps = True
 
     def __init__(self, world: World, place: int, pace: float) -> None:
         super().__init__(world.time, world.rng.uniform(0, 1e6), TURN)  # every machine's clock starts elsewhere
@@ -321,14 +324,17 @@ class Liar(Life):
         return Chunk(asked[0][0], *asked[0][1]) if asked else None
 
     def _nonsense(self) -> Message:
-        rng = self.world.rng
+        rng, risen = self.world.rng, int(100 * self.clock())
+        held = rng.choice((-2, 0, 2**40))
+        back = Hello(PROTOCOL, "other", "elsewhere", 0, (), rng.choice((0, risen)), self.session.epoch, held)
         wrong: tuple[Message, ...] = (
             Beat(rng.choice((-1, 2**62))),
             Have(rng.choice((-1, 0, 2**40))),
             Weights(3),
             Cancel((0, 0)),
             Hello(PROTOCOL + 256, "other", "elsewhere", 0, ()),
-            Hello(PROTOCOL, "other", "elsewhere", 0, (), rng.choice((0, 99)), self.session.epoch, rng.choice((-2, 0, 2**40))),
+            back,
+            back,
             Bye("for now"),
             Want((self.world.newest(),), 0, 2**40),
             Want((), 0, 0),

@@ -170,6 +170,7 @@ class Hub(Process):
         actor = self.core.roster.actors.get(session)
         if actor is None or envelope.epoch != self.core.epoch:
             return
+        self.receiving.lanes.setdefault(session, peer)
         match message:
             case Want((_,) | (_, _) as what, first, last):
                 part = self.serving.part(session, what, first, last)
@@ -185,6 +186,7 @@ class Hub(Process):
                 if stream is not None and payload is not None and message.last > message.first:
                     self._came(stream, message, payload)
             case Ready():
+                self.receiving.lanes[session] = peer
                 self.receiving.cut(session)
 
     def _came(self, stream: Stream, chunk: Chunk, product: Product) -> None:
@@ -233,8 +235,12 @@ class Hub(Process):
         for task in self.receiving.stalled(self.clock() - lease) if lease else ():
             self.handle(Stalled(task))
         for session, want in self.receiving.ask(self.clock(), self.core.starves()):
-            actor = self.core.roster.actors[session]
-            for lost in self._down(actor.peer, Envelope(session, self.core.epoch, want), None):
+            envelope, lanes = Envelope(session, self.core.epoch, want), self.receiving.lanes
+            if session in lanes:
+                if any(self._down(lanes[session], envelope, None)):
+                    del lanes[session]
+                continue
+            for lost in self._down(self.core.roster.actors[session].peer, envelope, None):
                 self.handle(lost)
 
     def handle(self, event: Event) -> None:
@@ -279,7 +285,9 @@ class Hub(Process):
 
     def _admit(self, effect: Admit) -> Iterable[Event]:
         rules, many = self.core.rules, len(self.core.roster)
-        if effect.resumed:
+        if not effect.resumed:
+            self.receiving.lanes.pop(effect.session, None)
+        elif effect.session not in self.receiving.lanes:
             self.receiving.cut(effect.session)
         beat, patience = rules.beat_for(many), rules.patience_for(many)
         welcome = Welcome("run", effect.number, beat, patience, "host", (), effect.hello.greeting, effect.resumed)

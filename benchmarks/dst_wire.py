@@ -171,10 +171,10 @@ class Wire:
     # Messages
 
     def up(self, life: Life | Lane, envelope: Envelope, payload: Any) -> None:
-        """To the coordinator. Kept while there is no connection."""
+        """To the coordinator. Kept while there is no connection, where a line keeps anything."""
         connection = life.connection
         if connection is None:
-            if len(life.outbox) < QUEUED:
+            if life.keeps and len(life.outbox) < QUEUED:
                 life.outbox.append((envelope, payload))
             return
         time, item = self.time, (connection, envelope, payload, self.hub)

@@ -2,6 +2,9 @@
 
 The one idea: every packet passes through this process, which drops, delays and paces it by a seed; so a schedule of losses
 repeats, and nothing is asked of the kernel but two devices. Linux, root, and `ip` are needed: see `missing`.
+
+It can also forget its connections, as a router does that was switched off and on: whoever says something more on one of them
+hears that there is none. And it counts what has arrived on each, which no retransmission by TCP is part of.
 """
 
 from __future__ import annotations
@@ -9,21 +12,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import heapq
+import json
 import os
 import select
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from shoal.actors.pool import die_with_parent
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 1_500
+TCP, SYN, RST, ACK = 6, 0x02, 0x04, 0x10
+CUT, COUNT = b"c", b"n"  # what a carrier is told
 QUEUE = 0.5  # seconds' worth of bytes that wait for their turn; what comes then is dropped, as routers do
 
 
@@ -43,10 +50,25 @@ class Network:
     near: str
     far: str
     namespace: str
+    line: socket.socket  # to its carrier
 
     @property
     def into(self) -> list[str]:
         return ["ip", "netns", "exec", self.namespace]
+
+    def control(self, name: str) -> None:
+        """How TCP at the far end finds its pace: "cubic", say. Raises CalledProcessError for what is not there."""
+        to = [f"{self.near}/32", "dev", self.namespace.replace("-", "f"), "src", self.far]
+        _ip("-n", self.namespace, "route", "replace", *to, "congctl", name)
+
+    def cut(self) -> None:
+        """What is on the way is lost, and so is every connection."""
+        self.line.sendall(CUT)
+
+    def arrived(self) -> list[tuple[int, int]]:
+        """Of each connection from the far end: how many cuts it was made after, and bytes that have arrived by it."""
+        self.line.sendall(COUNT)
+        return [(cuts, nbytes) for cuts, nbytes in json.loads(self.line.recv(1 << 20))]
 
 
 def missing() -> str:
@@ -63,8 +85,11 @@ def network(weather: Weather, seed: int) -> Iterator[Network]:
     """Raises CalledProcessError or OSError where the system refuses after all."""
     number = os.getpid() % 60_000
     subnet = f"10.{200 + number // 16_384}.{number // 64 % 256}"
-    made = Network(f"{subnet}.{number % 64 * 4 + 1}", f"{subnet}.{number % 64 * 4 + 2}", f"shoal-{number}")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made = Network(f"{subnet}.{number % 64 * 4 + 1}", f"{subnet}.{number % 64 * 4 + 2}", f"shoal-{number}", ours)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ours)
+        stack.enter_context(theirs)
         _ip("netns", "add", made.namespace)
         stack.callback(_ip, "netns", "del", made.namespace)
         ends = [_tun(f"shoal{side}{number}") for side in "nf"]
@@ -79,7 +104,8 @@ def network(weather: Weather, seed: int) -> Iterator[Network]:
         if (child := os.fork()) == 0:
             try:
                 die_with_parent(parent)
-                _carry(ends, weather, Random(seed))
+                ours.close()
+                Carrier(ends, weather, Random(seed), theirs).carry()
             finally:
                 os._exit(1)
         stack.callback(os.waitpid, child, 0)
@@ -97,25 +123,110 @@ def _tun(name: str) -> int:
     return descriptor
 
 
-def _carry(ends: list[int], weather: Weather, rng: Random) -> None:
-    """For ever: packets in at one end leave at the other, later, or not at all."""
-    free_at = dict.fromkeys(ends, 0.0)  # when the way from this end has sent what waits for it
-    over = {ends[0]: ends[1], ends[1]: ends[0]}
-    flying: list[tuple[float, int, int, bytes]] = []
-    number = 0
-    while True:
-        wait = max(0.0, flying[0][0] - time.monotonic()) if flying else None
-        ready, _, _ = select.select(ends, [], [], wait)
+@dataclass(slots=True)
+class Connection:
+    """From the far end to the near one, by TCP. begins: the number of its first byte. cuts: that had been when it was made."""
+
+    begins: int
+    cuts: int
+    arrived: int = 0
+    known: bool = True
+
+
+@dataclass(slots=True)
+class Carrier:
+    """Packets in at one end leave at the other, later, or not at all. ends: near and far. line: by which it is asked."""
+
+    ends: list[int]
+    weather: Weather
+    rng: Random
+    line: socket.socket
+    cuts: int = 0
+    connections: dict[bytes, Connection] = field(default_factory=dict)  # by the far end's address and ports
+    _flying: list[tuple[float, int, int, bytes]] = field(default_factory=list)
+    _free_at: dict[int, float] = field(default_factory=dict)  # when the way from this end has sent what waits for it
+    _number: int = 0
+
+    def carry(self) -> None:
+        """For ever."""
+        while True:
+            wait = max(0.0, self._flying[0][0] - time.monotonic()) if self._flying else None
+            ready, _, _ = select.select([*self.ends, self.line.fileno()], [], [], wait)
+            if self.line.fileno() in ready:
+                self._obey(self.line.recv(1))
+            for end in self.ends:
+                if end in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        self._take(end, os.read(end, 2 * MTU))
+            self._deliver()
+
+    def _obey(self, told: bytes) -> None:
+        if told == CUT:
+            self._flying.clear()
+            self.cuts += 1
+            for connection in self.connections.values():
+                connection.known = False
+        elif told == COUNT:
+            self.line.sendall(json.dumps([(one.cuts, one.arrived) for one in self.connections.values()]).encode())
+
+    def _take(self, end: int, packet: bytes) -> None:
+        if not self._look(end, packet):
+            self._write(end, reset(packet))
+            return
+        now, rate = time.monotonic(), self.weather.rate
+        free_at = self._free_at.get(end, 0.0)
+        if self.rng.random() < self.weather.loss or free_at - now > QUEUE:
+            return
+        free_at = self._free_at[end] = max(now, free_at) + (len(packet) / rate if rate else 0.0)
+        self._number += 1
+        over = self.ends[1] if end == self.ends[0] else self.ends[0]
+        heapq.heappush(self._flying, (free_at + self.weather.delay, self._number, over, packet))
+
+    def _look(self, end: int, packet: bytes) -> bool:
+        """Is it of a connection that is known, or of none?"""
+        if len(packet) < 40 or packet[0] != 0x45 or packet[9] != TCP:
+            return True
+        ports, number, acknowledged, flags = packet[20:24], *struct.unpack_from("!IIxB", packet, 24)
+        from_far = end == self.ends[1]
+        name = ports if from_far else ports[2:] + ports[:2]
+        if from_far and flags & SYN:
+            known = self.connections.get(name)
+            if known is None or not known.known:
+                self.connections[name] = Connection(number + 1, self.cuts)
+        connection = self.connections.get(name)
+        if connection is None or not connection.known:
+            return bool(flags & RST)
+        if not from_far and flags & ACK:
+            arrived = (acknowledged - connection.begins) % (1 << 32)
+            if arrived < 1 << 31:
+                connection.arrived = max(connection.arrived, arrived)
+        return True
+
+    def _deliver(self) -> None:
         now = time.monotonic()
-        for end in ready:
-            with contextlib.suppress(BlockingIOError):
-                packet = os.read(end, 2 * MTU)
-                lost = rng.random() < weather.loss or free_at[end] - now > QUEUE
-                if not lost:
-                    free_at[end] = max(now, free_at[end]) + (len(packet) / weather.rate if weather.rate else 0.0)
-                    number += 1
-                    heapq.heappush(flying, (free_at[end] + weather.delay, number, over[end], packet))
-        while flying and flying[0][0] <= now:
-            _, _, end, packet = heapq.heappop(flying)
-            with contextlib.suppress(OSError):  # a device that is full or gone loses packets, as networks do
-                os.write(end, packet)
+        while self._flying and self._flying[0][0] <= now:
+            _, _, end, packet = heapq.heappop(self._flying)
+            self._write(end, packet)
+
+    def _write(self, end: int, packet: bytes) -> None:
+        with contextlib.suppress(OSError):  # a device that is full or gone loses packets, as networks do
+            os.write(end, packet)
+
+
+def reset(packet: bytes) -> bytes:
+    """What a router answers to a TCP packet over IPv4 whose connection it does not know."""
+    source, target, ports = packet[12:16], packet[16:20], packet[20:24]
+    acknowledged = packet[28:32]
+    segment = ports[2:] + ports[:2] + acknowledged + struct.pack("!IBBHHH", 0, 5 << 4, RST, 0, 0, 0)
+    pseudo = target + source + struct.pack("!HH", TCP, len(segment))
+    segment = segment[:16] + _checksum(pseudo + segment) + segment[18:]
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, TCP, 0) + target + source
+    return header[:10] + _checksum(header) + header[12:] + segment
+
+
+def _checksum(data: bytes) -> bytes:
+    """RFC 1071: the complement of the ones' complement sum."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)

@@ -14,7 +14,7 @@ from shoal.benchmarks.jobs import NoOp, Still, vector
 from shoal.federated import Federated
 from shoal.protocol.layout import Layout
 
-FLOATS = {"small": 625_000, "large": 5_000_000}  # 2.5 and 20 MB
+FLOATS = {"small": 100_000, "large": 5_000_000}  # 0.4 and 20 MB
 
 
 class Uploading(Federated):

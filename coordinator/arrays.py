@@ -47,6 +47,8 @@ class Arrays:
     def publish(self, version: int, weights: Bundle, change: Bundle | None, roster: Roster) -> None:
         """This is what goes out from now on. change: the same, told as what is new since the version before."""
         self._version, self._weights = version, weights
+        for session in [session for session in self.receiving.lanes if session not in roster.actors]:
+            self.receiving.gone(session)
         self.serving.publish(version, roster.actors.keys())
         self.recent.publish(version, change, weights.data.nbytes)
         if self.sharing:

@@ -493,18 +493,16 @@ class Core:
         if not self.roster:
             return [f"an actor to join, for {self.now - self.moved_at:.0f} s"]
         held = [lease for lease in self.ledger.leases.values() if lease.session in self.roster.actors]
-        lines = [
-            f"{self.roster.actors[lease.session].name}, on task {lease.name}, for {self.now - lease.since:.0f} s{self._way(lease)}"
-            for lease in held
-        ]
+        lines = [self._awaited(self.roster.actors[lease.session], lease) for lease in held]
         return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
 
-    def _way(self, lease: Lease) -> str:
-        """What of it is on its way, in words."""
-        actor = self.roster.actors[lease.session]
+    def _awaited(self, actor: Actor, lease: Lease) -> str:
+        """A task that is out, and what is on its way for it, in words."""
+        line = f"{actor.name}, on task {lease.name}, for {self.now - lease.since:.0f} s"
         if lease.pulled:
-            return f": its arrays, {to_go(lease.left, lease.nbytes)}"
-        return f": weights {actor.sent} on their way to it" if actor.under_way and lease.task.version > actor.held else ""
+            return f"{line}: its arrays, {to_go(lease.left, lease.nbytes)}"
+        waits = actor.under_way and lease.task.version > actor.held
+        return f"{line}: weights {actor.sent} on their way to it" if waits else line
 
     # Rules that hold after any event
 

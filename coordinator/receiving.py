@@ -43,6 +43,7 @@ class Receiving:
         self.held = self.large = 0
         self.streams: dict[TaskName, Stream] = {}
         self._waiting: OrderedDict[TaskName, None] = OrderedDict()
+        self.lanes: dict[bytes, bytes] = {}  # session -> the connection that its arrays come by, and are asked for by
         self._fetching: dict[bytes, TaskName] = {}  # one at a time from a session: they have one way
         self._ways: dict[bytes, Way] = {}
         self._due: dict[bytes, None] = {}  # sessions that may be asked for more
@@ -69,6 +70,7 @@ class Receiving:
 
     def gone(self, session: bytes) -> None:
         """It will not come back."""
+        self.lanes.pop(session, None)
         self._ways.pop(session, None)
         self._due.pop(session, None)
 
@@ -107,7 +109,10 @@ class Receiving:
         for session in due:
             stream = self.streams.get(self._fetching.get(session, (-1, -1)))
             if stream is not None and stream.fetch is not None:
+                given_up = stream.fetch.given_up
                 wants += [(session, Want(stream.what, first, last)) for first, last in stream.fetch.ask(now, share)]
+                if stream.fetch.given_up > given_up:
+                    self.lanes.pop(session, None)  # what should have come by it has not: ask on the other line
         return wants
 
     def stalled(self, since: float) -> list[TaskName]:

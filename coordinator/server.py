@@ -222,12 +222,15 @@ class Server:
         actor = self.core.roster.actors.get(session)
         if actor is None or actor.user != arrival.user or envelope.epoch != self.core.epoch:
             return  # what it says on its other line is answered
+        lanes = self.arrays.receiving.lanes
+        lanes.setdefault(session, arrival.peer)
         match message:
             case Want((_,) | (_, _) as what, first, last):
                 self._serve(arrival.peer, session, what, first, last)
             case Chunk():
                 self._came(actor, message, arrival.payload)
             case Ready():
+                lanes[session] = arrival.peer
                 self.arrays.receiving.cut(session)
 
     def _came(self, actor: Actor, chunk: Chunk, payload: memoryview | None) -> None:
@@ -249,9 +252,12 @@ class Server:
         for task in self.arrays.receiving.stalled(now - lease) if lease else ():
             self.handle(Stalled(task))
         for session, want in self.arrays.receiving.ask(now, self.core.starves()):
-            actor = self.core.roster.actors[session]
-            if why := self.wire.say(actor.peer, Envelope(session, self.core.epoch, want)):
-                self.handle(Lost(actor.peer, why))
+            envelope, lanes = Envelope(session, self.core.epoch, want), self.arrays.receiving.lanes
+            if session in lanes:  # so that one connection carries question and answer, and its end is the end of both
+                if self.wire.say(lanes[session], envelope):
+                    del lanes[session]  # another follows, and says Ready
+            elif why := self.wire.say(peer := self.core.roster.actors[session].peer, envelope):
+                self.handle(Lost(peer, why))
 
     def _serve(self, peer: bytes, session: bytes, what: What, first: int, last: int) -> None:
         part = self.arrays.part(session, what, first, last)
@@ -335,7 +341,9 @@ class Server:
         rules = self.core.rules
         many = len(self.core.roster)
         beat, patience = rules.beat_for(many), rules.patience_for(many)
-        if admit.resumed:
+        if not admit.resumed:
+            self.arrays.receiving.lanes.pop(admit.session, None)
+        elif admit.session not in self.arrays.receiving.lanes:
             self.arrays.receiving.cut(admit.session)
         hello = admit.hello
         welcome = Welcome(self.run_name, admit.number, beat, patience, self.host, shares, hello.greeting, admit.resumed)

@@ -16,6 +16,8 @@ Range: TypeAlias = tuple[int, int]
 
 LEAST, MOST = 1 << 18, 1 << 21  # bytes of a chunk; larger ones gain nothing, and no longer fit in a core's cache
 SPAN = 0.02  # seconds that a chunk should take
+SLOWEST, LONGEST = 1 << 14, 2.0  # bytes of a chunk where one of LEAST would take longer than so many seconds, at least
+FAR = 0.05  # seconds there and back of a way that may be a slow one, as far as is known before anything came
 DEEPEST = 1 << 26  # bytes under way at most, however long the way
 PROBE: Range = (0, 0)
 UNKNOWN, KNOWN = 20.0, 5.0  # seconds after which a chunk is asked for again: of a way that is not known yet, and at least
@@ -41,9 +43,13 @@ class Way:
 
     @property
     def chunk(self) -> int:
-        """Bytes to ask for at once: a power of two."""
-        wanted = int(self.rate * SPAN)
-        return min(MOST, max(LEAST, 1 << max(0, wanted.bit_length() - 1)))
+        """Bytes to ask for at once: a power of two. On a slow way so few that one comes every second or two, because nothing
+        shows of a piece before all of it is here."""
+        if self.rate == 0:
+            return LEAST if self.rtt < FAR else LEAST // 4
+        if (slow := self.rate * LONGEST) < LEAST:
+            return max(SLOWEST, _power(slow))
+        return min(MOST, max(LEAST, _power(self.rate * SPAN)))
 
     @property
     def window(self) -> int:
@@ -64,13 +70,18 @@ class Way:
         self.rate = self._nbytes / self._seconds
 
 
+def _power(number: float) -> int:
+    """The largest power of two that is not above it; 1 at least."""
+    return 1 << max(0, int(number).bit_length() - 1)
+
+
 class Fetch:
     """One transfer of `nbytes`, at the receiving end. `left`: bytes that are not here; `again`: bytes asked for more than
-    once. Times are in seconds of a clock that never goes back."""
+    once; `given_up`: how often they were, because they were late. Times are in seconds of a clock that never goes back."""
 
     def __init__(self, nbytes: int, way: Way) -> None:
         self.left, self.way = nbytes, way
-        self.again = 0
+        self.again = self.given_up = 0
         self._nbytes, self._next = nbytes, 0
         self._lost: deque[Range] = deque()
         self._asked: dict[Range, float] = {}  # what is under way -> when it was asked for
@@ -108,7 +119,7 @@ class Fetch:
 
     def _following(self, most: int) -> Range | None:
         """The next piece, if there is room for it under way."""
-        chunk = min(self.way.chunk, max(LEAST, 1 << max(0, most.bit_length() - 1)))
+        chunk = min(self.way.chunk, max(LEAST, _power(most)))
         if self._under_way and self._under_way + chunk > min(self.way.window, most):
             return None
         if self._lost:
@@ -129,6 +140,7 @@ class Fetch:
         since = now - usual * self._late
         late = [one for one, when in self._asked.items() if max(when, self._free_at) < since]
         if late:
+            self.given_up += 1
             self._late *= 2
             self._lose(late)
 

@@ -64,8 +64,8 @@ def bytes_of(payload: Payload) -> Any:
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """One message in. peer is empty at an actor. envelope is None where fault says why there is none to read, and kind
-    in a word: it was "malformed", the sender is "lost", the line is another connection than before ("opened"), or (a whole
-    sentence for a person) whatever else befell the line.
+    in a word: it was "malformed", the sender is "lost", what was said on the line is lost ("opened": it is another connection
+    than before, or the first of a line that keeps nothing), or (a whole sentence for a person) whatever else befell the line.
 
     user: the public key that it came under, proven; "" where none is asked for.
     """
@@ -232,7 +232,8 @@ class Line:
     """An actor's end. Connecting never fails at once: ZeroMQ tries for as long as it takes. Used by one thread; `wake` by any.
 
     A coordinator that does not let our key in is asked again, with a new socket, less and less often: ZeroMQ itself would
-    not try a second time. beside: another line of this actor, which waits for both and is closed last.
+    not try a second time. beside: another line of this actor, which waits for both and is closed last. A line beside another
+    keeps nothing for a connection that is not there yet: what was asked for over one is not sent over the next as well.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class Line:
         self.socket.setsockopt(zmq.IPV6, "[" in self.address)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
+        self.socket.setsockopt(zmq.IMMEDIATE, self._beside is not None)
         if self._keys:
             dress(self.socket, self._keys)
         self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED, f"inproc://line-{id(self)}-{self._opened}")
@@ -333,7 +335,7 @@ class Line:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                if self._connected:
+                if self._connected or self._beside:
                     yield Arrival(b"", None, None, kind="opened")
                 self._connected = True
                 continue

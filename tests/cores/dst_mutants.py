@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
     # Arrays in pieces
     Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
-    Mutant("anyone's pieces are taken", Receiving, "came", "(stream.session, stream.what) != (session, chunk.what)", "False"),
+    Mutant("anyone's pieces are taken", Receiving, "_stream", "(stream.session, stream.what) == (session, chunk.what)", "True"),
     Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
     Mutant("nobody's arrays are fetched on", Core, "_end_lease", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import pytest
@@ -79,6 +80,19 @@ def test_a_slow_way_has_one_small_piece_under_way() -> None:
     road = Road(20 * MB, rtt=0.3, rate=125_000)
     road.run()
     assert road.deepest <= LEAST
+
+
+@pytest.mark.parametrize("rate", [9_000.0, 20_000.0, 125_000.0])
+def test_on_a_slow_way_pieces_come_every_other_second(rate: float) -> None:
+    road = Road(MB, rtt=0.3, rate=rate)
+    came = [road.now]
+    while road.fetch.left:
+        road.come()
+        came.append(road.now)
+    waits = [later - earlier for earlier, later in itertools.pairwise(came[2:])]
+    assert max(waits) < 2.5  # after the first piece, which is small where it is far
+    assert came[2] - came[1] < 65_536 / rate + 0.31
+    assert road.fetch.again == 0
 
 
 def test_a_fast_short_way_has_one_large_piece_under_way() -> None:

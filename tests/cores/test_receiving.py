@@ -15,7 +15,7 @@ from shoal.coordinator.receiving import LARGE, Receiving
 from shoal.coordinator.roster import Roster
 from shoal.coordinator.serving import KEPT, Recent, Serving
 from shoal.coordinator.spool import Frames, Spool, Store
-from shoal.protocol.fetching import LEAST, MOST, PROBE
+from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
 from shoal.protocol.link import NEAR
 from shoal.protocol.messages import Chunk, Contribute, TaskName, Want, Weights
@@ -170,6 +170,18 @@ def test_after_a_cut_what_was_under_way_is_asked_for_again() -> None:
     story.receiving.cut(b"nobody")
 
 
+def test_after_it_was_waited_for_in_vain_another_way_is_tried() -> None:
+    story = Story().pull("a", (0, 0), LEAST).ask()
+    story.receiving.lanes[b"a"] = b"lane of a"
+    assert story.ask(UNKNOWN - 1.0).wants == []
+    assert story.receiving.lanes == {b"a": b"lane of a"}
+    assert [(want.first, want.last) for _, want in story.ask(2.0).wants] == [PROBE]
+    assert story.receiving.lanes == {}
+    story.receiving.lanes[b"a"] = b"lane of a"
+    story.receiving.gone(b"a")
+    assert story.receiving.lanes == {}
+
+
 def test_what_does_not_move_is_told() -> None:
     story = Story(room=LEAST).pull("a", (0, 0), LEAST).pull("b", (0, 1), LEAST).ask()
     story.now += 5.0
@@ -187,7 +199,6 @@ def test_how_much_is_still_to_come_is_known_of_what_is_fetched_and_of_nothing_el
     assert story.receiving.to_go(b"a", piece) == ((0, 0), 7)
     for session, what in ((b"b", (0, 0, 1)), (b"a", (0, 0, 2)), (b"a", (0, 1, 1)), (b"a", (0,))):
         assert story.receiving.to_go(session, Chunk(what, 0, 1)) == (None, 0)
-
 
 
 # Weights

@@ -336,6 +336,13 @@ def test_after_a_cut_the_rest_is_asked_for_again_and_the_coordinator_is_told() -
     assert story.tick().said(Want) == [Want((4,), LEAST, 2 * LEAST)]
 
 
+def test_a_line_that_opens_between_two_places_is_told_of_in_the_next() -> None:
+    story = Story().welcomed().event(Opened(arrays=False)).event(Opened(arrays=True))
+    assert story.said(Ready) == []
+    assert story.welcomed().said(Ready) == [Ready()]
+    assert story.event(Opened(arrays=False)).welcomed().said(Ready) == []
+
+
 def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> None:
     story = gathering()
     story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Refused("say Hello", False)).welcomed()
