@@ -18,6 +18,7 @@ from shoal.protocol.messages import Contribute
 from shoal.protocol.ring import Ring
 
 SLOTS = 4  # of contributions: one being written, one with the coordinator, and room for the next
+FEW, LARGE = 2, 1 << 25  # slots where a contribution has more bytes than that: two more would cost more than they gain
 WAIT = 0.25  # seconds for one of them to come back: by the socket the same arrays take both ends several times as much work
 
 
@@ -68,7 +69,7 @@ class Shared:
     def _ring_for(self, nbytes: int) -> Ring | None:
         if self._ring is None:
             try:
-                self._ring, self._size = Ring(SLOTS, nbytes), nbytes
+                self._ring, self._size = Ring(SLOTS if nbytes <= LARGE else FEW, nbytes), nbytes
             except (UserError, ProtocolError, OSError) as refused:
                 self.refused = str(refused)
         return self._ring if nbytes <= self._size else None

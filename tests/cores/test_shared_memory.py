@@ -667,10 +667,14 @@ def slot_of(placed: Product) -> tuple[int, ...]:
     return placed.message.slot
 
 
-def test_a_contribution_waits_for_a_slot_and_goes_by_the_socket_where_none_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("large", "many"), [(4 * ZERO_COPY, sharing.SLOTS), (4 * ZERO_COPY - 1, sharing.FEW)])
+def test_a_contribution_waits_for_a_slot_and_goes_by_the_socket_where_none_comes_back(
+    large: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "LARGE", large)
     here, theirs = sharing.Shared(), Board(1_000)
     here.join(theirs.offer)
-    slots = [slot_of(here.place(product(index))) for index in range(sharing.SLOTS)]
+    slots = [slot_of(here.place(product(index))) for index in range(many)]
     assert all(slots)
     threading.Timer(0.02, here.give_back, [slots[1]]).start()
     monkeypatch.setattr(sharing, "WAIT", 60.0)
