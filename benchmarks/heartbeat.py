@@ -107,11 +107,13 @@ class Reader(Caller):
 
     def read_on(self, nbytes: int) -> None:
         """Until this process is ended."""
-        lane, first, free = Line(self.line.address, beside=self.line), 0, AHEAD
+        lane, first, free = Line(self.line.address, beside=self.line), 0, 0
         while True:
             for _ in range(free):
                 last = min(nbytes, first + MOST)
                 lane.send(Envelope(self.session, self.epoch, Want((0,), first, last)))
                 first = last % nbytes
             self.hear()
-            free = sum(isinstance(one.envelope.message, Chunk) for one in lane.drain() if one.envelope)
+            free = 0
+            for one in lane.drain():
+                free += AHEAD if one.kind == "opened" else isinstance(one.envelope and one.envelope.message, Chunk)
