@@ -9,7 +9,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.actors import Worker
 from shoal.actors.session import Run
@@ -31,6 +31,12 @@ class Product:
     message: Contribute | Failed
     bundle: Bundle | None = None
     clients: int = 0
+
+    def sealed(self) -> Product:
+        """With the digest of its arrays."""
+        if self.bundle is None or not isinstance(self.message, Contribute):
+            return self
+        return replace(self, message=replace(self.message, digest=self.bundle.sha256()))
 
 
 def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: float, clock: Callable[[], float]) -> Product:

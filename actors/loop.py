@@ -35,6 +35,7 @@ from shoal.actors.session import (
     Opened,
     Quit,
     Reset,
+    Retain,
     Run,
     Say,
     Session,
@@ -91,13 +92,15 @@ class Hand(threading.Thread):
         self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self.products: deque[Product] = deque()
         self._workshop, self._clock, self._wake = workshop, clock, wake
+        self.retains = False  # what is accepted is kept, and offered again
         self._made: tuple[Mapping[str, Any], Worker] | None = None
 
     def run(self) -> None:
         idle_since = self._clock()
         while (order := self.orders.get()) is not None:
             waited = self._clock() - idle_since
-            self.products.append(self._shared.place(self._obey(order, waited)))
+            product = self._obey(order, waited)
+            self.products.append(self._shared.place(product.sealed() if self.retains else product, self.retains))
             del order  # or the weights would be kept while there is nothing to do
             idle_since = self._clock()
             self._wake()
@@ -197,11 +200,11 @@ class Actor:
 
     def _made(self, product: Product) -> None:
         self._forget(product.message.task)  # an earlier attempt's, if there was one
-        message = product.message
-        if isinstance(message, Contribute) and product.bundle is not None and product.bundle.data.nbytes > INLINE:
-            message = replace(message, nbytes=product.bundle.data.nbytes)
+        message, nbytes = product.message, 0 if product.bundle is None else product.bundle.data.nbytes
+        if isinstance(message, Contribute) and not message.slot and nbytes > INLINE:
+            message = replace(message, nbytes=nbytes)
         self.shelf.kept[message.task] = product
-        self._handle(Done(message, product.clients))
+        self._handle(Done(message, product.clients, nbytes))
 
     def _handle(self, event: Event) -> None:
         for effect in self.session.handle(event, self.clock()):
@@ -224,6 +227,8 @@ class Actor:
                 self._adopt(base)
             case Forget(task):
                 self._forget(task)
+            case Retain(task):
+                self._retain(task)
             case Reset():
                 self._reset()
             case Note(text):
@@ -235,7 +240,7 @@ class Actor:
         match envelope.message:
             case Want() | Ready():
                 self.lane.say(envelope)
-            case Contribute(nbytes=0) as message:
+            case Contribute(slot=(), nbytes=0) as message:
                 kept = self.shelf.kept[message.task].bundle
                 self.line.say(envelope, None if kept is None else kept.data)
             case _:
@@ -263,6 +268,12 @@ class Actor:
         if isinstance(verdict, Verdict) and verdict.verdict == "refused" and "shared memory" in verdict.reason:
             self.shared.refused = verdict.reason
 
+    def _retain(self, task: TaskName) -> None:
+        kept = self.shelf.kept.get(task)
+        if kept and isinstance(kept.message, Contribute) and kept.message.slot:
+            self.shared.give_back(kept.message.slot)
+            self.shelf.kept[task] = replace(kept, message=replace(kept.message, slot=()))
+
     def _reset(self) -> None:
         welcome, payload = self._heard()
         if not isinstance(welcome, Welcome) or payload is None:
@@ -270,6 +281,7 @@ class Actor:
         self.shelf.workload, self.shelf.layout, coding = unpack_welcome(payload)
         self.shelf.changes = Changes(coding, self.shelf.layout) if coding else None
         self.shelf.weights = None
+        self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)
 
     def _adopt(self, base: int) -> None:

@@ -7,6 +7,7 @@ that has not, because only the connection is new, tells us again what we have to
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -56,10 +57,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The worker finished a task. The shell keeps the payload until Forget."""
+    """The worker finished a task. The shell keeps the payload until Forget. nbytes: of its arrays, whichever way they go."""
 
     message: Contribute | Failed
     clients: int = 1
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,13 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Retain:
+    """The coordinator has used the payload of this task, and may ask for it again: keep it where nobody else can reach it."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """A coordinator (another one, or another life of it) has welcomed us: what belonged to the last one is void."""
 
@@ -158,7 +167,7 @@ class Leave:
     failed: bool = False
 
 
-Effect: TypeAlias = Say | Gather | Stow | Give | Adopt | Run | Forget | Reset | Note | Leave
+Effect: TypeAlias = Say | Gather | Stow | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most that grows to
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
@@ -168,10 +177,12 @@ UNREACHED = 5.0  # seconds of silence after which a person is told
 
 @dataclass(slots=True)
 class Waiting:
-    """A contribution that has no verdict yet."""
+    """A contribution that has no verdict yet; or that was accepted for what follows version `onto`."""
 
     message: Contribute | Failed
     said_at: float
+    nbytes: int
+    onto: int = -1
 
 
 @dataclass(slots=True)
@@ -217,6 +228,9 @@ class Session:
         self.way = Way()
         self.unready = False  # the line for arrays is another one, and the coordinator has not heard of it
         self.unjudged: dict[TaskName, Waiting] = {}
+        self.retain = 0  # bytes
+        self.retained: OrderedDict[TaskName, Waiting] = OrderedDict()  # accepted, and in no snapshot yet
+        self.retained_bytes = 0
         self.beat, self.patience = 0.25, 10.0
         self.finished = 0
         self.pause = HELLO_AGAIN[0]
@@ -236,8 +250,8 @@ class Session:
                 yield from self._hear(envelope)
             case Opened(arrays):
                 yield from self._opened(arrays)
-            case Done(message, clients):
-                yield from self._done(message, clients)
+            case Done():
+                yield from self._done(event)
             case Tick():
                 yield from self._tick()
             case Quit(reason):
@@ -278,12 +292,14 @@ class Session:
     def _welcomed(self, welcome: Welcome, epoch: int) -> Iterator[Effect]:
         if epoch <= self.epoch or welcome.greeting != self.greeting:
             return  # Hello was said twice, or this is late and answers one from before we lost our place
-        if epoch != self.place:
+        another = epoch != self.place
+        if another:
             self.coming = None
-        kept, self.epoch, self.place = welcome.resumed and epoch == self.place, epoch, epoch
+        kept, self.epoch, self.place = welcome.resumed and not another, epoch, epoch
         self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
         self.astray = False
         self.tasks.clear()  # those that are still ours will be told again
+        self._offer_again(welcome, another)
         if not kept:
             self.held = -1
             yield Reset()
@@ -306,10 +322,14 @@ class Session:
 
     def _listen(self, message: Message) -> Iterator[Effect]:
         match message:
-            case Weights(version, _, nbytes, base) if nbytes and version > self.held:
+            case Weights(version, _, nbytes, base, kept) if nbytes and version > self.held:
                 yield from self._gather(version, base, nbytes)
-            case Weights(version, _, _, base):
+                yield from self._in_snapshot(kept)
+            case Weights(version, _, _, base, kept):
                 yield from self._adopt(version, base)
+                yield from self._in_snapshot(kept)
+            case Beat(_, kept):
+                yield from self._in_snapshot(kept)
             case Chunk(what, first, last):
                 yield from self._came(what, first, last)
             case Want((version, index, attempt), first, last):
@@ -319,15 +339,45 @@ class Session:
                     self.tasks[task] = message
             case Cancel(task):
                 self.tasks.pop(task, None)
-            case Verdict(task, attempt):
+            case Verdict(task, attempt, _, _, onto):
                 if (done := self.unjudged.get(task)) and done.message.attempt == attempt:
                     del self.unjudged[task]
-                    yield Forget(task)
+                    yield from self._keep(done, onto) if onto >= 0 else (Forget(task),)
 
     def _attempt(self, task: TaskName) -> int:
         """The newest that is with the worker or done; -1 if none is. What was made of one is never made again."""
-        running, done = self.running.get(task), self.unjudged.get(task)
+        running, done = self.running.get(task), self.unjudged.get(task) or self.retained.get(task)
         return max(running.attempt if running else -1, done.message.attempt if done else -1)
+
+    # What a coordinator that dies will ask for again
+
+    def _keep(self, done: Waiting, onto: int) -> Iterator[Effect]:
+        """It is accepted, and all that is durable of it is its digest."""
+        done.onto = onto
+        if isinstance(done.message, Contribute):  # where it lay it need not stay, and it is fetched when it is wanted
+            done.message = replace(done.message, slot=(), nbytes=done.nbytes)
+        self.retained[done.message.task] = done
+        self.retained_bytes += done.nbytes
+        yield Retain(done.message.task)
+        while self.retained_bytes > self.retain:
+            yield from self._let_go(next(iter(self.retained)))
+
+    def _let_go(self, task: TaskName) -> Iterator[Effect]:
+        self.retained_bytes -= self.retained.pop(task).nbytes
+        yield Forget(task)
+
+    def _in_snapshot(self, kept: int) -> Iterator[Effect]:
+        """What versions to this one are made of need not be kept."""
+        while self.retained and self.retained[oldest := next(iter(self.retained))].onto < kept:
+            yield from self._let_go(oldest)
+
+    def _offer_again(self, welcome: Welcome, another: bool) -> None:
+        """Another life of the coordinator has no more of what the last one accepted than a snapshot and digests."""
+        self.retain = welcome.retain
+        if another:
+            self.unjudged = {**self.retained, **self.unjudged}
+            self.retained.clear()
+            self.retained_bytes = 0
 
     # Weights
 
@@ -376,10 +426,13 @@ class Session:
 
     # What the worker says
 
-    def _done(self, message: Contribute | Failed, clients: int) -> Iterator[Effect]:
-        self.running.pop(message.task, None)
-        self.finished += clients
-        self.unjudged[message.task] = waiting = Waiting(message, self.now)
+    def _done(self, done: Done) -> Iterator[Effect]:
+        task = done.message.task
+        self.running.pop(task, None)
+        self.finished += done.clients
+        if before := self.retained.pop(task, None):  # of an earlier attempt, whose payload has gone
+            self.retained_bytes -= before.nbytes
+        self.unjudged[task] = waiting = Waiting(done.message, self.now, done.nbytes)
         if self.epoch:
             yield self._say_contribution(waiting)
 

@@ -46,8 +46,8 @@ class Shared:
             raise ProtocolError("weights in shared memory that was not offered")
         return Bundle(layout, self._board.view(token, version))
 
-    def place(self, product: Product) -> Product:
-        """The product with its arrays in a slot of the ring, if there is one free in WAIT seconds."""
+    def place(self, product: Product, retains: bool) -> Product:
+        """The product with its arrays in a slot of the ring, if there is one free in WAIT seconds. retains: and here."""
         bundle, message = product.bundle, product.message
         if bundle is None or not isinstance(message, Contribute) or bundle.data.nbytes < ZERO_COPY:
             return product
@@ -60,7 +60,7 @@ class Shared:
         slot, memory = acquired
         np.copyto(memory[: bundle.data.nbytes], bundle.data)
         token = ring.lend(slot, bundle.data.nbytes)
-        return Product(replace(message, slot=(*ring.offer, *token)), None, product.clients)
+        return Product(replace(message, slot=(*ring.offer, *token)), bundle if retains else None, product.clients)
 
     def give_back(self, slot: tuple[int, ...]) -> None:
         if self._ring is not None and slot[: len(self._ring.offer)] == self._ring.offer:

@@ -56,13 +56,14 @@ def records(folder: Path) -> Iterator[Accepted | Committed]:
 @dataclass
 class Book:
     """made: version -> the clients that it is made of, sorted. digests: version -> every digest it was committed with.
-    answered: attempts that were accepted; twice: those that were so more than once; lives: epochs that wrote anything."""
+    answered: attempts that were accepted; twice: those that were so more than once, where the first time still counted; lives:
+    epochs that wrote anything."""
 
     made: dict[int, list[int]] = field(default_factory=dict)
     digests: dict[int, set[str]] = field(default_factory=dict)
     answered: set[tuple[TaskName, int]] = field(default_factory=set)
     twice: int = 0
-    again: int = 0  # contributions made again, because a life without payloads lost what it had folded in
+    again: int = 0  # contributions accepted again, because a life without payloads lost what it had folded in
     lives: set[int] = field(default_factory=set)
 
 
@@ -70,15 +71,18 @@ def read(found: Iterable[Accepted | Committed], payload: bool) -> Book:
     """payload: what one life folded in, the next still has."""
     book, epoch = Book(), 0
     pending: dict[int, list[int]] = {}
+    counted: set[tuple[TaskName, int]] = set()
     for record in found:
         if record.epoch != epoch and not payload:
             pending.clear()
+            counted.clear()
         epoch = record.epoch
         book.lives.add(epoch)
         match record:
             case Accepted(_, task, attempt, onto, clients):
                 book.again += len(clients)
-                book.twice += (task, attempt) in book.answered
+                book.twice += (task, attempt) in counted
+                counted.add((task, attempt))
                 book.answered.add((task, attempt))
                 pending.setdefault(onto, []).extend(clients)
             case Committed(_, version, digest):

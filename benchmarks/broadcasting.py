@@ -33,7 +33,12 @@ class Fresh(Still):
 class Broadcasting(Federated):
     """A version is made of the first `buffer` contributions that were made from the one before; nobody else is waited for."""
 
-    def plan(self, drawn: int = 0, done: Mapping[int, Collection[int]] = MappingProxyType({})) -> Plan:
+    def plan(
+        self,
+        drawn: int = 0,
+        done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Plan:
         s = self.settings
         return Stream(s.buffer, 0, clients=s.clients, seed=self.seed, first=drawn)
 

@@ -30,8 +30,9 @@ from shoal.actors.session import (
     hello,
 )
 from shoal.benchmarks.dst_books import ViolationError
-from shoal.benchmarks.dst_disk import Delta, Model
+from shoal.benchmarks.dst_disk import LAYOUT, Delta, Model
 from shoal.benchmarks.dst_wire import Act, Connection, Process
+from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import (
     PROTOCOL,
     Beat,
@@ -66,6 +67,10 @@ class Product:
     clients: tuple[int, ...]
     honest: bool = True
     attempt: int = 0
+
+    @property
+    def bundle(self) -> Bundle:
+        return Bundle.of_buffer(LAYOUT, self.number.to_bytes(8, "little"))
 
 
 class Lane:
@@ -256,8 +261,9 @@ class Life(Process):
             name, run.attempt, run.made_from, float(product.number), layout, run.summed, totals, {}, 0.0, seconds
         )
         if layout:
-            message = replace(message, nbytes=self.world.setting.work_bytes)
-        self.take(Done(message, len(run.task.clients)))
+            digest = product.bundle.sha256() if self.session.retain else ""
+            message = replace(message, nbytes=self.world.setting.work_bytes, digest=digest)
+        self.take(Done(message, len(run.task.clients), (self.world.setting.work_bytes or LAYOUT.nbytes) if layout else 0))
 
 
 class Liar(Life):
@@ -314,7 +320,8 @@ class Liar(Life):
         """That it did what was somebody else's to do, or what is long done."""
         rng = self.world.rng
         task, attempt, version = self.world.audit.anything(rng)
-        work = Contribute(task, attempt, version, 1.0, "layout", self.world.setting.rules.summed, {}, {}, 0.0, 0.0)
+        rules, digest = self.world.setting.rules, rng.choice(("", "0" * 64))
+        work = Contribute(task, attempt, version, 1.0, "layout", rules.summed, {}, {}, 0.0, 0.0, (), 0, digest)
         return rng.choice((work, work, Failed(task, attempt, 0, "training", "no", ""), Have(self.world.newest())))
 
     def _piece(self) -> Chunk | None:

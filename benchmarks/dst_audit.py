@@ -35,11 +35,13 @@ from shoal.coordinator.events import (
     Unpull,
 )
 from shoal.coordinator.ledger import TRIES
+from shoal.coordinator.promises import Promise
 from shoal.coordinator.reports import Report
 from shoal.coordinator.roster import Actor
 from shoal.protocol.messages import (
     PROTOCOL,
     Assign,
+    Beat,
     Cancel,
     Contribute,
     Failed,
@@ -72,6 +74,8 @@ class Row:
     spoke: bool = False
     stuck: bool = False
     away: bool = False
+    barred: bool = False
+    settled: bool = False  # it has spoken of more than its work since it was welcomed, and so has offered what it has
     heard_at: float = 0.0
 
 
@@ -90,7 +94,7 @@ class Audit:
             Outdated: self._outdated,
             Folded: self._folded,
             Unfit: self._unfit,
-            Stepped: self.books.stepped,
+            Stepped: self._stepped,
         }
         self._after: Mapping[type[Any], Callable[[Any], None]] = {
             Send: self._send,
@@ -110,7 +114,10 @@ class Audit:
         self.hub, self.core = hub, hub.core
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
-        self.held: dict[TaskName, Holding] = {}
+        self.held: dict[TaskName, Holding] = {
+            one.name: Holding(one.session, one.attempt, one.clients, "train", self.core.now, self._owed(one))
+            for one in hub.found.promises
+        }
         self.tries: dict[TaskName, int] = {}
         self.folding: dict[TaskName, Taken] = {}
         self.pulled: dict[TaskName, Holding] = {}
@@ -118,7 +125,17 @@ class Audit:
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
         self.newest_task, self.round_at = -1, 0.0
+        self._round(self.core.version)
         self.over = False
+
+    def _owed(self, promise: Promise) -> Taken:
+        """What the core is promised; an acknowledgement need not have been sent for that."""
+        if owed := self.books.owed.get((promise.name, promise.attempt)):
+            return owed
+        of_it = [one for one in self.books.taken.values() if (one.task, one.holding.attempt) == (promise.name, promise.attempt)]
+        if not of_it:
+            wrong(f"{promise} is of nothing")
+        return of_it[-1]
 
     def anything(self, rng: Random) -> tuple[TaskName, int, int]:
         """For a liar: a task that is somebody's now, or was; its attempt; and the newest version."""
@@ -168,9 +185,19 @@ class Audit:
         taken = self.counted[event.task] = self.folding.pop(event.task)
         self.accepted += 1
         self.served.add(taken.holding.session)
-        self._end(taken.task, taken.holding)
         if taken.holding.kind == "train":
+            self.books.paid(taken)
             self.books.count(taken)
+        self._end(taken.task, taken.holding)
+
+    def _stepped(self, event: Stepped) -> None:
+        self.books.stepped(event)
+        self._round(event.version)
+
+    def _round(self, version: int) -> None:
+        """Where work was promised, a round may begin without a task that is given out."""
+        if any(holding.owed for holding in self.held.values()):
+            self.newest_task, self.round_at = version, self.core.now
 
     def _step(self, effect: Step) -> None:
         self.books.step(effect, self.folding.values(), self.core.now - self.round_at)
@@ -191,13 +218,21 @@ class Audit:
             row.under_way, row.held = False, message.version
         if isinstance(message, Contribute | Failed):
             row.stuck = False
+        row.settled = row.settled or isinstance(message, Have | Beat)
         row.spoke = row.spoke or not isinstance(message, Hello)
         self.heard += isinstance(message, Contribute) and not self._goes_on(event)
 
     def _goes_on(self, event: Heard) -> bool:
         """Is it a contribution whose arrays are on their way, or with the learner already?"""
         message = event.envelope.message
-        return not event.whole and isinstance(message, Contribute) and (self.pulls or self._with_learner(event, message))
+        if event.whole or not isinstance(message, Contribute):
+            return False
+        return self.pulls or self._with_learner(event, message) or self._to_come(event, message)
+
+    def _to_come(self, event: Heard, message: Contribute) -> bool:
+        """Is it promised, and its version still to come?"""
+        lease = self.core.ledger.leases.get(message.task)
+        return lease is not None and lease.offered == message and lease.session == event.envelope.session
 
     def _with_learner(self, event: Heard, message: Contribute) -> bool:
         taken, row = self.folding.get(message.task), self.rows[event.envelope.session]
@@ -293,7 +328,9 @@ class Audit:
         holding = self.held.get(task)
         if holding is None or holding.session != session:
             wrong(f"task {task} is taken from one that does not have it")
-        row.stuck = row.stuck or (isinstance(self.event, Tick) and task[0] <= row.held)
+        if holding.owed:
+            self._recalled(task, holding)
+        row.stuck = row.stuck or (isinstance(self.event, Tick) and task[0] <= row.held and not holding.owed)
         self._end(task, holding)
 
     def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
@@ -310,6 +347,9 @@ class Audit:
         holding = self.held.get(message.task)
         taken = self.folding.get(message.task)
         if holding and (holding.session, holding.attempt) == (session, message.attempt) and not taken:
+            owed = holding.owed.product if holding.owed else None
+            if owed and owed.honest and message.verdict != "accepted":
+                wrong(f"{message}, of what was acknowledged")
             self._end(message.task, holding)
 
     def _remembered(self, row: Row, counted: Taken) -> bool:
@@ -320,6 +360,8 @@ class Audit:
     def _end(self, task: TaskName, holding: Holding) -> None:
         """It is nobody's any more."""
         self.held.pop(task, None)
+        if holding.owed:
+            self.books.owed.pop((task, holding.attempt), None)
         if row := self.rows.get(holding.session):
             row.tasks.discard(task)
 
@@ -345,6 +387,7 @@ class Audit:
             row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.now
             row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
             row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
+            row.settled = False
             return
         if row is not None and row.actor is actor and (row.spoke or row.greeting != effect.hello.greeting):
             wrong(f"{effect.hello} comes from one that starts over, and is taken for a repeat")
@@ -362,17 +405,33 @@ class Audit:
         if report.kind == "away":
             for row in self.rows.values():
                 row.away = row.actor.away
+        if report.kind == "quarantine":
+            for row in self.rows.values():
+                row.barred = row.actor.barred_until > 0
+        if report.kind == "recall":
+            for task in [task for task, one in self.held.items() if one.owed and report.text.startswith(f"task {task},")]:
+                self._recalled(task, self.held[task])
+                self._end(task, self.held[task])
         if report.kind == "lost":
             for session, row in list(self.rows.items()):
                 if self.core.roster.actors.get(session) is not row.actor:
                     self._part(session, row)
+
+    def _recalled(self, task: TaskName, holding: Holding) -> None:
+        """What was acknowledged is done again: nobody who is here, and has said all that he has, still had it."""
+        owed = self.books.owed.get((task, holding.attempt))  # else it was given up before, and its actor may have done it again
+        row = self.rows.get(owed.holding.session) if owed else None
+        honest = owed is not None and owed.product is not None and owed.product.honest
+        here = row is not None and row.settled and not row.away
+        if isinstance(self.event, Tick) and honest and here and self.setting.keeps and not self.setting.weather.wild:
+            wrong(f"task {task} was acknowledged and is asked of others, and its actor is here")
 
     def _part(self, session: bytes, row: Row) -> None:
         if isinstance(self.event, Heard) and session != self.event.envelope.session and row.peer != self.event.peer:
             wrong(f"{self.event.envelope.message} put another actor out")
         del self.rows[session]
         for task in row.tasks:
-            if task not in self.folding:
+            if task not in self.folding and not self.held[task].owed:
                 self.held.pop(task, None)
 
     def _finish(self, effect: Finish) -> None:
@@ -404,7 +463,9 @@ class Audit:
         row = self.rows[event.envelope.session]
         if (holding.session, holding.attempt) != (event.envelope.session, message.attempt) or row.peer != event.peer:
             wrong(f"{message} is of a task that {holding} has")
-        if not task[0] <= message.made_from <= row.sent:
+        if effect.promised != (holding.owed is not None):
+            wrong(f"{effect} is of {holding}")
+        if not holding.owed and not task[0] <= message.made_from <= row.sent:
             wrong(f"{message} was made from what its actor was not sent for it")
         steps = message.totals.get("steps", (0.0, 0.0))[0]
         sound = 0 < message.weight < math.inf and 0 <= steps < 2**53

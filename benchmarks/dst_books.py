@@ -38,6 +38,7 @@ class Holding:
     clients: tuple[int, ...]
     kind: str
     since: float
+    owed: Taken | None = None  # an earlier life acknowledged it, and has not kept it
 
 
 @dataclass(slots=True)
@@ -57,12 +58,14 @@ class Taken:
 
 
 class Books:
-    """taken: by the product's number, in any life. acked: what was acknowledged and is still promised."""
+    """taken: by the product's number, in any life. acked: what was acknowledged and is still promised. owed: by task and
+    attempt, of these what no life has kept, and actors have."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.taken: dict[int, Taken] = {}
         self.acked: list[Taken] = []
+        self.owed: dict[tuple[TaskName, int], Taken] = {}
         self.digests: dict[int, int] = {}
         self.epoch = self.published = 0
 
@@ -73,8 +76,11 @@ class Books:
         folded = [number for _, number in hub.learner.adder.folded]
         kept = {*model.products(), *folded}
         self._promises(kept)
+        self._owe(kept)
         self.acked = [taken for taken in self.acked if taken.number in kept]
         self.published, self.made = version, {version: model.digest}
+        if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
+            wrong(f"version {version} had other weights in an earlier life")
         self.lineage = {version: [self.taken[number] for number in folded]}
         self.numbers = kept
         self.identities = {what for number in kept for what in self._identities(self.taken[number])}
@@ -98,6 +104,28 @@ class Books:
             if taken.number not in kept and (*taken.task, taken.holding.attempt) not in known:
                 wrong(f"task {taken.task} was acknowledged, and is lost")
 
+    def _owe(self, kept: set[int]) -> None:
+        """What is not kept must be had from whoever made it, and the core knows that."""
+        self.owed = {name: taken for name, taken in self.owed.items() if taken.number not in kept}
+        if not self.setting.rules.retain:
+            return
+        for taken in self.acked:
+            if taken.number not in kept:
+                self.owed[taken.task, taken.holding.attempt] = taken
+        known = {(promise.name, promise.attempt) for promise in self.hub.found.promises}
+        if missing := self.owed.keys() - known:
+            wrong(f"{missing} were acknowledged, and nobody is asked for them")
+
+    def paid(self, taken: Taken) -> None:
+        """What an earlier life had acknowledged is counted once more: the same work, for the same version."""
+        owed = self.owed.pop((taken.task, taken.holding.attempt), None)
+        if owed is None:
+            return
+        if taken.number != owed.number and owed.product and owed.product.honest:
+            wrong(f"task {taken.task} was acknowledged with {owed.product}, and counts with {taken.product}")
+        if taken.onto != owed.onto and not self.setting.schedule.streams:
+            wrong(f"task {taken.task} was acknowledged for version {owed.onto}, and counts for {taken.onto}")
+
     def _identities(self, taken: Taken) -> list[tuple[int, int]]:
         """What must be counted once and never again: a stream's task by its number, a client of a round."""
         if self.setting.schedule.streams:
@@ -107,12 +135,15 @@ class Books:
     # What is counted
 
     def fits(self, effect: Fold, product: Product | None) -> None:
-        """A contribution that trains: fresh enough for what it goes into, from the very weights that it names."""
+        """A contribution that trains: fresh enough for what it goes into, from the very weights that it names; unless all that
+        was seen to in an earlier life."""
         message = effect.message
         if message.summed != self.setting.rules.summed:
             wrong(f"{message}: summed is {message.summed}")
         if effect.onto < self.hub.core.version + self.stepping:
             wrong(f"{message} goes onto version {effect.onto}, which is closed")
+        if effect.promised:
+            return
         if not 0 <= effect.onto - message.made_from <= self.setting.schedule.lag:
             wrong(f"{message} goes onto version {effect.onto}")
         if product and product.honest:
@@ -174,6 +205,8 @@ class Books:
         version, model = self.hub.published
         if event.version != version or version != self.published + 1 or not self.stepping:
             wrong(f"version {version} follows {self.published}")
+        if not self.setting.schedule.streams and any(owed.onto == version - 1 for owed in self.owed.values()):
+            wrong(f"version {version} is made without what was acknowledged for it")
         if sorted(number for _, number in model.folded) != sorted(one.number for one in self.lineage.pop(version - 1)):
             wrong(f"version {version} is not the sum of what was accepted for it")
         if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:

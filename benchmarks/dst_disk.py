@@ -29,7 +29,7 @@ class Model:
     """Weights: those before, and the clients and products folded in since. digest: of all that makes two models the same."""
 
     digest: int
-    before: Model | None = field(default=None, repr=False)
+    before: Model | None = field(default=None, repr=False, compare=False)  # the digest tells of it
     folded: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     def sha256(self) -> str:
@@ -145,14 +145,11 @@ class Disk:
         if self.shelf.kept:
             snapshot = self.shelf.kept[-1]
             adder.load(snapshot.weights, {})
-            found.version = found.newest = snapshot.version
-            found.steps, found.drawn = snapshot.counters["steps"], snapshot.counters["drawn"]
-            found.epoch, record = snapshot.counters["epoch"], snapshot.counters["record"]
+            record = found.begin(snapshot.version, snapshot.counters)
         if self.setting.journal != "off":
             Rebuilding(found, adder, {LAYOUT.digest: LAYOUT}).follow(self.log.after(record))
             found.epoch = max(found.epoch, self.log.epoch)
-        if found.newest > found.version and self.setting.schedule.streams:
-            found.version = found.newest + 1
+        found.settle(self.setting.schedule.streams)
         return found, adder
 
     def recording(self, found: Recovered, adder: Adder, clock: Callable[[], float], report: Callable[[str], None]) -> Recording:
@@ -168,6 +165,10 @@ class Disk:
             report=report,
             epoch=epoch,
             made=found.made,
+            retain=self.setting.rules.retain,
+            share=self.setting.share,
+            promises=found.promises,
+            kept=found.kept,
         )
         if journal is None:
             aggregator: Any = adder

@@ -113,7 +113,7 @@ class Hub(Process):
         self.found, adder = world.disk.recover()
         recording = world.disk.recording(self.found, adder, self.clock, self._told)
         self.core = Core(
-            s.schedule.plan(self.found.drawn, self.found.done),
+            s.schedule.plan(self.found.drawn, self.found.done, self.found.first),
             s.goal,
             s.rules,
             version=self.found.version,
@@ -121,6 +121,8 @@ class Hub(Process):
             drawn=self.found.drawn,
             folded=self.found.folded,
             epoch=recording.epoch,
+            kept=self.found.kept,
+            promises=self.found.promises,
             now=self.clock(),
         )
         self.learner = Slow(self, adder, recording, self.found.version)
@@ -271,7 +273,7 @@ class Hub(Process):
         if nbytes:
             sized: Any = Sized(told, nbytes)
             self.serving.begin(effect.session, (version,) if base == WHOLE else (version, base), sized)
-        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes, base))
+        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes, base, self.core.kept))
         return self._down(effect.peer, weights, None if nbytes else told)
 
     def _pull(self, pull: Pull) -> Iterable[Event]:
@@ -290,7 +292,8 @@ class Hub(Process):
         elif effect.session not in self.receiving.lanes:
             self.receiving.cut(effect.session)
         beat, patience = rules.beat_for(many), rules.patience_for(many)
-        welcome = Welcome("run", effect.number, beat, patience, "host", (), effect.hello.greeting, effect.resumed)
+        place = (effect.hello.greeting, effect.resumed, rules.retain)
+        welcome = Welcome("run", effect.number, beat, patience, "host", (), *place)
         return self._down(effect.peer, Envelope(effect.session, self.core.epoch, welcome), None)
 
     def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | None) -> Iterable[Event]:
@@ -304,7 +307,7 @@ class Hub(Process):
         self.folding[name] = fold.message
         if self.payload is None:
             raise ViolationError(f"task {name} goes to the learner without arrays")
-        self.learner.put([Intake(fold, Bundle.of_buffer(LAYOUT, self.payload.number.to_bytes(8, "little")))])
+        self.learner.put([Intake(fold, self.payload.bundle)])
         return ()
 
     def _step(self, step: Step) -> Iterable[Event]:

@@ -15,9 +15,10 @@ from shoal.coordinator.ledger import JUDGED
 from shoal.protocol.messages import TaskName
 
 if TYPE_CHECKING:
+    from shoal.benchmarks.dst_actor import Life
     from shoal.benchmarks.dst_audit import Audit
 
-BACKLOG = 100  # results that an actor can make before a stalled connection is given up
+BACKLOG = 400  # results that an actor can make before a stalled connection is given up
 
 
 def look(audit: Audit) -> None:
@@ -49,7 +50,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "who has not what is believed": (_believed(audit), []),
         "who gets no work": (
             {a.session for a in actors if not a.capacity},
-            {s for s, row in audit.rows.items() if row.stuck or row.away},
+            {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred},
         ),
         "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
     }
@@ -61,26 +62,48 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     most, rules = setting.most, setting.rules
     ticks = isinstance(audit.latest, Tick)  # whatever is late is seen to then
     oldest = min(
-        (held.since for task, held in audit.held.items() if task not in audit.folding and task not in audit.pulled),
+        (
+            held.since
+            for task, held in audit.held.items()
+            if not held.owed and task not in audit.folding and task not in audit.pulled
+        ),
         default=core.now,
     )
     silent = max((core.now - row.heard_at for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
+    lopsided = rules.lease or any(row.barred for row in audit.rows.values())
     judged = max((len(actor.judged) for actor in roster.actors.values()), default=0)
     return {
-        "outstanding": (ledger.outstanding(), _most_outstanding(audit)),
-        "versions with the learner": (len(ledger.coming) + len(ledger.folded), 2 + (most + 1) * audit.peak),
+        "outstanding": (ledger.outstanding(core.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
+        "versions with the learner": (
+            len(ledger.coming) + len(ledger.folded),
+            2 + (most + 1) * audit.peak + len(audit.hub.found.promises),
+        ),
+        "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
         "seconds of a lease": (core.now - oldest, rules.lease if rules.lease and ticks else math.inf),
         "seconds of silence": (silent, rules.patience_for(len(roster)) if ticks else math.inf),
-        "clients more than another plays": (max(played) - min(played), math.inf if rules.lease else 1),
-        "what an actor keeps": (max(len(one.session.unjudged) + len(one.session.tasks) for one in lives), 4 * most + BACKLOG),
+        "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
+        "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.receiving.held, setting.work_room + 2 * setting.work_bytes),
-        "arrays on a shelf": (max(len(one.shelf) for one in lives), 4 * most + BACKLOG),
+        "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
+        "bytes retained": (max(one.session.retained_bytes for one in lives), rules.retain),
     }
+
+
+def _retained(life: Life) -> list[TaskName]:
+    """What was accepted, in this life of the coordinator or an earlier one."""
+    session = life.session
+    again = [task for task, waiting in session.unjudged.items() if waiting.onto >= 0]
+    return [*session.retained, *again]
+
+
+def _kept(life: Life) -> int:
+    session = life.session
+    return len(session.unjudged) + len(session.retained) + len(session.tasks) - len(_retained(life))
 
 
 def _most_outstanding(audit: Audit) -> int:

@@ -7,7 +7,7 @@ enough, in every combination, to meet.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from shoal.coordinator.plans import Plan
@@ -18,6 +18,7 @@ from shoal.protocol.fetching import LEAST
 
 FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
 UNLIMITED = 1_000_000  # attempts: no task is ever set aside
+RETAIN = 1 << 40  # bytes: actors keep all that was accepted and is in no snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Schedule:
     evaluate_every: int = 0
     seed: int = 0
 
-    def plan(self, drawn: int, done: Mapping[int, Collection[int]]) -> Plan:
-        """A fresh one, as a coordinator makes it at its start. drawn, done: what was recovered."""
+    def plan(self, drawn: int, done: Mapping[int, Collection[int]], first: Mapping[int, int]) -> Plan:
+        """A fresh one, as a coordinator makes it at its start. drawn, done, first: what was recovered."""
         if self.streams:
             return Stream(
                 self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, first=drawn
@@ -51,6 +52,7 @@ class Schedule:
             evaluate_every=self.evaluate_every,
             evaluate_cohort=2 if self.evaluate_every else 0,
             done=done,
+            first=first,
         )
 
     @property
@@ -102,11 +104,17 @@ class Setting:
     changes: bool = False  # do weights go to who holds those of late as what changed since?
     work_bytes: int = 0  # the same of contributions
     work_room: int = 1  # bytes of these that may be fetched at a time
+    share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
 
     @property
     def most(self) -> int:
         """Tasks that an actor may ever hold."""
         return max(self.rules.ahead, self.rules.most)
+
+    @property
+    def keeps(self) -> bool:
+        """Does every actor keep all that was accepted and is in no snapshot?"""
+        return self.rules.retain == RETAIN
 
     @property
     def unlimited(self) -> bool:
@@ -127,29 +135,43 @@ class Setting:
 def drawn(rng: Random, seconds: float) -> Setting:
     """A setting whose faults last about so many seconds."""
     actors = rng.choice((1, 2, 3, 4, 4, 5, 6))
-    quickest = rng.choice((0.01, 0.03, 0.1))
+    quickest = rng.choice((0.003, 0.01, 0.03, 0.1))
     paces = tuple(quickest * 16 ** rng.random() for _ in range(actors))
-    delay = rng.choice((0.001, 0.01, 0.1, 0.3))
+    delay = rng.choice((0.001, 0.001, 0.01, 0.1, 0.3))
     schedule = _schedule(rng)
     rules = _rules(rng, schedule, max(paces), delay, actors)
-    return Setting(
+    journal = rng.choice(("off", "ids", "ids", "payload", "payload"))
+    work = rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))
+    retain = rng.choice((0, 3 * max(work, 8), RETAIN, RETAIN, RETAIN, RETAIN)) if journal == "ids" else 0
+    setting = Setting(
         schedule=schedule,
-        rules=rules,
+        rules=replace(rules, retain=retain),
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
         weather=_weather(rng, delay, seconds),
         actors=actors,
-        journal=rng.choice(("off", "ids", "ids", "payload", "payload", "payload")),
-        snapshot_every=rng.choice((0.0, 0.5, 3.0, 30.0)),
-        step=rng.choice((0.002, 0.02, 0.3)),
+        journal=journal,
+        snapshot_every=rng.choice((0.0, 0.5, 3.0, 30.0, 30.0, 30.0)),
+        step=rng.choice((0.002, 0.002, 0.02, 0.3)),
         fold=rng.choice((0.003, 0.1)),
         heal_at=seconds * rng.uniform(0.6, 1.2),
         within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
-        work_bytes=(work := rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))),
+        work_bytes=work,
         work_room=rng.choice((1, work, 3 * work)),
+        share=rng.choice((0.0, 0.0, 0.0, 1.0)),
         changes=schedule.seed % 2 == 0,  # no draw of its own: schedules stay those that found something
     )
+    return _keeping(rng, setting, seconds) if rng.random() < 0.25 else setting
+
+
+def _keeping(rng: Random, setting: Setting, seconds: float) -> Setting:
+    """The same, of a coordinator that dies every few versions, with all of them in its actors' hands and little else amiss."""
+    faults = ("restart", *rng.sample(setting.weather.faults, min(1, len(setting.weather.faults))))
+    weather = replace(setting.weather, faults=faults, every=seconds / rng.choice((3, 6)), raising=0.0, poisoned=0.0)
+    journal = "payload" if setting.schedule.seed % 3 == 1 else "ids"  # no draw of its own
+    rules, every = replace(setting.rules, retain=RETAIN * (journal == "ids")), rng.choice((1.0, 3.0, 30.0, 30.0))
+    return replace(setting, weather=weather, rules=rules, journal=journal, snapshot_every=every, share=0.0, goal=Goal())
 
 
 def _schedule(rng: Random) -> Schedule:
@@ -180,6 +202,9 @@ def _rules(rng: Random, schedule: Schedule, pace: float, delay: float, actors: i
         patience=rng.choice((1.0, 2.0, 3.0)),
         sticky=sticky and schedule.clients >= 2 * actors and rng.random() < 0.8,
         summed=schedule.summed,
+        strikes=rng.choice((0, 1, 3, 5)),
+        quarantine=rng.choice((0.5, 2.0)),
+        back=rng.choice((0.3, 1.0, 2.0)),
     )
 
 
@@ -188,7 +213,7 @@ def _weather(rng: Random, delay: float, seconds: float) -> Weather:
     some = rng.sample(FAULTS, rng.choice((0, 1, 2, 3, 3, 4, 5, len(FAULTS)))) if rng.random() < 0.7 else ["cut", "cut line"]
     return Weather(
         delay=delay,
-        every=seconds / rng.choice((6, 15, 40)),
+        every=seconds / rng.choice((4, 6, 15, 40)),
         faults=tuple(some),
         wild=wild,
         lost=rng.choice((0.0, 0.02, 0.2)) if wild else 0.0,
@@ -196,5 +221,5 @@ def _weather(rng: Random, delay: float, seconds: float) -> Weather:
         late=rng.choice((0.0, 0.05, 0.3)) if wild else 0.0,
         raising=rng.choice((0.0, 0.0, 0.05, 0.2)),
         poisoned=rng.choice((0.0, 0.0, 0.0, 0.1)),
-        liars=rng.choice((0, 0, 0, 1, 1, 2)),
+        liars=rng.choice((0, 0, 1, 1, 2)),
     )

@@ -85,7 +85,12 @@ class Broadcast(Federated):
         )
         self.still, self.actors = Still(floats), actors
 
-    def plan(self, drawn: int = 0, done: Mapping[int, Collection[int]] = MappingProxyType({})) -> Plan:
+    def plan(
+        self,
+        drawn: int = 0,
+        done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Plan:
         return Assembled(self.actors)
 
     def rules(self) -> Rules:

@@ -6,10 +6,10 @@ plan says enough, refresh whoever holds old weights, give idle actors work.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from shoal.coordinator.claims import amiss
 from shoal.coordinator.events import (
     Admit,
     Effect,
@@ -36,6 +36,7 @@ from shoal.coordinator.events import (
 from shoal.coordinator.farewell import Farewell
 from shoal.coordinator.ledger import TRIES, Coming, Lease, Ledger
 from shoal.coordinator.plans import Plan
+from shoal.coordinator.promises import ANY, Promise
 from shoal.coordinator.reports import Report
 from shoal.coordinator.roster import Actor, Roster
 from shoal.coordinator.rules import Goal, Rules
@@ -60,14 +61,12 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task
 
-FAREWELL = 2.0  # seconds that actors of an earlier life, which reached the goal, have to come back and hear of it
 NOTHING = Coming()
-OVER = (-1, "stale", "this attempt is over")  # the verdict on what is not remembered
 
 
 class Core:
-    """`version`, `steps`, `drawn` and `folded` (clients already folded into what follows `version`) go on from what was
-    recovered; `epoch` is larger at every restart."""
+    """`version`, `steps`, `drawn`, `folded` (clients already folded into what follows `version`), `kept` (the newest version
+    in a snapshot) and `promises` go on from what was recovered; `epoch` is larger at every restart."""
 
     def __init__(
         self,
@@ -80,15 +79,20 @@ class Core:
         drawn: int = 0,
         folded: int = 0,
         epoch: int = 1,
+        kept: int = -1,
+        promises: Sequence[Promise] = (),
         now: float = 0.0,
     ) -> None:
         self.plan, self.goal, self.rules = plan, goal, rules
-        self.version, self.steps, self.drawn, self.epoch = version, steps, drawn, epoch
+        self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
         self.roster = Roster(rules.ahead, rules.most)
         self.ledger = Ledger(folded={version: folded} if folded else {}, most=self.roster.most)
         self.stepping = False
         self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
-        self.ends_at = now + FAREWELL if self.reached else now
+        self.back_by = now + rules.back
+        self.ends_at = self.back_by if self.reached else now
+        for promise in promises:
+            self.ledger.promise(promise, now)
         self.ended = False
         self.farewell = Farewell()
         self.gathering = rules.gather > 0
@@ -124,7 +128,8 @@ class Core:
                 yield from self._folded(task)
             case Unfit(task, reason):
                 yield from self._unfit(task, reason)
-            case Stepped(version):
+            case Stepped(version, _, kept):
+                self.kept = kept
                 yield from self._advance(version)
             case Lost(peer, why, dead):
                 if actor := self.roster.at(peer):
@@ -166,7 +171,9 @@ class Core:
             case Bye(reason):
                 yield from self._part(actor, f"left: {printable(reason, 200)}")
             case _:
-                yield Report("protocol", f"{actor.name} said {type(message).__name__}, which actors do not say", "warning")
+                what = f"{actor.name} said {type(message).__name__}, which actors do not say"
+                yield Report("protocol", what, "warning")
+                yield from self._strike(actor, what)
 
     # Joining and leaving
 
@@ -192,6 +199,7 @@ class Core:
             actor = self.roster.join(session, peer, name, self.now, event.user)
             self.farewell.back(session)
             actor.greeting = hello.greeting
+            actor.accepted = self.ledger.parted.pop(session, actor.accepted)
             self._unpark()  # it may be the newcomer's now
             yield Report("joined", f"{name} joined as actor {actor.number}")
         self.roster.hear(actor, self.now)
@@ -226,18 +234,27 @@ class Core:
     def _part(self, actor: Actor, why: str) -> Iterator[Effect]:
         """An actor is gone: what it held goes to others."""
         self.roster.part(actor)
+        self.ledger.part(actor)
         yield Report("lost", f"{actor.name} {why}; {len(actor.tasks)} of its tasks go to others", "warning")
         for name in sorted(actor.tasks):
             lease = self.ledger.leases[name]
             if not lease.folding:
                 yield from self._return(lease, f"{actor.name} {why}")
         self.ledger.unpark(actor)
+        for lease in self.ledger.promises():
+            if lease.session == actor.session and not lease.folding:
+                lease.offered = None
+                yield from self._unpull(lease)  # it may come back with it
 
     def _return(self, lease: Lease, why: str) -> Iterator[Effect]:
         """A task comes back unfinished: to be tried again, or set aside for good."""
         yield from self._end_lease(lease)
-        if lease.tries < self.rules.attempts:
-            self.ledger.returned.extend((task, lease.tries) for task in lease.task.apart())
+        if lease.promise:
+            yield Report("recall", f"task {lease.name}, accepted before the restart, is to be done again: {why}", "warning")
+        tries = 0 if lease.promise else lease.tries
+        if tries < self.rules.attempts:
+            to = self.ledger.returned if lease.task.version <= self.version else self.ledger.later
+            to.extend((task, tries) for task in lease.task.apart())
             return
         self.ledger.counts.aside += 1
         clients = ", ".join(map(str, lease.clients))
@@ -247,46 +264,57 @@ class Core:
 
     def _end_lease(self, lease: Lease) -> Iterator[Effect]:
         """Without a contribution that counts."""
-        del self.ledger.leases[lease.name]
+        self.ledger.end(lease)
+        yield from self._unpull(lease)
+
+    def _unpull(self, lease: Lease) -> Iterator[Effect]:
         if lease.pulled:
+            lease.pulled = False
             yield Unpull(lease.name)
 
     # Contributions
 
     def _contributed(self, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
         lease = self._lease(actor, message)
-        if not whole and lease is not None and lease.folding:
-            return  # its arrays have come, and its verdict is on its way
-        if (
-            not whole
-            and lease is not None
-            and not (fault or self._amiss(actor, lease, message) or self._late_for(lease, message))
-        ):
-            if not lease.pulled:
-                lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes
-            yield Pull(actor.session, message)
-            return
-        self.ledger.counts.heard += 1
         if lease is None:
+            self.ledger.counts.heard += 1
             yield self._repeat(actor, message)
-        elif lease.folding:
-            self.ledger.counts.duplicate += 1  # its verdict is on its way
-        elif why := fault or self._amiss(actor, lease, message):
+        elif lease.folding:  # its verdict is on its way
+            self.ledger.counts.heard += whole
+            self.ledger.counts.duplicate += whole
+        elif why := fault or amiss(lease, message, actor.sent, self.rules):
+            self.ledger.counts.heard += 1
             yield from self._refuse(actor, lease, why)
         elif why := self._late_for(lease, message):
+            self.ledger.counts.heard += 1
             yield from self._end_lease(lease)
             yield from self._judge(actor, lease, "stale", why)
         else:
-            lease.steps = int(message.totals.get("steps", (0.0, 0.0))[0])
-            self._pace(actor, message)
-            self.ledger.take(lease, self._onto() if lease.trains else self.version)
-            self.moved_at = self.now
-            yield Fold(lease.task, lease.clients, message, lease.onto)
+            yield from self._take_in(actor, lease, message) if whole else self._fetch(actor, lease, message)
+
+    def _fetch(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
+        if lease.promise and lease.promise.onto > self.version:
+            lease.offered = message  # when its version is there: until then it would take up room
+            return
+        if not lease.pulled:
+            lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes
+        lease.offered = None
+        yield Pull(actor.session, message)
+
+    def _take_in(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
+        self.ledger.counts.heard += 1
+        lease.steps = int(message.totals.get("steps", (0.0, 0.0))[0])
+        self._pace(actor, message)
+        promised = lease.promise.onto if lease.promise else ANY
+        onto = self.version if not lease.trains else self._onto() if promised == ANY else promised
+        self.ledger.take(lease, onto)
+        self.moved_at = self.now
+        yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
 
     def _late_for(self, lease: Lease, message: Contribute) -> str:
-        """Why a contribution is too old, "" if it is not."""
+        """Why a contribution is too old, "" if it is not. What was accepted once is not."""
         onto = self._onto()
-        late = lease.trains and not self.plan.admits(message.made_from, onto)
+        late = lease.trains and not lease.promise and not self.plan.admits(message.made_from, onto)
         return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
 
     def _pace(self, actor: Actor, message: Contribute) -> None:
@@ -303,22 +331,6 @@ class Core:
         mine = lease is not None and lease.session == actor.session and lease.attempt == message.attempt
         return lease if mine else None
 
-    def _amiss(self, actor: Actor, lease: Lease, message: Contribute) -> str:
-        """What is wrong with a contribution's claims; "" if nothing."""
-        if not lease.task.version <= message.made_from <= actor.sent:
-            return f"made_from {message.made_from} is not a version this actor was sent for the task"
-        if not (math.isfinite(message.weight) and message.weight > 0):
-            return f"weight {message.weight} is not a finite number above 0"
-        if not all(math.isfinite(count) and count >= 0 for _, count in message.totals.values()):
-            return "a count in its totals is not a finite number from 0"
-        if not 0 <= message.totals.get("steps", (0.0, 0.0))[0] < 2**53:
-            return "its number of steps is out of range"
-        if not (0 <= message.trained < math.inf and 0 <= message.waited < math.inf):
-            return "the times it took are not finite numbers from 0"
-        if lease.trains and message.summed != (self.rules.summed and message.layout != ""):
-            return "a sum over clients where none is asked for, or none where one is"
-        return ""
-
     def _onto(self) -> int:
         """The version that what comes now builds on: the first that is not full yet."""
         onto = self.version + self.stepping
@@ -330,11 +342,11 @@ class Core:
         """With what is at the learner already, will there be enough for the step after `onto`?"""
         coming = self.ledger.coming.get(onto, NOTHING)
         clients = self.ledger.folded.get(onto, 0) + coming.clients
-        return clients > 0 and self.plan.enough(clients, self.ledger.outstanding(coming.leases), onto, self.now)
+        return clients > 0 and self.plan.enough(clients, self.ledger.outstanding(onto, coming.leases), onto, self.now)
 
     def _repeat(self, actor: Actor, message: Contribute) -> Effect:
         """A contribution whose lease is gone: the same answer as the first time, or stale."""
-        if message.attempt == actor.judged.get(message.task, OVER)[0]:
+        if actor.verdict(message.task, message.attempt):
             self.ledger.counts.duplicate += 1
         else:
             self.ledger.counts.stale += 1
@@ -342,20 +354,21 @@ class Core:
 
     def _again(self, actor: Actor, message: Contribute | Failed) -> Effect:
         """What was said of it the first time; of what is long over that it is stale."""
-        judged = actor.judged.get(message.task, OVER)
-        _, verdict, reason = judged if judged[0] == message.attempt else OVER
-        return self._say(actor, Verdict(message.task, message.attempt, verdict, reason))
+        over = Verdict(message.task, message.attempt, "stale", "this attempt is over")
+        return self._say(actor, actor.verdict(message.task, message.attempt) or over)
 
     def _refuse(self, actor: Actor, lease: Lease, why: str) -> Iterator[Effect]:
         yield from self._judge(actor, lease, "refused", why)
         yield from self._return(lease, why)
+        yield from self._strike(actor, why)
 
-    def _judge(self, actor: Actor, lease: Lease, verdict: str, reason: str) -> Iterator[Effect]:
-        self.ledger.judge(actor, lease, verdict, reason)
+    def _judge(self, actor: Actor, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
+        verdict = self._verdict(lease, word, reason)
+        self.ledger.judge(actor, verdict)
         self._unburden(actor, lease.name)
-        if verdict != "accepted":
-            yield Report(verdict, f"{actor.name}: task {lease.name} {verdict}: {reason}", "warning")
-        yield self._say(actor, Verdict(lease.name, lease.attempt, verdict, reason))
+        if word != "accepted":
+            yield Report(word, f"{actor.name}: task {lease.name} {word}: {reason}", "warning")
+        yield self._say(actor, verdict)
 
     def _folded(self, task: TaskName) -> Iterator[Effect]:
         lease = self.ledger.leases[task]
@@ -363,9 +376,14 @@ class Core:
         self.steps += lease.steps * lease.trains
         self.moved_at = self.now
         if actor := self.roster.actors.get(lease.session):
+            actor.strikes = actor.barred = 0
             yield from self._judge(actor, lease, "accepted", "")
         else:
-            self.ledger.counts.accepted += 1
+            self.ledger.accept(lease.session, self._verdict(lease, "accepted", ""))
+
+    def _verdict(self, lease: Lease, word: str, reason: str) -> Verdict:
+        keeps = word == "accepted" and lease.trains and self.rules.retain
+        return Verdict(lease.name, lease.attempt, word, reason, lease.onto if keeps else -1)
 
     def _unfit(self, task: TaskName, reason: str) -> Iterator[Effect]:
         lease = self.ledger.leases[task]
@@ -387,9 +405,22 @@ class Core:
         where = f"{actor.name}: client {message.client} failed in {stage}: {error}"
         trace = "\n".join(printable(line, 500) for line in message.traceback.split("\n"))
         yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
-        self.ledger.remember(actor, lease, "refused", "failed")
+        self.ledger.remember(actor, Verdict(lease.name, lease.attempt, "refused", "failed"))
         yield self._again(actor, message)
         yield from self._return(lease, error)
+        yield from self._strike(actor, f"failed in {stage}: {error}")
+
+    def _strike(self, actor: Actor, why: str) -> Iterator[Effect]:
+        """Whose work is no good time after time gets none for a while, if there is somebody else to do it."""
+        actor.strikes += 1
+        if not 0 < self.rules.strikes <= actor.strikes or actor.idles or self.roster.alone(actor):
+            return
+        seconds = self.rules.quarantine * 2 ** min(actor.barred, 3)
+        actor.strikes, actor.barred = 0, actor.barred + 1
+        self.roster.bar(actor, self.now + seconds)
+        self.ledger.unpark(actor)
+        no_good = f"{self.rules.strikes} times in a row its work was no good, the last time: {why}"
+        yield Report("quarantine", f"{actor.name} gets no work for {seconds:g} s: {no_good}", "warning")
 
     # Versions
 
@@ -399,16 +430,22 @@ class Core:
         self.stepping = False
         self.moved_at = self.now
         self.roster.fall_behind()
+        self.ledger.reach(version)
+        self.ledger.forget(self.kept)
         yield from self._cancel_stale()
+        for lease in self.ledger.promises(upto=version):
+            if lease.offered and (actor := self.roster.actors.get(lease.session)):
+                yield from self._fetch(actor, lease, lease.offered)
         self.reached = self.goal.reached(self.version, self.steps)
 
     def _cancel_stale(self) -> Iterator[Effect]:
         """Where the plan takes nothing old (a synchronous round), tasks of the round that closed are not wanted any more."""
         if self.plan.admits(self.version - 1, self.version):
             return
-        for lease in [one for one in self.ledger.leases.values() if one.task.version < self.version and not one.folding]:
-            yield from self._revoke(lease)
-            yield from self._end_lease(lease)
+        for lease in [one for one in self.ledger.leases.values() if one.task.version < self.version]:
+            if not (lease.folding or lease.promise):
+                yield from self._revoke(lease)
+                yield from self._end_lease(lease)
         self._unpark()
         self.ledger.returned = deque(one for one in self.ledger.returned if one[0].version >= self.version)
 
@@ -432,11 +469,15 @@ class Core:
         if self.goal.reached(self.version, self.steps) and not (self.stepping or self.ledger.leases or self.ledger.folded):
             yield from self._end("done", failed=False)  # it was reached in an earlier life
             return
+        for freed in self.roster.unbar(self.now):
+            yield Report("quarantine", f"{freed.name} may have work again")
+        if self.ledger.promised and self.now >= self.back_by:
+            yield from self._recall()
         while actor := self.roster.silent(self.now - self.rules.patience_for(len(self.roster))):
             yield from self._part(actor, f"silent for {self.now - self.roster.heard_at(actor):.1f} s")
         beat = self.rules.beat_for(len(self.roster))
         while actor := self.roster.unspoken(self.now - beat):
-            yield self._say(actor, Beat(self.version))
+            yield self._say(actor, Beat(self.version, self.kept))
         if self.rules.lease:
             yield from self._expire()
         if self.now - max(self.moved_at, self.complained_at) > self.rules.quiet:
@@ -461,9 +502,16 @@ class Core:
         for lease in self.ledger.leases.values():
             if self.now - lease.since <= self.rules.lease:
                 break
-            if not (lease.folding or lease.pulled):
+            if not (lease.folding or lease.pulled or lease.promise):
                 late.append(lease)
         return late
+
+    def _recall(self) -> Iterator[Effect]:
+        """Who made this is not back, or has it no more: it is done again, when its version comes."""
+        for lease in self.ledger.promises(upto=self.version):
+            if not (lease.folding or lease.pulled):
+                yield from self._revoke(lease)
+                yield from self._return(lease, "nobody offers it again")
 
     def _stick(self, lease: Lease) -> Iterator[Effect]:
         """Its actor may hang in it: no more work for that one until its worker has something to say. One whose weights
@@ -479,7 +527,7 @@ class Core:
         """Its worker moves, whatever it speaks of: what was cancelled before it began will never be spoken of."""
         if actor.stuck:
             actor.stuck = False
-            if not actor.away:
+            if not actor.idles:
                 self.roster.allow(actor, self.rules.ahead)
 
     def starves(self) -> bool:
@@ -492,8 +540,10 @@ class Core:
             return [f"the learner, on the step to version {self.version + 1}, for {self.now - self.moved_at:.0f} s"]
         if not self.roster:
             return [f"an actor to join, for {self.now - self.moved_at:.0f} s"]
-        held = [lease for lease in self.ledger.leases.values() if lease.session in self.roster.actors]
+        held = [lease for lease in self.ledger.leases.values() if lease.session in self.roster.actors and not lease.promise]
         lines = [self._awaited(self.roster.actors[lease.session], lease) for lease in held]
+        promised = self.ledger.promised.total()
+        lines = [f"{promised} contributions that were accepted before the restart"] * (promised > 0) + lines
         return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
 
     def _awaited(self, actor: Actor, lease: Lease) -> str:
@@ -520,11 +570,12 @@ class Core:
 
     def _step(self) -> Iterator[Effect]:
         """Only when the learner has taken in everything that was meant for this step."""
-        if not self.starves():
+        if not self.starves() or self.ledger.promised[self.version]:
             return
-        if self.plan.enough(self.ledger.folded.get(self.version, 0), self.ledger.outstanding(), self.version, self.now):
-            self.stepping = True
-            yield Step(self.version + 1, self.steps, self.drawn)
+        folded, outstanding = self.ledger.folded.get(self.version, 0), self.ledger.outstanding(self.version)
+        if self.plan.enough(folded, outstanding, self.version, self.now):
+            self.stepping, following = True, self.version + 1
+            yield Step(following, self.steps, self.drawn, self.goal.reached(following, self.steps))
 
     def _employ(self) -> Iterator[Effect]:
         if self.stepping and not self.plan.admits(self.version, self.version + 1):
@@ -591,7 +642,7 @@ class Core:
 
     def _despair(self) -> Iterator[Effect]:
         """A round that has lost every task it gave out, and can neither step nor give out more, would wait for ever."""
-        if not self.stepping and not self.ledger.outstanding() and self.roster:
+        if not self.stepping and not self.ledger.outstanding(self.version) and self.roster:
             yield from self._end(f"no contribution to version {self.version + 1} could be had", failed=True)
 
     # Small words

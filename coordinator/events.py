@@ -79,10 +79,11 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The next weights are there, and as durable as the run asks for."""
+    """The next weights are there, and as durable as the run asks for. kept: the newest version that is in a snapshot."""
 
     version: int
     metrics: Metrics
+    kept: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,16 @@ class Fold:
     """The contribution just heard goes to the learner; it answers with Folded or Unfit.
 
     onto: it builds on this version, so that it is folded after the step that makes `onto` and before the next.
-    clients: who did the work (the actor's own number for a task that names nobody).
+    clients: who did the work (the actor's own number for a task that names nobody). session: of whom it came from.
+    promised: an earlier life acknowledged it, so that its arrays must be those of message.digest.
     """
 
     task: Task
     clients: tuple[int, ...]
     message: Contribute
     onto: int
+    session: bytes = b""
+    promised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +168,13 @@ class Step:
     """Everything folded becomes weights `version`; the learner answers with Stepped.
 
     steps: environment steps folded in since the run began; drawn: tasks that its plan has given out. Both go in snapshots.
+    last: the goal is reached with it.
     """
 
     version: int
     steps: int
     drawn: int
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,8 @@ class Learner:
         name = (fold.task.version, fold.task.index)
         if intake.bundle is None:
             return Unfit(name, "a contribution without arrays")
+        if fold.promised and intake.bundle.sha256() != message.digest:
+            return Unfit(name, "its arrays are not those that were accepted before the restart")
         fault, norm = self.checks.look(intake.bundle, message)
         if fault:
             return Unfit(name, fault)
@@ -142,7 +144,8 @@ class Learner:
             self.recording.commit(step, self.newest[1])
             self._sync()
             self.recording.keep(step, self.newest[1], self.aggregator)
-        self._unsaid.append((Stepped(version, metrics), None))
+        kept = self.recording.kept if self.recording is not None else -1
+        self._unsaid.append((Stepped(version, metrics, kept), None))
         self._flush()
         self._published()
         for intake in self._early.pop(version, ()):

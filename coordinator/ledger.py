@@ -6,11 +6,12 @@ counted at most once, whatever is repeated, late, or said by somebody else.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
-from shoal.coordinator.roster import Actor
-from shoal.protocol.messages import TaskName
+from shoal.coordinator.promises import Promise
+from shoal.coordinator.roster import Actor, Judged
+from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task
 
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
@@ -21,7 +22,9 @@ JUDGED = 8  # verdicts remembered an actor, beside as many as it can have tasks:
 class Lease:
     """A task given to an actor. attempt: differs between all leases of a task, in all lives of the coordinator.
     onto: the version that its contribution, now with the learner, builds on; -1 before that. pulled: it is done, and its
-    arrays are on their way or wait until there is room for them here: nbytes in all, of which `left` are still to come."""
+    arrays are on their way or wait until there is room for them here: nbytes in all, of which `left` are still to come.
+    promise: it was given, and its contribution accepted, in an earlier life, which could not keep it. offered: its actor has it
+    still, and its turn will come."""
 
     task: Task
     clients: tuple[int, ...]
@@ -33,6 +36,8 @@ class Lease:
     pulled: bool = False
     nbytes: int = 0
     left: int = 0
+    promise: Promise | None = None
+    offered: Contribute | None = None
 
     @property
     def name(self) -> TaskName:
@@ -81,15 +86,59 @@ class Ledger:
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
     returned: deque[tuple[Task, int]] = field(default_factory=deque)
+    later: list[tuple[Task, int]] = field(default_factory=list)  # the same, of versions that are still to come
     parked: int = 0
     counts: Counts = field(default_factory=Counts)
     coming: dict[int, Coming] = field(default_factory=dict)
     folded: dict[int, int] = field(default_factory=dict)  # onto -> clients folded in
     most: int = 0  # tasks that an actor may hold
+    parted: dict[bytes, Judged] = field(default_factory=dict)  # verdicts on what those who are gone may offer again, by session
+    kept: int = 0  # the newest version that is in a snapshot; what is for later ones may be offered again by who has it
+    promised: Counter[int] = field(default_factory=Counter)  # onto -> leases that are promises for it
 
-    def outstanding(self, but: int = 0) -> int:
-        """Tasks given out or waiting to be given out again."""
-        return len(self.leases) + len(self.returned) + self.parked - but
+    def outstanding(self, version: int, but: int = 0) -> int:
+        """Tasks given out or waiting to be given out again, without promises for what comes after `version`."""
+        later = sum(many for onto, many in self.promised.items() if onto > version) if self.promised else 0
+        return len(self.leases) + len(self.returned) + self.parked - later - but
+
+    def promise(self, promise: Promise, now: float) -> None:
+        """An earlier life accepted this, and its actor has it still."""
+        lease = Lease(promise.task, promise.clients, promise.attempt, promise.session, now, promise=promise)
+        self.leases[lease.name] = lease
+        self.promised[promise.onto] += 1
+
+    def promises(self, upto: int | None = None) -> list[Lease]:
+        """Those left, for versions to `upto`."""
+        if not self.promised:
+            return []
+        return [one for one in self.leases.values() if one.promise and (upto is None or one.promise.onto <= upto)]
+
+    def part(self, actor: Actor) -> None:
+        """It may come back with what was accepted of it, and not know that it was."""
+        if actor.accepted:
+            self.parted[actor.session] = actor.accepted
+
+    def forget(self, kept: int) -> None:
+        """What versions to this one are made of is in a snapshot."""
+        self.kept = max(0, kept)
+        for session, judged in list(self.parted.items()):
+            for task in [task for task, verdict in judged.items() if verdict.onto < kept]:
+                del judged[task]
+            if not judged:
+                del self.parted[session]
+
+    def reach(self, version: int) -> None:
+        """What is for this version, and came back before it was there, may be given out now."""
+        if self.later:
+            self.returned.extend(one for one in self.later if one[0].version <= version)
+            self.later = [one for one in self.later if one[0].version > version]
+
+    def end(self, lease: Lease) -> None:
+        """It is over, however it ended."""
+        del self.leases[lease.name]
+        if lease.promise:
+            self.promised[lease.promise.onto] -= 1
+            self.promised = +self.promised  # those that are left
 
     def unpark(self, actor: Actor) -> None:
         """What waits for room at this actor may go to any."""
@@ -120,15 +169,22 @@ class Ledger:
         if lease.trains:
             self.folded[lease.onto] = self.folded.get(lease.onto, 0) + len(lease.clients)
             self.counts.clients += len(lease.clients)
-        del self.leases[lease.name]
+        self.end(lease)
 
-    def judge(self, actor: Actor, lease: Lease, verdict: str, reason: str) -> None:
+    def judge(self, actor: Actor, verdict: Verdict) -> None:
         """The one verdict on a contribution, remembered so that a repeat gets the same."""
-        setattr(self.counts, verdict, getattr(self.counts, verdict) + 1)
-        self.remember(actor, lease, verdict, reason)
+        setattr(self.counts, verdict.verdict, getattr(self.counts, verdict.verdict) + 1)
+        self.remember(actor, verdict)
 
-    def remember(self, actor: Actor, lease: Lease, verdict: str, reason: str) -> None:
-        actor.judged[lease.name] = (lease.attempt, verdict, reason)
-        actor.judged.move_to_end(lease.name)  # where an earlier attempt's was
-        if len(actor.judged) > JUDGED + self.most:
-            actor.judged.popitem(last=False)
+    def accept(self, session: bytes, verdict: Verdict) -> None:
+        """Who sent it is gone."""
+        self.counts.accepted += 1
+        if verdict.onto >= 0:
+            self.parted.setdefault(session, OrderedDict())[verdict.task] = verdict
+
+    def remember(self, actor: Actor, verdict: Verdict) -> None:
+        memory = actor.judged if verdict.onto < 0 else actor.accepted
+        memory[verdict.task] = verdict
+        memory.move_to_end(verdict.task)  # where an earlier attempt's was
+        while len(memory) > JUDGED + self.most and next(iter(memory.values())).onto < self.kept:
+            memory.popitem(last=False)

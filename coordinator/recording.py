@@ -2,13 +2,14 @@
 
 The one idea: an acknowledgement leaves only after its record is durable, and a restart is a replay of the records. With
 payloads in the journal the replay makes the same bits again, synchronous or not; without them, what was accepted since the
-last snapshot is asked for again, and a version that is made again must have the digest that was recorded for it.
+last snapshot is a promise that its actors still have it, and a version that is made again must have the digest that was
+recorded for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,23 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.events import Fold, Step
 from shoal.coordinator.journal import Journal
+from shoal.coordinator.promises import ANY, Promise, Promises
 from shoal.coordinator.replay import Replay
 from shoal.coordinator.store import Snapshot, Store
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 ACCEPTED, COMMITTED = "accepted", "committed"
+SHARE = 0.02  # of the time, that may go to snapshots beside those that are due
 
 
 @dataclass(slots=True)
 class Recovered:
-    """Where a run goes on from. done: version -> the clients whose contributions are folded in already."""
+    """Where a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first: version ->
+    the lowest index that is free for its tasks. kept: the version of the snapshot that it goes on from, -1 if from none."""
 
     version: int = 0
+    kept: int = -1
     steps: int = 0
     drawn: int = 0
     epoch: int = 0
@@ -40,13 +45,38 @@ class Recovered:
     folded: int = 0
     made: dict[int, str] = field(default_factory=dict)  # version -> the digest it was committed with
     newest: int = 0  # the highest version that was ever committed
+    first: dict[int, int] = field(default_factory=dict)
+    promises: list[Promise] = field(default_factory=list)
+
+    def begin(self, version: int, counters: Mapping[str, Any]) -> int:
+        """From a snapshot; the last record that it covers."""
+        self.version = self.kept = version
+        self.steps, self.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
+        self.epoch = int(counters.get("epoch", 0))
+        self.promises = [Promise.of_plain(row) for row in counters.get("promises", ())]
+        self.made = {int(version): digest for version, digest in counters.get("made", {}).items()}
+        self.newest = max([version, *self.made])
+        return int(counters.get("record", 0))
+
+    def settle(self, streams: bool) -> None:
+        """Decide what the promises are for. Rounds are made again as they were, and one that is closed wants nothing. A stream
+        cannot be made again alike: it goes on under a version that nobody has seen, whatever was promised for which."""
+        if streams:
+            self.promises = [replace(promise, onto=ANY) for promise in self.promises]
+            self.version = max(self.version, self.newest + (self.newest > self.version))
+            return
+        self.promises = [promise for promise in self.promises if promise.onto >= self.version]
+        for promise in self.promises:
+            self.done.setdefault(promise.onto, set()).update(promise.clients)
 
 
 class Recording:
     """The learner's book: `accept` and `sync` before a fold is acknowledged, `commit` and `sync` before a version is published.
 
-    journal: None writes snapshots only. payload: contributions' arrays too. every: seconds between snapshots. past: the last
-    record that an earlier life left, which a life without a journal covers by its snapshots.
+    journal: None writes snapshots only. payload: contributions' arrays too. every: seconds between snapshots, at most. retain:
+    bytes that an actor keeps for us; then there is a snapshot whenever it takes less than `share` of the time, or half of
+    them may be in use. promises: those of earlier lives that stand. past: the last record that an earlier life left, which a
+    life without a journal covers by its snapshots. kept: the version of the newest snapshot.
     """
 
     def __init__(
@@ -60,13 +90,22 @@ class Recording:
         report: Callable[[str], None],
         epoch: int,
         made: Mapping[int, str],
+        retain: int = 0,
+        share: float = SHARE,
+        promises: Iterable[Promise] = (),
         past: int = 0,
+        kept: int = -1,
     ) -> None:
         self.store, self.journal, self.payload = store, journal, payload
         self.every, self.clock, self.report = every, clock, report
         self.epoch, self.made = epoch, made
-        self.past = past
-        self.kept, self.kept_at = -1, -1e9
+        self.retain, self.share, self.past = retain, share, past
+        self.promises = Promises()
+        for promise in promises:
+            self.promises.add(promise)
+        self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
+        self._cost = 0.0  # seconds that the last snapshot took
+        self._with_actors = 0  # bytes that were accepted since
 
     def accept(self, fold: Fold, bundle: Bundle) -> None:
         """Its record joins the next `sync`. The bundle must stay as it is until then."""
@@ -75,7 +114,11 @@ class Recording:
         message = fold.message
         name = [fold.task.version, fold.task.index, message.attempt, fold.onto, message.made_from]
         about = [ACCEPTED, name, list(fold.clients), message.weight, message.summed, bundle.layout.digest]
-        head = msgpack.packb([*about, int(message.totals.get("steps", (0.0, 0.0))[0])])
+        whose = [fold.session, message.digest, bundle.layout.nbytes, bool(fold.task.clients)]
+        head = msgpack.packb([*about, int(message.totals.get("steps", (0.0, 0.0))[0]), *whose])
+        self._with_actors += bundle.layout.nbytes
+        if self.promises.by_name:
+            self.promises.drop((fold.task.version, fold.task.index), len(fold.clients))
         frame = len(head).to_bytes(4, "little") + head
         if self.payload:
             self.journal.append(frame, bundle.data.data)
@@ -94,7 +137,9 @@ class Recording:
 
     def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
         """A snapshot, if one is due."""
-        if self.clock() - self.kept_at >= self.every:
+        since = self.clock() - self.kept_at
+        cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
+        if step.last or since >= self.every or cheap:
             self.snapshot(step, weights, aggregator)
 
     def sync(self) -> None:
@@ -105,12 +150,18 @@ class Recording:
     def snapshot(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
         """Keep this version whole. A disk that will not take it costs the snapshot, not the run."""
         state = aggregator.state() if hasattr(aggregator, "state") else {}
-        counters = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
+        counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
+        if self.promises.by_name:  # their records are in what this snapshot covers
+            made = {str(version): digest for version, digest in self.made.items() if version > step.version}
+            counters |= {"made": made, "promises": [promise.plain() for promise in self.promises.by_name.values()]}
         own = {name: np.asarray(value) for name, value in state.items()}
+        began = self.clock()
         try:
             self.store.save(Snapshot(step.version, weights, own, counters))
-            self.kept, self.kept_at = step.version, self.clock()
+            self.kept, self._with_actors = step.version, 0
             self._forget()
+            self.kept_at = self.clock()
+            self._cost = self.kept_at - began
         except SyncFailed:
             raise
         except DiskTrouble as trouble:
@@ -140,10 +191,7 @@ def recover(
     record = 0
     if (snapshot := store.newest(report)) is not None:
         aggregator.load(snapshot.weights, snapshot.state)  # type: ignore[attr-defined]
-        counters = snapshot.counters
-        found.version = found.newest = snapshot.version
-        found.steps, found.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
-        found.epoch, record = int(counters.get("epoch", 0)), int(counters.get("record", 0))
+        record = found.begin(snapshot.version, snapshot.counters)
     replay = Replay(folder / "journal", run, record, report=report)
     Rebuilding(found, aggregator, layouts).follow(replay)
     found.epoch = max(found.epoch, replay.epoch)
@@ -155,6 +203,9 @@ class Rebuilding:
 
     def __init__(self, found: Recovered, aggregator: Aggregator, layouts: Mapping[str, Layout]) -> None:
         self.found, self.aggregator, self.layouts = found, aggregator, layouts
+        self.promises = Promises()
+        for promise in found.promises:
+            self.promises.add(promise)
         self.whole = True
 
     def follow(self, records: Iterable[bytes]) -> None:
@@ -165,11 +216,16 @@ class Rebuilding:
                     self._accepted(rest, raw[4 + length :])
                 case [kind, version, steps, drawn, digest] if kind == COMMITTED:
                     self._committed(version, steps, drawn, digest)
+        self.found.promises, self.found.first = list(self.promises.by_name.values()), self.promises.first
 
     def _accepted(self, row: list[Any], payload: bytes) -> None:
-        (_, index, _, onto, made_from), clients, weight, summed, digest, steps = row
+        (version, index, attempt, onto, made_from), clients, weight, summed, digest, steps, session, seal, _, named = row
         if not payload or onto != self.found.version or digest not in self.layouts:
             self.whole = False
+        if not self.whole and not payload and seal:
+            task = Task(version, index, tuple(clients) if named else ())
+            self.promises.add(Promise(task, tuple(clients), attempt, session, made_from, onto, seal))
+            self.found.drawn = max(self.found.drawn, index + 1)
         if not self.whole:
             return
         work = Work(Bundle.of_buffer(self.layouts[digest], payload), weight)

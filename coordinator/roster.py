@@ -10,9 +10,12 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from shoal.protocol.messages import TaskName
+from shoal.protocol.messages import TaskName, Verdict
 from shoal.protocol.work import Task
+
+Judged: TypeAlias = OrderedDict[TaskName, Verdict]
 
 
 @dataclass(slots=True)
@@ -20,7 +23,8 @@ class Actor:
     """One life of an actor, as the coordinator sees it. sent: the newest weights version that went to it, or -1. user: the
     public key that it proved, "" where none is asked for; nobody else can speak for it.
 
-    judged: its last verdicts, so that a contribution said again gets the same answer as the first time.
+    judged: its last verdicts, so that a contribution said again gets the same answer as the first time. accepted: those on what
+    it keeps until a snapshot holds it.
     """
 
     session: bytes
@@ -32,7 +36,8 @@ class Actor:
     under_way: bool = False
     held: int = -1  # the newest version that it said has arrived
     tasks: set[TaskName] = field(default_factory=set)
-    judged: OrderedDict[TaskName, tuple[int, str, str]] = field(default_factory=OrderedDict)
+    judged: Judged = field(default_factory=OrderedDict)
+    accepted: Judged = field(default_factory=OrderedDict)
     parked: deque[tuple[Task, int]] = field(default_factory=deque)  # sticky tasks that wait for room here
     progress: int = 0
     capacity: int = 0  # how many tasks it may hold
@@ -42,11 +47,19 @@ class Actor:
     greeting: int = 0  # of the Hello that it has its place by
     resumed: bool = False  # and by it came back to a place that it had
     spoke: bool = False  # it has said more since: that Hello need not be answered again
+    strikes: int = 0  # pieces of its work in a row that were no good
+    barred: int = 0  # how often it was in quarantine since its work was good
+    barred_until: float = 0.0  # where it is now; 0.0 if it is not
+
+    def verdict(self, task: TaskName, attempt: int) -> Verdict | None:
+        """On this attempt, if it is remembered."""
+        known = (self.accepted.get(task), self.judged.get(task))
+        return next((verdict for verdict in known if verdict and verdict.attempt == attempt), None)
 
     @property
     def idles(self) -> bool:
         """Nothing can be given to it now."""
-        return self.stuck or self.away
+        return self.stuck or self.away or self.barred_until > 0
 
 
 class Roster:
@@ -63,6 +76,7 @@ class Roster:
         self._said: OrderedDict[bytes, float] = OrderedDict()
         self._free: list[int] = []  # numbers that actors gave back, a heap
         self._by_peer: dict[bytes, bytes] = {}
+        self._barred: dict[bytes, None] = {}  # sessions in quarantine
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -87,6 +101,7 @@ class Roster:
         self._behind.pop(actor.session, None)
         del self._heard[actor.session]
         self._said.pop(actor.session, None)
+        self._barred.pop(actor.session, None)
         heapq.heappush(self._free, actor.number)
 
     def leave(self, actor: Actor) -> None:
@@ -106,7 +121,7 @@ class Roster:
         actor.sent = actor.held = held if -1 <= held <= actor.sent else -1
         if actor.sent < newest:
             self._behind[actor.session] = None
-        self.allow(actor, 0 if actor.stuck else self.ahead)
+        self.allow(actor, 0 if actor.idles else self.ahead)
         self.hear(actor, now)
         self.say(actor, now)
         if self.homes:
@@ -141,6 +156,30 @@ class Roster:
         self._leave(actor)
         actor.capacity = capacity
         self._enter(actor)
+
+    def bar(self, actor: Actor, until: float) -> None:
+        """Nothing is given to it until then."""
+        actor.barred_until = until
+        self._barred[actor.session] = None
+        self.allow(actor, 0)
+
+    def unbar(self, now: float) -> list[Actor]:
+        """Those whose time in quarantine is over, or all if nobody else is left; they may have work again."""
+        if not self._barred:
+            return []
+        alone = all(actor.idles for actor in self.actors.values())
+        freed = [actor for actor in map(self.actors.__getitem__, self._barred) if alone or actor.barred_until <= now]
+        for actor in freed:
+            actor.barred_until = 0.0
+            del self._barred[actor.session]
+            self.allow(actor, 0 if actor.idles else self.ahead)
+        if freed and self.homes:
+            self._share()
+        return freed
+
+    def alone(self, actor: Actor) -> bool:
+        """Can nobody else be given work?"""
+        return all(one is actor or one.idles for one in self.actors.values())
 
     def _leave(self, actor: Actor) -> None:
         load = len(actor.tasks)

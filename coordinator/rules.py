@@ -34,7 +34,10 @@ class Rules:
     task is given out before it is set aside. lease: how long one attempt may take (0: for ever). sticky: a client stays
     with the actor that plays it (its environments live there). summed: actors send one sum over a task's clients, exact: of
     whole numbers. gather: the first tasks wait for so many actors, though
-    not for longer than `patience`. on_failure: "continue" or "stop" when a task is set aside.
+    not for longer than `patience`. on_failure: "continue" or "stop" when a task is set aside. strikes: pieces of work in a
+    row that are refused or fail, after which an actor gets no more for `quarantine` seconds, twice as many each time up to
+    eight times (0: never). retain: bytes of accepted contributions that an actor keeps for a coordinator that does not.
+    back: for so long actors of an earlier life may come back, with what it accepted, or to hear that all is done.
     """
 
     ahead: int = 2
@@ -50,6 +53,10 @@ class Rules:
     summed: bool = False
     exact: bool = True
     on_failure: str = "continue"
+    strikes: int = 5
+    quarantine: float = 10.0
+    retain: int = 0
+    back: float = 2.0
 
     def beat_for(self, actors: int) -> float:
         """Seconds of silence before either side says that it lives: longer for many, who together say it 4,000 times a

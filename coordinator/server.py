@@ -6,7 +6,7 @@ The one idea: one thread owns the sockets and the core; the learner's thread own
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -310,7 +310,8 @@ class Server:
                 yield from self._send(peer, envelope, None)
             case SendWeights(peer, session, _, held):
                 weights, payload = self.arrays.weights(peer, session, held)
-                yield from self._send(peer, Envelope(session, self.core.epoch, weights), payload)
+                kept = replace(weights, kept=self.core.kept)
+                yield from self._send(peer, Envelope(session, self.core.epoch, kept), payload)
             case Pull(session, message):
                 self.arrays.receiving.pull(session, message)
             case Unpull(task):
@@ -345,8 +346,17 @@ class Server:
             self.arrays.receiving.lanes.pop(admit.session, None)
         elif admit.session not in self.arrays.receiving.lanes:
             self.arrays.receiving.cut(admit.session)
-        hello = admit.hello
-        welcome = Welcome(self.run_name, admit.number, beat, patience, self.host, shares, hello.greeting, admit.resumed)
+        welcome = Welcome(
+            run=self.run_name,
+            number=admit.number,
+            beat=beat,
+            patience=patience,
+            host=self.host,
+            shares=shares,
+            greeting=admit.hello.greeting,
+            resumed=admit.resumed,
+            retain=rules.retain,
+        )
         yield from self._send(admit.peer, Envelope(admit.session, self.core.epoch, welcome), self.welcome)
 
     def _fold(self, fold: Fold) -> Iterator[Event]:

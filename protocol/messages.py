@@ -60,7 +60,8 @@ class Contribute:
     `slot`, or wait here, `nbytes` of them, until the coordinator wants them.
 
     layout: digest of the arrays' layout, "" where there are none. summed: they are one exact weighted sum over the task's
-    clients. waited, trained: seconds of the actor's time since its last Contribute.
+    clients. waited, trained: seconds of the actor's time since its last Contribute. digest: of the arrays (protocol/layout.py,
+    Bundle.sha256), where the actor keeps them beyond the verdict, so that what is offered again is known for the same.
     """
 
     task: TaskName
@@ -75,6 +76,7 @@ class Contribute:
     trained: float
     slot: tuple[int, ...] = ()
     nbytes: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,12 @@ class Failed:
 class Beat:
     """Alive, said by either side when it has said nothing else for a while.
 
-    From an actor, progress counts clients finished since its start; from the coordinator it is the newest version.
+    From an actor, progress counts clients finished since its start; from the coordinator it is the newest version, and
+    kept the newest that is in a snapshot.
     """
 
     progress: int
+    kept: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,8 @@ class Welcome:
 
     number is the actor's place, the lowest free one; beat is the longest silence in seconds that either side should keep,
     patience how long the other side will bear it. greeting: that of the Hello. resumed: it is the place that it had; what
-    it has to do is told again.
+    it has to do is told again. retain: bytes of accepted contributions that the actor is to keep, at most, until a version
+    that they are in is in a snapshot: the coordinator has only their digests.
     """
 
     run: str
@@ -156,6 +161,7 @@ class Welcome:
     shares: tuple[int, ...]  # the handle of the weights' shared segment, () where arrays go by the socket
     greeting: int = 0
     resumed: bool = False
+    retain: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +169,14 @@ class Weights:
     """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait here, `nbytes` of them.
 
     base: what comes is not they, but what changed since weights `base` (protocol/changes.py); WHOLE if it is they.
+    kept: the newest version that is in a snapshot.
     """
 
     version: int
     slot: tuple[int, ...] = ()
     nbytes: int = 0
     base: int = WHOLE
+    kept: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +194,14 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a Contribute or Failed: accepted, duplicate, stale or refused. Nothing need be kept any more."""
+    """What became of a Contribute or Failed: accepted, duplicate, stale or refused. Nothing need be kept any more, unless it
+    is in what follows version `onto`, from 0: then until that is in a snapshot."""
 
     task: TaskName
     attempt: int
     verdict: str
     reason: str
+    onto: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,10 @@ class FederatedSettings:
     lease: float = option(0.0, "seconds a task may take (0: any)", least=0)
     on_failure: str = option("continue", "when a task failed three times", choices=("continue", "stop"))
     journal: str = option("auto", "what is durable before it is acknowledged", choices=JOURNALS)
-    snapshot_every: float = option(10.0, "seconds between snapshots of the weights", least=0)
+    snapshot_every: float = option(10.0, "seconds between snapshots of the weights, at most", least=0)
+    retain: int = option(256, "MB that an actor keeps of what was accepted until a snapshot holds it, with ids", least=0)
+    strikes: int = option(5, "failures in a row after which an actor gets no work for a while (0: never)", least=0)
+    quarantine: float = option(10.0, "seconds of that, twice as many each time up to eight times", above=0)
     eval_every: int = option(10, "rounds between central evaluations (0: only at the end)", least=0)
     eval_cohort: int = option(0, "clients that evaluate as well (0: none)", least=0)
     norm_bound: float = option(0.0, "largest norm of a client's delta (0: any)", least=0)
@@ -209,7 +212,12 @@ class Federated:
         x = torch.from_numpy(self.population().examples(0).x[:2].copy())
         return (x if len(x) > 1 else torch.cat([x, x]),)
 
-    def plan(self, drawn: int = 0, done: Mapping[int, Collection[int]] = MappingProxyType({})) -> Plan:
+    def plan(
+        self,
+        drawn: int = 0,
+        done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Plan:
         from shoal.coordinator.plans.rounds import Rounds
         from shoal.coordinator.plans.stream import Stream
 
@@ -226,6 +234,7 @@ class Federated:
             evaluate_every=s.eval_every if s.eval_cohort else 0,
             evaluate_cohort=s.eval_cohort,
             done=done,
+            first=first,
         )
 
     def goal(self) -> Goal:
@@ -242,6 +251,8 @@ class Federated:
             exact=self.settings.deterministic,
             lease=self.settings.lease,
             on_failure=self.settings.on_failure,
+            strikes=self.settings.strikes,
+            quarantine=self.settings.quarantine,
         )
 
     def layouts(self, weights: Layout) -> Sequence[Layout]:

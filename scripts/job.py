@@ -39,8 +39,14 @@ class Job(Protocol):
 
     def aggregator(self, device: str) -> Aggregator: ...
 
-    def plan(self, drawn: int = 0, done: Mapping[int, Collection[int]] = MappingProxyType({})) -> Plan:
-        """The schedule. Of a run that goes on: how many tasks it had drawn, and the clients done with already, by version."""
+    def plan(
+        self,
+        drawn: int = 0,
+        done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Plan:
+        """The schedule. Of a run that goes on: how many tasks it had drawn, and by version the clients done with already and
+        the lowest index that no task of theirs has."""
         ...
 
     def goal(self) -> Goal: ...

@@ -121,14 +121,16 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
         recording, found = _recording(job, options, aggregator, layouts, observer)
         stack.callback(recording.close)
         core = Core(
-            job.plan(found.drawn, found.done),
+            job.plan(found.drawn, found.done, found.first),
             job.goal(),
-            _rules(job, config),
+            replace(_rules(job, config), retain=recording.retain),
             version=found.version,
             steps=found.steps,
             drawn=found.drawn,
             folded=found.folded,
             epoch=recording.epoch,
+            kept=found.kept,
+            promises=found.promises,
             now=time.monotonic(),
         )
         wire = _wire(options, job, stack)
@@ -236,8 +238,7 @@ def _recording(
     found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
     if options.resume:
         observer.report(Report("resumed", f"going on from version {found.version}"))
-    if found.newest > found.version and job.plan().admits(0, 1):
-        found.version = found.newest + 1  # a stream cannot make the same versions again, and none may have two contents
+    found.settle(streams=job.plan().admits(0, 1))
     epoch = found.epoch + 1
     recording = Recording(
         store,
@@ -248,7 +249,10 @@ def _recording(
         report=report,
         epoch=epoch,
         made=found.made,
+        retain=int(job.plain().get("retain", 0)) << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
+        promises=found.promises,
         past=max(replay.last, replay.after),
+        kept=found.kept,
     )
     if kind == "off":  # or the next life might take this one's epoch for its own
         recording.snapshot(Step(found.version, found.steps, found.drawn), aggregator.weights(), aggregator)

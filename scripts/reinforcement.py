@@ -73,6 +73,8 @@ class ReinforcementSettings:
     on_failure: str = option("stop", "when a task failed three times", choices=("continue", "stop"))
     journal: str = option("auto", "what is durable before it is acknowledged", choices=JOURNALS)
     snapshot_every: float = option(10.0, "seconds between snapshots of the weights", least=0)
+    strikes: int = option(5, "failures in a row after which an actor gets no work for a while (0: never)", least=0)
+    quarantine: float = option(10.0, "seconds of that, twice as many each time up to eight times", above=0)
 
 
 class Reinforcement:
@@ -185,7 +187,12 @@ class Reinforcement:
             **shared,  # type: ignore[arg-type]
         )
 
-    def plan(self, drawn: int = 0, done: Mapping[int, Collection[int]] = MappingProxyType({})) -> Plan:
+    def plan(
+        self,
+        drawn: int = 0,
+        done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Plan:
         from shoal.coordinator.plans.rounds import Rounds
         from shoal.coordinator.plans.stream import Stream
 
@@ -193,7 +200,12 @@ class Reinforcement:
         if self.streams:
             return Stream(s.batch, s.max_lag, seed=self.seed, evaluate_every=s.eval_every, first=drawn)
         return Rounds(
-            s.clients, seed=self.seed, evaluate_every=s.eval_every, evaluate_cohort=1 if s.eval_every else 0, done=done
+            s.clients,
+            seed=self.seed,
+            evaluate_every=s.eval_every,
+            evaluate_cohort=1 if s.eval_every else 0,
+            done=done,
+            first=first,
         )
 
     def goal(self) -> Goal:
@@ -210,6 +222,8 @@ class Reinforcement:
             sticky=not self.streams,
             lease=self.settings.lease,
             on_failure=self.settings.on_failure,
+            strikes=self.settings.strikes,
+            quarantine=self.settings.quarantine,
         )
 
     def layouts(self, weights: Layout) -> Sequence[Layout]:

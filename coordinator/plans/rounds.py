@@ -22,7 +22,8 @@ class Rounds:
     clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order).
     quorum: how many suffice once `deadline` seconds have passed since the round began (0: the deadline never cuts).
     summed: one task may hold several clients, whose weighted sum comes back. evaluate_every: every so many versions,
-    `evaluate_cohort` clients score the weights as well. done: version -> clients whose contributions survived a restart.
+    `evaluate_cohort` clients score the weights as well. done: version -> clients whose contributions survived a restart;
+    first: version -> the lowest index that none of their tasks has.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class Rounds:
         evaluate_every: int = 0,
         evaluate_cohort: int = 0,
         done: Mapping[int, Collection[int]] = MappingProxyType({}),
+        first: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self.clients, self.cohort = clients, cohort or clients
         self.quorum, self.deadline = quorum or self.cohort, deadline
         self.seed, self.summed = seed, summed
         self.evaluate_every, self.evaluate_cohort = evaluate_every, evaluate_cohort
-        self.done = done
+        self.done, self.first = done, first
         self.version = -1
         self.began = 0.0
         self.train: list[int] = []
@@ -90,6 +92,6 @@ class Rounds:
         return self._task(self.evaluate[at : at + 1], "evaluate") if at < len(self.evaluate) else None
 
     def _task(self, clients: list[int], kind: str) -> Task:
-        task = Task(self.version, self.issued, tuple(clients), kind)
+        task = Task(self.version, self.first.get(self.version, 0) + self.issued, tuple(clients), kind)
         self.issued += len(clients)
         return task

@@ -10,16 +10,18 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from shoal.actors.session import Session
+from shoal.coordinator import core
 from shoal.coordinator.core import Core
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.ledger import Ledger
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.receiving import Receiving
-from shoal.coordinator.recording import Rebuilding, Recording
+from shoal.coordinator.recording import Rebuilding, Recording, Recovered
 from shoal.coordinator.roster import Roster
 from shoal.coordinator.serving import Recent
 from shoal.protocol.fetching import Fetch
@@ -29,7 +31,7 @@ class Mutant(NamedTuple):
     """In `owner.method`, `was` becomes `now`."""
 
     name: str
-    owner: type
+    owner: type | ModuleType
     method: str
     was: str
     now: str
@@ -43,7 +45,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
     assert source.count(mutant.was) == 1, f"{mutant.name}: {mutant.was!r} is {source.count(mutant.was)} times in the source"
     found: dict[str, Any] = {}
     code = compile(source.replace(mutant.was, mutant.now), f"<{mutant.name}>", "exec")
-    exec(code, sys.modules[mutant.owner.__module__].__dict__, found)
+    exec(code, sys.modules[original.__module__].__dict__, found)
     setattr(mutant.owner, mutant.method, found[mutant.method])
     try:
         yield
@@ -61,17 +63,17 @@ MUTANTS = (
     # What is counted
     Mutant("no dedupe of what is with the learner", Core, "_contributed", "elif lease.folding:", "elif False:"),
     Mutant("staleness is not asked", Core, "_late_for", "not self.plan.admits(message.made_from, onto)", "False"),
-    Mutant("the claimed version is trusted", Core, "_amiss", "if not lease.task.version <= message.made_from", "if not 0"),
-    Mutant("a version not sent is believed", Core, "_amiss", "<= actor.sent", "<= self.version + 2**50"),
-    Mutant("an infinite weight counts", Core, "_amiss", "math.isfinite(message.weight) and ", ""),
-    Mutant("no weight at all counts", Core, "_amiss", "message.weight > 0", "message.weight >= 0"),
-    Mutant("any number of steps counts", Core, "_amiss", "2**53", "math.inf"),
-    Mutant("counts below nothing count", Core, "_amiss", "math.isfinite(count) and count >= 0", "True"),
-    Mutant("times that are not numbers set the pace", Core, "_amiss", "if not (0 <= message.trained", "if False and not (0"),
+    Mutant("the claimed version is trusted", core, "amiss", "if not lease.task.version <= message.made_from", "if not 0"),
+    Mutant("a version not sent is believed", core, "amiss", "<= sent", "<= sent + 2**50"),
+    Mutant("an infinite weight counts", core, "amiss", "math.isfinite(message.weight) and ", ""),
+    Mutant("no weight at all counts", core, "amiss", "message.weight > 0", "message.weight >= 0"),
+    Mutant("any number of steps counts", core, "amiss", "2**53", "math.inf"),
+    Mutant("counts below nothing count", core, "amiss", "math.isfinite(count) and count >= 0", "True"),
+    Mutant("times that are not numbers set the pace", core, "amiss", "if not (0 <= message.trained", "if False and not (0"),
     Mutant(
         "a sum passes for one client's work",
-        Core,
-        "_amiss",
+        core,
+        "amiss",
         "if lease.trains and message.summed",
         "if False and message.summed",
     ),
@@ -86,20 +88,18 @@ MUTANTS = (
     ),
     Mutant("evaluation is training", Ledger, "count", "if lease.trains:", "if True:"),
     Mutant("evaluation steps are training steps", Core, "_folded", " * lease.trains", ""),
-    Mutant("what was counted stays leased", Ledger, "count", "del self.leases[lease.name]", "pass"),
-    Mutant("all that is over was accepted", Core, "_again", "else OVER", 'else (0, "accepted", "")'),
+    Mutant("what was counted stays leased", Ledger, "count", "self.end(lease)", "pass"),
+    Mutant("all that is over was accepted", Core, "_again", '"stale"', '"accepted"'),
     Mutant(
         "a repeat is an acceptance", Core, "_repeat", "self.ledger.counts.duplicate += 1", "self.ledger.counts.accepted += 1"
     ),
-    Mutant(
-        "what an actor left with the learner is lost to the count", Core, "_folded", "self.ledger.counts.accepted += 1", "pass"
-    ),
+    Mutant("what an actor left with the learner is lost to the count", Ledger, "accept", "self.counts.accepted += 1", "pass"),
     # Tasks
     Mutant("a dead actor's tasks die with it", Core, "_part", "if not lease.folding:", "if False:"),
     Mutant("what is with the learner is given out again", Core, "_part", "if not lease.folding:", "if True:"),
     Mutant("what is refused is not done again", Core, "_refuse", "yield from self._return(lease, why)", "pass"),
-    Mutant("the next attempt has the same number", Core, "_return", ", lease.tries) for", ", lease.tries - 1) for"),
-    Mutant("tasks are never set aside", Core, "_return", "if lease.tries < self.rules.attempts:", "if True:"),
+    Mutant("the next attempt has the same number", Core, "_return", "(task, tries) for", "(task, tries - 1) for"),
+    Mutant("tasks are never set aside", Core, "_return", "if tries < self.rules.attempts:", "if True:"),
     Mutant("leases never end", Core, "_tick", "if self.rules.lease:", "if False:"),
     Mutant("an actor that hangs gets more", Core, "_stick", "self.roster.allow(actor, 0)", "pass"),
     Mutant("an actor that hung stays idle", Core, "_unstick", "self.roster.allow(actor, self.rules.ahead)", "pass"),
@@ -142,10 +142,8 @@ MUTANTS = (
     Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
     Mutant("anyone's pieces are taken", Receiving, "_stream", "(stream.session, stream.what) == (session, chunk.what)", "True"),
     Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
-    Mutant("nobody's arrays are fetched on", Core, "_end_lease", "if lease.pulled:", "if False:"),
+    Mutant("nobody's arrays are fetched on", Core, "_unpull", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
-    Mutant("pieces of any version are taken", Session, "_came", "or what != coming.what ", ""),
-    # Weights and versions
     Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),
     Mutant("one change too few is told", Recent, "since", "if count == 1:", "if count:"),
     Mutant(
@@ -157,8 +155,8 @@ MUTANTS = (
     Mutant("nobody hears of a new version", Core, "_advance", "self.roster.fall_behind()", "pass"),
     Mutant("a step before all is in", Core, "starves", " and self.version not in self.ledger.coming", ""),
     Mutant("a step while stepping", Core, "starves", "not self.stepping and ", ""),
-    Mutant("versions skip", Core, "_step", "Step(self.version + 1", "Step(self.version + 2"),
-    Mutant("snapshots forget what was drawn", Core, "_step", ", self.drawn)", ", 0)"),
+    Mutant("versions skip", Core, "_step", "self.version + 1", "self.version + 2"),
+    Mutant("snapshots forget what was drawn", Core, "_step", ", self.drawn,", ", 0,"),
     Mutant("snapshots forget the steps", Core, "_step", "self.steps, self.drawn", "0, self.drawn"),
     Mutant("a batch runs over", Core, "_onto", "while self._full(onto):", "while False:"),
     # Plans
@@ -189,7 +187,8 @@ MUTANTS = (
     Mutant("a replay redoes what it has", Rebuilding, "_accepted", ".update(clients)", ".update(())"),
     Mutant("a replay forgets what was folded", Rebuilding, "_accepted", "self.found.folded += len(clients)", "pass"),
     Mutant("a replay carries folds over", Rebuilding, "_committed", "found.folded = 0", "pass"),
-    Mutant("a replay draws again", Rebuilding, "_accepted", "self.found.drawn = max(self.found.drawn, index + 1)", "pass"),
+    Mutant("a replay draws again", Rebuilding, "_accepted", "index + 1)  #", "0)  #"),
+    Mutant("what is promised is drawn again", Rebuilding, "_accepted", "index + 1)\n    if not", "0)\n    if not"),
     Mutant("a replay loses steps", Rebuilding, "_accepted", "self.found.steps += steps", "pass"),
     # Actors
     Mutant("a task begins before its weights come", Session, "_next", "if name[0] <= self.held), None", "), None"),
@@ -197,9 +196,29 @@ MUTANTS = (
     Mutant("older weights replace newer ones", Session, "_adopt", "if version > self.held:", "if True:"),
     Mutant("weights are not confirmed", Session, "_adopt", "yield self._say(Have(", "(Have("),
     Mutant("a new attempt of what is done is not begun", Session, "_listen", "attempt > self._attempt", "0 > self._attempt"),
-    Mutant("a contribution is dropped once said", Session, "_done", "self.unjudged[message.task] = waiting", "waiting"),
+    Mutant("a contribution is dropped once said", Session, "_done", "self.unjudged[task] = waiting", "waiting"),
     Mutant("a refusal is ignored", Session, "_refused", "elif self.epoch:", "elif False:"),
     Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),
-    Mutant("the worker is taken for busy for ever", Session, "_done", "self.running.pop(message.task, None)", "pass"),
-    Mutant("verdicts are not heard", Session, "_listen", "yield Forget(task)", "pass"),
+    Mutant("the worker is taken for busy for ever", Session, "_done", "self.running.pop(task, None)", "pass"),
+    Mutant("verdicts are not heard", Session, "_listen", "(Forget(task),)", "()"),
+    # What actors keep for a coordinator that dies
+    Mutant("what is accepted is not kept", Session, "_listen", "if onto >= 0 else", "if False else"),
+    Mutant("what is kept is not offered again", Session, "_offer_again", "if another:", "if False:"),
+    Mutant("what is in no snapshot is dropped", Session, "_in_snapshot", ".onto < kept", ".onto <= kept"),
+    Mutant("more is kept than was asked for", Session, "_keep", "while self.retained_bytes > self.retain:", "while False:"),
+    Mutant("what is kept is made again", Session, "_attempt", " or self.retained.get(task)", ""),
+    Mutant("nobody is asked for what was promised", Core, "__init__", "self.ledger.promise(promise, now)", "pass"),
+    Mutant("a round closes without what was promised", Core, "_step", " or self.ledger.promised[self.version]", ""),
+    Mutant("what was promised counts for any version", Core, "_take_in", "if promised == ANY", "if True"),
+    Mutant("what was promised can be late", Core, "_late_for", " and not lease.promise", ""),
+    Mutant("promises are waited for without end", Core, "_tick", "if self.ledger.promised and", "if False and"),
+    Mutant("what waits for its version is forgotten", Core, "_advance", "if lease.offered and", "if False and"),
+    Mutant("all that is promised is fetched at once", Core, "_fetch", "if lease.promise and", "if False and"),
+    Mutant("what is done again is promised still", Recording, "accept", "if self.promises.by_name:", "if False:"),
+    Mutant("nobody knows who promised it", Recording, "accept", "fold.session", 'b""'),
+    Mutant("two tasks have one name", Rounds, "_task", "self.first.get(self.version, 0) + ", ""),
+    Mutant("a stream's versions are made again", Recovered, "settle", " + (self.newest > self.version)", ""),
+    # Quarantine
+    Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),
+    Mutant("who is in quarantine gets work", Roster, "bar", "self.allow(actor, 0)", "pass"),
 )

@@ -114,7 +114,7 @@ def test_true_is_no_number_and_a_whole_number_is_a_number():
         [],
         ["Beat"],
         ["Beat", b"12345678", 5],
-        ["Beat", b"12345678", 5, 1, 2],
+        ["Beat", b"12345678", 5, 1, 2, 3],
         ["Beat", "12345678", 5, 1],
         ["Beat", b"1" * 17, 5, 1],
         ["Beat", b"12345678", -1, 1],

@@ -884,7 +884,7 @@ def test_a_closed_round_leaves_nothing_waiting_for_an_actor() -> None:
     assert run.core.ledger.parked == 1  # for a, which is busy
     run.tick(after=6.0).step()
     assert [assign.task for name in "ab" for assign in run.tasks[name].values()] == [(1, 0), (1, 1)]
-    assert run.core.ledger.outstanding() == 2
+    assert run.core.ledger.outstanding(1) == 2
 
 
 # Short tasks

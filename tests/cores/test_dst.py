@@ -10,7 +10,7 @@ from dst_mutants import MUTANTS, Mutant, planted
 
 from shoal.benchmarks.dst import run, schedule
 
-SEEDS = 300  # within which a planted bug must be found
+SEEDS = 100  # within which a planted bug must be found
 SECONDS = 12.0  # of simulated faults
 
 

@@ -674,15 +674,15 @@ def test_a_contribution_waits_for_a_slot_and_goes_by_the_socket_where_none_comes
     monkeypatch.setattr(sharing, "LARGE", large)
     here, theirs = sharing.Shared(), Board(1_000)
     here.join(theirs.offer)
-    slots = [slot_of(here.place(product(index))) for index in range(many)]
+    slots = [slot_of(here.place(product(index), False)) for index in range(many)]
     assert all(slots)
     threading.Timer(0.02, here.give_back, [slots[1]]).start()
     monkeypatch.setattr(sharing, "WAIT", 60.0)
-    waited = here.place(product(8))
+    waited = here.place(product(8), False)
     assert slot_of(waited)[:-2] == slots[1][:-2]
     assert waited.bundle is None
     monkeypatch.setattr(sharing, "WAIT", 0.01)
-    other = here.place(product(9))
+    other = here.place(product(9), False)
     assert (slot_of(other), other.bundle is None) == ((), False)
     here.close()
     theirs.close()

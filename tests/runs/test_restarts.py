@@ -14,7 +14,7 @@ import pytest
 
 from shoal.benchmarks.booked import Accepted, Committed, read
 from shoal.benchmarks.jobs import Still
-from shoal.coordinator.core import FAREWELL, Core
+from shoal.coordinator.core import Core
 from shoal.coordinator.disk import DiskTrouble
 from shoal.coordinator.events import Admit, Fold, Heard, Send, Step, Tick
 from shoal.coordinator.plans.rounds import Rounds
@@ -122,7 +122,7 @@ def test_a_life_that_a_signal_to_the_supervisor_ended_is_the_last(tmp_path: Path
 def test_a_life_that_finds_the_goal_reached_says_so_to_whoever_comes_and_hands_out_nothing() -> None:
     core = Core(Rounds(2), Goal(versions=3), Rules(), version=3, now=10.0)
     hello = Envelope(b"12345678", 0, Hello(PROTOCOL, "late", "host", 1, ()))
-    effects = [*core.handle(Heard(b"peer", hello), 10.1), *core.handle(Tick(), 10.0 + FAREWELL)]
+    effects = [*core.handle(Heard(b"peer", hello), 10.1), *core.handle(Tick(), 12.0)]
     assert any(isinstance(effect, Admit) for effect in effects)
     assert not any(isinstance(effect, Fold) or _says(effect, Assign) for effect in effects)
     assert any(_says(effect, Stop) for effect in effects)
