@@ -6,7 +6,7 @@ work that is out, so that nobody else is asked for it, and what was acknowledged
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,13 @@ class Promises:
     by_name: dict[TaskName, Promise] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
     _covered: dict[TaskName, Promise] = field(default_factory=dict)  # by each name that a part of its task may have
+
+    @staticmethod
+    def of(promises: Iterable[Promise]) -> Promises:
+        stand = Promises()
+        for promise in promises:
+            stand.add(promise)
+        return stand
 
     def add(self, promise: Promise) -> None:
         version, index = promise.name

@@ -100,9 +100,7 @@ class Recording:
         self.every, self.clock, self.report = every, clock, report
         self.epoch, self.made = epoch, made
         self.retain, self.share, self.past = retain, share, past
-        self.promises = Promises()
-        for promise in promises:
-            self.promises.add(promise)
+        self.promises = Promises.of(promises)
         self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
         self._with_actors = 0  # bytes that were accepted since
@@ -203,9 +201,7 @@ class Rebuilding:
 
     def __init__(self, found: Recovered, aggregator: Aggregator, layouts: Mapping[str, Layout]) -> None:
         self.found, self.aggregator, self.layouts = found, aggregator, layouts
-        self.promises = Promises()
-        for promise in found.promises:
-            self.promises.add(promise)
+        self.promises = Promises.of(found.promises)
         self.whole = True
 
     def follow(self, records: Iterable[bytes]) -> None:
