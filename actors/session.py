@@ -8,7 +8,7 @@ that has not, because only the connection is new, tells us again what we have to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -173,6 +173,7 @@ HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most tha
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
 AT_HAND = 8  # tasks with the worker at once, so that short ones do not wait for each other's answers
 UNREACHED = 5.0  # seconds of silence after which a person is told
+LOOK = 0.02  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
 
 
 @dataclass(slots=True)
@@ -236,48 +237,55 @@ class Session:
         self.pause = HELLO_AGAIN[0]
         self.hello_at = now
         self.heard_at = self.said_at = self.noted_at = now
+        self.look_at = now
         self.over = False
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        if self.over:
+        if self.over or (now < self.look_at and type(event) is Tick):
             return []
         self.now = now
-        return [*self._take(event), *self._settle()]
+        return [*self._take(event), *(self._settle() if self.tasks else ())]
 
-    def _take(self, event: Event) -> Iterator[Effect]:
+    def _take(self, event: Event) -> Iterable[Effect]:
         match event:
-            case Heard(envelope):
-                yield from self._hear(envelope)
-            case Opened(arrays):
-                yield from self._opened(arrays)
-            case Done():
-                yield from self._done(event)
+            case Heard():
+                return self._hear(event.envelope)
             case Tick():
-                yield from self._tick()
+                return self._tick()
+            case Done():
+                return self._done(event)
+            case Opened(arrays):
+                return self._opened(arrays)
             case Quit(reason):
-                yield from self._leave(reason)
+                return self._leave(reason)
 
     # What the coordinator says
 
-    def _hear(self, envelope: Envelope) -> Iterator[Effect]:
+    def _hear(self, envelope: Envelope) -> Iterable[Effect]:
         if envelope.session != self.session:
-            return
+            return ()
         self.heard_at = self.now
         match envelope.message:
             case Welcome() as welcome:
-                yield from self._welcomed(welcome, envelope.epoch)
+                return self._welcomed(welcome, envelope.epoch)
             case Refused(reason, final):
-                yield from self._refused(reason, final)
+                return self._refused(reason, final)
             case Stop(reason):
-                self.over = True
-                yield self._say(Bye("it is over"))  # or we would be told again
-                yield Leave(reason)
+                return self._stopped(reason)
             case message if envelope.epoch == self.epoch:
-                yield from self._listen(message)
+                return self._listen(message)
+            case _:
+                return ()
+
+    def _stopped(self, reason: str) -> Iterator[Effect]:
+        self.over = True
+        yield self._say(Bye("it is over"))  # or we would be told again
+        yield Leave(reason)
 
     def _opened(self, arrays: bool) -> Iterator[Effect]:
         if arrays and self.coming:
             self.coming.fetch.cut()
+            self.look_at = self.now
         if arrays:
             self.unready = True
             yield from self._ready()
@@ -318,31 +326,43 @@ class Session:
     def _lose_place(self) -> None:
         """We are nobody there, or nobody answers: Hello from the start."""
         self.epoch, self.greeting = 0, self.greeting + 1
-        self.pause, self.hello_at = HELLO_AGAIN[0], self.now
+        self.pause, self.hello_at, self.look_at = HELLO_AGAIN[0], self.now, self.now
 
-    def _listen(self, message: Message) -> Iterator[Effect]:
+    def _listen(self, message: Message) -> Iterable[Effect]:
         match message:
-            case Weights(version, _, nbytes, base, kept) if nbytes and version > self.held:
-                yield from self._gather(version, base, nbytes)
-                yield from self._in_snapshot(kept)
-            case Weights(version, _, _, base, kept):
-                yield from self._adopt(version, base)
-                yield from self._in_snapshot(kept)
-            case Beat(_, kept):
-                yield from self._in_snapshot(kept)
-            case Chunk(what, first, last):
-                yield from self._came(what, first, last)
-            case Want((version, index, attempt), first, last):
-                yield Give((version, index), attempt, first, last)
             case Assign(task, attempt):
                 if attempt > self._attempt(task):
                     self.tasks[task] = message
+                return ()
+            case Verdict():
+                return self._judged(message)
+            case Weights():
+                return self._told_of(message)
+            case Beat():
+                return self._in_snapshot(message.kept)
+            case Chunk(what, first, last):
+                return self._came(what, first, last)
+            case Want((version, index, attempt), first, last):
+                return (Give((version, index), attempt, first, last),)
             case Cancel(task):
                 self.tasks.pop(task, None)
-            case Verdict(task, attempt, _, _, onto):
-                if (done := self.unjudged.get(task)) and done.message.attempt == attempt:
-                    del self.unjudged[task]
-                    yield from self._keep(done, onto) if onto >= 0 else (Forget(task),)
+                return ()
+            case _:
+                return ()
+
+    def _judged(self, verdict: Verdict) -> Iterable[Effect]:
+        done = self.unjudged.get(verdict.task)
+        if done is None or done.message.attempt != verdict.attempt:
+            return ()
+        del self.unjudged[verdict.task]
+        return self._keep(done, verdict.onto) if verdict.onto >= 0 else (Forget(verdict.task),)
+
+    def _told_of(self, weights: Weights) -> Iterator[Effect]:
+        if weights.nbytes and weights.version > self.held:
+            yield from self._gather(weights.version, weights.base, weights.nbytes)
+        else:
+            yield from self._adopt(weights.version, weights.base)
+        yield from self._in_snapshot(weights.kept)
 
     def _attempt(self, task: TaskName) -> int:
         """The newest that is with the worker or done; -1 if none is. What was made of one is never made again."""
@@ -443,6 +463,7 @@ class Session:
     # Time
 
     def _tick(self) -> Iterator[Effect]:
+        self.look_at = self.now + LOOK
         if not self.epoch and self.now >= self.hello_at:
             self.hello_at = self.now + self.pause
             self.pause = min(2 * self.pause, HELLO_AGAIN[1])

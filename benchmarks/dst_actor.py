@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 TICK = Tick()
 TURN = 0.1  # seconds between looks at the clock
+OF_ARRAYS = (Want, Ready)  # what goes by the line for arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ class Life(Process):
             if payload is None:
                 raise ViolationError(f"actor {self.place} says task {message.task}, whose arrays it has forgotten")
             payload = None if message.nbytes else payload
-        self.world.wire.up(self.lane if isinstance(message, Want | Ready) else self, envelope, payload)
+        self.world.wire.up(self.lane if isinstance(message, OF_ARRAYS) else self, envelope, payload)
 
     def _give(self, asked: Give) -> None:
         product = self.shelf.get(asked.task)
@@ -229,7 +230,7 @@ class Life(Process):
         """For the worker, which does one task after the other."""
         if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
             raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
-        self.orders.append((run, replace(self._product(run.task.clients), attempt=run.attempt)))
+        self.orders.append((run, self._product(run.task.clients, run.attempt)))
         if len(self.orders) == 1:
             self._work()
 
@@ -238,9 +239,9 @@ class Life(Process):
             seconds = self.world.rng.expovariate(1 / self.pace)
             self.time.at(self.time.now + seconds, self._finish, seconds)
 
-    def _product(self, clients: tuple[int, ...]) -> Product:
+    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
         poisoned = self.time.random() < self.world.setting.weather.poisoned and not self.world.healed
-        return Product(self.world.number(poisoned), self.weights, clients, self.honest)
+        return Product(self.world.number(poisoned), self.weights, clients, True, attempt)
 
     def _finish(self, seconds: float) -> None:
         if self.gone:
@@ -255,15 +256,16 @@ class Life(Process):
             self.take(Done(Failed(name, run.attempt, run.task.clients[0], "training", "ValueError: no", "")))
             return
         self.shelf[name] = product
+        trains = run.task.kind == "train"
+        layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if trains else ("", 0, "")
+        if trains and self.session.retain:
+            digest = product.bundle.sha256()
         totals = {"steps": (float(len(run.task.clients)), 1.0)}
-        layout = "layout" if run.task.kind == "train" else ""
+        weight = float(product.number)
         message = Contribute(
-            name, run.attempt, run.made_from, float(product.number), layout, run.summed, totals, {}, 0.0, seconds
+            name, run.attempt, run.made_from, weight, layout, run.summed, totals, {}, 0.0, seconds, (), nbytes, digest
         )
-        if layout:
-            digest = product.bundle.sha256() if self.session.retain else ""
-            message = replace(message, nbytes=self.world.setting.work_bytes, digest=digest)
-        self.take(Done(message, len(run.task.clients), (self.world.setting.work_bytes or LAYOUT.nbytes) if layout else 0))
+        self.take(Done(message, len(run.task.clients), (nbytes or LAYOUT.nbytes) if trains else 0))
 
 
 class Liar(Life):
@@ -296,8 +298,8 @@ class Liar(Life):
     def _tell(self, envelope: Envelope) -> None:
         self.world.wire.up(self, envelope, self._product(()) if self.time.random() < 0.7 else None)
 
-    def _product(self, clients: tuple[int, ...]) -> Product:
-        return Product(self.world.number(self.time.random() < self.poison), self.weights, clients, False)
+    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
+        return Product(self.world.number(self.time.random() < self.poison), self.weights, clients, False, attempt)
 
     def _lie(self, envelope: Envelope, message: Contribute) -> None:
         """About its own task."""

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from shoal.benchmarks.dst_hub import Hub
 
 LOOK = 64  # events between two looks at the core's own indices
+OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
 
 
 @dataclass(slots=True)
@@ -157,9 +158,9 @@ class Audit:
         if effects or type(event) is not Tick:
             self._compare(event, effects, product)
         counts = self.core.ledger.counts
-        judged = counts.accepted + counts.duplicate + counts.stale + counts.refused
-        told = (counts.heard, counts.accepted, counts.folding)
-        if counts.heard != judged + counts.folding or told != (self.heard, self.accepted, len(self.folding)):
+        heard, accepted, folding = counts.heard, counts.accepted, counts.folding
+        balanced = heard == accepted + counts.duplicate + counts.stale + counts.refused + folding
+        if not balanced or heard != self.heard or accepted != self.accepted or folding != len(self.folding):
             books = f"{self.heard} heard, {self.accepted} accepted, {len(self.folding)} with the learner"
             wrong(f"in the books {books}; in the core {counts}")
         self.events += 1
@@ -169,8 +170,12 @@ class Audit:
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
         self.event, self.product, self.answers, self.expected = event, product, 0, 0
-        self.pulls = any(isinstance(effect, Pull) for effect in effects)
-        self.changes = self.pulls or any(isinstance(effect, Unpull) for effect in effects)  # of what is fetched
+        self.pulls = self.changes = False  # is something fetched, or not any more?
+        for effect in effects:
+            if type(effect) is Pull:
+                self.pulls = self.changes = True
+            elif type(effect) is Unpull:
+                self.changes = True
         if before := self._before.get(type(event)):
             before(event)
         for effect in effects:
@@ -178,8 +183,9 @@ class Audit:
                 after(effect)
         if self.answers != self.expected and not self.over:
             wrong(f"{self.answers} answers to {event}")
-        if any(self.held.get(task) is not holding for task, holding in self.pulled.items()) and not self.over:
-            wrong(f"arrays are fetched for what is nobody's, after {event}")
+        for task, holding in self.pulled.items():
+            if self.held.get(task) is not holding and not self.over:
+                wrong(f"arrays are fetched for what is nobody's, after {event}")
 
     def _folded(self, event: Folded) -> None:
         taken = self.counted[event.task] = self.folding.pop(event.task)
@@ -216,9 +222,9 @@ class Audit:
         message, row.heard_at = envelope.message, self.core.now
         if isinstance(message, Have) and message.version == row.sent:
             row.under_way, row.held = False, message.version
-        if isinstance(message, Contribute | Failed):
+        if isinstance(message, OF_WORK):
             row.stuck = False
-        row.settled = row.settled or isinstance(message, Have | Beat)
+        row.settled = row.settled or isinstance(message, OF_MORE)
         row.spoke = row.spoke or not isinstance(message, Hello)
         self.heard += isinstance(message, Contribute) and not self._goes_on(event)
 

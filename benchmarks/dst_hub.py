@@ -203,7 +203,7 @@ class Hub(Process):
             self.payload = product
             self.handle(Heard(actor.peer, Envelope(stream.session, self.core.epoch, message)))
             if message.task not in self.folding:
-                self.receiving.drop(message.task)
+                self._drop(message.task)
 
     def _publish(self, change: Bundle | None) -> None:
         """change: stands for what changed in a version by its number."""
@@ -224,7 +224,7 @@ class Hub(Process):
                 self._publish(Bundle.pack({"number": np.array([outcome.version])}, LAYOUT))
             elif isinstance(outcome, Folded | Unfit):
                 del self.folding[outcome.task]
-                self.receiving.drop(outcome.task)
+                self._drop(outcome.task)
             self.handle(outcome)  # type: ignore[arg-type]
 
     def _told(self, text: str) -> None:
@@ -233,6 +233,8 @@ class Hub(Process):
 
     def tick(self) -> None:
         self.handle(TICK)
+        if not self.receiving.streams:
+            return
         lease = self.core.rules.lease
         for task in self.receiving.stalled(self.clock() - lease) if lease else ():
             self.handle(Stalled(task))
@@ -247,14 +249,14 @@ class Hub(Process):
 
     def handle(self, event: Event) -> None:
         """An event, and whatever comes of carrying out its effects, as the server does it."""
-        events = [event]
+        events, time, acts = [event], self.time, self._acts
         for one in events:
-            effects = self.core.handle(one, self.time.now + self.offset)
-            self.time.events += 1 + len(effects)
+            effects = self.core.handle(one, time.now + self.offset)
+            time.events += 1 + len(effects)
             self.audit.saw(one, effects, self.payload)
             for effect in effects:
-                if act := self._acts.get(type(effect)):
-                    events.extend(act(effect))
+                if act := acts.get(type(effect)):
+                    events += act(effect)
 
     # Effects out
 
@@ -281,9 +283,12 @@ class Hub(Process):
         return ()
 
     def _unpull(self, unpull: Unpull) -> Iterable[Event]:
-        self.receiving.drop(unpull.task)
-        self.arrived.pop(unpull.task, None)
+        self._drop(unpull.task)
         return ()
+
+    def _drop(self, task: TaskName) -> None:
+        self.receiving.drop(task)
+        self.arrived.pop(task, None)
 
     def _admit(self, effect: Admit) -> Iterable[Event]:
         rules, many = self.core.rules, len(self.core.roster)

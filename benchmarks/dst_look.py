@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shoal.benchmarks.dst_books import wrong
+from shoal.coordinator.core import LOOK
 from shoal.coordinator.events import Tick
 from shoal.coordinator.ledger import JUDGED
 from shoal.protocol.messages import TaskName
@@ -84,8 +85,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
-        "seconds of a lease": (core.now - oldest, rules.lease if rules.lease and ticks else math.inf),
-        "seconds of silence": (silent, rules.patience_for(len(roster)) if ticks else math.inf),
+        "seconds of a lease": (core.now - oldest, rules.lease + LOOK if rules.lease and ticks else math.inf),
+        "seconds of silence": (silent, rules.patience_for(len(roster)) + LOOK if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.receiving.held, setting.work_room + 2 * setting.work_bytes),

@@ -62,6 +62,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.work import Task
 
 NOTHING = Coming()
+LOOK = 0.05  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
 
 
 class Core:
@@ -96,12 +97,16 @@ class Core:
         self.ended = False
         self.farewell = Farewell()
         self.gathering = rules.gather > 0
-        self.now = self.began = self.moved_at = self.complained_at = now
+        self.now = self.began = self.moved_at = self.complained_at = self.look_at = now
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
         if self.ended:
             return self.farewell.answer(event)
+        if type(event) is Tick:
+            if now < self.look_at:
+                return []
+            self.look_at = now + LOOK
         self.now = now
         return [*self._take(event), *(() if _sign_of_life(event) else self._settle())]
 
@@ -584,8 +589,10 @@ class Core:
             return
         while self.ledger.returned and self.roster.room:
             yield from self._place(*self.ledger.returned.popleft())
-        if self.roster.room:
-            for task in self.plan.assign(self.roster.room, self.version, self.now):
+        draws = len(self.roster)  # what is drawn may be for actors that are busy, and leave the others idle
+        while draws and self.roster.room and (tasks := self.plan.assign(self.roster.room, self.version, self.now)):
+            draws -= 1
+            for task in tasks:
                 self.drawn += 1
                 yield from self._place(task, 0)
 

@@ -47,6 +47,7 @@ class Receiving:
         self._fetching: dict[bytes, TaskName] = {}  # one at a time from a session: they have one way
         self._ways: dict[bytes, Way] = {}
         self._due: dict[bytes, None] = {}  # sessions that may be asked for more
+        self._news = False  # may somebody who waits have a turn since we looked?
         self._looked_at = 0.0
 
     def pull(self, session: bytes, message: Contribute) -> None:
@@ -57,6 +58,7 @@ class Receiving:
         self.drop(message.task)
         self.streams[message.task] = Stream(session, message)
         self._waiting[message.task] = None
+        self._news = True
 
     def drop(self, task: TaskName) -> None:
         """It is folded in, or not wanted any more; or was never pulled."""
@@ -64,6 +66,7 @@ class Receiving:
         if stream is None:
             return
         self._waiting.pop(task, None)
+        self._news = True
         if stream.fetch is not None:
             self._count(stream, -1)
             self._next(stream.session, task)
@@ -99,6 +102,8 @@ class Receiving:
 
     def ask(self, now: float, starved: bool) -> list[tuple[bytes, Want]]:
         """What to ask whom for. starved: nothing that is here can be folded in before something else has come."""
+        if not self.streams:
+            return []
         self._begin(now, starved and not self._fetching)
         if now - self._looked_at >= LOOK:
             self._looked_at = now
@@ -126,7 +131,10 @@ class Receiving:
 
     def _begin(self, now: float, one: bool) -> None:
         """Those that wait have their turn, in order, as far as there is room; `one` of them in any case."""
-        for task in list(self._waiting) if self._waiting and (one or self.held < self.room) else ():
+        if not (self._waiting and (one or (self._news and self.held < self.room))):
+            return
+        self._news = False
+        for task in list(self._waiting):
             stream = self.streams[task]
             if not (one or self._fits(stream.message.nbytes)):
                 return
@@ -152,3 +160,4 @@ class Receiving:
         """Nothing of this one is to come: the way is free for another of the same session."""
         if self._fetching.get(session) == task:
             del self._fetching[session]
+            self._news = True

@@ -119,13 +119,13 @@ class Fetch:
 
     def _following(self, most: int) -> Range | None:
         """The next piece, if there is room for it under way."""
+        if self._next == self._nbytes and not self._lost:
+            return None
         chunk = min(self.way.chunk, max(LEAST, _power(most)))
         if self._under_way and self._under_way + chunk > min(self.way.window, most):
             return None
         if self._lost:
             return self._lost.popleft()
-        if self._next == self._nbytes:
-            return None
         first, self._next = self._next, min(self._nbytes, self._next + chunk)
         return first, self._next
 
@@ -136,6 +136,8 @@ class Fetch:
 
     def _give_up(self, now: float) -> None:
         """What should have come long ago."""
+        if not self._asked:
+            return
         usual = UNKNOWN if self.way.rate == 0 else max(KNOWN, 4 * (self.way.rtt + self._under_way / self.way.rate))
         since = now - usual * self._late
         late = [one for one, when in self._asked.items() if max(when, self._free_at) < since]

@@ -200,9 +200,9 @@ MUTANTS = (
     Mutant("a refusal is ignored", Session, "_refused", "elif self.epoch:", "elif False:"),
     Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),
     Mutant("the worker is taken for busy for ever", Session, "_done", "self.running.pop(task, None)", "pass"),
-    Mutant("verdicts are not heard", Session, "_listen", "(Forget(task),)", "()"),
+    Mutant("verdicts are not heard", Session, "_judged", "(Forget(verdict.task),)", "()"),
     # What actors keep for a coordinator that dies
-    Mutant("what is accepted is not kept", Session, "_listen", "if onto >= 0 else", "if False else"),
+    Mutant("what is accepted is not kept", Session, "_judged", "if verdict.onto >= 0 else", "if False else"),
     Mutant("what is kept is not offered again", Session, "_offer_again", "if another:", "if False:"),
     Mutant("what is in no snapshot is dropped", Session, "_in_snapshot", ".onto < kept", ".onto <= kept"),
     Mutant("more is kept than was asked for", Session, "_keep", "while self.retained_bytes > self.retain:", "while False:"),
