@@ -20,6 +20,7 @@ from shoal.benchmarks.dst_hub import Hub
 from shoal.benchmarks.dst_setting import Setting, drawn
 from shoal.benchmarks.dst_wire import Timeline, Wire
 from shoal.coordinator.events import Interrupt
+from shoal.coordinator.patience import waiting_for
 
 MOST = 300_000  # entries of one schedule: more is a storm
 QUICK, WHOLE = (1_000, 12.0), (10_000, 40.0)  # schedules, and seconds of faults in each
@@ -186,7 +187,7 @@ class World:
 
     def _despair(self, _: None) -> None:
         if amiss := self._amiss():
-            waiting = self.hub.core.waiting_for() if self.hub else []
+            waiting = waiting_for(self.hub.core) if self.hub else []
             raise ViolationError(f"liveness: {amiss}; waiting for {waiting}")
 
 

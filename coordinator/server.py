@@ -37,6 +37,7 @@ from shoal.coordinator.events import (
     Unpull,
 )
 from shoal.coordinator.learner import Broke, Evaluated, Intake, Job, Learner, Outcome
+from shoal.coordinator.patience import waiting_for
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.roster import Actor
 from shoal.coordinator.serving import What
@@ -401,7 +402,7 @@ class Server:
             lag=(self.metrics.get("lag_min", 0.0), self.metrics.get("lag_mean", 0.0), self.metrics.get("lag_max", 0.0)),
             shares=self._shares(seconds),
             metrics=dict(self.metrics),
-            waiting_for=tuple(core.waiting_for()) if now - core.moved_at > core.rules.quiet else (),
+            waiting_for=tuple(waiting_for(core)) if now - core.moved_at > core.rules.quiet else (),
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

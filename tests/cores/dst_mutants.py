@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from shoal.actors.session import Session
-from shoal.coordinator import core
+from shoal.coordinator import core, desk, membership, patience
 from shoal.coordinator.core import Core
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.ledger import Ledger
@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant("anyone may do anyone's task", Core, "_lease", "lease.session == actor.session and ", ""),
     Mutant("a session speaks from any connection", Core, "_hear", "actor.peer != event.peer or ", ""),
     Mutant("messages to an earlier life are obeyed", Core, "_hear", " or envelope.epoch != self.epoch", ""),
-    Mutant("attempts begin again in every life", Core, "_give", "self.epoch * TRIES + ", ""),
+    Mutant("attempts begin again in every life", desk, "_give", "core.epoch * TRIES + ", ""),
     # What is counted
     Mutant("no dedupe of what is with the learner", Core, "_contributed", "elif lease.folding:", "elif False:"),
     Mutant("staleness is not asked", Core, "_late_for", "not self.plan.admits(message.made_from, onto)", "False"),
@@ -95,25 +95,25 @@ MUTANTS = (
     ),
     Mutant("what an actor left with the learner is lost to the count", Ledger, "accept", "self.counts.accepted += 1", "pass"),
     # Tasks
-    Mutant("a dead actor's tasks die with it", Core, "_part", "if not lease.folding:", "if False:"),
-    Mutant("what is with the learner is given out again", Core, "_part", "if not lease.folding:", "if True:"),
-    Mutant("what is refused is not done again", Core, "_refuse", "yield from self._return(lease, why)", "pass"),
-    Mutant("the next attempt has the same number", Core, "_return", "(task, tries) for", "(task, tries - 1) for"),
-    Mutant("tasks are never set aside", Core, "_return", "if tries < self.rules.attempts:", "if True:"),
-    Mutant("leases never end", Core, "_tick", "if self.rules.lease:", "if False:"),
-    Mutant("an actor that hangs gets more", Core, "_stick", "self.roster.allow(actor, 0)", "pass"),
-    Mutant("an actor that hung stays idle", Core, "_unstick", "self.roster.allow(actor, self.rules.ahead)", "pass"),
-    Mutant("a revoked task still burdens", Core, "_revoke", "self._unburden(actor, lease.name)", "pass"),
-    Mutant("more tasks than an actor takes", Core, "_place", "len(actor.tasks) < actor.capacity", "True"),
+    Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
+    Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),
+    Mutant("what is refused is not done again", Core, "_refuse", "yield from desk.take_back(self, lease, why)", "pass"),
+    Mutant("the next attempt has the same number", desk, "take_back", "(task, tries) for", "(task, tries - 1) for"),
+    Mutant("tasks are never set aside", desk, "take_back", "if tries < core.rules.attempts:", "if True:"),
+    Mutant("leases never end", patience, "tick", "if core.rules.lease:", "if False:"),
+    Mutant("an actor that hangs gets more", patience, "_stick", "core.roster.allow(actor, 0)", "pass"),
+    Mutant("an actor that hung stays idle", patience, "unstick", "core.roster.allow(actor, core.rules.ahead)", "pass"),
+    Mutant("a revoked task still burdens", desk, "revoke", "unburden(core, actor, lease.name)", "pass"),
+    Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),
     Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.returned.extend(actor.parked)", "pass"),
     Mutant("what came back holds up no round", Ledger, "outstanding", " + len(self.returned)", ""),
-    Mutant("a closed round's tasks are done later", Core, "_cancel_stale", "one[0].version >= self.version", "True"),
-    Mutant("a closed round's tasks wait on for their actors", Core, "_cancel_stale", "self._unpark()", "pass"),
+    Mutant("a closed round's tasks are done later", desk, "close", "one[0].version >= core.version", "True"),
+    Mutant("a closed round's tasks wait on for their actors", desk, "close", "unpark(core)", "pass"),
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
-    Mutant("a new connection is not believed", Core, "_greet", "actor.peer != peer or ", ""),
+    Mutant("a new connection is not believed", membership, "greet", "actor.peer != peer or ", ""),
     Mutant(
-        "the silent are waited for", Core, "_tick", "while actor := self.roster.silent", "while False and self.roster.silent"
+        "the silent are waited for", patience, "tick", "while actor := core.roster.silent", "while False and core.roster.silent"
     ),
     Mutant(
         "two actors have one number",
@@ -123,12 +123,12 @@ MUTANTS = (
         "len(self.actors)",
     ),
     Mutant("the room of the dead is given away", Roster, "part", "self.allow(actor, 0)", "pass"),
-    Mutant("nobody is told of the end", Core, "_end", "yield self._say(actor, Stop(reason))", "pass"),
+    Mutant("nobody is told of the end", Core, "end", "yield self.say(actor, Stop(reason))", "pass"),
     # Coming back
-    Mutant("a late Hello is taken for another", Core, "_greet", "hello.greeting < actor.greeting or", "False and"),
-    Mutant("a first Hello, repeated, resumes", Core, "_greet", "hello.greeting > actor.greeting or actor.resumed", "True"),
+    Mutant("a late Hello is taken for another", membership, "greet", "hello.greeting < actor.greeting or", "False and"),
+    Mutant("a first Hello, repeated, resumes", membership, "greet", "hello.greeting > actor.greeting or actor.resumed", "True"),
     Mutant("who comes back is believed", Roster, "resume", "held if -1 <= held <= actor.sent else -1", "held"),
-    Mutant("who comes back is told nothing", Core, "_resume", "if not (lease :=", "if False and not (lease :="),
+    Mutant("who comes back is told nothing", membership, "_resume", "if not (lease :=", "if False and not (lease :="),
     Mutant(
         "who comes back stays for gone",
         Roster,
@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
     Mutant("anyone's pieces are taken", Receiving, "_stream", "(stream.session, stream.what) == (session, chunk.what)", "True"),
     Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
-    Mutant("nobody's arrays are fetched on", Core, "_unpull", "if lease.pulled:", "if False:"),
+    Mutant("nobody's arrays are fetched on", desk, "unpull", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
     Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),
     Mutant("one change too few is told", Recent, "since", "if count == 1:", "if count:"),
@@ -209,9 +209,9 @@ MUTANTS = (
     Mutant("what is kept is made again", Session, "_attempt", " or self.retained.get(task)", ""),
     Mutant("nobody is asked for what was promised", Core, "__init__", "self.ledger.promise(promise, now)", "pass"),
     Mutant("a round closes without what was promised", Core, "_step", " or self.ledger.promised[self.version]", ""),
-    Mutant("what was promised counts for any version", Core, "_take_in", "if promised == ANY", "if True"),
+    Mutant("what was promised counts for any version", Core, "_onto_for", "lease.promise.onto != ANY", "False"),
     Mutant("what was promised can be late", Core, "_late_for", " and not lease.promise", ""),
-    Mutant("promises are waited for without end", Core, "_tick", "if self.ledger.promised and", "if False and"),
+    Mutant("promises are waited for without end", patience, "tick", "if core.ledger.promised and", "if False and"),
     Mutant("what waits for its version is forgotten", Core, "_advance", "if lease.offered and", "if False and"),
     Mutant("all that is promised is fetched at once", Core, "_fetch", "if lease.promise and", "if False and"),
     Mutant("what is done again is promised still", Recording, "accept", "if self.promises.by_name:", "if False:"),

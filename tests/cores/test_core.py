@@ -37,6 +37,7 @@ from shoal.coordinator.events import (
     Unpull,
 )
 from shoal.coordinator.farewell import ASTRAY, MOMENT
+from shoal.coordinator.patience import waiting_for
 from shoal.coordinator.plans import Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
@@ -931,13 +932,13 @@ def test_arrays_that_stall_are_told_with_what_is_still_to_come() -> None:
     run.event(Moved(b"session of a", (3, 3), 1))
     text = "a, on task (0, 0), for 10 s: its arrays, 0.6 of 1.0 MB still to come"
     assert run.tick(after=2.0).told("waiting") == [f"nothing moves: waiting for {text}"]
-    assert run.core.waiting_for() == [text]
+    assert waiting_for(run.core) == [text]
 
 
 def test_only_so_many_of_those_waited_for_are_named() -> None:
     run = Run(rounds(8), Rules(ahead=8)).join("a")
-    assert len(run.core.waiting_for(most=3)) == 4
-    assert run.core.waiting_for(most=3)[-1] == "5 tasks more"
+    assert len(waiting_for(run.core, most=3)) == 4
+    assert waiting_for(run.core, most=3)[-1] == "5 tasks more"
 
 
 def test_a_goal_of_versions_ends_the_run_and_all_are_told() -> None:
