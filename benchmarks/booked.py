@@ -19,13 +19,14 @@ from shoal.protocol.messages import TaskName
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """epoch: which life of the coordinator wrote it."""
+    """epoch: which life of the coordinator wrote it. session: whose it is."""
 
     epoch: int
     task: TaskName
     attempt: int
     onto: int
     clients: tuple[int, ...]
+    session: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +36,20 @@ class Committed:
     digest: str
 
 
-def records(folder: Path) -> Iterator[Accepted | Committed]:
-    """Of the journal in `folder`, from its first record on. Raises RuntimeError where one is damaged."""
+def records(folder: Path, after: int = 0) -> Iterator[Accepted | Committed]:
+    """Of the journal in `folder`, those behind number `after`. Raises RuntimeError where one is damaged."""
 
     def damaged(text: str) -> None:
         raise RuntimeError(text)
 
-    replay = Replay(folder, report=damaged)
+    replay = Replay(folder, after=after, report=damaged)
     for raw in replay:
         assert replay.tail is not None
         epoch = replay.tail[0].epoch
         kind, *rest = msgpack.unpackb(raw[4 : 4 + int.from_bytes(raw[:4], "little")])
         if kind == ACCEPTED:
-            (version, index, attempt, onto, _), clients, *_ = rest
-            yield Accepted(epoch, (version, index), attempt, onto, tuple(clients))
+            (version, index, attempt, onto, _), clients, _, _, _, _, session, *_ = rest
+            yield Accepted(epoch, (version, index), attempt, onto, tuple(clients), session)
         else:
             yield Committed(epoch, rest[0], rest[3])
 

@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from shoal.benchmarks.booked import Accepted, records
+from shoal.coordinator.store import newest
 
 SHOAL = [sys.executable, "-m", "shoal"]
 LONG = ["rounds=100000", "eval_every=0"]
@@ -179,3 +183,67 @@ def test_a_coordinator_killed_again_and_again_ends_with_the_same_bits(start, tmp
     assert "differs" not in run.said()
     plain = start("simulate", "digits", "rounds=200", "eval_every=0", "--actors", "0", "--json", "--run-dir", "plain")
     assert plain.result()["weights_sha256"] == result["weights_sha256"]
+
+
+# A coordinator that dies between an acceptance and the snapshot that holds it
+
+
+class HalfARound:
+    """A run that stands still in its first round: one of its two actors is stopped in the middle of a task, the other has
+    done all else that there is to do. What both have done so far was accepted, and nothing but they has it."""
+
+    words = ("digits", "rounds=2", "clients=10", "cohort=10", "local_epochs=20", "partial_sums=false", "eval_every=0")
+
+    def __init__(self, start: Callable[..., Process], folder: Path) -> None:
+        words = (*self.words, "journal=ids", "--json", "--bind", "tcp://127.0.0.1:*", "--restart", "--run-dir", "killed")
+        self.start, self.run, self.folder = start, start("coordinator", *words), folder / "killed"
+        self.pool = start("actor", self.run.until(r"listening on (\S+);")[1], "--count", "2")
+        self._until(lambda: len({session for *_, session in self.accepted(1)}) == 2, "both actors to have done something")
+        self.stopped = actors_of(self.pool)[1]
+        self.stopped.suspend()
+        self._until(lambda: len(self.accepted(1)) >= 8, "the other actor to have done the rest")
+        snapshot = newest(self.folder / "checkpoints", pytest.fail)
+        assert snapshot is None or snapshot.version == 0
+        self.promised = self.accepted(1)
+
+    def accepted(self, epoch: int) -> set[tuple[tuple[int, int], int, bytes]]:
+        """Task, attempt and session of what this life of the coordinator has accepted for the first round, each once."""
+        rows = [row for row in records(self.folder / "journal") if isinstance(row, Accepted) and row.epoch == epoch]
+        found = {(row.task, row.attempt, row.session) for row in rows if row.onto == 0}
+        assert len(found) == sum(row.onto == 0 for row in rows)
+        return found
+
+    def end(self) -> None:
+        """The coordinator is killed. What follows ends with the bits of a run that nothing happened to."""
+        self.run.ps.children()[0].kill()
+        if self.stopped.is_running():
+            self.stopped.resume()
+        result = self.run.result()
+        plain = self.start("simulate", *self.words, "--actors", "0", "--json", "--run-dir", "plain").result()
+        assert result["version"] == 2
+        assert result["weights_sha256"] == plain["weights_sha256"]
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        def look() -> bool:
+            with suppress(RuntimeError):  # a record that is being written looks torn
+                return holds()
+            return False
+
+        wait_until(look, lambda: f"{what}:\n{self.run.said()}")
+
+
+def test_what_was_accepted_and_is_in_no_snapshot_is_offered_again_and_not_made_again(start, tmp_path):
+    half = HalfARound(start, tmp_path)
+    half.end()
+    assert half.promised <= half.accepted(2)
+    assert "to be done again" not in half.run.said()
+
+
+def test_where_the_actor_that_has_it_dies_as_well_it_is_made_again_and_a_person_is_told(start, tmp_path):
+    half = HalfARound(start, tmp_path)
+    half.stopped.kill()
+    half.end()
+    lost = half.promised - half.accepted(2)
+    (gone,) = {session for *_, session in lost}
+    assert lost == {one for one in half.promised if one[2] == gone}
+    assert half.run.said().count("accepted before the restart, is to be done again") == len(lost)
