@@ -192,7 +192,7 @@ class HalfARound:
     """A run that stands still in its first round: one of its two actors is stopped in the middle of a task, the other has
     done all else that there is to do. What both have done so far was accepted, and nothing but they has it."""
 
-    words = ("digits", "rounds=2", "clients=10", "cohort=10", "local_epochs=20", "partial_sums=false", "eval_every=0")
+    words = ("digits", "rounds=2", "clients=40", "cohort=40", "local_epochs=60", "partial_sums=false", "eval_every=0")
 
     def __init__(self, start: Callable[..., Process], folder: Path) -> None:
         words = (*self.words, "journal=ids", "--json", "--bind", "tcp://127.0.0.1:*", "--restart", "--run-dir", "killed")
@@ -201,7 +201,7 @@ class HalfARound:
         self._until(lambda: len({session for *_, session in self.accepted(1)}) == 2, "both actors to have done something")
         self.stopped = actors_of(self.pool)[1]
         self.stopped.suspend()
-        self._until(lambda: len(self.accepted(1)) >= 8, "the other actor to have done the rest")
+        self._until(lambda: len(self.accepted(1)) >= 36, "the other actor to have done the rest")
         snapshot = newest(self.folder / "checkpoints", pytest.fail)
         assert snapshot is None or snapshot.version == 0
         self.promised = self.accepted(1)
