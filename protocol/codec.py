@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
@@ -64,7 +65,7 @@ def _tuple_of(check: Check) -> Check:
     def tuple_of(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise MismatchError("a list")
-        return tuple(check(one) for one in value)
+        return tuple([check(one) for one in value])
 
     return tuple_of
 
@@ -111,6 +112,12 @@ class Schema:
         self.checks = [CHECKS[str(f.type)] for f in fields(cls)]
         self.least = sum(f.default is MISSING for f in fields(cls))
 
+    def values(self) -> Callable[[Any], tuple[Any, ...]]:
+        """What reads all fields of a message, in order."""
+        if len(self.names) > 1:
+            return attrgetter(*self.names)
+        return lambda message: tuple(getattr(message, name) for name in self.names)
+
     def message(self, values: list[Any]) -> Any:
         if not self.least <= len(values) <= len(self.names):
             raise ProtocolError(f"{self.cls.__name__} has {len(self.names)} fields, not {len(values)}")
@@ -124,8 +131,8 @@ class Schema:
 
 
 SCHEMAS: Mapping[str, Schema] = MappingProxyType({cls.__name__: Schema(cls) for cls in get_args(messages.Message)})
-NAMES: Mapping[type[Any], tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {schema.cls: (name, tuple(schema.names)) for name, schema in SCHEMAS.items()}
+NAMES: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Any, ...]]]] = MappingProxyType(
+    {schema.cls: (name, schema.values()) for name, schema in SCHEMAS.items()}
 )
 
 
@@ -137,9 +144,8 @@ def kind_of(value: Any) -> str:
 def encode(envelope: Envelope) -> bytes:
     """The header frame of a message."""
     message = envelope.message
-    name, names = NAMES[type(message)]
-    values = [getattr(message, field) for field in names]
-    packed: bytes = msgpack.packb([name, envelope.session, envelope.epoch, *values])
+    name, values = NAMES[type(message)]
+    packed: bytes = msgpack.packb((name, envelope.session, envelope.epoch, *values(message)))
     if len(packed) > MAX_HEADER:
         raise ProtocolError(f"a {name} of {len(packed)} bytes is past the limit of {MAX_HEADER}")
     return packed
