@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.actors import Worker
-from shoal.actors.session import Run
+from shoal.actors.events import Run
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder

@@ -19,9 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from shoal.actors import Worker
-from shoal.actors.labour import Product, perform
-from shoal.actors.lane import Lane
-from shoal.actors.session import (
+from shoal.actors.events import (
     Adopt,
     Done,
     Effect,
@@ -38,11 +36,12 @@ from shoal.actors.session import (
     Retain,
     Run,
     Say,
-    Session,
     Stow,
     Tick,
-    hello,
 )
+from shoal.actors.labour import Product, perform
+from shoal.actors.lane import Lane
+from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
 from shoal.protocol.changes import Changes
 from shoal.protocol.codec import unpack_welcome

@@ -16,7 +16,8 @@ from typing import Any
 
 import zmq
 
-from shoal.actors.session import Done, Event, Heard, Run, Say, Session, Tick, hello
+from shoal.actors.events import Done, Event, Heard, Run, Say, Tick
+from shoal.actors.session import Session, hello
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.control import Silent
 from shoal.benchmarks.floors import FORK, others

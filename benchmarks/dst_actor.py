@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shoal.actors.session import (
+from shoal.actors.events import (
     Adopt,
     Done,
     Event,
@@ -24,11 +24,10 @@ from shoal.actors.session import (
     Reset,
     Run,
     Say,
-    Session,
     Stow,
     Tick,
-    hello,
 )
+from shoal.actors.session import Session, hello
 from shoal.benchmarks.dst_books import ViolationError
 from shoal.benchmarks.dst_disk import LAYOUT, Delta, Model
 from shoal.benchmarks.dst_wire import Act, Connection, Process

@@ -27,7 +27,9 @@ from shoal.benchmarks.family import LOOK, Family, Trouble, shared_names
 from shoal.catalog import find
 
 OURS = ("shoal-ipc-*", "shoal-????????")  # temporary folders of runs, now and formerly; those of benchmarks are their own
-SHARE = 0.1  # of the kills that are the coordinator's: more, and no life has the 2 s to make again what dead actors had promised
+SHARE = (
+    0.1  # of the kills that are the coordinator's: more, and no life has the 2 s to make again what dead actors had promised
+)
 GRACE = 10.0  # seconds that the system has to take a killed process's children with it
 
 

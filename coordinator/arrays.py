@@ -52,7 +52,9 @@ class Arrays:
         self.serving.publish(version, roster.actors.keys())
         self.recent.publish(version, change, weights.data.nbytes)
         if self.sharing:
-            self.sharing.publish(version, weights, (actor.peer for actor in roster.actors.values()))
+            here = [actor.peer for actor in roster.actors.values()]
+            self._sharers.intersection_update(here)
+            self.sharing.publish(version, weights, here)
 
     def share(self, peer: bytes) -> tuple[int, ...]:
         """What an actor of this machine is offered; () where arrays go by the socket."""

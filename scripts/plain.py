@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal.actors import Worker
+from shoal.actors.events import Adopt, Done, Event, Forget, Heard, Reset, Run, Say, Tick
 from shoal.actors.labour import perform
-from shoal.actors.session import Adopt, Done, Event, Forget, Heard, Reset, Run, Say, Session, Tick, hello
+from shoal.actors.session import Session, hello
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.link import NEAR, Arrival, Payload

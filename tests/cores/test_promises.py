@@ -7,7 +7,8 @@ from typing import Any
 
 from test_core import Run
 
-from shoal.actors.session import Done, Forget, Heard, Retain, Say, Session, hello
+from shoal.actors.events import Done, Forget, Heard, Retain, Say
+from shoal.actors.session import Session, hello
 from shoal.coordinator.events import Fold, Folded, Pull, Step
 from shoal.coordinator.events import Heard as AtCore
 from shoal.coordinator.plans.rounds import Rounds

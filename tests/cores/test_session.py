@@ -10,11 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shoal.actors.session import (
-    AT_HAND,
-    HELLO_AGAIN,
-    SAY_AGAIN,
-    UNREACHED,
+from shoal.actors.events import (
     Adopt,
     Done,
     Effect,
@@ -30,11 +26,10 @@ from shoal.actors.session import (
     Reset,
     Run,
     Say,
-    Session,
     Stow,
     Tick,
-    hello,
 )
+from shoal.actors.session import AT_HAND, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (
     Assign,

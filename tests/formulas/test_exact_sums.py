@@ -16,8 +16,8 @@ from federated_deltas import LAYOUT, random_bundle, term, vector
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.actors.events import Run
 from shoal.actors.labour import perform
-from shoal.actors.session import Run
 from shoal.aggregators.summing import DeviceSum
 from shoal.envs.adding import TorchAdder
 from shoal.protocol.errors import ProtocolError

@@ -22,8 +22,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_rollout import EVALUATE, NOTHING, TRAIN, Still
 from test_vector_envs import SCRIPTS, rows_of
 
+from shoal.actors.events import Run
 from shoal.actors.labour import perform
-from shoal.actors.session import Run
 from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
