@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.benchmarks.dst_books import wrong
 from shoal.coordinator.core import LOOK
 from shoal.coordinator.events import Tick
-from shoal.coordinator.ledger import JUDGED
+from shoal.coordinator.verdicts import JUDGED
 from shoal.protocol.messages import TaskName
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
     lopsided = rules.lease or any(row.barred for row in audit.rows.values())
-    judged = max((len(actor.judged) for actor in roster.actors.values()), default=0)
+    judged = max(map(len, ledger.verdicts.last.values()), default=0)
     return {
         "outstanding": (ledger.outstanding(core.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
         "versions with the learner": (

@@ -37,6 +37,7 @@ from shoal.coordinator.promises import ANY, Promise
 from shoal.coordinator.reports import Report
 from shoal.coordinator.roster import Actor, Roster
 from shoal.coordinator.rules import Goal, Rules
+from shoal.coordinator.verdicts import Verdicts
 from shoal.protocol.errors import printable
 from shoal.protocol.fetching import to_go
 from shoal.protocol.messages import (
@@ -80,7 +81,7 @@ class Core:
         self.plan, self.goal, self.rules = plan, goal, rules
         self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
         self.roster = Roster(rules.ahead, rules.most)
-        self.ledger = Ledger(folded={version: folded} if folded else {}, most=self.roster.most)
+        self.ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(self.roster.most))
         self.stepping = False
         self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
         self.back_by = now + rules.back
@@ -272,7 +273,7 @@ class Core:
 
     def _repeat(self, actor: Actor, message: Contribute) -> Effect:
         """A contribution whose lease is gone: the same answer as the first time, or stale."""
-        if actor.verdict(message.task, message.attempt):
+        if self.ledger.verdicts.on(actor.session, message):
             self.ledger.counts.duplicate += 1
         else:
             self.ledger.counts.stale += 1
@@ -281,7 +282,7 @@ class Core:
     def _again(self, actor: Actor, message: Contribute | Failed) -> Effect:
         """What was said of it the first time; of what is long over that it is stale."""
         over = Verdict(message.task, message.attempt, "stale", "this attempt is over")
-        return self.say(actor, actor.verdict(message.task, message.attempt) or over)
+        return self.say(actor, self.ledger.verdicts.on(actor.session, message) or over)
 
     def _refuse(self, actor: Actor, lease: Lease, why: str) -> Iterator[Effect]:
         yield from self._judge(actor, lease, "refused", why)
@@ -290,7 +291,7 @@ class Core:
 
     def _judge(self, actor: Actor, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
         verdict = self._verdict(lease, word, reason)
-        self.ledger.judge(actor, verdict)
+        self.ledger.judge(actor.session, verdict)
         desk.unburden(self, actor, lease.name)
         if word != "accepted":
             yield Report(word, f"{actor.name}: task {lease.name} {word}: {reason}", "warning")
@@ -305,7 +306,7 @@ class Core:
             actor.strikes = actor.barred = 0
             yield from self._judge(actor, lease, "accepted", "")
         else:
-            self.ledger.accept(lease.session, self._verdict(lease, "accepted", ""))
+            self.ledger.judge(lease.session, self._verdict(lease, "accepted", ""))
 
     def _verdict(self, lease: Lease, word: str, reason: str) -> Verdict:
         keeps = word == "accepted" and lease.trains and self.rules.retain
@@ -331,7 +332,7 @@ class Core:
         where = f"{actor.name}: client {message.client} failed in {stage}: {error}"
         trace = "\n".join(printable(line, 500) for line in message.traceback.split("\n"))
         yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
-        self.ledger.remember(actor, Verdict(lease.name, lease.attempt, "refused", "failed"))
+        self.ledger.verdicts.remember(actor.session, Verdict(lease.name, lease.attempt, "refused", "failed"))
         yield self._again(actor, message)
         yield from desk.take_back(self, lease, error)
         yield from patience.strike(self, actor, f"failed in {stage}: {error}")
@@ -345,7 +346,7 @@ class Core:
         self.moved_at = self.now
         self.roster.fall_behind()
         self.ledger.reach(version)
-        self.ledger.forget(self.kept)
+        self.ledger.verdicts.forget(self.kept)
         yield from desk.close(self)
         for lease in self.ledger.promises(upto=version):
             if lease.offered and (actor := self.roster.actors.get(lease.session)):

@@ -10,12 +10,12 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from shoal.coordinator.promises import Promise
-from shoal.coordinator.roster import Actor, Judged
+from shoal.coordinator.roster import Actor
+from shoal.coordinator.verdicts import Verdicts
 from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task
 
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
-JUDGED = 8  # verdicts remembered an actor, beside as many as it can have tasks: more than it can have unacknowledged
 
 
 @dataclass(slots=True)
@@ -91,9 +91,7 @@ class Ledger:
     counts: Counts = field(default_factory=Counts)
     coming: dict[int, Coming] = field(default_factory=dict)
     folded: dict[int, int] = field(default_factory=dict)  # onto -> clients folded in
-    most: int = 0  # tasks that an actor may hold
-    parted: dict[bytes, Judged] = field(default_factory=dict)  # verdicts on what those who are gone may offer again, by session
-    kept: int = 0  # the newest version that is in a snapshot; what is for later ones may be offered again by who has it
+    verdicts: Verdicts = field(default_factory=Verdicts)
     promised: Counter[int] = field(default_factory=Counter)  # onto -> leases that are promises for it
 
     def outstanding(self, version: int, but: int = 0) -> int:
@@ -112,20 +110,6 @@ class Ledger:
         if not self.promised:
             return []
         return [one for one in self.leases.values() if one.promise and (upto is None or one.promise.onto <= upto)]
-
-    def part(self, actor: Actor) -> None:
-        """It may come back with what was accepted of it, and not know that it was."""
-        if actor.accepted:
-            self.parted[actor.session] = actor.accepted
-
-    def forget(self, kept: int) -> None:
-        """What versions to this one are made of is in a snapshot."""
-        self.kept = max(0, kept)
-        for session, judged in list(self.parted.items()):
-            for task in [task for task, verdict in judged.items() if verdict.onto < kept]:
-                del judged[task]
-            if not judged:
-                del self.parted[session]
 
     def reach(self, version: int) -> None:
         """What is for this version, and came back before it was there, may be given out now."""
@@ -171,20 +155,7 @@ class Ledger:
             self.counts.clients += len(lease.clients)
         self.end(lease)
 
-    def judge(self, actor: Actor, verdict: Verdict) -> None:
+    def judge(self, session: bytes, verdict: Verdict) -> None:
         """The one verdict on a contribution, remembered so that a repeat gets the same."""
         setattr(self.counts, verdict.verdict, getattr(self.counts, verdict.verdict) + 1)
-        self.remember(actor, verdict)
-
-    def accept(self, session: bytes, verdict: Verdict) -> None:
-        """Who sent it is gone."""
-        self.counts.accepted += 1
-        if verdict.onto >= 0:
-            self.parted.setdefault(session, OrderedDict())[verdict.task] = verdict
-
-    def remember(self, actor: Actor, verdict: Verdict) -> None:
-        memory = actor.judged if verdict.onto < 0 else actor.accepted
-        memory[verdict.task] = verdict
-        memory.move_to_end(verdict.task)  # where an earlier attempt's was
-        while len(memory) > JUDGED + self.most and next(iter(memory.values())).onto < self.kept:
-            memory.popitem(last=False)
+        self.verdicts.remember(session, verdict)

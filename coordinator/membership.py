@@ -42,7 +42,7 @@ def greet(core: Core, event: Heard, hello: Hello, actor: Actor | None) -> Iterat
         actor = core.roster.join(session, peer, name, core.now, event.user)
         core.farewell.back(session)
         actor.greeting = hello.greeting
-        actor.accepted = core.ledger.parted.pop(session, actor.accepted)
+        core.ledger.verdicts.join(session)
         desk.unpark(core)  # it may be the newcomer's now
         yield Report("joined", f"{name} joined as actor {actor.number}")
     core.roster.hear(actor, core.now)
@@ -80,7 +80,7 @@ def lose(core: Core, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
 def part(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
     """An actor is gone: what it held goes to others."""
     core.roster.part(actor)
-    core.ledger.part(actor)
+    core.ledger.verdicts.part(actor.session)
     yield Report("lost", f"{actor.name} {why}; {len(actor.tasks)} of its tasks go to others", "warning")
     for name in sorted(actor.tasks):
         lease = core.ledger.leases[name]

@@ -10,22 +10,15 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from shoal.protocol.messages import TaskName, Verdict
+from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Task
-
-Judged: TypeAlias = OrderedDict[TaskName, Verdict]
 
 
 @dataclass(slots=True)
 class Actor:
     """One life of an actor, as the coordinator sees it. sent: the newest weights version that went to it, or -1. user: the
-    public key that it proved, "" where none is asked for; nobody else can speak for it.
-
-    judged: its last verdicts, so that a contribution said again gets the same answer as the first time. accepted: those on what
-    it keeps until a snapshot holds it.
-    """
+    public key that it proved, "" where none is asked for; nobody else can speak for it."""
 
     session: bytes
     peer: bytes
@@ -36,8 +29,6 @@ class Actor:
     under_way: bool = False
     held: int = -1  # the newest version that it said has arrived
     tasks: set[TaskName] = field(default_factory=set)
-    judged: Judged = field(default_factory=OrderedDict)
-    accepted: Judged = field(default_factory=OrderedDict)
     parked: deque[tuple[Task, int]] = field(default_factory=deque)  # sticky tasks that wait for room here
     progress: int = 0
     capacity: int = 0  # how many tasks it may hold
@@ -50,11 +41,6 @@ class Actor:
     strikes: int = 0  # pieces of its work in a row that were no good
     barred: int = 0  # how often it was in quarantine since its work was good
     barred_until: float = 0.0  # where it is now; 0.0 if it is not
-
-    def verdict(self, task: TaskName, attempt: int) -> Verdict | None:
-        """On this attempt, if it is remembered."""
-        known = (self.accepted.get(task), self.judged.get(task))
-        return next((verdict for verdict in known if verdict and verdict.attempt == attempt), None)
 
     @property
     def idles(self) -> bool:

@@ -93,7 +93,13 @@ MUTANTS = (
     Mutant(
         "a repeat is an acceptance", Core, "_repeat", "self.ledger.counts.duplicate += 1", "self.ledger.counts.accepted += 1"
     ),
-    Mutant("what an actor left with the learner is lost to the count", Ledger, "accept", "self.counts.accepted += 1", "pass"),
+    Mutant(
+        "what an actor left with the learner is lost to the count",
+        Core,
+        "_folded",
+        'self.ledger.judge(lease.session, self._verdict(lease, "accepted", ""))',
+        "pass",
+    ),
     # Tasks
     Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
     Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),

@@ -569,7 +569,7 @@ def test_enough_verdicts_are_remembered_and_no_more() -> None:
         run.contribute("a")
     assert run.hear("a", said[-8]).verdicts("a") == ["accepted"]
     assert run.hear("a", said[0]).verdicts("a") == ["stale"]
-    assert len(run.core.roster.actors[run.sessions["a"]].judged) == 10
+    assert len(run.core.ledger.verdicts.last[run.sessions["a"]]) == 10
 
 
 # Failures
