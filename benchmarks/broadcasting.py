@@ -5,15 +5,14 @@ The one idea: every version is a new buffer, so that whoever keeps an old one fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from shoal.aggregators import Aggregator
 from shoal.benchmarks.jobs import NoOp, Still, vector
-from shoal.coordinator.plans import Plan
+from shoal.coordinator.plans import Asked, Plan
 from shoal.coordinator.plans.stream import Stream
 from shoal.federated import Federated
 from shoal.protocol.layout import Layout
@@ -33,14 +32,9 @@ class Fresh(Still):
 class Broadcasting(Federated):
     """A version is made of the first `buffer` contributions that were made from the one before; nobody else is waited for."""
 
-    def plan(
-        self,
-        drawn: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Plan:
+    def plan(self, asked: Asked) -> Plan:
         s = self.settings
-        return Stream(s.buffer, 0, clients=s.clients, seed=self.seed, first=drawn)
+        return Stream(s.buffer, 0, clients=s.clients, seed=self.seed, asked=asked)
 
     def aggregator(self, device: str) -> Aggregator:
         return Fresh(FLOATS)

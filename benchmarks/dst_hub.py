@@ -113,7 +113,7 @@ class Hub(Process):
         self.found, adder = world.disk.recover()
         recording = world.disk.recording(self.found, adder, self.clock, self._told)
         self.core = Core(
-            s.schedule.plan(self.found.drawn, self.found.done, self.found.first),
+            s.schedule.plan(self.found.asked),
             s.goal,
             s.rules,
             version=self.found.version,

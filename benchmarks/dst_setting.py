@@ -6,11 +6,10 @@ enough, in every combination, to meet.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from shoal.coordinator.plans import Plan
+from shoal.coordinator.plans import Asked, Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.rules import Goal, Rules
@@ -36,11 +35,11 @@ class Schedule:
     evaluate_every: int = 0
     seed: int = 0
 
-    def plan(self, drawn: int, done: Mapping[int, Collection[int]], first: Mapping[int, int]) -> Plan:
-        """A fresh one, as a coordinator makes it at its start. drawn, done, first: what was recovered."""
+    def plan(self, asked: Asked) -> Plan:
+        """A fresh one, as a coordinator makes it at its start."""
         if self.streams:
             return Stream(
-                self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, first=drawn
+                self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, asked=asked
             )
         return Rounds(
             self.clients,
@@ -51,8 +50,7 @@ class Schedule:
             summed=self.summed,
             evaluate_every=self.evaluate_every,
             evaluate_cohort=2 if self.evaluate_every else 0,
-            done=done,
-            first=first,
+            asked=asked,
         )
 
     @property

@@ -7,15 +7,14 @@ is what a user's run goes through.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.plans import Plan
+from shoal.coordinator.plans import Asked, Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.rules import Rules
 from shoal.federated import Federated
@@ -85,12 +84,7 @@ class Broadcast(Federated):
         )
         self.still, self.actors = Still(floats), actors
 
-    def plan(
-        self,
-        drawn: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Plan:
+    def plan(self, asked: Asked) -> Plan:
         return Assembled(self.actors)
 
     def rules(self) -> Rules:

@@ -20,6 +20,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.events import Fold, Step
 from shoal.coordinator.journal import Journal
+from shoal.coordinator.plans import Asked
 from shoal.coordinator.promises import ANY, Promise, Promises
 from shoal.coordinator.replay import Replay
 from shoal.coordinator.store import Snapshot, Store
@@ -47,6 +48,10 @@ class Recovered:
     newest: int = 0  # the highest version that was ever committed
     first: dict[int, int] = field(default_factory=dict)
     promises: list[Promise] = field(default_factory=list)
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.drawn, self.done, self.first)
 
     def begin(self, version: int, counters: Mapping[str, Any]) -> int:
         """From a snapshot; the last record that it covers."""

@@ -5,10 +5,9 @@ The one idea: the user's part is at most a model, the data and a loss; every oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.aggregators import Aggregator
-    from shoal.coordinator.plans import Plan
+    from shoal.coordinator.plans import Asked, Plan
     from shoal.coordinator.rules import Goal, Rules
     from shoal.envs.population import Population
     from shoal.job import Evaluate
@@ -212,18 +211,13 @@ class Federated:
         x = torch.from_numpy(self.population().examples(0).x[:2].copy())
         return (x if len(x) > 1 else torch.cat([x, x]),)
 
-    def plan(
-        self,
-        drawn: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Plan:
+    def plan(self, asked: Asked) -> Plan:
         from shoal.coordinator.plans.rounds import Rounds
         from shoal.coordinator.plans.stream import Stream
 
         s = self.settings
         if self.streams:
-            return Stream(s.buffer, s.max_lag, clients=s.clients, seed=self.seed, first=drawn)
+            return Stream(s.buffer, s.max_lag, clients=s.clients, seed=self.seed, asked=asked)
         return Rounds(
             s.clients,
             s.cohort,
@@ -233,8 +227,7 @@ class Federated:
             summed=self.summed,
             evaluate_every=s.eval_every if s.eval_cohort else 0,
             evaluate_cohort=s.eval_cohort,
-            done=done,
-            first=first,
+            asked=asked,
         )
 
     def goal(self) -> Goal:

@@ -5,8 +5,7 @@ The one idea: a run is a choice of one of each seam. Everything that knows a lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from shoal.actors import Worker
@@ -15,7 +14,7 @@ from shoal.protocol.work import Metrics
 
 if TYPE_CHECKING:  # an actor has no coordinator
     from shoal.aggregators import Aggregator
-    from shoal.coordinator.plans import Plan
+    from shoal.coordinator.plans import Asked, Plan
     from shoal.coordinator.rules import Goal, Rules
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
@@ -39,14 +38,8 @@ class Job(Protocol):
 
     def aggregator(self, device: str) -> Aggregator: ...
 
-    def plan(
-        self,
-        drawn: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Plan:
-        """The schedule. Of a run that goes on: how many tasks it had drawn, and by version the clients done with already and
-        the lowest index that no task of theirs has."""
+    def plan(self, asked: Asked) -> Plan:
+        """The schedule. asked: what it need not ask for, because earlier lives of the run did."""
         ...
 
     def goal(self) -> Goal: ...

@@ -121,7 +121,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
         recording, found = _recording(job, options, aggregator, layouts, observer)
         stack.callback(recording.close)
         core = Core(
-            job.plan(found.drawn, found.done, found.first),
+            job.plan(found.asked),
             job.goal(),
             replace(_rules(job, config), retain=recording.retain),
             version=found.version,
@@ -238,7 +238,7 @@ def _recording(
     found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
     if options.resume:
         observer.report(Report("resumed", f"going on from version {found.version}"))
-    found.settle(streams=job.plan().admits(0, 1))
+    found.settle(streams=job.plan(found.asked).admits(0, 1))
     epoch = found.epoch + 1
     recording = Recording(
         store,

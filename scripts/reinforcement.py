@@ -6,11 +6,10 @@ The one idea: it is the same machinery. A contribution is a trajectory instead o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.aggregators import Aggregator
-    from shoal.coordinator.plans import Plan
+    from shoal.coordinator.plans import Asked, Plan
     from shoal.coordinator.rules import Goal, Rules
     from shoal.envs.hatchery import Hatchery
     from shoal.envs.spaces import Spaces
@@ -187,25 +186,19 @@ class Reinforcement:
             **shared,  # type: ignore[arg-type]
         )
 
-    def plan(
-        self,
-        drawn: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
-    ) -> Plan:
+    def plan(self, asked: Asked) -> Plan:
         from shoal.coordinator.plans.rounds import Rounds
         from shoal.coordinator.plans.stream import Stream
 
         s = self.settings
         if self.streams:
-            return Stream(s.batch, s.max_lag, seed=self.seed, evaluate_every=s.eval_every, first=drawn)
+            return Stream(s.batch, s.max_lag, seed=self.seed, evaluate_every=s.eval_every, asked=asked)
         return Rounds(
             s.clients,
             seed=self.seed,
             evaluate_every=s.eval_every,
             evaluate_cohort=1 if s.eval_every else 0,
-            done=done,
-            first=first,
+            asked=asked,
         )
 
     def goal(self) -> Goal:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from shoal.protocol.work import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What earlier lives of a run asked for, so that a schedule does not ask for it again.
+
+    drawn: how many tasks, of all versions. done: version -> clients whose contributions are folded in, or promised. first:
+    version -> the lowest index that no task of it has had.
+    """
+
+    drawn: int = 0
+    done: Mapping[int, Collection[int]] = field(default_factory=dict)
+    first: Mapping[int, int] = field(default_factory=dict)
+
+
+AFRESH = Asked()  # a run that begins
 
 
 class Plan(Protocol):

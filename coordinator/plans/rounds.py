@@ -7,9 +7,9 @@ after any crash, and for any number of registered clients.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
+from shoal.coordinator.plans import AFRESH, Asked
 from shoal.protocol.draws import draw
 from shoal.protocol.work import Task
 
@@ -22,8 +22,7 @@ class Rounds:
     clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order).
     quorum: how many suffice once `deadline` seconds have passed since the round began (0: the deadline never cuts).
     summed: one task may hold several clients, whose weighted sum comes back. evaluate_every: every so many versions,
-    `evaluate_cohort` clients score the weights as well. done: version -> clients whose contributions survived a restart;
-    first: version -> the lowest index that none of their tasks has.
+    `evaluate_cohort` clients score the weights as well.
     """
 
     def __init__(
@@ -37,14 +36,13 @@ class Rounds:
         summed: bool = False,
         evaluate_every: int = 0,
         evaluate_cohort: int = 0,
-        done: Mapping[int, Collection[int]] = MappingProxyType({}),
-        first: Mapping[int, int] = MappingProxyType({}),
+        asked: Asked = AFRESH,
     ) -> None:
         self.clients, self.cohort = clients, cohort or clients
         self.quorum, self.deadline = quorum or self.cohort, deadline
         self.seed, self.summed = seed, summed
         self.evaluate_every, self.evaluate_cohort = evaluate_every, evaluate_cohort
-        self.done, self.first = done, first
+        self.asked = asked
         self.version = -1
         self.began = 0.0
         self.train: list[int] = []
@@ -71,10 +69,10 @@ class Rounds:
 
     def _begin(self, version: int, now: float) -> None:
         self.version, self.began, self.issued = version, now, 0
-        done = self.done.get(version, ())
+        done = self.asked.done.get(version, ())
         self.train = [client for client in self._draw("cohort", self.cohort) if client not in done]
-        asked = self.evaluate_every and version % self.evaluate_every == 0
-        self.evaluate = self._draw("evaluate", min(self.clients, self.evaluate_cohort)) if asked else []
+        due = self.evaluate_every and version % self.evaluate_every == 0
+        self.evaluate = self._draw("evaluate", min(self.clients, self.evaluate_cohort)) if due else []
 
     def _draw(self, purpose: str, many: int) -> list[int]:
         if many == self.clients:
@@ -92,6 +90,6 @@ class Rounds:
         return self._task(self.evaluate[at : at + 1], "evaluate") if at < len(self.evaluate) else None
 
     def _task(self, clients: list[int], kind: str) -> Task:
-        task = Task(self.version, self.first.get(self.version, 0) + self.issued, tuple(clients), kind)
+        task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind)
         self.issued += len(clients)
         return task

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shoal.coordinator.plans import AFRESH, Asked
 from shoal.protocol.draws import draw
 from shoal.protocol.work import Task
 
@@ -15,16 +16,15 @@ class Stream:
     """batch: contributions a step (FedBuff's K). max_lag: a contribution older than this many versions is stale.
 
     clients: a client is drawn for each task; 0 means that each actor works for itself (its own environments).
-    evaluate_every: every so many versions one actor scores the weights for once.
-    first: number of the first task, so that a resumed run draws on where it stopped.
+    evaluate_every: every so many versions one actor scores the weights for once. Tasks are numbered on from what was asked.
     """
 
     def __init__(
-        self, batch: int, max_lag: int, *, clients: int = 0, seed: int = 0, evaluate_every: int = 0, first: int = 0
+        self, batch: int, max_lag: int, *, clients: int = 0, seed: int = 0, evaluate_every: int = 0, asked: Asked = AFRESH
     ) -> None:
         self.batch, self.max_lag = batch, max_lag
         self.clients, self.seed, self.evaluate_every = clients, seed, evaluate_every
-        self.drawn = first
+        self.drawn = asked.drawn
         self.evaluated = 0
 
     def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:

@@ -222,7 +222,7 @@ MUTANTS = (
     Mutant("all that is promised is fetched at once", Core, "_fetch", "if lease.promise and", "if False and"),
     Mutant("what is done again is promised still", Recording, "accept", "if self.promises.by_name:", "if False:"),
     Mutant("nobody knows who promised it", Recording, "accept", "fold.session", 'b""'),
-    Mutant("two tasks have one name", Rounds, "_task", "self.first.get(self.version, 0) + ", ""),
+    Mutant("two tasks have one name", Rounds, "_task", "self.asked.first.get(self.version, 0) + ", ""),
     Mutant("a stream's versions are made again", Recovered, "settle", " + (self.newest > self.version)", ""),
     # Quarantine
     Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),

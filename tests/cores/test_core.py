@@ -38,7 +38,7 @@ from shoal.coordinator.events import (
 )
 from shoal.coordinator.farewell import ASTRAY, MOMENT
 from shoal.coordinator.patience import waiting_for
-from shoal.coordinator.plans import Plan
+from shoal.coordinator.plans import Asked, Plan
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.reports import Report
@@ -746,7 +746,7 @@ def test_a_cohort_is_a_function_of_seed_and_version() -> None:
 
 
 def test_a_restarted_round_asks_only_those_who_have_not_answered() -> None:
-    plan = rounds(4, done={3: {0, 2}})
+    plan = rounds(4, asked=Asked(done={3: {0, 2}}))
     run = Run(plan, version=3, steps=30, drawn=12, folded=2, epoch=5).join("a")
     assert [assign.clients for assign in run.said("a", Assign)] == [(1,), (3,)]
     assert run.contribute("a", "a", totals={"steps": (1.0, 1.0)}).all(Step) == [Step(4, 32, 14)]
@@ -788,7 +788,7 @@ def test_a_contribution_may_be_as_many_versions_behind_as_the_plan_allows() -> N
 
 
 def test_tasks_of_a_stream_are_numbered_on_after_a_restart() -> None:
-    run = Run(Stream(1, 2, clients=10, first=40), version=7, drawn=40, epoch=2).join("a")
+    run = Run(Stream(1, 2, clients=10, asked=Asked(40)), version=7, drawn=40, epoch=2).join("a")
     assert names(run.said("a", Assign)) == [(5, 40), (5, 41)]
     assert run.contribute("a").all(Step) == [Step(8, 0, 42)]
 

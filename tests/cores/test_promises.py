@@ -11,6 +11,7 @@ from shoal.actors.events import Done, Forget, Heard, Retain, Say
 from shoal.actors.session import Session, hello
 from shoal.coordinator.events import Fold, Folded, Pull, Step
 from shoal.coordinator.events import Heard as AtCore
+from shoal.coordinator.plans import Asked
 from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.promises import ANY, Promise, Promises
@@ -61,7 +62,7 @@ def counted(run: Run, name: str, one: Promise) -> Run:
 
 def test_what_was_accepted_before_a_restart_is_asked_of_nobody_else_and_counts_once() -> None:
     first, second = promise(0, 0, 0, onto=0), promise(0, 1, 1, onto=0)
-    run = restarted(Rounds(3, done={0: {0, 1}}, first={0: 2}), first, second).join("a", "b")
+    run = restarted(Rounds(3, asked=Asked(done={0: {0, 1}}, first={0: 2})), first, second).join("a", "b")
     assert [assign.clients for name in "ab" for assign in run.tasks[name].values()] == [(2,)]
     counted(run, "a", first)
     [said] = [send.envelope.message for send in run.effects if hasattr(send, "envelope")][:1]
@@ -74,9 +75,9 @@ def test_what_was_accepted_before_a_restart_is_asked_of_nobody_else_and_counts_o
 
 
 def test_a_round_waits_for_what_was_promised_and_no_longer_than_its_actors_have_to_come_back() -> None:
-    run = restarted(Rounds(2, done={0: {0, 1}}, first={0: 2}), promise(0, 0, 0, onto=0), promise(0, 1, 1, onto=0)).join(
-        "a", "b"
-    )
+    run = restarted(
+        Rounds(2, asked=Asked(done={0: {0, 1}}, first={0: 2})), promise(0, 0, 0, onto=0), promise(0, 1, 1, onto=0)
+    ).join("a", "b")
     counted(run, "a", promise(0, 0, 0, onto=0))
     assert run.all(Step) == []
     run.tick(after=1.9)
@@ -89,7 +90,7 @@ def test_a_round_waits_for_what_was_promised_and_no_longer_than_its_actors_have_
 
 def test_nobody_else_can_keep_a_promise() -> None:
     first = promise(0, 0, 0, onto=0)
-    run = restarted(Rounds(2, done={0: {0}}, first={0: 1}), first).join("a", "b")
+    run = restarted(Rounds(2, asked=Asked(done={0: {0}}, first={0: 1})), first).join("a", "b")
     offer(run, "b", first)
     assert run.all(Pull) == []
     assert run.core.ledger.counts.stale == 1
@@ -97,7 +98,7 @@ def test_nobody_else_can_keep_a_promise() -> None:
 
 def test_other_arrays_than_those_that_were_accepted_are_refused_and_the_work_is_done_again() -> None:
     first = promise(0, 0, 0, onto=0)
-    run = restarted(Rounds(2, done={0: {0}}, first={0: 1}), first).join("a", "b")
+    run = restarted(Rounds(2, asked=Asked(done={0: {0}}, first={0: 1})), first).join("a", "b")
     offer(run, "a", first, digest="e" * 64)
     assert run.core.ledger.counts.refused == 1
     assert (0, 0) in {assign.task for name in "ab" for assign in run.tasks[name].values()}
@@ -105,7 +106,7 @@ def test_other_arrays_than_those_that_were_accepted_are_refused_and_the_work_is_
 
 def test_a_promise_for_a_later_version_is_fetched_when_that_version_comes() -> None:
     now, later = promise(0, 0, 0, onto=0), promise(1, 0, 0, onto=1)
-    run = restarted(Rounds(1, done={0: {0}, 1: {0}}, first={0: 1, 1: 1}), now, later).join("a")
+    run = restarted(Rounds(1, asked=Asked(done={0: {0}, 1: {0}}, first={0: 1, 1: 1})), now, later).join("a")
     offer(run, "a", later)
     assert run.all(Pull) == []
     counted(run, "a", now).step()
@@ -114,7 +115,7 @@ def test_a_promise_for_a_later_version_is_fetched_when_that_version_comes() -> N
 
 def test_a_lost_promise_for_a_later_version_is_done_again_when_that_version_comes() -> None:
     now, later = promise(0, 0, 0, onto=0), promise(1, 0, 0, onto=1)
-    run = restarted(Rounds(1, done={0: {0}, 1: {0}}, first={0: 1, 1: 1}), now, later).join("a")
+    run = restarted(Rounds(1, asked=Asked(done={0: {0}, 1: {0}}, first={0: 1, 1: 1})), now, later).join("a")
     offer(run, "a", later, digest="e" * 64)
     assert run.core.ledger.counts.refused == 1
     assert run.tasks["a"] == {}
@@ -124,7 +125,7 @@ def test_a_lost_promise_for_a_later_version_is_done_again_when_that_version_come
 
 def test_what_a_stream_was_promised_counts_however_old_it_is() -> None:
     first = promise(3, 7, 0, onto=ANY)
-    run = restarted(Stream(1, 0, clients=5, first=8), first, version=9).join("a")
+    run = restarted(Stream(1, 0, clients=5, asked=Asked(8)), first, version=9).join("a")
     counted(run, "a", first)
     assert run.core.ledger.counts.accepted == 1
     assert len(run.all(Step)) == 1

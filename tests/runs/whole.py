@@ -15,6 +15,7 @@ from shoal.coordinator.checks import Checks
 from shoal.coordinator.core import Core
 from shoal.coordinator.events import Finish
 from shoal.coordinator.learner import Learner, LearnerThread
+from shoal.coordinator.plans import AFRESH
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.coordinator.sharing import sharing
@@ -76,7 +77,9 @@ def run(
     its own faces the actors."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
-    core = Core(job.plan(0), job.goal(), replace(job.rules(), gather=actors if job.rules().sticky else 0), now=time.monotonic())
+    core = Core(
+        job.plan(AFRESH), job.goal(), replace(job.rules(), gather=actors if job.rules().sticky else 0), now=time.monotonic()
+    )
     layouts = job.layouts(layout)
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.due}
     seen, ends_at = Seen(), time.monotonic() + limit
