@@ -191,6 +191,8 @@ class Session:
         another = epoch != self.place
         if another:
             self.coming = None
+        elif self.coming and not welcome.resumed:  # what was asked for while we had no place, nobody heard
+            self.coming.fetch.cut()
         kept, self.epoch, self.place = welcome.resumed and not another, epoch, epoch
         self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
         self.astray = False

@@ -37,7 +37,7 @@ class Stretch:
 
 def stalled(quick: bool) -> Finding:
     """One in ten stopped, with weights in shared memory and over sockets."""
-    many, versions = (10, 25) if quick else (20, 50)
+    many, versions = (10, 25) if quick else (200, 50)
     found = {way: one_way(many, versions, share=way == "shm") for way in ("shm", "tcp")}
     grown = max(one["grown_models"] for one in found.values())
     kept = min(one["rate_kept"] for one in found.values())

@@ -343,6 +343,7 @@ def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> Non
     story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Refused("say Hello", False)).welcomed()
     assert story.all(Reset) == [Reset()]
     assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == []
+    assert story.said(Want) == [Want((4,), LEAST, 2 * LEAST)]  # the last one may have come when nobody knew us
     story = gathering()
     story.hear(Refused("say Hello", False)).tick()
     story.epoch = 2
