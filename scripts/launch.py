@@ -40,6 +40,7 @@ from shoal.living import called_on, life_of
 from shoal.observers import Record, Together
 from shoal.plain import PlainWire
 from shoal.progress import display
+from shoal.protocol import heap
 from shoal.protocol.codec import pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys, is_local
 from shoal.protocol.errors import UserError
@@ -100,6 +101,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
     """Run a job to its end. Returns its summary and how it ended. Call it from the main thread, before others exist."""
     config, keys = options.config, options.keys
     threads = few_threads()
+    heap.keep()
     job.prepare()
     device = device_of(config.device)
     with ExitStack() as stack:

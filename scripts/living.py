@@ -18,6 +18,7 @@ from shoal.actors import Worker
 from shoal.actors.loop import Actor, Workshop, on_signals
 from shoal.actors.pool import Life
 from shoal.job import Job
+from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Pair
@@ -70,6 +71,7 @@ def _live(arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Call
     """Until the run is over or this process is told to stop. Returns an exit code."""
     flag = threading.Event()
     on_signals(flag)
+    heap.keep()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
