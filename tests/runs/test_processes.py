@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+import standing
+from whole import run as whole_run
 
-from shoal.benchmarks.booked import Accepted, records
+from shoal.benchmarks.booked import Accepted, Committed, read, records
 from shoal.coordinator.store import newest
+from shoal.protocol.messages import TaskName
 
-SHOAL = [sys.executable, "-m", "shoal"]
+SHOAL = (sys.executable, "-m", "shoal")
+STANDING = Path(standing.__file__)
 LONG = ["rounds=100000", "eval_every=0"]
 LIMIT = 60.0  # seconds until a test gives up
 
@@ -27,11 +31,11 @@ LIMIT = 60.0  # seconds until a test gives up
 class Process:
     """A command with what it said so far."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, program: Sequence[str] = SHOAL) -> None:
         self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
         self.out = folder / (self.log.name + ".out")
         with self.log.open("wb") as err, self.out.open("wb") as out:
-            self.child = subprocess.Popen([*SHOAL, *words], cwd=folder, stderr=err, stdout=out, start_new_session=True)
+            self.child = subprocess.Popen([*program, *words], cwd=folder, stderr=err, stdout=out, start_new_session=True)
         self.ps = psutil.Process(self.child.pid)
 
     def said(self) -> str:
@@ -65,8 +69,8 @@ def wait_until(holds: Callable[[], bool], what: Callable[[], str] = lambda: "") 
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def begin(*words: str) -> Process:
-        started.append(Process(tmp_path, *words))
+    def begin(*words: str, program: Sequence[str] = SHOAL) -> Process:
+        started.append(Process(tmp_path, *words, program=program))
         return started[-1]
 
     yield begin
@@ -189,41 +193,79 @@ def test_a_coordinator_killed_again_and_again_ends_with_the_same_bits(start, tmp
 
 
 class HalfARound:
-    """A run that stands still in its first round: one of its two actors is stopped in the middle of a task, the other has
-    done all else that there is to do. What both have done so far was accepted, and nothing but they has it."""
+    """A run that stands still in the middle of a round: each of its two actors has heard that what it did was accepted, and
+    waits at the gate with its next task. Nobody but these two has what they did."""
 
-    words = ("digits", "rounds=2", "clients=40", "cohort=40", "local_epochs=60", "partial_sums=false", "eval_every=0")
+    def __init__(self, start: Callable[..., Process], folder: Path, setting: str) -> None:
+        self.start, self.setting, self.gate = start, setting, Path(os.environ[standing.GATE])
+        self.folder, self.notes = folder / "killed", folder / "heard"
+        self.notes.mkdir()
+        os.mkfifo(self.gate)
+        words = (f"{STANDING}:job", setting, "--json", "--bind", "tcp://127.0.0.1:*", "--restart", "--run-dir", "killed")
+        self.run = start("coordinator", *words)
+        self.address = self.run.until(r"listening on (\S+);")[1]
+        self.actors = [self.actor() for _ in range(standing.ACTORS)]
+        tasks = 1 if setting == "partial_sums=true" else standing.SHARE
+        self.until(lambda: all(len(self.heard(actor)) == tasks for actor in self.actors), "each to have done its share")
+        self.promised = self._in_no_snapshot()
+        assert {one[:2] for one in self.promised} == self.heard(self.actors[0]) | self.heard(self.actors[1])
+        assert len({session for *_, session in self.promised}) == standing.ACTORS
 
-    def __init__(self, start: Callable[..., Process], folder: Path) -> None:
-        words = (*self.words, "journal=ids", "--json", "--bind", "tcp://127.0.0.1:*", "--restart", "--run-dir", "killed")
-        self.start, self.run, self.folder = start, start("coordinator", *words), folder / "killed"
-        self.pool = start("actor", self.run.until(r"listening on (\S+);")[1], "--count", "2")
-        self._until(lambda: len({session for *_, session in self.accepted(1)}) == 2, "both actors to have done something")
-        self.stopped = actors_of(self.pool)[1]
-        self.stopped.suspend()
-        self._until(lambda: len(self.accepted(1)) >= 36, "the other actor to have done the rest")
-        snapshot = newest(self.folder / "checkpoints", pytest.fail)
-        assert snapshot is None or snapshot.version == 0
-        self.promised = self.accepted(1)
+    def actor(self) -> Process:
+        return self.start(self.address, str(self.notes), program=(sys.executable, str(STANDING)))
 
-    def accepted(self, epoch: int) -> set[tuple[tuple[int, int], int, bytes]]:
-        """Task, attempt and session of what this life of the coordinator has accepted for the first round, each once."""
-        rows = [row for row in records(self.folder / "journal") if isinstance(row, Accepted) and row.epoch == epoch]
-        found = {(row.task, row.attempt, row.session) for row in rows if row.onto == 0}
-        assert len(found) == sum(row.onto == 0 for row in rows)
+    def heard(self, actor: Process) -> set[tuple[TaskName, int]]:
+        """Task and attempt of what this actor was told is accepted for the round."""
+        path = self.notes / str(actor.child.pid)
+        notes = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        told = [((int(version), int(index)), int(attempt)) for _, version, index, attempt, word in notes if word == "accepted"]
+        return {one for one in told if one[0][0] == standing.ROUND}
+
+    def accepted(self, epoch: int) -> set[tuple[TaskName, int, bytes]]:
+        """Task, attempt and session of what this life of the coordinator has accepted for the round, each once."""
+        rows = [row for row in self._records() if isinstance(row, Accepted) and row.epoch == epoch]
+        found = {(row.task, row.attempt, row.session) for row in rows if row.onto == standing.ROUND}
+        assert len(found) == sum(row.onto == standing.ROUND for row in rows)
         return found
 
-    def end(self) -> None:
-        """The coordinator is killed. What follows ends with the bits of a run that nothing happened to."""
-        self.run.ps.children()[0].kill()
-        if self.stopped.is_running():
-            self.stopped.resume()
-        result = self.run.result()
-        plain = self.start("simulate", *self.words, "--actors", "0", "--json", "--run-dir", "plain").result()
-        assert result["version"] == 2
-        assert result["weights_sha256"] == plain["weights_sha256"]
+    def _records(self) -> list[Accepted | Committed]:
+        return list(records(self.folder / "journal", self.covered))
 
-    def _until(self, holds: Callable[[], bool], what: str) -> None:
+    def _in_no_snapshot(self) -> set[tuple[TaskName, int, bytes]]:
+        """What the newest snapshot, of the version that the round is made from, does not cover."""
+        snapshot = newest(self.folder, pytest.fail)
+        assert snapshot is not None
+        assert snapshot.version == standing.ROUND
+        self.covered = int(snapshot.counters["record"])
+        return self.accepted(1)
+
+    def kill(self) -> None:
+        """The coordinator; its supervisor begins another life."""
+        assert self._in_no_snapshot() == self.promised  # still: nothing moves
+        self.run.ps.children()[0].kill()
+
+    def wait_for(self, promised: set[tuple[TaskName, int, bytes]]) -> None:
+        """Until these are counted again. Who made them waits at the gate, and cannot have made them again."""
+        self.until(lambda: promised <= self.accepted(2), "what was kept to be offered again")
+
+    def end(self) -> None:
+        """The gate opens. What follows ends with the bits of a run that nothing happened to, each client counted once."""
+        opened = os.open(self.gate, os.O_RDWR)
+        try:
+            result = self.run.result()
+            plain = whole_run(standing.job.configured(dict([self.setting.split("=")])), 0)
+        finally:
+            os.close(opened)
+        assert (result["version"], result["weights_sha256"]) == (3, plain.sha256)
+        assert "differs" not in self.run.said()
+        book = read(self._records(), payload=False)
+        assert book.made == {2: list(range(standing.CLIENTS)), 3: list(range(standing.CLIENTS))}
+        assert (book.twice, book.again, book.lives) == (0, standing.ACTORS * standing.SHARE, {1, 2})
+
+    def recalled(self) -> int:
+        return self.run.said().count("accepted before the restart, is to be done again: nobody offers it again")
+
+    def until(self, holds: Callable[[], bool], what: str) -> None:
         def look() -> bool:
             with suppress(RuntimeError):  # a record that is being written looks torn
                 return holds()
@@ -232,18 +274,26 @@ class HalfARound:
         wait_until(look, lambda: f"{what}:\n{self.run.said()}")
 
 
-def test_what_was_accepted_and_is_in_no_snapshot_is_offered_again_and_not_made_again(start, tmp_path):
-    half = HalfARound(start, tmp_path)
-    half.end()
-    assert half.promised <= half.accepted(2)
-    assert "to be done again" not in half.run.said()
+@pytest.fixture(params=["partial_sums=false", "partial_sums=true"], ids=["each", "sums"])
+def half(start, tmp_path, monkeypatch, request) -> HalfARound:
+    monkeypatch.setenv(standing.GATE, str(tmp_path / "gate"))
+    return HalfARound(start, tmp_path, request.param)
 
 
-def test_where_the_actor_that_has_it_dies_as_well_it_is_made_again_and_a_person_is_told(start, tmp_path):
-    half = HalfARound(start, tmp_path)
-    half.stopped.kill()
+def test_what_was_accepted_and_is_in_no_snapshot_is_offered_again_and_not_made_again(half):
+    half.kill()
+    half.wait_for(half.promised)
     half.end()
-    lost = half.promised - half.accepted(2)
-    (gone,) = {session for *_, session in lost}
-    assert lost == {one for one in half.promised if one[2] == gone}
-    assert half.run.said().count("accepted before the restart, is to be done again") == len(lost)
+    assert half.recalled() == 0
+
+
+def test_where_the_actor_that_has_it_dies_as_well_it_is_made_again_and_a_person_is_told(half):
+    lost = {one for one in half.promised if one[:2] in half.heard(half.actors[0])}
+    half.kill()
+    half.actors[0].child.kill()
+    half.actor()  # another takes its place
+    half.wait_for(half.promised - lost)
+    half.until(lambda: half.recalled() == len(lost), "what was lost to be recalled")
+    half.end()
+    assert half.recalled() == len(lost)
+    assert not lost & half.accepted(2)

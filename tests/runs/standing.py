@@ -1,0 +1,64 @@
+"""A job whose actors stand still in the middle of a round until a gate opens, and an actor that writes down what it hears.
+
+The one idea: a worker that has done its share of the round waits for whoever opens a named pipe for writing; so who has done
+what by then is counted, and does not depend on how fast anything is.
+
+`python standing.py ADDRESS NOTES` is such an actor; NOTES is a folder (benchmarks/family.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from shoal.benchmarks.family import noting
+from shoal.coordinator.rules import Rules
+from shoal.federated import Federated
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Task, Work
+
+GATE = "SHOAL_TEST_GATE"  # in the environment: the pipe's path
+ROUND = 1  # made from this version, of which there is a snapshot by then
+ACTORS, SHARE, CLIENTS = 2, 2, 8  # share: clients that an actor does in that round before it stands still
+BACK = 4.0  # seconds that actors have to come back: twice as many as usual, on a machine that has much to do
+
+
+class Stander:
+    """A worker."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+        if task.version == ROUND:
+            if self.done == SHARE:
+                os.close(os.open(os.environ[GATE], os.O_RDONLY))
+            self.done = min(SHARE, self.done + 1)
+        pull = np.random.default_rng([task.version, client]).normal(size=1_000)
+        delta = {"w": (0.1 * (pull - weights["w"])).astype(np.float32)}
+        return Work(Bundle.pack(delta, weights.layout), 1.0 + client)
+
+
+class Standing(Federated):
+    def rules(self) -> Rules:
+        """Work begins when all are here, and nobody holds more than two tasks: so there is enough for each one's share."""
+        return replace(super().rules(), most=2, gather=ACTORS, back=BACK)
+
+
+job = Standing(
+    worker=Stander,
+    weights=lambda: {"w": np.zeros(1_000, np.float32)},
+    name="standing",
+    clients=CLIENTS,
+    cohort=CLIENTS,
+    rounds=3,
+    eval_every=0,
+    journal="ids",
+)
+
+if __name__ == "__main__":
+    sys.exit(noting(job, Path(sys.argv[2]))({"address": sys.argv[1]}))
