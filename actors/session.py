@@ -338,7 +338,8 @@ class Session:
 
     def _done(self, done: Done) -> Iterator[Effect]:
         task = done.message.task
-        self.running.pop(task, None)
+        if (running := self.running.get(task)) and running.attempt == done.message.attempt:  # else the next is with the worker
+            del self.running[task]
         self.finished += done.clients
         if before := self.retained.pop(task, None):  # of an earlier attempt, whose payload has gone
             self.retained_bytes -= before.nbytes

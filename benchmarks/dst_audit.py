@@ -354,7 +354,7 @@ class Audit:
         taken = self.folding.get(message.task)
         if holding and (holding.session, holding.attempt) == (session, message.attempt) and not taken:
             owed = holding.owed.product if holding.owed else None
-            if owed and owed.honest and message.verdict != "accepted":
+            if owed and owed.honest and message.verdict != "accepted" and not self._made_again(owed):
                 wrong(f"{message}, of what was acknowledged")
             self._end(message.task, holding)
 
@@ -422,6 +422,12 @@ class Audit:
             for session, row in list(self.rows.items()):
                 if self.core.roster.actors.get(session) is not row.actor:
                     self._part(session, row)
+
+    def _made_again(self, owed: Product) -> bool:
+        """Did an order that came twice, where such things happen, have its actor make anew what it had let go of?"""
+        offered = self.event.envelope.message if isinstance(self.event, Heard) else None
+        other = isinstance(offered, Contribute) and offered.digest != owed.bundle.sha256()
+        return other and self.setting.weather.wild
 
     def _recalled(self, task: TaskName, holding: Holding) -> None:
         """What was acknowledged is done again: nobody who is here, and has said all that he has, still had it."""

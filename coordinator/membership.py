@@ -58,6 +58,7 @@ def _resume(core: Core, actor: Actor, peer: bytes, hello: Hello) -> Iterator[Eff
         yield Report("resumed", f"{actor.name} is back over another connection")
     actor.greeting, actor.stuck = hello.greeting, actor.stuck and hello.busy
     core.roster.resume(actor, peer, hello.held, core.version, core.now)
+    desk.unpark(core)  # some of it may be its own now
     yield Admit(peer, actor.session, actor.number, hello, resumed=True)
     for name in sorted(actor.tasks):
         if not (lease := core.ledger.leases[name]).folding:

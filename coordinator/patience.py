@@ -26,6 +26,7 @@ def tick(core: Core) -> Iterator[Effect]:
         yield from core.end("done", failed=False)  # it was reached in an earlier life
         return
     for freed in core.roster.unbar(core.now):
+        desk.unpark(core)  # some of it is for those who are free now
         yield Report("quarantine", f"{freed.name} may have work again")
     if core.ledger.promised and core.now >= core.back_by:
         yield from _recall(core)

@@ -284,6 +284,19 @@ def test_whose_work_is_no_good_time_after_time_gets_none_for_a_while() -> None:
     assert len(run.tasks["a"]) > left
 
 
+def test_who_comes_out_of_quarantine_gets_its_share_of_what_waits_for_others() -> None:
+    rules = Rules(ahead=1, sticky=True, gather=3, strikes=1, quarantine=1.0, attempts=9, patience=99.0)
+    run = Run(Rounds(12), rules).join("a", "b", "c")
+    failing(run, "b", 1)
+    while run.tasks["c"]:
+        run.contribute("c")
+    before, waits = dict(run.tasks["b"]), run.core.ledger.parked
+    assert waits > 1  # for a, which is at its first task
+    run.tick(after=1.1)
+    assert len(run.tasks["b"]) == len(before) + 1
+    assert run.core.ledger.parked < waits
+
+
 def test_good_work_in_between_wipes_the_slate() -> None:
     run = Run(Stream(99, 9, clients=5), Rules(strikes=3, attempts=99)).join("a", "b")
     failing(run, "a", 2)

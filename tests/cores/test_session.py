@@ -286,6 +286,13 @@ def test_a_new_connection_means_hello_before_anybody_asks_for_it() -> None:
     assert story.event(Opened(arrays=False)).tick().said(Hello)[0].held == 4
 
 
+def test_a_result_of_an_earlier_attempt_does_not_end_the_one_that_runs() -> None:
+    story = Story().welcomed().hear(Weights(4), assign((4, 0), 1))
+    story.hear(Cancel((4, 0)), assign((4, 0), 2))
+    assert runs(story) == [((4, 0), 2, 4)]
+    assert runs(story.done((4, 0), 1).hear(assign((4, 0), 2))) == []  # told again, as after a new connection
+
+
 # Arrays in pieces
 
 
