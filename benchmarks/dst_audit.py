@@ -424,10 +424,10 @@ class Audit:
                     self._part(session, row)
 
     def _made_again(self, owed: Product) -> bool:
-        """Did an order that came twice, where such things happen, have its actor make anew what it had let go of?"""
+        """Did an order that came twice, where such things happen, have its actor make anew what it had no room to keep?"""
         offered = self.event.envelope.message if isinstance(self.event, Heard) else None
         other = isinstance(offered, Contribute) and offered.digest != owed.bundle.sha256()
-        return other and self.setting.weather.wild
+        return other and self.setting.weather.wild and not self.setting.keeps
 
     def _recalled(self, task: TaskName, holding: Holding) -> None:
         """What was acknowledged is done again: nobody who is here, and has said all that he has, still had it."""
