@@ -59,6 +59,7 @@ from shoal.protocol.work import Task
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most that grows to
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
+BEATS = 4  # that may be missed before the other side is given up
 AT_HAND = 8  # tasks with the worker at once, so that short ones do not wait for each other's answers
 UNREACHED = 5.0  # seconds of silence after which a person is told
 LOOK = 0.02  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
@@ -229,6 +230,7 @@ class Session:
             case Weights():
                 return self._told_of(message)
             case Beat():
+                self._keep_time(message.beat)
                 return self._in_snapshot(message.kept)
             case Chunk(what, first, last):
                 return self._came(what, first, last)
@@ -239,6 +241,11 @@ class Session:
                 return ()
             case _:
                 return ()
+
+    def _keep_time(self, beat: float) -> None:
+        """As many as there are now, we need not say so often that we live as when we came."""
+        if beat > 0:
+            self.beat, self.patience = beat, max(self.patience, BEATS * beat)
 
     def _judged(self, verdict: Verdict) -> Iterable[Effect]:
         done = self.unjudged.get(verdict.task)

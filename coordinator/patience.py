@@ -34,7 +34,7 @@ def tick(core: Core) -> Iterator[Effect]:
         yield from membership.part(core, actor, f"silent for {core.now - core.roster.heard_at(actor):.1f} s")
     beat = core.rules.beat_for(len(core.roster))
     while actor := core.roster.unspoken(core.now - beat):
-        yield core.say(actor, Beat(core.version, core.kept))
+        yield core.say(actor, Beat(core.version, core.kept, beat))
     if core.rules.lease:
         yield from _expire(core)
     if core.now - max(core.moved_at, core.complained_at) > core.rules.quiet:

@@ -95,12 +95,13 @@ class Failed:
 class Beat:
     """Alive, said by either side when it has said nothing else for a while.
 
-    From an actor, progress counts clients finished since its start; from the coordinator it is the newest version, and
-    kept the newest that is in a snapshot.
+    From an actor, progress counts clients finished since its start; from the coordinator it is the newest version, kept the
+    newest that is in a snapshot, and beat the seconds between two of these, for as many actors as there are by now.
     """
 
     progress: int
     kept: int = -1
+    beat: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -907,7 +907,7 @@ def test_an_actor_whose_tasks_are_short_holds_more_of_them() -> None:
 def test_a_beat_is_said_to_whoever_was_told_nothing_else() -> None:
     run = Run(rounds(), Rules(beat=0.25)).join("a", "b")
     run.tick(after=0.2).contribute("a")
-    assert run.tick(after=0.06).said("b", Beat) == [Beat(0)]
+    assert run.tick(after=0.06).said("b", Beat) == [Beat(0, beat=Rules().beat)]
     assert run.said("a", Beat) == []
 
 

@@ -293,6 +293,14 @@ def test_a_result_of_an_earlier_attempt_does_not_end_the_one_that_runs() -> None
     assert runs(story.done((4, 0), 1).hear(assign((4, 0), 2))) == []  # told again, as after a new connection
 
 
+def test_who_was_here_before_many_others_says_as_seldom_as_they_that_it_lives() -> None:
+    story = Story().welcomed(patience=10.0).hear(Beat(0, beat=5.0))
+    assert story.tick(after=4.9).said(Beat) == []
+    assert story.tick(after=0.2).said(Beat) == [Beat(0)]
+    assert story.tick(after=14.0).said(Hello) == []  # 4 beats are borne by now
+    assert story.tick(after=1.0).tick(after=0.1).said(Hello)
+
+
 # Arrays in pieces
 
 
