@@ -59,9 +59,9 @@ class Rules:
     back: float = 2.0
 
     def beat_for(self, actors: int) -> float:
-        """Seconds of silence before either side says that it lives: longer for many, who together say it 2,000 times a
+        """Seconds of silence before either side says that it lives: longer for many, who together say it 1,250 times a
         second at most."""
-        return max(self.beat, actors / 2_000)
+        return max(self.beat, actors / 1_250)
 
     def patience_for(self, actors: int) -> float:
         """Seconds of silence after which the other side is given up: four beats at least."""
