@@ -213,8 +213,8 @@ class Core:
             yield from self._take_in(actor, lease, message) if whole else self._fetch(actor, lease, message)
 
     def _fetch(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
-        if lease.promise and lease.promise.onto > self.version:
-            lease.offered = message  # when its version is there: until then it would take up room
+        if lease.promise and (self.reached or lease.promise.onto > self.version):
+            lease.offered = message  # when its version is there, if it comes: until then it would take up room
             return
         if not lease.pulled:
             lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes

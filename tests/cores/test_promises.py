@@ -17,7 +17,7 @@ from shoal.coordinator.plans.stream import Stream
 from shoal.coordinator.promises import ANY, Promise, Promises
 from shoal.coordinator.recording import Recovered
 from shoal.coordinator.reports import Report
-from shoal.coordinator.rules import Rules
+from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.messages import Assign, Beat, Contribute, Envelope, Message, Verdict, Welcome
 from shoal.protocol.work import Task
 
@@ -44,9 +44,9 @@ def _heard(run: Run, name: str, message: Contribute, whole: bool) -> Run:
     return run.event(AtCore(run.peers[name], envelope, whole=whole))
 
 
-def restarted(plan: Any, *promises: Promise, version: int = 0, rules: Rules = KEEPS) -> Run:
+def restarted(plan: Any, *promises: Promise, version: int = 0, rules: Rules = KEEPS, goal: Goal | None = None) -> Run:
     told: Any = {"version": version, "epoch": 2, "promises": promises}
-    return Run(plan, rules, **told)
+    return Run(plan, rules, goal, **told)
 
 
 def counted(run: Run, name: str, one: Promise) -> Run:
@@ -129,6 +129,12 @@ def test_what_a_stream_was_promised_counts_however_old_it_is() -> None:
     counted(run, "a", first)
     assert run.core.ledger.counts.accepted == 1
     assert len(run.all(Step)) == 1
+
+
+def test_what_was_promised_is_not_fetched_where_the_goal_is_reached() -> None:
+    one = promise(3, 0, 1, onto=ANY)
+    run = restarted(Stream(1, 9, clients=5), one, version=4, goal=Goal(versions=4)).join("a")
+    assert offer(run, "a", one).all(Pull) == []
 
 
 def test_one_who_left_with_the_answer_on_its_way_hears_it_when_it_is_back() -> None:
