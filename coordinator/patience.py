@@ -28,7 +28,7 @@ def tick(core: Core) -> Iterator[Effect]:
     for freed in core.roster.unbar(core.now):
         desk.unpark(core)  # some of it is for those who are free now
         yield Report("quarantine", f"{freed.name} may have work again")
-    if core.ledger.promised and core.now >= core.back_by:
+    if core.ledger.promised and core.now >= core.back_by and not core.reached:
         yield from _recall(core)
     while actor := core.roster.silent(core.now - core.rules.patience_for(len(core.roster))):
         yield from membership.part(core, actor, f"silent for {core.now - core.roster.heard_at(actor):.1f} s")

@@ -135,6 +135,8 @@ def test_what_was_promised_is_not_fetched_where_the_goal_is_reached() -> None:
     one = promise(3, 0, 1, onto=ANY)
     run = restarted(Stream(1, 9, clients=5), one, version=4, goal=Goal(versions=4)).join("a")
     assert offer(run, "a", one).all(Pull) == []
+    assert [report.kind for report in run.tick(after=run.core.rules.back + 0.1).all(Report)] == []  # nor missed
+    assert run.core.ended
 
 
 def test_one_who_left_with_the_answer_on_its_way_hears_it_when_it_is_back() -> None:
