@@ -33,6 +33,7 @@ from shoal.actors.events import (
 )
 from shoal.protocol.fetching import Fetch, Way, to_go
 from shoal.protocol.messages import (
+    BEATS,
     PROTOCOL,
     WHOLE,
     Assign,
@@ -59,7 +60,6 @@ from shoal.protocol.work import Task
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most that grows to
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
-BEATS = 4  # that may be missed before the other side is given up
 AT_HAND = 8  # tasks with the worker at once, so that short ones do not wait for each other's answers
 UNREACHED = 5.0  # seconds of silence after which a person is told
 LOOK = 0.02  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that

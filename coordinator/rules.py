@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.protocol.messages import BEATS
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -59,10 +61,10 @@ class Rules:
     back: float = 2.0
 
     def beat_for(self, actors: int) -> float:
-        """Seconds of silence before either side says that it lives: longer for many, who together say it 1,250 times a
+        """Seconds of silence before either side says that it lives: longer for many, who together say it 2,000 times a
         second at most."""
-        return max(self.beat, actors / 1_250)
+        return max(self.beat, actors / 2_000)
 
     def patience_for(self, actors: int) -> float:
-        """Seconds of silence after which the other side is given up: four beats at least."""
-        return max(self.patience, 4 * self.beat_for(actors))
+        """Seconds of silence after which the other side is given up: a few beats at least."""
+        return max(self.patience, BEATS * self.beat_for(actors))

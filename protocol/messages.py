@@ -91,6 +91,9 @@ class Failed:
     traceback: str
 
 
+BEATS = 4  # that may be missed before the other side is given up
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """Alive, said by either side when it has said nothing else for a while.
