@@ -66,7 +66,7 @@ def _adder() -> Adder:
     """torch's where a worker has brought torch in: it adds plain sums in half the time."""
     if "torch" not in sys.modules:
         return Adder()
-    from shoal.envs.adding import TorchAdder
+    from shoal.nets.adding import TorchAdder
 
     return TorchAdder()
 

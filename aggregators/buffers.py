@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.flat import as_tensor
+from shoal.nets.flat import as_tensor
 from shoal.protocol.layout import Bundle, Layout
 
 KEPT = 1  # free buffers: one is written while another is looked at

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.flat import FlatModule
+from shoal.nets.flat import FlatModule
 from shoal.protocol.layout import Bundle
 
 OPTIMIZERS = ("adam", "rmsprop")

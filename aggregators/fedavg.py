@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal.aggregators.buffers import Weights
 from shoal.aggregators.summing import BLOCKS, Turning, make_sum, segment
-from shoal.envs.flat import as_tensor
+from shoal.nets.flat import as_tensor
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import averaged
 from shoal.protocol.grid import GRID

@@ -17,8 +17,8 @@ from shoal.aggregators.descent import Descent
 from shoal.aggregators.gae import Targets
 from shoal.aggregators.staging import Batch, Staging
 from shoal.aggregators.vtrace import vtrace
-from shoal.envs.flat import FlatModule
-from shoal.envs.policies import Parameters, entropy, log_prob
+from shoal.nets.flat import FlatModule
+from shoal.nets.policies import Parameters, entropy, log_prob
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics
 
@@ -28,7 +28,7 @@ METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_varian
 class IMPALA:
     """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over trajectories, which it folds in whole.
 
-    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as envs/policies.py says.
+    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
     lr falls to 0 over total_timesteps environment steps, or stays where that is None. reward_scale multiplies rewards.
     Losses are means over the rows that the mask holds, value_loss half the mean squared error.
     """

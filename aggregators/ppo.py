@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from shoal.aggregators.descent import Descent
 from shoal.aggregators.gae import Targets, gae
 from shoal.aggregators.staging import Batch, Staging
-from shoal.envs.flat import FlatModule
-from shoal.envs.policies import entropy, log_prob
+from shoal.nets.flat import FlatModule
+from shoal.nets.policies import entropy, log_prob
 from shoal.protocol import draws
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics
@@ -28,7 +28,7 @@ MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "
 class PPO:
     """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), advantages by GAE of the current values.
 
-    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as envs/policies.py says.
+    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
     A step is update_epochs passes over the unmasked rows, each in num_minibatches parts shuffled by (seed, updates).
     lr falls to 0 over total_timesteps environment steps, or stays where that is None. reward_scale multiplies rewards.
     Metrics are means over all gradient steps of a step; first_ratio_error is max |ratio - 1| on its first minibatch.

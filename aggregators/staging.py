@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.flat import TORCH_DTYPES, as_tensor
+from shoal.nets.flat import TORCH_DTYPES, as_tensor
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution

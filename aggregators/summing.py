@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators.buffers import Weights
-from shoal.envs.adding import TorchAdder
-from shoal.envs.flat import TORCH_DTYPES, as_tensor
+from shoal.nets.adding import TorchAdder
+from shoal.nets.flat import TORCH_DTYPES, as_tensor
 from shoal.protocol.exact import PLAIN_TOTALS, Gauge, PartialSum, Sum, averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout

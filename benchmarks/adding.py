@@ -15,7 +15,7 @@ from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import BUSY, weighted_sum
 from shoal.benchmarks.jobs import vector
 from shoal.benchmarks.timing import Way, interleaved, timed
-from shoal.envs.adding import TorchAdder
+from shoal.nets.adding import TorchAdder
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle

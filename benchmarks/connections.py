@@ -24,10 +24,10 @@ from shoal.benchmarks.floors import FORK, others
 from shoal.benchmarks.jobs import Still, vector
 from shoal.benchmarks.machine import resident
 from shoal.coordinator.checks import Checks
-from shoal.coordinator.core import Core
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.coordinator.rules import Goal, Rules
 from shoal.coordinator.server import Server
 from shoal.protocol.codec import encode, pack_welcome
 from shoal.protocol.link import Hub, read

@@ -18,11 +18,11 @@ from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import FORK, others, parsed, ping_pong
 from shoal.benchmarks.timing import interleaved, quantile
 from shoal.coordinator.checks import Checks
-from shoal.coordinator.core import Core
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
-from shoal.coordinator.plans.rounds import Rounds
 from shoal.coordinator.reports import Progress, Report
-from shoal.coordinator.rules import Goal, Rules
 from shoal.coordinator.server import Server
 from shoal.protocol.codec import decode, encode, pack_welcome
 from shoal.protocol.layout import Bundle

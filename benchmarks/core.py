@@ -11,10 +11,10 @@ from collections import deque
 
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.timing import interleaved
-from shoal.coordinator.core import Core
-from shoal.coordinator.events import Admit, Effect, Event, Fold, Folded, Heard, Send, SendWeights, Step, Stepped, Tick
-from shoal.coordinator.plans.stream import Stream
-from shoal.coordinator.rules import Goal, Rules
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Admit, Effect, Event, Fold, Folded, Heard, Send, SendWeights, Step, Stepped, Tick
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.messages import PROTOCOL, Assign, Contribute, Envelope, Have, Hello
 
 FEW, MANY = 10, 10_000

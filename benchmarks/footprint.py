@@ -14,7 +14,7 @@ from shoal.benchmarks.case import Finding
 from shoal.benchmarks.jobs import SMALL, NoOp, Sums, noop, vector
 from shoal.benchmarks.machine import resident
 from shoal.benchmarks.play import played
-from shoal.job import Evaluate
+from shoal.jobs.job import Evaluate
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.plans import Asked, Plan
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.coordinator.rules import Rules
-from shoal.federated import Federated
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.rules import Rules
+from shoal.jobs.federated import Federated
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Metrics, Task, Work
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.benchmarks.run import CASES, number, results
+from shoal.benchmarks.run import cases, number, results
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 HEAD = ("command", "figure", "goal", "floor", "peer", "ratio", "holds", "load before")
@@ -19,7 +19,7 @@ HEAD = ("command", "figure", "goal", "floor", "peer", "ratio", "holds", "load be
 
 def rows(folder: Path) -> list[str]:
     """Markdown: a row a case that was measured, in the order of `shoal bench`."""
-    found = [json.loads(path.read_text()) for name in CASES if (path := folder / f"{name}.json").exists()]
+    found = [json.loads(path.read_text()) for name in cases() if (path := folder / f"{name}.json").exists()]
     lines = [_row(HEAD), _row(["---"] * len(HEAD)), *(_row(_cells(one)) for one in found)]
     return [*lines, "", *(f"Measured on: {text}." for text in dict.fromkeys(_machine(one) for one in found))]
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from shoal.catalog import digits
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.federated import Federated
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.jobs.catalog import digits
+from shoal.jobs.federated import Federated
 from shoal.protocol.draws import key
 
 State = dict[str, torch.Tensor]

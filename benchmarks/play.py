@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from shoal import launch as starter
-from shoal.job import Job
+from shoal.jobs.job import Job
 from shoal.protocol.door import ServerKeys, server_keys
 from shoal.protocol.keys import KeyFolder
 from shoal.protocol.link import Arrival, Hub
 from shoal.protocol.messages import Envelope
-from shoal.rundir import Config, RunDir
+from shoal.runs import launch as starter
+from shoal.runs.rundir import Config, RunDir
 
 
 @dataclass(frozen=True)

@@ -13,37 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from shoal.benchmarks import (
-    access,
     adding,
-    chaos,
     compression,
     connections,
     control,
     core,
-    diskfull,
-    endurance,
     footprint,
-    fuzz,
     gpu,
     heartbeat,
-    leaks,
     learning,
     moving,
     overhead,
-    recovery,
-    slowlink,
-    soak,
-    stalled,
     startup,
     throughput,
 )
 from shoal.benchmarks.alone import CrashedError, apart
 from shoal.benchmarks.case import Case, Finding, line
 from shoal.benchmarks.machine import facts, versions
+from shoal.jobs.settings import nearest
 from shoal.protocol.errors import UserError
-from shoal.settings import nearest
 
-CASES: Mapping[str, Case] = {
+FIGURES: Mapping[str, Case] = {
     "digits": learning.digits,
     "round-overhead": overhead.round_overhead,
     "cartpole": learning.cartpole,
@@ -65,44 +55,43 @@ CASES: Mapping[str, Case] = {
     "memory": footprint.memory,
     "connections": connections.connections,
     "core": core.core,
-    "dst": endurance.dst,
-    "powercut": endurance.powercut,
-    "chaos": chaos.chaos,
-    "chaos-async": chaos.chaos_async,
-    "recovery": recovery.recovery,
-    "leaks": leaks.leaks,
-    "diskfull": diskfull.diskfull,
-    "fuzz": fuzz.fuzz,
-    "stalled": stalled.stalled,
-    "slowlink": slowlink.slowlink,
-    "soak": soak.soak,
-    "access": access.access,
 }
+
+
+def cases() -> Mapping[str, Case]:
+    """All cases by name: figures, and in a checkout what a run survives (tests/faults/), which is no part of the wheel."""
+    try:
+        from shoal.faults.cases import FAULTS
+    except ModuleNotFoundError:
+        return FIGURES
+    return {**FIGURES, **FAULTS}
+
 
 Measure = Callable[[Case, bool], tuple[Finding, float]]
 COLUMNS = ("case", "figure", "unit", "goal", "floor", "peer", "ratio", "holds", "seconds")
 
 
 def main(
-    cases: Sequence[str],
+    names: Sequence[str],
     quick: bool,
     as_json: bool,
     *,
-    registry: Mapping[str, Case] = CASES,
+    registry: Mapping[str, Case] | None = None,
     measure: Measure = apart,
     folder: Path | None = None,
 ) -> int:
     """Run the named cases, or all. Returns the exit code: 0, or 1 where a case crashed. Raises UserError for a name."""
-    for name in cases:
-        if name not in registry:
-            raise UserError(f"unknown case {name!r}: {nearest(name, registry)}")
+    known = cases() if registry is None else registry
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown case {name!r}: {nearest(name, known)}")
     into = folder or results()
     lines, crashed = [], 0
-    for name in cases or registry:
+    for name in names or known:
         machine = facts()
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            finding, seconds = measure(registry[name], quick)
+            finding, seconds = measure(known[name], quick)
         except CrashedError as crash:
             print(f"shoal: case {name} crashed ({crash})", file=sys.stderr)
             crashed = 1

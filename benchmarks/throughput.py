@@ -19,7 +19,7 @@ from shoal.benchmarks.peers import questions
 from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.play import played
 from shoal.benchmarks.timing import interleaved
-from shoal.coordinator.plans import AFRESH
+from shoal.coordinator.deciding.plans import AFRESH
 
 ACTORS = 2
 LARGE = 1_200_000  # float32: 4.8 MB

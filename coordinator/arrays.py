@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from shoal.coordinator.disk import DiskTrouble
+from shoal.coordinator.deciding.roster import Roster
+from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.receiving import Receiving
-from shoal.coordinator.roster import Roster
 from shoal.coordinator.serving import Recent, Serving, What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.spool import Frames, Spool, Store

@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Checks
-from shoal.coordinator.disk import DiskTrouble, SyncFailed
-from shoal.coordinator.events import Event, Fold, Folded, Step, Stepped, Unfit
-from shoal.coordinator.recording import Recording
+from shoal.coordinator.deciding.events import Event, Fold, Folded, Step, Stepped, Unfit
+from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
+from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Report
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics, Work
@@ -57,7 +57,7 @@ AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 class Learner:
     """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `change`: what is new
-    in them, of an aggregator that tells it (aggregators/told.py).
+    in them, of an aggregator that tells it (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version that `due` says. recording: what makes promises durable.
     """

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from shoal.coordinator.arrays import Arrays
-from shoal.coordinator.core import Core
-from shoal.coordinator.disk import DiskTrouble
-from shoal.coordinator.events import (
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import (
     Admit,
     Effect,
     Event,
@@ -36,10 +35,11 @@ from shoal.coordinator.events import (
     Unfit,
     Unpull,
 )
+from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.learner import Broke, Evaluated, Intake, Job, Learner, Outcome
-from shoal.coordinator.patience import waiting_for
 from shoal.coordinator.reports import Observer, Progress, Report
-from shoal.coordinator.roster import Actor
 from shoal.coordinator.serving import What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.tally import Rate, Tally

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shoal.coordinator.disk import REAL, trouble, write_all
+from shoal.coordinator.keeping.disk import REAL, trouble, write_all
 from shoal.protocol.layout import Bundle, Bytes, Layout, Scattered
 
 READ = 1 << 22  # bytes read at a time

@@ -1,6 +1,6 @@
 """`python scripts/keys.py ...` is `shoal keys ...`."""
 
 if __name__ == "__main__":
-    from shoal.cli import script
+    from shoal.commands.cli import script
 
     script(__file__)

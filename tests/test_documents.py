@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from shoal.arguments import parser
-from shoal.catalog import find
-from shoal.cli import ACTS
-from shoal.federated import FederatedSettings
-from shoal.reinforcement import ReinforcementSettings
-from shoal.settings import configured, described, pairs
+from shoal.commands.arguments import parser
+from shoal.commands.cli import ACTS
+from shoal.jobs.catalog import find
+from shoal.jobs.federated import FederatedSettings
+from shoal.jobs.reinforcement import ReinforcementSettings
+from shoal.jobs.settings import configured, described, pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,8 +57,8 @@ JOBS = [(path, block) for path in DOCUMENTS for block in blocks(path, "python") 
 
 @pytest.mark.parametrize(("document", "code"), [(path.name, code) for path, code in JOBS])
 def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str, code: str) -> None:
-    from shoal.launch import Launch, launch
-    from shoal.rundir import Config, RunDir
+    from shoal.runs.launch import Launch, launch
+    from shoal.runs.rundir import Config, RunDir
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "shown.py").write_text(code)

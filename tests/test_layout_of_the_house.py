@@ -19,21 +19,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = ROOT / "tests" / "links" / "shoal"
 PROJECT: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS: Mapping[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+PACKED: Mapping[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+CHECKOUT: Mapping[str, str] = {"shoal.simulation": "simulation", "shoal.faults": "tests/faults"}  # no part of the wheel
+FOLDERS: Mapping[str, str] = {**PACKED, **CHECKOUT}
 
 # Which rooms a room may import from, beside its own. The command line and the benchmarks stand on top and may use all.
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "protocol": frozenset(),
     "envs": frozenset({"protocol"}),
-    "aggregators": frozenset({"protocol", "envs"}),
-    "coordinator": frozenset({"protocol", "envs", "aggregators"}),
-    "actors": frozenset({"protocol", "envs"}),
-    "scripts": frozenset({"protocol", "envs", "aggregators", "coordinator", "actors", "benchmarks"}),
-    "benchmarks": frozenset({"protocol", "envs", "aggregators", "coordinator", "actors", "scripts"}),
+    "nets": frozenset({"protocol", "envs"}),
+    "aggregators": frozenset({"protocol", "envs", "nets"}),
+    "coordinator": frozenset({"protocol", "envs", "nets", "aggregators"}),
+    "actors": frozenset({"protocol", "envs", "nets"}),
+    "scripts": frozenset({"protocol", "envs", "nets", "aggregators", "coordinator", "actors", "benchmarks"}),
+    "benchmarks": frozenset({"protocol", "envs", "nets", "aggregators", "coordinator", "actors", "scripts", "tests/faults"}),
+    "simulation": frozenset({"protocol", "envs", "nets", "aggregators", "coordinator", "actors", "scripts"}),
+    "tests/faults": frozenset(
+        {"protocol", "envs", "nets", "aggregators", "coordinator", "actors", "scripts", "benchmarks", "simulation"}
+    ),
 }
-DECIDING = ("shoal.coordinator.core", "shoal.coordinator.plans", "shoal.actors.session")  # and all they import in their rooms
+DECIDING = ("shoal.coordinator.deciding", "shoal.actors.session")  # and all they import in their rooms
 NOT_FOR_DECIDING = frozenset({"asyncio", "msgpack", "numpy", "psutil", "socket", "threading", "time", "torch", "zmq"})
-EDGE = ("shoal", "shoal.protocol", "shoal.actors.session", "shoal.actors.loop", "shoal.cli", "shoal.__main__")
+EDGE = ("shoal", "shoal.protocol", "shoal.actors.session", "shoal.actors.loop", "shoal.commands.cli", "shoal.__main__")
 CORE_IMPORTS = frozenset({"zmq", "msgpack", "numpy", "psutil"})  # import names of [project.dependencies]
 UNSAFE_MODULES = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "time.sleep", "torch.load", "torch.save", "yaml.load"})
@@ -190,7 +197,7 @@ def written(source: str, name: str = "shoal.protocol.planted") -> Module:
 def test_the_package_list_is_the_folders() -> None:
     with_code = {
         ".".join((package, *folder.relative_to(ROOT / top).parts))
-        for package, top in FOLDERS.items()
+        for package, top in PACKED.items()
         for folder in [ROOT / top, *(p for p in (ROOT / top).rglob("*") if p.is_dir())]
         if any(folder.glob("*.py"))
     }
@@ -200,8 +207,9 @@ def test_the_package_list_is_the_folders() -> None:
 
 def test_every_room_and_every_module_of_scripts_has_its_link_for_the_type_checkers() -> None:
     rooms = {p.removeprefix("shoal."): ROOT / folder for p, folder in FOLDERS.items() if p != "shoal"}
-    scripts = {path.name: path for path in (ROOT / "scripts").glob("*.py") if path.stem not in rooms}
-    assert {link.name: link.resolve() for link in LINKS.iterdir()} == rooms | scripts
+    inner = {path.parent.name: path.parent for path in (ROOT / "scripts").glob("*/__init__.py")}
+    scripts = {path.name: path for path in (ROOT / "scripts").glob("*.py") if path.stem not in rooms | inner}
+    assert {link.name: link.resolve() for link in LINKS.iterdir()} == rooms | inner | scripts
     assert all(link.is_symlink() and not link.readlink().is_absolute() for link in LINKS.iterdir())
 
 
@@ -246,7 +254,7 @@ def test_every_room_imports_from_lower_floors_only() -> None:
 def test_what_decides_neither_waits_nor_computes_nor_tells_the_time() -> None:
     deciding = closure(DECIDING, own_room=True)
     deciding.pop("shoal", None)
-    assert "shoal.coordinator.plans" in deciding
+    assert "shoal.coordinator.deciding.plans" in deciding
     assert [breach for module in deciding.values() for breach in impure(module)] == []
 
 
@@ -279,13 +287,13 @@ def test_things_have_names_that_say_what_they_are() -> None:
     [
         ("shoal.protocol.x", "from shoal.envs import flat"),
         ("shoal.envs.x", "import shoal.aggregators.fedavg"),
-        ("shoal.aggregators.x", "from shoal.coordinator.core import Coordinator"),
+        ("shoal.aggregators.x", "from shoal.coordinator.deciding.core import Coordinator"),
         ("shoal.actors.x", "from shoal import coordinator"),
         ("shoal.actors.x", "def f():\n    import shoal.aggregators"),
         ("shoal.actors.workers.x", "from ...coordinator import core"),
         ("shoal.coordinator.x", "import shoal.actors.session"),
-        ("shoal.coordinator.x", "import shoal.cli"),
-        ("shoal.coordinator.plans.x", "import shoal.benchmarks"),
+        ("shoal.coordinator.x", "import shoal.commands.cli"),
+        ("shoal.coordinator.deciding.plans.x", "import shoal.benchmarks"),
     ],
 )
 def test_a_line_that_breaks_a_floor_is_found(importer: str, line: str) -> None:
@@ -299,7 +307,7 @@ def test_a_line_that_breaks_a_floor_is_found(importer: str, line: str) -> None:
         ("shoal.coordinator.x", "from shoal import __version__"),
         ("shoal.actors.workers.x", "from shoal.actors import Worker"),
         ("shoal.actors.workers.x", "from .. import loop"),
-        ("shoal.cli", "import shoal.coordinator.core, shoal.actors.session, shoal.benchmarks"),
+        ("shoal.commands.cli", "import shoal.coordinator.deciding.core, shoal.actors.session, shoal.benchmarks"),
     ],
 )
 def test_a_line_that_keeps_to_its_floor_is_not(importer: str, line: str) -> None:
@@ -313,12 +321,12 @@ def test_a_line_that_keeps_to_its_floor_is_not(importer: str, line: str) -> None
         "from time import monotonic",
         "import numpy as np",
         "import zmq.sugar",
-        "import shoal.envs.flat",
+        "import shoal.nets.flat",
         "import threading",
     ],
 )
 def test_a_deciding_half_that_does_something_is_found(line: str) -> None:
-    assert len(impure(written(line, "shoal.coordinator.core"))) == 1
+    assert len(impure(written(line, "shoal.coordinator.deciding.core"))) == 1
 
 
 @pytest.mark.parametrize(

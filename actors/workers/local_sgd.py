@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.evaluation import Loss, Tally, batches, tallied
-from shoal.envs.flat import FlatModule, as_tensor
-from shoal.envs.models import Model, seeded
 from shoal.envs.population import Population
+from shoal.nets.evaluation import Loss, Tally, batches, tallied
+from shoal.nets.flat import FlatModule, as_tensor
+from shoal.nets.models import Model, seeded
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.numpy_policy import Floats, Head, Policy, head_of
 from shoal.envs.vector import Step, Worlds
+from shoal.nets.numpy_policy import Floats, Head, Policy, head_of
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout

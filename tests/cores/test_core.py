@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shoal.coordinator.core import Core
-from shoal.coordinator.events import (
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import (
     Admit,
     Effect,
     Event,
@@ -36,13 +36,13 @@ from shoal.coordinator.events import (
     Unfit,
     Unpull,
 )
-from shoal.coordinator.farewell import ASTRAY, MOMENT
-from shoal.coordinator.patience import waiting_for
-from shoal.coordinator.plans import Asked, Plan
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.coordinator.plans.stream import Stream
+from shoal.coordinator.deciding.farewell import ASTRAY, MOMENT
+from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.reports import Report
-from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.messages import (
     PROTOCOL,
     Assign,

@@ -6,9 +6,9 @@ The one idea: a simulator that finds nothing proves nothing, unless it finds wha
 from __future__ import annotations
 
 import pytest
-from dst_mutants import MUTANTS, Mutant, planted
 
-from shoal.benchmarks.dst import run, schedule
+from shoal.simulation.mutants import MUTANTS, Mutant, planted
+from shoal.simulation.world import run, schedule
 
 SEEDS = 100  # within which a planted bug must be found
 SECONDS = 12.0  # of simulated faults
@@ -26,7 +26,7 @@ def test_a_seed_is_a_schedule() -> None:
 
 
 def test_the_case_of_the_benchmarks_tells_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.benchmarks.dst.QUICK", (20, 5.0))
+    monkeypatch.setattr("shoal.simulation.world.QUICK", (20, 5.0))
     told = run(quick=True, seed=7)
     assert (told["schedules"], told["violations"]) == (20, [])
     assert told["events"] > 5_000

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.benchmarks.bombs import HEADERS, HONEST, ROWS
-from shoal.benchmarks.fuzz import mutated, seeds, targets
+from shoal.faults.bombs import HEADERS, HONEST, ROWS
+from shoal.faults.fuzz import mutated, seeds, targets
 from shoal.protocol.codec import decode, decode_all
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout

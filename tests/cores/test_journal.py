@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.benchmarks.ramdisk import File, RamDisk
-from shoal.coordinator.disk import Disk, DiskTrouble, SyncFailed
-from shoal.coordinator.journal import Journal
-from shoal.coordinator.replay import FRAME, HEADER, Replay
+from shoal.coordinator.keeping.disk import Disk, DiskTrouble, SyncFailed
+from shoal.coordinator.keeping.journal import Journal
+from shoal.coordinator.keeping.replay import FRAME, HEADER, Replay
+from shoal.faults.ramdisk import File, RamDisk
 from shoal.protocol.errors import UserError
 
 FOLDER = Path("run/journal")
@@ -103,7 +103,7 @@ def test_a_record_larger_than_the_window_and_the_extent_fits(tmp_path: Path) -> 
 
 
 def test_a_record_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.coordinator.journal.LARGEST", 10)
+    monkeypatch.setattr("shoal.coordinator.keeping.journal.LARGEST", 10)
     journal = Run().open()
     with pytest.raises(ValueError, match="11 bytes is above the 10"):
         journal.append(b"12345", b"678901")

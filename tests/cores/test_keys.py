@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from shoal.coordinator.core import Core
-from shoal.coordinator.events import Admit, Heard, Send
-from shoal.coordinator.plans.stream import Stream
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Admit, Heard, Send
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.reports import Report
-from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.budget import Buckets, Budget
 from shoal.protocol.door import check_bind, check_connect, client_keys, is_local, server_keys
 from shoal.protocol.errors import UserError, printable

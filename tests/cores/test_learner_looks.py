@@ -12,7 +12,7 @@ import pytest
 
 from shoal.aggregators.fedavg import FedAvg
 from shoal.coordinator.checks import Checks
-from shoal.coordinator.events import Fold, Folded, Step, Stepped, Unfit
+from shoal.coordinator.deciding.events import Fold, Folded, Step, Stepped, Unfit
 from shoal.coordinator.learner import Intake, Learner, LearnerThread
 from shoal.protocol.exact import PartialSum, squares
 from shoal.protocol.layout import Bundle

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from shoal.benchmarks.netem import ACK, CUT, RST, SYN, Carrier, Weather, reset
+from shoal.faults.netem import ACK, CUT, RST, SYN, Carrier, Weather, reset
 
 NEAR, FAR = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
 

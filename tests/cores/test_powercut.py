@@ -8,11 +8,11 @@ from random import Random
 
 import pytest
 
-from shoal.benchmarks.powercut import Killed, Tally, one_run, run
-from shoal.benchmarks.ramdisk import RamDisk, power_cuts
-from shoal.coordinator.disk import write_file
-from shoal.coordinator.journal import Journal
-from shoal.coordinator.replay import Replay
+from shoal.coordinator.keeping.disk import write_file
+from shoal.coordinator.keeping.journal import Journal
+from shoal.coordinator.keeping.replay import Replay
+from shoal.faults.powercut import Killed, Tally, one_run, run
+from shoal.faults.ramdisk import RamDisk, power_cuts
 
 PATH = Path("run/file")
 

@@ -9,15 +9,15 @@ from test_core import Run
 
 from shoal.actors.events import Done, Forget, Heard, Retain, Say
 from shoal.actors.session import Session, hello
-from shoal.coordinator.events import Fold, Folded, Pull, Step
-from shoal.coordinator.events import Heard as AtCore
-from shoal.coordinator.plans import Asked
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.coordinator.plans.stream import Stream
-from shoal.coordinator.promises import ANY, Promise, Promises
-from shoal.coordinator.recording import Recovered
+from shoal.coordinator.deciding.events import Fold, Folded, Pull, Step
+from shoal.coordinator.deciding.events import Heard as AtCore
+from shoal.coordinator.deciding.plans import Asked
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.promises import ANY, Promise, Promises
+from shoal.coordinator.deciding.rules import Goal, Rules
+from shoal.coordinator.keeping.recording import Recovered
 from shoal.coordinator.reports import Report
-from shoal.coordinator.rules import Goal, Rules
 from shoal.protocol.messages import Assign, Beat, Contribute, Envelope, Message, Verdict, Welcome
 from shoal.protocol.work import Task
 

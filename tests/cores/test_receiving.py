@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shoal.coordinator.arrays import Arrays
-from shoal.coordinator.disk import DiskTrouble
+from shoal.coordinator.deciding.roster import Roster
+from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.receiving import LARGE, Receiving
-from shoal.coordinator.roster import Roster
 from shoal.coordinator.serving import KEPT, Recent, Serving
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.benchmarks.ramdisk import File, RamDisk
-from shoal.coordinator.disk import Disk, DiskTrouble, Lock, SyncFailed, write_file
-from shoal.coordinator.store import CODES, CorruptError, Snapshot, Store, newest, read, snapshots
+from shoal.coordinator.keeping.disk import Disk, DiskTrouble, Lock, SyncFailed, write_file
+from shoal.coordinator.keeping.store import CODES, CorruptError, Snapshot, Store, newest, read, snapshots
+from shoal.faults.ramdisk import File, RamDisk
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 
@@ -299,7 +299,7 @@ def test_keeping_none_is_refused() -> None:
 
 
 def test_a_second_coordinator_on_one_run_directory_is_refused_by_pid(tmp_path: Path) -> None:
-    ask = f"from shoal.coordinator.disk import Lock; from pathlib import Path; Lock(Path({str(tmp_path)!r}))"
+    ask = f"from shoal.coordinator.keeping.disk import Lock; from pathlib import Path; Lock(Path({str(tmp_path)!r}))"
     with Lock(tmp_path):
         with pytest.raises(UserError, match=f"in use by the coordinator with pid {os.getpid()}: stop that one"):
             Lock(tmp_path)

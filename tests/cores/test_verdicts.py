@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.coordinator.verdicts import JUDGED, Verdicts
+from shoal.coordinator.deciding.verdicts import JUDGED, Verdicts
 from shoal.protocol.messages import Failed, Verdict
 
 A = b"session of a"

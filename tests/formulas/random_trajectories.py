@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.policies import log_prob, sample
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
+from shoal.nets.policies import log_prob, sample
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Work
 

@@ -12,8 +12,8 @@ from federated_deltas import contribution, vector
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.aggregators.bounded import LEAST, WINDOW, Bounded
-from shoal.aggregators.compressed import Decompressed
+from shoal.aggregators.around.bounded import LEAST, WINDOW, Bounded
+from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.fedbuff import FedBuff
 from shoal.protocol.compress import Packed, codec_of
@@ -117,7 +117,7 @@ def test_a_restored_one_goes_on_with_the_same_bound(versions, data):
 
 def test_a_norm_that_is_known_is_not_computed_again(monkeypatch):
     aggregator = bounded()
-    monkeypatch.setattr("shoal.aggregators.bounded.squares", None)
+    monkeypatch.setattr("shoal.aggregators.around.bounded.squares", None)
     for _ in range(10):
         aggregator.fold(contribution(long(2.0), norm=1.0))  # believed
     aggregator.step()

@@ -17,7 +17,7 @@ from shoal.aggregators.buffers import Buffers
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.registry import FEDERATED
 from shoal.aggregators.summing import DeviceSum
-from shoal.envs.flat import as_tensor
+from shoal.nets.flat import as_tensor
 from shoal.protocol.layout import Bundle
 
 BOTH = pytest.mark.parametrize("deterministic", [True, False])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.actors.workers.compressed import Compressed
-from shoal.aggregators.compressed import Decompressed
+from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.fedopt import FedAdam
 from shoal.protocol.compress import CODECS, Codec, Packed, codec_of

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from shoal.actors.events import Run
 from shoal.actors.labour import perform
 from shoal.aggregators.summing import DeviceSum
-from shoal.envs.adding import TorchAdder
+from shoal.nets.adding import TorchAdder
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import AS_THEY_ARE, PartialSum, floats, squares, summed_layout
 from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, SMALL, STRETCH, WEIGHT_LIMIT, Adder, exact_weight

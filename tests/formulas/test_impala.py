@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from shoal.aggregators.gae import Targets
 from shoal.aggregators.impala import IMPALA
 from shoal.aggregators.vtrace import vtrace
-from shoal.envs.policies import ActorCritic, entropy, log_prob
 from shoal.envs.spaces import Spaces
+from shoal.nets.policies import ActorCritic, entropy, log_prob
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Work

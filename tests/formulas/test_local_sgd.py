@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.envs.datasets import Examples
-from shoal.envs.evaluation import Evaluation
-from shoal.envs.flat import FlatModule
-from shoal.envs.models import fedavg_cnn, mlp, seeded
 from shoal.envs.partition import quantity_skew
 from shoal.envs.population import Population
+from shoal.nets.evaluation import Evaluation
+from shoal.nets.flat import FlatModule
+from shoal.nets.models import fedavg_cnn, mlp, seeded
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.envs import policies
-from shoal.envs.flat import FlatModule
-from shoal.envs.numpy_policy import Categorical, Gaussian, NumpyPolicy, head_of
-from shoal.envs.policies import ActorCritic, TorchPolicy
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
+from shoal.nets import policies
+from shoal.nets.flat import FlatModule
+from shoal.nets.numpy_policy import Categorical, Gaussian, NumpyPolicy, head_of
+from shoal.nets.policies import ActorCritic, TorchPolicy
 from shoal.protocol.errors import UserError
 
 VECTOR, PICTURE = Observations((5,)), Observations((2, 3), "u1")

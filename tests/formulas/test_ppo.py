@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
 from shoal.aggregators.ppo import PPO
-from shoal.envs.numpy_policy import NumpyPolicy
-from shoal.envs.policies import ActorCritic, entropy, log_prob
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import make_vector, spaces_in
+from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.policies import ActorCritic, entropy, log_prob
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics, Task
 

@@ -15,12 +15,12 @@ from counting import counting, definition, finished
 from gymnasium import spaces
 
 from shoal.actors.workers.rollout import MAX_SAMPLES, Rollout
-from shoal.envs import policies
-from shoal.envs.flat import FlatModule
-from shoal.envs.numpy_policy import NumpyPolicy
-from shoal.envs.policies import ActorCritic, TorchPolicy
 from shoal.envs.spaces import Discrete, Observations, Spaces
 from shoal.envs.vector import Envs, make_vector, spaces_in
+from shoal.nets import policies
+from shoal.nets.flat import FlatModule
+from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.policies import ActorCritic, TorchPolicy
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
@@ -297,7 +297,7 @@ import sys
 from functools import partial
 import numpy as np
 from shoal.actors.workers.rollout import Rollout
-from shoal.envs.numpy_policy import NumpyPolicy
+from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.envs.vector import make_vector
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
 
+from shoal.aggregators.around.told import Told
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.fedopt import FedAdam
-from shoal.aggregators.told import Told
 from shoal.protocol.changes import Changes, joined, last
 from shoal.protocol.compress import CODECS, Coding
 from shoal.protocol.errors import ProtocolError, UserError

@@ -3,7 +3,7 @@
 The one idea: a worker that has done its share of the round waits for whoever opens a named pipe for writing; so who has done
 what by then is counted, and does not depend on how fast anything is.
 
-`python standing.py ADDRESS NOTES` is such an actor; NOTES is a folder (benchmarks/family.py).
+`python standing.py ADDRESS NOTES` is such an actor; NOTES is a folder (tests/faults/family.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.benchmarks.family import noting
-from shoal.coordinator.rules import Rules
-from shoal.federated import Federated
+from shoal.coordinator.deciding.rules import Rules
+from shoal.faults.family import noting
+from shoal.jobs.federated import Federated
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 

@@ -21,9 +21,9 @@ import psutil
 import pytest
 import zmq
 
-from shoal.benchmarks import strangers
-from shoal.benchmarks.strangers import CASES, INTRUSION, LIMIT, PING, Site, attempt, frame, greeting, ready
-from shoal.coordinator.core import Core
+from shoal.coordinator.deciding.core import Core
+from shoal.faults import strangers
+from shoal.faults.strangers import CASES, INTRUSION, LIMIT, PING, Site, attempt, frame, greeting, ready
 from shoal.protocol import door, front, keys
 from shoal.protocol.budget import Budget
 from shoal.protocol.door import client_keys

@@ -18,7 +18,7 @@ from typed import Said, mistake, ran, shoal
 from shoal.actors.events import Note, Say, Tick
 from shoal.actors.session import Session, hello
 from shoal.protocol.messages import Hello
-from shoal.rundir import Config, RunDir
+from shoal.runs.rundir import Config, RunDir
 
 
 @pytest.fixture(autouse=True)
@@ -391,7 +391,7 @@ def test_a_contribution_of_nonsense_is_refused_and_reported_and_touches_nothing(
 
 
 def final_weights(said: Said) -> list[float]:
-    from shoal.coordinator.store import newest
+    from shoal.coordinator.keeping.store import newest
 
     snapshot = newest(Path(said.result["run_dir"]), lambda text: None)
     assert snapshot is not None

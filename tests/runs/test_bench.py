@@ -16,7 +16,7 @@ from shoal.benchmarks.core import Crowd
 from shoal.benchmarks.moving import journeys
 from shoal.benchmarks.play import Trace
 from shoal.benchmarks.timing import interleaved, quantile
-from shoal.cli import main as shoal
+from shoal.commands.cli import main as shoal
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Envelope, Have
 
@@ -115,7 +115,7 @@ def test_a_crash_in_that_process_is_told(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_every_case_has_a_row_that_says_how_it_is_measured() -> None:
     readme = (Path(run.__file__).resolve().parent / "README.md").read_text()
-    assert all(f"| {name}" in readme or f", {name}" in readme for name in run.CASES)
+    assert all(f"| {name}" in readme or f", {name}" in readme for name in run.cases())
 
 
 def test_a_word_is_answered_while_others_read_as_fast_as_they_can() -> None:
@@ -140,7 +140,7 @@ def test_the_gpu_case_measures_any_device(exact: bool) -> None:
 
 
 def test_the_ledger_is_made_of_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "CASES", CASES)
+    monkeypatch.setattr(ledger, "cases", lambda: CASES)
     bench(tmp_path, "trivial")
     readme = ledger.written(f"before\n{ledger.BEGIN}\nstale figures\n{ledger.END}\nafter\n", ledger.rows(tmp_path))
     assert readme.startswith("before\n")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from typed import Said, ran, shoal
 
-from shoal.federated import FederatedSettings
-from shoal.reinforcement import ReinforcementSettings
-from shoal.rundir import RunDir
+from shoal.jobs.federated import FederatedSettings
+from shoal.jobs.reinforcement import ReinforcementSettings
+from shoal.runs.rundir import RunDir
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 COMMANDS = ("jobs", "simulate", "coordinator", "actor", "resume", "evaluate", "plot", "export", "bench")
@@ -188,7 +188,7 @@ def test_help_and_the_two_kinds_of_job_need_neither_torch_nor_numpy() -> None:
     heavy = "sorted({'torch', 'numpy', 'gymnasium', 'zmq', 'rich'} & set(sys.modules))"
     code = f"""
 import sys
-from shoal.cli import main
+from shoal.commands.cli import main
 try: main(["--help"])
 except SystemExit: print({heavy})
 main(["jobs"])
@@ -197,7 +197,9 @@ print({heavy}, shoal.Federated, shoal.Reinforcement, 'torch' in sys.modules)"""
     said = command("-c", code)
     assert said.stderr == ""
     assert said.stdout.count("[]\n") == 1
-    assert said.stdout.endswith("<class 'shoal.federated.Federated'> <class 'shoal.reinforcement.Reinforcement'> False\n")
+    assert said.stdout.endswith(
+        "<class 'shoal.jobs.federated.Federated'> <class 'shoal.jobs.reinforcement.Reinforcement'> False\n"
+    )
 
 
 def test_python_m_shoal_is_the_command() -> None:
@@ -213,14 +215,16 @@ def test_every_command_is_a_script_too(name: str) -> None:
 def test_a_script_named_like_a_room_does_not_take_its_place() -> None:
     said = command(SCRIPTS / "coordinator.py", "digits", "--bind", "tcp://127.0.0.1:1", "--seed", "x")
     assert "--seed: x" in said.stderr
-    found = command("-c", "import shoal.coordinator.core, shoal.coordinator as c; print(c.__path__[0], shoal.__path__)")
+    found = command(
+        "-c", "import shoal.coordinator.deciding.core, shoal.coordinator as c; print(c.__path__[0], shoal.__path__)"
+    )
     assert Path(found.stdout.split()[0]) == SCRIPTS.parent / "coordinator", found.stderr
 
 
 def test_a_script_runs_a_job_whose_modules_are_called_like_ours(place: Path) -> None:
     (place / "evaluate.py").write_text("ROUNDS = 1")  # as is a package on the index
     (place / "its.py").write_text(
-        "from evaluate import ROUNDS\nfrom shoal.catalog import digits\njob = digits().configured({'rounds': ROUNDS})"
+        "from evaluate import ROUNDS\nfrom shoal.jobs.catalog import digits\njob = digits().configured({'rounds': ROUNDS})"
     )
     said = command(SCRIPTS / "simulate.py", "its.py", "--actors", "1", "--json")
     assert (said.returncode, json.loads(said.stdout.splitlines()[-1])["version"]) == (0, 1), said.stderr

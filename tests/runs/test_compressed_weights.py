@@ -8,8 +8,8 @@ import pytest
 from test_pieces import large
 from whole import Outcome, run
 
-from shoal.catalog import find
-from shoal.job import Job
+from shoal.jobs.catalog import find
+from shoal.jobs.job import Job
 from shoal.protocol.compress import CODECS, Coding, Packed
 from shoal.protocol.errors import UserError
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from whole import Outcome, run
 
-from shoal.catalog import find
-from shoal.federated import Federated
+from shoal.jobs.catalog import find
+from shoal.jobs.federated import Federated
 from shoal.protocol.compress import CODECS, Packed
 from shoal.protocol.errors import UserError
 
@@ -42,7 +42,7 @@ def test_random_entries_give_the_same_bits_over_sockets():
 
 def test_a_compressed_contribution_that_fills_shared_memory_gives_the_same_bits(tmp_path):
     from shoal.envs import datasets
-    from shoal.envs.models import mlp
+    from shoal.nets.models import mlp
 
     wide = Federated(lambda: mlp((64, 2000, 10)), datasets.digits, rounds=2, local_epochs=1, eval_every=0, compress="int8")
     assert run(wide, 2, f"ipc://{tmp_path}/hub", share=True).sha256 == run(wide, 0).sha256

@@ -7,10 +7,10 @@ import pytest
 import torch
 from whole import run
 
-from shoal.catalog import find
 from shoal.envs import datasets
-from shoal.envs.models import mlp
-from shoal.federated import Federated
+from shoal.jobs.catalog import find
+from shoal.jobs.federated import Federated
+from shoal.nets.models import mlp
 from shoal.protocol import draws
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typed import ran
 
-from shoal.coordinator.store import newest
+from shoal.coordinator.keeping.store import newest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EXTRA = ("torch", "gymnasium", "sklearn", "scipy", "matplotlib", "tensorboard", "rich", "safetensors", "tomli_w", "argcomplete")
@@ -25,7 +25,7 @@ class Blocker:
         if name.split(".")[0] in {EXTRA}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
-from shoal.cli import main
+from shoal.commands.cli import main
 code = main(sys.argv[1:])
 print(sorted(m for m in {EXTRA} if m in sys.modules))
 sys.exit(code)

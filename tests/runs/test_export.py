@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from shoal.envs.flat import FlatModule
-from shoal.export import export, load
+from shoal.nets.flat import FlatModule
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
+from shoal.runs.export import export, load
 
 
 class Net(nn.Module):

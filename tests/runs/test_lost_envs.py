@@ -19,9 +19,9 @@ import pytest
 from typed import ran
 from whole import run
 
-from shoal.catalog import find
+from shoal.jobs.catalog import find
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
-from shoal.reinforcement import Reinforcement
 
 LIMIT = 60.0  # seconds until a test gives up
 SHOAL = [sys.executable, "-m", "shoal"]

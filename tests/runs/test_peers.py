@@ -16,7 +16,7 @@ from shoal.benchmarks.peers import asking, questions, venvs
 from shoal.benchmarks.peers.asking import Answer, AnswerError, Question
 from shoal.benchmarks.peers.beside import POLICY, Beside
 from shoal.benchmarks.peers.venvs import AbsentError
-from shoal.cli import main as shoal
+from shoal.commands.cli import main as shoal
 
 ASKED = {
     "a_fast": Question("a", "a.py", ("fast", 3), turns=2, quick=True),

@@ -14,8 +14,8 @@ import pytest
 from whole import Outcome, run
 
 from shoal.envs import datasets
-from shoal.envs.models import mlp
-from shoal.federated import Federated
+from shoal.jobs.federated import Federated
+from shoal.nets.models import mlp
 from shoal.protocol.fetching import LEAST
 
 LONGEST = 3 * LEAST  # bytes that a connection carries, at most, before it is cut

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from shoal.coordinator.reports import Progress
-from shoal.observers import Record
-from shoal.plot import groups, mean_of, panels, plot, read
 from shoal.protocol.errors import UserError
-from shoal.rundir import Config, RunDir
+from shoal.runs.observers import Record
+from shoal.runs.plot import groups, mean_of, panels, plot, read
+from shoal.runs.rundir import Config, RunDir
 
 
 def made(folder: Path, config: Config, rows: list[dict[str, float]], steps: int = 0) -> RunDir:

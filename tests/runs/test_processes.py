@@ -18,8 +18,8 @@ import pytest
 import standing
 from whole import run as whole_run
 
-from shoal.benchmarks.booked import Accepted, Committed, read, records
-from shoal.coordinator.store import newest
+from shoal.coordinator.keeping.store import newest
+from shoal.faults.booked import Accepted, Committed, read, records
 from shoal.protocol.messages import TaskName
 
 SHOAL = (sys.executable, "-m", "shoal")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from shoal.coordinator.reports import Progress, Report
-from shoal.progress import Errors, Lasting, Lines, Live, display, escaped, line, table
+from shoal.runs.progress import Errors, Lasting, Lines, Live, display, escaped, line, table
 
 CONTROL = "\x1b[2J\x07[bold]evil[/bold]\u202e"
 

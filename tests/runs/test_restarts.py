@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.benchmarks.booked import Accepted, Committed, read
 from shoal.benchmarks.jobs import Still
-from shoal.coordinator.core import Core
-from shoal.coordinator.disk import DiskTrouble
-from shoal.coordinator.events import Admit, Fold, Heard, Send, Step, Tick
-from shoal.coordinator.plans.rounds import Rounds
-from shoal.coordinator.recording import Recording
-from shoal.coordinator.rules import Goal, Rules
-from shoal.coordinator.store import Store
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Admit, Fold, Heard, Send, Step, Tick
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.rules import Goal, Rules
+from shoal.coordinator.keeping.disk import DiskTrouble
+from shoal.coordinator.keeping.recording import Recording
+from shoal.coordinator.keeping.store import Store
+from shoal.faults.booked import Accepted, Committed, read
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import PROTOCOL, Assign, Envelope, Hello, Stop
-from shoal.socketdir import PREFIX, socket_folder, sweep
-from shoal.supervise import MOST, supervised
+from shoal.runs.socketdir import PREFIX, socket_folder, sweep
+from shoal.runs.supervise import MOST, supervised
 
 
 class Lives:

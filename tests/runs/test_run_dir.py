@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from shoal.coordinator.reports import Progress, Report
-from shoal.launch import crowded
-from shoal.observers import Record, Together
 from shoal.protocol.errors import UserError
-from shoal.rundir import Config, RunDir, short_name
-from shoal.summary import closing, json_line, summary
+from shoal.runs.launch import crowded
+from shoal.runs.observers import Record, Together
+from shoal.runs.rundir import Config, RunDir, short_name
+from shoal.runs.summary import closing, json_line, summary
 
 WHEN = datetime(2025, 3, 1, 9, 5, 7)
 

@@ -46,9 +46,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_the_pins_of_peers_and_the_mark_that_it_is_typed(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    rooms = ("protocol", "envs", "aggregators", "actors", "coordinator", "benchmarks")
+    rooms = ("protocol", "envs", "nets", "aggregators", "actors", "coordinator", "benchmarks")
     modules = {f"shoal/{path.relative_to(ROOT)}" for room in rooms for path in (ROOT / room).rglob("*.py")}
-    modules |= {f"shoal/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
+    modules |= {f"shoal/{path.relative_to(ROOT / 'scripts')}" for path in (ROOT / "scripts").rglob("*.py")}
     pins = {f"shoal/{path.relative_to(ROOT)}" for path in (ROOT / "benchmarks" / "peers").glob("*.txt")}
     assert {name for name in names if name.startswith("shoal/")} == modules | pins | {"shoal/py.typed"}
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.cli import main
+from shoal.commands.cli import main
 
 
 @dataclass(frozen=True)

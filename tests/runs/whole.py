@@ -10,22 +10,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.actors.loop import Actor, host_id
-from shoal.aggregators.told import coding_of
+from shoal.aggregators.around.told import coding_of
 from shoal.coordinator.checks import Checks
-from shoal.coordinator.core import Core
-from shoal.coordinator.events import Finish
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Finish
+from shoal.coordinator.deciding.plans import AFRESH
 from shoal.coordinator.learner import Learner, LearnerThread
-from shoal.coordinator.plans import AFRESH
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.coordinator.sharing import sharing
-from shoal.job import Job
-from shoal.plain import PlainWire
+from shoal.jobs.job import Job
 from shoal.protocol.codec import pack_welcome
 from shoal.protocol.gateway import Gateway
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub
 from shoal.protocol.work import Metrics
+from shoal.runs.plain import PlainWire
 
 
 @dataclass

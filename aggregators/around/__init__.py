@@ -1,0 +1,1 @@
+"""Aggregators that stand around another one: bounds, compression, changes of weights."""

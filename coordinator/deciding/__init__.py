@@ -1,0 +1,1 @@
+"""What a coordinator decides: events in, effects out. No sockets, no arrays, no clock."""

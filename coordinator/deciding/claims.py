@@ -1,0 +1,34 @@
+"""What a contribution says of itself, checked against the lease it answers, before anybody looks at its arrays.
+
+The one idea: an actor may claim what it likes about its own work, within what it was given; nothing it claims is about others.
+"""
+
+from __future__ import annotations
+
+import math
+
+from shoal.coordinator.deciding.ledger import Lease
+from shoal.coordinator.deciding.rules import Rules
+from shoal.protocol.messages import Contribute
+
+
+def amiss(lease: Lease, message: Contribute, sent: int, rules: Rules) -> str:
+    """What is wrong with it; "" if nothing. sent: the newest weights that went to its actor."""
+    if lease.promise:
+        if (message.made_from, message.digest) != (lease.promise.made_from, lease.promise.digest):
+            return f"it is not what was accepted before the restart: digest {message.digest[:16]!a}"
+    elif not lease.task.version <= message.made_from <= sent:
+        return f"made_from {message.made_from} is not a version this actor was sent for the task"
+    if not (math.isfinite(message.weight) and message.weight > 0):
+        return f"weight {message.weight} is not a finite number above 0"
+    if not all(math.isfinite(count) and count >= 0 for _, count in message.totals.values()):
+        return "a count in its totals is not a finite number from 0"
+    if not 0 <= message.totals.get("steps", (0.0, 0.0))[0] < 2**53:
+        return "its number of steps is out of range"
+    if not (0 <= message.trained < math.inf and 0 <= message.waited < math.inf):
+        return "the times it took are not finite numbers from 0"
+    if lease.trains and message.summed != (rules.summed and message.layout != ""):
+        return "a sum over clients where none is asked for, or none where one is"
+    if lease.trains and rules.retain and not message.digest:
+        return "no digest, by which it is known again if it is asked for once more"
+    return ""

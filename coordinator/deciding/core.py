@@ -1,0 +1,415 @@
+"""The deciding half of a coordinator: events in, effects out. No sockets, no arrays, no clock, no torch.
+
+The one idea: facts change in `_take`; the rules that must hold after *any* event stand once, in `_settle`: step if the
+plan says enough, refresh whoever holds old weights, give idle actors work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from shoal.coordinator.deciding import desk, membership, patience
+from shoal.coordinator.deciding.claims import amiss
+from shoal.coordinator.deciding.events import (
+    Effect,
+    Event,
+    Finish,
+    Fold,
+    Folded,
+    Heard,
+    Interrupt,
+    Lost,
+    Moved,
+    Outdated,
+    Pull,
+    Send,
+    SendWeights,
+    Stalled,
+    Step,
+    Stepped,
+    Tick,
+    Unfit,
+)
+from shoal.coordinator.deciding.farewell import Farewell
+from shoal.coordinator.deciding.ledger import Coming, Lease, Ledger
+from shoal.coordinator.deciding.plans import Plan
+from shoal.coordinator.deciding.promises import ANY, Promise
+from shoal.coordinator.deciding.roster import Actor, Roster
+from shoal.coordinator.deciding.rules import Goal, Rules
+from shoal.coordinator.deciding.verdicts import Verdicts
+from shoal.coordinator.reports import Report
+from shoal.protocol.errors import printable
+from shoal.protocol.fetching import to_go
+from shoal.protocol.messages import (
+    Beat,
+    Bye,
+    Contribute,
+    Envelope,
+    Failed,
+    Have,
+    Hello,
+    Message,
+    Refused,
+    Stop,
+    TaskName,
+    Verdict,
+)
+
+NOTHING = Coming()
+LOOK = 0.05  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
+
+
+class Core:
+    """`version`, `steps`, `drawn`, `folded` (clients already folded into what follows `version`), `kept` (the newest version
+    in a snapshot) and `promises` go on from what was recovered; `epoch` is larger at every restart."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        goal: Goal,
+        rules: Rules,
+        *,
+        version: int = 0,
+        steps: int = 0,
+        drawn: int = 0,
+        folded: int = 0,
+        epoch: int = 1,
+        kept: int = -1,
+        promises: Sequence[Promise] = (),
+        now: float = 0.0,
+    ) -> None:
+        self.plan, self.goal, self.rules = plan, goal, rules
+        self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
+        self.roster = Roster(rules.ahead, rules.most)
+        self.ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(self.roster.most))
+        self.stepping = False
+        self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
+        self.back_by = now + rules.back
+        self.ends_at = self.back_by if self.reached else now
+        for promise in promises:
+            self.ledger.promise(promise, now)
+        self.ended = False
+        self.farewell = Farewell()
+        self.gathering = rules.gather > 0
+        self.now = self.began = self.moved_at = self.complained_at = self.look_at = now
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
+        if self.ended:
+            return self.farewell.answer(event)
+        if type(event) is Tick:
+            if now < self.look_at:
+                return []
+            self.look_at = now + LOOK
+        self.now = now
+        return [*self._take(event), *(() if _sign_of_life(event) else self._settle())]
+
+    # What happens
+
+    def _take(self, event: Event) -> Iterable[Effect]:
+        match event:
+            case Heard():
+                return self._hear(event)
+            case Folded(task):
+                return self._folded(task)
+            case Moved(session, task, left):
+                return self._moved(session, task, left)
+            case Tick():
+                return patience.tick(self)
+            case Stepped(version, _, kept):
+                self.kept = kept
+                return self._advance(version)
+            case Unfit(task, reason):
+                return self._unfit(task, reason)
+            case Outdated(session, version):
+                if actor := self.roster.actors.get(session):
+                    self.roster.outdate(actor, version)
+                return ()
+            case Stalled(task):
+                return self._stalled(task)
+            case Lost(peer, why, dead):
+                return self._lost(peer, why, dead)
+            case Interrupt(reason):
+                return self.end(reason, failed=False)
+
+    def _hear(self, event: Heard) -> Iterable[Effect]:
+        envelope = event.envelope
+        actor = self.roster.actors.get(envelope.session)
+        if actor is not None and actor.user != event.user:
+            who = f"key {event.user[:8]} spoke for {actor.name}, whose key is {actor.user[:8]}"
+            no = self.refusal(event.peer, envelope.session, "that session is another key's", final=False)
+            return (no, Report("access", who, "warning"))
+        if isinstance(envelope.message, Hello):
+            return membership.greet(self, event, envelope.message, actor)
+        if actor is None or actor.peer != event.peer or envelope.epoch != self.epoch:
+            return (self.refusal(event.peer, envelope.session, "not of this run: say Hello", final=False),)
+        self.roster.hear(actor, self.now)
+        actor.spoke = True
+        return self._listen(actor, envelope.message, event)
+
+    def _listen(self, actor: Actor, message: Message, event: Heard) -> Iterable[Effect]:
+        match message:
+            case Contribute():
+                patience.unstick(self, actor)
+                return self._contributed(actor, message, event.fault, event.whole)
+            case Beat(progress):
+                actor.progress = max(actor.progress, progress)
+                return ()
+            case Have(version):
+                self.roster.arrived(actor, version, self.version)
+                return ()
+            case Failed():
+                patience.unstick(self, actor)
+                return self._failed(actor, message)
+            case Bye(reason):
+                return membership.part(self, actor, f"left: {printable(reason, 200)}")
+            case _:
+                return self._misspoke(actor, f"{actor.name} said {type(message).__name__}, which actors do not say")
+
+    def _misspoke(self, actor: Actor, what: str) -> Iterator[Effect]:
+        yield Report("protocol", what, "warning")
+        yield from patience.strike(self, actor, what)
+
+    def _moved(self, session: bytes, task: TaskName | None, left: int) -> Iterable[Effect]:
+        """Some of an actor's arrays came, or went to it."""
+        if actor := self.roster.actors.get(session):
+            self.roster.hear(actor, self.now)
+        if task and (lease := self.ledger.leases.get(task)) and lease.pulled and left < lease.left:
+            lease.left, self.moved_at = left, self.now
+        return ()
+
+    def _stalled(self, task: TaskName) -> Iterable[Effect]:
+        lease = self.ledger.leases.get(task)
+        if lease is None or not lease.pulled:
+            return ()
+        its = self.roster.actors[lease.session].name
+        why = f"nothing came of its arrays from {its} for {self.rules.lease:g} s, {to_go(lease.left, lease.nbytes)}"
+        return patience.overdue(self, lease, why)
+
+    def _lost(self, peer: bytes, why: str, dead: bool) -> Iterator[Effect]:
+        if actor := self.roster.at(peer):
+            yield from membership.lose(self, actor, why, dead)
+        if dead:
+            self.farewell.dead(peer)
+
+    # Contributions
+
+    def _contributed(self, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
+        lease = self._lease(actor, message)
+        if lease is None:
+            self.ledger.counts.heard += 1
+            yield self._repeat(actor, message)
+        elif lease.folding:  # its verdict is on its way
+            self.ledger.counts.heard += whole
+            self.ledger.counts.duplicate += whole
+        elif why := fault or amiss(lease, message, actor.sent, self.rules):
+            self.ledger.counts.heard += 1
+            yield from self._refuse(actor, lease, why)
+        elif why := self._late_for(lease, message):
+            self.ledger.counts.heard += 1
+            yield from desk.end(self, lease)
+            yield from self._judge(actor, lease, "stale", why)
+        else:
+            yield from self._take_in(actor, lease, message) if whole else self._fetch(actor, lease, message)
+
+    def _fetch(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
+        if lease.promise and (self.reached or lease.promise.onto > self.version):
+            lease.offered = message  # when its version is there, if it comes: until then it would take up room
+            return
+        if not lease.pulled:
+            lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes
+        lease.offered = None
+        yield Pull(actor.session, message)
+
+    def _take_in(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
+        self.ledger.counts.heard += 1
+        lease.steps = int(message.totals.get("steps", (0.0, 0.0))[0])
+        self._pace(actor, message)
+        onto = self._onto_for(lease)
+        self.ledger.take(lease, onto)
+        self.moved_at = self.now
+        yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
+
+    def _onto_for(self, lease: Lease) -> int:
+        """The version that its contribution builds on: what was promised is for the one that it was accepted for."""
+        if not lease.trains:
+            return self.version
+        if lease.promise and lease.promise.onto != ANY:
+            return lease.promise.onto
+        return self._onto()
+
+    def _late_for(self, lease: Lease, message: Contribute) -> str:
+        """Why a contribution is too old, "" if it is not. What was accepted once is not."""
+        onto = self._onto()
+        late = lease.trains and not lease.promise and not self.plan.admits(message.made_from, onto)
+        return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
+
+    def _pace(self, actor: Actor, message: Contribute) -> None:
+        """An actor whose tasks are short holds more of them: enough to last until the answer to the first is back."""
+        took = min(max(message.trained, 1e-6), 1e6)
+        actor.pace = took if actor.pace < 0 else 0.9 * actor.pace + 0.1 * took
+        wanted = max(self.rules.ahead, min(self.roster.most, 1 + int(self.rules.stock / actor.pace)))
+        if wanted != actor.capacity and not actor.idles:
+            self.roster.allow(actor, wanted)
+
+    def _lease(self, actor: Actor, message: Contribute | Failed) -> Lease | None:
+        """The lease that a message answers: this actor's, and this attempt's."""
+        lease = self.ledger.leases.get(message.task)
+        mine = lease is not None and lease.session == actor.session and lease.attempt == message.attempt
+        return lease if mine else None
+
+    def _onto(self) -> int:
+        """The version that what comes now builds on: the first that is not full yet."""
+        onto = self.version + self.stepping
+        while self._full(onto):
+            onto += 1
+        return onto
+
+    def _full(self, onto: int) -> bool:
+        """With what is at the learner already, will there be enough for the step after `onto`?"""
+        coming = self.ledger.coming.get(onto, NOTHING)
+        clients = self.ledger.folded.get(onto, 0) + coming.clients
+        return clients > 0 and self.plan.enough(clients, self.ledger.outstanding(onto, coming.leases), onto, self.now)
+
+    def _repeat(self, actor: Actor, message: Contribute) -> Effect:
+        """A contribution whose lease is gone: the same answer as the first time, or stale."""
+        if self.ledger.verdicts.on(actor.session, message):
+            self.ledger.counts.duplicate += 1
+        else:
+            self.ledger.counts.stale += 1
+        return self._again(actor, message)
+
+    def _again(self, actor: Actor, message: Contribute | Failed) -> Effect:
+        """What was said of it the first time; of what is long over that it is stale."""
+        over = Verdict(message.task, message.attempt, "stale", "this attempt is over")
+        return self.say(actor, self.ledger.verdicts.on(actor.session, message) or over)
+
+    def _refuse(self, actor: Actor, lease: Lease, why: str) -> Iterator[Effect]:
+        yield from self._judge(actor, lease, "refused", why)
+        yield from desk.take_back(self, lease, why)
+        yield from patience.strike(self, actor, why)
+
+    def _judge(self, actor: Actor, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
+        verdict = self._verdict(lease, word, reason)
+        self.ledger.judge(actor.session, verdict)
+        desk.unburden(self, actor, lease.name)
+        if word != "accepted":
+            yield Report(word, f"{actor.name}: task {lease.name} {word}: {reason}", "warning")
+        yield self.say(actor, verdict)
+
+    def _folded(self, task: TaskName) -> Iterator[Effect]:
+        lease = self.ledger.leases[task]
+        self.ledger.count(lease)
+        self.steps += lease.steps * lease.trains
+        self.moved_at = self.now
+        if actor := self.roster.actors.get(lease.session):
+            actor.strikes = actor.barred = 0
+            yield from self._judge(actor, lease, "accepted", "")
+        else:
+            self.ledger.judge(lease.session, self._verdict(lease, "accepted", ""))
+
+    def _verdict(self, lease: Lease, word: str, reason: str) -> Verdict:
+        keeps = word == "accepted" and lease.trains and self.rules.retain
+        return Verdict(lease.name, lease.attempt, word, reason, lease.onto if keeps else -1)
+
+    def _unfit(self, task: TaskName, reason: str) -> Iterator[Effect]:
+        lease = self.ledger.leases[task]
+        self.ledger.untake(lease)
+        if actor := self.roster.actors.get(lease.session):
+            yield from self._refuse(actor, lease, reason)
+        else:
+            self.ledger.counts.refused += 1
+            yield from desk.take_back(self, lease, reason)
+
+    def _failed(self, actor: Actor, message: Failed) -> Iterator[Effect]:
+        lease = self._lease(actor, message)
+        if lease is None or lease.folding:
+            yield self._again(actor, message)
+            return
+        self.ledger.counts.failed += 1
+        desk.unburden(self, actor, lease.name)
+        stage, error = printable(message.stage, 64), printable(message.error, 1_000)
+        where = f"{actor.name}: client {message.client} failed in {stage}: {error}"
+        trace = "\n".join(printable(line, 500) for line in message.traceback.split("\n"))
+        yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
+        self.ledger.verdicts.remember(actor.session, Verdict(lease.name, lease.attempt, "refused", "failed"))
+        yield self._again(actor, message)
+        yield from desk.take_back(self, lease, error)
+        yield from patience.strike(self, actor, f"failed in {stage}: {error}")
+
+    # Versions
+
+    def _advance(self, version: int) -> Iterator[Effect]:
+        self.ledger.folded.pop(self.version, None)
+        self.version = version
+        self.stepping = False
+        self.moved_at = self.now
+        self.roster.fall_behind()
+        self.ledger.reach(version)
+        self.ledger.verdicts.forget(self.kept)
+        yield from desk.close(self)
+        for lease in self.ledger.promises(upto=version):
+            if lease.offered and (actor := self.roster.actors.get(lease.session)):
+                yield from self._fetch(actor, lease, lease.offered)
+        self.reached = self.goal.reached(self.version, self.steps)
+
+    def end(self, reason: str, *, failed: bool) -> Iterator[Effect]:
+        if not self.ended:
+            self.ended = True
+            for actor in self.roster.actors.values():
+                yield self.say(actor, Stop(reason))
+            self.farewell.begin(Stop(reason), self.epoch, self.roster.actors, self.now)
+            yield Finish(reason, failed)
+
+    def starves(self) -> bool:
+        """Has the learner nothing that the next step is made of? It may have what is meant for later ones."""
+        return not self.stepping and self.version not in self.ledger.coming
+
+    # Rules that hold after any event
+
+    def _settle(self) -> Iterator[Effect]:
+        if self.reached and self.now >= self.ends_at:
+            yield from self.end("done", failed=False)
+        if not self.ended and not self.reached:
+            yield from self._step()
+            for actor in self.roster.refresh(self.version):
+                yield SendWeights(actor.peer, actor.session, self.version, actor.held)
+            if self.roster.room or desk.stalls(self):
+                yield from desk.employ(self)
+            if self.ledger.counts.aside:
+                yield from self._despair()
+
+    def _step(self) -> Iterator[Effect]:
+        """Only when the learner has taken in everything that was meant for this step."""
+        if not self.starves() or self.ledger.promised[self.version]:
+            return
+        folded, outstanding = self.ledger.folded.get(self.version, 0), self.ledger.outstanding(self.version)
+        if self.plan.enough(folded, outstanding, self.version, self.now):
+            self.stepping, following = True, self.version + 1
+            yield Step(following, self.steps, self.drawn, self.goal.reached(following, self.steps))
+
+    def _despair(self) -> Iterator[Effect]:
+        """A round that has lost every task it gave out, and can neither step nor give out more, would wait for ever."""
+        if not self.stepping and not self.ledger.outstanding(self.version) and self.roster:
+            yield from self.end(f"no contribution to version {self.version + 1} could be had", failed=True)
+
+    # Small words
+
+    def say(self, actor: Actor, message: Message) -> Send:
+        if actor.session in self.roster.actors:
+            self.roster.say(actor, self.now)
+        return Send(actor.peer, Envelope(actor.session, self.epoch, message))
+
+    def refusal(self, peer: bytes, session: bytes, reason: str, *, final: bool) -> Send:
+        return Send(peer, Envelope(session, self.epoch, Refused(reason, final)))
+
+
+def _sign_of_life(event: Event) -> bool:
+    """One that changes nothing a rule looks at, and the most frequent one: the rules hold as they did before it."""
+    match event:
+        case Moved():
+            return True
+        case Heard():
+            return isinstance(event.envelope.message, Beat)
+        case _:
+            return False

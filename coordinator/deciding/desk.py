@@ -1,0 +1,142 @@
+"""Where work goes out to actors, and comes back unfinished.
+
+The one idea: a task is in one place at a time: with the plan, under a lease, waiting for room at its actor, or come back; and
+whatever takes it from one of these puts it into the next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from shoal.coordinator.deciding.events import Effect, Unpull
+from shoal.coordinator.deciding.ledger import TRIES, Lease
+from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.reports import Report
+from shoal.protocol.messages import Assign, Cancel, TaskName
+from shoal.protocol.work import Task
+
+if TYPE_CHECKING:
+    from shoal.coordinator.deciding.core import Core
+
+
+def employ(core: Core) -> Iterator[Effect]:
+    if core.stepping and not core.plan.admits(core.version, core.version + 1):
+        return  # a synchronous round is closing: what is asked now would be stale
+    if not _gathered(core):
+        return
+    while core.ledger.returned and core.roster.room:
+        yield from _place(core, *core.ledger.returned.popleft())
+    draws = len(core.roster)  # what is drawn may be for actors that are busy, and leave the others idle
+    while draws and core.roster.room and (tasks := core.plan.assign(core.roster.room, core.version, core.now)):
+        draws -= 1
+        for task in tasks:
+            core.drawn += 1
+            yield from _place(core, task, 0)
+
+
+def _gathered(core: Core) -> bool:
+    """Who comes first must not get what was meant to be shared out: clients that stay with their actor."""
+    core.gathering = core.gathering and len(core.roster) < core.rules.gather and core.now - core.began < core.rules.patience
+    return not core.gathering
+
+
+def _place(core: Core, task: Task, tried: int) -> Iterator[Effect]:
+    sticky = core.rules.sticky and task.kind == "train" and task.clients
+    actor = core.roster.home(task.clients[0]) if sticky else core.roster.idlest()
+    if actor is not None and len(actor.tasks) < actor.capacity:
+        yield _give(core, actor, task, tried)
+    elif actor is not None:
+        actor.parked.append((task, tried))
+        core.ledger.parked += 1
+    else:
+        core.ledger.returned.append((task, tried))
+
+
+def _give(core: Core, actor: Actor, task: Task, tried: int) -> Effect:
+    clients = task.clients or (actor.number,)  # a task for nobody in particular is for the actor's own environments
+    attempt = core.epoch * TRIES + tried + 1
+    lease = Lease(task, clients, attempt, actor.session, core.now)
+    core.ledger.leases[lease.name] = lease
+    core.roster.burden(actor, lease.name)
+    return core.say(actor, assign(core, lease))
+
+
+def assign(core: Core, lease: Lease) -> Assign:
+    summed = core.rules.summed and lease.trains
+    return Assign(lease.name, lease.attempt, lease.clients, lease.task.kind, summed, core.rules.exact)
+
+
+def stalls(core: Core) -> bool:
+    """Does everybody wait for a version that nobody works on, because what was meant for it was refused? Then one of
+    them may take a task more."""
+    ledger = core.ledger
+    if not core.starves() or ledger.counts.folding < len(ledger.leases):
+        return False
+    for lease in ledger.leases.values():
+        if (actor := core.roster.actors.get(lease.session)) and not actor.idles:
+            core.roster.allow(actor, len(actor.tasks) + 1)
+            return True
+    return False
+
+
+def unburden(core: Core, actor: Actor, name: TaskName) -> None:
+    core.roster.unburden(actor, name)
+    if actor.parked and len(actor.tasks) < actor.capacity:
+        core.ledger.returned.append(actor.parked.popleft())
+        core.ledger.parked -= 1
+
+
+def unpark(core: Core) -> None:
+    """What waits for room at one actor is free to go to any."""
+    for actor in core.roster.actors.values() if core.ledger.parked else ():
+        core.ledger.unpark(actor)
+
+
+def revoke(core: Core, lease: Lease) -> Iterator[Effect]:
+    """The actor may stop; a result that still comes is stale."""
+    if actor := core.roster.actors.get(lease.session):
+        unburden(core, actor, lease.name)
+        yield core.say(actor, Cancel(lease.name))
+
+
+def end(core: Core, lease: Lease) -> Iterator[Effect]:
+    """Without a contribution that counts."""
+    core.ledger.end(lease)
+    yield from unpull(core, lease)
+
+
+def unpull(core: Core, lease: Lease) -> Iterator[Effect]:
+    if lease.pulled:
+        lease.pulled = False
+        yield Unpull(lease.name)
+
+
+def take_back(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
+    """A task comes back unfinished: to be tried again, or set aside for good."""
+    yield from end(core, lease)
+    if lease.promise:
+        yield Report("recall", f"task {lease.name}, accepted before the restart, is to be done again: {why}", "warning")
+    tries = 0 if lease.promise else lease.tries
+    if tries < core.rules.attempts:
+        to = core.ledger.returned if lease.task.version <= core.version else core.ledger.later
+        to.extend((task, tries) for task in lease.task.apart())
+        return
+    core.ledger.counts.aside += 1
+    clients = ", ".join(map(str, lease.clients))
+    yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {lease.tries} attempts: {why}", "error")
+    if core.rules.on_failure == "stop":
+        yield from core.end(f"task {lease.name} failed {lease.tries} times: {why}", failed=True)
+
+
+def close(core: Core) -> Iterator[Effect]:
+    """Where the plan takes nothing old (a synchronous round), tasks of the round that closed are not wanted any more."""
+    if core.plan.admits(core.version - 1, core.version):
+        return
+    for lease in [one for one in core.ledger.leases.values() if one.task.version < core.version]:
+        if not (lease.folding or lease.promise):
+            yield from revoke(core, lease)
+            yield from end(core, lease)
+    unpark(core)
+    core.ledger.returned = deque(one for one in core.ledger.returned if one[0].version >= core.version)

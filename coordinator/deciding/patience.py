@@ -1,0 +1,129 @@
+"""What time does to a run: beats, silence, leases that run out, promises that nobody keeps, actors whose work is no good.
+
+The one idea: whoever is waited for has a limit, and what happens at that limit is always the same: the work goes to others, and
+a person is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from shoal.coordinator.deciding import desk, membership
+from shoal.coordinator.deciding.events import Effect, Evict
+from shoal.coordinator.deciding.ledger import Lease
+from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.reports import Report
+from shoal.protocol.fetching import to_go
+from shoal.protocol.messages import Beat
+
+if TYPE_CHECKING:
+    from shoal.coordinator.deciding.core import Core
+
+
+def tick(core: Core) -> Iterator[Effect]:
+    if core.goal.reached(core.version, core.steps) and not (core.stepping or core.ledger.leases or core.ledger.folded):
+        yield from core.end("done", failed=False)  # it was reached in an earlier life
+        return
+    for freed in core.roster.unbar(core.now):
+        desk.unpark(core)  # some of it is for those who are free now
+        yield Report("quarantine", f"{freed.name} may have work again")
+    if core.ledger.promised and core.now >= core.back_by and not core.reached:
+        yield from _recall(core)
+    while actor := core.roster.silent(core.now - core.rules.patience_for(len(core.roster))):
+        yield from membership.part(core, actor, f"silent for {core.now - core.roster.heard_at(actor):.1f} s")
+    beat = core.rules.beat_for(len(core.roster))
+    while actor := core.roster.unspoken(core.now - beat):
+        yield core.say(actor, Beat(core.version, core.kept, beat))
+    if core.rules.lease:
+        yield from _expire(core)
+    if core.now - max(core.moved_at, core.complained_at) > core.rules.quiet:
+        core.complained_at = core.now
+        yield Report("waiting", "nothing moves: waiting for " + "; ".join(waiting_for(core)), "warning")
+
+
+def _expire(core: Core) -> Iterator[Effect]:
+    """Leases whose time is up."""
+    for lease in _late(core):
+        yield from _stick(core, lease)
+        yield from overdue(core, lease, f"no result within its lease of {core.rules.lease:g} s")
+
+
+def _late(core: Core) -> list[Lease]:
+    """The oldest come first, because leases are kept in the order they were given. What is done, and waits for its turn
+    here or with the learner, is not late, and must not hide others."""
+    late: list[Lease] = []
+    for lease in core.ledger.leases.values():
+        if core.now - lease.since <= core.rules.lease:
+            break
+        if not (lease.folding or lease.pulled or lease.promise):
+            late.append(lease)
+    return late
+
+
+def overdue(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
+    yield Report("late", f"task {lease.name}: {why}", "warning")
+    yield from desk.revoke(core, lease)
+    yield from desk.take_back(core, lease, why)
+
+
+def _stick(core: Core, lease: Lease) -> Iterator[Effect]:
+    """Its actor may hang in it: no more work for that one until its worker has something to say. One whose weights
+    have not arrived has not begun."""
+    actor = core.roster.actors.get(lease.session)
+    if actor is not None and lease.task.version <= actor.held:
+        actor.stuck = True
+        core.roster.allow(actor, 0)
+        core.ledger.unpark(actor)
+        yield Evict(actor.peer)
+
+
+def unstick(core: Core, actor: Actor) -> None:
+    """Its worker moves, whatever it speaks of: what was cancelled before it began will never be spoken of."""
+    if actor.stuck:
+        actor.stuck = False
+        if not actor.idles:
+            core.roster.allow(actor, core.rules.ahead)
+
+
+def strike(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
+    """Whose work is no good time after time gets none for a while, if there is somebody else to do it."""
+    actor.strikes += 1
+    if not 0 < core.rules.strikes <= actor.strikes or actor.idles or core.roster.alone(actor):
+        return
+    seconds = core.rules.quarantine * 2 ** min(actor.barred, 3)
+    actor.strikes, actor.barred = 0, actor.barred + 1
+    core.roster.bar(actor, core.now + seconds)
+    core.ledger.unpark(actor)
+    no_good = f"{core.rules.strikes} times in a row its work was no good, the last time: {why}"
+    yield Report("quarantine", f"{actor.name} gets no work for {seconds:g} s: {no_good}", "warning")
+
+
+def _recall(core: Core) -> Iterator[Effect]:
+    """Who made this is not back, or has it no more: it is done again, when its version comes."""
+    for lease in core.ledger.promises(upto=core.version):
+        if not (lease.folding or lease.pulled):
+            yield from desk.revoke(core, lease)
+            yield from desk.take_back(core, lease, "nobody offers it again")
+
+
+def waiting_for(core: Core, most: int = 5) -> list[str]:
+    """Whom the run waits for, and since when: a line each."""
+    if core.stepping:
+        return [f"the learner, on the step to version {core.version + 1}, for {core.now - core.moved_at:.0f} s"]
+    if not core.roster:
+        return [f"an actor to join, for {core.now - core.moved_at:.0f} s"]
+    held = [lease for lease in core.ledger.leases.values() if lease.session in core.roster.actors and not lease.promise]
+    lines = [_awaited(core, core.roster.actors[lease.session], lease) for lease in held]
+    promised = core.ledger.promised.total()
+    lines = [f"{promised} contributions that were accepted before the restart"] * (promised > 0) + lines
+    return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
+
+
+def _awaited(core: Core, actor: Actor, lease: Lease) -> str:
+    """A task that is out, and what is on its way for it, in words."""
+    line = f"{actor.name}, on task {lease.name}, for {core.now - lease.since:.0f} s"
+    if lease.pulled:
+        return f"{line}: its arrays, {to_go(lease.left, lease.nbytes)}"
+    waits = actor.under_way and lease.task.version > actor.held
+    return f"{line}: weights {actor.sent} on their way to it" if waits else line

@@ -1,0 +1,95 @@
+"""Synchronous rounds: a cohort works on one version, and its contributions make the next.
+
+The one idea: the cohort of a round is drawn from (seed, version) alone, so that it is the same for any number of actors,
+after any crash, and for any number of registered clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from shoal.coordinator.deciding.plans import AFRESH, Asked
+from shoal.protocol.draws import draw
+from shoal.protocol.work import Task
+
+MOST_CLIENTS = 500  # in one task: its message stays small, and a lost actor costs little
+
+
+class Rounds:
+    """FedAvg's schedule (McMahan et al. 2017, Algorithm 1), and that of synchronous reinforcement learning.
+
+    clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order).
+    quorum: how many suffice once `deadline` seconds have passed since the round began (0: the deadline never cuts).
+    summed: one task may hold several clients, whose weighted sum comes back. evaluate_every: every so many versions,
+    `evaluate_cohort` clients score the weights as well.
+    """
+
+    def __init__(
+        self,
+        clients: int,
+        cohort: int = 0,
+        *,
+        quorum: int = 0,
+        deadline: float = 0.0,
+        seed: int = 0,
+        summed: bool = False,
+        evaluate_every: int = 0,
+        evaluate_cohort: int = 0,
+        asked: Asked = AFRESH,
+    ) -> None:
+        self.clients, self.cohort = clients, cohort or clients
+        self.quorum, self.deadline = quorum or self.cohort, deadline
+        self.seed, self.summed = seed, summed
+        self.evaluate_every, self.evaluate_cohort = evaluate_every, evaluate_cohort
+        self.asked = asked
+        self.version = -1
+        self.began = 0.0
+        self.train: list[int] = []
+        self.evaluate: list[int] = []
+        self.issued = 0
+
+    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
+        if version != self.version:
+            self._begin(version, now)
+        tasks: list[Task] = []
+        while len(tasks) < idle and (task := self._next(idle - len(tasks))):
+            tasks.append(task)
+        return tasks
+
+    def admits(self, made_from: int, version: int) -> bool:
+        return made_from == version
+
+    def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
+        if version != self.version or folded == 0:
+            return False
+        all_out = self.issued == len(self.train) + len(self.evaluate)
+        cut = 0 < self.deadline <= now - self.began and folded >= self.quorum
+        return (all_out and outstanding == 0) or cut
+
+    def _begin(self, version: int, now: float) -> None:
+        self.version, self.began, self.issued = version, now, 0
+        done = self.asked.done.get(version, ())
+        self.train = [client for client in self._draw("cohort", self.cohort) if client not in done]
+        due = self.evaluate_every and version % self.evaluate_every == 0
+        self.evaluate = self._draw("evaluate", min(self.clients, self.evaluate_cohort)) if due else []
+
+    def _draw(self, purpose: str, many: int) -> list[int]:
+        if many == self.clients:
+            return list(range(self.clients))
+        return draw(self.seed, purpose, self.version).sample(range(self.clients), many)
+
+    def _next(self, idle: int) -> Task | None:
+        """The next clients of the round: as many pieces as there is room for, because each costs a message and a thread's
+        waking; a cohort larger than that goes out piece by piece, as actors have room again."""
+        left = len(self.train) - self.issued
+        if left > 0:
+            size = min(MOST_CLIENTS, math.ceil(left / idle)) if self.summed else 1
+            return self._task(self.train[self.issued : self.issued + size], "train")
+        at = self.issued - len(self.train)
+        return self._task(self.evaluate[at : at + 1], "evaluate") if at < len(self.evaluate) else None
+
+    def _task(self, clients: list[int], kind: str) -> Task:
+        task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind)
+        self.issued += len(clients)
+        return task

@@ -1,0 +1,249 @@
+"""What a run has promised, on disk: accepted contributions and committed versions, in the order they happened.
+
+The one idea: an acknowledgement leaves only after its record is durable, and a restart is a replay of the records. With
+payloads in the journal the replay makes the same bits again, synchronous or not; without them, what was accepted since the
+last snapshot is a promise that its actors still have it, and a version that is made again must have the digest that was
+recorded for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.events import Fold, Step
+from shoal.coordinator.deciding.plans import Asked
+from shoal.coordinator.deciding.promises import ANY, Promise, Promises
+from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
+from shoal.coordinator.keeping.journal import Journal
+from shoal.coordinator.keeping.replay import Replay
+from shoal.coordinator.keeping.store import Snapshot, Store
+from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.work import Contribution, Task, Work
+
+ACCEPTED, COMMITTED = "accepted", "committed"
+SHARE = 0.02  # of the time, that may go to snapshots beside those that are due
+
+
+@dataclass(slots=True)
+class Recovered:
+    """Where a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first: version ->
+    the lowest index that is free for its tasks. kept: the version of the snapshot that it goes on from, -1 if from none."""
+
+    version: int = 0
+    kept: int = -1
+    steps: int = 0
+    drawn: int = 0
+    epoch: int = 0
+    counted: int = 0
+    done: dict[int, set[int]] = field(default_factory=dict)
+    folded: int = 0
+    made: dict[int, str] = field(default_factory=dict)  # version -> the digest it was committed with
+    newest: int = 0  # the highest version that was ever committed
+    first: dict[int, int] = field(default_factory=dict)
+    promises: list[Promise] = field(default_factory=list)
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.drawn, self.done, self.first)
+
+    def begin(self, version: int, counters: Mapping[str, Any]) -> int:
+        """From a snapshot; the last record that it covers."""
+        self.version = self.kept = version
+        self.steps, self.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
+        self.epoch = int(counters.get("epoch", 0))
+        self.promises = [Promise.of_plain(row) for row in counters.get("promises", ())]
+        self.made = {int(version): digest for version, digest in counters.get("made", {}).items()}
+        self.newest = max([version, *self.made])
+        return int(counters.get("record", 0))
+
+    def settle(self, streams: bool) -> None:
+        """Decide what the promises are for. Rounds are made again as they were, and one that is closed wants nothing. A stream
+        cannot be made again alike: it goes on under a version that nobody has seen, whatever was promised for which."""
+        if streams:
+            self.promises = [replace(promise, onto=ANY) for promise in self.promises]
+            self.version = max(self.version, self.newest + (self.newest > self.version))
+            return
+        self.promises = [promise for promise in self.promises if promise.onto >= self.version]
+        for promise in self.promises:
+            self.done.setdefault(promise.onto, set()).update(promise.clients)
+
+
+class Recording:
+    """The learner's book: `accept` and `sync` before a fold is acknowledged, `commit` and `sync` before a version is published.
+
+    journal: None writes snapshots only. payload: contributions' arrays too. every: seconds between snapshots, at most. retain:
+    bytes that an actor keeps for us; then there is a snapshot whenever it takes less than `share` of the time, or half of
+    them may be in use. promises: those of earlier lives that stand. past: the last record that an earlier life left, which a
+    life without a journal covers by its snapshots. kept: the version of the newest snapshot.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal | None,
+        *,
+        payload: bool,
+        every: float,
+        clock: Callable[[], float],
+        report: Callable[[str], None],
+        epoch: int,
+        made: Mapping[int, str],
+        retain: int = 0,
+        share: float = SHARE,
+        promises: Iterable[Promise] = (),
+        past: int = 0,
+        kept: int = -1,
+    ) -> None:
+        self.store, self.journal, self.payload = store, journal, payload
+        self.every, self.clock, self.report = every, clock, report
+        self.epoch, self.made = epoch, made
+        self.retain, self.share, self.past = retain, share, past
+        self.promises = Promises.of(promises)
+        self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
+        self._cost = 0.0  # seconds that the last snapshot took
+        self._with_actors = 0  # bytes that were accepted since
+
+    def accept(self, fold: Fold, bundle: Bundle) -> None:
+        """Its record joins the next `sync`. The bundle must stay as it is until then."""
+        if self.journal is None:
+            return
+        message = fold.message
+        name = [fold.task.version, fold.task.index, message.attempt, fold.onto, message.made_from]
+        about = [ACCEPTED, name, list(fold.clients), message.weight, message.summed, bundle.layout.digest]
+        whose = [fold.session, message.digest, bundle.layout.nbytes, bool(fold.task.clients)]
+        head = msgpack.packb([*about, int(message.totals.get("steps", (0.0, 0.0))[0]), *whose])
+        self._with_actors += bundle.layout.nbytes
+        if self.promises.by_name:
+            self.promises.drop((fold.task.version, fold.task.index), len(fold.clients))
+        frame = len(head).to_bytes(4, "little") + head
+        if self.payload:
+            self.journal.append(frame, bundle.data.data)
+        else:
+            self.journal.append(frame)
+
+    def commit(self, step: Step, weights: Bundle) -> None:
+        """Everything accepted so far made this version; its record joins the next `sync`."""
+        if self.journal is None:
+            return
+        digest = weights.sha256()
+        if self.made.get(step.version, digest) != digest:
+            self.report(f"version {step.version}, made again, differs from what was published: {digest[:16]}")
+        head = msgpack.packb([COMMITTED, step.version, step.steps, step.drawn, digest])
+        self.journal.append(len(head).to_bytes(4, "little") + head)
+
+    def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
+        """A snapshot, if one is due."""
+        since = self.clock() - self.kept_at
+        cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
+        if step.last or since >= self.every or cheap:
+            self.snapshot(step, weights, aggregator)
+
+    def sync(self) -> None:
+        """Everything recorded is durable when this returns. Raises DiskTrouble, to be tried again, or SyncFailed."""
+        if self.journal is not None:
+            self.journal.commit()
+
+    def snapshot(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
+        """Keep this version whole. A disk that will not take it costs the snapshot, not the run."""
+        state = aggregator.state() if hasattr(aggregator, "state") else {}
+        counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
+        if self.promises.by_name:  # their records are in what this snapshot covers
+            made = {str(version): digest for version, digest in self.made.items() if version > step.version}
+            counters |= {"made": made, "promises": [promise.plain() for promise in self.promises.by_name.values()]}
+        own = {name: np.asarray(value) for name, value in state.items()}
+        began = self.clock()
+        try:
+            self.store.save(Snapshot(step.version, weights, own, counters))
+            self.kept, self._with_actors = step.version, 0
+            self._forget()
+            self.kept_at = self.clock()
+            self._cost = self.kept_at - began
+        except SyncFailed:
+            raise
+        except DiskTrouble as trouble:
+            self.kept_at = self.clock()  # tried again when the next one is due
+            self.report(f"no snapshot of version {step.version}: {trouble}")
+
+    def _durable(self) -> int:
+        return self.past if self.journal is None else self.journal.durable
+
+    def _forget(self) -> None:
+        """What every kept snapshot covers need not be replayed any more."""
+        if self.journal is not None:
+            self.journal.rotate()
+            if (oldest := self.store.oldest()) is not None:
+                self.journal.forget(int(oldest["record"]))
+
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
+
+def recover(
+    folder: Path, run: str, store: Store, aggregator: Aggregator, layouts: Mapping[str, Layout], report: Callable[[str], None]
+) -> tuple[Recovered, Replay]:
+    """The newest whole snapshot, and what the journal says came after it. Raises UserError where they do not fit."""
+    found = Recovered()
+    record = 0
+    if (snapshot := store.newest(report)) is not None:
+        aggregator.load(snapshot.weights, snapshot.state)  # type: ignore[attr-defined]
+        record = found.begin(snapshot.version, snapshot.counters)
+    replay = Replay(folder / "journal", run, record, report=report)
+    Rebuilding(found, aggregator, layouts).follow(replay)
+    found.epoch = max(found.epoch, replay.epoch)
+    return found, replay
+
+
+class Rebuilding:
+    """Folds and steps again, as far as the journal holds payloads; the rest is only noted."""
+
+    def __init__(self, found: Recovered, aggregator: Aggregator, layouts: Mapping[str, Layout]) -> None:
+        self.found, self.aggregator, self.layouts = found, aggregator, layouts
+        self.promises = Promises.of(found.promises)
+        self.whole = True
+
+    def follow(self, records: Iterable[bytes]) -> None:
+        for raw in records:
+            length = int.from_bytes(raw[:4], "little")
+            match msgpack.unpackb(raw[4 : 4 + length]):
+                case [kind, *rest] if kind == ACCEPTED:
+                    self._accepted(rest, raw[4 + length :])
+                case [kind, version, steps, drawn, digest] if kind == COMMITTED:
+                    self._committed(version, steps, drawn, digest)
+        self.found.promises, self.found.first = list(self.promises.by_name.values()), self.promises.first
+
+    def _accepted(self, row: list[Any], payload: bytes) -> None:
+        (version, index, attempt, onto, made_from), clients, weight, summed, digest, steps, session, seal, _, named = row
+        if not payload or onto != self.found.version or digest not in self.layouts:
+            self.whole = False
+        if not self.whole and not payload and seal:
+            task = Task(version, index, tuple(clients) if named else ())
+            self.promises.add(Promise(task, tuple(clients), attempt, session, made_from, onto, seal))
+            self.found.drawn = max(self.found.drawn, index + 1)
+        if not self.whole:
+            return
+        work = Work(Bundle.of_buffer(self.layouts[digest], payload), weight)
+        self.aggregator.fold(Contribution(tuple(clients), made_from, onto - made_from, work, summed))
+        self.found.done.setdefault(onto, set()).update(clients)
+        self.found.folded += len(clients)
+        self.found.steps += steps
+        self.found.drawn = max(self.found.drawn, index + 1)  # a stream must not draw it again
+        self.found.counted += 1
+
+    def _committed(self, version: int, steps: int, drawn: int, digest: str) -> None:
+        found = self.found
+        found.made[version], found.newest = digest, max(found.newest, version)
+        if not self.whole or version != found.version + 1 or not found.folded:
+            self.whole = False
+            return
+        self.aggregator.step()
+        found.version, found.steps, found.drawn = version, steps, drawn
+        found.done.clear()
+        found.folded = 0

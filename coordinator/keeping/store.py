@@ -1,0 +1,310 @@
+"""Snapshots: a run's weights, its aggregator's state and its counters, one safetensors file a version.
+
+The one idea: a file's digest covers every byte of it, header included, and only a file that fits its digest is ever loaded;
+so a restart takes the newest whole one, says which it stepped over, and cannot take half of one.
+
+The format is written here rather than by the safetensors library, whose `load_file` reads it: that one copies, knows no
+bfloat16 without torch, and writes where neither a sync nor a full disk can be seen to.
+Tensors are called `weights/NAME` and `state/NAME`. Bytes between a layout's segments are not kept; they come back as zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.coordinator.keeping import disk as disks
+from shoal.coordinator.keeping.disk import Disk, trouble
+from shoal.protocol.layout import ALIGNMENT, DTYPES, Bundle, Layout
+
+Array = npt.NDArray[Any]
+Counters = Mapping[str, Any]
+"""What JSON can hold: numbers, strings, booleans, None, lists and mappings of them."""
+
+FORMAT = "shoal 1"
+FOLDER = "checkpoints"
+NAME = re.compile(r"(\d{8,})\.safetensors")
+DAMAGED = ".damaged"
+LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+UNSIGNED: Mapping[str, np.dtype[Any]] = {"u2": np.dtype("<u2"), "u4": np.dtype("<u4"), "u8": np.dtype("<u8")}
+STORED: Mapping[str, np.dtype[Any]] = {**DTYPES, **UNSIGNED}
+CODES: Mapping[str, str] = {  # our dtype -> safetensors'
+    **{"f8": "F64", "f4": "F32", "f2": "F16", "bf16": "BF16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8"},
+    **{"u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64", "b1": "BOOL"},
+}
+NO_DIGEST = "0" * 64
+
+
+class CorruptError(ValueError):
+    """A snapshot that is not what was written. The text says in which way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything a run goes on from. state: an aggregator's own arrays (optimizer moments, random states) by name;
+    counters: JSON; tuples come back as lists."""
+
+    version: int
+    weights: Bundle
+    state: Mapping[str, Array] = field(default_factory=dict)
+    counters: Counters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One row of a header. first, last: bytes from the end of the header."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+class Store:
+    """The snapshots of the run in `folder`, whose lock the caller holds. kept: counters of those known to be whole."""
+
+    def __init__(self, folder: Path, keep: int = 3, disk: Disk = disks.REAL) -> None:
+        """Makes `checkpoints/`, clears what a crash left half written. Raises DiskTrouble."""
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one snapshot is kept")
+        self.folder = folder / FOLDER
+        self.keep = keep
+        self.disk = disk
+        self.kept: dict[int, Counters] = {}
+        with trouble(f"open {self.folder}"):
+            disk.make_folder(self.folder)
+        disks.sweep(disk, self.folder)
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Durable when this returns; only then are those before the last `keep` unlinked. Arrays must not change meanwhile.
+        Saving a version again replaces it.
+
+        Raises DiskTrouble, with the former snapshots untouched and no temporary file left; or SyncFailed.
+        """
+        path = self.folder / f"{snapshot.version:08d}.safetensors"
+        disks.write_file(self.disk, path, _buffers(snapshot))
+        self.kept[snapshot.version] = dict(snapshot.counters)
+        self._drop_old()
+        return path
+
+    def newest(self, report: Callable[[str], None]) -> Snapshot | None:
+        """The newest whole one. What it steps over is reported and set aside under another name, so that a version made
+        anew can never meet its former self."""
+        disks.sync_folder(self.disk, self.folder)  # a name that the last life left behind may not be durable yet
+        for version, path in reversed(snapshots(self.folder, self.disk)):
+            try:
+                snapshot = read(path, self.disk)
+            except CorruptError as damage:
+                report(f"snapshot {path} is damaged ({damage}); set aside, going back to the one before")
+                with trouble(f"set {path} aside"):
+                    self.disk.rename(path, path.with_name(path.name + DAMAGED))
+                    disks.sync_folder(self.disk, self.folder)
+                continue
+            self.kept[version] = snapshot.counters
+            return snapshot
+        return None
+
+    def oldest(self) -> Counters | None:
+        """Counters of the oldest of `keep` snapshots, up to which a journal may be forgotten without needing any one of them;
+        None while there are fewer, and while this life has neither written nor read that one. Raises DiskTrouble."""
+        with trouble(f"list {self.folder}"):
+            versions = [version for version, _ in snapshots(self.folder, self.disk)]
+        return self.kept.get(versions[-self.keep]) if len(versions) >= self.keep else None
+
+    def _drop_old(self) -> None:
+        with contextlib.suppress(OSError):  # the snapshot is safe; the next one tries again
+            versions = [version for version, _ in snapshots(self.folder, self.disk)]
+            oldest = versions[-self.keep :][0]
+            for name in self.disk.names(self.folder):
+                match = NAME.fullmatch(name.removesuffix(DAMAGED))
+                if match and int(match[1]) < oldest:
+                    self.disk.unlink(self.folder / name)
+                    self.kept.pop(int(match[1]), None)
+
+
+def newest(folder: Path, report: Callable[[str], None], disk: Disk = disks.REAL) -> Snapshot | None:
+    """The newest whole snapshot of a run that may be going on: reads only, and needs no lock."""
+    for _, path in reversed(snapshots(folder / FOLDER, disk)):
+        try:
+            return read(path, disk)
+        except CorruptError as damage:
+            report(f"snapshot {path} is damaged ({damage}); going back to the one before")
+        except FileNotFoundError:  # the run has dropped it just now
+            continue
+    return None
+
+
+def snapshots(folder: Path, disk: Disk = disks.REAL) -> list[tuple[int, Path]]:
+    """(version, file) by version; of files, not yet of whole ones."""
+    try:
+        names = disk.names(folder)
+    except FileNotFoundError:
+        return []
+    return sorted((int(match[1]), folder / name) for name in names if (match := NAME.fullmatch(name)))
+
+
+def read(path: Path, disk: Disk = disks.REAL) -> Snapshot:
+    """One snapshot, every offset and the digest checked. Raises CorruptError, and OSError where it cannot be opened."""
+    fd = disk.open(path)
+    try:
+        return _read(disk, fd, path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CorruptError("the device cannot read it") from error
+    finally:
+        disk.close(fd)
+
+
+def _buffers(snapshot: Snapshot) -> list[memoryview]:
+    """The file's bytes, the arrays' own memory among them."""
+    parts = sorted(_parts(snapshot), key=lambda part: -STORED[part[1]].itemsize)  # so that every tensor is aligned
+    rows: dict[str, Any] = {"__metadata__": _metadata(snapshot)}
+    offset = 0
+    for name, dtype, array in parts:
+        rows[name] = {"dtype": CODES[dtype], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    data = [_raw(array) for _, _, array in parts if array.nbytes]
+    head = _head(rows)
+    digest = _digest([memoryview(head), *data])
+    return [memoryview(head.replace(NO_DIGEST.encode(), digest.encode(), 1)), *data]
+
+
+def _raw(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _parts(snapshot: Snapshot) -> Iterator[tuple[str, str, Array]]:
+    for place in snapshot.weights.layout.places:
+        yield f"weights/{place.name}", place.dtype, snapshot.weights[place.name]
+    for name, array in snapshot.state.items():
+        yield f"state/{name}", _dtype(name, array), np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _dtype(name: str, array: Array) -> str:
+    for dtype, its in STORED.items():
+        if dtype != "bf16" and its == array.dtype:
+            return dtype
+    raise TypeError(f"state {name!a} has dtype {array.dtype}; a snapshot holds {', '.join(CODES)}")
+
+
+def _metadata(snapshot: Snapshot) -> dict[str, str]:
+    """The digest comes first: the first 64 zeros of a header are its place."""
+    return {
+        "sha256": NO_DIGEST,
+        "format": FORMAT,
+        "version": str(snapshot.version),
+        "layout": json.dumps(snapshot.weights.layout.rows(), separators=(",", ":")),
+        "counters": json.dumps(snapshot.counters, separators=(",", ":")),
+    }
+
+
+def _head(rows: Mapping[str, Any]) -> bytes:
+    """Length and header, padded with spaces so that the arrays begin on a cache line."""
+    text = json.dumps(rows, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _digest(parts: list[memoryview]) -> str:
+    summed = hashlib.sha256()
+    for part in parts:
+        summed.update(part)
+    return summed.hexdigest()
+
+
+def _read(disk: Disk, fd: int, path: Path) -> Snapshot:
+    head, rows = _read_head(disk, fd)
+    about = rows.pop("__metadata__", {})
+    tensors = _tensors(rows, disk.size(fd) - len(head))
+    snapshot = _empty(about, tensors)
+    if (match := NAME.fullmatch(path.name)) and int(match[1]) != snapshot.version:
+        raise CorruptError(f"it holds version {snapshot.version}")
+    summed = hashlib.sha256(head.replace(about["sha256"].encode(), NO_DIGEST.encode(), 1))
+    for tensor in tensors:
+        part, name = tensor.name.split("/", 1)
+        array = snapshot.weights[name] if part == "weights" else snapshot.state[name]
+        if array.nbytes:
+            into = _raw(array)
+            if disks.fill(disk, fd, into, len(head) + tensor.first) != array.nbytes:
+                raise CorruptError("it ends early")
+            summed.update(into)
+    if summed.hexdigest() != about["sha256"]:
+        raise CorruptError("its digest does not fit")
+    return snapshot
+
+
+def _read_head(disk: Disk, fd: int) -> tuple[bytes, dict[str, Any]]:
+    size = disk.size(fd)
+    length = int.from_bytes(disks.read_all(disk, fd, 8, 0), "little")
+    if size < 8 or length > min(size - 8, LARGEST_HEADER):
+        raise CorruptError("its header is cut or not one")
+    head = disks.read_all(disk, fd, 8 + length, 0)
+    with _corrupt("its header is not JSON", ValueError, RecursionError):
+        rows = json.loads(head[8:])
+    if type(rows) is not dict:
+        raise CorruptError("its header is not a table")
+    return head, rows
+
+
+def _tensors(rows: Mapping[str, Any], nbytes: int) -> list[_Tensor]:
+    """In the order of their bytes, which they fill without gap or overlap."""
+    with _corrupt("a tensor is not described", KeyError, TypeError, ValueError, AttributeError):
+        found = [_Tensor(n, row["dtype"], tuple(row["shape"]), *row["data_offsets"]) for n, row in rows.items()]
+        found.sort(key=lambda tensor: (tensor.first, tensor.last))
+    end = 0
+    for tensor in found:
+        dtype = _known(tensor)
+        if tensor.first != end or tensor.last - end != math.prod(tensor.shape) * STORED[dtype].itemsize:
+            raise CorruptError(f"tensor {tensor.name!a} does not lie where its shape says")
+        end = tensor.last
+    if end != nbytes:
+        raise CorruptError(f"it holds {nbytes} bytes of arrays, not {end}")
+    return found
+
+
+def _known(tensor: _Tensor) -> str:
+    dtypes = [dtype for dtype, code in CODES.items() if code == tensor.code]
+    if not dtypes or not all(type(n) is int and n >= 0 for n in (*tensor.shape, tensor.first, tensor.last)):
+        raise CorruptError(f"tensor {tensor.name!a} has a dtype or shape that no snapshot has")
+    return dtypes[0]
+
+
+def _empty(about: Mapping[str, Any], tensors: list[_Tensor]) -> Snapshot:
+    """The snapshot that a header describes, its arrays still zeros."""
+    with _corrupt("its metadata is not a snapshot's", KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        if about["format"] != FORMAT or not re.fullmatch("[0-9a-f]{64}", about["sha256"]):
+            raise CorruptError(f"its format is not {FORMAT!a}")
+        version, counters = int(about["version"]), json.loads(about["counters"])
+        layout = Layout.from_rows(json.loads(about["layout"]))
+    weights = {f"weights/{p.name}": (CODES[p.dtype], p.shape) for p in layout.places}
+    states = [tensor for tensor in tensors if tensor.name.startswith("state/")]
+    held = {tensor.name: (tensor.code, tensor.shape) for tensor in tensors if not tensor.name.startswith("state/")}
+    if weights != held:
+        raise CorruptError("its weights are not those of its layout")
+    with _corrupt("its state has impossible shapes", ValueError):  # of no bytes, or one before it would have failed
+        state = {tensor.name[6:]: np.zeros(tensor.shape, STORED[_known(tensor)]) for tensor in states}
+    return Snapshot(version, Bundle.zeros(layout), state, counters)
+
+
+@contextlib.contextmanager
+def _corrupt(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Where a header is not verified yet, what it makes parsing raise means only that it is damaged."""
+    try:
+        yield
+    except CorruptError:
+        raise
+    except errors as error:
+        raise CorruptError(what) from error

@@ -1,0 +1,140 @@
+"""Policies in torch: the built-in actor-critic, what its outputs mean, and any other module as an actor's policy.
+
+The one idea: a policy is a module whose forward gives (action parameters, value): logits for Discrete actions, a pair
+(mean, log_std) for Box. A module of the user's own that does so takes part everywhere the built-in one does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import log_softmax
+
+from shoal.envs.spaces import Box, Spaces
+from shoal.nets.flat import FlatModule, as_tensor
+from shoal.nets.numpy_policy import ACTIVATIONS, Array, Floats
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+
+Parameters = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""Logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
+
+
+class ActorCritic(nn.Module):
+    """A small perceptron for acting and valuing. Its weights go by actor.I.*, critic.I.* and, where shared, trunk.I.*.
+
+    Hidden layers of the sizes `hidden` for each of the two, or (shared=True) once for both. Weights are orthogonal with
+    gain sqrt(2), 0.01 for the last layer of the actor, 1 for that of the critic, biases 0 (Engstrom et al. 2020; Huang
+    et al. 2022), drawn from `seed`. log_std of Box actions is a parameter that does not depend on the state, 0 at first.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        shared: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation={activation!r}: one of {', '.join(ACTIVATIONS)}")
+        if any(width < 1 for width in hidden):
+            raise UserError(f"hidden={tuple(hidden)}: every layer has at least 1 unit")
+        self.activation = activation
+        self.rank = len(spaces.observation.shape)
+        box = isinstance(spaces.action, Box)
+        outputs = spaces.action.size if isinstance(spaces.action, Box) else spaces.action.n
+        generator = torch.Generator().manual_seed(seed)
+        before, after = (list(hidden), []) if shared else ([], list(hidden))
+        inputs = spaces.observation.size
+        if box:
+            self.log_std = nn.Parameter(torch.zeros(outputs))
+        self.trunk = _linears([inputs, *before], math.sqrt(2), generator)
+        features = [before[-1] if before else inputs, *after]
+        self.actor = _linears([*features, outputs], 0.01, generator)
+        self.critic = _linears([*features, 1], 1.0, generator)
+
+    def forward(self, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
+        """From [..., *obs] to (action parameters, value [...]). Bytes (pictures) are taken to [0, 1]."""
+        x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        for i, layer in enumerate(self.trunk):
+            x = layer(self._active(x) if i else x)
+        x = self._active(x) if len(self.trunk) else x
+        out, value = self._through(self.actor, x), self._through(self.critic, x).squeeze(-1)
+        return ((out, self.log_std) if hasattr(self, "log_std") else out), value
+
+    def _through(self, layers: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+        for i, layer in enumerate(layers):
+            x = layer(self._active(x) if i else x)
+        return x
+
+    def _active(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) if self.activation == "tanh" else torch.relu(x)
+
+
+def _linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.ModuleList:
+    layers = nn.ModuleList()
+    for i in range(len(sizes) - 1):
+        layer = nn.Linear(sizes[i], sizes[i + 1], device="meta").to_empty(device="cpu")  # no draw from torch's own generator
+        gain = last_gain if i == len(sizes) - 2 else math.sqrt(2)
+        nn.init.orthogonal_(layer.weight, gain, generator)
+        nn.init.zeros_(layer.bias)
+        layers.append(layer)
+    return layers
+
+
+def log_prob(parameters: Parameters, action: torch.Tensor) -> torch.Tensor:
+    """[...] log probability (density) of action, int64 [...] or float [..., A]."""
+    if isinstance(parameters, torch.Tensor):
+        return log_softmax(parameters, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    mean, log_std = parameters
+    z = (action - mean) * torch.exp(-log_std)
+    return -(0.5 * z * z + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def entropy(parameters: Parameters) -> torch.Tensor:
+    """[...] in nats: -sum p log p, or the differential entropy of the normal distribution."""
+    if isinstance(parameters, torch.Tensor):
+        log_p = log_softmax(parameters, dim=-1)
+        return -(log_p.exp() * log_p).sum(-1)
+    mean, log_std = parameters
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
+
+
+def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.Tensor:
+    """int64 [...] or float [..., A], drawn from `generator`; without one the likeliest action (the mean)."""
+    if isinstance(parameters, torch.Tensor):
+        if generator is None:
+            return parameters.argmax(-1)
+        p = parameters.softmax(-1)
+        return torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).reshape(p.shape[:-1])
+    mean, log_std = parameters
+    if generator is None:
+        return mean
+    return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+
+
+class TorchPolicy:
+    """Any module with forward(obs) -> (logits | (mean, log_std), value) as the policy of a rollout; in eval mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.flat = FlatModule(module.eval())
+
+    def load(self, weights: Bundle) -> None:
+        self.flat.read(weights)
+
+    def forget(self) -> None: ...  # what was read is a copy
+
+    @torch.inference_mode()
+    def parameters(self, observation: Array) -> Floats:
+        out, _ = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
+        if isinstance(out, torch.Tensor):
+            return out.float().numpy()
+        mean, log_std = out
+        return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()

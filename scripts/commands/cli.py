@@ -1,0 +1,258 @@
+"""The command line: flags to constructors, one straight line each.
+
+The one idea: nothing is imported before it is needed, so that `shoal --help` answers at once and an edge actor needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shoal.commands.arguments import Act, parser
+
+if TYPE_CHECKING:
+    from shoal.jobs.job import Job
+    from shoal.runs.rundir import Config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
+    top = parser(ACTS)
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes times threads must not exceed the cores
+    asked = argparse.Namespace()
+    try:
+        asked = _asked(top, arguments)
+        code: int = asked.act(asked)
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as raised:
+        from shoal.runs.theirs import told
+
+        if (line := told(raised, getattr(asked, "job", None) or "")) is None:
+            raise
+        print(f"shoal: {line}", file=sys.stderr)
+        return 2
+
+
+def script(path: str) -> NoReturn:
+    """For scripts/NAME.py, run as a file: `shoal NAME`. Its folder leaves the path, where Python had put it first: the names
+    in it are shoal's own (`evaluate`, say, is also a package that a user's job may want)."""
+    folder = os.path.dirname(os.path.abspath(path))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
+    sys.exit(main([Path(path).stem, *sys.argv[1:]]))
+
+
+def _asked(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """key=value may stand anywhere, also behind options, where argparse takes no more of them."""
+    asked, rest = top.parse_known_args(arguments)
+    if wrong := [word for word in rest if word.startswith("-") or "settings" not in asked]:
+        asked.parser.unknown(wrong)
+    if rest:
+        asked.settings = [*asked.settings, *rest]
+    return asked
+
+
+def jobs(asked: argparse.Namespace) -> int:
+    from shoal.jobs.catalog import BUILT_IN, about, find
+    from shoal.jobs.settings import described
+
+    if asked.job:
+        rows = described(find(_absolute(asked.job)).settings)  # type: ignore[attr-defined]
+        wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
+        print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))
+        return 0
+    for name in BUILT_IN:
+        print(f"{name:<14}{about(name)}")
+    print(f"{'gymnasium:ID':<14}reinforcement: any gymnasium environment with discrete or Box actions, by PPO")
+    return 0
+
+
+def simulate(asked: argparse.Namespace) -> int:
+    return _start(asked, bind="")
+
+
+def coordinator(asked: argparse.Namespace) -> int:
+    asked.actors = asked.actors or 0
+    asked.transport = "shm"  # for actors of this machine; the others' arrays go by the socket
+    shown = _shown(asked)
+    if not asked.restart:
+        return _start(asked, bind=asked.bind, **shown)
+    import threading
+
+    from shoal.runs.launch import Launch, new_run, preload
+    from shoal.runs.supervise import settled, supervised
+
+    job, config = _configured(asked)
+    preload(job)
+    options = Launch(config, new_run(config, asked.run_dir), asked.quiet, settled(asked.bind), **shown)
+    rows = options.run.metrics_file
+    return supervised(
+        lambda resume: _run(job, replace(options, resume=resume), asked.json),
+        lambda text: print(f"shoal: {text}", file=sys.stderr),
+        moved=lambda: rows.stat().st_size if rows.exists() else 0,
+        wait=threading.Event().wait,
+    )
+
+
+def _shown(asked: argparse.Namespace) -> dict[str, Any]:
+    """What strangers meet. Said before anything is begun: where strangers could come, a key must be asked for."""
+    from shoal.commands.access import of_coordinator
+    from shoal.protocol.door import check_bind
+
+    shown = of_coordinator(asked.key)
+    if asked.bind:
+        check_bind(asked.bind, shown)
+    return {"keys": shown, "gateway": asked.gateway}
+
+
+def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
+    from shoal.runs.launch import Launch, device_of, new_run
+
+    job, config = _configured(asked)
+    device_of(config.device)
+    job.prepare()  # whatever is wrong with the job shows before there is a folder for its run
+    return _run(job, Launch(config, new_run(config, asked.run_dir), asked.quiet, bind, **shown), asked.json)
+
+
+def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
+    """JOB and key=value, on top of a TOML file where JOB is one."""
+    from shoal.jobs.catalog import find
+    from shoal.jobs.settings import pairs
+    from shoal.runs.rundir import Config
+
+    config = Config.load(Path(asked.job)) if asked.job.endswith(".toml") else Config(_absolute(asked.job))
+    given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    job = find(config.job).configured({**config.settings, **pairs(asked.settings)}, config.seed)
+    return job, replace(config, settings=job.plain())
+
+
+def _absolute(name: str) -> str:
+    """A file's job is found again from anywhere; where no attribute is named, it is called `job`."""
+    place, _, attribute = f"{name}:job".rpartition(":") if name.endswith(".py") else name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
+def _run(job: Job, options: Any, as_json: bool) -> int:
+    from shoal.runs.launch import launch
+    from shoal.runs.plot import plot
+    from shoal.runs.summary import closing, json_line
+
+    result, end = launch(job, options)
+    if options.run.rows():
+        plot([options.run])
+    if end.failed:
+        print(f"shoal: the run failed: {end.reason}; {options.run.log_file} says more", file=sys.stderr)
+    print(json_line(result) if as_json else closing(result, whole=end.reason == "done"))
+    return 1 if end.failed else 0 if end.reason == "done" else 130
+
+
+def actor(asked: argparse.Namespace) -> int:
+    import socket
+
+    from shoal.actors.pool import Pool
+    from shoal.commands.access import of_actor
+    from shoal.runs.living import called_on, life_of_any
+
+    called = called_on(asked.address, of_actor(asked.key, asked.server))
+    own = None
+    if asked.job:
+        from shoal.jobs.catalog import find
+
+        own = find(_absolute(asked.job))
+    life = life_of_any(asked.name or socket.gethostname(), own, asked.job)
+    if asked.count == 1:
+        return life(called)
+    return _crowd(Pool(life), asked.count, called)
+
+
+def keys(asked: argparse.Namespace) -> int:
+    from shoal.commands.access import keys as carry_out
+
+    carry_out(asked.words)
+    return 0
+
+
+def _crowd(pool: Any, many: int, called: dict[str, Any]) -> int:
+    """Until all have left, or Ctrl-C."""
+    import select
+
+    codes: list[int] = []
+    for number in range(many):
+        pool.grow(1, {**called, "number": number, "many": many})
+    try:
+        while len(codes) < many:
+            select.select([pool], [], [])
+            codes += pool.ended().values()
+    except KeyboardInterrupt:
+        codes.append(130)
+    finally:
+        pool.close()
+    return max(abs(code) for code in codes)
+
+
+def resume(asked: argparse.Namespace) -> int:
+    from shoal.runs.launch import Launch
+    from shoal.runs.resuming import done, resumed
+
+    run, config, job = resumed(asked.run_dir, asked.settings, asked.actors)
+    if (line := done(run, job, asked.json)) is not None:
+        print(line)
+        return 0
+    return _run(job, Launch(config, run, asked.quiet, asked.bind or "", resume=True, **_shown(asked)), asked.json)
+
+
+def evaluate(asked: argparse.Namespace) -> int:
+    from shoal.runs.evaluate import evaluated
+    from shoal.runs.summary import json_line
+
+    metrics = evaluated(asked.run_dir, asked.episodes)
+    print(json_line(metrics) if asked.json else "\n".join(f"{name:<18}{value:.6g}" for name, value in metrics.items()))
+    return 0
+
+
+def plot(asked: argparse.Namespace) -> int:
+    from shoal.runs.plot import plot as drawn
+    from shoal.runs.rundir import RunDir
+
+    print(drawn([RunDir.open(path) for path in asked.run_dirs], Path(asked.out) if asked.out else None))
+    return 0
+
+
+def export(asked: argparse.Namespace) -> int:
+    from shoal.runs.evaluate import exported
+
+    print(exported(asked.run_dir, Path(asked.to)))
+    return 0
+
+
+def bench(asked: argparse.Namespace) -> int:
+    from shoal.benchmarks.run import main as run
+
+    if asked.minutes:
+        os.environ["SHOAL_BENCH_MINUTES"] = str(asked.minutes)  # each case is a process of its own
+    if asked.peers:
+        os.environ["SHOAL_BENCH_PEERS"] = asked.peers
+    return run(asked.cases, quick=asked.quick, as_json=asked.json)
+
+
+ACTS: Mapping[str, Act] = {
+    act.__name__: act for act in (jobs, simulate, coordinator, actor, keys, resume, evaluate, plot, export, bench)
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

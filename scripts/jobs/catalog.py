@@ -1,0 +1,166 @@
+"""The built-in jobs, and how any JOB on the command line is found.
+
+The one idea: a name is looked up in a literal table; a file or a module is imported because the *user of this machine*
+named it. What comes over a wire can only ever choose from the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.reinforcement import Reinforcement
+from shoal.jobs.settings import nearest
+from shoal.protocol.errors import UserError
+
+
+def digits() -> Federated:
+    """federated: scikit-learn's 1,797 handwritten digits, 100 clients, a small perceptron"""
+    from shoal.envs import datasets
+    from shoal.nets import models
+
+    return Federated(models.mlp, lambda settings: datasets.digits(), name="digits")
+
+
+def mnist() -> Federated:
+    """federated: MNIST from the IDX files in data=DIR, FedAvg's convolutional network"""
+    from shoal.envs import datasets
+    from shoal.nets import models
+
+    return Federated(
+        models.fedavg_cnn,
+        lambda settings: datasets.mnist(settings.data or "data/mnist"),
+        name="mnist",
+        partition="shards",
+        local_epochs=1,
+    )
+
+
+def cartpole() -> Reinforcement:
+    """reinforcement: CartPole-v1 by IMPALA (V-trace over a stream of trajectories)"""
+    return Reinforcement("CartPole-v1", name="cartpole", **IMPALA)
+
+
+def cartpole_ppo() -> Reinforcement:
+    """reinforcement: CartPole-v1 by PPO in synchronous rounds"""
+    return Reinforcement("CartPole-v1", name="cartpole-ppo", **PPO)
+
+
+def acrobot() -> Reinforcement:
+    """reinforcement: Acrobot-v1 by PPO"""
+    return Reinforcement("Acrobot-v1", name="acrobot", **{**PPO, "ent_coef": 0.01})
+
+
+def lunarlander() -> Reinforcement:
+    """reinforcement: LunarLander-v3 by PPO"""
+    return Reinforcement("LunarLander-v3", name="lunarlander", total_timesteps=1_000_000, **LONG_EPISODES)
+
+
+# Tuned on five to eight seeds each (benchmarks/README.md). Rewards are scaled so that the value's gradient does not fill the
+# bound on the gradient's norm and leave nothing to the policy.
+IMPALA: Mapping[str, Any] = MappingProxyType(
+    {"algorithm": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
+)
+PPO: Mapping[str, Any] = MappingProxyType({"algorithm": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05})
+LONG_EPISODES: Mapping[str, Any] = MappingProxyType(
+    {
+        "algorithm": "ppo",
+        "clients": 2,
+        "rollout_length": 64,
+        "gamma": 0.999,
+        "gae_lambda": 0.98,
+        "ent_coef": 0.005,
+        "num_minibatches": 16,
+        "reward_scale": 0.05,
+    }
+)
+ANY: Mapping[str, Any] = MappingProxyType(
+    {
+        "algorithm": "ppo",
+        "clients": 2,
+        "rollout_length": 64,
+        "gamma": 0.95,
+        "ent_coef": 0.0,
+        "update_epochs": 10,
+        "num_minibatches": 16,
+        "reward_scale": 0.05,
+    }
+)
+
+BUILT_IN: Mapping[str, Callable[[], Job]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "cartpole": cartpole,
+    "cartpole-ppo": cartpole_ppo,
+    "acrobot": acrobot,
+    "lunarlander": lunarlander,
+}
+GYMNASIUM = "gymnasium:"
+
+
+def built_in(name: str) -> Job | None:
+    """A job by a name of the table, or any gymnasium environment by PPO; None where it is neither."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    if name.startswith(GYMNASIUM):
+        return Reinforcement(name.removeprefix(GYMNASIUM), name=name, **ANY)
+    return None
+
+
+def find(name: str) -> Job:
+    """A built-in job, `module:attribute` or `file.py:attribute`. Raises UserError."""
+    if (job := built_in(name)) is not None:
+        return job
+    place, sign, attribute = name.rpartition(":")
+    if not sign:
+        more = "; a job of your own is FILE.py:job or MODULE:job, a run again is its config.toml"
+        raise UserError(f"unknown job {name!r}: {nearest(name, BUILT_IN)}{more}")
+    found = getattr(_file(Path(place)) if place.endswith(".py") else _module(place), attribute, None)
+    if found is None:
+        raise UserError(f"{place} has no {attribute!r}: end it with `{attribute} = Federated(...)` or `Reinforcement(...)`")
+    if not isinstance(found, Federated | Reinforcement) and not hasattr(found, "worker"):
+        raise UserError(
+            f"{name} is of type {type(found).__name__}, not a job: make it with Federated(...) or Reinforcement(...)"
+        )
+    job = found
+    return job  # type: ignore[no-any-return]
+
+
+def _file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no file {path}: give the path of the file that holds the job")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    there = sys.modules.setdefault(path.stem, module)  # dataclasses, say, look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if there is module:
+            del sys.modules[path.stem]
+        raise
+    return module
+
+
+def _module(name: str) -> Any:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name and not name.startswith(missing.name):
+            raise
+        raise UserError(f"no module {name!r}: give FILE.py:attribute, or a module that Python finds from here") from None
+
+
+def about(name: str) -> str:
+    """A line on a built-in job."""
+    return (BUILT_IN[name].__doc__ or "").strip()

@@ -1,0 +1,73 @@
+"""Trained weights put to the test, and taken elsewhere: `shoal evaluate` and `shoal export`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.coordinator.keeping.store import Snapshot, newest
+from shoal.coordinator.tally import add
+from shoal.jobs.job import Job
+from shoal.protocol.errors import UserError
+from shoal.protocol.work import Task, Totals
+from shoal.runs.rundir import RunDir
+
+
+def opened(path: str) -> tuple[RunDir, Job, Snapshot]:
+    """A run's job and its newest whole snapshot. Raises UserError where there is none."""
+    from shoal.jobs.catalog import find
+
+    run = RunDir.open(path)
+    config = run.config()
+    snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
+    if snapshot is None:
+        raise UserError(f"{path} has no whole snapshot yet: let it run on with `shoal resume {path}`")
+    return run, find(config.job).configured(config.settings, config.seed), snapshot
+
+
+def evaluated(path: str, episodes: int) -> dict[str, float]:
+    """Metrics of the newest weights: centrally on held-out data where the job has some, else what its worker says of them:
+    of greedy episodes in environments of their own, or over all clients."""
+    _, job, snapshot = opened(path)
+    version = {"version": float(snapshot.version)}
+    if (central := job.central()) is not None:
+        return {**version, **central(snapshot.weights)}
+    settings = job.plain()
+    plays = "eval_episodes" in settings
+    job = job.configured({"eval_episodes": episodes} if plays else {})
+    job.prepare()
+    worker = job.worker()
+    clients = range(1 if plays else settings.get("clients", 1))
+    totals: dict[str, tuple[float, float]] = {}
+    samples: dict[str, list[float]] = {}
+    for client in clients:
+        work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+        add(totals, work.totals)
+        for name, values in work.samples.items():
+            samples.setdefault(name, []).extend(values)
+    return version | _of_samples(samples) | _means(totals)
+
+
+def _means(totals: Totals) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in totals.items() if count}
+
+
+def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, values in samples.items():
+        metrics |= {f"{name}_mean": sum(values) / len(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    return metrics | ({"episodes": float(len(next(iter(samples.values()))))} if samples else {})
+
+
+def exported(path: str, to: Path) -> Path:
+    """The newest weights as FILE.safetensors, or the model with them as a torch.export program FILE.pt2."""
+    from shoal.runs.export import export
+
+    run, job, snapshot = opened(path)
+
+    def model() -> tuple[Any, tuple[Any, ...]]:
+        return job.module(), job.example()  # type: ignore[attr-defined]
+
+    return export(snapshot.weights, to, model, about={"job": job.name, "version": str(snapshot.version), "run": run.name})

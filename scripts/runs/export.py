@@ -1,0 +1,81 @@
+"""A trained model for use elsewhere: its weights as safetensors, or the whole forward pass as a torch.export program.
+
+The one idea: neither file needs Shoal to be read, and neither can run code when it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Model = Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
+    """The job's module, any weights, and example inputs: tensors whose first dimension is the batch."""
+
+
+def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, str] | None = None) -> Path:
+    """Write `weights` to a new file; its suffix says how. `model` is called for .pt2 alone; `about` is .safetensors' metadata.
+
+    Raises UserError for another suffix, for a folder that is missing, and for a file that exists: it is not overwritten.
+    """
+    target = Path(to)
+    if target.suffix not in (".safetensors", ".pt2"):
+        raise UserError(f"--to {target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors or .pt2")
+    if target.exists():
+        raise UserError(f"--to {target}: exists; name another file or remove it first")
+    if not target.parent.is_dir():
+        raise UserError(f"--to {target}: no folder {target.parent}; make it first")
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        if target.suffix == ".safetensors":
+            _write_weights(weights, part, about or {})
+        else:
+            _write_program(weights, part, *model())
+        part.replace(target)  # whole or not at all
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _write_weights(weights: Bundle, path: Path, about: Mapping[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors_of(weights), path, metadata=dict(about))
+
+
+def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+    import torch
+
+    module = module.cpu().eval()
+    load(module, weights)
+    inputs = tuple(
+        x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu() for x in example
+    )  # a batch of 1 would be taken for a fixed size
+    any_batch = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=any_batch), path)
+
+
+def tensors_of(weights: Bundle) -> dict[str, torch.Tensor]:
+    """Each array as a tensor with memory of its own, bfloat16 as such."""
+    from shoal.nets.flat import TORCH_DTYPES, as_tensor
+
+    return {p.name: as_tensor(weights[p.name]).view(TORCH_DTYPES[p.dtype]).clone() for p in weights.layout.places}
+
+
+def load(module: nn.Module, weights: Bundle) -> None:
+    """Copy weights into a module of the same layout. Raises UserError where they are another model's."""
+    from shoal.nets.flat import layout_of
+
+    difference = layout_of(module).difference(weights.layout)
+    if difference:
+        raise UserError(f"the weights are not this model's: {difference}")
+    places = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in tensors_of(weights).items():
+        places[name].data.copy_(tensor)

@@ -1,0 +1,180 @@
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard events and log.txt.
+
+The one idea: an observer is handed everything, the time included, and only writes. Nothing here reads a clock or has a
+thread of its own: a step costs two short writes of some tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.protocol.work import Metrics
+from shoal.runs.progress import indented
+from shoal.runs.rundir import RunDir, finite
+
+
+class Together:
+    """Several observers as one, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
+        for observer in self.observers:
+            observer.stepped(version, metrics, progress)
+
+    def moved(self, progress: Progress) -> None:
+        for observer in self.observers:
+            observer.moved(progress)
+
+    def report(self, report: Report) -> None:
+        for observer in self.observers:
+            observer.report(report)
+
+
+class Record:
+    """Writes a run's history into its folder. `started` is the wall clock at progress.seconds == 0, in seconds of the epoch.
+
+    Opened again on the same folder, as by `shoal resume`, it goes on after what is there.
+    """
+
+    def __init__(self, run: RunDir, started: float) -> None:
+        self.metrics = _append(run.metrics_file)
+        self.log = _append(run.log_file)
+        self.events = Events(run.path, started)
+
+    def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
+        with _as_far_as_possible():
+            self.metrics.write(json.dumps(row(version, metrics, progress), allow_nan=False) + "\n")
+            self.metrics.flush()  # a line is there as soon as it is written: people follow the file while it grows
+            self.events.scalars(version, metrics, progress)
+
+    def moved(self, progress: Progress) -> None:
+        with _as_far_as_possible():
+            self.events.flush()
+
+    def report(self, report: Report) -> None:
+        with _as_far_as_possible():
+            self.log.write(f"{report.level}: {report.kind}: {indented(report)}\n")
+            self.log.flush()
+
+    def close(self) -> None:
+        for file in (self.metrics, self.log, self.events):
+            with _as_far_as_possible():
+                file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _as_far_as_possible() -> suppress:
+    """A full disk may cost a run's history some lines (most stay buffered until there is room), but not the run."""
+    return suppress(OSError)
+
+
+def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
+    """One line of metrics.jsonl: seconds and steps since the run's start, lag as [min, mean, max] versions."""
+    counters = {"version": version, "seconds": round(progress.seconds, 6), "steps": progress.steps}
+    state = {"contributions": progress.contributions, "actors": progress.actors, "lag": progress.lag}
+    line: dict[str, Any] = finite({**counters, **state, "metrics": metrics})
+    return line
+
+
+class Events:
+    """Scalars for TensorBoard: over environment steps where there are any, else over versions. Rates once a second.
+
+    The file's form is TensorBoard's own (a record is length, checksum, protobuf event). Its protobuf classes and record
+    writer are used straight: 0.05 s to import beyond numpy, where torch.utils.tensorboard takes 1.6 s and TensorBoard's
+    EventFileWriter loads all of TensorFlow where it is installed. Without TensorBoard there are no events.
+    """
+
+    def __init__(self, folder: Path, started: float) -> None:
+        self.folder = folder
+        self.started = started
+        self.kinds = _tensorboard()
+        self.writer: Any = None
+        self.due = 0.0
+
+    def scalars(self, version: int, metrics: Metrics, progress: Progress) -> None:
+        if self.kinds is None:
+            return
+        step = progress.steps or version
+        if self.writer is None:
+            self._open(step, progress.seconds)
+        rates: Metrics = {}
+        if progress.seconds >= self.due:
+            self.due = progress.seconds + 1.0
+            rates = _rates(progress)
+        values = [{"tag": tag, "simple_value": value} for tag, value in {**metrics, **rates}.items()]
+        self._write(step, progress.seconds, summary={"value": values})
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def _open(self, step: int, seconds: float) -> None:
+        """At the first scalar, so that a run that never steps leaves no empty file."""
+        _, session_log, record_writer = self.kinds
+        self.writer = record_writer(_next_events(self.folder, self.started).open("xb"))
+        self._write(0, seconds, file_version="brain.Event:2")
+        self._write(step, seconds, session_log={"status": session_log.START})  # a resumed run: drop older points from here on
+
+    def _write(self, step: int, seconds: float, **what: Any) -> None:
+        event, _, _ = self.kinds
+        self.writer.write(event(wall_time=self.started + seconds, step=step, **what).SerializeToString())
+
+
+def preload() -> None:
+    """Import what a Record will need: once above processes that are forked, instead of in each."""
+    _tensorboard()
+
+
+def _tensorboard() -> Any:
+    """Its (Event, SessionLog, RecordWriter), or None. Imported when a run begins, not at its first step, which would stall."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ModuleNotFoundError:
+        return None
+    return Event, SessionLog, RecordWriter
+
+
+def _rates(progress: Progress) -> dict[str, float]:
+    low, mean, high = progress.lag
+    rates = {"rate/contributions": progress.contributions_per_second, "rate/steps": progress.steps_per_second}
+    lags = {"lag/min": low, "lag/mean": mean, "lag/max": high, "actors": progress.actors}
+    return {**rates, **lags, **{f"share/{name}": share for name, share in progress.shares.items()}}
+
+
+def _next_events(folder: Path, started: float) -> Path:
+    """TensorBoard reads a folder's event files in the order of their names."""
+    number = len(list(folder.glob("events.out.tfevents.*")))
+    return folder / f"events.out.tfevents.{int(started):010d}.shoal.{number}"
+
+
+def _append(path: Path) -> IO[str]:
+    """Open to go on, behind a line's end: a run that was killed may have left half a line."""
+    torn = path.exists() and _last_byte(path) not in (b"", b"\n")
+    file = path.open("a", encoding="utf-8")
+    if torn:
+        file.write("\n")
+    return file
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)

@@ -1,0 +1,165 @@
+"""Learning curves of one or several runs, as a picture.
+
+The one idea: a panel a metric, a colour a group of runs that differ in nothing but their seed. One run is a line; several
+seeds are thin lines with their mean drawn over them, so that luck can be told from a better setting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.protocol.errors import UserError
+from shoal.runs.rundir import Config, RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = npt.NDArray[np.float64]
+
+PANELS = {
+    "accuracy": "held-out accuracy (share of examples)",
+    "eval/accuracy": "accuracy on clients (share of examples)",
+    "return_mean": "return (mean of the last 100 episodes)",
+    "eval/return_mean": "return of greedy episodes (mean)",
+    "loss": "training loss",
+}
+MOST = 3  # panels
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
+FEW = 30  # points: so few are shown as such
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One run as read: a row a step. x: environment steps where the run counts any, else versions. Gaps are NaN."""
+
+    name: str
+    config: Config
+    x: Floats
+    counts_steps: bool
+    metrics: dict[str, Floats]
+
+
+Groups = list[tuple[str, list[Curves]]]
+
+
+def read(run: RunDir) -> Curves:
+    """Raises UserError for a run that has not written a metric yet."""
+    rows = run.rows()
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    if not names:
+        raise UserError(f"{run.path} has no metrics yet: metrics.jsonl is empty; let it make its first step")
+    counts_steps = any(row["steps"] for row in rows)
+    x = np.array([row["steps" if counts_steps else "version"] for row in rows], dtype=np.float64)
+    columns = {name: [_number(row["metrics"].get(name)) for row in rows] for name in names}
+    return Curves(run.name, run.config(), x, counts_steps, {k: np.array(v, dtype=np.float64) for k, v in columns.items()})
+
+
+def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
+    """Draw the runs over each other; one run alone goes to its learning.png. An older picture is replaced.
+
+    Raises UserError for a run without metrics, for a file that is no picture, and where matplotlib is missing.
+    """
+    target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else Path("learning.png")
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"--out {target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise UserError(f"--out {target}: no folder {target.parent}; make it first")
+    _draw([read(run) for run in runs], target)
+    return target
+
+
+def groups(curves: Iterable[Curves]) -> Groups:
+    """Runs that differ in their seed alone, with what to call them: a run's own name, or the job and what sets it apart."""
+    alike: dict[str, list[Curves]] = {}
+    for each in curves:
+        alike.setdefault(repr((each.config.job, sorted(_settings(each).items()))), []).append(each)
+    found = list(alike.values())
+    own = {key for runs in found for key in _settings(runs[0]) if len({repr(_settings(g[0]).get(key)) for g in found}) > 1}
+    return [(_label(runs, sorted(own)), runs) for runs in found]
+
+
+def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:
+    """(x, mean over runs), on the stretch of x that all runs with this metric cover; points are joined by straight lines."""
+    known = [(x, y) for x, y in (_known(each, metric) for each in curves) if len(x)]
+    if not known:
+        return np.empty(0), np.empty(0)
+    grid = np.unique(np.concatenate([x for x, _ in known]))
+    grid = grid[(grid >= max(x[0] for x, _ in known)) & (grid <= min(x[-1] for x, _ in known))]
+    return grid, np.mean([np.interp(grid, x, y) for x, y in known], axis=0)
+
+
+def panels(curves: Sequence[Curves]) -> list[str]:
+    """The metrics to draw: those people look for that any run has, else the first two of whatever there is."""
+    there = {name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()}
+    return [name for name in PANELS if name in there][:MOST] or sorted(there)[:2]
+
+
+def _settings(curves: Curves) -> dict[str, Any]:
+    return dict(curves.config.settings)
+
+
+def _label(runs: list[Curves], own: list[str]) -> str:
+    if len(runs) == 1:
+        return runs[0].name
+    sets = ", ".join(f"{key}={_settings(runs[0]).get(key)}" for key in own)
+    seeds = ", ".join(str(each.config.seed) for each in runs)
+    return f"{runs[0].config.job}{' ' + sets if sets else ''} (mean of seeds {seeds})"
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
+    y = curves.metrics.get(metric, np.full_like(curves.x, math.nan))
+    there = np.isfinite(y)
+    return curves.x[there], y[there]
+
+
+def _draw(curves: Sequence[Curves], target: Path) -> None:
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no window, no state outside this picture
+    except ModuleNotFoundError:
+        raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
+    grouped, names = groups(curves), panels(curves)
+    figure = Figure(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
+    axes = figure.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
+    for ax, metric in zip(axes, names, strict=False):
+        _panel(ax, grouped, metric)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper left", frameon=False, fontsize=9)
+    figure.savefig(target, dpi=120)
+
+
+def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
+    for (label, runs), colour in zip(grouped, itertools.cycle(COLOURS), strict=False):
+        alone = len(runs) == 1
+        for each in runs:
+            x, y = _known(each, metric)
+            style: dict[str, Any] = {"linewidth": 1.6, "label": label} if alone else {"linewidth": 0.8, "alpha": 0.45}
+            ax.plot(x, y, color=colour, marker="." if len(x) < FEW else None, **style)
+        if not alone:
+            ax.plot(*mean_of(runs, metric), color=colour, linewidth=2.0, label=label)
+    _dress(ax, [each for _, runs in grouped for each in runs], metric)
+
+
+def _dress(ax: Axes, curves: Sequence[Curves], metric: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    steps = {each.counts_steps for each in curves}
+    words = {True: "environment steps", False: "round (version of the weights)"}
+    ax.set_xlabel(" or ".join(words[each] for each in sorted(steps)))
+    ax.set_ylabel(PANELS.get(metric, metric))
+    if steps == {True}:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(visible=True, linewidth=0.5, alpha=0.4)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,85 @@
+"""How a run ended: in numbers for programs, in a few lines for a person.
+
+The one idea: `--json`, summary.json and the closing words are one dict, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.coordinator.reports import Progress
+from shoal.runs.progress import FIRST, clock, escaped
+from shoal.runs.rundir import finite
+
+
+def summary(
+    progress: Progress, *, job: str, seed: int, actors: int, threads: int, weights_sha256: str, run_dir: Path | str | None
+) -> dict[str, Any]:
+    """The fields of `--json` and summary.json. Rates are means over the whole run; None where a number is not known.
+    threads: that each process, learner or actor, computes with."""
+    seconds = progress.seconds
+    return {
+        "job": job,
+        "seed": seed,
+        "actors": actors,
+        "version": progress.version,
+        "contributions": progress.contributions,
+        "seconds": round(seconds, 6),
+        "rounds_per_second": progress.version / seconds if seconds > 0 else None,
+        "steps": progress.steps,
+        "steps_per_second": progress.steps / seconds if seconds > 0 else None,
+        "metrics": finite(progress.metrics),
+        "weights_sha256": weights_sha256,
+        "run_dir": None if run_dir is None else str(run_dir),
+        "threads": threads,
+    }
+
+
+def json_line(summary: Mapping[str, Any]) -> str:
+    """One line of strict JSON: a NaN is a null."""
+    return json.dumps(finite(summary), allow_nan=False)
+
+
+def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
+    """For a person: the result, where it lies, and what to try next, as commands that can be pasted. whole: it came to its
+    end; else the first of these goes on with it."""
+    run = summary["run_dir"]
+    lines = [_result(summary)]
+    if run is not None:
+        kept = "learning.png, metrics.jsonl, checkpoints/ and more" if summary["version"] else "log.txt and more"
+        tries = [_go_on(summary)] * (not whole) + _next(summary) * (summary["version"] > 0)
+        widest = max((len(command) for command, _ in tries), default=0)
+        lines += [f"It lies in {run}: {kept}."]
+        lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
+    return "\n".join(lines)
+
+
+def _result(summary: Mapping[str, Any]) -> str:
+    metrics: Mapping[str, Any] = summary["metrics"]
+    names = [name for name in FIRST if metrics.get(name) is not None]
+    found = ", ".join(f"{_WORDS.get(name, name)} {metrics[name]:.4g}" for name in names) or "no metrics"
+    work = f"{summary['steps']:,} environment steps" if summary["steps"] else f"{summary['version']:,} rounds"
+    key = "steps_per_second" if summary["steps"] else "rounds_per_second"
+    pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"
+    return f"{escaped(summary['job'])}: {found} after {work} in {clock(summary['seconds'])}{pace}."
+
+
+_WORDS = {"accuracy": "held-out accuracy", "return_mean": "mean return of the last 100 episodes"}
+
+
+def _go_on(summary: Mapping[str, Any]) -> tuple[str, str]:
+    return f"shoal resume {shlex.quote(summary['run_dir'])}", "from where it stopped"
+
+
+def _next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    run, job = shlex.quote(summary["run_dir"]), shlex.quote(summary["job"])
+    fresh = "fresh episodes" if summary["steps"] else "held-out data"
+    return [
+        (f"shoal evaluate {run}", f"the trained weights on {fresh}"),
+        (f"shoal simulate {job} --seed {summary['seed'] + 1}", f"again with other luck; then: shoal plot {run} runs/latest"),
+        (f"shoal export {run} --to model.safetensors", "the weights, for use elsewhere"),
+    ]

@@ -1,0 +1,119 @@
+"""A coordinator that is started again when it dies (`shoal coordinator --restart`).
+
+The one idea: the process above the coordinator holds nothing but its place in line. What the run had promised is in its
+journal; the next life goes on from there, at the same address, with a higher epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from shoal.actors.pool import die_with_parent
+from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
+from shoal.protocol.errors import UserError
+
+MOST = 20  # lives in a row that get nowhere, after which something is wrong that a restart does not mend
+PAUSE = (0.05, 0.5)  # seconds before the next life where the last one ended by itself, and the most that grows to
+BROKEN = 70  # exit code of a life that ended in an error of ours (sysexits' EX_SOFTWARE)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LATER = 75  # of one that found no room on the disk (EX_TEMPFAIL)
+
+
+def supervised(
+    life: Callable[[bool], int], say: Callable[[str], None], moved: Callable[[], object], wait: Callable[[float], object]
+) -> int:
+    """Runs `life(resume)` in a process of its own, again and again until it ends by itself. Returns its exit code.
+
+    moved: differs between two calls if the run got anywhere in between. wait: as time goes by, in seconds. A life that a
+    signal to this process ended is the last.
+    """
+    fruitless, pause, resume, told = 0, PAUSE[0], False, Told()
+    while True:
+        before = moved()
+        code = _lived(life, resume, told)
+        if code >= 0 and code not in (BROKEN, LATER):
+            return code
+        if told.number:
+            return 128 + told.number
+        why = f"was ended by {signal.Signals(-code).name}" if code < 0 else "broke down" if code == BROKEN else "finds no room"
+        fruitless, pause = (0, PAUSE[0]) if moved() != before else (fruitless + (code != LATER), pause)
+        if fruitless > MOST:
+            say(f"the coordinator {why}, for the {fruitless}th time without getting anywhere: given up")
+            return 1
+        say(f"the coordinator {why}; it goes on from its journal")
+        if code > 0:
+            wait(pause)
+            pause = min(2 * pause, PAUSE[1])
+        resume = True
+
+
+class Told:
+    """Hands SIGINT and SIGTERM on to the life that is going on. number: the last of them, 0 for none."""
+
+    number = 0
+    child = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        with suppress(ProcessLookupError):  # it has ended this very moment
+            os.kill(self.child, number)
+
+
+def _lived(life: Callable[[bool], int], resume: bool, told: Told) -> int:
+    """One life, to its end: its exit code, or minus the signal that ended it."""
+    parent = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes before there is a child waits until there is one
+    before = {number: signal.signal(number, told) for number in SIGNALS}
+    told.child = os.fork()
+    if told.child == 0:
+        os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
+        _restore(before)
+        _live(life, resume, parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _, status = os.waitpid(told.child, 0)
+    _restore(before)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _live(life: Callable[[bool], int], resume: bool, parent: int) -> NoReturn:
+    code = BROKEN
+    try:
+        die_with_parent(parent)
+        code = life(resume)
+    except UserError as wrong:
+        code = BROKEN if resume else 2  # a port that the last life held may be free in a moment
+        print(f"shoal: {wrong}", file=sys.stderr)
+    except SyncFailed as trouble:
+        print(f"shoal: {trouble}", file=sys.stderr)
+    except DiskTrouble as trouble:
+        code = LATER
+        print(f"shoal: {trouble}", file=sys.stderr)
+    except Exception:  # noqa: BLE001  whatever it was is printed, and the next life goes on
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def settled(address: str) -> str:
+    """The same address with a port that every life can bind: a free one where it says `*`."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not address.startswith("tcp://") or port not in ("*", "0"):
+        return address
+    with socket.socket() as probe:
+        probe.bind(("" if host == "*" else host, 0))
+        return f"tcp://{host}:{probe.getsockname()[1]}"

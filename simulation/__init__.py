@@ -1,0 +1,1 @@
+"""Production cores of coordinator and actors on a simulated network and disk. Not part of the wheel."""

@@ -1,0 +1,352 @@
+"""A simulated actor: the production session, a worker that takes its time, and the shelf of what must be kept.
+
+The one idea: a product is a number that is used once. Arrays do not matter to the protocol; whose they are, and which
+weights they were made from, do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shoal.actors.events import (
+    Adopt,
+    Done,
+    Event,
+    Forget,
+    Gather,
+    Give,
+    Heard,
+    Leave,
+    Opened,
+    Quit,
+    Reset,
+    Run,
+    Say,
+    Stow,
+    Tick,
+)
+from shoal.actors.session import Session, hello
+from shoal.protocol.layout import Bundle
+from shoal.protocol.messages import (
+    PROTOCOL,
+    Beat,
+    Bye,
+    Cancel,
+    Chunk,
+    Contribute,
+    Envelope,
+    Failed,
+    Have,
+    Hello,
+    Message,
+    Ready,
+    TaskName,
+    Want,
+    Weights,
+)
+from shoal.simulation.books import ViolationError
+from shoal.simulation.disk import LAYOUT, Delta, Model
+from shoal.simulation.wire import Act, Connection, Process
+
+if TYPE_CHECKING:
+    from shoal.simulation.world import World
+
+TICK = Tick()
+TURN = 0.1  # seconds between looks at the clock
+OF_ARRAYS = (Want, Ready)  # what goes by the line for arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Stands for a contribution's arrays. number: used once, odd if they are not finite; model: what it was made from."""
+
+    number: int
+    model: Model | None
+    clients: tuple[int, ...]
+    honest: bool = True
+    attempt: int = 0
+
+    @property
+    def bundle(self) -> Bundle:
+        return Bundle.of_buffer(LAYOUT, self.number.to_bytes(8, "little"))
+
+
+class Lane:
+    """An actor's line for arrays: what is said on it while there is no connection is lost, and its first is told of as well."""
+
+    keeps = False
+
+    def __init__(self, life: Life) -> None:
+        self.life, self.place = life, life.place
+        self.connection: Connection | None = None
+        self.connected = True
+        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
+
+    @property
+    def gone(self) -> bool:
+        return self.life.gone
+
+    @property
+    def frozen(self) -> bool:
+        return self.life.frozen
+
+    def later(self, act: Act, what: Any) -> None:
+        self.life.later(act, what)
+
+    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
+        self.life.hear(envelope, payload)
+
+    def opened(self) -> None:
+        self.life.soon(Opened(arrays=True))
+
+
+class Life(Process):
+    """One life of an actor's process. pace: mean seconds of a task."""
+
+    honest = True
+    keeps = True
+
+    def __init__(self, world: World, place: int, pace: float) -> None:
+        super().__init__(world.time, world.rng.uniform(0, 1e6), TURN)  # every machine's clock starts elsewhere
+        self.world, self.place, self.pace = world, place, pace
+        name = f"actor-{place}"
+        self.session = Session(world.rng.randbytes(8), hello(name, name, place, ()), "here", self.clock())
+        self.connection: Connection | None = None
+        self.connected = False  # it was, once
+        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
+        self.lane = Lane(self)
+        self.weights: Model | None = None
+        self.coming: Model | Delta | None = None
+        self.gathers = -1
+        self.shelf: dict[TaskName, Product] = {}
+        self.held = -1
+        self.orders: deque[tuple[Run, Product]] = deque()
+        self.hangs = False
+        self.epoch = 0
+        world.wire.connect(self)
+        world.wire.connect(self.lane)
+
+    # Events in
+
+    def opened(self) -> None:
+        self.soon(Opened(arrays=False))
+
+    def soon(self, event: Event) -> None:
+        """Its socket tells it in its next turn."""
+        self.time.at(self.time.now + 0.001 * self.time.random(), self._told, event)
+
+    def _told(self, event: Event) -> None:
+        if self.frozen:
+            self.later(self._told, event)
+        else:
+            self.take(event)
+
+    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
+        self.take(Heard(envelope), payload)
+        self.take(TICK)  # a turn of the loop ends with a look at the clock
+
+    def leave(self) -> None:
+        self.take(Quit("told to stop"))
+
+    def die(self) -> None:
+        self.gone = True
+
+    def take(self, event: Event, payload: Product | Model | Delta | None = None) -> None:
+        """An event, unless this process is over."""
+        if self.gone:
+            return
+        effects = self.session.handle(event, self.time.now + self.offset)
+        self.time.events += 1 + len(effects)
+        for effect in effects:
+            match effect:
+                case Say():
+                    self.say(effect.envelope)
+                case Gather():
+                    self.gathers, self.coming = effect.version, None
+                case Stow():
+                    self._stow(event, payload)
+                case Give():
+                    self._give(effect)
+                case Adopt():
+                    self._adopt(effect, payload)
+                case Run():
+                    self._order(effect)
+                case Forget():
+                    self.shelf.pop(effect.task, None)
+                case Reset():
+                    self._reset()
+                case Leave():
+                    self.gone = True
+
+    def tick(self) -> None:
+        self.take(TICK)
+
+    # Effects out
+
+    def say(self, envelope: Envelope) -> None:
+        payload, message = None, envelope.message
+        if isinstance(message, Contribute):
+            payload = self.shelf.get(message.task)
+            if payload is None:
+                raise ViolationError(f"actor {self.place} says task {message.task}, whose arrays it has forgotten")
+            payload = None if message.nbytes else payload
+        self.world.wire.up(self.lane if isinstance(message, OF_ARRAYS) else self, envelope, payload)
+
+    def _give(self, asked: Give) -> None:
+        product = self.shelf.get(asked.task)
+        if product is not None and product.attempt == asked.attempt:
+            chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
+            self.world.wire.up(self.lane, Envelope(self.session.session, self.session.epoch, chunk), product)
+
+    def _stow(self, event: Event, payload: Product | Model | Delta | None) -> None:
+        chunk = event.envelope.message if isinstance(event, Heard) else None
+        if not isinstance(chunk, Chunk) or chunk.what[0] != self.gathers or not isinstance(payload, Model | Delta):
+            raise ViolationError(f"actor {self.place} gathers version {self.gathers} from pieces of others")
+        self.coming = payload
+
+    def _reset(self) -> None:
+        if self.session.epoch < self.epoch and not self.world.wire.wild:
+            raise ViolationError(f"actor {self.place} went back from epoch {self.epoch} to {self.session.epoch}")
+        self.epoch = self.session.epoch
+        self.weights, self.held = None, -1
+
+    def _adopt(self, adopt: Adopt, payload: Product | Model | Delta | None) -> None:
+        if adopt.version == self.gathers and self.coming is not None:
+            payload, self.coming = self.coming, None
+        if isinstance(payload, Delta) and adopt.base == self.held:
+            if payload.since is not self.weights:
+                raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")
+            payload = payload.model
+        if not isinstance(payload, Model):
+            raise ViolationError(f"actor {self.place} adopts version {adopt.version} without weights")
+        if adopt.version <= self.held:
+            raise ViolationError(f"actor {self.place} goes from version {self.held} to {adopt.version}")
+        self.weights, self.held = payload, adopt.version
+
+    def _order(self, run: Run) -> None:
+        """For the worker, which does one task after the other."""
+        if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
+            raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
+        self.orders.append((run, self._product(run.task.clients, run.attempt)))
+        if len(self.orders) == 1:
+            self._work()
+
+    def _work(self) -> None:
+        if self.orders and not self.hangs:
+            seconds = self.world.rng.expovariate(1 / self.pace)
+            self.time.at(self.time.now + seconds, self._finish, seconds)
+
+    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
+        poisoned = self.time.random() < self.world.setting.weather.poisoned and not self.world.healed
+        return Product(self.world.number(poisoned), self.weights, clients, True, attempt)
+
+    def _finish(self, seconds: float) -> None:
+        if self.gone:
+            return
+        if self.frozen:
+            self.later(self._finish, seconds)
+            return
+        run, product = self.orders.popleft()
+        self._work()
+        name = (run.task.version, run.task.index)
+        if self.time.random() < self.world.setting.weather.raising and not self.world.healed:
+            self.take(Done(Failed(name, run.attempt, run.task.clients[0], "training", "ValueError: no", "")))
+            return
+        self.shelf[name] = product
+        trains = run.task.kind == "train"
+        layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if trains else ("", 0, "")
+        if trains and self.session.retain:
+            digest = product.bundle.sha256()
+        totals = {"steps": (float(len(run.task.clients)), 1.0)}
+        weight = float(product.number)
+        message = Contribute(
+            name, run.attempt, run.made_from, weight, layout, run.summed, totals, {}, 0.0, seconds, (), nbytes, digest
+        )
+        self.take(Done(message, len(run.task.clients), (nbytes or LAYOUT.nbytes) if trains else 0))
+
+
+class Liar(Life):
+    """Knows the protocol and everything that goes on, and claims whatever it likes about its own work and that of others."""
+
+    honest = False
+
+    def __init__(self, world: World, place: int, pace: float) -> None:
+        super().__init__(world, place, pace)
+        self.poison = world.rng.choice((0.1, 0.5, 1.0))  # how often its arrays are not finite
+
+    def say(self, envelope: Envelope) -> None:
+        roll = self.time.random()
+        message = envelope.message
+        if roll < 0.5:
+            super().say(envelope)
+            if roll < 0.1 and isinstance(message, Contribute):  # and takes it back
+                self._tell(replace(envelope, message=Failed(message.task, message.attempt, 0, "training", "no", "")))
+        elif isinstance(message, Contribute):
+            self._lie(envelope, message)
+        elif roll < 0.6:
+            self._tell(replace(envelope, message=self._nonsense()))
+        else:
+            super().say(envelope)
+        if self.time.random() < 0.1:
+            self._tell(replace(envelope, epoch=self.session.epoch, message=self._claim()))
+        if self.time.random() < 0.2 and (piece := self._piece()):
+            self._tell(replace(envelope, epoch=self.session.epoch, message=piece))
+
+    def _tell(self, envelope: Envelope) -> None:
+        self.world.wire.up(self, envelope, self._product(()) if self.time.random() < 0.7 else None)
+
+    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
+        return Product(self.world.number(self.time.random() < self.poison), self.weights, clients, False, attempt)
+
+    def _lie(self, envelope: Envelope, message: Contribute) -> None:
+        """About its own task."""
+        rng = self.world.rng
+        newest = self.world.newest()
+        wrong = rng.choice(
+            (
+                replace(message, made_from=rng.choice((-1, newest - 1, newest, newest + 1, 2**40))),
+                replace(message, attempt=rng.choice((0, message.attempt - 1, message.attempt + 1))),
+                replace(message, weight=rng.choice((float("nan"), float("inf"), 0.0, -1.0))),
+                replace(message, totals={"steps": (rng.choice((-1.0, 2.0**53, float("nan"), float("inf"))), 1.0)}),
+                replace(message, totals={"loss": (0.0, rng.choice((-1.0, float("nan"))))}),
+                replace(message, summed=not message.summed),
+                replace(message, trained=rng.choice((-1.0, float("nan"), float("inf")))),
+            )
+        )
+        self._tell(replace(envelope, message=wrong))
+
+    def _claim(self) -> Message:
+        """That it did what was somebody else's to do, or what is long done."""
+        rng = self.world.rng
+        task, attempt, version = self.world.audit.anything(rng)
+        rules, digest = self.world.setting.rules, rng.choice(("", "0" * 64))
+        work = Contribute(task, attempt, version, 1.0, "layout", rules.summed, {}, {}, 0.0, 0.0, (), 0, digest)
+        return rng.choice((work, work, Failed(task, attempt, 0, "training", "no", ""), Have(self.world.newest())))
+
+    def _piece(self) -> Chunk | None:
+        """Of what is being fetched from somebody."""
+        streams = self.world.hub.receiving.streams.values() if self.world.hub else ()
+        asked = [(stream.what, one) for stream in streams if stream.fetch for one in stream.fetch._asked]
+        return Chunk(asked[0][0], *asked[0][1]) if asked else None
+
+    def _nonsense(self) -> Message:
+        rng, risen = self.world.rng, int(100 * self.clock())
+        held = rng.choice((-2, 0, 2**40))
+        back = Hello(PROTOCOL, "other", "elsewhere", 0, (), rng.choice((0, risen)), self.session.epoch, held)
+        wrong: tuple[Message, ...] = (
+            Beat(rng.choice((-1, 2**62))),
+            Have(rng.choice((-1, 0, 2**40))),
+            Weights(3),
+            Cancel((0, 0)),
+            Hello(PROTOCOL + 256, "other", "elsewhere", 0, ()),
+            back,
+            back,
+            Bye("for now"),
+            Want((self.world.newest(),), 0, 2**40),
+            Want((), 0, 0),
+            Chunk((0, 0, 0), -5, rng.choice((-1, 0, 2**40))),
+            Ready(),
+        )
+        return rng.choice(wrong)

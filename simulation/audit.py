@@ -1,0 +1,497 @@
+"""The invariants, asserted after every event of a coordinator: what it was told, and what it had done because of it.
+
+The one idea: the audit keeps books of its own from events and effects alone, and compares; only what has no outward sign
+(indices that must agree with each other and must not grow) is looked up in the core, now and then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from shoal.coordinator.deciding.events import (
+    Admit,
+    Effect,
+    Event,
+    Finish,
+    Fold,
+    Folded,
+    Heard,
+    Moved,
+    Outdated,
+    Pull,
+    Send,
+    SendWeights,
+    Step,
+    Stepped,
+    Tick,
+    Unfit,
+    Unpull,
+)
+from shoal.coordinator.deciding.ledger import TRIES
+from shoal.coordinator.deciding.promises import Promise
+from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.reports import Report
+from shoal.protocol.messages import (
+    PROTOCOL,
+    Assign,
+    Beat,
+    Cancel,
+    Contribute,
+    Failed,
+    Have,
+    Hello,
+    Refused,
+    Stop,
+    TaskName,
+    Verdict,
+)
+from shoal.simulation.books import Books, Holding, Taken, wrong
+from shoal.simulation.look import look
+from shoal.simulation.setting import Setting
+
+if TYPE_CHECKING:
+    from shoal.simulation.actors import Product
+    from shoal.simulation.hub import Hub
+
+LOOK = 64  # events between two looks at the core's own indices
+OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
+
+
+@dataclass(slots=True)
+class Row:
+    """One life of an actor at one life of the coordinator. actor: the core's own, whose identity tells lives apart."""
+
+    actor: Actor
+    peer: bytes
+    tasks: set[TaskName] = field(default_factory=set)
+    sent: int = -1
+    held: int = -1
+    under_way: bool = False
+    greeting: int = 0
+    spoke: bool = False
+    stuck: bool = False
+    away: bool = False
+    barred: bool = False
+    settled: bool = False  # it has spoken of more than its work since it was welcomed, and so has offered what it has
+    heard_at: float = 0.0
+
+
+class Audit:
+    """Of one run, over all lives of its coordinator."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.books = Books(setting)
+        self.served: set[bytes] = set()  # sessions whose work was judged on its merits since the faults ended
+        self.peak = 0
+        self.events = 0
+        self._before: Mapping[type[Any], Callable[[Any], None]] = {
+            Heard: self._hear,
+            Moved: self._moved,
+            Outdated: self._outdated,
+            Folded: self._folded,
+            Unfit: self._unfit,
+            Stepped: self._stepped,
+        }
+        self._after: Mapping[type[Any], Callable[[Any], None]] = {
+            Send: self._send,
+            SendWeights: self._weights,
+            Admit: self._admit,
+            Pull: self._pull,
+            Unpull: self._unpull,
+            Fold: self._fold,
+            Step: self._step,
+            Report: self._report,
+            Finish: self._finish,
+        }
+
+    def begin(self, hub: Hub) -> None:
+        """A new life of the coordinator."""
+        self.books.begin(hub)
+        self.hub, self.core = hub, hub.core
+        self.counted: dict[TaskName, Taken] = {}
+        self.rows: dict[bytes, Row] = {}
+        self.held: dict[TaskName, Holding] = {
+            one.name: Holding(one.session, one.attempt, one.clients, "train", self.core.now, self._owed(one))
+            for one in hub.found.promises
+        }
+        self.tries: dict[TaskName, int] = {}
+        self.folding: dict[TaskName, Taken] = {}
+        self.pulled: dict[TaskName, Holding] = {}
+        self.changes = False
+        self.heard = self.accepted = 0
+        self.stops: set[bytes] = set()
+        self.newest_task, self.round_at = -1, 0.0
+        self._round(self.core.version)
+        self.over = False
+
+    def _owed(self, promise: Promise) -> Taken:
+        """What the core is promised; an acknowledgement need not have been sent for that."""
+        if owed := self.books.owed.get((promise.name, promise.attempt)):
+            return owed
+        of_it = [one for one in self.books.taken.values() if (one.task, one.holding.attempt) == (promise.name, promise.attempt)]
+        if not of_it:
+            wrong(f"{promise} is of nothing")
+        return of_it[-1]
+
+    def anything(self, rng: Random) -> tuple[TaskName, int, int]:
+        """For a liar: a task that is somebody's now, or was; its attempt; and the newest version."""
+        tasks = [*self.held, *list(self.counted)[-5:]]
+        task = rng.choice(tasks) if tasks else (0, 0)
+        return task, self._attempt(task), self.core.version
+
+    def _attempt(self, task: TaskName) -> int:
+        return self.core.epoch * TRIES + self.tries.get(task, 0)
+
+    # One event
+
+    def saw(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
+        """After the core took the event, before its effects are carried out."""
+        if self.over:
+            if not all(isinstance(one, Send) and isinstance(one.envelope.message, Stop) for one in effects):
+                wrong(f"{effects} after the end")
+            return
+        if effects or type(event) is not Tick:
+            self._compare(event, effects, product)
+        counts = self.core.ledger.counts
+        heard, accepted, folding = counts.heard, counts.accepted, counts.folding
+        balanced = heard == accepted + counts.duplicate + counts.stale + counts.refused + folding
+        if not balanced or heard != self.heard or accepted != self.accepted or folding != len(self.folding):
+            books = f"{self.heard} heard, {self.accepted} accepted, {len(self.folding)} with the learner"
+            wrong(f"in the books {books}; in the core {counts}")
+        self.events += 1
+        self.latest = event
+        if self.events % LOOK == 0 and not self.over:
+            look(self)
+
+    def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
+        self.event, self.product, self.answers, self.expected = event, product, 0, 0
+        self.pulls = self.changes = False  # is something fetched, or not any more?
+        for effect in effects:
+            if type(effect) is Pull:
+                self.pulls = self.changes = True
+            elif type(effect) is Unpull:
+                self.changes = True
+        if before := self._before.get(type(event)):
+            before(event)
+        for effect in effects:
+            if after := self._after.get(type(effect)):
+                after(effect)
+        if self.answers != self.expected and not self.over:
+            wrong(f"{self.answers} answers to {event}")
+        for task, holding in self.pulled.items():
+            if self.held.get(task) is not holding and not self.over:
+                wrong(f"arrays are fetched for what is nobody's, after {event}")
+
+    def _folded(self, event: Folded) -> None:
+        taken = self.counted[event.task] = self.folding.pop(event.task)
+        self.accepted += 1
+        self.served.add(taken.holding.session)
+        if taken.holding.kind == "train":
+            self.books.paid(taken)
+            self.books.count(taken)
+        self._end(taken.task, taken.holding)
+
+    def _stepped(self, event: Stepped) -> None:
+        self.books.stepped(event)
+        self._round(event.version)
+
+    def _round(self, version: int) -> None:
+        """Where work was promised, a round may begin without a task that is given out."""
+        if any(holding.owed for holding in self.held.values()):
+            self.newest_task, self.round_at = version, self.core.now
+
+    def _step(self, effect: Step) -> None:
+        self.books.step(effect, self.folding.values(), self.core.now - self.round_at)
+
+    def _unfit(self, event: Unfit) -> None:
+        self._end(event.task, self.folding.pop(event.task).holding)
+
+    def _hear(self, event: Heard) -> None:
+        envelope = event.envelope
+        row = self.rows.get(envelope.session)
+        if row is not None and (row.peer != event.peer or envelope.epoch != self.core.epoch):
+            row = None
+        self.expected = self._expected(event, row)
+        if row is None:
+            return
+        message, row.heard_at = envelope.message, self.core.now
+        if isinstance(message, Have) and message.version == row.sent:
+            row.under_way, row.held = False, message.version
+        if isinstance(message, OF_WORK):
+            row.stuck = False
+        row.settled = row.settled or isinstance(message, OF_MORE)
+        row.spoke = row.spoke or not isinstance(message, Hello)
+        self.heard += isinstance(message, Contribute) and not self._goes_on(event)
+
+    def _goes_on(self, event: Heard) -> bool:
+        """Is it a contribution whose arrays are on their way, or with the learner already?"""
+        message = event.envelope.message
+        if event.whole or not isinstance(message, Contribute):
+            return False
+        return self.pulls or self._with_learner(event, message) or self._to_come(event, message)
+
+    def _to_come(self, event: Heard, message: Contribute) -> bool:
+        """Is it promised, and its version still to come?"""
+        lease = self.core.ledger.leases.get(message.task)
+        return lease is not None and lease.offered == message and lease.session == event.envelope.session
+
+    def _with_learner(self, event: Heard, message: Contribute) -> bool:
+        taken, row = self.folding.get(message.task), self.rows[event.envelope.session]
+        return taken is not None and (taken.actor.session, taken.holding.attempt) == (row.actor.session, message.attempt)
+
+    def _moved(self, event: Moved) -> None:
+        if row := self.rows.get(event.session):
+            row.heard_at = self.core.now
+
+    def _outdated(self, event: Outdated) -> None:
+        row = self.rows.get(event.session)
+        if row is not None and row.under_way and row.sent == event.version and not row.away:
+            row.under_way, row.sent = False, row.held
+
+    def _expected(self, event: Heard, row: Row | None) -> int:
+        """How many answers it gets: one, or none if nothing is asked, or if the answer is on its way with the learner."""
+        message = event.envelope.message
+        if isinstance(message, Hello):
+            return int(not self._late(event.envelope.session, message))
+        if row is None or isinstance(message, Failed):
+            return 1
+        if not isinstance(message, Contribute):
+            return 0
+        return int(not self._with_learner(event, message) and not self._goes_on(event))
+
+    def _late(self, session: bytes, hello: Hello) -> bool:
+        """Was it answered before, and has its sender said more since?"""
+        row, same = self.rows.get(session), hello.protocol >> 8 == PROTOCOL >> 8
+        return same and row is not None and (hello.greeting, not row.spoke) < (row.greeting, True)
+
+    # What the core said
+
+    def _send(self, effect: Send) -> None:
+        envelope = effect.envelope
+        message = envelope.message
+        if envelope.epoch != self.core.epoch:
+            wrong(f"epoch {envelope.epoch} in {envelope}")
+        if isinstance(message, Refused):
+            self._refused(effect)
+            return
+        row = self.rows.get(envelope.session)
+        if row is None or row.peer != effect.peer:
+            wrong(f"{message} goes to a peer that has not joined")
+        match message:
+            case Assign():
+                self._assign(row, envelope.session, message)
+            case Verdict():
+                self._verdict(row, envelope.session, message)
+            case Stop():
+                self.stops.add(envelope.session)
+            case Cancel():
+                self._cancel(row, envelope.session, message.task)
+
+    def _refused(self, effect: Send) -> None:
+        if not isinstance(self.event, Heard) or effect.peer != self.event.peer:
+            wrong("a refusal to somebody who said nothing")
+        self.answers += 1
+
+    def _only_own(self, session: bytes) -> None:
+        if isinstance(self.event, Heard) and self.event.envelope.session != session:
+            wrong(f"{self.event.envelope.message} changed what is another actor's")
+
+    def _assign(self, row: Row, session: bytes, message: Assign) -> None:
+        task = message.task
+        if isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Hello) and task in row.tasks:
+            holding = self.held[task]  # told again to one who came back
+            if (holding.session, holding.attempt, holding.clients) != (session, message.attempt, message.clients):
+                wrong(f"{message} is told to one who has {holding}")
+            return
+        if task in self.held:
+            wrong(f"task {task} is given out while {self.held[task]} has it")
+        if task in self.counted:
+            wrong(f"task {task} is given out, and was counted")
+        tries = self.tries.get(task, 0) + 1
+        for part in range(len(message.clients)):  # it may come back in parts, a client each
+            self.tries[(task[0], task[1] + part)] = tries
+        if message.attempt != self._attempt(task) or tries > self.setting.rules.attempts:
+            wrong(f"task {task} is given out with attempt {message.attempt}, for the {tries}. time")
+        late = task[0] != self.core.version if not self.setting.schedule.streams else task[0] > self.core.version
+        if late:
+            wrong(f"task {task} is given out at version {self.core.version}")
+        if task[0] > self.newest_task:
+            self.newest_task, self.round_at = task[0], self.core.now
+        self.held[task] = Holding(session, message.attempt, message.clients, message.kind, self.core.now)
+        row.tasks.add(task)
+        if row.stuck:
+            wrong(f"task {task} goes to an actor that hangs")
+        if len(row.tasks) > min(row.actor.capacity, self.setting.most + 1):
+            wrong(f"{len(row.tasks)} tasks at an actor that takes {row.actor.capacity}")
+
+    def _cancel(self, row: Row, session: bytes, task: TaskName) -> None:
+        self._only_own(session)
+        holding = self.held.get(task)
+        if holding is None or holding.session != session:
+            wrong(f"task {task} is taken from one that does not have it")
+        if holding.owed:
+            self._recalled(task, holding)
+        row.stuck = row.stuck or (isinstance(self.event, Tick) and task[0] <= row.held and not holding.owed)
+        self._end(task, holding)
+
+    def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
+        self._only_own(session)
+        if message.verdict == "stale" and (self.setting.schedule.streams or self.setting.schedule.deadline):
+            self.served.add(session)  # too slow for this run, which is no fault
+        self.answers += isinstance(self.event, Heard)
+        counted = self.counted.get(message.task)
+        its = counted is not None and (counted.holding.session, counted.holding.attempt) == (session, message.attempt)
+        if message.verdict == "accepted" and not its:
+            wrong(f"{message} was not counted")
+        if message.verdict != "accepted" and its and counted is not None and self._remembered(row, counted):
+            wrong(f"{message} was counted")
+        holding = self.held.get(message.task)
+        taken = self.folding.get(message.task)
+        if holding and (holding.session, holding.attempt) == (session, message.attempt) and not taken:
+            owed = holding.owed.product if holding.owed else None
+            if owed and owed.honest and message.verdict != "accepted" and not self._made_again(owed):
+                wrong(f"{message}, of what was acknowledged")
+            self._end(message.task, holding)
+
+    def _remembered(self, row: Row, counted: Taken) -> bool:
+        """Only so many verdicts are: enough for one who says again what it has no answer to, where messages keep order."""
+        said_again = counted.product is not None and counted.product.honest and not self.setting.weather.wild
+        return said_again and counted.actor is row.actor
+
+    def _end(self, task: TaskName, holding: Holding) -> None:
+        """It is nobody's any more."""
+        self.held.pop(task, None)
+        if holding.owed:
+            self.books.owed.pop((task, holding.attempt), None)
+        if row := self.rows.get(holding.session):
+            row.tasks.discard(task)
+
+    def _weights(self, effect: SendWeights) -> None:
+        row = self.rows.get(effect.session)
+        if row is None or row.peer != effect.peer:
+            wrong("weights go to a peer that has not joined")
+        if row.under_way:
+            wrong(f"version {effect.version} is queued behind version {row.sent}")
+        if effect.version != self.core.version or effect.version != self.hub.published[0] or effect.version <= row.sent:
+            wrong(f"version {effect.version} goes out at version {self.hub.published[0]}, after {row.sent}")
+        row.sent, row.under_way = effect.version, True
+
+    def _admit(self, effect: Admit) -> None:
+        self.answers += 1
+        actor = self.core.roster.actors[effect.session]
+        row = self.rows.get(effect.session)
+        if actor.peer != effect.peer:
+            wrong(f"{effect.hello} is answered to a connection that is not the actor's")
+        if effect.resumed:
+            if row is None or row.actor is not actor or effect.hello.epoch != self.core.epoch:
+                wrong(f"{effect.hello} resumes a place that it never had")
+            row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.now
+            row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
+            row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
+            row.settled = False
+            return
+        if row is not None and row.actor is actor and (row.spoke or row.greeting != effect.hello.greeting):
+            wrong(f"{effect.hello} comes from one that starts over, and is taken for a repeat")
+        if row is None or row.actor is not actor:
+            row = self.rows[effect.session] = Row(actor, effect.peer, greeting=effect.hello.greeting)
+            self.peak = max(self.peak, len(self.rows))
+        row.heard_at = self.core.now
+        numbers = {row.actor.number for row in self.rows.values()}
+        if len(numbers) < len(self.rows) or effect.number >= self.peak:
+            wrong(f"{len(self.rows)} actors have numbers {numbers}")
+
+    def _report(self, report: Report) -> None:
+        if report.kind == "aside":
+            self.books.aside += 1
+        if report.kind == "away":
+            for row in self.rows.values():
+                row.away = row.actor.away
+        if report.kind == "quarantine":
+            for row in self.rows.values():
+                row.barred = row.actor.barred_until > 0
+        if report.kind == "recall":
+            for task in [task for task, one in self.held.items() if one.owed and report.text.startswith(f"task {task},")]:
+                self._recalled(task, self.held[task])
+                self._end(task, self.held[task])
+        if report.kind == "lost":
+            for session, row in list(self.rows.items()):
+                if self.core.roster.actors.get(session) is not row.actor:
+                    self._part(session, row)
+
+    def _made_again(self, owed: Product) -> bool:
+        """Did an order that came twice, where such things happen, have its actor make anew what it had no room to keep?"""
+        offered = self.event.envelope.message if isinstance(self.event, Heard) else None
+        other = isinstance(offered, Contribute) and offered.digest != owed.bundle.sha256()
+        return other and self.setting.weather.wild and not self.setting.keeps
+
+    def _recalled(self, task: TaskName, holding: Holding) -> None:
+        """What was acknowledged is done again: nobody who is here, and has said all that he has, still had it."""
+        owed = self.books.owed.get((task, holding.attempt))  # else it was given up before, and its actor may have done it again
+        row = self.rows.get(owed.holding.session) if owed else None
+        honest = owed is not None and owed.product is not None and owed.product.honest
+        here = row is not None and row.settled and not row.away
+        if isinstance(self.event, Tick) and honest and here and self.setting.keeps and not self.setting.weather.wild:
+            wrong(f"task {task} was acknowledged and is asked of others, and its actor is here")
+
+    def _part(self, session: bytes, row: Row) -> None:
+        if isinstance(self.event, Heard) and session != self.event.envelope.session and row.peer != self.event.peer:
+            wrong(f"{self.event.envelope.message} put another actor out")
+        del self.rows[session]
+        for task in row.tasks:
+            if task not in self.folding and not self.held[task].owed:
+                self.held.pop(task, None)
+
+    def _finish(self, effect: Finish) -> None:
+        self.over = True
+        if self.stops != self.rows.keys():
+            wrong(f"{len(self.stops)} of {len(self.rows)} actors are told to stop")
+        if effect.reason == "done" and not self.setting.goal.reached(self.books.published, self.books.steps):
+            wrong(f"done at version {self.books.published} and {self.books.steps} steps, for {self.setting.goal}")
+
+    # What is folded in
+
+    def _pull(self, effect: Pull) -> None:
+        message = effect.message
+        holding = self.held.get(message.task)
+        if holding is None or (holding.session, holding.attempt) != (effect.session, message.attempt):
+            wrong(f"{effect} is of a task that {holding} has")
+        self.pulled[message.task] = holding
+
+    def _unpull(self, effect: Unpull) -> None:
+        if self.pulled.pop(effect.task, None) is None:
+            wrong(f"{effect}, which was never fetched")
+
+    def _fold(self, effect: Fold) -> None:
+        message, event, product = effect.message, self.event, self.product
+        task = message.task
+        holding = self.held.get(task)
+        if not isinstance(event, Heard) or holding is None or task in self.folding:
+            wrong(f"task {task} goes to the learner, and is nobody's or there already")
+        row = self.rows[event.envelope.session]
+        if (holding.session, holding.attempt) != (event.envelope.session, message.attempt) or row.peer != event.peer:
+            wrong(f"{message} is of a task that {holding} has")
+        if effect.promised != (holding.owed is not None):
+            wrong(f"{effect} is of {holding}")
+        if not holding.owed and not task[0] <= message.made_from <= row.sent:
+            wrong(f"{message} was made from what its actor was not sent for it")
+        steps = message.totals.get("steps", (0.0, 0.0))[0]
+        sound = 0 < message.weight < math.inf and 0 <= steps < 2**53
+        if event.fault or not sound or not all(0 <= count < math.inf for _, count in message.totals.values()):
+            wrong(f"{message} goes to the learner")
+        if effect.clients != holding.clients or effect.task.kind != holding.kind:
+            wrong(f"{effect} is of {holding}")
+        trains = holding.kind == "train"
+        if trains:
+            self.books.fits(effect, product)
+        self.answers += 1
+        if not event.whole:
+            wrong(f"{message} goes to the learner without its arrays")
+        self.pulled.pop(task, None)
+        self.folding[task] = taken = Taken(task, holding, row.actor, effect.onto, int(steps), product if trains else None)
+        if trains:
+            self.books.taken[taken.number] = taken

@@ -1,0 +1,216 @@
+"""What is counted and what it makes: the books of a run over all lives of its coordinator.
+
+The one idea: the weights themselves list what is in them, so the books are compared with the weights, never with what the
+core says of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from shoal.coordinator.deciding.events import Fold, Step, Stepped
+from shoal.coordinator.deciding.roster import Actor
+from shoal.protocol.draws import draw
+from shoal.protocol.messages import TaskName
+from shoal.simulation.setting import Setting
+
+if TYPE_CHECKING:
+    from shoal.simulation.actors import Product
+    from shoal.simulation.hub import Hub
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold."""
+
+
+def wrong(what: str) -> NoReturn:
+    raise ViolationError(what)
+
+
+@dataclass(slots=True)
+class Holding:
+    """Who has a task now."""
+
+    session: bytes
+    attempt: int
+    clients: tuple[int, ...]
+    kind: str
+    since: float
+    owed: Taken | None = None  # an earlier life acknowledged it, and has not kept it
+
+
+@dataclass(slots=True)
+class Taken:
+    """A contribution that went to the learner, or was counted."""
+
+    task: TaskName
+    holding: Holding
+    actor: Actor
+    onto: int
+    steps: int
+    product: Product | None  # of what trains
+
+    @property
+    def number(self) -> int:
+        return self.product.number if self.product else 0
+
+
+class Books:
+    """taken: by the product's number, in any life. acked: what was acknowledged and is still promised. owed: by task and
+    attempt, of these what no life has kept, and actors have."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.taken: dict[int, Taken] = {}
+        self.acked: list[Taken] = []
+        self.owed: dict[tuple[TaskName, int], Taken] = {}
+        self.digests: dict[int, int] = {}
+        self.epoch = self.published = 0
+
+    def begin(self, hub: Hub) -> None:
+        """A new life of the coordinator: what was promised to be kept is there, and what is not there has not happened."""
+        self.hub = hub
+        version, model = hub.published
+        folded = [number for _, number in hub.learner.adder.folded]
+        kept = {*model.products(), *folded}
+        self._promises(kept)
+        self._owe(kept)
+        self.acked = [taken for taken in self.acked if taken.number in kept]
+        self.published, self.made = version, {version: model.digest}
+        if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
+            wrong(f"version {version} had other weights in an earlier life")
+        self.lineage = {version: [self.taken[number] for number in folded]}
+        self.numbers = kept
+        self.identities = {what for number in kept for what in self._identities(self.taken[number])}
+        self.steps = sum(self.taken[number].steps for number in kept)
+        self.stepping, self.aside = False, 0
+
+    def _promises(self, kept: set[int]) -> None:
+        """Of the lives before: what was acknowledged and published is still known, whatever died."""
+        if self.hub.core.epoch <= self.epoch:
+            wrong(f"epoch {self.hub.core.epoch} follows {self.epoch}")
+        self.epoch = self.hub.core.epoch
+        if self.setting.journal == "off":
+            return
+        durable = (
+            self.hub.found.version if self.setting.journal == "payload" else max(self.hub.found.newest, self.hub.found.version)
+        )
+        if durable < self.published:
+            wrong(f"version {self.published} was published, and {durable} is all that is durable")
+        known = self.hub.world.disk.log.accepted() if self.setting.journal == "ids" else set()
+        for taken in self.acked:
+            if taken.number not in kept and (*taken.task, taken.holding.attempt) not in known:
+                wrong(f"task {taken.task} was acknowledged, and is lost")
+
+    def _owe(self, kept: set[int]) -> None:
+        """What is not kept must be had from whoever made it, and the core knows that."""
+        self.owed = {name: taken for name, taken in self.owed.items() if taken.number not in kept}
+        if not self.setting.rules.retain:
+            return
+        for taken in self.acked:
+            if taken.number not in kept:
+                self.owed[taken.task, taken.holding.attempt] = taken
+        known = {(promise.name, promise.attempt) for promise in self.hub.found.promises}
+        if missing := self.owed.keys() - known:
+            wrong(f"{missing} were acknowledged, and nobody is asked for them")
+
+    def paid(self, taken: Taken) -> None:
+        """What an earlier life had acknowledged is counted once more: the same work, for the same version."""
+        owed = self.owed.pop((taken.task, taken.holding.attempt), None)
+        if owed is None:
+            return
+        if taken.number != owed.number and owed.product and owed.product.honest:
+            wrong(f"task {taken.task} was acknowledged with {owed.product}, and counts with {taken.product}")
+        if taken.onto != owed.onto and not self.setting.schedule.streams:
+            wrong(f"task {taken.task} was acknowledged for version {owed.onto}, and counts for {taken.onto}")
+
+    def _identities(self, taken: Taken) -> list[tuple[int, int]]:
+        """What must be counted once and never again: a stream's task by its number, a client of a round."""
+        if self.setting.schedule.streams:
+            return [(0, taken.task[1])]
+        return [(taken.onto, client) for client in taken.holding.clients]
+
+    # What is counted
+
+    def fits(self, effect: Fold, product: Product | None) -> None:
+        """A contribution that trains: fresh enough for what it goes into, from the very weights that it names; unless all that
+        was seen to in an earlier life."""
+        message = effect.message
+        if message.summed != self.setting.rules.summed:
+            wrong(f"{message}: summed is {message.summed}")
+        if effect.onto < self.hub.core.version + self.stepping:
+            wrong(f"{message} goes onto version {effect.onto}, which is closed")
+        if effect.promised:
+            return
+        if not 0 <= effect.onto - message.made_from <= self.setting.schedule.lag:
+            wrong(f"{message} goes onto version {effect.onto}")
+        if product and product.honest:
+            if product.model is None or self.made.get(message.made_from) != product.model.digest:
+                wrong(f"{message} was made from other weights of that version")
+            if product.clients != effect.clients:
+                wrong(f"{message} is of clients {product.clients}, and counts for {effect.clients}")
+
+    def count(self, taken: Taken) -> None:
+        """The learner has taken in a contribution that trains."""
+        identities = self._identities(taken)
+        if taken.number in self.numbers or not self.identities.isdisjoint(identities):
+            wrong(f"the work of task {taken.task}, for {taken.holding.clients}, is counted twice")
+        self.numbers.add(taken.number)
+        self.identities.update(identities)
+        self.lineage.setdefault(taken.onto, []).append(taken)
+        self.acked.append(taken)
+        self.steps += taken.steps
+
+    # Versions
+
+    def step(self, effect: Step, folding: Iterable[Taken], seconds: float) -> None:
+        """folding: what is on its way to the learner; seconds: since the round began."""
+        version = self.hub.core.version
+        if effect.version != version + 1 or self.stepping:
+            wrong(f"{effect} at version {version}")
+        self.stepping = True
+        if any(taken.onto <= version and taken.holding.kind == "train" for taken in folding):
+            wrong(f"{effect} while contributions to it are on their way to the learner")
+        if effect.steps != self.steps:
+            wrong(f"{effect}, and {self.steps} steps were counted")
+        counted = self.lineage.get(version, [])
+        if self.setting.schedule.streams:
+            self._full(effect, counted)
+        else:
+            self._closed(effect, counted, seconds)
+
+    def _full(self, effect: Step, counted: list[Taken]) -> None:
+        """A stream's step is of exactly a batch, and its snapshot knows every task that is in it."""
+        if len(counted) != self.setting.schedule.batch:
+            wrong(f"{effect} of {len(counted)} contributions, not {self.setting.schedule.batch}")
+        if any(taken.task[1] >= effect.drawn for taken in counted):
+            wrong(f"{effect} counts a task that is drawn again after a restart")
+
+    def _closed(self, effect: Step, counted: list[Taken], seconds: float) -> None:
+        """A round's step is of its cohort, each client once; of fewer only after the deadline, or with tasks set aside."""
+        s, version = self.setting.schedule, self.hub.core.version
+        clients = [client for taken in counted for client in taken.holding.clients]
+        cohort = (
+            range(s.clients) if s.cohort == s.clients else draw(s.seed, "cohort", version).sample(range(s.clients), s.cohort)
+        )
+        if len(set(clients)) < len(clients) or not set(clients) <= set(cohort) or not clients:
+            wrong(f"{effect} of clients {clients}, where the cohort is {cohort}")
+        cut = 0 < s.deadline <= seconds and len(clients) >= s.quorum
+        if len(clients) < s.cohort and not cut and not self.aside:
+            wrong(f"{effect} of {len(clients)} clients of {s.cohort}")
+
+    def stepped(self, event: Stepped) -> None:
+        version, model = self.hub.published
+        if event.version != version or version != self.published + 1 or not self.stepping:
+            wrong(f"version {version} follows {self.published}")
+        if not self.setting.schedule.streams and any(owed.onto == version - 1 for owed in self.owed.values()):
+            wrong(f"version {version} is made without what was acknowledged for it")
+        if sorted(number for _, number in model.folded) != sorted(one.number for one in self.lineage.pop(version - 1)):
+            wrong(f"version {version} is not the sum of what was accepted for it")
+        if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
+            wrong(f"version {version} has other weights than in an earlier life")
+        self.made[version] = model.digest
+        self.made.pop(version - self.setting.schedule.lag - 2, None)
+        self.published, self.stepping, self.aside = version, False, 0

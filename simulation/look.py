@@ -1,0 +1,129 @@
+"""What has no outward sign: that the core's indices agree with each other, and that none of them grows with the run.
+
+The one idea: whatever answers a question quickly can be counted slowly, now and then, and must say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from shoal.coordinator.deciding.core import LOOK
+from shoal.coordinator.deciding.events import Tick
+from shoal.coordinator.deciding.verdicts import JUDGED
+from shoal.protocol.messages import TaskName
+from shoal.simulation.books import wrong
+
+if TYPE_CHECKING:
+    from shoal.simulation.actors import Life
+    from shoal.simulation.audit import Audit
+
+BACKLOG = 400  # results that an actor can make before a stalled connection is given up
+
+
+def look(audit: Audit) -> None:
+    """Raises ViolationError."""
+    for what, (is_, should) in _facts(audit).items():
+        if is_ != should:
+            wrong(f"{what}: {is_} in the core, {should} in the books")
+    for what, (is_, bound) in _bounds(audit).items():
+        if is_ > bound:
+            wrong(f"{what}: {is_}, and at most {bound} are expected")
+
+
+def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
+    """What the core has, and what it should have."""
+    core, ledger, roster = audit.core, audit.core.ledger, audit.core.roster
+    folding = [lease for lease in ledger.leases.values() if lease.folding]
+    actors = list(roster.actors.values())
+    fetched = {task for task in audit.hub.receiving.streams if task not in audit.folding}
+    return {
+        "who is here": (roster.actors.keys(), audit.rows.keys()),
+        "what they hold": ({a.session: a.tasks for a in actors}, {s: row.tasks for s, row in audit.rows.items()}),
+        "what is out": (set(ledger.leases), set(audit.held)),
+        "room": (roster.room, sum(max(0, actor.capacity - len(actor.tasks)) for actor in actors)),
+        "parked": (ledger.parked, sum(len(actor.parked) for actor in actors)),
+        "folding": ({lease.name for lease in folding}, set(audit.folding)),
+        "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
+        "steps": (core.steps, audit.books.steps),
+        "tasks of closed rounds": (_closed(audit), []),
+        "who has not what is believed": (_believed(audit), []),
+        "who gets no work": (
+            {a.session for a in actors if not a.capacity},
+            {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred},
+        ),
+        "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
+    }
+
+
+def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
+    """How much of it there is, and how much at most there should be."""
+    core, setting, ledger, roster = audit.core, audit.setting, audit.core.ledger, audit.core.roster
+    most, rules = setting.most, setting.rules
+    ticks = isinstance(audit.latest, Tick)  # whatever is late is seen to then
+    oldest = min(
+        (
+            held.since
+            for task, held in audit.held.items()
+            if not held.owed and task not in audit.folding and task not in audit.pulled
+        ),
+        default=core.now,
+    )
+    silent = max((core.now - row.heard_at for row in audit.rows.values()), default=0.0)
+    shares = Counter(roster.homes.values())
+    played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
+    lives = [life for life in audit.hub.world.lives if life.honest]
+    lopsided = rules.lease or any(row.barred for row in audit.rows.values())
+    judged = max(map(len, ledger.verdicts.last.values()), default=0)
+    return {
+        "outstanding": (ledger.outstanding(core.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
+        "versions with the learner": (
+            len(ledger.coming) + len(ledger.folded),
+            2 + (most + 1) * audit.peak + len(audit.hub.found.promises),
+        ),
+        "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
+        "verdicts": (judged, JUDGED + most),
+        "homes": (len(roster.homes), setting.schedule.clients),
+        "seconds of a lease": (core.now - oldest, rules.lease + LOOK if rules.lease and ticks else math.inf),
+        "seconds of silence": (silent, rules.patience_for(len(roster)) + LOOK if ticks else math.inf),
+        "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
+        "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
+        "bytes that are fetched": (audit.hub.receiving.held, setting.work_room + 2 * setting.work_bytes),
+        "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
+        "bytes retained": (max(one.session.retained_bytes for one in lives), rules.retain),
+    }
+
+
+def _retained(life: Life) -> list[TaskName]:
+    """What was accepted, in this life of the coordinator or an earlier one."""
+    session = life.session
+    again = [task for task, waiting in session.unjudged.items() if waiting.onto >= 0]
+    return [*session.retained, *again]
+
+
+def _kept(life: Life) -> int:
+    session = life.session
+    return len(session.unjudged) + len(session.retained) + len(session.tasks) - len(_retained(life))
+
+
+def _most_outstanding(audit: Audit) -> int:
+    schedule, full = audit.setting.schedule, (audit.setting.most + 1) * audit.peak
+    return 2 * full + 2 if schedule.streams else max(schedule.cohort + 2, full)
+
+
+def _believed(audit: Audit) -> list[int]:
+    """Places of honest actors that have older weights than the core thinks, where messages keep order."""
+    if audit.setting.weather.wild:
+        return []
+    actors, lives = audit.core.roster.actors, [life for life in audit.hub.world.lives if life.honest]
+    here = [(life, actor) for life in lives if (actor := actors.get(life.session.session))]
+    same = [(life, actor) for life, actor in here if life.session.epoch == audit.core.epoch]
+    return [life.place for life, actor in same if actor.greeting == life.session.greeting and actor.held > life.session.held]
+
+
+def _closed(audit: Audit) -> list[TaskName]:
+    """Tasks that wait, though their round is over."""
+    waiting = [*audit.core.ledger.returned, *(one for actor in audit.core.roster.actors.values() for one in actor.parked)]
+    over = audit.core.version if not audit.setting.schedule.streams else -1
+    return [(task.version, task.index) for task, _ in waiting if task.version < over]

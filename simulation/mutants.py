@@ -1,0 +1,230 @@
+"""Bugs to plant in the protocol, one at a time, each as a line of the production's source and what stands there instead.
+
+The one idea: a mutant is read as a diff, and one whose line is no longer there fails instead of testing nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from shoal.actors.session import Session
+from shoal.coordinator.deciding import core, desk, membership, patience
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.ledger import Ledger
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.roster import Roster
+from shoal.coordinator.keeping.recording import Rebuilding, Recording, Recovered
+from shoal.coordinator.learner import Learner
+from shoal.coordinator.receiving import Receiving
+from shoal.coordinator.serving import Recent
+from shoal.protocol.fetching import Fetch
+
+
+class Mutant(NamedTuple):
+    """In `owner.method`, `was` becomes `now`."""
+
+    name: str
+    owner: type | ModuleType
+    method: str
+    was: str
+    now: str
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """Within it, the production has this bug."""
+    original = mutant.owner.__dict__[mutant.method]
+    source = textwrap.dedent(inspect.getsource(original))
+    assert source.count(mutant.was) == 1, f"{mutant.name}: {mutant.was!r} is {source.count(mutant.was)} times in the source"
+    found: dict[str, Any] = {}
+    code = compile(source.replace(mutant.was, mutant.now), f"<{mutant.name}>", "exec")
+    exec(code, sys.modules[original.__module__].__dict__, found)
+    setattr(mutant.owner, mutant.method, found[mutant.method])
+    try:
+        yield
+    finally:
+        setattr(mutant.owner, mutant.method, original)
+
+
+MUTANTS = (
+    # Who may say what
+    Mutant("an old attempt counts for the new", Core, "_lease", " and lease.attempt == message.attempt", ""),
+    Mutant("anyone may do anyone's task", Core, "_lease", "lease.session == actor.session and ", ""),
+    Mutant("a session speaks from any connection", Core, "_hear", "actor.peer != event.peer or ", ""),
+    Mutant("messages to an earlier life are obeyed", Core, "_hear", " or envelope.epoch != self.epoch", ""),
+    Mutant("attempts begin again in every life", desk, "_give", "core.epoch * TRIES + ", ""),
+    # What is counted
+    Mutant("no dedupe of what is with the learner", Core, "_contributed", "elif lease.folding:", "elif False:"),
+    Mutant("staleness is not asked", Core, "_late_for", "not self.plan.admits(message.made_from, onto)", "False"),
+    Mutant("the claimed version is trusted", core, "amiss", "if not lease.task.version <= message.made_from", "if not 0"),
+    Mutant("a version not sent is believed", core, "amiss", "<= sent", "<= sent + 2**50"),
+    Mutant("an infinite weight counts", core, "amiss", "math.isfinite(message.weight) and ", ""),
+    Mutant("no weight at all counts", core, "amiss", "message.weight > 0", "message.weight >= 0"),
+    Mutant("any number of steps counts", core, "amiss", "2**53", "math.inf"),
+    Mutant("counts below nothing count", core, "amiss", "math.isfinite(count) and count >= 0", "True"),
+    Mutant("times that are not numbers set the pace", core, "amiss", "if not (0 <= message.trained", "if False and not (0"),
+    Mutant(
+        "a sum passes for one client's work",
+        core,
+        "amiss",
+        "if lease.trains and message.summed",
+        "if False and message.summed",
+    ),
+    Mutant("arrays that the shell faulted count", Core, "_contributed", "elif why := fault or ", "elif why := "),
+    Mutant("a failure ends what is with the learner", Core, "_failed", " or lease.folding", ""),
+    Mutant(
+        "a failure of an old attempt has no answer",
+        Core,
+        "_failed",
+        "yield self._again(actor, message)\n        return",
+        "return",
+    ),
+    Mutant("evaluation is training", Ledger, "count", "if lease.trains:", "if True:"),
+    Mutant("evaluation steps are training steps", Core, "_folded", " * lease.trains", ""),
+    Mutant("what was counted stays leased", Ledger, "count", "self.end(lease)", "pass"),
+    Mutant("all that is over was accepted", Core, "_again", '"stale"', '"accepted"'),
+    Mutant(
+        "a repeat is an acceptance", Core, "_repeat", "self.ledger.counts.duplicate += 1", "self.ledger.counts.accepted += 1"
+    ),
+    Mutant(
+        "what an actor left with the learner is lost to the count",
+        Core,
+        "_folded",
+        'self.ledger.judge(lease.session, self._verdict(lease, "accepted", ""))',
+        "pass",
+    ),
+    # Tasks
+    Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
+    Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),
+    Mutant("what is refused is not done again", Core, "_refuse", "yield from desk.take_back(self, lease, why)", "pass"),
+    Mutant("the next attempt has the same number", desk, "take_back", "(task, tries) for", "(task, tries - 1) for"),
+    Mutant("tasks are never set aside", desk, "take_back", "if tries < core.rules.attempts:", "if True:"),
+    Mutant("leases never end", patience, "tick", "if core.rules.lease:", "if False:"),
+    Mutant("an actor that hangs gets more", patience, "_stick", "core.roster.allow(actor, 0)", "pass"),
+    Mutant("an actor that hung stays idle", patience, "unstick", "core.roster.allow(actor, core.rules.ahead)", "pass"),
+    Mutant("a revoked task still burdens", desk, "revoke", "unburden(core, actor, lease.name)", "pass"),
+    Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),
+    Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.returned.extend(actor.parked)", "pass"),
+    Mutant("what came back holds up no round", Ledger, "outstanding", " + len(self.returned)", ""),
+    Mutant("a closed round's tasks are done later", desk, "close", "one[0].version >= core.version", "True"),
+    Mutant("a closed round's tasks wait on for their actors", desk, "close", "unpark(core)", "pass"),
+    Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
+    # Joining and leaving
+    Mutant("a new connection is not believed", membership, "greet", "actor.peer != peer or ", ""),
+    Mutant(
+        "the silent are waited for", patience, "tick", "while actor := core.roster.silent", "while False and core.roster.silent"
+    ),
+    Mutant(
+        "two actors have one number",
+        Roster,
+        "join",
+        "heapq.heappop(self._free) if self._free else len(self.actors)",
+        "len(self.actors)",
+    ),
+    Mutant("the room of the dead is given away", Roster, "part", "self.allow(actor, 0)", "pass"),
+    Mutant("nobody is told of the end", Core, "end", "yield self.say(actor, Stop(reason))", "pass"),
+    # Coming back
+    Mutant("a late Hello is taken for another", membership, "greet", "hello.greeting < actor.greeting or", "False and"),
+    Mutant("a first Hello, repeated, resumes", membership, "greet", "hello.greeting > actor.greeting or actor.resumed", "True"),
+    Mutant("who comes back is believed", Roster, "resume", "held if -1 <= held <= actor.sent else -1", "held"),
+    Mutant("who comes back is told nothing", membership, "_resume", "if not (lease :=", "if False and not (lease :="),
+    Mutant(
+        "who comes back stays for gone",
+        Roster,
+        "resume",
+        "actor.away, actor.under_way = peer, False,",
+        "actor.under_way = peer,",
+    ),
+    Mutant("one told again does it again", Session, "_attempt", "running.attempt if running else -1", "-1"),
+    Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
+    # Arrays in pieces
+    Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
+    Mutant("anyone's pieces are taken", Receiving, "_stream", "(stream.session, stream.what) == (session, chunk.what)", "True"),
+    Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
+    Mutant("nobody's arrays are fetched on", desk, "unpull", "if lease.pulled:", "if False:"),
+    Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
+    Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),
+    Mutant("one change too few is told", Recent, "since", "if count == 1:", "if count:"),
+    Mutant(
+        "what changed is told of the wrong version", Recent, "since", "self._newest - version", "self._newest - version - 1"
+    ),
+    Mutant("weights are queued behind weights", Roster, "fall_behind", "actor.under_way or ", ""),
+    Mutant("any Have frees the way", Roster, "arrived", " and version == actor.sent", ""),
+    Mutant("a slow actor stays with old weights", Roster, "arrived", "if version < newest:", "if False:"),
+    Mutant("nobody hears of a new version", Core, "_advance", "self.roster.fall_behind()", "pass"),
+    Mutant("a step before all is in", Core, "starves", " and self.version not in self.ledger.coming", ""),
+    Mutant("a step while stepping", Core, "starves", "not self.stepping and ", ""),
+    Mutant("versions skip", Core, "_step", "self.version + 1", "self.version + 2"),
+    Mutant("snapshots forget what was drawn", Core, "_step", ", self.drawn,", ", 0,"),
+    Mutant("snapshots forget the steps", Core, "_step", "self.steps, self.drawn", "0, self.drawn"),
+    Mutant("a batch runs over", Core, "_onto", "while self._full(onto):", "while False:"),
+    # Plans
+    Mutant("rounds do not wait", Rounds, "enough", "(all_out and outstanding == 0)", "all_out"),
+    Mutant("rounds do not ask for a quorum", Rounds, "enough", " and folded >= self.quorum", ""),
+    Mutant("rounds end before their deadline", Rounds, "enough", "self.deadline <= now - self.began", "self.deadline"),
+    Mutant("every round has one cohort", Rounds, "_draw", "purpose, self.version", "purpose"),
+    Mutant("rounds take what is old", Rounds, "admits", "made_from == version", "made_from <= version"),
+    Mutant("a restarted round asks everyone again", Rounds, "_begin", "if client not in done", "if True"),
+    Mutant("streams take what is too old", Stream, "admits", "self.max_lag", "self.max_lag + 1"),
+    Mutant("streams wait for one more", Stream, "enough", "folded >= self.batch", "folded > self.batch"),
+    Mutant("one task under two versions", Stream, "_next", "self.drawn += 1", "self.drawn += number % 5 > 0"),
+    Mutant("work on weights that are not there", Stream, "_next", "version - self.max_lag", "version + 1"),
+    # What is durable
+    Mutant(
+        "acknowledged before it is durable",
+        Learner,
+        "_take",
+        "self._unsaid.append((self._fold(intake), intake))",
+        "self.outcomes.append(self._fold(intake))",
+    ),
+    Mutant("acceptances are not recorded", Recording, "accept", "if self.journal is None:", "if True:"),
+    Mutant("versions are not recorded", Recording, "commit", "if self.journal is None:", "if True:"),
+    Mutant("arrays are not recorded", Recording, "accept", "if self.payload:", "if False:"),
+    Mutant("early work is folded at once", Learner, "_do", "if job.fold.onto > self.newest[0]", "if False"),
+    Mutant("early work is forgotten", Learner, "_step", "self._early.pop(version, ())", "()"),
+    Mutant("snapshots cover too much of the journal", Recording, "snapshot", "self._durable()}", "self._durable() + 1}"),
+    Mutant("a replay redoes what it has", Rebuilding, "_accepted", ".update(clients)", ".update(())"),
+    Mutant("a replay forgets what was folded", Rebuilding, "_accepted", "self.found.folded += len(clients)", "pass"),
+    Mutant("a replay carries folds over", Rebuilding, "_committed", "found.folded = 0", "pass"),
+    Mutant("a replay draws again", Rebuilding, "_accepted", "index + 1)  #", "0)  #"),
+    Mutant("what is promised is drawn again", Rebuilding, "_accepted", "index + 1)\n    if not", "0)\n    if not"),
+    Mutant("a replay loses steps", Rebuilding, "_accepted", "self.found.steps += steps", "pass"),
+    # Actors
+    Mutant("a task begins before its weights come", Session, "_next", "if name[0] <= self.held), None", "), None"),
+    Mutant("weights of an earlier life are used", Session, "_welcomed", "self.held = -1", "pass"),
+    Mutant("older weights replace newer ones", Session, "_adopt", "if version > self.held:", "if True:"),
+    Mutant("weights are not confirmed", Session, "_adopt", "yield self._say(Have(", "(Have("),
+    Mutant("a new attempt of what is done is not begun", Session, "_listen", "attempt > self._attempt", "0 > self._attempt"),
+    Mutant("a contribution is dropped once said", Session, "_done", "self.unjudged[task] = waiting", "waiting"),
+    Mutant("a refusal is ignored", Session, "_refused", "elif self.epoch:", "elif False:"),
+    Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),
+    Mutant("the worker is taken for busy for ever", Session, "_done", "del self.running[task]", "pass"),
+    Mutant("verdicts are not heard", Session, "_judged", "(Forget(verdict.task),)", "()"),
+    # What actors keep for a coordinator that dies
+    Mutant("what is accepted is not kept", Session, "_judged", "if verdict.onto >= 0 else", "if False else"),
+    Mutant("what is kept is not offered again", Session, "_offer_again", "if another:", "if False:"),
+    Mutant("what is in no snapshot is dropped", Session, "_in_snapshot", ".onto < kept", ".onto <= kept"),
+    Mutant("more is kept than was asked for", Session, "_keep", "while self.retained_bytes > self.retain:", "while False:"),
+    Mutant("what is kept is made again", Session, "_attempt", " or self.retained.get(task)", ""),
+    Mutant("nobody is asked for what was promised", Core, "__init__", "self.ledger.promise(promise, now)", "pass"),
+    Mutant("a round closes without what was promised", Core, "_step", " or self.ledger.promised[self.version]", ""),
+    Mutant("what was promised counts for any version", Core, "_onto_for", "lease.promise.onto != ANY", "False"),
+    Mutant("what was promised can be late", Core, "_late_for", " and not lease.promise", ""),
+    Mutant("promises are waited for without end", patience, "tick", "if core.ledger.promised and", "if False and"),
+    Mutant("what waits for its version is forgotten", Core, "_advance", "if lease.offered and", "if False and"),
+    Mutant("all that is promised is fetched at once", Core, "_fetch", "if lease.promise and", "if False and"),
+    Mutant("what is done again is promised still", Recording, "accept", "if self.promises.by_name:", "if False:"),
+    Mutant("nobody knows who promised it", Recording, "accept", "fold.session", 'b""'),
+    Mutant("two tasks have one name", Rounds, "_task", "self.asked.first.get(self.version, 0) + ", ""),
+    Mutant("a stream's versions are made again", Recovered, "settle", " + (self.newest > self.version)", ""),
+    # Quarantine
+    Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),
+    Mutant("who is in quarantine gets work", Roster, "bar", "self.allow(actor, 0)", "pass"),
+)

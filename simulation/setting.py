@@ -1,0 +1,223 @@
+"""What one simulated schedule is made of: a plan, rules, a network, and which faults it has to bear.
+
+The one idea: swarm testing. A seed switches most kinds of trouble off, so that the few that are left can happen often
+enough, in every combination, to meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.rules import Goal, Rules
+from shoal.protocol.fetching import LEAST
+
+FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
+UNLIMITED = 1_000_000  # attempts: no task is ever set aside
+RETAIN = 1 << 40  # bytes: actors keep all that was accepted and is in no snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The plan of a run, by name and numbers. quorum, deadline, cohort, summed: of rounds; batch, max_lag: of a stream."""
+
+    streams: bool
+    clients: int
+    cohort: int = 1
+    quorum: int = 0
+    deadline: float = 0.0
+    summed: bool = False
+    batch: int = 1
+    max_lag: int = 0
+    evaluate_every: int = 0
+    seed: int = 0
+
+    def plan(self, asked: Asked) -> Plan:
+        """A fresh one, as a coordinator makes it at its start."""
+        if self.streams:
+            return Stream(
+                self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, asked=asked
+            )
+        return Rounds(
+            self.clients,
+            self.cohort,
+            quorum=self.quorum,
+            deadline=self.deadline,
+            seed=self.seed,
+            summed=self.summed,
+            evaluate_every=self.evaluate_every,
+            evaluate_cohort=2 if self.evaluate_every else 0,
+            asked=asked,
+        )
+
+    @property
+    def lag(self) -> int:
+        """The most versions that a contribution may be behind."""
+        return self.max_lag if self.streams else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What the network and the machines do. Rates are chances a message (wild) or a task; times in seconds.
+
+    wild: messages are also lost, repeated and reordered within a connection, which ZeroMQ does not do.
+    """
+
+    delay: float
+    every: float  # mean time between faults
+    faults: tuple[str, ...]
+    wild: bool = False
+    lost: float = 0.0
+    twice: float = 0.0
+    late: float = 0.0
+    raising: float = 0.0
+    poisoned: float = 0.0
+    liars: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything about a schedule that is decided before it begins.
+
+    journal: off, ids or payload; snapshot_every: seconds between snapshots. step, fold: the most seconds these take. heal_at:
+    when faults end. within: seconds after that in which the run must move on, and every healthy actor be counted.
+    """
+
+    schedule: Schedule
+    rules: Rules
+    goal: Goal
+    weather: Weather
+    actors: int
+    journal: str
+    snapshot_every: float
+    step: float
+    fold: float
+    heal_at: float
+    within: float
+    paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, an actor each
+    weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
+    changes: bool = False  # do weights go to who holds those of late as what changed since?
+    work_bytes: int = 0  # the same of contributions
+    work_room: int = 1  # bytes of these that may be fetched at a time
+    share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
+
+    @property
+    def most(self) -> int:
+        """Tasks that an actor may ever hold."""
+        return max(self.rules.ahead, self.rules.most)
+
+    @property
+    def keeps(self) -> bool:
+        """Does every actor keep all that was accepted and is in no snapshot?"""
+        return self.rules.retain == RETAIN
+
+    @property
+    def unlimited(self) -> bool:
+        """Is no task ever set aside? Then one who always lies about it, or hangs in it, holds up its round for ever."""
+        return self.rules.attempts == UNLIMITED
+
+    @property
+    def exact(self) -> bool:
+        """Must every life of the coordinator make the same weights of a version?"""
+        return not self.schedule.streams and not self.schedule.deadline and self.unlimited
+
+    @property
+    def forks(self) -> bool:
+        """May two lives make different weights of one version? Where a version is published before it is durable."""
+        return not self.exact and (self.journal == "off" or not (self.schedule.streams or self.journal == "payload"))
+
+
+def drawn(rng: Random, seconds: float) -> Setting:
+    """A setting whose faults last about so many seconds."""
+    actors = rng.choice((1, 2, 3, 4, 4, 5, 6))
+    quickest = rng.choice((0.003, 0.01, 0.03, 0.1))
+    paces = tuple(quickest * 16 ** rng.random() for _ in range(actors))
+    delay = rng.choice((0.001, 0.001, 0.01, 0.1, 0.3))
+    schedule = _schedule(rng)
+    rules = _rules(rng, schedule, max(paces), delay, actors)
+    journal = rng.choice(("off", "ids", "ids", "payload", "payload"))
+    work = rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))
+    retain = rng.choice((0, 3 * max(work, 8), RETAIN, RETAIN, RETAIN, RETAIN)) if journal == "ids" else 0
+    setting = Setting(
+        schedule=schedule,
+        rules=replace(rules, retain=retain),
+        goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
+        weather=_weather(rng, delay, seconds),
+        actors=actors,
+        journal=journal,
+        snapshot_every=rng.choice((0.0, 0.5, 3.0, 30.0, 30.0, 30.0)),
+        step=rng.choice((0.002, 0.002, 0.02, 0.3)),
+        fold=rng.choice((0.003, 0.1)),
+        heal_at=seconds * rng.uniform(0.6, 1.2),
+        within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
+        paces=paces,
+        weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
+        work_bytes=work,
+        work_room=rng.choice((1, work, 3 * work)),
+        share=rng.choice((0.0, 0.0, 0.0, 1.0)),
+        changes=schedule.seed % 2 == 0,  # no draw of its own: schedules stay those that found something
+    )
+    return _keeping(rng, setting, seconds) if rng.random() < 0.25 else setting
+
+
+def _keeping(rng: Random, setting: Setting, seconds: float) -> Setting:
+    """The same, of a coordinator that dies every few versions, with all of them in its actors' hands and little else amiss."""
+    faults = ("restart", *rng.sample(setting.weather.faults, min(1, len(setting.weather.faults))))
+    weather = replace(setting.weather, faults=faults, every=seconds / rng.choice((3, 6)), raising=0.0, poisoned=0.0)
+    journal = "payload" if setting.schedule.seed % 3 == 1 else "ids"  # no draw of its own
+    rules, every = replace(setting.rules, retain=RETAIN * (journal == "ids")), rng.choice((1.0, 3.0, 30.0, 30.0))
+    return replace(setting, weather=weather, rules=rules, journal=journal, snapshot_every=every, share=0.0, goal=Goal())
+
+
+def _schedule(rng: Random) -> Schedule:
+    clients, seed = rng.choice((3, 12, 20, 50)), rng.randrange(1_000)
+    evaluate_every = rng.choice((0, 0, 1, 3))
+    if rng.random() < 0.45:
+        named = 0 if rng.random() < 0.4 else clients
+        batch, max_lag = rng.choice((1, 2, 3, 5, 12)), rng.choice((0, 1, 2, 4, 9))
+        return Schedule(True, named, batch=batch, max_lag=max_lag, evaluate_every=evaluate_every, seed=seed)
+    cohort = rng.randint(1, min(clients, 12))
+    deadline = rng.choice((0.0, 0.0, 0.1, 0.3, 1.0))
+    quorum = rng.randint(1, max(1, cohort // 2)) if deadline else 0
+    summed = rng.random() < 0.3
+    return Schedule(False, clients, cohort, quorum, deadline, summed, evaluate_every=evaluate_every, seed=seed)
+
+
+def _rules(rng: Random, schedule: Schedule, pace: float, delay: float, actors: int) -> Rules:
+    sticky = not schedule.streams and not schedule.summed
+    ahead = rng.choice((1, 2, 2, 3))
+    enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds for which a lease is too short
+    return Rules(
+        ahead=ahead,
+        most=rng.choice((0, 0, 4, 12)),
+        stock=rng.choice((0.01, 0.5)),
+        attempts=rng.choice((UNLIMITED, UNLIMITED, 3)),
+        lease=enough * rng.choice((0.0, 0.0, 1.0, 1.0, 4.0)),
+        beat=rng.choice((0.1, 0.1, 0.25)),
+        patience=rng.choice((1.0, 2.0, 3.0)),
+        sticky=sticky and schedule.clients >= 2 * actors and rng.random() < 0.8,
+        summed=schedule.summed,
+        strikes=rng.choice((0, 1, 3, 5)),
+        quarantine=rng.choice((0.5, 2.0)),
+        back=rng.choice((0.3, 1.0, 2.0)),
+    )
+
+
+def _weather(rng: Random, delay: float, seconds: float) -> Weather:
+    wild = rng.random() < 0.25
+    some = rng.sample(FAULTS, rng.choice((0, 1, 2, 3, 3, 4, 5, len(FAULTS)))) if rng.random() < 0.7 else ["cut", "cut line"]
+    return Weather(
+        delay=delay,
+        every=seconds / rng.choice((4, 6, 15, 40)),
+        faults=tuple(some),
+        wild=wild,
+        lost=rng.choice((0.0, 0.02, 0.2)) if wild else 0.0,
+        twice=rng.choice((0.0, 0.05, 0.3)) if wild else 0.0,
+        late=rng.choice((0.0, 0.05, 0.3)) if wild else 0.0,
+        raising=rng.choice((0.0, 0.0, 0.05, 0.2)),
+        poisoned=rng.choice((0.0, 0.0, 0.0, 0.1)),
+        liars=rng.choice((0, 0, 1, 1, 2)),
+    )

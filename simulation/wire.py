@@ -1,0 +1,250 @@
+"""The simulated network, as ZeroMQ shows it: connections that keep order while they live and lose everything when they die.
+
+The one idea: an actor's socket never tells it that the connection is another one. What it said meanwhile is kept and goes to
+whoever answers at the address next, and the coordinator sees a peer that it does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from heapq import heappop, heappush
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from shoal.protocol.codec import decode, encode
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.messages import Envelope
+from shoal.simulation.setting import Weather
+
+if TYPE_CHECKING:
+    from shoal.simulation.actors import Lane, Life
+    from shoal.simulation.hub import Hub
+
+QUEUED = 1_000  # messages that a socket keeps for a peer that is not there
+CODED = 0.02  # the share of messages that travels as bytes
+NEVER = float("inf")
+
+Act: TypeAlias = Callable[[Any], None]
+
+
+class Timeline:
+    """What is due when, and the one clock, in seconds. Entries of the same time come in the order they were made."""
+
+    def __init__(self, rng: Random) -> None:
+        self.now = 0.0
+        self.stopped = False
+        self.events = 0  # what cores took in, and effects of theirs that were carried out
+        self.random = rng.random
+        self._due: list[tuple[float, int, Act, Any]] = []
+        self._made = 0
+
+    def at(self, when: float, act: Act, what: Any = None) -> None:
+        self._made += 1
+        heappush(self._due, (when, self._made, act, what))
+
+    def run(self, most: int) -> None:
+        """One entry after the other until somebody sets `stopped`, nothing is due, or so many have been taken."""
+        due, pop = self._due, heappop
+        while due and most and not self.stopped:
+            most -= 1
+            self.now, _, act, what = pop(due)
+            act(what)
+
+
+class Process:
+    """Something with a clock of its own that can be stopped for a while: what comes meanwhile waits, in order."""
+
+    def __init__(self, time: Timeline, offset: float, turn: float) -> None:
+        self.time, self.offset, self.turn = time, offset, turn
+        self.gone = False
+        self.frozen = False
+        self._thaws_at = 0.0
+        self._waiting: list[tuple[Act, Any]] = []
+        time.at(time.now + turn * time.random(), self._ticks)
+
+    def clock(self) -> float:
+        return self.time.now + self.offset
+
+    def tick(self) -> None:
+        """Every `turn` seconds, after what waited in its socket."""
+        raise NotImplementedError
+
+    def freeze(self, seconds: float) -> None:
+        self.frozen = True
+        self._thaws_at = max(self._thaws_at, self.time.now + seconds)
+        self.time.at(self._thaws_at, self._thaw)
+
+    def thaw(self) -> None:
+        self._thaws_at = self.time.now
+        self._thaw()
+
+    def later(self, act: Act, what: Any) -> None:
+        """For what comes while it is frozen."""
+        self._waiting.append((act, what))
+
+    def _thaw(self, _: None = None) -> None:
+        if self.time.now < self._thaws_at:
+            return
+        self.frozen = False
+        waiting, self._waiting = self._waiting, []
+        for act, what in waiting:
+            act(what)
+
+    def _ticks(self, _: None) -> None:
+        if self.gone:
+            return
+        if not self.frozen:
+            self.tick()
+        self.time.at(self.time.now + self.turn, self._ticks)
+
+
+class Connection:
+    """One life of a connection. peer: the name that the coordinator's socket gave it; until: nothing arrives later."""
+
+    __slots__ = ("down_at", "life", "peer", "until", "up_at")
+
+    def __init__(self, peer: bytes, life: Life | Lane) -> None:
+        self.peer, self.life = peer, life
+        self.until = NEVER
+        self.up_at = self.down_at = 0.0  # when the last message in each direction arrives
+
+
+class Wire:
+    """All connections to the one address. `hub` is the coordinator that answers there now, if any."""
+
+    def __init__(self, time: Timeline, weather: Weather, rng: Random) -> None:
+        self.time, self.weather, self.rng = time, weather, rng
+        self.hub: Hub | None = None
+        self.wild, self.delay = weather.wild, weather.delay
+        self.peers: dict[bytes, Connection] = {}  # those that the coordinator's socket believes in
+        self._named = 0
+
+    # Connections
+
+    def connect(self, life: Life | Lane) -> None:
+        """A new connection, or another try a little later. What waited in the actor's socket goes out on it."""
+        if life.gone or life.connection is not None:
+            return
+        if self.hub is None:
+            self.time.at(self.time.now + self.rng.uniform(0.02, 0.2), self.connect, life)
+            return
+        self._named += 1
+        life.connection = connection = Connection(b"peer%d" % self._named, life)
+        self.peers[connection.peer] = connection
+        if life.connected:
+            life.opened()
+        life.connected = True
+        waiting, life.outbox = life.outbox, []
+        for envelope, payload in waiting:
+            self.up(life, envelope, payload)
+
+    def cut(self, life: Life, away: float) -> None:
+        """Both of its connections are lost."""
+        self.cut_line(life, away)
+        self.cut_line(life.lane, away)
+
+    def cut_line(self, life: Life | Lane, away: float) -> None:
+        """A connection is lost with what is in flight on it, or with all but its first part. Another follows."""
+        if (connection := life.connection) is None:
+            return
+        life.connection = None
+        connection.until = self.time.now + self.rng.choice((0.0, 0.0, self.weather.delay / 2))
+        noticed = self.rng.choice((0.0, 0.05, 1.0, 60.0, 60.0))
+        self.time.at(self.time.now + noticed, self._notice, connection.peer)
+        self.time.at(self.time.now + away, self.connect, life)
+
+    def stall(self, life: Life, seconds: float) -> None:
+        """Nothing crosses for a while, one way or both; then everything does."""
+        connection = self.rng.choice((life.connection, life.lane.connection))
+        if connection is None:
+            return
+        way = self.rng.choice(("up", "down", "both"))
+        if way != "down":
+            connection.up_at = max(connection.up_at, self.time.now + seconds)
+        if way != "up":
+            connection.down_at = max(connection.down_at, self.time.now + seconds)
+
+    def _notice(self, peer: bytes) -> None:
+        self.peers.pop(peer, None)
+
+    # Messages
+
+    def up(self, life: Life | Lane, envelope: Envelope, payload: Any) -> None:
+        """To the coordinator. Kept while there is no connection, where a line keeps anything."""
+        connection = life.connection
+        if connection is None:
+            if life.keeps and len(life.outbox) < QUEUED:
+                life.outbox.append((envelope, payload))
+            return
+        time, item = self.time, (connection, envelope, payload, self.hub)
+        when = time.now + self.delay * time.random()
+        if when < connection.up_at:
+            when = connection.up_at
+        if self.wild:
+            for one in self._wild_times(when):
+                time.at(one, self._arrive_up, item)
+        else:
+            connection.up_at = when
+            time.at(when, self._arrive_up, item)
+
+    def down(self, peer: bytes, envelope: Envelope, payload: Any) -> str:
+        """To an actor. Returns why it cannot be sent, as the socket does for a peer that it knows to be gone."""
+        connection = self.peers.get(peer)
+        if connection is None:
+            return "cannot be reached"
+        time, item = self.time, (connection, envelope, payload)
+        when = time.now + self.delay * time.random()
+        if when < connection.down_at:
+            when = connection.down_at
+        if self.wild:
+            for one in self._wild_times(when):
+                time.at(one, self._arrive_down, item)
+        else:
+            connection.down_at = when
+            time.at(when, self._arrive_down, item)
+        return ""
+
+    def _wild_times(self, when: float) -> tuple[float, ...]:
+        """When a message arrives that may be lost, come twice, or be overtaken by others."""
+        chance, weather = self.time.random(), self.weather
+        if chance < weather.lost:
+            return ()
+        if chance < weather.lost + weather.twice:
+            return (when, when + 2 * self.time.random())
+        if chance < weather.lost + weather.twice + weather.late:
+            return (when + self.time.random(),)
+        return (when,)
+
+    def _arrive_up(self, item: tuple[Connection, Envelope, Any, Hub]) -> None:
+        connection, envelope, payload, hub = item
+        if self.time.now > connection.until or hub is not self.hub:
+            return
+        if hub.frozen:
+            hub.later(self._arrive_up, item)
+        elif self.time.random() >= CODED:
+            hub.hear(connection.peer, envelope, payload)
+        elif coded := self._coded(envelope):
+            hub.hear(connection.peer, coded, payload)
+
+    def _arrive_down(self, item: tuple[Connection, Envelope, Any]) -> None:
+        connection, envelope, payload = item
+        life = connection.life
+        if self.time.now > connection.until or life.gone:
+            return
+        if life.frozen:
+            life.later(self._arrive_down, item)
+        elif self.time.random() >= CODED:
+            life.hear(envelope, payload)
+        elif coded := self._coded(envelope):
+            life.hear(coded, payload)
+
+    def _coded(self, envelope: Envelope) -> Envelope | None:
+        """What the other end reads of the real bytes; None if they are damaged and it reads nothing."""
+        raw = bytearray(encode(envelope))
+        if self.wild and self.time.random() < 0.2:
+            raw[self.rng.randrange(len(raw))] ^= 1 << self.rng.randrange(8)
+            with contextlib.suppress(ProtocolError):  # and nothing else; what reads as a message, TCP's checksum caught
+                decode(bytes(raw))
+            return None
+        return decode(bytes(raw))

@@ -1,0 +1,26 @@
+"""The cases of `shoal bench` that need a checkout: what a run survives, and what strangers cannot do.
+
+The one idea: they hurt processes, disks and networks on purpose, so they lie with the tests and not in the wheel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal.benchmarks.case import Case
+from shoal.faults import access, chaos, diskfull, endurance, fuzz, leaks, recovery, slowlink, soak, stalled
+
+FAULTS: Mapping[str, Case] = {
+    "dst": endurance.dst,
+    "powercut": endurance.powercut,
+    "chaos": chaos.chaos,
+    "chaos-async": chaos.chaos_async,
+    "recovery": recovery.recovery,
+    "leaks": leaks.leaks,
+    "diskfull": diskfull.diskfull,
+    "fuzz": fuzz.fuzz,
+    "stalled": stalled.stalled,
+    "slowlink": slowlink.slowlink,
+    "soak": soak.soak,
+    "access": access.access,
+}

@@ -1,1 +1,0 @@
-../../../scripts/access.py
