@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
+
+PARTS = ("weights", "fold", "step", "state", "load")
 
 
 class Aggregator(Protocol):
-    """Owns the weights, the optimizer and the device. Used by one thread at a time.
+    """Owns the weights, the optimizer and the device. One thread at a time uses it. All five methods are needed.
 
-    linear: its step needs only the weighted sum of the contributions, so that actors may send sums over many clients.
+    An aggregator may have two more methods. `change() -> Bundle | None` tells what the last step changed (around/told.py).
+    `brief(task) -> Bundle | None` gives arrays that go down with one task alone.
     """
 
-    linear: ClassVar[bool]
+    @property
+    def linear(self) -> bool:
+        """True if a step needs only the weighted sum of the contributions. Then actors may send sums over many clients, and
+        `fold` meets contributions with `summed` set, whose bundle is a sum in the form of protocol/exact.py."""
+        ...
 
     def weights(self) -> Bundle:
         """The current weights, read-only: later steps leave them alone for as long as anybody holds them, or a view of them."""
         ...
 
     def fold(self, contribution: Contribution) -> None:
-        """Take one in; may start its copy to the device. The bundle may be reused by its owner once this returns."""
+        """Take one contribution in. Its bundle may be written anew by its owner once this returns.
+
+        Raises ValueError (or ProtocolError, which is one), with nothing taken in, for a contribution that does not fit.
+        """
         ...
 
-    def step(self) -> Metrics:
-        """Everything folded since the last step becomes the next weights."""
+    def step(self) -> Moved:
+        """Make everything folded since the last step the next weights."""
+        ...
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Arrays that must survive a restart beside the weights: moments, counters. Empty where there are none."""
+        ...
+
+    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from weights and state as `weights` and `state` gave them. What was folded since is forgotten."""
         ...
 
 
-class Durable(Protocol):
-    """What has to survive a restart beside the weights: optimizer moments, replay, counters."""
-
-    def state(self) -> Mapping[str, npt.NDArray[Any]]: ...
-
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None: ...
+def lacking(aggregator: Any) -> list[str]:
+    """The parts of an Aggregator that this object lacks, by name."""
+    missing = [name for name in PARTS if not callable(getattr(aggregator, name, None))]
+    return missing if isinstance(getattr(aggregator, "linear", None), bool) else [*missing, "linear"]

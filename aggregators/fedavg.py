@@ -23,7 +23,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
 
 
 class Rule(Protocol):
@@ -108,8 +108,8 @@ class FedAvg:
     def divisor(self) -> float:
         return self.sum.weight
 
-    def step(self) -> Metrics:
-        """Returns examples (the sum of weights) and update_norm (L2, of the trainable entries' move).
+    def step(self) -> Moved:
+        """Metrics: examples (the sum of weights) and update_norm (L2, of the trainable entries' move).
 
         Raises RuntimeError with nothing folded in; and where the sum holds what was not counted into it, so that arrays must
         have changed between check and sum: neither NaN nor anything larger than what was counted is ever published.
@@ -129,7 +129,7 @@ class FedAvg:
         self.current.become(move.finished())
         self._clear()
         self.steps += 1
-        return {"examples": examples, "update_norm": math.sqrt(float(square))}
+        return Moved({"examples": examples, "update_norm": math.sqrt(float(square))})
 
     def _spare(self) -> Tensor:
         return self.sum.turn() if isinstance(self.sum, Turning) else self.current.spare()

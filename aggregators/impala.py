@@ -20,7 +20,7 @@ from shoal.aggregators.vtrace import vtrace
 from shoal.nets.flat import FlatModule
 from shoal.nets.policies import Parameters, entropy, log_prob
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
 
@@ -67,14 +67,14 @@ class IMPALA:
     def fold(self, contribution: Contribution) -> None:
         self.staging.fold(contribution)
 
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         """One gradient step over everything folded. The metrics are read in one transfer, which waits for the device."""
         batch = self.staging.batch()
         self.descent.anneal()
         loss, told = self._loss(batch)
         norm = self.descent.update(loss)
         self.descent.steps += len(batch.rows)
-        return dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True))
+        return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         parameters, value = self.flat.module(batch.observation.flatten(0, 1))

@@ -20,7 +20,7 @@ from shoal.nets.flat import FlatModule
 from shoal.nets.policies import entropy, log_prob
 from shoal.protocol import draws
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
 
 MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
@@ -71,11 +71,11 @@ class PPO:
     def fold(self, contribution: Contribution) -> None:
         self.staging.fold(contribution)
 
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         """All passes over everything folded. The metrics are read in one transfer, which waits for the device."""
         batch = self.staging.batch()
         if len(batch.rows) < 2:  # nothing to learn from, and no spread to divide by
-            return {}
+            return Moved()
         self.descent.anneal()
         targets, explained = self._targets(batch)
         observation, action = batch.observation[:-1].flatten(0, 1), batch.action.flatten(0, 1)
@@ -88,7 +88,7 @@ class PPO:
             told.append(torch.stack([*means, self.descent.update(loss)]))
         self.descent.steps += len(batch.rows)
         numbers = torch.cat([torch.stack(told).mean(0), torch.stack([*errors, explained])]).tolist()
-        return dict(zip((*MEANS, "first_ratio_error", "explained_variance"), numbers, strict=True))
+        return Moved(dict(zip((*MEANS, "first_ratio_error", "explained_variance"), numbers, strict=True)))
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:

@@ -19,7 +19,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Rules
 from shoal.jobs.federated import Federated
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Contribution, Metrics, Task, Work
+from shoal.protocol.work import Contribution, Moved, Task, Work
 
 SMALL = 1_000  # float32: a model of 4 KB
 
@@ -121,9 +121,9 @@ class Still:
     def fold(self, contribution: Contribution) -> None:
         return
 
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         self.made.append(time.monotonic())
-        return {}
+        return Moved()
 
     def state(self) -> Mapping[str, Any]:
         return {}

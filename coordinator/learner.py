@@ -137,7 +137,7 @@ class Learner:
 
     def _step(self, step: Step) -> None:
         version = step.version
-        metrics = self.aggregator.step()
+        moved = self.aggregator.step()
         self.newest = (version, self.aggregator.weights())
         self.change = self.aggregator.change() if hasattr(self.aggregator, "change") else None
         if self.recording is not None:
@@ -145,7 +145,7 @@ class Learner:
             self._sync()
             self.recording.keep(step, self.newest[1], self.aggregator)
         kept = self.recording.kept if self.recording is not None else -1
-        self._unsaid.append((Stepped(version, metrics, kept), None))
+        self._unsaid.append((Stepped(version, moved.metrics, kept), None))
         self._flush()
         self._published()
         for intake in self._early.pop(version, ()):

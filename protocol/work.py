@@ -51,6 +51,14 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What a step made. weights: False if the weights are those of before, so that only the version rises."""
+
+    metrics: Metrics = field(default_factory=dict)
+    weights: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """A Work as an aggregator sees it: `lag` versions old when it is folded in.
 

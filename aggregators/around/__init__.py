@@ -1,1 +1,49 @@
-"""Aggregators that stand around another one: bounds, compression, changes of weights."""
+"""Aggregators that stand around another one: bounds, compression, changes of weights.
+
+The one idea: a wrapper says only what it changes. `Around` hands on everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from shoal.aggregators import Aggregator
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Moved
+
+
+class Around:
+    """An aggregator that is another one in everything. A subclass overrides what it changes.
+
+    Further methods of the inner aggregator (`change`, `brief`) and its other attributes show through.
+    """
+
+    def __init__(self, aggregator: Aggregator) -> None:
+        self.aggregator = aggregator
+
+    @property
+    def linear(self) -> bool:
+        return self.aggregator.linear
+
+    def weights(self) -> Bundle:
+        return self.aggregator.weights()
+
+    def fold(self, contribution: Contribution) -> None:
+        self.aggregator.fold(contribution)
+
+    def step(self) -> Moved:
+        return self.aggregator.step()
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        return self.aggregator.state()
+
+    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.aggregator.load(weights, state)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "aggregator":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.aggregator, name)

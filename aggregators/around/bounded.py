@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.aggregators import Aggregator, Durable
+from shoal.aggregators import Aggregator
+from shoal.aggregators.around import Around
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import squares
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution, Moved
 
 WINDOW = 101
 LEAST = 10
 NORMS, COUNTS = "recent_norms", "recent_counts"
 
 
-class Bounded:
+class Bounded(Around):
     """Another aggregator, which gets no contribution whose L2 norm is above `factor` times the median of recent ones.
 
     Norms are of the float32 and float64 entries. Recent are those accepted in the latest versions, as many whole versions as
@@ -33,10 +34,11 @@ class Bounded:
     restart goes on with the same bound. median: nan where there is none yet.
     """
 
-    linear: ClassVar[bool] = False  # what one client sent cannot be seen in a sum
+    linear = False  # a sum does not show what one client sent
 
     def __init__(self, aggregator: Aggregator, factor: float) -> None:
-        self.aggregator, self.factor = aggregator, factor
+        super().__init__(aggregator)
+        self.factor = factor
         self.median = math.nan
         self._recent: list[list[float]] = []  # norms by version
         self._now: list[float] = []
@@ -44,9 +46,6 @@ class Bounded:
     @property
     def bound(self) -> float:
         return self.factor * self.median if self.median > 0 else math.inf
-
-    def weights(self) -> Bundle:
-        return self.aggregator.weights()
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, nothing folded in, for what is too long; and as the other aggregator does."""
@@ -63,18 +62,17 @@ class Bounded:
         self.aggregator.fold(replace(contribution, norm=norm))
         self._now.append(norm)
 
-    def step(self) -> Metrics:
-        metrics = self.aggregator.step()
+    def step(self) -> Moved:
+        moved = self.aggregator.step()
         self._recall([*self._recent, self._now])
-        return metrics
+        return moved
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        own = cast(Durable, self.aggregator).state() if hasattr(self.aggregator, "state") else {}
         norms = np.array([norm for version in self._recent for norm in version], np.float64)
-        return {**own, NORMS: norms, COUNTS: np.array([len(version) for version in self._recent], np.int64)}
+        return {**self.aggregator.state(), NORMS: norms, COUNTS: np.array([len(version) for version in self._recent], np.int64)}
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        cast(Durable, self.aggregator).load(weights, state)
+        self.aggregator.load(weights, state)
         ends = np.cumsum(state[COUNTS])
         self._recall([part.tolist() for part in np.split(state[NORMS], ends[:-1])] if len(ends) else [])
 

@@ -7,21 +7,18 @@ client's contribution comes by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, cast
 
-import numpy.typing as npt
-
-from shoal.aggregators import Aggregator, Durable
+from shoal.aggregators import Aggregator
+from shoal.aggregators.around import Around
 from shoal.protocol.compress import Codec, Packed
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import squares
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Contribution
 
 
-class Decompressed:
+class Decompressed(Around):
     """Another aggregator, fed by actors.workers.compressed.Compressed with the same codec.
 
     norm: the largest L2 norm of what was unpacked, float32 and float64 entries (0: any finite one). A look at the packed
@@ -29,15 +26,13 @@ class Decompressed:
     Memory: one bundle beside the aggregator's own.
     """
 
-    linear: ClassVar[bool] = False
+    linear = False
 
     def __init__(self, aggregator: Aggregator, codec: Codec, *, norm: float = 0.0) -> None:
-        self.aggregator, self.norm = aggregator, norm
+        super().__init__(aggregator)
+        self.norm = norm
         self.packed = Packed(codec, aggregator.weights().layout)
         self.unpacked = Bundle.zeros(self.packed.dense)
-
-    def weights(self) -> Bundle:
-        return self.aggregator.weights()
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, nothing folded in, for what is malformed or too large; and as the other aggregator does."""
@@ -51,12 +46,3 @@ class Decompressed:
         if self.norm and norm > self.norm:
             raise ProtocolError(f"norm {norm:g} is above the bound of {self.norm:g}")
         self.aggregator.fold(replace(contribution, work=replace(work, bundle=self.unpacked), norm=norm))
-
-    def step(self) -> Metrics:
-        return self.aggregator.step()
-
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        return cast(Durable, self.aggregator).state() if hasattr(self.aggregator, "state") else {}
-
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        cast(Durable, self.aggregator).load(weights, state)

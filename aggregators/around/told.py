@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from shoal.aggregators import Aggregator, Durable
+from shoal.aggregators import Aggregator
+from shoal.aggregators.around import Around
 from shoal.aggregators.buffers import Weights
 from shoal.protocol import draws
 from shoal.protocol.changes import Changes
@@ -24,12 +25,12 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import squares
 from shoal.protocol.grid import BLOCK, square
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Metrics, Moved
 
 OWN, STEPS = "own/", "told_steps"
 
 
-class Told:
+class Told(Around):
     """Another aggregator, whose weights w follow contributions as ever; `weights()` is h, which follows w:
     h += C(w - h) (EF21-P, Gruntkowska et al. 2023). Version 0 is w itself.
 
@@ -40,10 +41,9 @@ class Told:
     Memory: three bundles (h twice, the difference) and a change, beside the other aggregator's own.
     """
 
-    linear: ClassVar[bool] = False  # whoever asks the job knows what the other one is; sums pass through unseen
-
     def __init__(self, aggregator: Aggregator, coding: Coding, *, seed: int = 0) -> None:
-        self.aggregator, self.coding, self.seed = aggregator, coding, seed
+        super().__init__(aggregator)
+        self.coding, self.seed = coding, seed
         start = aggregator.weights()
         self.changes = Changes(coding, start.layout)
         self.held = Weights(start, torch.device("cpu"))
@@ -57,12 +57,9 @@ class Told:
         """What made `weights()` of those before the last step; None before the first, and after a restart."""
         return self._change
 
-    def fold(self, contribution: Contribution) -> None:
-        self.aggregator.fold(contribution)
-
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         """Raises UserError where the codec cannot hold what changed."""
-        metrics = self.aggregator.step()
+        moved = self.aggregator.step()
         wanted, held = self.aggregator.weights(), self.held.bundle()
         self.steps += 1
         rng = np.random.Generator(np.random.Philox(draws.key(self.seed, "tell", self.steps)))
@@ -74,7 +71,7 @@ class Told:
         now = Bundle(held.layout, raw.numpy())
         self.changes.follow(held, self._change.data, now)
         self.held.become(raw)
-        return {**metrics, **self._told(wanted, now)}
+        return Moved({**moved.metrics, **self._told(wanted, now)})
 
     def _told(self, wanted: Bundle, now: Bundle) -> Metrics:
         assert self._change is not None
@@ -86,20 +83,20 @@ class Told:
         }
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        own = cast(Durable, self.aggregator).state() if hasattr(self.aggregator, "state") else {}
         weights = {f"{OWN}{name}": array for name, array in self.aggregator.weights().items()}
-        return {**own, **weights, STEPS: np.array(self.steps, np.int64)}
+        return {**self.aggregator.state(), **weights, STEPS: np.array(self.steps, np.int64)}
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
         own = Bundle.pack({name: state[f"{OWN}{name}"] for name in weights.layout.by_name}, weights.layout)
-        cast(Durable, self.aggregator).load(own, state)
+        self.aggregator.load(own, state)
         self.held.load(weights)
         self.steps, self._change = int(state[STEPS]), None
 
 
 def coding_of(aggregator: Aggregator) -> Coding | None:
     """How its changes are told, for Welcome; None where its weights travel as they are."""
-    return aggregator.coding if isinstance(aggregator, Told) else None
+    coding: Coding | None = getattr(aggregator, "coding", None)  # through whatever stands around it
+    return coding
 
 
 def _distance(a: Bundle, b: Bundle) -> float:

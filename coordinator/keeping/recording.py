@@ -152,7 +152,7 @@ class Recording:
 
     def snapshot(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
         """Keep this version whole. A disk that will not take it costs the snapshot, not the run."""
-        state = aggregator.state() if hasattr(aggregator, "state") else {}
+        state = aggregator.state()
         counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
         if self.promises.by_name:  # their records are in what this snapshot covers
             made = {str(version): digest for version, digest in self.made.items() if version > step.version}
@@ -193,7 +193,7 @@ def recover(
     found = Recovered()
     record = 0
     if (snapshot := store.newest(report)) is not None:
-        aggregator.load(snapshot.weights, snapshot.state)  # type: ignore[attr-defined]
+        aggregator.load(snapshot.weights, snapshot.state)
         record = found.begin(snapshot.version, snapshot.counters)
     replay = Replay(folder / "journal", run, record, report=report)
     Rebuilding(found, aggregator, layouts).follow(replay)

@@ -16,7 +16,7 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.federated import Federated
 from shoal.protocol.layout import Layout
-from shoal.protocol.work import Metrics
+from shoal.protocol.work import Moved
 
 FLOATS = 5_000_000
 
@@ -24,9 +24,9 @@ FLOATS = 5_000_000
 class Fresh(Still):
     """Weights that are copied at every step."""
 
-    def step(self) -> Metrics:
+    def step(self) -> Moved:
         self.bundle = self.bundle.copy()
-        return {}
+        return Moved()
 
 
 class Broadcasting(Federated):

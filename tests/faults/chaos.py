@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from shoal.aggregators import Aggregator
+from shoal.aggregators.around import Around
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.play import shoal
 from shoal.coordinator.keeping.recording import recover
@@ -24,8 +25,7 @@ from shoal.faults.booked import Book, read, records
 from shoal.faults.family import Family, Trouble
 from shoal.jobs.catalog import find
 from shoal.jobs.federated import Federated
-from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics
+from shoal.protocol.work import Moved
 
 ACTORS = 6
 WHOLE = "1e12"  # seconds between snapshots, that is none: the journal keeps everything
@@ -146,25 +146,17 @@ def replayed(job: Federated, family: Path, result: Mapping[str, Any], book: Book
     damage.wrong += (last, found.version) != (result["weights_sha256"], result["version"])
 
 
-class Noting:
+class Noting(Around):
     """An aggregator that notes the digest of every version it makes."""
 
-    linear: ClassVar[bool] = False
-
     def __init__(self, inner: Aggregator) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.digests: list[str] = []
 
-    def weights(self) -> Bundle:
-        return self.inner.weights()
-
-    def fold(self, contribution: Contribution) -> None:
-        self.inner.fold(contribution)
-
-    def step(self) -> Metrics:
-        metrics = self.inner.step()
-        self.digests.append(self.inner.weights().sha256())
-        return metrics
+    def step(self) -> Moved:
+        moved = super().step()
+        self.digests.append(self.weights().sha256())
+        return moved
 
 
 def _note(damage: Damage, trouble: Trouble, book: Book, acknowledged: set[Any]) -> None:

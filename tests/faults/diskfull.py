@@ -38,7 +38,7 @@ from shoal.faults.ramdisk import RamDisk
 from shoal.jobs.catalog import find
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.messages import Contribute
-from shoal.protocol.work import Contribution, Metrics, Task
+from shoal.protocol.work import Contribution, Moved, Task
 
 SICK = 1.2  # seconds that a disk is in trouble
 MOST = 2.0  # seconds until the run must go on
@@ -101,8 +101,8 @@ class Sum:
         assert contribution.work.bundle is not None
         self.total.vector()[:] += contribution.work.bundle.vector()
 
-    def step(self) -> Metrics:
-        return {}
+    def step(self) -> Moved:
+        return Moved()
 
     def state(self) -> Mapping[str, Any]:
         return {}

@@ -36,7 +36,7 @@ def mean(dtype: str) -> np.ndarray:
 def test_weights_move_by_the_mean_of_deltas_by_weight(deterministic):
     start = random_bundle(1)
     aggregator = folded(FedAvg(start, TRAINABLE, deterministic=deterministic), DELTAS)
-    metrics = aggregator.step()
+    metrics = aggregator.step().metrics
     np.testing.assert_allclose(aggregator.weights().vector(), start.vector() + mean("f4"), rtol=0, atol=ROUNDING)
     assert metrics["examples"] == 264.0
     assert metrics["update_norm"] == pytest.approx(np.linalg.norm(mean("f4")[:TRAINABLE]), rel=1e-6)
@@ -52,7 +52,7 @@ def test_a_single_contribution_moves_the_weights_by_its_delta_whatever_its_weigh
 def test_the_server_learning_rate_scales_trainable_entries_and_no_others():
     start = random_bundle(1)
     aggregator = folded(FedAvg(start, TRAINABLE, lr=0.25), DELTAS)
-    metrics = aggregator.step()
+    metrics = aggregator.step().metrics
     after, plain = aggregator.weights(), mean("f4")
     np.testing.assert_allclose(
         after.vector()[:TRAINABLE], start.vector()[:TRAINABLE] + 0.25 * plain[:TRAINABLE], rtol=0, atol=ROUNDING

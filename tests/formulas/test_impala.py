@@ -63,7 +63,7 @@ def test_a_step_is_one_clipped_adam_step_down_the_mean_losses(spaces: Spaces) ->
     twin = copy.deepcopy(mine)
     learner = IMPALA(mine, gamma=GAMMA, lr=0.01, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.1)
     learner.fold(folded)
-    metrics = learner.step()
+    metrics = learner.step().metrics
 
     assert folded.work.bundle is not None
     policy_loss, value_loss, undecided = losses(twin, folded.work.bundle)
@@ -110,7 +110,7 @@ def test_a_bundle_may_be_reused_once_fold_returns() -> None:
 def test_what_was_made_by_the_same_weights_has_ratios_of_1() -> None:
     learner = IMPALA(policy())
     learner.fold(contribution(policy(), seed=5))
-    assert learner.step()["rho_mean"] == pytest.approx(1, abs=1e-5)
+    assert learner.step().metrics["rho_mean"] == pytest.approx(1, abs=1e-5)
 
 
 def test_reward_scale_multiplies_rewards() -> None:

@@ -20,7 +20,7 @@ from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, entropy, log_prob
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Metrics, Task
+from shoal.protocol.work import Contribution, Metrics, Moved, Task
 
 
 def policy(spaces: Spaces = SPACES) -> ActorCritic:
@@ -31,7 +31,7 @@ def stepped(*folded: Contribution, seed: int = 0, **options: float) -> tuple[Bun
     learner = PPO(policy(), gamma=GAMMA, seed=seed, **options)  # type: ignore[arg-type]
     for one in folded:
         learner.fold(one)
-    metrics = learner.step()
+    metrics = learner.step().metrics
     return learner.weights(), metrics
 
 
@@ -64,7 +64,7 @@ def test_one_pass_in_one_part_is_one_clipped_adam_step_down_the_clipped_loss(spa
         update_epochs=1, num_minibatches=1,
     )  # fmt: skip
     learner.fold(folded)
-    metrics = learner.step()
+    metrics = learner.step().metrics
 
     assert folded.work.bundle is not None
     loss_by_rows(twin, folded.work.bundle, clip=0.2, vf=0.4, ent=0.02).backward()
@@ -87,7 +87,7 @@ def test_every_ratio_is_1_on_the_first_minibatch_of_the_first_epoch(env: str) ->
             learner.fold(
                 Contribution((client,), version, 0, worker.run(learner.weights(), client, Task(version, client, (client,))))
             )
-        metrics = learner.step()
+        metrics = learner.step().metrics
         assert metrics["first_ratio_error"] < 1e-5
         assert abs(metrics["approx_kl"]) < 1e-6
         assert metrics["clip_fraction"] == 0
@@ -160,5 +160,5 @@ def test_a_round_without_a_row_to_learn_from_leaves_the_weights() -> None:
     learner = PPO(policy())
     before = learner.weights().sha256()
     learner.fold(empty)
-    assert learner.step() == {}
+    assert learner.step() == Moved()
     assert learner.weights().sha256() == before

@@ -200,7 +200,7 @@ def test_weights_that_stay_are_held_in_the_end_to_the_last_bits(codec):
 def test_a_version_says_how_many_bytes_it_took(codec, nbytes):
     one = Told(FedAvg(vector(normal(1_001)), None, device="cpu"), Coding(codec, 0.05, 100))
     one.fold(contribution(vector(normal(1_001, 0.1, 1))))
-    metrics = one.step()
+    metrics = one.step().metrics
     assert metrics["weights_bytes"] == 4 * 1_001
     assert nbytes <= metrics["change_bytes"] < nbytes + 64  # the second segment begins at a multiple of 64
     wanted, held = one.aggregator.weights().vector().astype(np.float64), one.weights().vector()
