@@ -213,6 +213,17 @@ def test_every_room_and_every_module_of_scripts_has_its_link_for_the_type_checke
     assert all(link.is_symlink() and not link.readlink().is_absolute() for link in LINKS.iterdir())
 
 
+def test_beside_a_clone_that_is_called_shoal_the_package_is_what_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / "shoal").symlink_to(ROOT)
+    code = "import shoal, shoal.runs, shoal.coordinator as c; print(shoal.__file__, c.__file__, shoal.__version__)"
+    for words in (["-c", code], ["-m", "shoal", "--version"]):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        *places, version = done.stdout.split()
+        assert version == PROJECT["project"]["version"]
+        assert all(place == "shoal" or Path(place).is_relative_to(tmp_path) for place in places)
+
+
 def test_no_script_hides_a_module_of_the_standard_library() -> None:
     # `python scripts/up.py` puts scripts/ first on the path: scripts/signal.py would be everybody's signal.
     assert not {path.stem for path in (ROOT / "scripts").glob("*.py")} & set(sys.stdlib_module_names)
