@@ -11,14 +11,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.actors import Worker
+from shoal.actors import Worker, work_of
 from shoal.actors.events import Run
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute, Failed
-from shoal.protocol.work import Work
+from shoal.protocol.work import Task, Work
 
 MOST_TEXT = 3_900  # characters of an error or a traceback that travel
 MOST_SAMPLES = 900  # of a name: as many as a header takes
@@ -48,18 +48,25 @@ def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: flo
         stage = run.task.kind
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
-            work = hand.run(weights, client, run.task)
-            if work.bundle is None and stage == "train":
-                raise ValueError("no arrays came of training: a worker's Work needs a bundle")
+            work = work_of(hand, weights, client, run.task, None)
+            _check(work, run.task)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)
-                work = Work(None, work.weight, work.totals, work.samples)
+                work = replace(work, bundle=None)
             works.append(work)
         bundle = works[0].bundle if total is None else total.bundle()
     except Exception as raised:  # noqa: BLE001  a worker is the user's code and may raise anything at all
         return Product(_failed(run, client, stage, raised))
     weight = works[0].weight if total is None else total.weight
     return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
+
+
+def _check(work: Work, task: Task) -> None:
+    if work.bundle is None and task.counts:
+        raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
+    if "steps" in work.totals or not 0 <= work.steps < 2**53:
+        found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
+        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...) and not as a total; it gave {found}")
 
 
 def _adder() -> Adder:
@@ -87,6 +94,7 @@ def _contribute(
         samples={name: tuple(x for work in works for x in work.samples.get(name, ()))[:MOST_SAMPLES] for name in lists},
         waited=waited,
         trained=trained,
+        steps=sum(int(work.steps) for work in works),
     )
 
 

@@ -402,7 +402,8 @@ class Session:
         while not self.over and self.epoch and (name := self._next()) is not None:
             assign = self.tasks.pop(name)
             self.running[name] = Running(assign.attempt, self.held)
-            yield Run(Task(*name, assign.clients, assign.kind), assign.attempt, assign.summed, self.held, assign.exact)
+            task = Task(*name, assign.clients, assign.kind, assign.counts, assign.words)
+            yield Run(task, assign.attempt, assign.summed, self.held, assign.exact)
 
     def _next(self) -> TaskName | None:
         """A task to start. Behind one that runs only where no newer weights can come for it in the meantime."""

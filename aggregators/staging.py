@@ -75,7 +75,7 @@ class Staging:
         if slot.device is not slot.host:
             with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
                 slot.device.copy_(slot.host, non_blocking=True)
-        self.keys.append((contribution.clients, contribution.made_from))
+        self.keys.append((contribution.task.clients, contribution.made_from))
 
     def _free(self, bundle: Bundle | None) -> Slot:
         if bundle is None:

@@ -51,7 +51,7 @@ def alone_peak(nbytes: int, exact: bool) -> float:
     newest = aggregator.weights()
     for version in range(3):
         for client in range(4):
-            aggregator.fold(Contribution((client,), version, 0, delta))
+            aggregator.fold(Contribution(Task(version, client, (client,)), version, 0, delta))
         aggregator.step()
         newest = aggregator.weights()
     found = (resident(peak=True) - before) / nbytes

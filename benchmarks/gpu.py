@@ -17,7 +17,7 @@ from shoal.benchmarks.case import Finding
 from shoal.benchmarks.jobs import vector
 from shoal.benchmarks.timing import interleaved
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 SIZE, CONTRIBUTIONS = 100_000_000, 100
 ASKED = "a fold at least 80 % of the rate of copies from page-locked memory, weights back likewise"
@@ -79,7 +79,7 @@ def folded(nbytes: int, times: int, device: torch.device, *, exact: bool) -> tup
 
 
 def _contribution(delta: Bundle, client: int) -> Contribution:
-    return Contribution((client,), 0, 0, Work(delta, 1.0), norm=0.0)
+    return Contribution(Task(0, client, (client,)), 0, 0, Work(delta, 1.0), norm=0.0)
 
 
 def copied(nbytes: int, times: int, device: torch.device, *, back: bool) -> float:

@@ -31,7 +31,7 @@ class NoOp:
         self.floats = floats
         self.delta: Bundle | None = None
 
-    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         if self.delta is None:
             self.delta = Bundle.zeros(weights.layout if self.floats is None else vector(self.floats))
             self.delta.vector()[:] = 2.0**-10

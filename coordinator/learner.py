@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from shoal.aggregators import Aggregator
@@ -125,10 +125,11 @@ class Learner:
         fault, norm = self.checks.look(intake.bundle, message)
         if fault:
             return Unfit(name, fault)
-        work = Work(intake.bundle, message.weight, message.totals, message.samples)
+        work = Work(intake.bundle, message.weight, message.totals, message.samples, message.steps)
+        task = fold.task if fold.task.clients else replace(fold.task, clients=fold.clients)
         lag = fold.onto - message.made_from
         try:
-            self.aggregator.fold(Contribution(fold.clients, message.made_from, lag, work, message.summed, norm))
+            self.aggregator.fold(Contribution(task, message.made_from, lag, work, message.summed, norm))
         except ValueError as unfit:  # what an aggregator raises for values it cannot take in; nothing was changed
             return Unfit(name, str(unfit))
         if self.recording is not None:

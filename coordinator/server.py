@@ -362,7 +362,7 @@ class Server:
 
     def _fold(self, fold: Fold) -> Iterator[Event]:
         name = fold.message.task
-        if fold.task.kind == "evaluate":
+        if not fold.task.counts:
             self.tally.evaluate(fold.message)
             yield Folded(name)
             return

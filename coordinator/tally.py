@@ -70,7 +70,7 @@ class Tally:
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush. What was evaluated comes under eval/; an accuracy of training is train_accuracy."""
-        metrics = {_trained(name): total / count for name, (total, count) in self.totals.items() if count and name != "steps"}
+        metrics = {_trained(name): total / count for name, (total, count) in self.totals.items() if count}
         metrics |= {f"eval/{_named(name)}": total / count for name, (total, count) in self.evaluated.items() if count}
         if self.returns:
             metrics["return_mean"] = math.fsum(self.returns) / len(self.returns)

@@ -26,6 +26,9 @@ MAX_TEXT = 4_096
 MAX_LIST = 900  # msgpack nests 1,024 deep, 8 bytes an entry: the worst header costs less than 8 MB
 MAX_MAP = 32
 MAX_WELCOME = 8 << 20
+MAX_WORDS = 4_096  # bytes of a task's words, packed
+MAX_DEPTH = 16  # of lists and maps in a task's words
+PLAIN = (type(None), bool, int, float, str)
 UNPACKED = (ValueError, OverflowError, TypeError, RecursionError)  # all that unpacking documents, or was seen to raise
 
 Check: TypeAlias = Callable[[Any], Any]
@@ -88,6 +91,35 @@ def _map_of(check: Check) -> Check:
     return map_of
 
 
+def words_fault(words: Any) -> str:
+    """What is wrong with the words of a task, "" if they can travel and arrive as they are."""
+    try:
+        packed = msgpack.packb(words)
+        _unpack(packed, MAX_TEXT, MAX_LIST, MAX_MAP)
+    except (*UNPACKED, ProtocolError) as wrong:
+        return f"not plain data within the limits ({wrong})"
+    if len(packed) > MAX_WORDS:
+        return f"{len(packed)} bytes when packed, and {MAX_WORDS} is the limit"
+    level = [words]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for one in level:
+            if type(one) is dict:
+                inner += [*one, *one.values()]
+            elif type(one) is list:
+                inner += one
+            elif type(one) not in PLAIN:
+                return f"not plain data: a {kind_of(one)} is in them"
+        level = inner
+    return f"lists and maps nested more than {MAX_DEPTH} deep" if level else ""
+
+
+def _words(value: Any) -> Mapping[str, Any]:
+    if type(value) is not dict or (value and words_fault(value)):
+        raise MismatchError(f"a map of plain data of at most {MAX_WORDS} bytes")
+    return value
+
+
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "int": _int,
@@ -99,6 +131,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "tuple[str, ...]": _tuple_of(_str),
         "Mapping[str, tuple[float, float]]": _map_of(_pair_of(_float)),
         "Mapping[str, tuple[float, ...]]": _map_of(_tuple_of(_float)),
+        "Words": _words,
     }
 )
 
@@ -110,7 +143,7 @@ class Schema:
         self.cls = cls
         self.names = [f.name for f in fields(cls)]
         self.checks = [CHECKS[str(f.type)] for f in fields(cls)]
-        self.least = sum(f.default is MISSING for f in fields(cls))
+        self.least = sum(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
 
     def values(self) -> Callable[[Any], tuple[Any, ...]]:
         """What reads all fields of a message, in order."""

@@ -7,10 +7,12 @@ and a peer's bytes are checked field by field, exactly, before anything else see
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-PROTOCOL = 0x0100  # major * 256 + minor: a minor adds fields at the end, a major is refused
+from shoal.protocol.work import Words
+
+PROTOCOL = 0x0200  # major * 256 + minor: a minor adds fields at the end, a major is refused
 
 WHOLE = -1  # no version: weights as they are
 
@@ -62,6 +64,7 @@ class Contribute:
     layout: digest of the arrays' layout, "" where there are none. summed: they are one exact weighted sum over the task's
     clients. waited, trained: seconds of the actor's time since its last Contribute. digest: of the arrays (protocol/layout.py,
     Bundle.sha256), where the actor keeps them beyond the verdict, so that what is offered again is known for the same.
+    steps: environment steps that the worker made, over all of the task's clients.
     """
 
     task: TaskName
@@ -77,6 +80,7 @@ class Contribute:
     slot: tuple[int, ...] = ()
     nbytes: int = 0
     digest: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +190,20 @@ class Weights:
 @dataclass(frozen=True, slots=True)
 class Assign:
     """Do this, starting from weights `task[0]` or newer. attempt tells this lease from any other of a task of
-    this name, also from one that another life of the coordinator gave (and may have cut otherwise)."""
+    this name, also from one that another life of the coordinator gave (and may have cut otherwise).
+
+    kind, counts, words: as in Task (protocol/work.py). exact: a sum has the form of protocol/exact.py that no order changes;
+    else it is of plain floats.
+    """
 
     task: TaskName
     attempt: int
     clients: tuple[int, ...]
     kind: str
     summed: bool
-    exact: bool = True  # a sum in the form of protocol/exact.py that no order changes, or in plain floats
+    exact: bool = True
+    counts: bool = True
+    words: Words = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

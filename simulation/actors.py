@@ -229,6 +229,10 @@ class Life(Process):
         """For the worker, which does one task after the other."""
         if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
             raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
+        if (run.task.kind, run.task.counts, run.task.words) != self.world.setting.schedule.told(
+            run.task.version, run.task.counts
+        ):
+            raise ViolationError(f"actor {self.place} is told of {run.task} what the plan did not say")
         self.orders.append((run, self._product(run.task.clients, run.attempt)))
         if len(self.orders) == 1:
             self._work()
@@ -255,16 +259,15 @@ class Life(Process):
             self.take(Done(Failed(name, run.attempt, run.task.clients[0], "training", "ValueError: no", "")))
             return
         self.shelf[name] = product
-        trains = run.task.kind == "train"
-        layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if trains else ("", 0, "")
-        if trains and self.session.retain:
+        counts, clients = run.task.counts, len(run.task.clients)
+        layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if counts else ("", 0, "")
+        if counts and self.session.retain:
             digest = product.bundle.sha256()
-        totals = {"steps": (float(len(run.task.clients)), 1.0)}
         weight = float(product.number)
         message = Contribute(
-            name, run.attempt, run.made_from, weight, layout, run.summed, totals, {}, 0.0, seconds, (), nbytes, digest
+            name, run.attempt, run.made_from, weight, layout, run.summed, {}, {}, 0.0, seconds, (), nbytes, digest, clients
         )
-        self.take(Done(message, len(run.task.clients), (nbytes or LAYOUT.nbytes) if trains else 0))
+        self.take(Done(message, clients, (nbytes or LAYOUT.nbytes) if counts else 0))
 
 
 class Liar(Life):
@@ -309,7 +312,7 @@ class Liar(Life):
                 replace(message, made_from=rng.choice((-1, newest - 1, newest, newest + 1, 2**40))),
                 replace(message, attempt=rng.choice((0, message.attempt - 1, message.attempt + 1))),
                 replace(message, weight=rng.choice((float("nan"), float("inf"), 0.0, -1.0))),
-                replace(message, totals={"steps": (rng.choice((-1.0, 2.0**53, float("nan"), float("inf"))), 1.0)}),
+                replace(message, steps=rng.choice((-1, 2**53, 2**62))),
                 replace(message, totals={"loss": (0.0, rng.choice((-1.0, float("nan"))))}),
                 replace(message, summed=not message.summed),
                 replace(message, trained=rng.choice((-1.0, float("nan"), float("inf")))),

@@ -49,6 +49,7 @@ from shoal.protocol.messages import (
     TaskName,
     Verdict,
 )
+from shoal.protocol.work import Task, Words
 from shoal.simulation.books import Books, Holding, Taken, wrong
 from shoal.simulation.look import look
 from shoal.simulation.setting import Setting
@@ -116,7 +117,7 @@ class Audit:
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
         self.held: dict[TaskName, Holding] = {
-            one.name: Holding(one.session, one.attempt, one.clients, "train", self.core.now, self._owed(one))
+            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.now, self._owed(one))
             for one in hub.found.promises
         }
         self.tries: dict[TaskName, int] = {}
@@ -191,7 +192,7 @@ class Audit:
         taken = self.counted[event.task] = self.folding.pop(event.task)
         self.accepted += 1
         self.served.add(taken.holding.session)
-        if taken.holding.kind == "train":
+        if taken.holding.counts:
             self.books.paid(taken)
             self.books.count(taken)
         self._end(taken.task, taken.holding)
@@ -305,9 +306,16 @@ class Audit:
         task = message.task
         if isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Hello) and task in row.tasks:
             holding = self.held[task]  # told again to one who came back
-            if (holding.session, holding.attempt, holding.clients) != (session, message.attempt, message.clients):
+            if (holding.session, holding.attempt, holding.clients, holding.told) != (
+                session,
+                message.attempt,
+                message.clients,
+                _told(message),
+            ):
                 wrong(f"{message} is told to one who has {holding}")
             return
+        if _told(message) != self.setting.schedule.told(task[0], message.counts):
+            wrong(f"{message} is not what the plan said")
         if task in self.held:
             wrong(f"task {task} is given out while {self.held[task]} has it")
         if task in self.counted:
@@ -322,7 +330,7 @@ class Audit:
             wrong(f"task {task} is given out at version {self.core.version}")
         if task[0] > self.newest_task:
             self.newest_task, self.round_at = task[0], self.core.now
-        self.held[task] = Holding(session, message.attempt, message.clients, message.kind, self.core.now)
+        self.held[task] = Holding(session, message.attempt, message.clients, _told(message), self.core.now)
         row.tasks.add(task)
         if row.stuck:
             wrong(f"task {task} goes to an actor that hangs")
@@ -479,19 +487,24 @@ class Audit:
             wrong(f"{effect} is of {holding}")
         if not holding.owed and not task[0] <= message.made_from <= row.sent:
             wrong(f"{message} was made from what its actor was not sent for it")
-        steps = message.totals.get("steps", (0.0, 0.0))[0]
-        sound = 0 < message.weight < math.inf and 0 <= steps < 2**53
+        sound = 0 < message.weight < math.inf and 0 <= message.steps < 2**53
         if event.fault or not sound or not all(0 <= count < math.inf for _, count in message.totals.values()):
             wrong(f"{message} goes to the learner")
-        if effect.clients != holding.clients or effect.task.kind != holding.kind:
+        if effect.clients != holding.clients or _told(effect.task) != holding.told:
             wrong(f"{effect} is of {holding}")
-        trains = holding.kind == "train"
-        if trains:
+        if holding.counts:
             self.books.fits(effect, product)
         self.answers += 1
         if not event.whole:
             wrong(f"{message} goes to the learner without its arrays")
         self.pulled.pop(task, None)
-        self.folding[task] = taken = Taken(task, holding, row.actor, effect.onto, int(steps), product if trains else None)
-        if trains:
+        self.folding[task] = taken = Taken(
+            task, holding, row.actor, effect.onto, message.steps, product if holding.counts else None
+        )
+        if holding.counts:
             self.books.taken[taken.number] = taken
+
+
+def _told(task: Task | Assign) -> tuple[str, bool, Words]:
+    """What a worker learns of a task beside its name and clients, and whether it counts."""
+    return (task.kind, task.counts, task.words)

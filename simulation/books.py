@@ -14,6 +14,7 @@ from shoal.coordinator.deciding.events import Fold, Step, Stepped
 from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.draws import draw
 from shoal.protocol.messages import TaskName
+from shoal.protocol.work import Words
 from shoal.simulation.setting import Setting
 
 if TYPE_CHECKING:
@@ -36,9 +37,13 @@ class Holding:
     session: bytes
     attempt: int
     clients: tuple[int, ...]
-    kind: str
+    told: tuple[str, bool, Words]  # kind, counts and words of the task
     since: float
     owed: Taken | None = None  # an earlier life acknowledged it, and has not kept it
+
+    @property
+    def counts(self) -> bool:
+        return self.told[1]
 
 
 @dataclass(slots=True)
@@ -171,7 +176,7 @@ class Books:
         if effect.version != version + 1 or self.stepping:
             wrong(f"{effect} at version {version}")
         self.stepping = True
-        if any(taken.onto <= version and taken.holding.kind == "train" for taken in folding):
+        if any(taken.onto <= version and taken.holding.counts for taken in folding):
             wrong(f"{effect} while contributions to it are on their way to the learner")
         if effect.steps != self.steps:
             wrong(f"{effect}, and {self.steps} steps were counted")

@@ -70,7 +70,7 @@ class Adder:
     def fold(self, contribution: Contribution) -> None:
         bundle = contribution.work.bundle
         assert bundle is not None
-        self.folded.append((contribution.clients, int.from_bytes(bundle.data.data, "little")))
+        self.folded.append((contribution.task.clients, int.from_bytes(bundle.data.data, "little")))
 
     def step(self) -> Moved:
         told = [client for clients, _ in self.folded for client in clients] if self.exact else [n for _, n in self.folded]

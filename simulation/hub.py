@@ -307,7 +307,7 @@ class Hub(Process):
 
     def _fold(self, fold: Fold) -> Iterable[Event]:
         name = fold.message.task
-        if fold.task.kind == "evaluate":
+        if not fold.task.counts:
             return (Folded(name),)
         self.folding[name] = fold.message
         if self.payload is None:

@@ -25,6 +25,7 @@ from shoal.coordinator.learner import Learner
 from shoal.coordinator.receiving import Receiving
 from shoal.coordinator.serving import Recent
 from shoal.protocol.fetching import Fetch
+from shoal.protocol.work import Task
 
 
 class Mutant(NamedTuple):
@@ -74,7 +75,7 @@ MUTANTS = (
         "a sum passes for one client's work",
         core,
         "amiss",
-        "if lease.trains and message.summed",
+        "if lease.counts and message.summed",
         "if False and message.summed",
     ),
     Mutant("arrays that the shell faulted count", Core, "_contributed", "elif why := fault or ", "elif why := "),
@@ -86,8 +87,8 @@ MUTANTS = (
         "yield self._again(actor, message)\n        return",
         "return",
     ),
-    Mutant("evaluation is training", Ledger, "count", "if lease.trains:", "if True:"),
-    Mutant("evaluation steps are training steps", Core, "_folded", " * lease.trains", ""),
+    Mutant("evaluation is training", Ledger, "count", "if lease.counts:", "if True:"),
+    Mutant("evaluation steps are training steps", Core, "_folded", " * lease.counts", ""),
     Mutant("what was counted stays leased", Ledger, "count", "self.end(lease)", "pass"),
     Mutant("all that is over was accepted", Core, "_again", '"stale"', '"accepted"'),
     Mutant(
@@ -101,6 +102,10 @@ MUTANTS = (
         "pass",
     ),
     # Tasks
+    Mutant("kind says what counts", desk, "assign", "task.counts, task.words", 'task.kind == "train", task.words'),
+    Mutant("a worker hears no words", Session, "_settle", ", assign.words", ""),
+    Mutant("what is promised loses its words", Rebuilding, "_accepted", "kind, True, words)", "kind, True)"),
+    Mutant("parts of a task lose its words", Task, "apart", "replace(self,", "replace(self, words={},"),
     Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
     Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),
     Mutant("what is refused is not done again", Core, "_refuse", "yield from desk.take_back(self, lease, why)", "pass"),

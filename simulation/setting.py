@@ -6,6 +6,7 @@ enough, in every combination, to meet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -14,6 +15,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.fetching import LEAST
+from shoal.protocol.work import Task, Words
 
 FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
 UNLIMITED = 1_000_000  # attempts: no task is ever set aside
@@ -37,6 +39,9 @@ class Schedule:
 
     def plan(self, asked: Asked) -> Plan:
         """A fresh one, as a coordinator makes it at its start."""
+        return Worded(self._bare(asked), self) if self.worded else self._bare(asked)
+
+    def _bare(self, asked: Asked) -> Plan:
         if self.streams:
             return Stream(
                 self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, asked=asked
@@ -54,9 +59,40 @@ class Schedule:
         )
 
     @property
+    def worded(self) -> bool:
+        """Do tasks have words, and kinds that mislead who looks at them?"""
+        return self.seed % 5 < 2  # no draw of its own: schedules stay those that found something
+
+    def told(self, version: int, counts: bool) -> tuple[str, bool, Words]:
+        """Kind, counts and words of a task for this version."""
+        kind = "train" if counts != self.worded else "evaluate"
+        return (kind, counts, {"lr": [0.5, version]} if self.worded else {})
+
+    @property
     def lag(self) -> int:
         """The most versions that a contribution may be behind."""
         return self.max_lag if self.streams else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """Another plan, whose tasks get words."""
+
+    plan: Plan
+    schedule: Schedule
+
+    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
+        return [self._told(task) for task in self.plan.assign(idle, version, now)]
+
+    def _told(self, task: Task) -> Task:
+        kind, _, words = self.schedule.told(task.version, task.counts)
+        return replace(task, kind=kind, words=words)
+
+    def admits(self, made_from: int, version: int) -> bool:
+        return self.plan.admits(made_from, version)
+
+    def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
+        return self.plan.enough(folded, outstanding, version, now)
 
 
 @dataclass(frozen=True, slots=True)

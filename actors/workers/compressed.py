@@ -7,10 +7,11 @@ is added to what it has to say next (Seide et al. 2014; Karimireddy et al. 2019,
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 
-from shoal.actors import Worker
+from shoal.actors import Worker, work_of
 from shoal.protocol import draws
 from shoal.protocol.compress import Codec, Packed
 from shoal.protocol.errors import UserError
@@ -38,8 +39,8 @@ class Compressed:
         self.residuals = Residuals(kept_bytes) if feedback else None
         self.packed: Packed | None = None
 
-    def run(self, weights: Bundle, client: int, task: Task) -> Work:
-        work = self.worker.run(weights, client, task)
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        work = work_of(self.worker, weights, client, task, brief)
         if work.bundle is None:
             return work
         packed = self._packed_for(work.bundle)
@@ -50,7 +51,7 @@ class Compressed:
         else:
             sent, more = _corrected(packed, self.residuals, work.bundle, client, rng)
         of_bytes = {"sent_bytes": (float(sent.data.nbytes), 1.0), "dense_bytes": (float(work.bundle.data.nbytes), 1.0)}
-        return Work(sent, work.weight, {**work.totals, **of_bytes, **more}, work.samples)
+        return replace(work, bundle=sent, totals={**work.totals, **of_bytes, **more})
 
     def _packed_for(self, bundle: Bundle) -> Packed:
         if self.packed is None or self.packed.dense.digest != bundle.layout.digest:

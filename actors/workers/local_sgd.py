@@ -73,7 +73,7 @@ class LocalSGD:
         self.one = torch.ones((), device=self.flat.device)
         self.data = _Data(population, self.flat.device, kept_bytes)
 
-    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         x, y = self.data.of(client)
         self.flat.read(weights)
         self._seed(client, task.version)

@@ -81,8 +81,8 @@ class Rollout:
     episodes: of one evaluation, at most num_envs of them side by side. Which ones count is fixed ahead, the first so many
     of each environment, so that short ones are not favoured. longest: steps after which such an episode is given up.
 
-    Of training: bundle as Spaces.trajectory tells; weight, its rows to learn from (1 if none are); totals "steps", the
-    transitions made, and "env_replaced", the environments' processes that were replaced, if any; samples "return" and
+    Of training: bundle as Spaces.trajectory tells; weight, its rows to learn from (1 if none are); steps, the
+    transitions made; totals "env_replaced", the environments' processes that were replaced, if any; samples "return" and
     "length" of the episodes that ended in it. Of evaluation: those samples, and "env_replaced".
     """
 
@@ -110,7 +110,7 @@ class Rollout:
         self._stage: Worlds | None = None  # environments of evaluation, apart from those of training
         self._layout: Layout | None = None
 
-    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         self.policy.load(weights)
         try:
             return self._evaluate(client, task) if task.kind == "evaluate" else self._trained(client, task)
@@ -146,8 +146,9 @@ class Rollout:
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
-            totals={"steps": (float(np.count_nonzero(lived)), 1.0)} | _totals(replaced),
+            totals=_totals(replaced),
             samples=_samples(returns[-MAX_SAMPLES:], lengths[-MAX_SAMPLES:]),
+            steps=int(np.count_nonzero(lived)),
         )
 
     def _fill(self, bundle: Bundle, life: Life, head: Head, rng: np.random.Generator) -> tuple[Any, Any, int]:

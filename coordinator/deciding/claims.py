@@ -23,12 +23,12 @@ def amiss(lease: Lease, message: Contribute, sent: int, rules: Rules) -> str:
         return f"weight {message.weight} is not a finite number above 0"
     if not all(math.isfinite(count) and count >= 0 for _, count in message.totals.values()):
         return "a count in its totals is not a finite number from 0"
-    if not 0 <= message.totals.get("steps", (0.0, 0.0))[0] < 2**53:
+    if not 0 <= message.steps < 2**53:
         return "its number of steps is out of range"
     if not (0 <= message.trained < math.inf and 0 <= message.waited < math.inf):
         return "the times it took are not finite numbers from 0"
-    if lease.trains and message.summed != (rules.summed and message.layout != ""):
+    if lease.counts and message.summed != (rules.summed and message.layout != ""):
         return "a sum over clients where none is asked for, or none where one is"
-    if lease.trains and rules.retain and not message.digest:
+    if lease.counts and rules.retain and not message.digest:
         return "no digest, by which it is known again if it is asked for once more"
     return ""

@@ -223,7 +223,7 @@ class Core:
 
     def _take_in(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
         self.ledger.counts.heard += 1
-        lease.steps = int(message.totals.get("steps", (0.0, 0.0))[0])
+        lease.steps = message.steps
         self._pace(actor, message)
         onto = self._onto_for(lease)
         self.ledger.take(lease, onto)
@@ -232,7 +232,7 @@ class Core:
 
     def _onto_for(self, lease: Lease) -> int:
         """The version that its contribution builds on: what was promised is for the one that it was accepted for."""
-        if not lease.trains:
+        if not lease.counts:
             return self.version
         if lease.promise and lease.promise.onto != ANY:
             return lease.promise.onto
@@ -241,7 +241,7 @@ class Core:
     def _late_for(self, lease: Lease, message: Contribute) -> str:
         """Why a contribution is too old, "" if it is not. What was accepted once is not."""
         onto = self._onto()
-        late = lease.trains and not lease.promise and not self.plan.admits(message.made_from, onto)
+        late = lease.counts and not lease.promise and not self.plan.admits(message.made_from, onto)
         return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
 
     def _pace(self, actor: Actor, message: Contribute) -> None:
@@ -300,7 +300,7 @@ class Core:
     def _folded(self, task: TaskName) -> Iterator[Effect]:
         lease = self.ledger.leases[task]
         self.ledger.count(lease)
-        self.steps += lease.steps * lease.trains
+        self.steps += lease.steps * lease.counts
         self.moved_at = self.now
         if actor := self.roster.actors.get(lease.session):
             actor.strikes = actor.barred = 0
@@ -309,7 +309,7 @@ class Core:
             self.ledger.judge(lease.session, self._verdict(lease, "accepted", ""))
 
     def _verdict(self, lease: Lease, word: str, reason: str) -> Verdict:
-        keeps = word == "accepted" and lease.trains and self.rules.retain
+        keeps = word == "accepted" and lease.counts and self.rules.retain
         return Verdict(lease.name, lease.attempt, word, reason, lease.onto if keeps else -1)
 
     def _unfit(self, task: TaskName, reason: str) -> Iterator[Effect]:

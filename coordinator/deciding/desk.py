@@ -14,6 +14,8 @@ from shoal.coordinator.deciding.events import Effect, Unpull
 from shoal.coordinator.deciding.ledger import TRIES, Lease
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
+from shoal.protocol.codec import words_fault
+from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Assign, Cancel, TaskName
 from shoal.protocol.work import Task
 
@@ -32,6 +34,8 @@ def employ(core: Core) -> Iterator[Effect]:
     while draws and core.roster.room and (tasks := core.plan.assign(core.roster.room, core.version, core.now)):
         draws -= 1
         for task in tasks:
+            if task.words and (fault := words_fault(task.words)):
+                raise UserError(f"the words of a task must be plain data; those of task {task.version, task.index} are {fault}")
             core.drawn += 1
             yield from _place(core, task, 0)
 
@@ -43,7 +47,7 @@ def _gathered(core: Core) -> bool:
 
 
 def _place(core: Core, task: Task, tried: int) -> Iterator[Effect]:
-    sticky = core.rules.sticky and task.kind == "train" and task.clients
+    sticky = core.rules.sticky and task.counts and task.clients
     actor = core.roster.home(task.clients[0]) if sticky else core.roster.idlest()
     if actor is not None and len(actor.tasks) < actor.capacity:
         yield _give(core, actor, task, tried)
@@ -64,8 +68,9 @@ def _give(core: Core, actor: Actor, task: Task, tried: int) -> Effect:
 
 
 def assign(core: Core, lease: Lease) -> Assign:
-    summed = core.rules.summed and lease.trains
-    return Assign(lease.name, lease.attempt, lease.clients, lease.task.kind, summed, core.rules.exact)
+    summed = core.rules.summed and lease.counts
+    task = lease.task
+    return Assign(lease.name, lease.attempt, lease.clients, task.kind, summed, core.rules.exact, task.counts, task.words)
 
 
 def stalls(core: Core) -> bool:

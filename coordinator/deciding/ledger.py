@@ -53,8 +53,8 @@ class Lease:
         return self.onto >= 0
 
     @property
-    def trains(self) -> bool:
-        return self.task.kind == "train"
+    def counts(self) -> bool:
+        return self.task.counts
 
 
 @dataclass(slots=True)
@@ -136,21 +136,21 @@ class Ledger:
         self.counts.folding += 1
         coming = self.coming.setdefault(onto, Coming())
         coming.leases += 1
-        coming.clients += len(lease.clients) * lease.trains
+        coming.clients += len(lease.clients) * lease.counts
 
     def untake(self, lease: Lease) -> None:
         """It is no longer with the learner."""
         self.counts.folding -= 1
         coming = self.coming[lease.onto]
         coming.leases -= 1
-        coming.clients -= len(lease.clients) * lease.trains
+        coming.clients -= len(lease.clients) * lease.counts
         if not coming.leases:
             del self.coming[lease.onto]
 
     def count(self, lease: Lease) -> None:
         """The learner folded it in."""
         self.untake(lease)
-        if lease.trains:
+        if lease.counts:
             self.folded[lease.onto] = self.folded.get(lease.onto, 0) + len(lease.clients)
             self.counts.clients += len(lease.clients)
         self.end(lease)

@@ -35,12 +35,14 @@ class Promise:
     def plain(self) -> list[Any]:
         """For JSON."""
         task = [self.task.version, self.task.index, list(self.task.clients)]
-        return [*task, list(self.clients), self.attempt, self.session.hex(), self.made_from, self.onto, self.digest]
+        whose = [list(self.clients), self.attempt, self.session.hex(), self.made_from, self.onto, self.digest]
+        return [*task, *whose, self.task.kind, self.task.words]
 
     @staticmethod
     def of_plain(row: Sequence[Any]) -> Promise:
-        version, index, named, clients, attempt, session, made_from, onto, digest = row
-        task = Task(version, index, tuple(named))
+        version, index, named, clients, attempt, session, made_from, onto, digest, *told = row
+        kind, words = told or ("train", {})  # version 0.1 knew nothing else that counts
+        task = Task(version, index, tuple(named), kind, True, words)
         return Promise(task, tuple(clients), attempt, bytes.fromhex(session), made_from, onto, digest)
 
 

@@ -118,7 +118,7 @@ class Recording:
         name = [fold.task.version, fold.task.index, message.attempt, fold.onto, message.made_from]
         about = [ACCEPTED, name, list(fold.clients), message.weight, message.summed, bundle.layout.digest]
         whose = [fold.session, message.digest, bundle.layout.nbytes, bool(fold.task.clients)]
-        head = msgpack.packb([*about, int(message.totals.get("steps", (0.0, 0.0))[0]), *whose])
+        head = msgpack.packb([*about, message.steps, *whose, fold.task.kind, fold.task.words])
         self._with_actors += bundle.layout.nbytes
         if self.promises.by_name:
             self.promises.drop((fold.task.version, fold.task.index), len(fold.clients))
@@ -220,17 +220,20 @@ class Rebuilding:
         self.found.promises, self.found.first = list(self.promises.by_name.values()), self.promises.first
 
     def _accepted(self, row: list[Any], payload: bytes) -> None:
-        (version, index, attempt, onto, made_from), clients, weight, summed, digest, steps, session, seal, _, named = row
+        name, clients, weight, summed, digest, steps, session, seal, _, named, *told = row
+        version, index, attempt, onto, made_from = name
+        kind, words = told or ("train", {})  # version 0.1 knew nothing else that counts
+        task = Task(version, index, tuple(clients), kind, True, words)
         if not payload or onto != self.found.version or digest not in self.layouts:
             self.whole = False
         if not self.whole and not payload and seal:
-            task = Task(version, index, tuple(clients) if named else ())
-            self.promises.add(Promise(task, tuple(clients), attempt, session, made_from, onto, seal))
+            promised = task if named else replace(task, clients=())
+            self.promises.add(Promise(promised, task.clients, attempt, session, made_from, onto, seal))
             self.found.drawn = max(self.found.drawn, index + 1)
         if not self.whole:
             return
-        work = Work(Bundle.of_buffer(self.layouts[digest], payload), weight)
-        self.aggregator.fold(Contribution(tuple(clients), made_from, onto - made_from, work, summed))
+        work = Work(Bundle.of_buffer(self.layouts[digest], payload), weight, steps=steps)
+        self.aggregator.fold(Contribution(task, made_from, onto - made_from, work, summed))
         self.found.done.setdefault(onto, set()).update(clients)
         self.found.folded += len(clients)
         self.found.steps += steps

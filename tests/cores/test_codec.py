@@ -46,7 +46,7 @@ from shoal.protocol.messages import (
 EXAMPLES: tuple[Message, ...] = (
     Hello(256, "phone", "boot", 7, ("shm",)),
     Have(3, 2),
-    Contribute((3, 4), 65537, 3, 12.5, "abcd", True, {"loss": (1.5, 2.0)}, {"return": (1.0, 2.0)}, 0.25, 0.5, (1, 2)),
+    Contribute((3, 4), 65537, 3, 12.5, "abcd", True, {"loss": (1.5, 2.0)}, {"return": (1.0, 2.0)}, 0.25, 0.5, (1, 2), steps=9),
     Failed((3, 4), 65537, 9, "train", "ValueError: no", "Traceback ..."),
     Beat(17),
     Beat(17, 12, 2.5),
@@ -57,6 +57,7 @@ EXAMPLES: tuple[Message, ...] = (
     Welcome("run", 0, 0.25, 10.0, "boot", (1, 2, 3)),
     Weights(5, (0, 1)),
     Assign((3, 4), 65537, (8, 9), "train", True),
+    Assign((3, 4), 65537, (8, 9), "probe", False, counts=False, words={"lr": 0.03, "of": [1, None, {"a": True}]}),
     Verdict((3, 4), 65537, "accepted", ""),
     Cancel((3, 4)),
     Refused("say Hello", False),

@@ -110,7 +110,7 @@ class Run:
         """What this actor made of a task of its (the oldest) from the newest weights it has, as it should be said."""
         assign = self.tasks[name][task] if task else next(iter(self.tasks[name].values()))
         made_from = max(assign.task[0], self.core.roster.actors[self.sessions[name]].held)
-        layout = "layout" if assign.kind == "train" else ""
+        layout = "layout" if assign.counts else ""
         done = Contribute(assign.task, assign.attempt, made_from, 1.0, layout, assign.summed, {}, {}, 0.0, 1.0)
         return replace(done, **claims)
 
@@ -513,9 +513,8 @@ def test_an_actor_cannot_answer_for_another() -> None:
         {"weight": math.inf},
         {"weight": 0.0},
         {"weight": -1.0},
-        {"totals": {"steps": (-1.0, 1.0)}},
-        {"totals": {"steps": (2.0**53, 1.0)}},
-        {"totals": {"steps": (math.nan, 1.0)}},
+        {"steps": -1},
+        {"steps": 2**53},
         {"totals": {"loss": (1.0, math.inf)}},
         {"totals": {"loss": (1.0, -1.0)}},
         {"summed": True},
@@ -720,9 +719,9 @@ def test_a_step_waits_for_what_is_on_its_way_to_the_learner() -> None:
 def test_evaluation_is_waited_for_and_trains_nothing() -> None:
     run = Run(rounds(1, evaluate_every=1, evaluate_cohort=1), Rules(ahead=2)).join("a")
     assert [assign.kind for assign in run.said("a", Assign)] == ["train", "evaluate"]
-    run.contribute("a", totals={"steps": (10.0, 1.0)})
+    run.contribute("a", steps=10)
     assert run.all(Step) == []
-    run.contribute("a", totals={"steps": (90.0, 1.0)})
+    run.contribute("a", steps=90)
     assert run.all(Step) == [Step(1, 10, 2)]
     assert run.core.ledger.counts.clients == 1
 
@@ -749,7 +748,7 @@ def test_a_restarted_round_asks_only_those_who_have_not_answered() -> None:
     plan = rounds(4, asked=Asked(done={3: {0, 2}}))
     run = Run(plan, version=3, steps=30, drawn=12, folded=2, epoch=5).join("a")
     assert [assign.clients for assign in run.said("a", Assign)] == [(1,), (3,)]
-    assert run.contribute("a", "a", totals={"steps": (1.0, 1.0)}).all(Step) == [Step(4, 32, 14)]
+    assert run.contribute("a", "a", steps=1).all(Step) == [Step(4, 32, 14)]
 
 
 # Streams
@@ -954,9 +953,9 @@ def test_a_goal_of_versions_ends_the_run_and_all_are_told() -> None:
 
 def test_a_goal_of_steps_ends_the_run_with_the_version_that_reaches_it() -> None:
     run = Run(Stream(1, 9), goal=Goal(steps=100)).join("a")
-    run.contribute("a", totals={"steps": (60.0, 1.0)}).step()
+    run.contribute("a", steps=60).step()
     assert run.all(Finish) == []
-    run.contribute("a", totals={"steps": (60.0, 1.0)}).step()
+    run.contribute("a", steps=60).step()
     assert run.all(Finish) == [Finish("done", False)]
 
 

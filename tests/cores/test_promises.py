@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from test_core import Run
@@ -167,8 +168,10 @@ def test_a_task_that_was_done_again_in_parts_is_not_promised_as_a_whole() -> Non
 
 
 def test_a_promise_survives_json() -> None:
-    one = promise(2, 5, 10, 11, onto=3)
+    bare = promise(2, 5, 10, 11, onto=3)
+    one = replace(bare, task=replace(bare.task, kind="mine", words={"lr": [0.5, None]}))
     assert Promise.of_plain(json.loads(json.dumps(one.plain()))) == one
+    assert Promise.of_plain(json.loads(json.dumps(bare.plain()[:-2]))) == bare  # of version 0.1
 
 
 def test_a_snapshot_that_covers_the_records_of_promises_says_what_they_are() -> None:

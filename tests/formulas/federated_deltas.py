@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 LAYOUT = Layout.of(
     {
@@ -56,7 +56,7 @@ def contribution(
     summed: bool = False,
     norm: float | None = None,
 ) -> Contribution:
-    return Contribution((client,), 0, lag, Work(bundle, weight), summed, norm)
+    return Contribution(Task(0, client, (client,)), 0, lag, Work(bundle, weight), summed, norm)
 
 
 def term(weight: float, x: float) -> int:

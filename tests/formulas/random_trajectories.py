@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
 from shoal.nets.policies import log_prob, sample
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 GAMMA = 0.9
 
@@ -96,7 +96,7 @@ def contribution(
         bundle["log_prob"][...] = log_prob(parameters, action).numpy() + off_policy * rng.normal(size=(rows, envs))
     for name in ("reward", "terminated", "truncated", "mask"):
         bundle[name][...] = getattr(trajectory, name).numpy()
-    return Contribution((client,), 0, 0, Work(bundle))
+    return Contribution(Task(0, client, (client,)), 0, 0, Work(bundle))
 
 
 def endless(rows: int, limit: int) -> Contribution:
@@ -107,7 +107,7 @@ def endless(rows: int, limit: int) -> Contribution:
     bundle["truncated"][:, 0] = place == limit - 1
     bundle["reward"][:, 0] = place < limit
     bundle["log_prob"][...] = -np.log(4)
-    return Contribution((0,), 0, 0, Work(bundle))
+    return Contribution(Task(0, 0, (0,)), 0, 0, Work(bundle))
 
 
 class Constant(nn.Module):

@@ -15,7 +15,7 @@ from shoal.aggregators.fedbuff import FedBuff
 from shoal.aggregators.fedopt import FedAdam
 from shoal.protocol.compress import Coding, codec_of
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 START = Bundle.pack({"w": np.ones(5, np.float32)})
 
@@ -23,7 +23,7 @@ START = Bundle.pack({"w": np.ones(5, np.float32)})
 def folded(aggregator: FedAvg | Around) -> FedAvg | Around:
     for n in range(3):
         delta = Bundle.pack({"w": np.full(5, 0.25 + n, np.float32)})
-        aggregator.fold(Contribution((n,), 0, 0, Work(delta, 1.0 + n)))
+        aggregator.fold(Contribution(Task(0, n, (n,)), 0, 0, Work(delta, 1.0 + n)))
     return aggregator
 
 

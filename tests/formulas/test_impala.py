@@ -19,7 +19,7 @@ from shoal.envs.spaces import Spaces
 from shoal.nets.policies import ActorCritic, entropy, log_prob
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 
 def policy(spaces: Spaces = SPACES) -> ActorCritic:
@@ -170,7 +170,7 @@ def test_what_is_no_trajectory_of_this_run_is_refused() -> None:
     with pytest.raises(ProtocolError, match="one layout"):
         learner.fold(contribution(policy(BOX_SPACES), seed=0, spaces=BOX_SPACES))
     with pytest.raises(ProtocolError, match="holds none"):
-        learner.fold(Contribution((0,), 0, 0, Work(None)))
+        learner.fold(Contribution(Task(0, 0, (0,)), 0, 0, Work(None)))
     learner.step()
     with pytest.raises(ValueError, match="fold one in first"):
         learner.step()

@@ -84,9 +84,8 @@ def test_every_ratio_is_1_on_the_first_minibatch_of_the_first_epoch(env: str) ->
     learner = PPO(ActorCritic(spaces, seed=1), lr=0.01, update_epochs=1, num_minibatches=1)
     for version in range(3):
         for client in range(2):
-            learner.fold(
-                Contribution((client,), version, 0, worker.run(learner.weights(), client, Task(version, client, (client,))))
-            )
+            task = Task(version, client, (client,))
+            learner.fold(Contribution(task, version, 0, worker.run(learner.weights(), client, task)))
         metrics = learner.step().metrics
         assert metrics["first_ratio_error"] < 1e-5
         assert abs(metrics["approx_kl"]) < 1e-6

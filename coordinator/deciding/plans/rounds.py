@@ -85,11 +85,11 @@ class Rounds:
         left = len(self.train) - self.issued
         if left > 0:
             size = min(MOST_CLIENTS, math.ceil(left / idle)) if self.summed else 1
-            return self._task(self.train[self.issued : self.issued + size], "train")
+            return self._task(self.train[self.issued : self.issued + size], "train", True)
         at = self.issued - len(self.train)
-        return self._task(self.evaluate[at : at + 1], "evaluate") if at < len(self.evaluate) else None
+        return self._task(self.evaluate[at : at + 1], "evaluate", False) if at < len(self.evaluate) else None
 
-    def _task(self, clients: list[int], kind: str) -> Task:
-        task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind)
+    def _task(self, clients: list[int], kind: str, counts: bool) -> Task:
+        task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind, counts)
         self.issued += len(clients)
         return task

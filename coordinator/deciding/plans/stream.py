@@ -42,7 +42,7 @@ class Stream:
         oldest = max(0, version - self.max_lag)  # an actor need not wait for weights that are on their way
         if self.evaluate_every and version >= self.evaluated + self.evaluate_every:
             self.evaluated = version
-            return Task(oldest, number, (0,), "evaluate")
+            return Task(oldest, number, (0,), "evaluate", counts=False)
         if self.clients:
             return Task(oldest, number, (draw(self.seed, "client", number).randrange(self.clients),))
         return Task(oldest, number, ())

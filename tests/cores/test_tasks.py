@@ -1,0 +1,192 @@
+"""What a task says beside its clients: words for the worker, and whether it counts; and what a worker says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from test_core import Run
+
+from shoal.actors import Worker
+from shoal.actors.events import Run as Order
+from shoal.actors.labour import perform
+from shoal.coordinator.deciding.events import Fold, Folded, Step
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.rules import Rules
+from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding, Recovered
+from shoal.protocol.codec import MAX_WORDS, decode, encode, words_fault
+from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.messages import Assign, Contribute, Envelope, Failed
+from shoal.protocol.work import Contribution, Moved, Task, Work
+
+WORDS = {"lr": 0.03, "phase": "unmask", "peers": [1, None, {"deep": [True, -(2**63)]}], "limit": math.inf}
+WRONG: dict[str, Any] = {
+    "a tuple": {"pair": (1, 2)},
+    "bytes": {"key": b"1"},
+    "an array": {"w": np.zeros(2)},
+    "a number of numpy's": {"n": np.float64(1)},
+    "a set": {"all": {1}},
+    "a key that is no string": {"of": {1: 2}},
+    "a key of bytes": {b"of": 1},
+    "a number beyond 64 bits": {"n": 2**64},
+    "half of a character": {"text": "\ud800"},
+    "a map of a subclass": {"map": OrderedDict()},
+    "more names than a map may have": {str(n): n for n in range(33)},
+    "more than a list may have": {"list": [0] * 901},
+    "too many bytes": {"text": "x" * (MAX_WORDS - 8)},
+}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return {"deep": value}
+
+
+def assign(words: Any) -> Envelope:
+    return Envelope(b"12345678", 5, Assign((3, 4), 65537, (8,), "train", False, counts=False, words=words))
+
+
+def test_words_arrive_as_they_were_said() -> None:
+    assert words_fault(WORDS) == words_fault(deep(14)) == ""
+    assert decode(encode(assign(WORDS))) == assign(WORDS)
+
+
+@pytest.mark.parametrize("words", [*WRONG.values(), deep(16), deep(3_000)], ids=[*WRONG, "16 lists", "3,000 lists"])
+def test_words_that_are_not_plain_data_are_none(words: Any) -> None:
+    assert words_fault(words)
+
+
+@pytest.mark.parametrize("words", [[], None, "lr", {"b": b"1"}, {"text": "x" * MAX_WORDS}, {"map": {b"k": 1}}, deep(500)])
+def test_an_assign_with_words_that_are_none_is_refused(words: Any) -> None:
+    row = msgpack.unpackb(encode(assign({})))
+    row[-1] = words
+    with pytest.raises(ProtocolError, match=r"Assign\.words is a map of plain data|not msgpack within the limits"):
+        decode(msgpack.packb(row))
+
+
+class Saying(Rounds):
+    """Rounds whose tasks have words, and kinds of their own."""
+
+    words: dict[str, Any] = {"epsilon": 0.1}  # noqa: RUF012
+
+    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
+        return [replace(task, kind="mine", words=self.words) for task in super().assign(idle, version, now)]
+
+
+def test_an_actor_is_told_kind_and_words_and_what_counts_does_not_hang_on_the_kind() -> None:
+    run = Run(Saying(1, evaluate_every=1, evaluate_cohort=1)).join("a")
+    told = [(one.kind, one.counts, one.words) for one in run.said("a", Assign)]
+    assert told == [("mine", True, {"epsilon": 0.1}), ("mine", False, {"epsilon": 0.1})]
+    run.send("a", steps=3)
+    [fold] = run.all(Fold)
+    assert fold.task.words == {"epsilon": 0.1}
+    run.event(Folded((0, 0))).contribute("a", steps=40)
+    assert run.all(Step) == [Step(1, 3, 2)]
+
+
+def test_a_task_that_comes_back_has_its_words_and_so_have_its_parts() -> None:
+    run = Run(Saying(2, summed=True), Rules(ahead=1)).join("a")
+    [whole] = run.said("a", Assign)
+    [part] = run.hear("a", Failed(whole.task, whole.attempt, 0, "training", "no", "")).said("a", Assign)
+    assert (whole.clients, part.clients) == ((0, 1), (0,))
+    assert (part.kind, part.words) == (whole.kind, whole.words) == ("mine", {"epsilon": 0.1})
+
+
+def test_a_plan_whose_words_cannot_travel_ends_the_run_in_one_line() -> None:
+    plan = Saying(1)
+    plan.words = {"w": np.zeros(2)}
+    with pytest.raises(UserError, match=r"the words of a task must be plain data; those of task \(0, 0\) are not plain data"):
+        Run(plan).join("a")
+
+
+# What a worker says
+
+
+class Three:
+    """A worker that takes no brief."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+        return self.work
+
+
+def done(work: Work, *, counts: bool = True, clients: tuple[int, ...] = (0,)) -> Contribute | Failed:
+    worker: Any = Three(work)
+
+    def hand() -> Worker:
+        return worker  # type: ignore[no-any-return]
+
+    bundle = Bundle.pack({"w": np.zeros(2, np.float32)})
+    task = Task(0, 0, clients, "mine", counts)
+    return perform(hand, Order(task, 1, len(clients) > 1, 0), bundle, 0.0, float).message
+
+
+def delta() -> Bundle:
+    return Bundle.pack({"w": np.ones(2, np.float32)})
+
+
+def test_steps_of_all_clients_are_added() -> None:
+    message = done(Work(delta(), steps=np.int64(7)), clients=(0, 1, 2))  # type: ignore[arg-type]
+    assert isinstance(message, Contribute)
+    assert (message.steps, type(message.steps)) == (21, int)
+
+
+@pytest.mark.parametrize("work", [Work(None, totals={"steps": (3.0, 1.0)}), Work(None, steps=-1), Work(None, steps=2**70)])
+def test_steps_that_are_no_number_from_0_are_the_tasks_failure(work: Work) -> None:
+    message = done(work, counts=False)
+    assert isinstance(message, Failed)
+    assert "as Work(steps=...)" in message.error
+
+
+def test_a_task_that_counts_needs_arrays_and_one_that_does_not_needs_none() -> None:
+    assert isinstance(done(Work(None), counts=False), Contribute)
+    message = done(Work(None))
+    assert isinstance(message, Failed)
+    assert message.error == "ValueError: no arrays came of a task that counts: a worker's Work needs a bundle"
+
+
+# What was recorded
+
+
+class Remembering:
+    """An aggregator that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.folded: list[Contribution] = []
+
+    def fold(self, contribution: Contribution) -> None:
+        self.folded.append(contribution)
+
+    def step(self) -> Moved:
+        return Moved()
+
+
+def record(*row: Any, payload: bytes = b"") -> bytes:
+    head: bytes = msgpack.packb(row)
+    return len(head).to_bytes(4, "little") + head + payload
+
+
+@pytest.mark.parametrize("told", [(), ("mine", {"lr": 0.5})])
+def test_records_of_before_there_were_words_are_replayed(told: tuple[Any, ...]) -> None:
+    kind, words = told or ("train", {})
+    found, bundle = Recovered(), delta()
+    aggregator: Any = Remembering()
+    layouts = {bundle.layout.digest: bundle.layout}
+    one = (ACCEPTED, [0, 4, 65537, 0, 0], [7], 2.0, False, bundle.layout.digest, 30, b"12345678", "", 8, False, *told)
+    two = (ACCEPTED, [1, 5, 65537, 1, 1], [8], 2.0, False, bundle.layout.digest, 30, b"12345678", "d" * 64, 8, True, *told)
+    records = [record(*one, payload=bytes(bundle.data)), record(COMMITTED, 1, 30, 5, "digest"), record(*two)]
+    Rebuilding(found, aggregator, layouts).follow(records)
+    assert [one.task for one in aggregator.folded] == [Task(0, 4, (7,), kind, True, words)]
+    assert (found.version, found.steps) == (1, 30)
+    assert [promise.task for promise in found.promises] == [Task(1, 5, (8,), kind, True, words)]
