@@ -23,7 +23,7 @@ from shoal.benchmarks.control import Silent
 from shoal.benchmarks.floors import FORK, others
 from shoal.benchmarks.jobs import Still, vector
 from shoal.benchmarks.machine import resident
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Goal, Rules
@@ -96,7 +96,7 @@ class House:
         self.server = Server(
             core,
             self.hub,
-            Learner(Still(FLOATS), Checks(), time.monotonic),
+            Learner(Still(FLOATS), Inspector(), time.monotonic),
             Silent(),
             run="connections",
             host="elsewhere",

@@ -17,7 +17,7 @@ from shoal.aggregators.fedavg import FedAvg
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import FORK, others, parsed, ping_pong
 from shoal.benchmarks.timing import interleaved, quantile
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Goal, Rules
@@ -55,7 +55,7 @@ class Desk:
         self.server = Server(
             core,
             self.hub,
-            Learner(FedAvg(weights), Checks(), time.monotonic),
+            Learner(FedAvg(weights), Inspector(), time.monotonic),
             Silent(),
             run="control",
             host="elsewhere",

@@ -5,16 +5,18 @@ The one idea: a linear aggregator needs the weights and one total, whatever the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from shoal.aggregators.fedavg import FedAvg
 from shoal.benchmarks.case import Finding
-from shoal.benchmarks.jobs import SMALL, NoOp, Sums, noop, vector
+from shoal.benchmarks.jobs import SMALL, NoOp, noop, vector
 from shoal.benchmarks.machine import resident
 from shoal.benchmarks.play import played
-from shoal.jobs.job import Evaluate
+from shoal.jobs.methods.method import Method
+from shoal.jobs.problems import Calls, Evaluate
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task
 
@@ -67,20 +69,18 @@ def peak(nbytes: int, cohort: int, transport: str) -> float:
         return (resident(peak=True) - before) / nbytes
 
 
-class Watched(Sums):
-    """Evaluates nothing but the coordinator's memory, every hundred rounds."""
+class Watched(Calls):
+    """Evaluates nothing but the coordinator's memory."""
 
-    def central(self, device: str = "cpu") -> Evaluate:
+    def central(self, method: Method, seed: int, device: str) -> Evaluate:
         return lambda weights: {"resident": float(resident())}
-
-    def due(self, version: int) -> bool:
-        return version % 100 == 0
 
 
 def grown(rounds: int) -> float:
     """Bytes of memory that a thousand rounds leave behind: a straight line through the second half of a run."""
-    plain = noop(SMALL, 4, rounds, sums=True)
-    job = Watched(worker=plain.own_worker, weights=plain.own_weights, name=plain.name).configured(plain.plain())
+    plain = noop(SMALL, 4, rounds, sums=True, eval_every=100)
+    assert isinstance(plain.problem, Calls)
+    job = replace(plain, problem=Watched(plain.problem.worker, plain.problem.weights))
     with played(job, actors=2) as run:
         noted = [(row["version"], row["metrics"]["resident"]) for row in run.rows if "resident" in row["metrics"]]
     versions, sizes = np.array(noted[len(noted) // 2 :], dtype=np.float64).T

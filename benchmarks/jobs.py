@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,10 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Rules
 from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.methods.fedavg import FedAvg
+from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Problem
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved, Task, Work
 
@@ -38,64 +42,58 @@ class NoOp:
         return Work(self.delta)
 
 
-class Sums(Federated):
-    """sums: whether actors send sums over their clients, whatever the job would choose by itself."""
-
-    sums = True
-
-    @property
-    def summed(self) -> bool:
-        return self.sums
-
-
-def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_000, **settings: Any) -> Federated:
+def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_000, **settings: Any) -> Job:
     """Federated averaging of `floats` float32 where clients do nothing. sums: actors send sums over their clients; else each
     client's contribution travels by itself. Sums are exact, own contributions plain, unless `deterministic` says otherwise."""
-    job = Sums(
+    return Federated(
         worker=NoOp,
         weights=lambda: {"w": np.zeros(floats, np.float32)},
         name="noop",
         clients=clients,
         cohort=cohort,
         rounds=rounds,
-        eval_every=0,
-        **{"journal": "off", "snapshot_every": 1e9, "deterministic": sums, **settings},
+        partial_sums=sums,
+        **{"eval_every": 0, "journal": "off", "snapshot_every": 1e9, "deterministic": sums, **settings},
     )
-    job.sums = sums
-    return job
 
 
-class Broadcast(Federated):
+@dataclass(frozen=True)
+class Broadcasting(FedAvg):
     """Weights that never change go out in every round; contributions are a few bytes."""
 
-    def __init__(self, floats: int, actors: int, rounds: int) -> None:
-        super().__init__(
-            worker=lambda: NoOp(16),
-            weights=lambda: {"w": np.ones(floats, np.float32)},
-            name="broadcast",
-            clients=actors,
-            cohort=actors,
-            rounds=rounds,
-            deterministic=False,
-            partial_sums=False,
-            eval_every=0,
-            journal="off",
-            snapshot_every=1e9,
-        )
-        self.still, self.actors = Still(floats), actors
+    name: ClassVar[str] = "broadcasting"
 
-    def plan(self, asked: Asked) -> Plan:
+    still: Any = None
+    actors: int = 1
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         return Assembled(self.actors)
 
-    def rules(self) -> Rules:
+    def rules(self, sums: bool) -> Rules:
         """One task each, so that no version is passed over by anyone."""
-        return replace(super().rules(), ahead=1, most=1, sticky=True)
+        return Rules(ahead=1, most=1, sticky=True)
 
-    def aggregator(self, device: str) -> Aggregator:
-        return self.still
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        still: Still = self.still
+        return still
 
-    def layouts(self, weights: Layout) -> Sequence[Layout]:
+    def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         return [vector(16)]
+
+
+def broadcast(floats: int, actors: int, rounds: int) -> tuple[Job, Still]:
+    """A job of so many rounds, and its aggregator."""
+    still = Still(floats)
+    job = Federated(
+        worker=lambda: NoOp(16),
+        weights=lambda: {"w": np.ones(floats, np.float32)},
+        name="broadcast",
+        method=Broadcasting(still=still, actors=actors, clients=actors, cohort=actors, rounds=rounds, deterministic=False),
+        eval_every=0,
+        journal="off",
+        snapshot_every=1e9,
+    )
+    return job, still
 
 
 class Assembled(Rounds):

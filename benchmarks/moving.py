@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import memcpy, received, spread, weighted_sum
-from shoal.benchmarks.jobs import SMALL, Broadcast, noop
+from shoal.benchmarks.jobs import SMALL, broadcast, noop
 from shoal.benchmarks.peers import questions
 from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.play import Trace, played, traced
@@ -63,9 +63,9 @@ def weights_local(quick: bool) -> Finding:
 
 def _brought(nbytes: int, actors: int, times: int, transport: str) -> float:
     """Median seconds over versions: from the moment when the aggregator has made one to the last actor's Have."""
-    job = Broadcast(nbytes // 4, actors, times + 2)
+    job, still = broadcast(nbytes // 4, actors, times + 2)
     with traced() as trace, played(job, actors=actors, transport=transport):
-        return statistics.median(journeys(trace, job.still.made, actors)[-times:])
+        return statistics.median(journeys(trace, still.made, actors)[-times:])
 
 
 def journeys(trace: Trace, made: Sequence[float], actors: int) -> list[float]:

@@ -20,15 +20,20 @@ from torch import nn
 
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.jobs.catalog import digits
-from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.methods.fedavg import FedAvg
+from shoal.jobs.problems import Supervised
 from shoal.protocol.draws import key
 
 State = dict[str, torch.Tensor]
 
 
-def learned(job: Federated, rounds: int) -> tuple[State, list[float]]:
+def learned(job: Job, rounds: int) -> tuple[State, list[float]]:
     """The weights after so many rounds, and the moment at which each round began and the last one ended."""
-    settings, population = job.settings, job.population()
+    settings, problem = job.method, job.problem
+    assert isinstance(settings, FedAvg)
+    assert isinstance(problem, Supervised)
+    population = problem.population(settings, job.seed)
     model = job.module()
     data = {}
     for client in range(settings.clients):
@@ -45,11 +50,10 @@ def learned(job: Federated, rounds: int) -> tuple[State, list[float]]:
     return weights, moments
 
 
-def trained(
-    model: nn.Module, weights: State, x: torch.Tensor, y: torch.Tensor, job: Federated, client: int, version: int
-) -> State:
+def trained(model: nn.Module, weights: State, x: torch.Tensor, y: torch.Tensor, job: Job, client: int, version: int) -> State:
     """FedAvg's ClientUpdate: the state after the local epochs."""
-    settings = job.settings
+    settings = job.method
+    assert isinstance(settings, FedAvg)
     model.load_state_dict(weights)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
     shuffle = np.random.Generator(np.random.Philox(key(job.seed, "shuffle", client, version)))

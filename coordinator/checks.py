@@ -18,7 +18,7 @@ from shoal.protocol.messages import Contribute
 
 
 @dataclass(frozen=True, slots=True)
-class Checks:
+class Inspector:
     """norm: the largest L2 norm of a contribution's delta (0: any finite one). examples: the largest weight (0: any)."""
 
     norm: float = 0.0

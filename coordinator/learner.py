@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.checks import Checks
-from shoal.coordinator.deciding.events import Event, Fold, Folded, Kept, Step, Stepped, Unfit
+from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.events import Event, Fold, Folded, Step, Stepped, Unfit
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Report
@@ -65,7 +65,7 @@ class Learner:
     def __init__(
         self,
         aggregator: Aggregator,
-        checks: Checks,
+        inspector: Inspector,
         clock: Callable[[], float],
         *,
         version: int = 0,
@@ -73,7 +73,7 @@ class Learner:
         due: Callable[[int], bool] = lambda version: True,
         recording: Recording | None = None,
     ) -> None:
-        self.aggregator, self.checks, self.clock = aggregator, checks, clock
+        self.aggregator, self.inspector, self.clock = aggregator, inspector, clock
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
         self.change: Bundle | None = None
@@ -100,7 +100,6 @@ class Learner:
                 self._take(job)
             case Step():
                 self._step(job)
-                self._after(job)
         self.busy += self.clock() - began
 
     def _take(self, intake: Intake) -> None:
@@ -123,7 +122,7 @@ class Learner:
             return Unfit(name, "a contribution without arrays")
         if fold.promised and intake.bundle.sha256() != message.digest:
             return Unfit(name, "its arrays are not those that were accepted before the restart")
-        fault, norm = self.checks.look(intake.bundle, message)
+        fault, norm = self.inspector.look(intake.bundle, message)
         if fault:
             return Unfit(name, fault)
         work = Work(intake.bundle, message.weight, message.totals, message.samples, message.steps)
@@ -145,24 +144,15 @@ class Learner:
         if self.recording is not None:
             self.recording.commit(step, self.newest[1])
             self._sync()
-        if step.last:  # who is told of it leaves, and can be asked for nothing again
-            self._keep(step)
-        self._unsaid.append((Stepped(version, moved.metrics), None))
+            self.recording.keep(step, self.newest[1], self.aggregator)
+        kept = self.recording.kept if self.recording is not None else -1
+        self._unsaid.append((Stepped(version, moved.metrics, kept), None))
         self._flush()
         self._published()
-
-    def _after(self, step: Step) -> None:
-        """What can wait until the version is told: its snapshot, contributions that came early for it, its evaluation."""
-        if not step.last:
-            self._keep(step)
-        for intake in self._early.pop(step.version, ()):
+        for intake in self._early.pop(version, ()):
             self._take(intake)
-        if self.evaluate and self.due(step.version):
-            self._unsaid.append((Evaluated(step.version, self.evaluate(self.newest[1])), None))
-
-    def _keep(self, step: Step) -> None:
-        if self.recording is not None and self.recording.keep(step, self.newest[1], self.aggregator):
-            self._unsaid.append((Kept(step.version), None))
+        if self.evaluate and self.due(version):
+            self._unsaid.append((Evaluated(version, self.evaluate(self.newest[1])), None))
 
     def _sync(self) -> None:
         """What is recorded is durable when this returns."""

@@ -29,5 +29,5 @@ class Policy(nn.Module):
         return self.actor(observation), self.critic(observation).squeeze(-1)
 
 
-job = Reinforcement(env, Policy, algorithm="ppo", total_timesteps=100_000, clients=1, lr=3e-3)
+job = Reinforcement(env, Policy, method="ppo", total_timesteps=100_000, clients=1, lr=3e-3)
 by_id = Reinforcement("CartPole-v1")

@@ -1,34 +1,87 @@
 """Shoal: federated and reinforcement learning over long-lived actors.
 
-The one idea: `import shoal` costs nothing. The two kinds of job are imported when they are named.
+The one idea: `import shoal` costs nothing. A public name is imported from its module when it is named.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.aggregators import Aggregator
     from shoal.jobs.federated import Federated
+    from shoal.jobs.job import Job
+    from shoal.jobs.methods import METHODS
+    from shoal.jobs.methods.fedavg import FedAvg
+    from shoal.jobs.methods.fedbuff import FedBuff
+    from shoal.jobs.methods.impala import IMPALA
+    from shoal.jobs.methods.method import Method, Start
+    from shoal.jobs.methods.ppo import PPO
+    from shoal.jobs.problems import Problem
     from shoal.jobs.reinforcement import Reinforcement
+    from shoal.jobs.settings import option
+    from shoal.jobs.wraps import Wrap
+    from shoal.protocol.errors import UserError
+    from shoal.protocol.layout import Bundle
+    from shoal.protocol.work import Contribution, Moved, Task, Work
 
-__all__ = ["Federated", "Reinforcement", "__version__"]
+__all__ = [
+    "IMPALA",
+    "METHODS",
+    "PPO",
+    "Aggregator",
+    "Bundle",
+    "Contribution",
+    "FedAvg",
+    "FedBuff",
+    "Federated",
+    "Job",
+    "Method",
+    "Moved",
+    "Problem",
+    "Reinforcement",
+    "Start",
+    "Task",
+    "UserError",
+    "Work",
+    "Wrap",
+    "__version__",
+    "option",
+]
 __version__ = "0.1.0"
 
-if (
-    _here := Path(__file__).parent
-).name == "scripts":  # a checkout: scripts/coordinator.py must not hide the room coordinator/,
-    __path__[:0] = [str(_here.parent), str(_here.parent / "tests")]  # and simulation/ and tests/faults/ are of a checkout alone
+PLACES = {
+    "Aggregator": "aggregators",
+    "Bundle": "protocol.layout",
+    "Contribution": "protocol.work",
+    "FedAvg": "jobs.methods.fedavg",
+    "FedBuff": "jobs.methods.fedbuff",
+    "Federated": "jobs.federated",
+    "IMPALA": "jobs.methods.impala",
+    "Job": "jobs.job",
+    "METHODS": "jobs.methods",
+    "Method": "jobs.methods.method",
+    "Moved": "protocol.work",
+    "PPO": "jobs.methods.ppo",
+    "Problem": "jobs.problems",
+    "Reinforcement": "jobs.reinforcement",
+    "Start": "jobs.methods.method",
+    "Task": "protocol.work",
+    "UserError": "protocol.errors",
+    "Work": "protocol.work",
+    "Wrap": "jobs.wraps",
+    "option": "jobs.settings",
+}
+"""Public name -> the module that it is in."""
+
+if (_here := Path(__file__).parent).name == "scripts":  # a checkout
+    # scripts/coordinator.py must not hide the room coordinator/; and simulation/ and tests/faults/ are in a checkout alone
+    __path__[:0] = [str(_here.parent), str(_here.parent / "tests")]
 
 
 def __getattr__(name: str) -> Any:
-    match name:
-        case "Federated":
-            from shoal.jobs.federated import Federated
-
-            return Federated
-        case "Reinforcement":
-            from shoal.jobs.reinforcement import Reinforcement
-
-            return Reinforcement
-    raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    if name not in PLACES:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    return getattr(import_module(f"shoal.{PLACES[name]}"), name)

@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ import pytest
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
 from shoal.jobs.catalog import find
-from shoal.jobs.federated import FederatedSettings
-from shoal.jobs.reinforcement import ReinforcementSettings
-from shoal.jobs.settings import configured, described, pairs
+from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.methods import METHODS
+from shoal.jobs.reinforcement import Reinforcement
+from shoal.jobs.settings import default_of, pairs, ranges, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: Mapping[str, Any] = {"federated.md": FederatedSettings(), "reinforcement.md": ReinforcementSettings()}
-HEAD = "| setting | allowed | what it is |\n"
-SHORT = {"FederatedSettings": {"rounds": 2}, "ReinforcementSettings": {"total_timesteps": 2_000}}
+TABLES: Mapping[str, Job] = {"federated.md": Federated(1, 2), "reinforcement.md": Reinforcement("CartPole-v1")}  # type: ignore[arg-type]
+HEAD = "| setting | allowed | what it means | method |\n"
+SHORT = {"rounds": 2, "total_timesteps": 2_000}
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -49,7 +50,7 @@ def test_every_command_that_is_shown_can_be_typed(document: str, line: str) -> N
         job: Any = find(f"{path}:job") if path.is_file() and path.suffix == ".py" else None
         job = job or (find(asked.job) if ":" in asked.job or asked.job in ("digits", "cartpole") else None)
         if job:
-            configured(job.settings, pairs([*asked.settings, *rest]))
+            job.configured(pairs([*asked.settings, *rest]))
 
 
 JOBS = [(path, block) for path in DOCUMENTS for block in blocks(path, "python") if "\njob = " in block]
@@ -64,7 +65,7 @@ def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "shown.py").write_text(code)
     job: Any = find(f"{tmp_path}/shown.py:job")
     sys.modules.pop("shown", None)
-    job = job.configured(SHORT[type(job.settings).__name__])
+    job = job.configured({job.method.end: SHORT[job.method.end]})
     (tmp_path / "run").mkdir()
     result, end = launch(job, Launch(Config("shown", actors=0, settings=job.plain()), RunDir(tmp_path / "run"), quiet=True))
     assert (end.reason, result["version"] > 0) == ("done", True)
@@ -79,15 +80,27 @@ def test_the_readme_shows_the_examples_as_they_are() -> None:
             assert ast.unparse(node) in example
 
 
-@pytest.mark.parametrize(("document", "settings"), TABLES.items())
-def test_every_setting_is_in_the_table_as_it_is(document: str, settings: Any) -> None:
-    assert len(described(settings)) == len(fields(settings))
-    assert (ROOT / "docs" / document).read_text().endswith(table(settings)), "python tests/test_documents.py writes it anew"
+@pytest.mark.parametrize(("document", "job"), TABLES.items())
+def test_every_setting_is_in_the_table_as_it_is(document: str, job: Job) -> None:
+    assert (ROOT / "docs" / document).read_text().endswith(table(job)), "python tests/test_documents.py writes it anew"
 
 
-def table(settings: Any) -> str:
-    rows = "".join(f"| `{word}` | {allowed} | {what} |\n" for word, allowed, what in described(settings))
-    return f"{HEAD}|---|---|---|\n{rows}"
+def table(job: Job) -> str:
+    """Settings of every method that fits the job, then those of its other parts. A setting whose default or meaning differs
+    between methods has a row for each."""
+    methods = job.fitting()
+    first, *rest = job.described()
+    whose: dict[tuple[str, str, str], list[str]] = {(f"`{first[0]}`", *first[1:]): methods}
+    for method in methods:
+        for name, allowed in ranges(METHODS[method]).items():
+            row = (f"`{name}={shown(default_of(METHODS[method], name))}`", str(allowed), allowed.about)
+            whose.setdefault(row, []).append(method)
+    own = ranges(job.method)
+    for word, allowed, what in rest:
+        if word.partition("=")[0] not in own:
+            whose[f"`{word}`", allowed, what] = methods
+    rows = "".join(f"| {' | '.join(row)} | {'all' if its == methods else ', '.join(its)} |\n" for row, its in whose.items())
+    return f"{HEAD}|---|---|---|---|\n{rows}"
 
 
 def test_every_kind_of_report_is_explained() -> None:
@@ -104,6 +117,6 @@ def test_every_link_leads_somewhere() -> None:
 
 
 if __name__ == "__main__":
-    for name, settings in TABLES.items():
+    for name, job in TABLES.items():
         document = ROOT / "docs" / name
-        document.write_text(document.read_text().partition(HEAD)[0] + table(settings))
+        document.write_text(document.read_text().partition(HEAD)[0] + table(job))

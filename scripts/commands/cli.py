@@ -67,10 +67,9 @@ def _asked(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> arg
 
 def jobs(asked: argparse.Namespace) -> int:
     from shoal.jobs.catalog import BUILT_IN, about, find
-    from shoal.jobs.settings import described
 
     if asked.job:
-        rows = described(find(_absolute(asked.job)).settings)  # type: ignore[attr-defined]
+        rows = find(_absolute(asked.job)).described()
         wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
         print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))
         return 0
@@ -124,20 +123,21 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     job, config = _configured(asked)
     device_of(config.device)
     job.prepare()  # whatever is wrong with the job shows before there is a folder for its run
+    job.check_parts()
     return _run(job, Launch(config, new_run(config, asked.run_dir), asked.quiet, bind, **shown), asked.json)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     """JOB and key=value, on top of a TOML file where JOB is one."""
-    from shoal.jobs.catalog import find
+    from shoal.jobs.catalog import recalled
     from shoal.jobs.settings import pairs
     from shoal.runs.rundir import Config
 
     config = Config.load(Path(asked.job)) if asked.job.endswith(".toml") else Config(_absolute(asked.job))
     given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    job = find(config.job).configured({**config.settings, **pairs(asked.settings)}, config.seed)
-    return job, replace(config, settings=job.plain())
+    job = recalled(config.job, config.settings, config.seed).configured(pairs(asked.settings))
+    return job, replace(config, settings=job.plain(), groups=job.groups())
 
 
 def _absolute(name: str) -> str:

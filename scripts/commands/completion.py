@@ -6,7 +6,6 @@ The one idea: the same tables that answer a wrong name complete a right one.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from typing import Any
 
 
@@ -21,11 +20,11 @@ def settings(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str
     """`key=` of the job that is named already, and its values where they are few."""
     from shoal.jobs.catalog import built_in
 
-    job: Any = built_in(parsed_args.job)
+    job = built_in(parsed_args.job)
     if job is None:
         return []
-    ranges = {each.name: each.metadata["range"] for each in fields(job.settings)}
+    choices = {"method": tuple(job.fitting()), **{name: allowed.choices for name, allowed in job.options().items()}}
     name, sign, _value = prefix.partition("=")
-    if sign and name in ranges:
-        return [f"{name}={choice}" for choice in ranges[name].choices]
-    return [f"{name}=" for name in ranges]
+    if sign and name in choices:
+        return [f"{name}={choice}" for choice in choices[name]]
+    return [f"{name}=" for name in choices]

@@ -21,7 +21,7 @@ from shoal.jobs.settings import nearest
 from shoal.protocol.errors import UserError
 
 
-def digits() -> Federated:
+def digits() -> Job:
     """federated: scikit-learn's 1,797 handwritten digits, 100 clients, a small perceptron"""
     from shoal.envs import datasets
     from shoal.nets import models
@@ -29,7 +29,7 @@ def digits() -> Federated:
     return Federated(models.mlp, lambda settings: datasets.digits(), name="digits")
 
 
-def mnist() -> Federated:
+def mnist() -> Job:
     """federated: MNIST from the IDX files in data=DIR, FedAvg's convolutional network"""
     from shoal.envs import datasets
     from shoal.nets import models
@@ -43,22 +43,22 @@ def mnist() -> Federated:
     )
 
 
-def cartpole() -> Reinforcement:
+def cartpole() -> Job:
     """reinforcement: CartPole-v1 by IMPALA (V-trace over a stream of trajectories)"""
     return Reinforcement("CartPole-v1", name="cartpole", **IMPALA)
 
 
-def cartpole_ppo() -> Reinforcement:
+def cartpole_ppo() -> Job:
     """reinforcement: CartPole-v1 by PPO in synchronous rounds"""
     return Reinforcement("CartPole-v1", name="cartpole-ppo", **PPO)
 
 
-def acrobot() -> Reinforcement:
+def acrobot() -> Job:
     """reinforcement: Acrobot-v1 by PPO"""
     return Reinforcement("Acrobot-v1", name="acrobot", **{**PPO, "ent_coef": 0.01})
 
 
-def lunarlander() -> Reinforcement:
+def lunarlander() -> Job:
     """reinforcement: LunarLander-v3 by PPO"""
     return Reinforcement("LunarLander-v3", name="lunarlander", total_timesteps=1_000_000, **LONG_EPISODES)
 
@@ -66,12 +66,12 @@ def lunarlander() -> Reinforcement:
 # Tuned on five to eight seeds each (benchmarks/README.md). Rewards are scaled so that the value's gradient does not fill the
 # bound on the gradient's norm and leave nothing to the policy.
 IMPALA: Mapping[str, Any] = MappingProxyType(
-    {"algorithm": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
+    {"method": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
 )
-PPO: Mapping[str, Any] = MappingProxyType({"algorithm": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05})
+PPO: Mapping[str, Any] = MappingProxyType({"method": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05})
 LONG_EPISODES: Mapping[str, Any] = MappingProxyType(
     {
-        "algorithm": "ppo",
+        "method": "ppo",
         "clients": 2,
         "rollout_length": 64,
         "gamma": 0.999,
@@ -83,7 +83,7 @@ LONG_EPISODES: Mapping[str, Any] = MappingProxyType(
 )
 ANY: Mapping[str, Any] = MappingProxyType(
     {
-        "algorithm": "ppo",
+        "method": "ppo",
         "clients": 2,
         "rollout_length": 64,
         "gamma": 0.95,
@@ -125,12 +125,19 @@ def find(name: str) -> Job:
     found = getattr(_file(Path(place)) if place.endswith(".py") else _module(place), attribute, None)
     if found is None:
         raise UserError(f"{place} has no {attribute!r}: end it with `{attribute} = Federated(...)` or `Reinforcement(...)`")
-    if not isinstance(found, Federated | Reinforcement) and not hasattr(found, "worker"):
+    if not isinstance(found, Job):
         raise UserError(
             f"{name} is of type {type(found).__name__}, not a job: make it with Federated(...) or Reinforcement(...)"
         )
-    job = found
-    return job  # type: ignore[no-any-return]
+    return found
+
+
+def recalled(name: str, settings: Mapping[str, Any], seed: int) -> Job:
+    """A job as a config.toml says, of this version or an earlier one. Raises UserError."""
+    from shoal.jobs.older import translated
+
+    job = find(name)
+    return job.configured(translated(job, settings), seed)
 
 
 def _file(path: Path) -> Any:

@@ -1,67 +1,259 @@
-"""What a job is to the machinery: a plan, an aggregator, a worker, and what they agree on.
+"""A job: what a run is made of. A problem, a method, how it is kept, what it bears with, what it accepts, what stands around.
 
-The one idea: a run is a choice of one of each seam. Everything that knows a learning method by name is on this side of it.
+The one idea: a job is concrete. Each part is a dataclass whose fields are its settings, a setting stands in one part only, and
+so `key=value` finds its part by itself. Everything that knows a learning method by name is on this side of the machinery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
-from shoal.actors import Worker
-from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Metrics
+from shoal.jobs.methods import METHODS, owners
+from shoal.jobs.methods.method import Method, Start, fault
+from shoal.jobs.parts import Bearing, Checks, Keeping
+from shoal.jobs.problems import Evaluate as Evaluate
+from shoal.jobs.problems import Problem
+from shoal.jobs.settings import Range, changed, checked, default_of, described, nearest, plain, ranges, shown
+from shoal.jobs.wraps import chain
+from shoal.protocol.errors import UserError
+from shoal.protocol.exact import summed_layout
+from shoal.protocol.layout import Layout
 
-if TYPE_CHECKING:  # an actor has no coordinator
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from shoal.actors import Worker
     from shoal.aggregators import Aggregator
     from shoal.coordinator.deciding.plans import Asked, Plan
     from shoal.coordinator.deciding.rules import Goal, Rules
 
-Evaluate: TypeAlias = Callable[[Bundle], Metrics]
+OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
+PLAN = ("assign", "admits", "enough")
 
 
-class Job(Protocol):
-    """A user's own job implements this, or is a `Federated` or a `Reinforcement`, which do."""
+@dataclass(frozen=True)
+class Job:
+    """What `shoal.run` and `shoal simulate` run. `Federated` and `Reinforcement` make one of a user's part and settings.
 
-    name: str
-    seed: int
+    around: wraps, innermost first; a function from an aggregator to an aggregator is one too. seed: of the whole run.
+    Raises UserError, one line, for parts that lack something and for settings that do not go together.
+    """
+
+    problem: Problem
+    method: Method
+    keeping: Keeping = field(default_factory=Keeping)
+    bearing: Bearing = field(default_factory=Bearing)
+    checks: Checks = field(default_factory=Checks)
+    around: tuple[Any, ...] = ()
+    name: str = "job"
+    seed: int = 0
+    _seen: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "around", chain(self.around))
+        if why := fault(self.method):
+            raise UserError(why)
+        if type(self.method) is not METHODS.get(self.method.name, type(self.method)):
+            kind = type(self.method).__name__
+            raise UserError(f"method {kind}: {self.method.name} is the name of a built-in method; give class {kind} another")
+        if self.problem.kind not in self.method.problems:
+            raise UserError(f"method={self.method.name}: allowed is one of {', '.join(self.fitting())}, for this job's problem")
+        for _, part in self._parts():
+            checked(part)
+        self._check_names()
+        self.problem.check(self.bearing)
+        self.method.check(self.problem)
+        for wrap in self.around:
+            wrap.check(self.method.exact)
+
+    def _check_names(self) -> None:
+        stands: dict[str, str] = {}
+        for group, part in self._parts():
+            for name in ranges(part):
+                if name in stands or name == "method":
+                    raise UserError(f"{name} is a setting of two parts, {stands.get(name, 'job')} and {group}: rename one")
+                stands[name] = group
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """Each part with the group that its settings stand under in config.toml."""
+        yield "method", self.method
+        yield "problem", self.problem
+        yield "keeping", self.keeping
+        yield "bearing", self.bearing
+        yield "checks", self.checks
+        yield from (("around", wrap) for wrap in self.around)
+
+    # Settings
 
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Job:
-        """The same job with other settings. Raises UserError."""
-        ...
+        """The same job with other settings, whose values may be strings. `method` chooses another method, which takes over what
+        was set of the last one and is a setting of it too. Raises UserError."""
+        changes = dict(changes)
+        job = replace(self, seed=self.seed if seed is None else seed)
+        for word in ("method", *OTHER_WORDS):
+            if word in changes and word not in self.options():
+                job = replace(job, method=job._chosen(word, changes.pop(word)))
+        return job._changed(changes)
+
+    def _changed(self, changes: Mapping[str, Any]) -> Job:
+        known = self.options()
+        for name, value in changes.items():
+            if name not in known:
+                raise UserError(self._unknown(name, value))
+        parts: dict[str, Any] = {}
+        around = []
+        for group, part in self._parts():
+            its = {name: value for name, value in changes.items() if name in ranges(part)}
+            if group == "around":
+                around.append(changed(part, its))
+            elif its:
+                parts[group] = changed(part, its)
+        return replace(self, **parts, around=tuple(around))
+
+    def _unknown(self, name: str, value: Any) -> str:
+        if others := owners(name):
+            its = f"a setting of {', '.join(others)}; this job's method is {self.method.name}"
+            return f"{name}={shown(value)}: {name} is {its}"
+        return f"unknown setting {name!r}: {nearest(name, [*self.options(), 'method'])}"
+
+    def _chosen(self, word: str, given: Any) -> Method:
+        """The method of this name, with what was set of the job's own. A method of the user's own may be given itself."""
+        if isinstance(given, Method):
+            return given
+        if isinstance(given, type) and issubclass(given, Method):
+            kind = given
+        elif given == self.method.name:
+            return self.method
+        elif given in METHODS:
+            kind = METHODS[given]
+        else:
+            fitting = self.fitting()
+            if not isinstance(given, str):
+                raise UserError(f"{word}={given!r}: must be a name ({', '.join(fitting)}), or a subclass of shoal.Method")
+            raise UserError(f"{word}={given}: allowed is one of {', '.join(fitting)}; {nearest(given, fitting)}")
+        own, before = ranges(kind), self.method
+        said = {n: getattr(before, n) for n in ranges(before) if n in own and getattr(before, n) != default_of(before, n)}
+        return kind(**said)
+
+    def fitting(self) -> list[str]:
+        """The names of methods that can work on the job's problem."""
+        built_in = [name for name, method in METHODS.items() if self.problem.kind in method.problems]
+        return built_in if self.method.name in METHODS else [self.method.name, *built_in]
+
+    def options(self) -> dict[str, Range]:
+        """Name -> range of every setting but `method`."""
+        return {name: allowed for _, part in self._parts() for name, allowed in ranges(part).items()}
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain data; `configured(plain())` is the same job."""
-        ...
+        values = {name: value for _, part in self._parts() for name, value in plain(part).items()}
+        return {"method": self.method.name, **values}
+
+    def groups(self) -> dict[str, list[str]]:
+        """Group -> names of its settings, as they stand in config.toml."""
+        found: dict[str, list[str]] = {"method": ["method"]}
+        for group, part in self._parts():
+            found.setdefault(group, []).extend(ranges(part))
+        return found
+
+    def described(self) -> list[tuple[str, str, str]]:
+        """A row a setting: `name=value` as one types it, what is allowed, what it means."""
+        method = (f"method={self.method.name}", "one of " + ", ".join(self.fitting()), "how the weights are learned")
+        return [method, *(row for _, part in self._parts() for row in described(part))]
 
     # In the coordinator
 
-    def aggregator(self, device: str) -> Aggregator: ...
+    def aggregator(self, device: str) -> Aggregator:
+        """The method's, with what stands around it. Raises UserError for one that lacks a part."""
+        from shoal.aggregators import lacking
+
+        start = Start(self.problem, self.seed, self.checks.norm_bound)
+        made, maker = self.method.aggregator(start, device), f"method {self.method.name}: its"
+        for wrap in (None, *self.around):
+            if wrap is not None:
+                made, maker = wrap.aggregator(made, start), f"around: {type(wrap).__name__}'s"
+            if parts := lacking(made):
+                raise UserError(f"{maker} aggregator {type(made).__name__} lacks {', '.join(parts)}")
+        self._seen["linear"] = made.linear
+        return made
+
+    @property
+    def sums(self) -> bool:
+        """True if actors send one sum over their clients: the aggregator needs no more, and no check looks at each client's."""
+        if self.checks.each or not self.keeping.partial_sums:
+            return False
+        if "linear" not in self._seen:
+            self.aggregator("cpu")
+        return self._seen["linear"]
 
     def plan(self, asked: Asked) -> Plan:
-        """The schedule. asked: what it need not ask for, because earlier lives of the run did."""
-        ...
+        """The schedule. asked: what earlier lives of the run asked for. Raises UserError for one that lacks a part."""
+        made = self.method.plan(asked, self.seed, self.sums)
+        if lacking := [part for part in PLAN if not callable(getattr(made, part, None))]:
+            raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(lacking)}")
+        return made
 
-    def goal(self) -> Goal: ...
+    def goal(self) -> Goal:
+        return self.method.goal()
 
-    def rules(self) -> Rules: ...
+    def rules(self) -> Rules:
+        return replace(
+            self.method.rules(self.sums),
+            summed=self.sums,
+            exact=self.method.exact,
+            lease=self.bearing.lease,
+            on_failure=self.bearing.on_failure,
+            strikes=self.bearing.strikes,
+            quarantine=self.bearing.quarantine,
+        )
 
     def layouts(self, weights: Layout) -> Sequence[Layout]:
-        """Those that contributions may have."""
-        ...
+        """The layouts that contributions may have."""
+        if self.sums:
+            return [summed_layout(weights, self.method.exact)]
+        inner = self.method.layouts(self.problem, weights)
+        return reduce(lambda layouts, wrap: wrap.layouts(layouts), self.around, inner)
 
     def central(self, device: str = "cpu") -> Evaluate | None:
         """Evaluates weights where the coordinator is, on its device; None where only actors can."""
-        ...
+        return self.problem.central(self.method, self.seed, device)
 
     def due(self, version: int) -> bool:
-        """Is this version to be evaluated centrally?"""
-        ...
+        """True if this version is to be evaluated centrally."""
+        return self.method.due(version)
 
     # In an actor
 
     def prepare(self) -> None:
-        """Before processes are forked: what they can share, and whatever of the user's may be wrong."""
-        ...
+        """Make what processes can share, before they are forked, and find out what of the user's part is wrong."""
+        self.problem.prepare(self.method, self.seed)
 
-    def worker(self) -> Worker: ...
+    def check_parts(self) -> None:
+        """Raises UserError, one line, for an aggregator or a plan that lacks a part: before anything of a run exists."""
+        if "linear" not in self._seen:
+            self.aggregator("cpu")
+        self.plan(_afresh())
+
+    def worker(self) -> Worker:
+        made = self.method.worker(self.problem, self.seed)
+        return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
+
+    # For whoever wants the model
+
+    def module(self) -> nn.Module:
+        """The torch model, with the weights that this seed starts from. Raises UserError if the job has none."""
+        return self.problem.module(self.seed)
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Inputs that the torch model takes: a batch of two."""
+        return self.problem.example(self.method, self.seed)
+
+
+def _afresh() -> Asked:
+    from shoal.coordinator.deciding.plans import AFRESH
+
+    return AFRESH

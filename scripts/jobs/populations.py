@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoal.envs.datasets import Examples, split
 from shoal.envs.partition import PARTITIONS
 from shoal.envs.population import Population
 from shoal.protocol.errors import UserError
 
-if TYPE_CHECKING:
-    from shoal.jobs.federated import FederatedSettings
 
-
-def populated(data: Any, settings: FederatedSettings, seed: int) -> Population:
+def populated(data: Any, settings: Any, seed: int) -> Population:
     """data: a Population; arrays (x, y); a pair (training, held out) of such; or a function that gives one of these, of the
     settings or of nothing."""
     if callable(data) and not isinstance(data, Population):
@@ -31,7 +28,7 @@ def populated(data: Any, settings: FederatedSettings, seed: int) -> Population:
     return Population.divided(training, _partition(settings)(training.y, settings.clients, seed=seed), held_out)
 
 
-def _parts(data: Any, settings: FederatedSettings) -> tuple[Examples, Examples]:
+def _parts(data: Any, settings: Any) -> tuple[Examples, Examples]:
     """The held-out part is the same for every seed of a run, as a test set is, so that curves over seeds compare."""
     match data:
         case Examples():
@@ -45,7 +42,7 @@ def _parts(data: Any, settings: FederatedSettings) -> tuple[Examples, Examples]:
     raise UserError(f"data is a {type(data).__name__}: give (x, y) arrays, a Population, or a function that gives one of these")
 
 
-def _partition(settings: FederatedSettings) -> Callable[..., Any]:
+def _partition(settings: Any) -> Callable[..., Any]:
     own: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": settings.alpha},
         "quantity_skew": {"alpha": settings.alpha},

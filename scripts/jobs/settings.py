@@ -1,4 +1,4 @@
-"""A job's settings: frozen dataclasses whose fields know their range and what they mean.
+"""Settings: fields of frozen dataclasses that know their range and what they mean.
 
 The one idea: one description of a setting serves the constructor, `key=value` on the command line, config.toml, the error
 that a wrong value gets, and `shoal jobs`. Nothing here needs more than the standard library, so that an edge actor has it.
@@ -9,20 +9,21 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from shoal.protocol.errors import UserError
 
 S = TypeVar("S")
-JOURNALS = ("auto", "off", "ids", "payload")
-"""auto: ids where actors outlive the coordinator, which is where it is bound for others; off where they end with it, and
-nobody is left who was promised anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What a setting may be. least and most are included, above is not."""
+    """What a setting may be: numbers from `least` to `most`, both included; above `above`; below `below`; or one of `choices`.
+
+    own: a user's function or object may take the place of a name from `choices`. of: (name, values): the setting is used only
+    where another setting, `name`, has one of `values`.
+    """
 
     about: str
     least: float | None = None
@@ -30,6 +31,8 @@ class Range:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    own: bool = False
+    of: tuple[str, tuple[str, ...]] | None = None
 
     def __str__(self) -> str:
         if self.choices:
@@ -50,9 +53,24 @@ class Range:
         )
 
 
+OWN: Mapping[type, Range] = dict.fromkeys((bool, int, float, str, tuple), Range("a setting of its own"))
+
+
 def option(default: Any, about: str, **bounds: Any) -> Any:
-    """A field of a settings dataclass: its default, what it is, and its range."""
+    """A field of a dataclass that is a setting: its default, what it means, and its range (see Range)."""
     return field(default=default, metadata={"range": Range(about, **bounds)})
+
+
+def ranges(settings: Any) -> dict[str, Range]:
+    """Name -> range of each setting of a dataclass, or of its type: a field made by `option`, or one whose default is a plain
+    value (a number, a text, true or false, a tuple), which may then be any of its kind. Other fields are no settings."""
+    found = {each.name: each.metadata.get("range") or OWN.get(type(each.default)) for each in fields(settings)}
+    return {name: allowed for name, allowed in found.items() if allowed is not None}
+
+
+def default_of(settings: Any, name: str) -> Any:
+    """The value that a setting has where nobody gives one."""
+    return next(each.default for each in fields(settings) if each.name == name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -62,20 +80,44 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "known are " + ", ".join(names)
 
 
-def configured(settings: S, changes: Mapping[str, Any]) -> S:
-    """The same settings with changes, whose values may be strings. Raises UserError naming field, value and range."""
-    known = {f.name: f for f in fields(settings)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, given in changes.items():
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}: {nearest(name, known)}")
-        default = known[name].default
-        values[name] = coerced(name, given, default, known[name].metadata["range"])
-    changed: S = replace(settings, **values)  # type: ignore[type-var]
-    return changed
+def changed(settings: S, changes: Mapping[str, Any]) -> S:
+    """The same settings with changes, whose values may be strings. Raises UserError naming setting, value and range."""
+    found = ranges(settings)
+    values = {name: coerced(name, given, default_of(settings, name), found[name]) for name, given in changes.items()}
+    if not values:
+        return settings
+    made: S = replace(settings, **values)  # type: ignore[type-var]
+    return made
+
+
+def checked(settings: Any) -> None:
+    """Raises UserError for a value that a setting may not have, naming setting, value and range."""
+    for name, allowed in ranges(settings).items():
+        value = getattr(settings, name)
+        default = default_of(settings, name)
+        found = coerced(name, value, default, allowed)
+        if type(found) is not type(value) or found != value:  # a list for a tuple, a whole number for a number
+            object.__setattr__(settings, name, found)
+
+
+def unused(settings: Any, name: str) -> str:
+    """Why a setting has no effect as the others stand; "" if it has one, or has its default."""
+    allowed, value = ranges(settings)[name], getattr(settings, name)
+    if allowed.of is None or value == default_of(settings, name):
+        return ""
+    other, values = allowed.of
+    stands = getattr(settings, other)
+    if callable(stands) or stands in values:
+        return ""
+    return f"{name}={shown(value)}: {name} is a setting of {other}={' or '.join(values)}; this job has {other}={shown(stands)}"
 
 
 def coerced(name: str, given: Any, default: Any, allowed: Range) -> Any:
+    """The value that was given, as the type of the default. Raises UserError."""
+    if allowed.own and not isinstance(given, str):
+        if callable(given):
+            return given
+        raise UserError(f"{name}={given!r}: must be a function of yours, or {allowed}")
     try:
         value = _as(type(default), given)
     except (ValueError, TypeError, OverflowError):
@@ -116,21 +158,26 @@ def _truth(given: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """As one types it."""
+    """A value as one types it; a user's own function by its name."""
     if isinstance(value, bool):
         return str(value).lower()
+    if callable(value):
+        return str(getattr(value, "__name__", type(value).__name__))
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """As plain data: for config.toml and for Welcome."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    """Settings as plain data, for config.toml and for actors elsewhere. A user's own function is not in it: it stands in the
+    job's file."""
+    values = {name: getattr(settings, name) for name in ranges(settings)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if not callable(value)}
 
 
 def described(settings: Any) -> list[tuple[str, str, str]]:
-    """A row a setting: `name=value` as one types it, what is allowed, what it is."""
-    ranges = [(each.name, each.metadata["range"]) for each in fields(settings)]
-    return [(f"{name}={shown(getattr(settings, name))}", str(allowed), allowed.about) for name, allowed in ranges]
+    """A row a setting: `name=value` as one types it, what is allowed, what it means."""
+    return [
+        (f"{name}={shown(getattr(settings, name))}", str(allowed), allowed.about) for name, allowed in ranges(settings).items()
+    ]
 
 
 def pairs(words: Iterable[str]) -> dict[str, str]:

@@ -17,14 +17,14 @@ from shoal.runs.rundir import RunDir
 
 def opened(path: str) -> tuple[RunDir, Job, Snapshot]:
     """A run's job and its newest whole snapshot. Raises UserError where there is none."""
-    from shoal.jobs.catalog import find
+    from shoal.jobs.catalog import recalled
 
     run = RunDir.open(path)
     config = run.config()
     snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
     if snapshot is None:
         raise UserError(f"{path} has no whole snapshot yet: let it run on with `shoal resume {path}`")
-    return run, find(config.job).configured(config.settings, config.seed), snapshot
+    return run, recalled(config.job, config.settings, config.seed), snapshot
 
 
 def evaluated(path: str, episodes: int) -> dict[str, float]:
@@ -39,6 +39,7 @@ def evaluated(path: str, episodes: int) -> dict[str, float]:
     job = job.configured({"eval_episodes": episodes} if plays else {})
     job.prepare()
     worker = job.worker()
+    job.problem.close()  # the worker holds what it needs
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}
@@ -68,6 +69,6 @@ def exported(path: str, to: Path) -> Path:
     run, job, snapshot = opened(path)
 
     def model() -> tuple[Any, tuple[Any, ...]]:
-        return job.module(), job.example()  # type: ignore[attr-defined]
+        return job.module(), job.example()
 
     return export(snapshot.weights, to, model, about={"job": job.name, "version": str(snapshot.version), "run": run.name})

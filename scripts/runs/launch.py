@@ -21,7 +21,7 @@ from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
 from shoal.aggregators import Aggregator
 from shoal.aggregators.around.told import coding_of
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Finish, Step
 from shoal.coordinator.deciding.rules import Rules
@@ -105,6 +105,7 @@ def launch(job: Job, options: Launch) -> tuple[dict[str, Any], Finish]:
     job.prepare()
     device = device_of(config.device)
     with ExitStack() as stack:
+        stack.callback(job.problem.close)
         pool = Pool(life_of(job)) if config.actors else None
         if pool:
             stack.callback(pool.close)
@@ -198,7 +199,7 @@ def preload(job: Job) -> None:
     """Import whatever a run of this job needs: a life that is forked from here begins at once."""
     few_threads()
     job.prepare()
-    job.aggregator("cpu")
+    job.check_parts()
     job.central()
     observers.preload()
     gc.freeze()  # the collector must not touch, and so copy, what all lives share
@@ -233,7 +234,7 @@ def _recording(
     def report(text: str) -> None:
         observer.report(Report("durable", text, "warning"))
 
-    kind = str(job.plain().get("journal", "off"))
+    kind = job.keeping.journal
     if kind == "auto":
         kind = "ids" if options.bind else "off"
     store, run = Store(options.run.path), options.run.name[-60:]
@@ -246,12 +247,12 @@ def _recording(
         store,
         None if kind == "off" else Journal(replay, epoch),
         payload=kind == "payload",
-        every=float(job.plain().get("snapshot_every", 10.0)),
+        every=job.keeping.snapshot_every,
         clock=time.monotonic,
         report=report,
         epoch=epoch,
         made=found.made,
-        retain=int(job.plain().get("retain", 0)) << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
+        retain=job.keeping.retain << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
         promises=found.promises,
         past=max(replay.last, replay.after),
         kept=found.kept,
@@ -298,12 +299,11 @@ def _local_address(transport: str, stack: ExitStack) -> str:
 
 
 def _learner(job: Job, aggregator: Aggregator, wire: Wire, recording: Recording, version: int, device: str) -> Learner:
-    s = job.plain()
-    checks = Checks(norm=float(s.get("norm_bound", 0)), examples=float(s.get("max_examples", 0)))
+    inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
     options: dict[str, Any] = {"version": version, "evaluate": job.central(device), "due": job.due, "recording": recording}
     if isinstance(wire, Hub | Gateway):
-        return LearnerThread(aggregator, checks, time.monotonic, wake=wire.wake, **options)
-    return Learner(aggregator, checks, time.monotonic, **options)
+        return LearnerThread(aggregator, inspector, time.monotonic, wake=wire.wake, **options)
+    return Learner(aggregator, inspector, time.monotonic, **options)
 
 
 def new_run(config: Config, path: str | None) -> RunDir:

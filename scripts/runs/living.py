@@ -18,7 +18,6 @@ from shoal.actors import Worker
 from shoal.actors.loop import Actor, Workshop, on_signals
 from shoal.actors.pool import Life
 from shoal.jobs.job import Job
-from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError
@@ -42,8 +41,8 @@ def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
         return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0))).worker()
 
     def live(arguments: Mapping[str, Any]) -> int:
-        if isinstance(own, Reinforcement) and callable(own.env):
-            own.hatch()  # now, before there are threads: a coordinator may want a step_timeout
+        if own is not None:
+            own.problem.hatch()  # now, before there are threads: a coordinator may want a step_timeout
         number = arguments.get("number", 0)
         called = f"{name}-{number}" if arguments.get("many", 1) > 1 else name
         return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True))

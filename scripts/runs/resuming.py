@@ -16,21 +16,19 @@ from shoal.jobs.job import Job
 from shoal.protocol.errors import UserError
 from shoal.runs.rundir import Config, RunDir
 
-ENDS = ("rounds", "total_timesteps")
-
 
 def resumed(path: str, changes: Sequence[str], actors: int | None) -> tuple[RunDir, Config, Job]:
     """The run, what it is run with, its job. A later end is written into its config.toml. Raises UserError."""
-    from shoal.jobs.catalog import find
+    from shoal.jobs.catalog import recalled
     from shoal.jobs.settings import pairs
 
     run = RunDir.open(path)
     config = run.config()
-    job = find(config.job).configured(config.settings, config.seed)
+    job = recalled(config.job, config.settings, config.seed)
     if changes:
         job = _later(job, pairs(changes))
         with Lock(run.path):
-            run.extend(replace(config, settings=job.plain()))
+            run.extend(replace(config, settings=job.plain(), groups=job.groups()))
         config = run.config()
     return run, config if actors is None else replace(config, actors=actors), job
 
@@ -42,17 +40,17 @@ def done(run: RunDir, job: Job, as_json: bool) -> str | None:
         return None
     if as_json and run.summary_file.is_file():
         return json.dumps(json.loads(run.summary_file.read_text(encoding="utf-8")))
-    end = next(name for name in ENDS if name in job.plain())
-    more = f"{end}={2 * job.plain()[end]}"
-    return f"{run.path} is done: {job.goal()} are made. To go on: shoal resume {run.path} {more}, say"
+    end = job.method.end
+    more = f". To go on: shoal resume {run.path} {end}={2 * job.plain()[end]}, say" if end in job.options() else ""
+    return f"{run.path} is done: {job.goal()} are made{more}"
 
 
 def _later(job: Job, changes: dict[str, str]) -> Job:
-    before = job.plain()
+    before, end = job.plain(), job.method.end
     for name, value in changes.items():
-        if name not in ENDS or name not in before:
-            end = next(end for end in ENDS if end in before)
-            raise UserError(f"{name}={value}: a run that is resumed keeps its settings; only {end} may grow")
+        if name != end or name not in before:
+            grows = f"; only {end} may grow" if end in before else ""
+            raise UserError(f"{name}={value}: a run that is resumed keeps its settings{grows}")
     later = job.configured(changes)
     for name in changes:
         if later.plain()[name] < before[name]:

@@ -14,13 +14,16 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from shoal.protocol.errors import UserError
+
+OWN = ("job", "seed", "actors", "transport", "device")
+GROUPS = ("method", "problem", "keeping", "bearing", "checks", "around", "settings")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Config:
 
     job: a built-in name or `module:attribute` / `file.py:attribute`. settings: the job's own, complete: numbers, strings,
     booleans, None, and lists or tables of them. TOML has no null: settings that are None stand by name in the list `unset`.
+    groups: group -> names of its settings. In the file each group is a table, the method's name stands as `name` in
+    [method], and a setting of no group stands in [settings]; when a file is read it does not matter where a setting stands.
     """
 
     job: str
@@ -37,6 +42,7 @@ class Config:
     transport: str = "shm"
     device: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False, compare=False)
 
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "transport": ("shm", "ipc", "tcp"),
@@ -47,28 +53,37 @@ class Config:
         """As TOML. Raises TypeError for a value that TOML cannot hold."""
         import tomli_w
 
-        top = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        top = {name: getattr(self, name) for name in OWN}
         unset = list(_unset(self.settings))
-        table = {**top, **({"unset": unset} if unset else {}), "settings": _without_none(self.settings)}
-        return tomli_w.dumps(table)
+        return tomli_w.dumps({**top, **({"unset": unset} if unset else {}), **self._tables()})
+
+    def _tables(self) -> dict[str, Any]:
+        left = _without_none(self.settings)
+        tables: dict[str, Any] = {}
+        for group, names in self.groups.items():
+            table = {"name" if name == group else name: left.pop(name) for name in names if name in left}
+            tables |= {group: table} if table else {}
+        return tables | ({"settings": left} if left or not tables else {})
 
     @classmethod
     def load(cls, path: Path | str) -> Config:
         """From a TOML file, a user's own included: only `job` must be there. Raises UserError, one line."""
         table = _read_toml(Path(path))
-        known = {f.name: f.type for f in fields(cls)}
         for key in table:
-            if key not in known and key != "unset":
-                near = difflib.get_close_matches(key, [*known, "unset"], n=1)
-                meant = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(known)}"
+            if key not in (*OWN, *GROUPS, "unset"):
+                near = difflib.get_close_matches(key, [*OWN, *GROUPS, "unset"], n=1)
+                meant = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join([*OWN, *GROUPS])}"
                 raise UserError(f"{path}: unknown key {key!r}; {meant}")
         if "job" not in table:
             raise UserError(f"{path}: has no `job`; add a line such as: job = 'digits'")
-        settings = table.get("settings", {})
-        if not isinstance(settings, dict):
-            raise UserError(f"{path}: settings = {settings!r}; make it a table: [settings]")
+        settings: dict[str, Any] = {}
+        for group in GROUPS:
+            its = table.get(group, {})
+            if not isinstance(its, dict):
+                raise UserError(f"{path}: {group} = {its!r}; make it a table: [{group}]")
+            settings |= {group if group == "method" and name == "name" else name: value for name, value in its.items()}
         settings = _with_none(settings, table.pop("unset", []), path)
-        config = replace(cls(table["job"]), **{**table, "settings": settings})
+        config = replace(cls(table["job"]), **{name: table[name] for name in OWN if name in table}, settings=settings)
         config._check(path)
         return config
 

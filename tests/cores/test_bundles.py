@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.layout import ALIGNMENT, DTYPES, Bundle, Bytes, Layout, Place, Scattered
@@ -141,7 +141,7 @@ def test_pieces_may_be_read_from_a_file_into_one_buffer_for_all(tmp_path: Path) 
     assert scattered.data.tobytes() == whole.data.tobytes()
 
 
-def judged(bundle: Bundle, checks: Checks) -> str:
+def judged(bundle: Bundle, checks: Inspector) -> str:
     return checks.look(bundle, Contribute((0, 0), 0, 0, 2.0, bundle.layout.digest, False, {}, {}, 0.0, 0.0))[0]
 
 
@@ -151,9 +151,9 @@ def test_a_contribution_in_pieces_is_judged_as_a_whole_one() -> None:
     bad = whole.copy()
     bad["double"][-1] = np.nan
     for bundle, broken in ((whole, bad), (Scattered(MIXED, every_line(whole)), Scattered(MIXED, every_line(bad)))):
-        assert judged(bundle, Checks(norm=norm * 1.001)) == ""
-        assert judged(bundle, Checks(norm=norm * 0.999)).startswith(f"norm {norm:g} is above the bound")
-        assert "not finite" in judged(broken, Checks())
+        assert judged(bundle, Inspector(norm=norm * 1.001)) == ""
+        assert judged(bundle, Inspector(norm=norm * 0.999)).startswith(f"norm {norm:g} is above the bound")
+        assert "not finite" in judged(broken, Inspector())
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -188,7 +188,7 @@ def test_checks_and_sums_of_pieces_take_no_memory_of_a_models_size() -> None:
     total.add(whole, 3.0)
     tracemalloc.start()
     try:
-        assert judged(scattered, Checks(norm=1.0)) == ""
+        assert judged(scattered, Inspector(norm=1.0)) == ""
         total.add(scattered, 3.0)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:

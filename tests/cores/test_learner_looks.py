@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shoal.aggregators.fedavg import FedAvg
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded, Step, Stepped, Unfit
 from shoal.coordinator.learner import Intake, Learner, LearnerThread
 from shoal.protocol.exact import PartialSum, squares
@@ -44,14 +44,14 @@ def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
 
     monkeypatch.setattr("shoal.coordinator.checks.squares", noted)
     monkeypatch.setattr("shoal.protocol.exact.squares", noted)
-    learner = Learner(FedAvg(START, deterministic=deterministic), Checks(norm=bound), time.monotonic)
+    learner = Learner(FedAvg(START, deterministic=deterministic), Inspector(norm=bound), time.monotonic)
     learner.put([intake(delta(0.5)), Step(1, 0, 0)])
     assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
     assert sorted(looked) == ["f2", "f4", "f8"]
     assert learner.newest[1]["w"].tolist() == [0.5] * 5
 
 
-def said(checks: Checks, *jobs: Any) -> list[str]:
+def said(checks: Inspector, *jobs: Any) -> list[str]:
     learner = Learner(FedAvg(START), checks, time.monotonic)
     learner.put(jobs)
     return [outcome.reason for outcome in learner.outcomes if isinstance(outcome, Unfit)]
@@ -59,12 +59,12 @@ def said(checks: Checks, *jobs: Any) -> list[str]:
 
 def test_what_is_out_of_bounds_is_refused_with_number_and_bound() -> None:
     norm = 0.5 * math.sqrt(7)
-    assert said(Checks(norm=1.01 * norm, examples=2.0), intake(delta(0.5))) == []
-    [why] = said(Checks(norm=0.99 * norm), intake(delta(0.5)))
+    assert said(Inspector(norm=1.01 * norm, examples=2.0), intake(delta(0.5))) == []
+    [why] = said(Inspector(norm=0.99 * norm), intake(delta(0.5)))
     assert why == f"norm {norm:g} is above the bound of {0.99 * norm:g}"
-    [why] = said(Checks(examples=1.5), intake(delta(0.5)))
+    [why] = said(Inspector(examples=1.5), intake(delta(0.5)))
     assert why == "weight 2 is above the cap of 1.5"
-    [why] = said(Checks(), intake(delta(math.nan)))
+    [why] = said(Inspector(), intake(delta(math.nan)))
     assert why == "not finite (NaN or infinity) in its arrays"
 
 
@@ -75,8 +75,8 @@ def test_the_norm_of_a_sum_is_that_of_its_mean(exact: bool) -> None:
         part.add(delta(0.5), weight)
     message = intake(part.bundle(), part.weight, summed=True).fold.message
     norm = 0.5 * math.sqrt(5)  # of float32 entries
-    assert Checks().look(part.bundle(), message) == Checks(norm=1.001 * norm).look(part.bundle(), message) == ("", None)
-    assert Checks(norm=0.999 * norm).look(part.bundle(), message)[0].startswith(f"norm {norm:g} is above")
+    assert Inspector().look(part.bundle(), message) == Inspector(norm=1.001 * norm).look(part.bundle(), message) == ("", None)
+    assert Inspector(norm=0.999 * norm).look(part.bundle(), message)[0].startswith(f"norm {norm:g} is above")
 
 
 @pytest.mark.parametrize(("seconds", "together"), [(1e-6, [3]), (0.01, [1, 2, 3])])
@@ -88,7 +88,7 @@ def test_those_whose_contributions_take_long_are_told_at_once_and_others_togethe
             now[0] += seconds
             super().fold(contribution)
 
-    learner = LearnerThread(Slow(START), Checks(), lambda: now[0], wake=lambda: told.append(len(learner.outcomes)))
+    learner = LearnerThread(Slow(START), Inspector(), lambda: now[0], wake=lambda: told.append(len(learner.outcomes)))
     learner.put([intake(delta(0.5), index=index) for index in range(3)])
     learner.finish()
     assert list(dict.fromkeys(told)) == together

@@ -6,7 +6,8 @@ The one idea: every version is a new buffer, so that whoever keeps an old one fr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from shoal.benchmarks.jobs import NoOp, Still, vector
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.federated import Federated
+from shoal.jobs.methods.fedbuff import FedBuff
+from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Problem
 from shoal.protocol.layout import Layout
 from shoal.protocol.work import Moved
 
@@ -29,17 +33,19 @@ class Fresh(Still):
         return Moved()
 
 
-class Broadcasting(Federated):
+@dataclass(frozen=True)
+class Broadcasting(FedBuff):
     """A version is made of the first `buffer` contributions that were made from the one before; nobody else is waited for."""
 
-    def plan(self, asked: Asked) -> Plan:
-        s = self.settings
-        return Stream(s.buffer, 0, clients=s.clients, seed=self.seed, asked=asked)
+    name: ClassVar[str] = "broadcasting"
 
-    def aggregator(self, device: str) -> Aggregator:
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        return Stream(self.buffer, 0, clients=self.clients, seed=seed, asked=asked)
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
         return Fresh(FLOATS)
 
-    def layouts(self, weights: Layout) -> Sequence[Layout]:
+    def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         return [vector(16)]
 
 
@@ -47,14 +53,11 @@ def _ones() -> Mapping[str, Any]:
     return {"w": np.ones(FLOATS, np.float32)}
 
 
-job = Broadcasting(
+job = Federated(
     worker=lambda: NoOp(16),
     weights=_ones,
     name="broadcasting",
-    aggregator="fedbuff",
-    clients=1_000,
-    rounds=1_000_000,
-    eval_every=0,
+    method=Broadcasting(clients=1_000, rounds=1_000_000, eval_every=0),
     journal="off",
     snapshot_every=1e12,
 )

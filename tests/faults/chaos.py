@@ -24,7 +24,7 @@ from shoal.coordinator.keeping.store import Store
 from shoal.faults.booked import Book, read, records
 from shoal.faults.family import Family, Trouble
 from shoal.jobs.catalog import find
-from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
 from shoal.protocol.work import Moved
 
 ACTORS = 6
@@ -131,7 +131,7 @@ def stream(storm: Storm, seed: int, most: float, damage: Damage) -> float:
     return raged
 
 
-def replayed(job: Federated, family: Path, result: Mapping[str, Any], book: Book, damage: Damage) -> None:
+def replayed(job: Job, family: Path, result: Mapping[str, Any], book: Book, damage: Damage) -> None:
     """Every version again, with its digest compared, and the last one's with the run's own."""
     noting = Noting(job.aggregator("cpu"))
     layouts = {one.digest: one for one in job.layouts(noting.weights().layout)}
@@ -177,10 +177,8 @@ def _compare(damage: Damage, book: Book, plain: Book, rounds: int) -> None:
         damage.forked += book.digests.get(version) != plain.digests[version]
 
 
-def _digits(seed: int, words: list[str]) -> Federated:
-    job = find("digits").configured(dict(word.split("=") for word in words), seed)
-    assert isinstance(job, Federated)
-    return job
+def _digits(seed: int, words: list[str]) -> Job:
+    return find("digits").configured(dict(word.split("=") for word in words), seed)
 
 
 def _finding(damage: Damage, storms: list[Storm], seconds: float) -> Finding:

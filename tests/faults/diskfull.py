@@ -25,7 +25,7 @@ import numpy as np
 
 from shoal.aggregators import Aggregator
 from shoal.benchmarks.case import Finding
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.recording import Recording
@@ -153,7 +153,7 @@ class Lived:
             made={},
         )
         summed: Aggregator = Sum()
-        self.learner = LearnerThread(summed, Checks(), time.monotonic, wake=lambda: None, recording=self.recording)
+        self.learner = LearnerThread(summed, Inspector(), time.monotonic, wake=lambda: None, recording=self.recording)
         self.given = 0
         self.bundle = Bundle.pack({"w": np.ones(64, np.float32)})
         self.pause = threading.Event().wait

@@ -6,41 +6,44 @@ The one idea: the client does nothing, so that all the time there is goes into c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from shoal.aggregators import Aggregator
 from shoal.benchmarks.jobs import NoOp, Still, vector
 from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.methods.fedavg import FedAvg
+from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Problem
 from shoal.protocol.layout import Layout
 
 FLOATS = {"small": 100_000, "large": 5_000_000}  # 0.4 and 20 MB
 
 
-class Uploading(Federated):
+@dataclass(frozen=True)
+class Uploading(FedAvg):
     """The aggregator takes contributions in and forgets them."""
 
-    @property
-    def summed(self) -> bool:
-        return False
+    name: ClassVar[str] = "uploading"
 
-    def aggregator(self, device: str) -> Aggregator:
+    floats: int = 0
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
         return Still(16)
 
-    def layouts(self, weights: Layout) -> Sequence[Layout]:
-        return [vector(FLOATS[self.name])]
+    def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
+        return [vector(self.floats)]
 
 
-def _job(name: str) -> Uploading:
-    return Uploading(
+def _job(name: str) -> Job:
+    return Federated(
         worker=lambda: NoOp(FLOATS[name]),
         weights=lambda: {"w": np.ones(16, np.float32)},
+        method=Uploading(floats=FLOATS[name], clients=1, cohort=1, rounds=1, deterministic=False, eval_every=0),
         name=name,
-        clients=1,
-        cohort=1,
-        rounds=1,
-        deterministic=False,
-        eval_every=0,
         snapshot_every=1e12,
     )
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.registry import FEDERATED
+from shoal.aggregators.fedbuff import FedBuff
+from shoal.aggregators.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum, floats
 from shoal.protocol.layout import Bundle
@@ -168,10 +169,10 @@ def test_a_contribution_in_read_only_memory_is_fine():
         assert aggregator.weights()["w"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("name", list(FEDERATED))
-def test_a_restored_aggregator_goes_on_to_the_same_bits(name):
+@pytest.mark.parametrize("kind", [FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedBuff])
+def test_a_restored_aggregator_goes_on_to_the_same_bits(kind):
     start = random_bundle(1)
-    unbroken, restored = FEDERATED[name](start, TRAINABLE), FEDERATED[name](random_bundle(2), TRAINABLE)
+    unbroken, restored = kind(start, TRAINABLE), kind(random_bundle(2), TRAINABLE)
     folded(unbroken, DELTAS[:2]).step()
     saved, state = unbroken.weights(), unbroken.state()
     state = {key: value.copy() for key, value in state.items()}
@@ -185,7 +186,7 @@ def test_a_restored_aggregator_goes_on_to_the_same_bits(name):
 
 
 def test_a_state_that_does_not_fit_is_refused_by_name():
-    aggregator = FEDERATED["fedadam"](vector([0.0, 0.0]))
+    aggregator = FedAdam(vector([0.0, 0.0]))
     state = dict(aggregator.state())
     with pytest.raises(ValueError, match=r"'v' must have shape \[2\], found shape \[3\]"):
         aggregator.load(vector([0.0, 0.0]), {**state, "v": np.zeros(3, np.float32)})

@@ -10,6 +10,7 @@ from whole import run
 from shoal.envs import datasets
 from shoal.jobs.catalog import find
 from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
 from shoal.nets.models import mlp
 from shoal.protocol import draws
 from shoal.protocol.layout import Bundle
@@ -72,7 +73,7 @@ class Louder:
 def test_a_client_who_moves_far_more_than_is_usual_is_left_out_whatever_the_order_of_arrival(tmp_path, more):
     own = {"clients": 12, "cohort": 12, "rounds": 3, "norm_factor": 5, "eval_every": 0, **more}
     job = Federated(worker=Louder, weights=lambda: {"w": np.zeros(4, np.float32)}, **own)
-    assert not job.summed
+    assert not job.sums
     alone, outcome = run(job, 0), run(job, 2, f"ipc://{tmp_path}/hub")
     others = np.mean([1.0 + client / 16 for client in range(12) if client != 3]) / 2
     expected = np.mean([1.0 + client / 16 for client in range(12)]) / 2 + 2 * others
@@ -93,7 +94,6 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(alone):
 def test_digits_learn_what_a_few_lines_of_torch_learn():
     """An independent FedAvg: its own training loop and its own averaging. Only the data and the draws are shared."""
     job = find("digits").configured({**SMALL, "rounds": 3})
-    assert isinstance(job, Federated)
     outcome = run(job, actors=0)
     weights = {name: p.detach().clone() for name, p in job.module().named_parameters()}
     for version in range(3):
@@ -104,11 +104,11 @@ def test_digits_learn_what_a_few_lines_of_torch_learn():
         np.testing.assert_allclose(outcome.weights[name], expected.numpy(), atol=2e-6, rtol=0)
 
 
-def _average(job: Federated, weights: dict[str, torch.Tensor], cohort: list[int], version: int) -> dict[str, torch.Tensor]:
+def _average(job: Job, weights: dict[str, torch.Tensor], cohort: list[int], version: int) -> dict[str, torch.Tensor]:
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in weights.items()}
     total = 0
     for client in cohort:
-        examples = job.population().examples(client)
+        examples = job.problem.population(job.method, job.seed).examples(client)
         model = job.module()
         model.load_state_dict(weights)
         _train(model, torch.tensor(examples.x), torch.tensor(examples.y), client, version)

@@ -20,6 +20,7 @@ from typed import ran
 from whole import run
 
 from shoal.jobs.catalog import find
+from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 
@@ -114,7 +115,7 @@ def test_a_run_whose_environments_hang_and_crash_reaches_its_end(folder: Path, a
 def test_the_weights_are_those_of_a_run_in_the_actors_own_process() -> None:
     settings: dict[str, Any] = {"clients": 2, "num_envs": 2, "num_minibatches": 1, "total_timesteps": 512, "eval_episodes": 2}
 
-    def job(step_timeout: float) -> Reinforcement:
+    def job(step_timeout: float) -> Job:
         return Reinforcement("Acrobot-v1", algorithm="ppo", step_timeout=step_timeout, eval_every=2, **settings)
 
     apart, together = run(job(30), 2), run(job(0), 0)  # two actors on threads: each starts a hatchery of its own

@@ -11,7 +11,7 @@ from typing import Any
 
 from shoal.actors.loop import Actor, host_id
 from shoal.aggregators.around.told import coding_of
-from shoal.coordinator.checks import Checks
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Finish
 from shoal.coordinator.deciding.plans import AFRESH
@@ -85,10 +85,10 @@ def run(
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:
         wire: Any = Gateway(address) if gateway else Hub(address)
-        learner: Learner = LearnerThread(aggregator, Checks(), time.monotonic, wake=wire.wake, **options)
+        learner: Learner = LearnerThread(aggregator, Inspector(), time.monotonic, wake=wire.wake, **options)
     else:
         wire = PlainWire(lambda workload: job.worker(), time.monotonic)
-        learner = Learner(aggregator, Checks(), time.monotonic, **options)
+        learner = Learner(aggregator, Inspector(), time.monotonic, **options)
     shared = sharing(layout.nbytes)[0] if share else None
     crowd = [_actor(through(wire.address), (jobs or [job] * actors)[at], at) for at in range(actors)]
     server = Server(

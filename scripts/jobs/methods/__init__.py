@@ -1,0 +1,22 @@
+"""Learning methods by name. A method is one file here and one row in METHODS, or a class in a user's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal.jobs.methods.fedavg import FedAvg, FedProx
+from shoal.jobs.methods.fedbuff import FedBuff
+from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.jobs.methods.impala import IMPALA
+from shoal.jobs.methods.method import Method
+from shoal.jobs.methods.ppo import PPO
+from shoal.jobs.settings import ranges
+
+METHODS: Mapping[str, type[Method]] = {
+    each.name: each for each in (FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedBuff, IMPALA, PPO)
+}
+
+
+def owners(setting: str) -> list[str]:
+    """The built-in methods that have a setting of this name."""
+    return [name for name, method in METHODS.items() if setting in ranges(method)]

@@ -1,0 +1,69 @@
+"""Reinforcement-learning methods whose actors send trajectories to one learner: the settings that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from shoal.jobs.methods.method import Method
+from shoal.jobs.problems import Environment, Problem
+from shoal.jobs.settings import option
+from shoal.protocol.layout import Layout
+
+if TYPE_CHECKING:
+    from shoal.actors import Worker
+    from shoal.coordinator.deciding.rules import Goal
+
+OPTIMIZERS = ("adam", "rmsprop")
+
+
+@dataclass(frozen=True)
+class Acting(Method):
+    """Settings of the actors' environments, and of every learner of trajectories."""
+
+    problems: ClassVar[tuple[str, ...]] = ("environment",)
+    end: ClassVar[str] = "total_timesteps"
+
+    total_timesteps: int = option(500_000, "environment steps that the run learns from", least=1)
+    num_envs: int = option(32, "environments that one trajectory comes from", least=1)
+    rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
+    gamma: float = option(0.99, "discount of later rewards", least=0, most=1)
+    lr: float = option(1e-3, "learning rate of the learner", above=0)
+    anneal_lr: bool = option(True, "the learning rate falls to 0 over total_timesteps")
+    ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
+    vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
+    max_grad_norm: float = option(0.5, "largest L2 norm of the gradient, which is scaled down to it", above=0)
+    optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
+    reward_scale: float = option(1.0, "factor of rewards for the learner; returns are of unscaled rewards", above=0)
+    eval_every: int = option(0, "versions between greedy evaluations (0: none)", least=0)
+    eval_episodes: int = option(20, "episodes of one evaluation", least=1)
+
+    def goal(self) -> Goal:
+        from shoal.coordinator.deciding.rules import Goal
+
+        return Goal(steps=self.total_timesteps)
+
+    def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
+        assert isinstance(problem, Environment)
+        return [problem.spaces().trajectory(self.rollout_length, self.num_envs)]
+
+    def worker(self, problem: Problem, seed: int) -> Worker:
+        from shoal.actors.workers.rollout import Rollout
+
+        assert isinstance(problem, Environment)
+        return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)
+
+    def shared(self, device: str) -> dict[str, Any]:
+        """Arguments that every learner of this family takes."""
+        return {
+            "device": device,
+            "lr": self.lr,
+            "gamma": self.gamma,
+            "ent_coef": self.ent_coef,
+            "vf_coef": self.vf_coef,
+            "max_grad_norm": self.max_grad_norm,
+            "optimizer": self.optimizer,
+            "reward_scale": self.reward_scale,
+            "total_timesteps": self.total_timesteps if self.anneal_lr else None,
+        }

@@ -1,0 +1,48 @@
+"""FedBuff: clients on a stream; a step follows every so many contributions, and late ones count less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from shoal.jobs.methods.local import LocalTraining
+from shoal.jobs.methods.method import Start
+from shoal.jobs.settings import option
+
+if TYPE_CHECKING:
+    from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.plans import Asked, Plan
+    from shoal.coordinator.deciding.rules import Rules
+
+
+@dataclass(frozen=True)
+class FedBuff(LocalTraining):
+    """Buffered asynchronous aggregation (Nguyen et al. 2022)."""
+
+    name: ClassVar[str] = "fedbuff"
+
+    buffer: int = option(10, "contributions that make one step (the paper's K)", least=1)
+    max_lag: int = option(20, "most versions that a contribution may be behind", least=0)
+    staleness: float = option(0.5, "exponent of a contribution's weight, (1 + lag) ** -staleness", least=0)
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        from shoal.coordinator.deciding.plans.stream import Stream
+
+        return Stream(self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked)
+
+    def rules(self, sums: bool) -> Rules:
+        from shoal.coordinator.deciding.rules import Rules
+
+        return Rules(most=2)
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        from shoal.aggregators.fedbuff import FedBuff as Server
+
+        return Server(
+            start.weights,
+            start.trainable,
+            lr=self.server_lr,
+            exponent=self.staleness,
+            device=device,
+            deterministic=self.deterministic,
+        )

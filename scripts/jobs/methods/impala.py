@@ -1,0 +1,44 @@
+"""IMPALA: trajectories on a stream, corrected by V-trace for the weights that made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from shoal.jobs.methods.acting import Acting
+from shoal.jobs.methods.method import Start
+from shoal.jobs.settings import option
+
+if TYPE_CHECKING:
+    from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.plans import Asked, Plan
+    from shoal.coordinator.deciding.rules import Rules
+
+
+@dataclass(frozen=True)
+class IMPALA(Acting):
+    """V-trace actor-critic (Espeholt et al. 2018): actors never wait for the learner."""
+
+    name: ClassVar[str] = "impala"
+
+    batch: int = option(2, "trajectories that make one step", least=1)
+    max_lag: int = option(8, "most versions that a trajectory may be behind", least=0)
+    clip_rho: float = option(1.0, "V-trace's bound on the ratio rho", above=0)
+    clip_c: float = option(1.0, "V-trace's bound on the ratio c", above=0)
+    lam: float = option(1.0, "V-trace's lambda", least=0, most=1)
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        from shoal.coordinator.deciding.plans.stream import Stream
+
+        return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
+
+    def rules(self, sums: bool) -> Rules:
+        """One rollout an actor at a time: a second one would wait, and every trajectory would be a step older."""
+        from shoal.coordinator.deciding.rules import Rules
+
+        return Rules(ahead=1)
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        from shoal.aggregators.impala import IMPALA as Learner  # noqa: N811
+
+        return Learner(start.module(), clip_rho=self.clip_rho, clip_c=self.clip_c, lam=self.lam, **self.shared(device))

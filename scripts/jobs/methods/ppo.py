@@ -1,0 +1,60 @@
+"""PPO: synchronous rounds of trajectories, and several passes over each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from shoal.jobs.methods.acting import Acting
+from shoal.jobs.methods.method import Start
+from shoal.jobs.settings import option
+
+if TYPE_CHECKING:
+    from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.plans import Asked, Plan
+    from shoal.coordinator.deciding.rules import Rules
+
+
+@dataclass(frozen=True)
+class PPO(Acting):
+    """Clipped proximal policy optimization (Schulman et al. 2017)."""
+
+    name: ClassVar[str] = "ppo"
+
+    clients: int = option(4, "trajectories of one round, each from environments of its own", least=1)
+    gae_lambda: float = option(0.95, "lambda of the advantage estimate", least=0, most=1)
+    clip_coef: float = option(0.2, "bound on how far the ratio of probabilities may be from 1", above=0)
+    update_epochs: int = option(4, "passes over a round's trajectories", least=1)
+    num_minibatches: int = option(4, "parts of one pass, a gradient step each", least=1)
+    norm_adv: bool = option(True, "advantages of a minibatch are brought to mean 0 and deviation 1")
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        from shoal.coordinator.deciding.plans.rounds import Rounds
+
+        return Rounds(
+            self.clients,
+            seed=seed,
+            evaluate_every=self.eval_every,
+            evaluate_cohort=1 if self.eval_every else 0,
+            asked=asked,
+        )
+
+    def rules(self, sums: bool) -> Rules:
+        """A client stays with its actor, where its environments live."""
+        from shoal.coordinator.deciding.rules import Rules
+
+        return Rules(sticky=True)
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        from shoal.aggregators.ppo import PPO as Learner  # noqa: N811
+
+        return Learner(
+            start.module(),
+            seed=start.seed,
+            gae_lambda=self.gae_lambda,
+            clip_coef=self.clip_coef,
+            update_epochs=self.update_epochs,
+            num_minibatches=self.num_minibatches,
+            norm_adv=self.norm_adv,
+            **self.shared(device),
+        )

@@ -1,0 +1,289 @@
+"""Problems: what there is to learn from. Labelled data, an environment, or workers of a user's own.
+
+The one idea: a problem knows the user's part (a model, data, an environment) and no learning method; whatever it makes of that
+is made once a process.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from shoal.jobs.settings import option, plain, ranges, unused
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Metrics
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from shoal.actors import Worker
+    from shoal.envs.hatchery import Hatchery
+    from shoal.envs.population import Population
+    from shoal.envs.spaces import Spaces
+    from shoal.envs.vector import Worlds
+    from shoal.jobs.methods.method import Method
+    from shoal.jobs.parts import Bearing
+    from shoal.nets.numpy_policy import Policy
+
+Evaluate: TypeAlias = Callable[[Bundle], Metrics]
+HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain names are the training's; accuracy is held out
+SPLITS = ("iid", "dirichlet", "shards", "pathological", "quantity_skew")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to learn from. A subclass overrides what it has.
+
+    kind: the word by which a method says that it can work on it. made: what was made of the user's part in this process.
+    """
+
+    kind: ClassVar[str] = ""
+
+    made: dict[Any, Any] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+
+    def check(self, bearing: Bearing) -> None:
+        """Raises UserError, one line, for settings that do not go together."""
+        for name in ranges(self):
+            if why := unused(self, name):
+                raise UserError(why)
+
+    def first(self, seed: int) -> tuple[Bundle, int | None]:
+        """Version 0 of the weights, and how many of the float32 entries are trained (None: all)."""
+        raise NotImplementedError
+
+    def module(self, seed: int) -> nn.Module:
+        """The torch model, with the weights that this seed starts from."""
+        raise UserError("this job has no torch model: its worker is its own")
+
+    def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
+        """Inputs that the torch model takes: a batch of two."""
+        raise UserError("this job has no torch model: its worker is its own")
+
+    def own_worker(self, method: Method, seed: int) -> Worker | None:
+        """The worker that the user brought, if there is one."""
+        return None
+
+    def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
+        """Evaluates weights where the coordinator is; None where only actors can."""
+        return None
+
+    def prepare(self, method: Method, seed: int) -> None:
+        """Make what processes can share, before they are forked, and find out what of the user's part is wrong."""
+
+    def hatch(self) -> None:
+        """Start what must be started before there are threads, for settings that are not known yet."""
+
+    def close(self) -> None:
+        """End what was started. It is started anew when it is needed again."""
+
+
+@dataclass(frozen=True)
+class Supervised(Problem):
+    """A model, data, a loss.
+
+    model: () -> nn.Module. source: arrays (x, y), a pair (training, held out) of such, a Population, or a function that gives
+    one of these: of the settings, or of nothing. loss: (logits, y) -> mean loss; None is cross entropy.
+    """
+
+    kind: ClassVar[str] = "supervised"
+
+    model: Callable[[], nn.Module]
+    source: Any
+    loss: Callable[[Any, Any], Any] | None = None
+    partition: str = option("dirichlet", "how the training data is divided among clients", choices=SPLITS, own=True)
+    alpha: float = option(
+        0.5, "concentration of the Dirichlet distribution", above=0, of=("partition", ("dirichlet", "quantity_skew"))
+    )
+    shards_per_client: int = option(2, "shards that each client gets", least=1, of=("partition", ("shards",)))
+    classes: int = option(2, "classes that each client has", least=1, of=("partition", ("pathological",)))
+    held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
+    data: str = option("", "folder of data files, for jobs that read some")
+
+    def first(self, seed: int) -> tuple[Bundle, int | None]:
+        from shoal.nets.flat import FlatModule
+
+        flat = FlatModule(self.module(seed))
+        return flat.bundle(), flat.trainable
+
+    def module(self, seed: int) -> nn.Module:
+        from shoal.nets.models import seeded
+
+        return seeded(self.model, seed)
+
+    def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        x = torch.from_numpy(self.population(method, seed).examples(0).x[:2].copy())
+        return (x if len(x) > 1 else torch.cat([x, x]),)
+
+    def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
+        if (held_out := self.population(method, seed).held_out) is None:
+            return None
+        from shoal.nets.evaluation import Evaluation
+
+        evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device)
+        return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
+
+    def prepare(self, method: Method, seed: int) -> None:
+        self.population(method, seed)
+
+    def loss_function(self) -> Callable[[Any, Any], Any]:
+        if self.loss is not None:
+            return self.loss
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy
+
+    def population(self, method: Method, seed: int) -> Population:
+        """Clients and their data, made once a process and setting."""
+        from shoal.jobs.populations import populated
+
+        settings = self.settings(method)
+        asks = callable(self.source) and not hasattr(self.source, "examples") and inspect.signature(self.source).parameters
+        key = repr((plain(self), self.partition, settings.clients, seed, vars(settings) if asks else ()))
+        if key not in self.made:
+            self.made.clear()  # one at a time: data may be large
+            self.made[key] = populated(self.source, settings, seed)
+        found: Population = self.made[key]
+        return found
+
+    def settings(self, method: Method) -> SimpleNamespace:
+        """What a user's function of the settings is handed: those of the problem and of the method, as attributes."""
+        return SimpleNamespace(**{"clients": 1, **_values(method), **_values(self)})
+
+
+@dataclass(frozen=True)
+class Calls(Problem):
+    """Workers of a user's own, and the weights that they start from; no torch is needed for it.
+
+    worker: () -> Worker. weights: () -> name -> array.
+    """
+
+    kind: ClassVar[str] = "calls"
+
+    worker: Callable[[], Worker]
+    weights: Callable[[], Mapping[str, Any]]
+
+    def first(self, seed: int) -> tuple[Bundle, int | None]:
+        return Bundle.pack(self.weights()), None
+
+    def own_worker(self, method: Method, seed: int) -> Worker | None:
+        return self.worker()
+
+
+@dataclass(frozen=True)
+class Environment(Problem):
+    """An environment, and a policy if one likes.
+
+    env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) ->
+    (logits | (mean, log_std), value); None is a multi-layer perceptron that actors run without torch.
+    """
+
+    kind: ClassVar[str] = "environment"
+
+    env: str | Callable[..., Any]
+    policy: Callable[[Spaces], nn.Module] | None = None
+    hidden: tuple[int, ...] = option((64, 64), "units of each hidden layer of the built-in policy")
+    activation: str = option("tanh", "activation of the built-in policy", choices=("tanh", "relu"))
+    step_timeout: float = option(
+        0.0,
+        "seconds that a step or reset of an environment may take, each in its own process (0: any, in the actor's)",
+        least=0,
+    )
+
+    def check(self, bearing: Bearing) -> None:
+        super().check(bearing)
+        if not all(units > 0 for units in self.hidden):
+            raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are numbers from 1; hidden=64,64, say")
+        if self.step_timeout >= bearing.lease > 0:
+            raise UserError(
+                f"step_timeout={self.step_timeout:g}: must be below lease={bearing.lease:g}, after which the actor is ended"
+            )
+
+    def first(self, seed: int) -> tuple[Bundle, int | None]:
+        from shoal.nets.flat import FlatModule
+
+        flat = FlatModule(self.module(seed))
+        return flat.bundle(), flat.trainable
+
+    def module(self, seed: int) -> nn.Module:
+        from shoal.nets.models import seeded
+        from shoal.nets.policies import ActorCritic
+
+        if (policy := self.policy) is not None:
+            return seeded(lambda: policy(self.spaces()), seed)
+        return ActorCritic(self.spaces(), self.hidden, self.activation, seed=seed)
+
+    def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
+        """Two observations of zeros."""
+        import torch
+
+        from shoal.nets.flat import TORCH_DTYPES
+
+        seen = self.spaces().observation
+        return (torch.zeros((2, *seen.shape), dtype=TORCH_DTYPES[seen.dtype]),)
+
+    def spaces(self) -> Spaces:
+        if "spaces" not in self.made:
+            from shoal.envs.vector import spaces_in
+
+            self.made["spaces"] = spaces_in(self.env)
+        found: Spaces = self.made["spaces"]
+        return found
+
+    def acts(self, seed: int) -> Policy:
+        """The policy as actors run it."""
+        if self.policy is None:
+            from shoal.nets.numpy_policy import NumpyPolicy
+
+            return NumpyPolicy(self.activation)
+        from shoal.nets.policies import TorchPolicy
+
+        return TorchPolicy(self.module(seed))
+
+    def prepare(self, method: Method, seed: int) -> None:
+        self.spaces()
+        if self.step_timeout:
+            self._hatched()
+
+    def hatch(self) -> None:
+        if callable(self.env):  # only a fork can hand a function on; an id is hatched when it is needed
+            self._hatched()
+
+    def close(self) -> None:
+        self.made.pop("hatchery", None)  # it ends with the last look at it
+
+    def _hatched(self) -> None:
+        """Have the process from which environments' processes are forked."""
+        if "hatchery" not in self.made:
+            from shoal.envs.hatchery import Hatchery
+
+            self.made["hatchery"] = Hatchery.forked(self.env)
+
+    def worlds(self) -> Callable[[int], Worlds]:
+        """How an actor makes its environments: of their number."""
+        from shoal.envs.vector import make_vector
+
+        if not self.step_timeout:
+            return partial(make_vector, self.env)
+        from shoal.envs.hatchery import Hatchery
+        from shoal.envs.isolated import Isolated
+
+        hatchery: Hatchery | None = self.made.get("hatchery")
+        timeout, spaces = self.step_timeout, self.spaces()
+        if hatchery is None and isinstance(self.env, str):
+            hatchery = Hatchery.started(self.env)
+        if hatchery is None:
+            raise UserError("step_timeout: a function's environments need job.prepare() before there are threads")
+        return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic)
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ranges(settings)}
