@@ -8,6 +8,7 @@ import pytest
 from whole import Outcome, run
 
 from shoal.jobs.catalog import find
+from shoal.jobs.federated import Federated
 from shoal.jobs.wraps import Compress
 from shoal.protocol.compress import CODECS, Packed
 from shoal.protocol.errors import UserError
