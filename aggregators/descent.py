@@ -46,8 +46,7 @@ class Descent:
         """One gradient step. Returns the gradient's norm before the clip, still on the device."""
         self.flat.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm: Tensor = self.flat.grad.norm()
-        self.flat.grad.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = self.flat.clip(self.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
         return norm

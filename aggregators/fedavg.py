@@ -1,15 +1,14 @@
 """Federated averaging (McMahan et al. 2017), and the frame for whatever a server does with the average.
 
-The one idea: contributions are deltas, and their weighted mean is a direction to go. FedAvg goes all the way; a `Rule`
-(fedopt.py) treats it as a pseudo-gradient. One accumulator serves any cohort.
+The one idea: contributions are deltas, and their weighted mean is a direction to go. FedAvg goes all the way; an `Update`
+(nets/updates.py, fedopt.py) treats it as a pseudo-gradient. One accumulator serves any cohort.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,44 +18,21 @@ from torch import Tensor
 from shoal.aggregators.buffers import Weights
 from shoal.aggregators.summing import BLOCKS, Turning, make_sum, segment
 from shoal.nets.flat import as_tensor
-from shoal.protocol.errors import ProtocolError, UserError
+from shoal.nets.updates import SGD, Update, tried
+from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved
 
 
-class Rule(Protocol):
-    """A server optimizer, elementwise. moments: its state, name -> the value every element starts from."""
-
-    @property
-    def moments(self) -> Mapping[str, float]: ...
-
-    def __call__(self, delta: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
-        """What to add to the weights, then the new moments; all float64 [n], `delta` being the weighted mean."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """x <- x + lr * delta: server SGD. FedAvg is lr = 1."""
-
-    lr: float = 1.0
-    moments: ClassVar[Mapping[str, float]] = {}
-
-    def __post_init__(self) -> None:
-        within("lr", self.lr, above=0.0)
-
-    def __call__(self, delta: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
-        return (delta if self.lr == 1 else self.lr * delta,)
-
-
 class FedAvg:
-    """w <- w + rule(sum(weight * delta) / sum(weight)).
+    """w <- w + update(sum(weight * delta) / sum(weight)).
 
-    The rule moves the first `trainable` float32 entries (all, if None). What comes after them (frozen parameters, batch
-    normalisation's statistics) and float16, bfloat16 and float64 entries move by the plain mean; integers (counters) by the
-    mean rounded to a whole number; u1 and b1 entries stay. Arithmetic is float64 on a block at a time, rounded once.
+    update: SGD(lr) if None. It moves the first `trainable` float32 entries (all, if None). What comes after them (frozen
+    parameters, batch normalisation's statistics) and float16, bfloat16 and float64 entries move by the plain mean; integers
+    (counters) by the mean rounded to a whole number; u1 and b1 entries stay. Arithmetic is float64 on a block at a time,
+    rounded once.
 
     deterministic: the same bits whatever the order of arrival and who summed what (protocol/grid.py); else plain float32
     sums, faster. Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment; exact, the
@@ -72,11 +48,12 @@ class FedAvg:
         trainable: int | None = None,
         *,
         lr: float = 1.0,
-        rule: Rule | None = None,
+        update: Update | None = None,
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
-        self.layout, self.device, self.rule = weights.layout, torch.device(device), rule or Scaled(lr)
+        self.layout, self.device = weights.layout, torch.device(device)
+        self.update = SGD(lr) if update is None else tried(update, "update")
         self.current = Weights(weights, self.device)
         self.trainable = _checked(trainable, averaged(self.layout).get("f4", 0))
         self.sum = make_sum(self.current, self.device, deterministic)
@@ -84,7 +61,7 @@ class FedAvg:
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.steps = 0
         self.moments = {
-            name: torch.full((self.trainable,), start, device=self.device) for name, start in self.rule.moments.items()
+            name: torch.full((self.trainable,), start, device=self.device) for name, start in self.update.moments.items()
         }
 
     def weights(self) -> Bundle:
@@ -138,13 +115,14 @@ class FedAvg:
         return (slice(start, min(start + self.block, last)) for start in range(first, last, self.block))
 
     def _learn(self, move: Move, where: slice) -> Tensor:
-        """Move trainable entries by the rule; the squared length of the move."""
+        """Move trainable entries by the update; returns the squared length of the move."""
         held = [moment[where] for moment in self.moments.values()]
-        update, *new = self.rule(move.mean("f4", where), *(moment.double() for moment in held))
+        delta, before = move.mean("f4", where), move.before["f4"][where]
+        update, *new = self.update(before, delta, self.steps + 1, *(moment.double() for moment in held))
         for moment, value in zip(held, new, strict=True):
             moment.copy_(value)
         square = update.dot(update)
-        move.after["f4"][where] = update.add_(move.before["f4"][where])
+        move.after["f4"][where] = update.add_(before)
         return square
 
     def _average(self, move: Move, dtype: str, where: slice) -> None:
@@ -218,11 +196,3 @@ def _checked(trainable: int | None, entries: int) -> int:
     if not 0 <= trainable <= entries:
         raise ValueError(f"trainable={trainable}: the weights have {entries} float32 entries")
     return trainable
-
-
-def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
-    """Raises UserError unless first <= value < below, or above < value < below."""
-    if not ((value > above if above is not None else value >= first) and value < below):
-        lowest = f"above {above:g}" if above is not None else f"from {first:g}"
-        highest = f" to below {below:g}" if math.isfinite(below) else ""
-        raise UserError(f"{name}={value!r}: must be a number {lowest}{highest}")

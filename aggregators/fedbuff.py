@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from shoal.aggregators.fedavg import FedAvg, Rule, within
+from shoal.aggregators.fedavg import FedAvg
+from shoal.nets.updates import Update, within
 from shoal.protocol.grid import exact_weight
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
@@ -22,7 +23,7 @@ class FedBuff(FedAvg):
     exponent: 1/2 is the paper's; 0 is a constant weight.
     normalise: False divides by sum(weight) alone, so that a step of stale deltas is also a shorter one. With weights of 1
     that is the paper's algorithm 1 (the sum over K), and with a batch of 1 a step of lr * s(lag) * delta.
-    rule: a server optimizer of fedopt.py instead of lr.
+    update: a server optimizer (nets/updates.py, fedopt.py) instead of lr.
     """
 
     linear: ClassVar[bool] = False  # the weight of each depends on its lag, which only the coordinator knows
@@ -35,12 +36,12 @@ class FedBuff(FedAvg):
         lr: float = 1.0,
         exponent: float = 0.5,
         normalise: bool = True,
-        rule: Rule | None = None,
+        update: Update | None = None,
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
         within("exponent", exponent)
-        super().__init__(weights, trainable, lr=lr, rule=rule, device=device, deterministic=deterministic)
+        super().__init__(weights, trainable, lr=lr, update=update, device=device, deterministic=deterministic)
         self.exponent, self.normalise = exponent, normalise
         self.undiscounted = 0.0
 

@@ -9,32 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from shoal.aggregators.fedavg import FedAvg, within
+from shoal.aggregators.fedavg import FedAvg
+from shoal.nets.updates import SGD, within
 from shoal.protocol.layout import Bundle
-
-
-@dataclass(frozen=True, slots=True)
-class Momentum:
-    """v <- beta v + delta; x <- x + lr v (Hsu et al. 2019, section 4; torch.optim.SGD's momentum)."""
-
-    lr: float = 1.0
-    beta: float = 0.9
-    moments: ClassVar[Mapping[str, float]] = {"v": 0.0}
-
-    def __post_init__(self) -> None:
-        within("lr", self.lr, above=0.0)
-        within("beta", self.beta, below=1.0)
-
-    def __call__(self, delta: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
-        (v,) = moments
-        v = self.beta * v + delta
-        return self.lr * v, v
-
 
 Second: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(v, delta**2) -> the next v."""
@@ -72,7 +54,7 @@ class Adaptive:
     def moments(self) -> Mapping[str, float]:
         return {"m": 0.0, "v": self.tau**2}
 
-    def __call__(self, delta: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, w: Tensor, delta: Tensor, t: int, *moments: Tensor) -> tuple[Tensor, ...]:
         m, v = moments
         m = self.beta1 * m + (1 - self.beta1) * delta
         v = self.second(v, delta * delta)
@@ -80,7 +62,7 @@ class Adaptive:
 
 
 class FedAvgM(FedAvg):
-    """FedAvg with momentum on the server (Hsu et al. 2019)."""
+    """v <- beta v + delta; x <- x + lr v (Hsu et al. 2019, section 4)."""
 
     def __init__(
         self,
@@ -92,8 +74,9 @@ class FedAvgM(FedAvg):
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
-        rule = Momentum(lr, beta)
-        super().__init__(weights, trainable, rule=rule, device=device, deterministic=deterministic)
+        within("beta", beta, below=1.0)
+        update = SGD(lr, beta)
+        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
 class FedAdagrad(FedAvg):
@@ -110,8 +93,8 @@ class FedAdagrad(FedAvg):
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
-        rule = Adaptive(adagrad, lr, beta1, tau)
-        super().__init__(weights, trainable, rule=rule, device=device, deterministic=deterministic)
+        update = Adaptive(adagrad, lr, beta1, tau)
+        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
 class FedAdam(FedAvg):
@@ -129,8 +112,8 @@ class FedAdam(FedAvg):
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
-        rule = Adaptive(adam(beta2), lr, beta1, tau)
-        super().__init__(weights, trainable, rule=rule, device=device, deterministic=deterministic)
+        update = Adaptive(adam(beta2), lr, beta1, tau)
+        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
 class FedYogi(FedAvg):
@@ -148,5 +131,5 @@ class FedYogi(FedAvg):
         device: torch.device | str = "cpu",
         deterministic: bool = True,
     ) -> None:
-        rule = Adaptive(yogi(beta2), lr, beta1, tau)
-        super().__init__(weights, trainable, rule=rule, device=device, deterministic=deterministic)
+        update = Adaptive(yogi(beta2), lr, beta1, tau)
+        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Event, Fold, Folded, Step, Stepped, Unfit
+from shoal.coordinator.deciding.events import Event, Fold, Folded, Kept, Step, Stepped, Unfit
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Report
@@ -100,6 +100,7 @@ class Learner:
                 self._take(job)
             case Step():
                 self._step(job)
+                self._after(job)
         self.busy += self.clock() - began
 
     def _take(self, intake: Intake) -> None:
@@ -144,15 +145,24 @@ class Learner:
         if self.recording is not None:
             self.recording.commit(step, self.newest[1])
             self._sync()
-            self.recording.keep(step, self.newest[1], self.aggregator)
-        kept = self.recording.kept if self.recording is not None else -1
-        self._unsaid.append((Stepped(version, moved.metrics, kept), None))
+        if step.last:  # who is told of it leaves, and can be asked for nothing again
+            self._keep(step)
+        self._unsaid.append((Stepped(version, moved.metrics), None))
         self._flush()
         self._published()
-        for intake in self._early.pop(version, ()):
+
+    def _after(self, step: Step) -> None:
+        """What can wait until the version is told: its snapshot, contributions that came early for it, its evaluation."""
+        if not step.last:
+            self._keep(step)
+        for intake in self._early.pop(step.version, ()):
             self._take(intake)
-        if self.evaluate and self.due(version):
-            self._unsaid.append((Evaluated(version, self.evaluate(self.newest[1])), None))
+        if self.evaluate and self.due(step.version):
+            self._unsaid.append((Evaluated(step.version, self.evaluate(self.newest[1])), None))
+
+    def _keep(self, step: Step) -> None:
+        if self.recording is not None and self.recording.keep(step, self.newest[1], self.aggregator):
+            self._unsaid.append((Kept(step.version), None))
 
     def _sync(self) -> None:
         """What is recorded is durable when this returns."""

@@ -25,23 +25,30 @@ MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Examples:
-    """x: [n, ...], y: [n, ...]. Floating numbers are kept as float32, whole ones as int64 (labels, tokens)."""
+    """x: [n, ...], y: [n, ...]. Floating numbers are kept as float32, whole ones as int64 (labels, tokens).
+
+    weight: what an example counts in the loss, [n], finite, from 0; None: all alike. It needs a loss that gives one number an
+    example.
+    """
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
+    weight: npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", _as_kept(self.x))
         object.__setattr__(self, "y", _as_kept(self.y))
         if len(self.x) != len(self.y):
             raise UserError(f"examples: {len(self.x)} inputs but {len(self.y)} labels; there must be as many of each")
+        if self.weight is not None:
+            object.__setattr__(self, "weight", _weights(self.weight, len(self.y)))
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, which: Any) -> Examples:
         """A slice (a view) or an array of indices (a copy)."""
-        return Examples(self.x[which], self.y[which])
+        return Examples(self.x[which], self.y[which], None if self.weight is None else self.weight[which])
 
 
 def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
@@ -136,3 +143,10 @@ def _as_kept(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Without a copy where it is so already."""
     whole = np.issubdtype(np.asarray(array).dtype, np.integer)
     return np.asarray(array, dtype=np.int64 if whole else np.float32, order="C")
+
+
+def _weights(array: npt.NDArray[Any], n: int) -> npt.NDArray[np.float32]:
+    weight = np.asarray(array, dtype=np.float32, order="C")
+    if weight.shape != (n,) or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise UserError(f"examples: weights of shape {list(weight.shape)}; expected [{n}], each a finite number from 0")
+    return weight

@@ -1,12 +1,15 @@
 """How good weights are on examples: the same sums on the coordinator's held-out data and on a client's own.
 
 The one idea: a `Tally` collects what each batch gave without waiting for the device; its sums add up over batches and
-clients, and only a total divided by its count is a mean.
+clients, and only a total divided by its count is a mean. A metric that is no mean (f1, AUC) is a function of a whole
+evaluation set; over clients it is averaged by their numbers of examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -15,11 +18,36 @@ from torch import Tensor, nn
 from shoal.envs.datasets import Examples
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, seeded
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics, Totals
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, ...], y [B, ...]) -> the mean over the batch, a scalar. torch.nn.functional.cross_entropy is one."""
+"""(logits [B, ...], y [B, ...]) -> the mean over the batch, a scalar; or a loss an example, [B], whose mean is taken (weighted,
+where examples have weights). torch.nn.functional.cross_entropy is one of either kind, the second with reduction="none"."""
+
+Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
+"""(logits [n, ...], y [n, ...]) of a whole evaluation set, on the CPU -> one number; nan where it is not defined."""
+
+METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
+TAKEN = frozenset(
+    {"accuracy", "change_bytes", "dense_bytes", "down_bytes", "dropped_residuals", "episodes", "examples", "held_out_examples"}
+    | {"held_out_loss", "lag_max", "lag_mean", "lag_min", "loss", "norm_bound", "sent_bytes", "steps", "train_accuracy"}
+    | {"untold", "up_bytes", "update_norm", "version", "weights_bytes"}
+)
+
+
+def mean_loss(loss: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The scalar to minimise: of losses [B] sum(weight * loss) / sum(weight), 0 where all weights are 0. Raises UserError."""
+    if loss.ndim == 0 and weight is None:
+        return loss
+    if loss.shape != (len(y),):
+        wanted = f"one number an example, [{len(y)}]" + ("" if weight is not None else ", or their mean, []")
+        remedy = '; reduction="none", say' if loss.ndim == 0 else ""
+        raise UserError(f"loss gave shape {list(loss.shape)} for y {list(y.shape)}: expected {wanted}{remedy}")
+    if weight is None:
+        return loss.mean()
+    return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class Tally:
@@ -27,59 +55,112 @@ class Tally:
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
-        self.sizes: list[int] = []
+        self.sizes: list[float | Tensor] = []
         self.guesses: list[Tensor] = []
         self.truths: list[Tensor] = []
 
-    def add(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
+    def add(self, logits: Tensor, y: Tensor, loss: Tensor, weight: Tensor | None = None) -> None:
+        """loss: the mean over the batch, by `weight` [B] where there is one."""
         self.losses.append(loss.detach())
-        self.sizes.append(len(y))
+        self.sizes.append(len(y) if weight is None else weight.sum())
         if logits.ndim == y.ndim + 1 and not y.is_floating_point():  # classes on axis 1, as cross_entropy has them
             self.guesses.append(logits.argmax(1))
             self.truths.append(y)
 
     def totals(self) -> dict[str, tuple[float, float]]:
-        """{"loss": (sum over examples, examples), "accuracy": (hits, labels)}; no accuracy where y is no class.
-        A loss that is not finite shows in the sum."""
+        """{"loss": (sum over examples, examples, or their weights), "accuracy": (hits, labels)}; no accuracy where y is no
+        class. A loss that is not finite shows in the sum."""
         losses: list[float] = torch.stack(self.losses).tolist()
-        totals = {"loss": (sum(map(float.__mul__, losses, map(float, self.sizes))), float(sum(self.sizes)))}
+        sizes = [float(size) for size in self.sizes]
+        totals = {"loss": (sum(map(float.__mul__, losses, sizes)), sum(sizes))}
         if self.guesses:
             hits = torch.cat(self.guesses) == torch.cat(self.truths)
             totals["accuracy"] = (float(hits.sum()), float(hits.numel()))
         return totals
 
 
-def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """In order, `size` examples at a time, the last perhaps fewer: views."""
-    for first in range(0, len(y), size):
-        yield x[first : first + size], y[first : first + size]
+def batches(arrays: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """In order, `size` examples at a time, the last perhaps fewer: views of each array."""
+    for first in range(0, len(arrays[0]), size):
+        which = slice(first, first + size)
+        yield [array[which] for array in arrays]
 
 
 @torch.no_grad()
-def tallied(module: nn.Module, x: Tensor, y: Tensor, loss: Loss, batch_size: int) -> Totals:
-    """Totals of a module as it is, in its evaluation mode, over x [n, ...] and y [n, ...] on its device."""
+def tallied(
+    module: nn.Module, data: Sequence[Tensor], loss: Loss, batch_size: int, metrics: Mapping[str, Metric] | None = None
+) -> Totals:
+    """Totals of a module as it is, in its evaluation mode. data: x [n, ...], y [n, ...] and perhaps weight [n], on its device.
+
+    Each metric adds (value * n, n), or nothing where it is nan.
+    """
     module.eval()
-    tally = Tally()
-    for xs, ys in batches(x, y, batch_size):
+    tally, kept = Tally(), list[Tensor]()
+    for xs, ys, *weight in batches(data, batch_size):
         logits = module(xs)
-        tally.add(logits, ys, loss(logits, ys))
-    return tally.totals()
+        tally.add(logits, ys, mean_loss(loss(logits, ys), ys, *weight), *weight)
+        if metrics:
+            kept.append(logits.cpu())
+    totals = tally.totals()
+    if metrics:
+        n = float(len(data[1]))
+        values = measured(metrics, torch.cat(kept), data[1].cpu())
+        totals |= {name: (value * n, n) for name, value in values.items() if not math.isnan(value)}
+    return totals
+
+
+def measured(metrics: Mapping[str, Metric], logits: Tensor, y: Tensor) -> dict[str, float]:
+    """Each metric's number. Raises UserError for what is none."""
+    found = {}
+    for name, metric in metrics.items():
+        value = metric(logits, y)
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shape = f"shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+            given = f"logits {list(logits.shape)} and y {list(y.shape)}"
+            raise UserError(f"metric {name} gave {shape} for {given}: expected one number for all of them") from None
+    return found
+
+
+def named(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:
+    """Returns the metrics, none for None. Raises UserError for a name that cannot be shown or that means something else."""
+    for name in metrics or {}:
+        if not isinstance(name, str) or not METRIC_NAME.fullmatch(name) or name in TAKEN or name.startswith("eval/"):
+            taken = f"not one of {', '.join(sorted(TAKEN))}, not eval/..."
+            raise UserError(f"metric {name!r}: expected a name of letters, digits and _ / . - (1 to 64 of them), {taken}")
+    return metrics or {}
 
 
 class Evaluation:
-    """Weights -> {"loss", "accuracy", "examples"} on examples that stay on the device, `batch_size` at a time."""
+    """Weights -> {"loss", "accuracy", "examples", each metric} on examples that stay on the device, `batch_size` at a time.
+
+    Metrics are tried at once, on the first batch: raises UserError.
+    """
 
     def __init__(
-        self, model: Model, examples: Examples, loss: Loss, batch_size: int = 1000, device: torch.device | str = "cpu"
+        self,
+        model: Model,
+        examples: Examples,
+        loss: Loss,
+        batch_size: int = 1000,
+        device: torch.device | str = "cpu",
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.flat = FlatModule(seeded(model, 0), device)  # its weights come with each call
-        self.loss = loss
-        self.batch_size = batch_size
-        self.x = as_tensor(examples.x).to(device)
-        self.y = as_tensor(examples.y).to(device)
+        self.loss, self.batch_size, self.metrics = loss, batch_size, named(metrics)
+        self.data = tensors(examples, device)
+        if metrics:
+            tallied(self.flat.module, [array[:batch_size] for array in self.data], loss, batch_size, metrics)
 
     def __call__(self, weights: Bundle) -> Metrics:
         self.flat.read(weights)
-        totals = tallied(self.flat.module, self.x, self.y, self.loss, self.batch_size)
-        means = {name: total / count for name, (total, count) in totals.items()}
-        return {**means, "examples": float(len(self.y))}
+        totals = tallied(self.flat.module, self.data, self.loss, self.batch_size, self.metrics)
+        means = {name: total / count for name, (total, count) in totals.items() if count}
+        return {**means, "examples": float(len(self.data[1]))}
+
+
+def tensors(examples: Examples, device: torch.device | str) -> tuple[Tensor, ...]:
+    """x, y and, where there are weights, weight."""
+    arrays = (examples.x, examples.y) if examples.weight is None else (examples.x, examples.y, examples.weight)
+    return tuple(as_tensor(array).to(device) for array in arrays)

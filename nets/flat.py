@@ -82,6 +82,12 @@ class FlatModule:
             raise ValueError(self.layout.difference(bundle.layout))
         self.raw.copy_(as_tensor(bundle.data))
 
+    def clip(self, most: float) -> torch.Tensor:
+        """Scale the gradient down to the Euclidean norm `most` where it is longer. Returns the norm before, on the device."""
+        norm: torch.Tensor = self.grad.norm()
+        self.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
     def bundle(self) -> Bundle:
         """The weights as they are now: one copy."""
         out = Bundle.zeros(self.layout)

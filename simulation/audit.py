@@ -20,6 +20,7 @@ from shoal.coordinator.deciding.events import (
     Fold,
     Folded,
     Heard,
+    Kept,
     Moved,
     Outdated,
     Pull,
@@ -97,6 +98,7 @@ class Audit:
             Folded: self._folded,
             Unfit: self._unfit,
             Stepped: self._stepped,
+            Kept: self._kept,
         }
         self._after: Mapping[type[Any], Callable[[Any], None]] = {
             Send: self._send,
@@ -200,6 +202,15 @@ class Audit:
     def _stepped(self, event: Stepped) -> None:
         self.books.stepped(event)
         self._round(event.version)
+        if self.setting.rules.retain and any(self.core.kept < version < event.version for version in self._snapshots()):
+            wrong(f"versions {self._snapshots()} are in snapshots, and the core was told of version {self.core.kept}")
+
+    def _kept(self, event: Kept) -> None:
+        if event.version not in self._snapshots():
+            wrong(f"{event}, and versions {self._snapshots()} are in snapshots")
+
+    def _snapshots(self) -> list[int]:
+        return [snapshot.version for snapshot in self.hub.world.disk.shelf.kept]
 
     def _round(self, version: int) -> None:
         """Where work was promised, a round may begin without a task that is given out."""
@@ -460,6 +471,9 @@ class Audit:
             wrong(f"{len(self.stops)} of {len(self.rows)} actors are told to stop")
         if effect.reason == "done" and not self.setting.goal.reached(self.books.published, self.books.steps):
             wrong(f"done at version {self.books.published} and {self.books.steps} steps, for {self.setting.goal}")
+        kept = self._snapshots()
+        if isinstance(self.event, Stepped) and effect.reason == "done" and self.books.published not in kept:
+            wrong(f"actors are told to leave after version {self.books.published}, and versions {kept} are in snapshots")
 
     # What is folded in
 

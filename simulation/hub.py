@@ -86,11 +86,25 @@ class Slow(Learner):
                 max(self._free_at, time.now) + (setting.step if isinstance(job, Step) else setting.fold) * time.random()
             )
             time.at(self._free_at, self._due, job)
+            if isinstance(job, Step):
+                self._free_at += setting.step  # a snapshot's
+                time.at(self._free_at, self._rest, job)
 
     def _due(self, job: Job) -> None:
         if self.hub.gone:
             return
-        self._do(job)
+        if isinstance(job, Step):
+            self._step(job)
+        else:
+            self._do(job)
+        self._tell()
+
+    def _rest(self, step: Step) -> None:
+        if not self.hub.gone:
+            self._after(step)
+            self._tell()
+
+    def _tell(self) -> None:
         self.hub.learned()
         if self._unsaid and not self._syncs:
             self._syncs = True

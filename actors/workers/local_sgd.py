@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shoal.envs.population import Population
-from shoal.nets.evaluation import Loss, Tally, batches, tallied
+from shoal.nets.evaluation import Loss, Metric, Tally, batches, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, seeded
+from shoal.nets.schedules import Schedule
+from shoal.nets.updates import SGD, Momentum, Optimizer, update_of, within
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -27,15 +30,22 @@ class LocalSGD:
     """FedAvg's ClientUpdate (McMahan et al. 2017, algorithm 1); with mu > 0 FedProx's (Li et al. 2020, algorithm 2).
 
     model: makes the module; only its shape counts, weights come with each task. float32 parameters are trained.
-    loss: (logits, y) -> the mean over the batch.
+    loss: (logits, y) -> the mean over the batch, or a loss an example, [B], whose mean is taken by the examples' weights.
+    local_epochs, local_steps: passes over the client's data; or, above 0, so many steps in their place.
+    drop_last: leave out the last batch of a pass where it is smaller than batch_size and not the only one.
+    optimizer: a name of UPDATES or a class, made with lr and, where they are not 0, momentum and weight_decay; or an Update,
+    which brings its own settings. Moments begin anew with each task.
+    lr_schedule: version -> a factor for the optimizer's step; None: 1.
+    clip_grad_norm: largest Euclidean norm of a step's gradient, the proximal term included; 0: any.
     mu: adds mu / 2 * ||w - w_global||^2 to the loss, that is mu * (w - w_global) to the gradient.
-    momentum: v <- momentum * v + gradient, w <- w - lr * v (as torch.optim.SGD), from v = 0 for each client.
-    weighting: a client counts by its "samples", or each alike as one of the "users".
+    weighting: a client counts by its number of examples ("samples"), or each client alike ("users").
+    metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data where it evaluates.
     kept_bytes: so much of the clients' data stays on the device, the longest unused going first.
 
     "train" gives the delta (local - global, in every dtype's own arithmetic; for booleans whether they differ) and the
-    totals over all examples of all local epochs, each taken just before the step that uses it. "evaluate" gives totals only.
+    totals over all examples of all steps, each taken just before the step that uses it. "evaluate" gives totals only.
     A loss that is not finite is no error here: it shows in the totals, and the delta is what came of it.
+    Raises UserError for a setting out of range.
     """
 
     def __init__(
@@ -45,68 +55,101 @@ class LocalSGD:
         loss: Loss,
         *,
         local_epochs: int = 1,
+        local_steps: int = 0,
         batch_size: int = 10,
+        drop_last: bool = False,
+        optimizer: Optimizer = "sgd",
         lr: float = 0.1,
         momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        lr_schedule: Schedule | None = None,
+        clip_grad_norm: float = 0.0,
         mu: float = 0.0,
         weighting: str = "samples",
+        metrics: Mapping[str, Metric] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         kept_bytes: int = 2**28,
     ) -> None:
-        _check(local_epochs >= 1, "local_epochs", local_epochs, "at least 1")
-        _check(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        _check(0 < lr < math.inf, "lr", lr, "a number above 0")
-        _check(0 <= momentum < 1, "momentum", momentum, "from 0 to below 1")
-        _check(0 <= mu < math.inf, "mu", mu, "a number from 0")
-        _check(weighting in ("samples", "users"), "weighting", weighting, "'samples' or 'users'")
-        self.population, self.loss = population, loss
-        self.local_epochs, self.batch_size = local_epochs, batch_size
-        self.lr, self.momentum, self.mu = lr, momentum, mu
+        within("local_epochs", local_epochs, first=1)
+        within("local_steps", local_steps)
+        within("batch_size", batch_size, first=1)
+        within("lr", lr, above=0.0)
+        within("clip_grad_norm", clip_grad_norm)
+        within("mu", mu)
+        if weighting not in ("samples", "users"):
+            raise UserError(f"weighting={weighting!r}: must be 'samples' or 'users'")
+        self.population, self.loss, self.metrics = population, loss, named(metrics)
+        self.local_epochs, self.local_steps = local_epochs, local_steps
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.update = update_of(optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.sgd = self.update if isinstance(self.update, SGD) and type(self.update) in (SGD, Momentum) else None
+        self.lr_schedule, self.clip_grad_norm, self.mu = lr_schedule, clip_grad_norm, mu
+        self.factor_at(0)
         self.weighting, self.seed = weighting, seed
         self.flat = _checked(FlatModule(seeded(model, 0), device))  # its weights come with each task
         self.own_buffers = {name: buffer.data_ptr() for name, buffer in self.flat.module.named_buffers()}
         self.w = self.flat.vector[: self.flat.trainable]
         self.w_global = torch.empty_like(self.w)
-        self.velocity = torch.zeros_like(self.w)
         self.drift = torch.empty_like(self.w)
+        self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
         self.one = torch.ones((), device=self.flat.device)
         self.data = _Data(population, self.flat.device, kept_bytes)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
-        x, y = self.data.of(client)
+        data = self.data.of(client)
         self.flat.read(weights)
         self._seed(client, task.version)
-        weight = float(len(y)) if self.weighting == "samples" else 1.0
+        examples = float(len(data[1]))
+        weight = examples if self.weighting == "samples" else 1.0
         match task.kind:
             case "train":
-                totals = self._train(x, y, client, task.version)
-                return Work(self._delta(weights), weight, {**totals, "examples": (float(len(y)), 1.0)})
+                totals = self._train(data, client, task.version)
+                return Work(self._delta(weights), weight, {**totals, "examples": (examples, 1.0)})
             case "evaluate":
-                return Work(None, weight, tallied(self.flat.module, x, y, self.loss, max(self.batch_size, 1000)))
+                size = max(self.batch_size, 1000)
+                return Work(None, weight, tallied(self.flat.module, data, self.loss, size, self.metrics))
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
 
-    def _train(self, x: Tensor, y: Tensor, client: int, version: int) -> dict[str, tuple[float, float]]:
+    def factor_at(self, version: int) -> float:
+        """Returns what the optimizer's step is multiplied by in a task against these weights. Raises UserError."""
+        factor = 1.0 if self.lr_schedule is None else float(self.lr_schedule(version))
+        if not 0 <= factor < math.inf:
+            raise UserError(f"lr_schedule gave {factor!r} for version {version}: must be a number from 0")
+        return factor
+
+    def _train(self, data: Sequence[Tensor], client: int, version: int) -> dict[str, tuple[float, float]]:
         self._start()
-        module, tally = self.flat.module, Tally()
+        module, tally, factor = self.flat.module, Tally(), self.factor_at(version)
         shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", client, version)))
-        for _ in range(self.local_epochs):
-            order = torch.from_numpy(shuffle.permutation(len(y))).to(x.device)
-            for xs, ys in batches(x.index_select(0, order), y.index_select(0, order), self.batch_size):
+        t = 0
+        for order in self._orders(len(data[1]), shuffle):
+            for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size):
+                t += 1
                 self.flat.grad.zero_()
                 logits = module(xs)
-                loss = self.loss(logits, ys)
+                loss = mean_loss(self.loss(logits, ys), ys, *weight)
                 loss.backward(self.one)  # type: ignore[no-untyped-call]
-                self._step()
-                tally.add(logits, ys, loss)
+                self._step(factor, t)
+                tally.add(logits, ys, loss, *weight)
         return tally.totals()
+
+    def _orders(self, n: int, shuffle: np.random.Generator) -> Iterator[Tensor]:
+        """For each pass over n examples those that it uses, in an order of its own."""
+        size = self.batch_size
+        count = n - n % size if self.drop_last and n > size else n
+        each = -(-count // size)
+        left = self.local_steps or self.local_epochs * each
+        while left > 0:
+            yield torch.from_numpy(shuffle.permutation(n)[: min(count, left * size)]).to(self.flat.device)
+            left -= each
 
     def _start(self) -> None:
         """Leave nothing of the client before."""
         if not self.flat.module.training:
             self.flat.module.train()
-        if self.momentum:
-            self.velocity.zero_()
+        for moment, first in zip(self.moments, self.update.moments.values(), strict=True):
+            moment.fill_(first)
         if self.mu:
             self.w_global.copy_(self.w)
 
@@ -117,13 +160,23 @@ class LocalSGD:
         if self.flat.device.type == "cuda":
             torch.cuda.manual_seed(place)
 
-    def _step(self) -> None:
+    def _step(self, factor: float, t: int) -> None:
+        """One step of the optimizer. SGD's formula is worked out in place, without new memory."""
         step = self.flat.grad
         if self.mu:
             step.add_(torch.sub(self.w, self.w_global, out=self.drift), alpha=self.mu)
-        if self.momentum:
-            step = self.velocity.mul_(self.momentum).add_(step)
-        self.w.add_(step, alpha=-self.lr)
+        if self.clip_grad_norm:
+            self.flat.clip(self.clip_grad_norm)
+        if (sgd := self.sgd) is None:
+            update, *moments = self.update(self.w, step.neg_(), t, *self.moments)
+            self.moments = [moment.clone() for moment in moments]  # an Update may give back the gradient's memory, or w's
+            self.w.add_(update, alpha=factor)
+            return
+        if sgd.weight_decay:
+            step.add_(self.w, alpha=sgd.weight_decay)
+        if sgd.momentum:
+            step = self.moments[0].mul_(sgd.momentum).add_(step)
+        self.w.add_(step, alpha=-sgd.lr * factor)
 
     def _delta(self, weights: Bundle) -> Bundle:
         """local - global. A module that put a new tensor in a buffer's place would leave it out, and to the next client."""
@@ -143,29 +196,29 @@ class _Data:
         self.population = population
         self.device = device
         self.free = kept_bytes
-        self.kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self.kept: OrderedDict[int, tuple[Tensor, ...]] = OrderedDict()
 
-    def of(self, client: int) -> tuple[Tensor, Tensor]:
+    def of(self, client: int) -> tuple[Tensor, ...]:
         if client in self.kept:
             self.kept.move_to_end(client)
             return self.kept[client]
         examples = self.population.examples(client)
         if not len(examples):
             raise UserError(f"client {client} has no examples: a client has at least 1")
-        pair = as_tensor(examples.x).to(self.device), as_tensor(examples.y).to(self.device)
-        self._keep(client, pair)
-        return pair
+        data = tensors(examples, self.device)
+        self._keep(client, data)
+        return data
 
-    def _keep(self, client: int, pair: tuple[Tensor, Tensor]) -> None:
-        self.kept[client] = pair
-        self.free -= _nbytes(pair)
+    def _keep(self, client: int, data: tuple[Tensor, ...]) -> None:
+        self.kept[client] = data
+        self.free -= _nbytes(data)
         while self.free < 0:
             _, gone = self.kept.popitem(last=False)
             self.free += _nbytes(gone)
 
 
-def _nbytes(pair: tuple[Tensor, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in pair)
+def _nbytes(data: tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in data)
 
 
 def _subtract(local: Bundle, start: Bundle, dtype: str) -> None:
@@ -187,8 +240,3 @@ def _checked(flat: FlatModule) -> FlatModule:
     if not flat.trainable:
         raise UserError("model: no trainable parameter; local SGD needs at least one")
     return flat
-
-
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"{name}={value!r}: must be {allowed}")

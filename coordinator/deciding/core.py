@@ -18,6 +18,7 @@ from shoal.coordinator.deciding.events import (
     Folded,
     Heard,
     Interrupt,
+    Kept,
     Lost,
     Moved,
     Outdated,
@@ -116,9 +117,11 @@ class Core:
                 return self._moved(session, task, left)
             case Tick():
                 return patience.tick(self)
-            case Stepped(version, _, kept):
-                self.kept = kept
+            case Stepped(version):
                 return self._advance(version)
+            case Kept(version):
+                self.kept = version
+                return ()
             case Unfit(task, reason):
                 return self._unfit(task, reason)
             case Outdated(session, version):

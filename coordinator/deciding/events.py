@@ -79,11 +79,17 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The next weights are there, and as durable as the run asks for. kept: the newest version that is in a snapshot."""
+    """Weights `version` are there, and its record in the journal is durable, where the run has a journal."""
 
     version: int
     metrics: Metrics
-    kept: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot holds weights `version`. It comes after Stepped; before it for the last version of a run."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Interrupt:
     reason: str
 
 
-Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Tick | Interrupt
+Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Kept | Tick | Interrupt
 
 # Effects
 

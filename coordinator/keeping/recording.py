@@ -138,12 +138,14 @@ class Recording:
         head = msgpack.packb([COMMITTED, step.version, step.steps, step.drawn, digest])
         self.journal.append(len(head).to_bytes(4, "little") + head)
 
-    def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
-        """A snapshot, if one is due."""
+    def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> bool:
+        """A snapshot, if one is due. Returns whether this version is in one now. Nothing may have been folded into the weights
+        since `commit`: a snapshot covers every record that is durable when it is made."""
         since = self.clock() - self.kept_at
         cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
         if step.last or since >= self.every or cheap:
             self.snapshot(step, weights, aggregator)
+        return self.kept == step.version
 
     def sync(self) -> None:
         """Everything recorded is durable when this returns. Raises DiskTrouble, to be tried again, or SyncFailed."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.fedbuff import FedBuff
-from shoal.aggregators.fedopt import Momentum
+from shoal.nets.updates import Momentum
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.work import Contribution
@@ -78,7 +78,7 @@ def test_order_of_arrival_changes_no_bit(order, normalise):
 
 
 def test_it_may_drive_a_server_optimizer():
-    aggregator = FedBuff(vector([0.0]), rule=Momentum(lr=1.0, beta=0.5))
+    aggregator = FedBuff(vector([0.0]), update=Momentum(lr=1.0, momentum=0.5))
     assert stepped(aggregator, buffered([([1.0], 1.0, 2)])).tolist() == [1.0]
     assert stepped(aggregator, buffered([([1.0], 1.0, 0)])).tolist() == [2.5]
 

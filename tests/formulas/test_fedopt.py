@@ -13,6 +13,7 @@ from federated_deltas import contribution, vector
 
 from shoal.aggregators.fedavg import FedAvg
 from shoal.aggregators.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.nets.updates import Adam, AdamW
 from shoal.protocol.errors import UserError
 
 # Three rounds of two clients with weights 3 and 1; each entry tells another story: steady, alternating, fading, tiny, none.
@@ -114,6 +115,20 @@ def test_fedadam_is_not_torch_adam_which_corrects_for_the_start():
     expected = by_torch(torch.optim.Adam, lr=0.1, betas=(0.8, 0.95), eps=0.01)
     found = run(FedAdam(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01))
     assert abs(found[0][0] - expected[0][0]) > 0.01
+
+
+def test_any_update_may_be_the_servers():
+    settings = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    the_same(run(FedAvg(vector(START), update=Adam(**settings))), by_torch(torch.optim.Adam, **settings))
+    the_same(run(FedAvg(vector(START), update=AdamW(**settings))), by_torch(torch.optim.AdamW, **settings))
+
+
+def test_an_update_that_counts_its_steps_goes_on_after_a_restart():
+    whole, first, second = (FedAvg(vector(START), update=Adam(0.1)) for _ in range(3))
+    after = run(whole)
+    assert run(first)[-1].tolist() == after[-1].tolist()
+    second.load(first.weights(), first.state())
+    assert [one.tolist() for one in run(whole)] == [other.tolist() for other in run(second)]
 
 
 def by_torch(optimizer: Callable[..., torch.optim.Optimizer], **settings: Any) -> list[np.ndarray]:

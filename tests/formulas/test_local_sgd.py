@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from shoal.envs.population import Population
 from shoal.nets.evaluation import Evaluation
 from shoal.nets.flat import FlatModule
 from shoal.nets.models import fedavg_cnn, mlp, seeded
+from shoal.nets.updates import SGD, AdamW, RMSprop
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -53,12 +56,14 @@ def shuffles(seed: int, client: int, version: int, count: int, epochs: int) -> l
     return [rng.permutation(count) for _ in range(epochs)]
 
 
-def plain_loop(module, examples, orders, *, batch_size, lr, momentum=0.0, mu=0.0, loss=cross_entropy):
+def plain_loop(
+    module, examples, orders, *, batch_size, mu=0.0, loss=cross_entropy, clip=math.inf, by=torch.optim.SGD, **settings
+):
     """An ordinary torch training loop, FedProx's term written as it stands in the paper and left to autograd.
     Returns the trained module and the (loss, size, hits) of each step."""
     module = copy.deepcopy(module).train()
     start = [parameter.detach().clone() for parameter in module.parameters()]
-    optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum)
+    optimizer = by(module.parameters(), **settings)
     x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
     seen = []
     for order in orders:
@@ -69,6 +74,7 @@ def plain_loop(module, examples, orders, *, batch_size, lr, momentum=0.0, mu=0.0
             its_loss = loss(logits, y[batch])
             distance = sum(((w - w0) ** 2).sum() for w, w0 in zip(module.parameters(), start, strict=True))
             (its_loss + mu / 2 * distance).backward()
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
             optimizer.step()
             seen.append((its_loss.item(), len(batch), int((logits.argmax(1) == y[batch]).sum())))
     return module, seen
@@ -95,6 +101,198 @@ def test_local_sgd_is_the_plain_torch_loop(momentum, mu):
         assert work.totals["accuracy"] == (sum(hits for *_, hits in seen), 3 * len(examples))
         assert work.totals["examples"] == (len(examples), 1)
         assert work.weight == len(examples)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"optimizer": "sgd", "weight_decay": 0.1}, {"by": torch.optim.SGD, "weight_decay": 0.1}),
+        ({"optimizer": "momentum", "weight_decay": 0.1}, {"by": torch.optim.SGD, "momentum": 0.9, "weight_decay": 0.1}),
+        ({"optimizer": SGD(0.02, 0.5, 0.1)}, {"by": torch.optim.SGD, "momentum": 0.5, "weight_decay": 0.1}),
+        ({"optimizer": "adam", "weight_decay": 0.1}, {"by": torch.optim.Adam, "weight_decay": 0.1}),
+        ({"optimizer": AdamW, "weight_decay": 0.3}, {"by": torch.optim.AdamW, "weight_decay": 0.3}),
+        ({"optimizer": "rmsprop", "momentum": 0.5}, {"by": torch.optim.RMSprop, "momentum": 0.5}),
+        ({"optimizer": "adagrad"}, {"by": torch.optim.Adagrad}),
+        ({"clip_grad_norm": 0.2, "mu": 0.5}, {"clip": 0.2, "mu": 0.5}),
+        ({"clip_grad_norm": 0.2, "momentum": 0.9, "weight_decay": 0.1}, {"clip": 0.2, "momentum": 0.9, "weight_decay": 0.1}),
+    ],
+    ids=str,
+)
+def test_each_optimizer_is_torchs_in_the_plain_loop(ours, theirs):
+    people, module = population(), small()
+    worker = LocalSGD(small, people, cross_entropy, batch_size=5, lr=0.02, seed=11, **ours)
+    for client in range(people.clients):
+        examples = people.examples(client)
+        work = worker.run(weights_of(module), client, Task(version=4, index=0, clients=(client,)))
+        trained, _ = plain_loop(module, examples, shuffles(11, client, 4, len(examples), 1), batch_size=5, lr=0.02, **theirs)
+        before = dict(module.named_parameters())
+        for name, local in trained.named_parameters():
+            # Adam and its kin divide by roots of small squares: where a gradient is near 0, its rounding shows
+            found = before[name].detach().numpy() + work.bundle[name]
+            assert np.allclose(found, local.detach().numpy(), rtol=1e-5, atol=1e-6), name
+
+
+def test_sgd_in_place_is_the_same_formula():
+    class Other(SGD):
+        """No subclass is taken for SGD itself: it may change the formula."""
+
+    people, weights, task = population(), weights_of(small()), Task(0, 0, (1,))
+    settings = {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.1}
+    found = [LocalSGD(small, people, cross_entropy, optimizer=kind, **settings) for kind in (SGD, Other)]
+    assert [worker.sgd is None for worker in found] == [False, True]
+    one, other = (worker.run(weights, 1, task).bundle.vector() for worker in found)
+    assert np.allclose(one, other, **ROUNDING)
+
+
+def test_a_schedule_scales_the_rate_of_a_version():
+    people, weights = population(), weights_of(small())
+    for optimizer in ("sgd", "adam"):
+        halved = LocalSGD(small, people, cross_entropy, optimizer=optimizer, lr_schedule=lambda version: 0.5**version)
+        twin = LocalSGD(small, people, cross_entropy, optimizer=optimizer, lr=0.1 / 4)
+        one, other = (worker.run(weights, 0, Task(2, 0, (0,))).bundle.vector() for worker in (halved, twin))
+        assert np.allclose(one, other, **ROUNDING)
+
+
+def test_an_update_of_ones_own_may_keep_the_memory_that_it_was_given():
+    class Delayed:
+        """Goes by the gradient and the weights of the step before."""
+
+        moments: Mapping[str, float] = {"delta": 0.0, "w": 0.0}
+
+        def __call__(self, w, delta, t, *moments):
+            return 0.1 * moments[0] + (0.01 * (w - moments[1]) if t > 1 else 0 * w), delta, w
+
+    people, module = population(), small()
+    worker = LocalSGD(small, people, cross_entropy, batch_size=4, optimizer=Delayed())
+    first = worker.run(weights_of(module), 1, Task(3, 0, (1,))).bundle.vector()
+    worker.run(weights_of(module), 0, Task(3, 0, (0,)))
+    assert np.array_equal(first, worker.run(weights_of(module), 1, Task(3, 0, (1,))).bundle.vector())
+    w = torch.from_numpy(weights_of(module).vector()[: worker.flat.trainable].copy())
+    begun, last, old = w.clone(), torch.zeros_like(w), torch.zeros_like(w)
+    examples = people.examples(1)
+    [order] = shuffles(0, 1, 3, len(examples), 1)
+    twin = copy.deepcopy(module)
+    for t, batch in enumerate(np.split(order, range(4, len(order), 4)), 1):
+        nn.utils.vector_to_parameters(w, twin.parameters())
+        twin.zero_grad()
+        cross_entropy(twin(torch.from_numpy(examples.x[batch])), torch.from_numpy(examples.y[batch])).backward()
+        gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
+        w, last, old = w + 0.1 * last + (0.01 * (w - old) if t > 1 else 0 * w), -gradient, w
+    assert np.allclose(first, (w - begun).numpy(), **ROUNDING)
+
+
+def test_steps_in_place_of_epochs_go_on_over_passes():
+    people, weights = population(), weights_of(small())
+    n = len(people.examples(0))
+    passes = LocalSGD(small, people, cross_entropy, local_epochs=2, batch_size=5)
+    for extra in (-1, 0, 1):
+        steps = LocalSGD(small, people, cross_entropy, local_steps=2 * math.ceil(n / 5) + extra, batch_size=5)
+        one, other = (worker.run(weights, 0, Task(0, 0, (0,))) for worker in (passes, steps))
+        assert (one.bundle.sha256() == other.bundle.sha256()) == (extra == 0)
+        assert other.totals["loss"][1] == {-1: 2 * n - (n % 5 or 5), 0: 2 * n, 1: 2 * n + 5}[extra]
+        assert other.totals["examples"] == (n, 1)
+
+
+def test_the_last_batch_is_left_out_unless_it_is_the_only_one():
+    people, weights = population(), weights_of(small())
+    n = len(people.examples(0))
+    for size in (5, 7, n, n + 1, 1000):
+        dropping = LocalSGD(small, people, cross_entropy, batch_size=size, drop_last=True, local_epochs=3)
+        totals = dropping.run(weights, 0, Task(0, 0, (0,))).totals
+        assert totals["loss"][1] == 3 * (n - n % size if size <= n else n)
+    two = LocalSGD(small, people, cross_entropy, batch_size=5, drop_last=True, local_steps=n // 5 + 1)
+    assert two.run(weights, 0, Task(0, 0, (0,))).totals["loss"][1] == 5 * (n // 5 + 1)
+
+
+each_loss = partial(cross_entropy, reduction="none")
+
+
+def test_a_loss_an_example_is_its_mean():
+    people, weights, task = population(), weights_of(small()), Task(0, 0, (0,))
+    one, other = (LocalSGD(small, people, loss).run(weights, 0, task) for loss in (cross_entropy, each_loss))
+    assert np.allclose(one.bundle.vector(), other.bundle.vector(), **ROUNDING)
+    assert other.totals["loss"] == (pytest.approx(one.totals["loss"][0], rel=1e-6), one.totals["loss"][1])
+
+
+def test_an_example_of_weight_two_is_two_examples_and_one_of_weight_zero_is_none():
+    examples = population().examples(0)
+    weight = np.arange(len(examples)) % 3
+    twice = np.repeat(np.arange(len(examples)), weight)
+    weighted = Population(1, lambda client: Examples(examples.x, examples.y, weight))
+    repeated = Population(1, lambda client: examples[twice])
+    found = [
+        LocalSGD(small, people, each_loss, batch_size=1000, local_epochs=3).run(weights_of(small()), 0, Task(0, 0, (0,)))
+        for people in (weighted, repeated)
+    ]
+    assert np.allclose(found[0].bundle.vector(), found[1].bundle.vector(), rtol=1e-5, atol=1e-6)
+    assert found[0].totals["loss"] == (pytest.approx(found[1].totals["loss"][0], rel=1e-5), 3 * weight.sum())
+    assert (found[0].weight, found[1].weight) == (len(examples), len(twice))
+    one, other = (Evaluation(small, people.examples(0), each_loss)(weights_of(small())) for people in (weighted, repeated))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_a_batch_whose_weights_are_all_zero_changes_nothing():
+    people = Population(1, lambda client: Examples(np.ones((4, 6)), np.zeros(4, int), np.zeros(4)))
+    work = LocalSGD(small, people, each_loss).run(weights_of(small()), 0, Task(0, 0, (0,)))
+    assert (work.bundle.vector() == 0).all()
+    assert work.totals["loss"] == (0, 0)
+    assert set(Evaluation(small, people.examples(0), each_loss)(weights_of(small()))) == {"accuracy", "examples"}
+
+
+def test_a_loss_of_another_shape_is_refused_in_one_line():
+    people, weights, task = population(), weights_of(small()), Task(0, 0, (0,))
+    with pytest.raises(UserError, match=r"^loss gave shape \[10, 3\] for y \[10\]: expected one number an example, \[10\], or"):
+        LocalSGD(small, people, lambda logits, y: logits).run(weights, 0, task)
+    weighted = Population(1, lambda client: Examples(np.ones((4, 6)), np.zeros(4, int), np.ones(4)))
+    with pytest.raises(UserError, match=r"^loss gave shape \[\] for y \[4\]: expected .* \[4\]; reduction=\"none\", say$"):
+        LocalSGD(small, weighted, cross_entropy).run(weights, 0, task)
+
+
+def macro_f1(logits, y):
+    guess = logits.argmax(1)
+    hits = [(2 * ((guess == c) & (y == c)).sum(), (guess == c).sum() + (y == c).sum()) for c in range(3)]
+    return sum(two / both if both else 0.0 for two, both in hits) / 3
+
+
+def test_metrics_are_of_all_of_a_clients_examples_and_of_all_that_is_held_out():
+    from sklearn.metrics import f1_score
+
+    people, module = population(), small()
+    metrics = {"f1/macro": macro_f1, "rows": lambda logits, y: len(logits)}
+    examples = people.examples(2)
+    logits = module(torch.from_numpy(examples.x))
+    expected = f1_score(examples.y, logits.argmax(1), average="macro")
+    n = len(examples)
+    totals = (
+        LocalSGD(small, people, cross_entropy, metrics=metrics).run(weights_of(module), 2, Task(0, 0, (2,), "evaluate")).totals
+    )
+    assert totals["f1/macro"] == (pytest.approx(expected * n), n)
+    assert totals["rows"] == (n * n, n)
+    for batch_size in (3, 1000):
+        found = Evaluation(small, examples, cross_entropy, batch_size, metrics=metrics)(weights_of(module))
+        assert (found["f1/macro"], found["rows"]) == (pytest.approx(expected), n)
+
+
+def test_a_metric_that_is_not_defined_for_a_client_is_left_out_of_its_totals():
+    people, task = population(), Task(0, 0, (2,), "evaluate")
+    worker = LocalSGD(small, people, cross_entropy, metrics={"auc": lambda logits, y: math.nan})
+    assert set(worker.run(weights_of(small()), 2, task).totals) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy", "examples", "steps", "", "f 1", "f1\n", "eval/f1", "f" * 65, 3])
+def test_a_metric_of_a_name_that_means_something_else_is_refused(name):
+    with pytest.raises(UserError, match=r"^metric .*: expected a name of letters"):
+        LocalSGD(small, population(), cross_entropy, metrics={name: macro_f1})
+    with pytest.raises(UserError, match=r"^metric "):
+        Evaluation(small, population().examples(0), cross_entropy, metrics={name: macro_f1})
+
+
+@pytest.mark.parametrize(
+    ("gives", "found"), [(lambda logits, y: logits.argmax(1) == y, r"shape \[\d+\]"), (lambda logits, y: None, "NoneType")]
+)
+def test_a_metric_that_is_no_number_is_refused_before_anything_is_trained(gives, found):
+    with pytest.raises(UserError, match=rf"^metric mine gave {found} for logits \[\d+, 3\] and y \[\d+\]: expected one number"):
+        Evaluation(small, population().examples(0), cross_entropy, metrics={"mine": gives})
 
 
 def test_the_proximal_term_pulls_towards_the_global_weights():
@@ -126,10 +324,12 @@ def test_the_delta_of_a_batch_norm_model_holds_its_statistics_and_counters():
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-def test_the_result_depends_on_nothing_that_ran_before(kind):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", RMSprop(0.01, momentum=0.5)], ids=str)
+def test_the_result_depends_on_nothing_that_ran_before(kind, optimizer):
     people = Population(5, lambda client: population().examples(client)[:12])
     weights, task = weights_of(normalised()), Task(3, 0, (2,), kind)
-    settings = {"local_epochs": 2, "batch_size": 4, "momentum": 0.9, "mu": 0.1, "seed": 6}
+    settings = {"local_epochs": 2, "batch_size": 4, "mu": 0.1, "seed": 6, "optimizer": optimizer, "clip_grad_norm": 0.5}
+    settings |= {"momentum": 0.9} if optimizer == "sgd" else {}
     alone = LocalSGD(normalised, people, cross_entropy, **settings).run(weights, 2, task)
     busy = LocalSGD(normalised, people, cross_entropy, kept_bytes=1000, **settings)
     torch.rand(7)
@@ -278,6 +478,9 @@ def test_users_count_alike():
         {"momentum": 1.0},
         {"mu": -0.1},
         {"mu": math.inf},
+        {"local_steps": -1},
+        {"clip_grad_norm": -1.0},
+        {"weight_decay": -0.1},
         {"weighting": "sample"},
     ],
 )
@@ -286,6 +489,12 @@ def test_a_setting_out_of_range_is_named(wrong):
     with pytest.raises(UserError) as refused:
         LocalSGD(small, population(), cross_entropy, **wrong)
     assert str(refused.value).startswith(f"{name}={value!r}: must be ")
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan, math.inf])
+def test_a_schedule_that_gives_no_factor_is_refused_at_once(factor):
+    with pytest.raises(UserError, match=rf"lr_schedule gave {factor} for version 0: must be a number from 0"):
+        LocalSGD(small, population(), cross_entropy, lr_schedule=lambda version: factor)
 
 
 def test_a_model_or_client_that_cannot_be_trained_is_refused():

@@ -1,0 +1,56 @@
+"""Facts about the order in which the learner's thread tells what it did."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from shoal.aggregators.fedavg import FedAvg
+from shoal.coordinator.checks import Checks
+from shoal.coordinator.deciding.events import Fold, Folded, Kept, Step, Stepped
+from shoal.coordinator.learner import Intake, Learner
+from shoal.protocol.layout import Bundle
+from shoal.protocol.messages import Contribute
+from shoal.protocol.work import Task
+
+START = Bundle.pack({"w": np.zeros(5, np.float32)})
+
+
+def intake(index: int, onto: int = 0) -> Intake:
+    message = Contribute((0, index), 0, 0, 1.0, START.layout.digest, False, {}, {}, 0.0, 0.0)
+    return Intake(Fold(Task(0, index, (index,)), (index,), message, onto), START)
+
+
+class Book:
+    """A recording that notes what the learner had told when it was asked for a snapshot, and how many folds it then covered."""
+
+    def __init__(self) -> None:
+        self.learner: Learner | None = None
+        self.accepted = 0
+        self.asked: list[tuple[int, list[object], int]] = []
+
+    def accept(self, fold: Fold, bundle: Bundle) -> None:
+        self.accepted += 1
+
+    def commit(self, step: Step, weights: Bundle) -> None:
+        return
+
+    def sync(self) -> None:
+        return
+
+    def keep(self, step: Step, weights: Bundle, aggregator: object) -> bool:
+        assert self.learner is not None
+        self.asked.append((step.version, [type(one) for one in self.learner.outcomes], self.accepted))
+        return True
+
+
+def test_a_version_is_told_before_its_snapshot_is_written_and_the_last_one_after_it() -> None:
+    book: Any = Book()
+    learner = book.learner = Learner(FedAvg(START), Checks(), time.monotonic, recording=book)
+    learner.put([intake(1, onto=1), intake(0), Step(1, 0, 0)])
+    assert [type(one) for one in learner.outcomes] == [Folded, Stepped, Kept, Folded]
+    learner.put([Step(2, 0, 0, last=True)])
+    assert [type(one) for one in learner.outcomes][4:] == [Kept, Stepped]
+    assert book.asked == [(1, [Folded, Stepped], 1), (2, [Folded, Stepped, Kept, Folded], 2)]
