@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans import Asked, Outcome, Plan, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Rules
 from shoal.jobs.federated import Federated
@@ -99,8 +99,8 @@ def broadcast(floats: int, actors: int, rounds: int) -> tuple[Job, Still]:
 class Assembled(Rounds):
     """Rounds of all clients that begin when as many actors are there."""
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
-        return super().assign(idle, version, now) if version or self.issued or idle >= self.clients else ()
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        return super().assign(seats, news, version, now) if version or self.issued or seats.room >= self.clients else ()
 
 
 class Still:

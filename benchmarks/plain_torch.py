@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shoal.coordinator.deciding.plans import Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.jobs.catalog import digits
 from shoal.jobs.job import Job
@@ -43,7 +44,7 @@ def learned(job: Job, rounds: int) -> tuple[State, list[float]]:
     plan = Rounds(settings.clients, settings.cohort, seed=job.seed)
     moments = [time.perf_counter()]
     for version in range(rounds):
-        cohort = [task.clients[0] for task in plan.assign(settings.cohort, version, 0.0)]
+        cohort = [task.clients[0] for task in plan.assign(Seats(settings.cohort), (), version, 0.0)]
         states = [trained(model, weights, *data[client], job, client, version) for client in cohort]
         weights = mean(states, [len(data[client][1]) for client in cohort])
         moments.append(time.perf_counter())

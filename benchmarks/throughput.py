@@ -19,7 +19,7 @@ from shoal.benchmarks.peers import questions
 from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.play import played
 from shoal.benchmarks.timing import interleaved
-from shoal.coordinator.deciding.plans import AFRESH
+from shoal.coordinator.deciding.plans import AFRESH, Seats
 
 ACTORS = 2
 LARGE = 1_200_000  # float32: 4.8 MB
@@ -121,7 +121,7 @@ def _registered(clients: int) -> tuple[float, int]:
     gc.collect()
     before, began = resident(), time.perf_counter()
     plan = job(SMALL, 2_000, 1, sums=True, clients=clients).plan(AFRESH)
-    tasks = plan.assign(4, 0, 0.0)
+    tasks = plan.assign(Seats(4), (), 0, 0.0)
     seconds = time.perf_counter() - began
     assert tasks
     return seconds, max(0, resident() - before)

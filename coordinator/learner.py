@@ -48,7 +48,7 @@ class Broke:
 
 
 Job: TypeAlias = Intake | Step
-Outcome: TypeAlias = Event | Evaluated | Broke | Report
+Answer: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
 LONG = 2e-4  # seconds of a job that is told of at once: its actor may be waiting for the memory that its arrays lie in
 DEARER = 4  # times what telling took last, making durable included, that is spent on jobs before it is done again
@@ -77,10 +77,10 @@ class Learner:
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
         self.change: Bundle | None = None
-        self.outcomes: deque[Outcome] = deque()
+        self.outcomes: deque[Answer] = deque()
         self.busy = 0.0  # seconds spent on jobs
         self._early: dict[int, list[Intake]] = {}
-        self._unsaid: list[tuple[Outcome, Intake | None]] = []  # not to be told before their records are durable
+        self._unsaid: list[tuple[Answer, Intake | None]] = []  # not to be told before their records are durable
 
     def put(self, jobs: Sequence[Job]) -> None:
         """To be done in this order."""

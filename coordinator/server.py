@@ -24,6 +24,7 @@ from shoal.coordinator.deciding.events import (
     Interrupt,
     Lost,
     Moved,
+    Nudge,
     Outdated,
     Pull,
     Send,
@@ -38,7 +39,7 @@ from shoal.coordinator.deciding.events import (
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.keeping.disk import DiskTrouble
-from shoal.coordinator.learner import Broke, Evaluated, Intake, Job, Learner, Outcome
+from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.serving import What
 from shoal.coordinator.sharing import Sharing
@@ -74,9 +75,11 @@ class Wire(Protocol):
 @dataclass(slots=True)
 class Outside:
     """What a server is told from outside its sockets. interrupted: a reason to end the run here, or "".
-    gone: process ids of this machine's actors that have ended since the last call. evict: end these, whose workers hang."""
+    nudged: whether the plan was fed since the last call; whoever feeds it wakes the wire. gone: process ids of this machine's
+    actors that have ended since the last call. evict: end these, whose workers hang."""
 
     interrupted: Callable[[], str] = str
+    nudged: Callable[[], bool] = bool
     gone: Callable[[], Iterable[int]] = tuple
     evict: Callable[[Sequence[int]], None] = lambda pids: None
 
@@ -162,6 +165,8 @@ class Server:
         self._hear()
         if reason := self.outside.interrupted():
             self.handle(Interrupt(reason))
+        if self.outside.nudged():
+            self.handle(Nudge())
         self.handle(Tick())
         self._ask()
         if self._jobs:
@@ -271,7 +276,7 @@ class Server:
         while self.learner.outcomes:
             self._outcome(self.learner.outcomes.popleft())
 
-    def _outcome(self, outcome: Outcome) -> None:
+    def _outcome(self, outcome: Answer) -> None:
         match outcome:
             case Report():
                 self._report(outcome)

@@ -263,9 +263,9 @@ class Life(Process):
         layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if counts else ("", 0, "")
         if counts and self.session.retain:
             digest = product.bundle.sha256()
-        weight = float(product.number)
+        weight, totals = float(product.number), {"number": (float(product.number), 1.0)}
         message = Contribute(
-            name, run.attempt, run.made_from, weight, layout, run.summed, {}, {}, 0.0, seconds, (), nbytes, digest, clients
+            name, run.attempt, run.made_from, weight, layout, run.summed, totals, {}, 0.0, seconds, (), nbytes, digest, clients
         )
         self.take(Done(message, clients, (nbytes or LAYOUT.nbytes) if counts else 0))
 

@@ -7,6 +7,8 @@ The one idea: the audit keeps books of its own from events and effects alone, an
 from __future__ import annotations
 
 import math
+import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -50,7 +52,7 @@ from shoal.protocol.messages import (
     TaskName,
     Verdict,
 )
-from shoal.protocol.work import Task, Words
+from shoal.protocol.work import Task, Totals, Words
 from shoal.simulation.books import Books, Holding, Taken, wrong
 from shoal.simulation.look import look
 from shoal.simulation.setting import Setting
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from shoal.simulation.hub import Hub
 
 LOOK = 64  # events between two looks at the core's own indices
+FINAL = ("accepted", "stale", "aside")
 OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
 
 
@@ -115,7 +118,7 @@ class Audit:
     def begin(self, hub: Hub) -> None:
         """A new life of the coordinator."""
         self.books.begin(hub)
-        self.hub, self.core = hub, hub.core
+        self.hub, self.core, self.plan = hub, hub.core, hub.plan
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
         self.held: dict[TaskName, Holding] = {
@@ -128,6 +131,8 @@ class Audit:
         self.changes = False
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
+        self.due: deque[tuple[TaskName, str]] = deque()  # what the plan has to hear
+        self.final: set[TaskName] = set()  # tasks that it heard are over
         self.newest_task, self.round_at = -1, 0.0
         self._round(self.core.version)
         self.over = False
@@ -160,6 +165,8 @@ class Audit:
             return
         if effects or type(event) is not Tick:
             self._compare(event, effects, product)
+        if self.plan.asked:
+            self._heard()
         counts = self.core.ledger.counts
         heard, accepted, folding = counts.heard, counts.accepted, counts.folding
         balanced = heard == accepted + counts.duplicate + counts.stale + counts.refused + folding
@@ -190,9 +197,32 @@ class Audit:
             if self.held.get(task) is not holding and not self.over:
                 wrong(f"arrays are fetched for what is nobody's, after {event}")
 
+    def _heard(self) -> None:
+        """The plan was asked for tasks, and so has heard all that became of others, once."""
+        plan = self.plan
+        heard, plan.heard, plan.asked = plan.heard, [], False
+        for task, word, _, totals in heard:
+            name = (task.version, task.index)
+            if self.due and self.due[0] == (name, word):
+                self.due.popleft()
+                self._said_so(name, word, totals)
+            elif word != "stale" or name in self.held or task.version >= self.core.version:  # it waited to be done again
+                wrong(f"the plan hears that {task} is {word}, and {list(self.due)[:3]} is what became of others")
+            if word in FINAL and name in self.final:
+                wrong(f"the plan hears that {task} is {word}, which was over")
+            self.final.update([name] if word in FINAL else [])
+        if self.due:
+            wrong(f"the plan does not hear that {self.due[0]}")
+
+    def _said_so(self, name: TaskName, word: str, totals: Totals) -> None:
+        product = self.counted[name].product if word == "accepted" else None
+        if product and product.honest and totals != {"number": (product.number, 1.0)}:
+            wrong(f"the plan hears of task {name}, made of {product}, with {totals}")
+
     def _folded(self, event: Folded) -> None:
         taken = self.counted[event.task] = self.folding.pop(event.task)
         self.accepted += 1
+        self.due.append((event.task, "accepted"))
         self.served.add(taken.holding.session)
         if taken.holding.counts:
             self.books.paid(taken)
@@ -221,6 +251,7 @@ class Audit:
         self.books.step(effect, self.folding.values(), self.core.now - self.round_at)
 
     def _unfit(self, event: Unfit) -> None:
+        self.due.append((event.task, "refused"))
         self._end(event.task, self.folding.pop(event.task).holding)
 
     def _hear(self, event: Heard) -> None:
@@ -350,6 +381,8 @@ class Audit:
 
     def _cancel(self, row: Row, session: bytes, task: TaskName) -> None:
         self._only_own(session)
+        if isinstance(self.event, Stepped):
+            self.due.append((task, "stale"))
         holding = self.held.get(task)
         if holding is None or holding.session != session:
             wrong(f"task {task} is taken from one that does not have it")
@@ -375,6 +408,8 @@ class Audit:
             owed = holding.owed.product if holding.owed else None
             if owed and owed.honest and message.verdict != "accepted" and not self._made_again(owed):
                 wrong(f"{message}, of what was acknowledged")
+            failed = isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Failed)
+            self.due.append((message.task, "failed" if failed else message.verdict))
             self._end(message.task, holding)
 
     def _remembered(self, row: Row, counted: Taken) -> bool:
@@ -427,6 +462,8 @@ class Audit:
     def _report(self, report: Report) -> None:
         if report.kind == "aside":
             self.books.aside += 1
+            version, index = map(int, re.findall(r"\d+", report.text)[:2])
+            self.due.append(((version, index), "aside"))
         if report.kind == "away":
             for row in self.rows.values():
                 row.away = row.actor.away

@@ -126,8 +126,9 @@ class Hub(Process):
         s = world.setting
         self.found, adder = world.disk.recover()
         recording = world.disk.recording(self.found, adder, self.clock, self._told)
+        self.plan = s.schedule.plan(self.found.asked)
         self.core = Core(
-            s.schedule.plan(self.found.asked),
+            self.plan,
             s.goal,
             s.rules,
             version=self.found.version,

@@ -17,6 +17,7 @@ from shoal.actors.session import Session
 from shoal.coordinator.deciding import core, desk, membership, patience
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.ledger import Ledger
+from shoal.coordinator.deciding.plans import selection
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.roster import Roster
@@ -108,7 +109,7 @@ MUTANTS = (
     Mutant("parts of a task lose its words", Task, "apart", "replace(self,", "replace(self, words={},"),
     Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
     Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),
-    Mutant("what is refused is not done again", Core, "_refuse", "yield from desk.take_back(self, lease, why)", "pass"),
+    Mutant("what is refused is not done again", Core, "_refuse", "yield from desk.take_back", "list"),
     Mutant("the next attempt has the same number", desk, "take_back", "(task, tries) for", "(task, tries - 1) for"),
     Mutant("tasks are never set aside", desk, "take_back", "if tries < core.rules.attempts:", "if True:"),
     Mutant("leases never end", patience, "tick", "if core.rules.lease:", "if False:"),
@@ -118,7 +119,7 @@ MUTANTS = (
     Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),
     Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.returned.extend(actor.parked)", "pass"),
     Mutant("what came back holds up no round", Ledger, "outstanding", " + len(self.returned)", ""),
-    Mutant("a closed round's tasks are done later", desk, "close", "one[0].version >= core.version", "True"),
+    Mutant("a closed round's tasks are done later", Ledger, "close", "one[0].version >= version", "True"),
     Mutant("a closed round's tasks wait on for their actors", desk, "close", "unpark(core)", "pass"),
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
@@ -174,13 +175,18 @@ MUTANTS = (
     Mutant("rounds do not wait", Rounds, "enough", "(all_out and outstanding == 0)", "all_out"),
     Mutant("rounds do not ask for a quorum", Rounds, "enough", " and folded >= self.quorum", ""),
     Mutant("rounds end before their deadline", Rounds, "enough", "self.deadline <= now - self.began", "self.deadline"),
-    Mutant("every round has one cohort", Rounds, "_draw", "purpose, self.version", "purpose"),
+    Mutant("every round has one cohort", selection, "uniform", "purpose, version", "purpose"),
     Mutant("rounds take what is old", Rounds, "admits", "made_from == version", "made_from <= version"),
     Mutant("a restarted round asks everyone again", Rounds, "_begin", "if client not in done", "if True"),
     Mutant("streams take what is too old", Stream, "admits", "self.max_lag", "self.max_lag + 1"),
     Mutant("streams wait for one more", Stream, "enough", "folded >= self.batch", "folded > self.batch"),
     Mutant("one task under two versions", Stream, "_next", "self.drawn += 1", "self.drawn += number % 5 > 0"),
     Mutant("work on weights that are not there", Stream, "_next", "version - self.max_lag", "version + 1"),
+    Mutant("the plan hears all of it twice", desk, "_new", "news.clear()", "len(told) % 5 == 3 or news.clear()"),
+    Mutant("the plan hears nothing", desk, "_new", "core.seats, told", "core.seats, ()"),
+    Mutant("the plan hears of failures as refusals", Core, "_failed", '"failed")\n', '"refused")\n'),
+    Mutant("the plan hears none of the numbers", Core, "_folded", ", lease.done.totals", ""),
+    Mutant("seats are counted that are taken", Roster, "seats", "actor.capacity - len(actor.tasks)", "actor.capacity"),
     # What is durable
     Mutant(
         "acknowledged before it is durable",

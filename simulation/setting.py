@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans import Asked, Outcome, Plan, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.rules import Goal, Rules
@@ -37,9 +37,9 @@ class Schedule:
     evaluate_every: int = 0
     seed: int = 0
 
-    def plan(self, asked: Asked) -> Plan:
+    def plan(self, asked: Asked) -> Overheard:
         """A fresh one, as a coordinator makes it at its start."""
-        return Worded(self._bare(asked), self) if self.worded else self._bare(asked)
+        return Overheard(self._bare(asked), self)
 
     def _bare(self, asked: Asked) -> Plan:
         if self.streams:
@@ -74,15 +74,21 @@ class Schedule:
         return self.max_lag if self.streams else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Worded:
-    """Another plan, whose tasks get words."""
+@dataclass(slots=True)
+class Overheard:
+    """Another plan, whose tasks get words. heard: what it was told of them, oldest first, until somebody takes it away."""
 
     plan: Plan
     schedule: Schedule
+    heard: list[Outcome] = field(default_factory=list)
+    asked: bool = False  # for tasks, since then
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
-        return [self._told(task) for task in self.plan.assign(idle, version, now)]
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        self.heard += news
+        self.asked = True
+        if len({seat.actor for seat in seats}) < sum(1 for _ in seats) or sum(seat.free for seat in seats) != seats.room:
+            raise AssertionError(f"{seats.room} places, at {list(seats)}")
+        return [self._told(task) for task in self.plan.assign(seats, news, version, now)]
 
     def _told(self, task: Task) -> Task:
         kind, _, words = self.schedule.told(task.version, task.counts)

@@ -192,7 +192,7 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Played:
     """How a schedule went. violation: "" if well."""
 
     seed: int
@@ -200,14 +200,14 @@ class Outcome:
     violation: str
 
 
-def schedule(seed: int, seconds: float) -> Outcome:
+def schedule(seed: int, seconds: float) -> Played:
     """Play one schedule, whose faults last about so many simulated seconds."""
     world = World(seed, seconds)
     try:
         world.run()
     except FAULTY as fault:
-        return Outcome(seed, world.time.events, f"at {world.time.now:.3f} s: {type(fault).__name__}: {fault}")
-    return Outcome(seed, world.time.events, "")
+        return Played(seed, world.time.events, f"at {world.time.now:.3f} s: {type(fault).__name__}: {fault}")
+    return Played(seed, world.time.events, "")
 
 
 def run(quick: bool, seed: int = 0) -> dict[str, Any]:

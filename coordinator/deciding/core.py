@@ -21,6 +21,7 @@ from shoal.coordinator.deciding.events import (
     Kept,
     Lost,
     Moved,
+    Nudge,
     Outdated,
     Pull,
     Send,
@@ -33,7 +34,7 @@ from shoal.coordinator.deciding.events import (
 )
 from shoal.coordinator.deciding.farewell import Farewell
 from shoal.coordinator.deciding.ledger import Coming, Lease, Ledger
-from shoal.coordinator.deciding.plans import Plan
+from shoal.coordinator.deciding.plans import Plan, Seats
 from shoal.coordinator.deciding.promises import ANY, Promise
 from shoal.coordinator.deciding.roster import Actor, Roster
 from shoal.coordinator.deciding.rules import Goal, Rules
@@ -82,6 +83,7 @@ class Core:
         self.plan, self.goal, self.rules = plan, goal, rules
         self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
         self.roster = Roster(rules.ahead, rules.most)
+        self.seats = Seats(0, self.roster.seats)
         self.ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(self.roster.most))
         self.stepping = False
         self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
@@ -132,6 +134,8 @@ class Core:
                 return self._stalled(task)
             case Lost(peer, why, dead):
                 return self._lost(peer, why, dead)
+            case Nudge():
+                return ()
             case Interrupt(reason):
                 return self.end(reason, failed=False)
 
@@ -211,6 +215,7 @@ class Core:
         elif why := self._late_for(lease, message):
             self.ledger.counts.heard += 1
             yield from desk.end(self, lease)
+            self.ledger.note(lease, "stale", self.now, message.totals)
             yield from self._judge(actor, lease, "stale", why)
         else:
             yield from self._take_in(actor, lease, message) if whole else self._fetch(actor, lease, message)
@@ -226,7 +231,7 @@ class Core:
 
     def _take_in(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
         self.ledger.counts.heard += 1
-        lease.steps = message.steps
+        lease.done = message
         self._pace(actor, message)
         onto = self._onto_for(lease)
         self.ledger.take(lease, onto)
@@ -289,7 +294,7 @@ class Core:
 
     def _refuse(self, actor: Actor, lease: Lease, why: str) -> Iterator[Effect]:
         yield from self._judge(actor, lease, "refused", why)
-        yield from desk.take_back(self, lease, why)
+        yield from desk.take_back(self, lease, why, "refused")
         yield from patience.strike(self, actor, why)
 
     def _judge(self, actor: Actor, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
@@ -303,8 +308,10 @@ class Core:
     def _folded(self, task: TaskName) -> Iterator[Effect]:
         lease = self.ledger.leases[task]
         self.ledger.count(lease)
-        self.steps += lease.steps * lease.counts
         self.moved_at = self.now
+        if lease.done:
+            self.steps += lease.done.steps * lease.counts
+            self.ledger.note(lease, "accepted", self.now, lease.done.totals)
         if actor := self.roster.actors.get(lease.session):
             actor.strikes = actor.barred = 0
             yield from self._judge(actor, lease, "accepted", "")
@@ -322,7 +329,7 @@ class Core:
             yield from self._refuse(actor, lease, reason)
         else:
             self.ledger.counts.refused += 1
-            yield from desk.take_back(self, lease, reason)
+            yield from desk.take_back(self, lease, reason, "refused")
 
     def _failed(self, actor: Actor, message: Failed) -> Iterator[Effect]:
         lease = self._lease(actor, message)
@@ -337,7 +344,7 @@ class Core:
         yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
         self.ledger.verdicts.remember(actor.session, Verdict(lease.name, lease.attempt, "refused", "failed"))
         yield self._again(actor, message)
-        yield from desk.take_back(self, lease, error)
+        yield from desk.take_back(self, lease, error, "failed")
         yield from patience.strike(self, actor, f"failed in {stage}: {error}")
 
     # Versions

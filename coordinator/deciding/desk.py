@@ -6,8 +6,7 @@ whatever takes it from one of these puts it into the next.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from shoal.coordinator.deciding.events import Effect, Unpull
@@ -31,13 +30,21 @@ def employ(core: Core) -> Iterator[Effect]:
     while core.ledger.returned and core.roster.room:
         yield from _place(core, *core.ledger.returned.popleft())
     draws = len(core.roster)  # what is drawn may be for actors that are busy, and leave the others idle
-    while draws and core.roster.room and (tasks := core.plan.assign(core.roster.room, core.version, core.now)):
+    while draws and core.roster.room and (tasks := _new(core)):
         draws -= 1
         for task in tasks:
             if task.words and (fault := words_fault(task.words)):
                 raise UserError(f"the words of a task must be plain data; those of task {task.version, task.index} are {fault}")
             core.drawn += 1
             yield from _place(core, task, 0)
+
+
+def _new(core: Core) -> Sequence[Task]:
+    """What the plan asks for next; it hears what became of the rest."""
+    core.seats.room, news = core.roster.room, core.ledger.news
+    told = tuple(news)
+    news.clear()
+    return core.plan.assign(core.seats, told, core.version, core.now)
 
 
 def _gathered(core: Core) -> bool:
@@ -118,9 +125,11 @@ def unpull(core: Core, lease: Lease) -> Iterator[Effect]:
         yield Unpull(lease.name)
 
 
-def take_back(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
-    """A task comes back unfinished: to be tried again, or set aside for good."""
+def take_back(core: Core, lease: Lease, why: str, word: str = "") -> Iterator[Effect]:
+    """A task comes back unfinished: to be tried again, or set aside for good. word: what the plan hears of this attempt."""
     yield from end(core, lease)
+    if word:
+        core.ledger.note(lease, word, core.now)
     if lease.promise:
         yield Report("recall", f"task {lease.name}, accepted before the restart, is to be done again: {why}", "warning")
     tries = 0 if lease.promise else lease.tries
@@ -129,6 +138,7 @@ def take_back(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
         to.extend((task, tries) for task in lease.task.apart())
         return
     core.ledger.counts.aside += 1
+    core.ledger.note(lease, "aside", core.now)
     clients = ", ".join(map(str, lease.clients))
     yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {lease.tries} attempts: {why}", "error")
     if core.rules.on_failure == "stop":
@@ -143,5 +153,6 @@ def close(core: Core) -> Iterator[Effect]:
         if not (lease.folding or lease.promise):
             yield from revoke(core, lease)
             yield from end(core, lease)
+            core.ledger.note(lease, "stale", core.now)
     unpark(core)
-    core.ledger.returned = deque(one for one in core.ledger.returned if one[0].version >= core.version)
+    core.ledger.close(core.version)

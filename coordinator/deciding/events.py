@@ -98,13 +98,18 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Nudge:
+    """The plan, which somebody feeds from outside, has something new to ask for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupt:
     """The person (or a limit) wants the run to end here."""
 
     reason: str
 
 
-Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Kept | Tick | Interrupt
+Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Kept | Tick | Nudge | Interrupt
 
 # Effects
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from shoal.coordinator.deciding.plans import NEWS, Outcome
 from shoal.coordinator.deciding.promises import Promise
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Contribute, TaskName, Verdict
-from shoal.protocol.work import Task
+from shoal.protocol.work import Task, Totals
 
+NONE: Totals = MappingProxyType({})
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
 
 
 @dataclass(slots=True)
 class Lease:
     """A task given to an actor. attempt: differs between all leases of a task, in all lives of the coordinator.
-    onto: the version that its contribution, now with the learner, builds on; -1 before that. pulled: it is done, and its
+    onto: the version that its contribution `done`, now with the learner, builds on; -1 before that. pulled: it is done, and its
     arrays are on their way or wait until there is room for them here: nbytes in all, of which `left` are still to come.
     promise: it was given, and its contribution accepted, in an earlier life, which could not keep it. offered: its actor has it
     still, and its turn will come."""
@@ -32,7 +35,7 @@ class Lease:
     session: bytes
     since: float
     onto: int = -1
-    steps: int = 0
+    done: Contribute | None = None
     pulled: bool = False
     nbytes: int = 0
     left: int = 0
@@ -92,6 +95,7 @@ class Ledger:
     coming: dict[int, Coming] = field(default_factory=dict)
     folded: dict[int, int] = field(default_factory=dict)  # onto -> clients folded in
     verdicts: Verdicts = field(default_factory=Verdicts)
+    news: deque[Outcome] = field(default_factory=lambda: deque(maxlen=NEWS))  # that the plan has not heard
     promised: Counter[int] = field(default_factory=Counter)  # onto -> leases that are promises for it
 
     def outstanding(self, version: int, but: int = 0) -> int:
@@ -116,6 +120,11 @@ class Ledger:
         if self.later:
             self.returned.extend(one for one in self.later if one[0].version <= version)
             self.later = [one for one in self.later if one[0].version > version]
+
+    def close(self, version: int) -> None:
+        """What waits to be done, and is for earlier versions than this, will not be."""
+        self.news.extend(Outcome(task, "stale", 0.0, NONE) for task, _ in self.returned if task.version < version)
+        self.returned = deque(one for one in self.returned if one[0].version >= version)
 
     def end(self, lease: Lease) -> None:
         """It is over, however it ended."""
@@ -154,6 +163,10 @@ class Ledger:
             self.folded[lease.onto] = self.folded.get(lease.onto, 0) + len(lease.clients)
             self.counts.clients += len(lease.clients)
         self.end(lease)
+
+    def note(self, lease: Lease, word: str, now: float, totals: Totals = NONE) -> None:
+        """For the plan."""
+        self.news.append(Outcome(lease.task, word, now - lease.since, totals))
 
     def judge(self, session: bytes, verdict: Verdict) -> None:
         """The one verdict on a contribution, remembered so that a repeat gets the same."""

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from shoal.coordinator.deciding.plans import Seat
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Task
 
@@ -125,6 +126,13 @@ class Roster:
             if sessions:
                 return self.actors[next(iter(sessions))]
         return None
+
+    def seats(self) -> Iterator[Seat]:
+        """Those with room, the least busy first."""
+        for sessions in self._idle:
+            for session in sessions:
+                actor = self.actors[session]
+                yield Seat(actor.number, actor.capacity - len(actor.tasks))
 
     def burden(self, actor: Actor, task: TaskName) -> None:
         self._leave(actor)

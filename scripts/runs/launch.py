@@ -187,7 +187,7 @@ def _rules(job: Job, config: Config) -> Rules:
 def _outside(stopper: Stopper, crew: Crew | None, options: Launch) -> Outside:
     if crew is None:
         return Outside(lambda: stopper.reason)
-    return Outside(lambda: stopper.reason or _alone(crew, options), crew.gone, crew.evict)
+    return Outside(lambda: stopper.reason or _alone(crew, options), gone=crew.gone, evict=crew.evict)
 
 
 def _alone(crew: Crew | None, options: Launch) -> str:

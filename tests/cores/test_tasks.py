@@ -17,6 +17,7 @@ from shoal.actors import Worker
 from shoal.actors.events import Run as Order
 from shoal.actors.labour import perform
 from shoal.coordinator.deciding.events import Fold, Folded, Step
+from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Rules
 from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding, Recovered
@@ -78,8 +79,8 @@ class Saying(Rounds):
 
     words: dict[str, Any] = {"epsilon": 0.1}  # noqa: RUF012
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
-        return [replace(task, kind="mine", words=self.words) for task in super().assign(idle, version, now)]
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        return [replace(task, kind="mine", words=self.words) for task in super().assign(seats, news, version, now)]
 
 
 def test_an_actor_is_told_kind_and_words_and_what_counts_does_not_hang_on_the_kind() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from shoal.protocol.work import Task
+from shoal.protocol.work import Task, Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,53 @@ class Asked:
 
 
 AFRESH = Asked()  # a run that begins
+NEWS = 10_000  # outcomes that are kept for a plan that is not asked for a while
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """An actor that has room. free: tasks that it can take now. width: how many clients it can work for at the same time."""
+
+    actor: int
+    free: int
+    width: int = 1
+
+
+class Seats:
+    """Where tasks can go now; good until the plan returns. room: free places of all actors together, known without a look at
+    each. Iterating gives a Seat for each actor that has room, the least busy first."""
+
+    __slots__ = ("_each", "room")
+
+    def __init__(self, room: int, each: Callable[[], Iterable[Seat]] = tuple) -> None:
+        self.room, self._each = room, each
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self._each())
+
+
+class Outcome(NamedTuple):
+    """What became of a task that was given out.
+
+    word: "accepted", "stale" or "aside" (tried too often), which are final; "refused" or "failed" (its worker raised) of an
+    attempt, after which the task is tried again or set aside. seconds: since it was given to its actor, 0 if it was not.
+    totals: those of the contribution, where it was accepted or stale.
+    """
+
+    task: Task
+    word: str
+    seconds: float
+    totals: Totals
 
 
 class Plan(Protocol):
     """A run's schedule. `now` is in seconds of a monotonic clock that is handed in."""
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
-        """At most `idle` new tasks against `version`. Tasks of dead actors are handed out again by the core, not here."""
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        """At most `seats.room` new tasks against `version`. Tasks of dead actors are handed out again by the core, not here.
+
+        news: what became of tasks since the last call, oldest first; those before the last 10,000 are left out.
+        """
         ...
 
     def admits(self, made_from: int, version: int) -> bool:

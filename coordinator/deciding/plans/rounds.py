@@ -1,16 +1,17 @@
 """Synchronous rounds: a cohort works on one version, and its contributions make the next.
 
 The one idea: the cohort of a round is drawn from (seed, version) alone, so that it is the same for any number of actors,
-after any crash, and for any number of registered clients.
+after any crash, and for any number of registered clients. Only a selection that looks at what became of tasks gives that up.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
-from shoal.coordinator.deciding.plans import AFRESH, Asked
-from shoal.protocol.draws import draw
+from shoal.coordinator.deciding.plans import AFRESH, NEWS, Asked, Outcome, Seats, selection
+from shoal.coordinator.deciding.plans.selection import Select
 from shoal.protocol.work import Task
 
 MOST_CLIENTS = 500  # in one task: its message stays small, and a lost actor costs little
@@ -19,7 +20,8 @@ MOST_CLIENTS = 500  # in one task: its message stays small, and a lost actor cos
 class Rounds:
     """FedAvg's schedule (McMahan et al. 2017, Algorithm 1), and that of synchronous reinforcement learning.
 
-    clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order).
+    clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order). select: which
+    (plans/selection.py; None: `uniform`).
     quorum: how many suffice once `deadline` seconds have passed since the round began (0: the deadline never cuts).
     summed: one task may hold several clients, whose weighted sum comes back. evaluate_every: every so many versions,
     `evaluate_cohort` clients score the weights as well.
@@ -37,23 +39,28 @@ class Rounds:
         evaluate_every: int = 0,
         evaluate_cohort: int = 0,
         asked: Asked = AFRESH,
+        select: Select | None = None,
     ) -> None:
         self.clients, self.cohort = clients, cohort or clients
         self.quorum, self.deadline = quorum or self.cohort, deadline
         self.seed, self.summed = seed, summed
         self.evaluate_every, self.evaluate_cohort = evaluate_every, evaluate_cohort
         self.asked = asked
+        self.select = selection.checked(select, clients) if select else selection.uniform(clients, seed)
+        self.evaluators = selection.uniform(clients, seed, "evaluate")
+        self.news: deque[Outcome] = deque(maxlen=NEWS if select else 0)  # since the last round began
         self.version = -1
         self.began = 0.0
         self.train: list[int] = []
-        self.evaluate: list[int] = []
+        self.evaluate: Sequence[int] = ()
         self.issued = 0
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        self.news.extend(news)
         if version != self.version:
             self._begin(version, now)
         tasks: list[Task] = []
-        while len(tasks) < idle and (task := self._next(idle - len(tasks))):
+        while len(tasks) < seats.room and (task := self._next(seats.room - len(tasks))):
             tasks.append(task)
         return tasks
 
@@ -70,14 +77,10 @@ class Rounds:
     def _begin(self, version: int, now: float) -> None:
         self.version, self.began, self.issued = version, now, 0
         done = self.asked.done.get(version, ())
-        self.train = [client for client in self._draw("cohort", self.cohort) if client not in done]
+        self.train = [client for client in self.select(version, self.cohort, tuple(self.news)) if client not in done]
+        self.news.clear()
         due = self.evaluate_every and version % self.evaluate_every == 0
-        self.evaluate = self._draw("evaluate", min(self.clients, self.evaluate_cohort)) if due else []
-
-    def _draw(self, purpose: str, many: int) -> list[int]:
-        if many == self.clients:
-            return list(range(self.clients))
-        return draw(self.seed, purpose, self.version).sample(range(self.clients), many)
+        self.evaluate = self.evaluators(version, min(self.clients, self.evaluate_cohort), ()) if due else ()
 
     def _next(self, idle: int) -> Task | None:
         """The next clients of the round: as many pieces as there is room for, because each costs a message and a thread's
@@ -89,7 +92,7 @@ class Rounds:
         at = self.issued - len(self.train)
         return self._task(self.evaluate[at : at + 1], "evaluate", False) if at < len(self.evaluate) else None
 
-    def _task(self, clients: list[int], kind: str, counts: bool) -> Task:
+    def _task(self, clients: Sequence[int], kind: str, counts: bool) -> Task:
         task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind, counts)
         self.issued += len(clients)
         return task

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.coordinator.deciding.plans import AFRESH, Asked
+from shoal.coordinator.deciding.plans import AFRESH, Asked, Outcome, Seats
 from shoal.protocol.draws import draw
 from shoal.protocol.work import Task
 
@@ -27,8 +27,8 @@ class Stream:
         self.drawn = asked.drawn
         self.evaluated = 0
 
-    def assign(self, idle: int, version: int, now: float) -> Sequence[Task]:
-        return [self._next(version) for _ in range(idle)]
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        return [self._next(version) for _ in range(seats.room)]
 
     def admits(self, made_from: int, version: int) -> bool:
         return version - made_from <= self.max_lag
