@@ -1,0 +1,54 @@
+"""First weights from a file: what another run, or another program, saved as .safetensors.
+
+The one idea: everything is compared before anything is copied, so that a model is either the file's or untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from shoal.protocol.errors import UserError
+
+
+def read_weights(module: nn.Module, path: Path | str) -> None:
+    """Copy the arrays of a .safetensors file into a module: an exported file, a run's snapshot, or anyone's state_dict.
+
+    The file must have every array of the module's state_dict (of tied ones, one), with its shape and dtype, and no other.
+    Raises UserError naming the file and the first array that does not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = [name for name in file.keys() if not name.startswith("state/")]  # noqa: SIM118  # no mapping; a snapshot's
+            found = {name.removeprefix("weights/"): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(f"{path}: cannot be read as a .safetensors file ({why})") from None
+    wanted = module.state_dict(keep_vars=True)
+    places = {**dict(module.named_buffers()), **wanted}
+    if differs := _difference(found, wanted, places):
+        raise UserError(f"{path}: {differs}")
+    for name, tensor in found.items():
+        places[name].data.copy_(tensor)
+
+
+def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> str:
+    """The first array that does not fit, in words; "" where all do."""
+    covered = {id(places[name]) for name in found if name in places}
+    for name, tensor in wanted.items():
+        if id(tensor) not in covered:
+            return f"array {name!r} is missing; the model has {_told(tensor)} there"
+    for name, tensor in found.items():
+        if name not in places:
+            return f"array {name!r} {_told(tensor)} is none of the model's {len(wanted)}: {', '.join(list(wanted)[:4])} ..."
+        if tensor.shape != places[name].shape or tensor.dtype != places[name].dtype:
+            return f"array {name!r} is {_told(tensor)}; the model has {_told(places[name])}"
+    return ""
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
