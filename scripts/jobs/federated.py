@@ -28,7 +28,8 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     loss: Callable[[Any, Any], Any] | None = None,
     *,
     method: str | Method | type[Method] = "fedavg",
-    worker: Callable[[], Worker] | None = None,
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    worker: Callable[..., Worker] | None = None,
     weights: Callable[[], Mapping[str, Any]] | None = None,
     around: Sequence[Any] = (),
     name: str = "federated",
@@ -39,7 +40,9 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
 
     model: () -> nn.Module. data: (x, y) arrays or a pair of such pairs (training, held out), an envs.population.Population,
     or a function that gives any of these: () or of the settings (called once a process, where it is needed).
-    loss: (logits, y) -> mean loss; cross entropy by default. method: a name, or a method of your own (docs/own.md).
+    loss: (logits, y) -> mean loss, or a loss an example; cross entropy by default.
+    metrics: name -> (logits [n, ...], y [n, ...]) -> a number, of a whole evaluation set: what is held out, or a client's data.
+    method: a name, or a method of your own (docs/own.md). worker: (settings, population) -> Worker, in place of local SGD.
     around: wraps around the aggregator, innermost first. Further keywords are settings: `shoal jobs digits` lists them.
 
     Without torch at the actors: worker: () -> Worker and weights: () -> name -> array, in place of model, data and loss.
@@ -48,7 +51,7 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     if worker is not None and weights is not None:
         problem = Calls(worker, weights)
     elif model is not None and data is not None:
-        problem = Supervised(model, data, loss)
+        problem = Supervised(model, data, loss, metrics, worker)
     else:
         raise UserError("Federated needs model= and data=, or worker= and weights=")
     job = Job(problem, FedAvg(), KeepingDeltas(), Bearing(), DeltaChecks(), (*around, Bound(), Compress()), name, seed)

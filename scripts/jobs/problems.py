@@ -89,7 +89,9 @@ class Supervised(Problem):
     """A model, data, a loss.
 
     model: () -> nn.Module. source: arrays (x, y), a pair (training, held out) of such, a Population, or a function that gives
-    one of these: of the settings, or of nothing. loss: (logits, y) -> mean loss; None is cross entropy.
+    one of these: of the settings, or of nothing. loss: (logits, y) -> mean loss, or a loss an example; None is cross entropy.
+    metrics: name -> (logits [n, ...], y [n, ...]) -> a number, of a whole evaluation set. worker: (settings, population) ->
+    Worker, or () -> Worker, in place of SGD on the loss.
     """
 
     kind: ClassVar[str] = "supervised"
@@ -97,6 +99,8 @@ class Supervised(Problem):
     model: Callable[[], nn.Module]
     source: Any
     loss: Callable[[Any, Any], Any] | None = None
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None
+    worker: Callable[..., Worker] | None = None
     partition: str = option("dirichlet", "how the training data is divided among clients", choices=SPLITS, own=True)
     alpha: float = option(
         0.5, "concentration of the Dirichlet distribution", above=0, of=("partition", ("dirichlet", "quantity_skew"))
@@ -105,6 +109,7 @@ class Supervised(Problem):
     classes: int = option(2, "classes that each client has", least=1, of=("partition", ("pathological",)))
     held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
     data: str = option("", "folder of data files, for jobs that read some")
+    initial_weights: str = option("", "file .safetensors that the weights start from (empty: from the seed)")
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         from shoal.nets.flat import FlatModule
@@ -115,7 +120,18 @@ class Supervised(Problem):
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded
 
-        return seeded(self.model, seed)
+        module = seeded(self.model, seed)
+        if self.initial_weights:
+            from shoal.nets.saved import read_weights
+
+            read_weights(module, self.initial_weights)
+        return module
+
+    def own_worker(self, method: Method, seed: int) -> Worker | None:
+        if self.worker is None:
+            return None
+        asks = inspect.signature(self.worker).parameters
+        return self.worker(self.settings(method), self.population(method, seed)) if asks else self.worker()
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         import torch
@@ -128,7 +144,7 @@ class Supervised(Problem):
             return None
         from shoal.nets.evaluation import Evaluation
 
-        evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device)
+        evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device, metrics=self.metrics)
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
 
     def prepare(self, method: Method, seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shoal.jobs.methods.local import LocalTraining
+from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
@@ -13,22 +13,31 @@ from shoal.protocol.errors import UserError
 if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
     from shoal.coordinator.deciding.plans import Asked, Plan
+    from shoal.coordinator.deciding.plans.selection import Select
     from shoal.coordinator.deciding.rules import Rules
     from shoal.jobs.problems import Problem
 
 
 @dataclass(frozen=True)
-class FedAvg(LocalTraining):
-    """Federated averaging (McMahan et al. 2017), and the schedule of every method in synchronous rounds."""
+class InRounds(LocalTraining):
+    """Federated methods in synchronous rounds: a cohort works on one version, and its contributions make the next."""
 
-    name: ClassVar[str] = "fedavg"
-
-    cohort: int = option(10, "clients that are drawn for one round", least=1)
+    cohort: int = option(10, "clients that one round asks", least=1)
+    select: str = option("uniform", "how a round's clients are chosen", choices=("uniform", "power_of_choice"), own=True)
+    candidates: int = option(
+        0,
+        "clients of which those with the largest loss are chosen (0: twice the cohort)",
+        least=0,
+        of=("select", ("power_of_choice",)),
+    )
     quorum: int = option(0, "clients that suffice for a round once its deadline has passed (0: the whole cohort)", least=0)
     deadline: float = option(0.0, "seconds of a round after which the quorum suffices (0: none)", least=0)
     eval_cohort: int = option(0, "clients that evaluate the weights too, every eval_every rounds (0: none)", least=0)
 
     def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if self.candidates > self.clients:
+            raise UserError(f"candidates={self.candidates}: allowed is from 0 to clients={self.clients}")
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 1 to clients={self.clients}")
         if self.quorum > self.cohort:
@@ -55,21 +64,52 @@ class FedAvg(LocalTraining):
             evaluate_every=self.eval_every if self.eval_cohort else 0,
             evaluate_cohort=self.eval_cohort,
             asked=asked,
+            select=self.selection(seed),
         )
+
+    def selection(self, seed: int) -> Select | None:
+        """(version, how many, news) -> clients; None is uniform."""
+        if callable(self.select):
+            return self.select
+        if self.select == "uniform":
+            return None
+        from shoal.coordinator.deciding.plans.selection import power_of_choice
+
+        return power_of_choice(self.clients, seed, self.candidates or min(self.clients, 2 * self.cohort))
 
     def rules(self, sums: bool) -> Rules:
         from shoal.coordinator.deciding.rules import Rules
 
         return Rules(most=2 if sums else 32)
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedavg import FedAvg as Mean
-
-        return Mean(start.weights, start.trainable, **self.shared(device))
-
     def shared(self, device: str) -> dict[str, Any]:
         """Arguments that every server of this family takes."""
         return {"lr": self.server_lr, "device": device, "deterministic": self.deterministic}
+
+
+@dataclass(frozen=True)
+class FedAvg(InRounds):
+    """Federated averaging (McMahan et al. 2017); with another server_optimizer than SGD, of FedOpt's kind."""
+
+    name: ClassVar[str] = "fedavg"
+
+    server_optimizer: str = option(
+        "sgd", "optimizer of the server, for which the mean of the deltas is the way to go", choices=OPTIMIZERS, own=True
+    )
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        from shoal.aggregators.fedavg import FedAvg as Mean
+
+        shared = self.shared(device)
+        if self.server_optimizer != "sgd":
+            from shoal.nets.updates import update_of
+
+            shared["update"] = update_of(self.server_optimizer, lr=shared.pop("lr"))
+        return Mean(start.weights, start.trainable, **shared)
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        check_made(self, "server_optimizer", "server_lr")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shoal.jobs.methods.fedavg import FedAvg
+from shoal.jobs.methods.fedavg import InRounds
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FedAvgM(FedAvg):
+class FedAvgM(InRounds):
     """FedAvg with momentum at the server (Hsu et al. 2019)."""
 
     name: ClassVar[str] = "fedavgm"
@@ -28,7 +28,7 @@ class FedAvgM(FedAvg):
 
 
 @dataclass(frozen=True)
-class FedAdagrad(FedAvg):
+class FedAdagrad(InRounds):
     """Adagrad at the server (Reddi et al. 2021, algorithm 2)."""
 
     name: ClassVar[str] = "fedadagrad"
@@ -43,7 +43,7 @@ class FedAdagrad(FedAvg):
 
 
 @dataclass(frozen=True)
-class FedAdam(FedAvg):
+class FedAdam(InRounds):
     """Adam at the server, without bias correction (Reddi et al. 2021, algorithm 2)."""
 
     name: ClassVar[str] = "fedadam"

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
-from shoal.jobs.settings import option
+from shoal.jobs.settings import default_of, option, ranges, shown, unused
+from shoal.nets.schedules import SCHEDULES, Schedule
+from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
     from shoal.actors import Worker
 
 WEIGHTINGS = ("samples", "users")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
+"""The names of nets/updates.py, which needs torch."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,17 @@ class LocalTraining(Method):
     rounds: int = option(100, "versions of the weights that the run makes", least=1)
     clients: int = option(100, "number of clients", least=1)
     local_epochs: int = option(5, "passes over a client's data in one task", least=1)
+    local_steps: int = option(0, "steps of a client in one task, in place of local_epochs (0: as many as these take)", least=0)
     batch_size: int = option(10, "examples in one step of a client", least=1)
-    lr: float = option(0.1, "learning rate of the clients' SGD", above=0)
-    momentum: float = option(0.0, "momentum of the clients' SGD", least=0, below=1)
+    drop_last: bool = option(False, "a client leaves out the last batch of a pass if it is smaller than batch_size")
+    optimizer: str = option("sgd", "optimizer of the clients, which begins anew in each task", choices=OPTIMIZERS, own=True)
+    lr: float = option(0.1, "learning rate of the clients' optimizer", above=0)
+    momentum: float = option(
+        0.0, "momentum of the clients' optimizer", least=0, below=1, of=("optimizer", ("sgd", "momentum", "rmsprop"))
+    )
+    weight_decay: float = option(0.0, "weight decay of the clients' optimizer", least=0)
+    lr_schedule: str = option("constant", "how the clients' learning rate changes by round", choices=tuple(SCHEDULES), own=True)
+    clip_grad_norm: float = option(0.0, "largest L2 norm of a client's gradient, which is scaled down to it (0: any)", least=0)
     mu: float = option(0.0, "weight of FedProx's proximal term in a client's loss (0: none)", least=0)
     weighting: str = option("samples", "what a client counts by: its number of samples, or 1", choices=WEIGHTINGS)
     server_lr: float = option(1.0, "learning rate of the server's step", above=0)
@@ -43,6 +55,12 @@ class LocalTraining(Method):
     def due(self, version: int) -> bool:
         return version == self.rounds or (self.eval_every > 0 and version % self.eval_every == 0)
 
+    def check(self, problem: Problem) -> None:
+        for name in ranges(self):
+            if why := unused(self, name):
+                raise UserError(why)
+        check_made(self, "optimizer", "lr")
+
     def worker(self, problem: Problem, seed: int) -> Worker:
         if (own := problem.own_worker(self, seed)) is not None:
             return own
@@ -54,10 +72,33 @@ class LocalTraining(Method):
             problem.population(self, seed),
             problem.loss_function(),
             local_epochs=self.local_epochs,
+            local_steps=self.local_steps,
             batch_size=self.batch_size,
+            drop_last=self.drop_last,
+            optimizer=self.optimizer,
             lr=self.lr,
             momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            lr_schedule=self.schedule(),
+            clip_grad_norm=self.clip_grad_norm,
             mu=self.mu,
             weighting=self.weighting,
+            metrics=problem.metrics,
             seed=seed,
         )
+
+    def schedule(self) -> Schedule | None:
+        """Version -> factor of the clients' learning rate; None if it is always 1."""
+        if callable(self.lr_schedule):
+            return self.lr_schedule
+        if self.lr_schedule == "constant":
+            return None
+        factor = SCHEDULES[self.lr_schedule]
+        return lambda version: factor(version, self.rounds)
+
+
+def check_made(settings: Method, optimizer: str, lr: str) -> None:
+    """Raises UserError for a rate beside an optimizer object, which was made with a rate of its own."""
+    given, rate = getattr(settings, optimizer), getattr(settings, lr)
+    if not isinstance(given, str | type) and rate != default_of(settings, lr):
+        raise UserError(f"{lr}={rate:g}: {optimizer}={shown(given)} was made with its own rate; give it there")

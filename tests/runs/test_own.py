@@ -1,0 +1,164 @@
+"""What a user brings to a federated job: an optimizer, a schedule, a partition, metrics, a loss, a worker, first weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typed import mistake, ran
+from whole import run
+
+from shoal import Bundle, Federated, Task, UserError, Work
+from shoal.jobs.catalog import find
+from shoal.jobs.methods.local import OPTIMIZERS
+from shoal.nets.models import mlp
+from shoal.nets.updates import SGD, UPDATES, Adam
+from shoal.runs.rundir import RunDir
+
+RNG = np.random.Generator(np.random.Philox(5))
+X, Y = RNG.normal(size=(120, 64)).astype(np.float32), RNG.integers(0, 10, 120)
+SMALL = {"clients": 6, "cohort": 3, "rounds": 2, "local_epochs": 1, "partition": "iid"}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def job(**more: Any) -> Any:
+    return Federated(mlp, (X, Y), **{**SMALL, **more})
+
+
+def test_the_names_of_optimizers_are_those_that_there_are() -> None:
+    assert tuple(UPDATES) == OPTIMIZERS
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_client_s_optimizer_is_a_setting_and_makes_a_difference(name: str) -> None:
+    plain = run(job(), 0).sha256
+    assert (run(job(optimizer=name), 0).sha256 == plain) == (name == "sgd")
+    assert (run(job(server_optimizer=name), 0).sha256 == plain) == (name == "sgd")
+
+
+def test_an_optimizer_of_one_s_own_is_one_too_and_has_its_own_rate() -> None:
+    class Half(SGD):
+        def __call__(self, w: Tensor, delta: Tensor, t: int, *moments: Tensor) -> tuple[Tensor, ...]:
+            return (delta * self.lr / 2,)
+
+    assert run(job(optimizer=Half, lr=0.2), 0).sha256 != run(job(lr=0.2), 0).sha256
+    assert run(job(optimizer=Adam(lr=0.01)), 0).sha256 == run(job(optimizer="adam", lr=0.01), 0).sha256
+    assert run(job(server_optimizer=Adam(lr=0.01)), 0).sha256 == run(job(server_optimizer="adam", server_lr=0.01), 0).sha256
+    with pytest.raises(UserError, match=r"lr=0.3: optimizer=Adam was made with its own rate"):
+        job(optimizer=Adam(lr=0.01), lr=0.3)
+    with pytest.raises(UserError, match="optimizer=3: must be a function of yours, or one of sgd"):
+        job(optimizer=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"weight_decay": 0.5}, {}),
+        ({"clip_grad_norm": 0.01}, {}),
+        ({"lr_schedule": "cosine"}, {}),
+        ({"local_steps": 1}, {}),
+        ({"drop_last": True, "batch_size": 9}, {"batch_size": 9}),
+    ],
+)
+def test_each_setting_of_the_clients_makes_a_difference(settings: dict[str, Any], said: dict[str, Any]) -> None:
+    assert run(job(**settings), 0).sha256 != run(job(**said), 0).sha256
+
+
+def test_a_schedule_of_one_s_own_is_a_function_of_the_version() -> None:
+    assert run(job(lr_schedule=lambda version: 1.0), 0).sha256 == run(job(), 0).sha256
+    assert run(job(lr_schedule=lambda version: 0.5), 0).sha256 == run(job(lr=0.05), 0).sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("optimizer=adm", "did you mean adam?"),
+        (
+            "optimizer=adam momentum=0.5",
+            "momentum is a setting of optimizer=sgd or momentum or rmsprop",
+        ),
+        ("lr_schedule=cosin", "did you mean cosine?"),
+        ("initial_weights=nowhere.safetensors", "nowhere.safetensors: cannot be read as a .safetensors file (no such file)"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(words: str, line: str) -> None:
+    assert line in mistake("simulate", "digits", *words.split())
+
+
+def test_metrics_of_one_s_own_are_shown_centrally_and_on_clients() -> None:
+    def wrong(logits: Tensor, y: Tensor) -> Tensor:
+        return (logits.argmax(1) != y).float().mean()
+
+    outcome = run(job(metrics={"wrong": wrong}, eval_cohort=2, eval_every=1), 0)
+    last = dict(pair for _, metrics in outcome.seen.steps for pair in metrics.items())
+    assert last["wrong"] == pytest.approx(1 - last["accuracy"])
+    assert last["eval/wrong"] == pytest.approx(1 - last["eval/accuracy"])
+
+
+def test_a_selection_is_a_name_or_a_function_of_the_version_how_many_and_the_news() -> None:
+    asked: list[tuple[int, int, list[tuple[str, int]]]] = []
+
+    def first_then_last(version: int, how_many: int, news: Any) -> range:
+        asked.append((version, how_many, sorted((outcome.word, outcome.task.clients[0]) for outcome in news)))
+        return range(how_many) if version == 0 else range(6 - how_many, 6)
+
+    outcome = run(job(select=first_then_last, partial_sums=False), 0)
+    assert asked == [(0, 3, []), (1, 3, [("accepted", 0), ("accepted", 1), ("accepted", 2)])]
+    assert outcome.finish.reason == "done"
+    plain = run(job(rounds=4), 0).sha256
+    assert run(job(rounds=4, select="power_of_choice", candidates=6), 0).sha256 != plain
+
+
+def test_a_selection_that_gives_what_there_is_not_ends_the_run_in_one_line(place: Path) -> None:
+    (place / "mine.py").write_text("""
+from shoal import Federated
+from shoal.envs import datasets
+from shoal.nets import models
+job = Federated(models.mlp, lambda: datasets.digits(), select=lambda version, how_many, news: [1, 1], rounds=2)
+""")
+    line = "a selection gave [1, 1] for the round of version 0; asked were 10 different clients from 0 to 99"
+    assert line in mistake("simulate", "mine.py", "--actors", 0)
+
+
+def test_a_worker_of_one_s_own_gets_the_settings_and_the_population() -> None:
+    class Still:
+        def __init__(self, settings: Any, population: Any) -> None:
+            self.examples = float(len(population.examples(0)) * settings.rounds)
+
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            return Work(Bundle.zeros(weights.layout), totals={"seen": (self.examples, 1.0)})
+
+    outcome = run(job(worker=Still), 0)
+    assert outcome.seen.steps[0][1]["seen"] == 2 * 16
+
+
+def test_a_loss_an_example_is_a_loss_too() -> None:
+    def each(logits: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+
+    alike, mean = run(job(loss=each), 0), run(job(), 0)
+    np.testing.assert_allclose(alike.weights["0.weight"], mean.weights["0.weight"], atol=1e-6)
+
+
+def test_a_run_may_start_from_another_run_s_exported_weights(place: Path) -> None:
+    first = ran("simulate", "digits", "rounds=2", "local_epochs=1", "--actors", 0, "--run-dir", "first", "--json").result
+    ran("export", "first", "--to", "w.safetensors")
+    evaluated = ran("evaluate", "first", "--json").result
+    ran("simulate", "digits", "rounds=1", "local_epochs=1", "lr=1e-9", "initial_weights=w.safetensors", "--actors", 0)
+    row = RunDir.open("runs/latest").rows()[-1]["metrics"]
+    assert row["accuracy"] == pytest.approx(evaluated["accuracy"], abs=1e-6)
+    assert first["metrics"]["accuracy"] == pytest.approx(evaluated["accuracy"], abs=1e-6)
+    assert json.loads(json.dumps(find("digits").plain()))["initial_weights"] == ""
