@@ -103,6 +103,31 @@ PARTITIONS: Mapping[str, Callable[..., Parts]] = {
 """By name; each is called as PARTITIONS[name](labels, clients, seed=seed, **its own settings)."""
 
 
+def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: int) -> Parts:
+    """What a partition of the user's own, called as those above, gives: indices for each client, checked.
+
+    Raises UserError, naming the client, for one without indices, for an index that is out of range, and for one given twice.
+    """
+    name, n = getattr(partition, "__name__", type(partition).__name__), len(labels)
+    found = partition(labels, clients, seed=seed)
+    if not hasattr(found, "__len__") or len(found) != clients:
+        gave = len(found) if hasattr(found, "__len__") else type(found).__name__
+        raise UserError(f"partition {name} gave {gave}: expected a list of {clients} arrays of indices, one a client")
+    owner = np.full(n, -1)
+    parts = [np.asarray(part) for part in found]
+    for client, part in enumerate(parts):
+        if part.ndim != 1 or not part.size or part.dtype.kind not in "iu":
+            shown = f"{part.dtype}{list(part.shape)}"
+            raise UserError(f"partition {name}, client {client}: {shown}; expected at least one index, whole numbers [n]")
+        if (outside := part[(part < 0) | (part >= n)]).size:
+            raise UserError(f"partition {name}, client {client}: index {outside[0]}; expected 0 to {n - 1}")
+        its, times = np.unique(part, return_counts=True)
+        if (twice := its[(times > 1) | (owner[its] >= 0)]).size:
+            raise UserError(f"partition {name}, client {client}: index {twice[0]} is given twice; expected once at most")
+        owner[part] = client
+    return [part.astype(np.int64) for part in parts]
+
+
 def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(draws.key(seed, "partition")))
 

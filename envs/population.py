@@ -8,28 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.datasets import Examples
+from shoal.envs.sources import examples_of
 from shoal.protocol.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
     """clients: how many; they are called 0 to clients - 1.
-    examples: what a client holds: any function of the client that gives the same examples each time, in any process.
+    examples: what a client holds: any function of the client that gives the same examples each time, in any process; or
+    whatever else sources.py makes examples of.
     held_out: examples that no client trains on, for the central evaluation.
     """
 
     clients: int
-    examples: Callable[[int], Examples]
+    examples: Callable[[int], Any]
     held_out: Examples | None = None
 
     def __post_init__(self) -> None:
         if self.clients < 1:
             raise UserError(f"clients={self.clients}: must be at least 1")
+        object.__setattr__(self, "examples", _Checked(self.examples))
 
     @classmethod
     def divided(
@@ -41,6 +45,20 @@ class Population:
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         return cls(len(parts), _Slices(examples[np.concatenate(parts)], offsets), held_out)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Checked:
+    """What a function of the client gives, as Examples. Raises UserError naming the client."""
+
+    of: Callable[[int], Any]
+
+    def __call__(self, client: int) -> Examples:
+        found = self.of(client)
+        try:
+            return examples_of(found)
+        except UserError as wrong:
+            raise UserError(f"client {client}: {wrong}") from None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,37 +9,62 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from shoal.envs.datasets import Examples, split
-from shoal.envs.partition import PARTITIONS
+from shoal.envs.datasets import split
+from shoal.envs.partition import PARTITIONS, parts_of
 from shoal.envs.population import Population
+from shoal.envs.sources import ACCEPTED, examples_of, is_listed, is_set, split_table, told
 from shoal.protocol.errors import UserError
 
 
 def populated(data: Any, settings: Any, seed: int) -> Population:
-    """data: a Population; arrays (x, y); a pair (training, held out) of such; or a function that gives one of these, of the
-    settings or of nothing."""
-    if callable(data) and not isinstance(data, Population):
+    """data: a Population; one data set (envs/sources.py), or a list of them, one a client; a pair (training, held out) of such;
+    or a function that gives one of these, of the settings or of nothing.
+
+    settings.partition is a name of PARTITIONS, or a function (labels, clients, seed) -> an array of indices for each client.
+    Raises UserError.
+    """
+    if callable(data) and not isinstance(data, Population) and not is_set(data):
         data = data(settings) if inspect.signature(data).parameters else data()
-    if isinstance(data, Population):
-        if data.clients < settings.clients:
-            raise UserError(f"clients={settings.clients}: the data has {data.clients} clients; allowed is from 1 to that")
+    if not isinstance(data, Population):
+        training, held_out = _parts(data)
+        if not isinstance(training, list):
+            return _divided(training, held_out, settings, seed)
+        data = _one_a_client(training, held_out)
+    population: Population = data
+    if population.clients < settings.clients:
+        raise UserError(f"clients={settings.clients}: the data has {population.clients} clients; allowed is from 1 to that")
+    return population
+
+
+def _parts(data: Any) -> tuple[Any, Any]:
+    """(training, held out): a data set or a list of them, and a data set or None."""
+    if isinstance(data, list) and not is_listed(data):
+        data = tuple(data)  # [x, y]
+    if (splits := split_table(data)) is not None:
+        return splits
+    if is_set(data) or is_listed(data):
+        return data, None
+    if isinstance(data, tuple) and len(data) == 2 and (is_set(data[0]) or is_listed(data[0])) and is_set(data[1]):
         return data
-    training, held_out = _parts(data, settings)
-    return Population.divided(training, _partition(settings)(training.y, settings.clients, seed=seed), held_out)
+    more = "a list of these, one a client; a pair (training, held out); a Population; or a function that gives one of these"
+    raise UserError(f"data is {told(data)}: expected {ACCEPTED}; {more}")
 
 
-def _parts(data: Any, settings: Any) -> tuple[Examples, Examples]:
+def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Population:
     """The held-out part is the same for every seed of a run, as a test set is, so that curves over seeds compare."""
-    match data:
-        case Examples():
-            return split(data, settings.held_out)
-        case (Examples() as training, Examples() as held_out):
-            return training, held_out
-        case ((x, y), (held_x, held_y)):
-            return Examples(x, y), Examples(held_x, held_y)
-        case (x, y):
-            return split(Examples(x, y), settings.held_out)
-    raise UserError(f"data is a {type(data).__name__}: give (x, y) arrays, a Population, or a function that gives one of these")
+    examples = examples_of(training)
+    rest, held = split(examples, settings.held_out) if held_out is None else (examples, examples_of(held_out))
+    return Population.divided(rest, _partition(settings)(rest.y, settings.clients, seed=seed), held)
+
+
+def _one_a_client(entries: list[Any], held_out: Any) -> Population:
+    """Entries are read when their client is asked for; the first at once, so that a mistake shows."""
+    for client, entry in enumerate(entries):
+        if not is_set(entry):
+            raise UserError(f"client {client}: data is {told(entry)}: expected {ACCEPTED}")
+    population = Population(len(entries), entries.__getitem__, None if held_out is None else examples_of(held_out))
+    population.examples(0)
+    return population
 
 
 def _partition(settings: Any) -> Callable[..., Any]:
@@ -51,6 +76,8 @@ def _partition(settings: Any) -> Callable[..., Any]:
     }
 
     def divide(labels: Any, clients: int, *, seed: int) -> Any:
+        if callable(settings.partition):
+            return parts_of(settings.partition, labels, clients, seed)
         return PARTITIONS[settings.partition](labels, clients, seed=seed, **own.get(settings.partition, {}))
 
     return divide

@@ -199,7 +199,7 @@ def test_a_job_of_a_module_that_cannot_be_imported_says_where_too(folder: Path) 
     ("job", "line"),
     [
         ("Federated(model, lambda: {}['x'])", "KeyError: 'x'"),
-        ("Federated(model, lambda: 3)", "data is a int: give (x, y) arrays"),
+        ("Federated(model, lambda: 3)", "data is of type int: expected a tuple (x, y)"),
         ("Federated(model, lambda: ([[1.0]], [0, 1]))", "1 inputs but 2 labels"),
         ("Federated(lambda: nn.Linear(2), data, clients=4, cohort=2)", "TypeError: "),
         ("Federated(model, data, lambda logits: 0, clients=4, cohort=2)", None),
