@@ -27,8 +27,7 @@ MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 class Examples:
     """x: [n, ...], y: [n, ...]. Floating numbers are kept as float32, whole ones as int64 (labels, tokens).
 
-    weight: what an example counts in the loss, [n], finite, from 0; None: all alike. It needs a loss that gives one number an
-    example.
+    weight: what an example counts in the loss, [n], finite, from 0; None: all alike.
     """
 
     x: npt.NDArray[Any]

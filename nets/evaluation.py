@@ -7,9 +7,12 @@ evaluation set; over clients it is averaged by their numbers of examples.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import FunctionType
 from typing import TypeAlias
 
 import torch
@@ -24,7 +27,7 @@ from shoal.protocol.work import Metrics, Totals
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, ...], y [B, ...]) -> the mean over the batch, a scalar; or a loss an example, [B], whose mean is taken (weighted,
-where examples have weights). torch.nn.functional.cross_entropy is one of either kind, the second with reduction="none"."""
+where examples have weights). torch.nn.functional.cross_entropy is one of either kind."""
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
 """(logits [n, ...], y [n, ...]) of a whole evaluation set, on the CPU -> one number; nan where it is not defined."""
@@ -42,12 +45,20 @@ def mean_loss(loss: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     if loss.ndim == 0 and weight is None:
         return loss
     if loss.shape != (len(y),):
-        wanted = f"one number an example, [{len(y)}]" + ("" if weight is not None else ", or their mean, []")
-        remedy = '; reduction="none", say' if loss.ndim == 0 else ""
-        raise UserError(f"loss gave shape {list(loss.shape)} for y {list(y.shape)}: expected {wanted}{remedy}")
+        wanted = f"one number an example, [{len(y)}]" + (
+            ", as they have weights" if weight is not None else ", or their mean, []"
+        )
+        raise UserError(f"loss gave shape {list(loss.shape)} for y {list(y.shape)}: expected {wanted}")
     if weight is None:
         return loss.mean()
     return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def loss_for(data: Sequence[Tensor], loss: Loss) -> Loss:
+    """The loss; if data has weights, one that takes `reduction` (as torch.nn.functional's do) is asked for one an example."""
+    if len(data) > 2 and isinstance(loss, FunctionType) and "reduction" in inspect.signature(loss).parameters:
+        return partial(loss, reduction="none")
+    return loss
 
 
 class Tally:
@@ -95,7 +106,7 @@ def tallied(
     Each metric adds (value * n, n), or nothing where it is nan.
     """
     module.eval()
-    tally, kept = Tally(), list[Tensor]()
+    loss, tally, kept = loss_for(data, loss), Tally(), list[Tensor]()
     for xs, ys, *weight in batches(data, batch_size):
         logits = module(xs)
         tally.add(logits, ys, mean_loss(loss(logits, ys), ys, *weight), *weight)

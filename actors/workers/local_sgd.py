@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shoal.envs.population import Population
-from shoal.nets.evaluation import Loss, Metric, Tally, batches, mean_loss, named, tallied, tensors
+from shoal.nets.evaluation import Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, seeded
 from shoal.nets.schedules import Schedule
@@ -120,7 +120,7 @@ class LocalSGD:
 
     def _train(self, data: Sequence[Tensor], client: int, version: int) -> dict[str, tuple[float, float]]:
         self._start()
-        module, tally, factor = self.flat.module, Tally(), self.factor_at(version)
+        module, loss_of, tally, factor = self.flat.module, loss_for(data, self.loss), Tally(), self.factor_at(version)
         shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", client, version)))
         t = 0
         for order in self._orders(len(data[1]), shuffle):
@@ -128,7 +128,7 @@ class LocalSGD:
                 t += 1
                 self.flat.grad.zero_()
                 logits = module(xs)
-                loss = mean_loss(self.loss(logits, ys), ys, *weight)
+                loss = mean_loss(loss_of(logits, ys), ys, *weight)
                 loss.backward(self.one)  # type: ignore[no-untyped-call]
                 self._step(factor, t)
                 tally.add(logits, ys, loss, *weight)

@@ -244,8 +244,17 @@ def test_a_loss_of_another_shape_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^loss gave shape \[10, 3\] for y \[10\]: expected one number an example, \[10\], or"):
         LocalSGD(small, people, lambda logits, y: logits).run(weights, 0, task)
     weighted = Population(1, lambda client: Examples(np.ones((4, 6)), np.zeros(4, int), np.ones(4)))
-    with pytest.raises(UserError, match=r"^loss gave shape \[\] for y \[4\]: expected .* \[4\]; reduction=\"none\", say$"):
-        LocalSGD(small, weighted, cross_entropy).run(weights, 0, task)
+    with pytest.raises(UserError, match=r"^loss gave shape \[\] for y \[4\]: expected one .* \[4\], as they have weights$"):
+        LocalSGD(small, weighted, nn.CrossEntropyLoss()).run(weights, 0, task)
+
+
+def test_torchs_own_losses_are_asked_for_one_an_example_where_examples_have_weights():
+    examples, task = population().examples(0), Task(0, 0, (0,))
+    people = Population(1, lambda client: Examples(examples.x, examples.y, np.arange(len(examples)) % 3))
+    one, other = (LocalSGD(small, people, loss).run(weights_of(small()), 0, task) for loss in (cross_entropy, each_loss))
+    assert one.bundle.sha256() == other.bundle.sha256()
+    found = [Evaluation(small, people.examples(0), loss)(weights_of(small())) for loss in (cross_entropy, each_loss)]
+    assert found[0] == found[1]
 
 
 def macro_f1(logits, y):
