@@ -80,6 +80,11 @@ def test_the_readme_shows_the_examples_as_they_are() -> None:
             assert ast.unparse(node) in example
 
 
+def test_the_page_on_what_is_one_s_own_shows_the_example_as_it_is() -> None:
+    rule = blocks(ROOT / "docs" / "own.md", "python")[0]
+    assert (ROOT / "examples" / "trimmed_mean.py").read_text().endswith(f'"""\n\n{rule}')
+
+
 @pytest.mark.parametrize(("document", "job"), TABLES.items())
 def test_every_setting_is_in_the_table_as_it_is(document: str, job: Job) -> None:
     assert (ROOT / "docs" / document).read_text().endswith(table(job)), "python tests/test_documents.py writes it anew"
