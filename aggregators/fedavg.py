@@ -26,7 +26,7 @@ from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved
 
 
-class FedAvg:
+class FedAvgServer:
     """w <- w + update(sum(weight * delta) / sum(weight)).
 
     update: SGD(lr) if None. It moves the first `trainable` float32 entries (all, if None). What comes after them (frozen

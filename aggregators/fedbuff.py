@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import torch
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.nets.updates import Update, within
 from shoal.protocol.grid import exact_weight
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
 
-class FedBuff(FedAvg):
+class FedBuffServer(FedAvgServer):
     """w <- w + lr * sum(s(lag) * weight * delta) / sum(s(lag) * weight), with s(lag) = (1 + lag) ** -exponent.
 
     exponent: 1/2 is the paper's; 0 is a constant weight.

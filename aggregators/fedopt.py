@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.nets.updates import SGD, within
 from shoal.protocol.layout import Bundle
 
@@ -61,7 +61,7 @@ class Adaptive:
         return self.lr * m / (v.sqrt() + self.tau), m, v
 
 
-class FedAvgM(FedAvg):
+class FedAvgMServer(FedAvgServer):
     """v <- beta v + delta; x <- x + lr v (Hsu et al. 2019, section 4)."""
 
     def __init__(
@@ -79,7 +79,7 @@ class FedAvgM(FedAvg):
         super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
-class FedAdagrad(FedAvg):
+class FedAdagradServer(FedAvgServer):
     """Reddi et al. 2021, algorithm 2; beta1 = 0 as in their experiments."""
 
     def __init__(
@@ -97,7 +97,7 @@ class FedAdagrad(FedAvg):
         super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
-class FedAdam(FedAvg):
+class FedAdamServer(FedAvgServer):
     """Reddi et al. 2021, algorithm 2. Not torch.optim.Adam: no bias correction, and v starts from tau**2."""
 
     def __init__(
@@ -116,7 +116,7 @@ class FedAdam(FedAvg):
         super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
 
 
-class FedYogi(FedAvg):
+class FedYogiServer(FedAvgServer):
     """Reddi et al. 2021, algorithm 2."""
 
     def __init__(

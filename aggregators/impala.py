@@ -25,7 +25,7 @@ from shoal.protocol.work import Contribution, Moved
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
 
 
-class IMPALA:
+class IMPALALearner:
     """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over trajectories, which it folds in whole.
 
     policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.

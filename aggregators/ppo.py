@@ -25,7 +25,7 @@ from shoal.protocol.work import Contribution, Moved
 MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
 
-class PPO:
+class PPOLearner:
     """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), advantages by GAE of the current values.
 
     policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.

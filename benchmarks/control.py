@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import FORK, others, parsed, ping_pong
 from shoal.benchmarks.timing import interleaved, quantile
@@ -55,7 +55,7 @@ class Desk:
         self.server = Server(
             core,
             self.hub,
-            Learner(FedAvg(weights), Inspector(), time.monotonic),
+            Learner(FedAvgServer(weights), Inspector(), time.monotonic),
             Silent(),
             run="control",
             host="elsewhere",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.jobs import SMALL, NoOp, noop, vector
 from shoal.benchmarks.machine import resident
@@ -49,7 +49,7 @@ def alone_peak(nbytes: int, exact: bool) -> float:
     delta = NoOp().run(Bundle.zeros(vector(nbytes // 4)), 0, Task(0, 0, (0,)))
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    aggregator = FedAvg(Bundle.zeros(vector(nbytes // 4)), deterministic=exact)
+    aggregator = FedAvgServer(Bundle.zeros(vector(nbytes // 4)), deterministic=exact)
     newest = aggregator.weights()
     for version in range(3):
         for client in range(4):

@@ -12,7 +12,7 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.jobs import vector
 from shoal.benchmarks.timing import interleaved
@@ -59,7 +59,7 @@ def folded(nbytes: int, times: int, device: torch.device, *, exact: bool) -> tup
     """Bytes a second into a sum, its end waited for; and from the end of a step to weights that can be read."""
     layout = vector(nbytes // 4)
     deltas = cycle([Bundle.zeros(layout) for _ in range(4)])
-    aggregator = FedAvg(Bundle.zeros(layout), device=device, deterministic=exact)
+    aggregator = FedAvgServer(Bundle.zeros(layout), device=device, deterministic=exact)
     for client in range(2):  # memory is touched, kernels are loaded
         aggregator.fold(_contribution(next(deltas), client))
     aggregator.step()

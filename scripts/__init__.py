@@ -52,29 +52,22 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-PLACES = {
-    "Aggregator": "aggregators",
-    "Bundle": "protocol.layout",
-    "Contribution": "protocol.work",
-    "FedAvg": "jobs.methods.fedavg",
-    "FedBuff": "jobs.methods.fedbuff",
-    "Federated": "jobs.federated",
-    "IMPALA": "jobs.methods.impala",
-    "Job": "jobs.job",
-    "METHODS": "jobs.methods",
-    "Method": "jobs.methods.method",
-    "Moved": "protocol.work",
-    "PPO": "jobs.methods.ppo",
-    "Problem": "jobs.problems",
-    "Reinforcement": "jobs.reinforcement",
-    "Start": "jobs.methods.method",
-    "Task": "protocol.work",
-    "UserError": "protocol.errors",
-    "Work": "protocol.work",
-    "Wrap": "jobs.wraps",
-    "option": "jobs.settings",
+MODULES = {
+    "aggregators": "Aggregator",
+    "jobs.federated": "Federated",
+    "jobs.job": "Job",
+    "jobs.methods": "METHODS FedAvg FedBuff IMPALA PPO",
+    "jobs.methods.method": "Method Start",
+    "jobs.problems": "Problem",
+    "jobs.reinforcement": "Reinforcement",
+    "jobs.settings": "option",
+    "jobs.wraps": "Wrap",
+    "protocol.errors": "UserError",
+    "protocol.layout": "Bundle",
+    "protocol.work": "Contribution Moved Task Work",
 }
-"""Public name -> the module that it is in."""
+"""Module -> the public names that it has."""
+PLACES = {name: module for module, names in MODULES.items() for name in names.split()}
 
 if (_here := Path(__file__).parent).name == "scripts":  # a checkout
     # scripts/coordinator.py must not hide the room coordinator/; and simulation/ and tests/faults/ are in a checkout alone

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded, Kept, Step, Stepped
 from shoal.coordinator.learner import Intake, Learner
@@ -48,7 +48,7 @@ class Book:
 
 def test_a_version_is_told_before_its_snapshot_is_written_and_the_last_one_after_it() -> None:
     book: Any = Book()
-    learner = book.learner = Learner(FedAvg(START), Inspector(), time.monotonic, recording=book)
+    learner = book.learner = Learner(FedAvgServer(START), Inspector(), time.monotonic, recording=book)
     learner.put([intake(1, onto=1), intake(0), Step(1, 0, 0)])
     assert [type(one) for one in learner.outcomes] == [Folded, Stepped, Kept, Folded]
     learner.put([Step(2, 0, 0, last=True)])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.aggregators.fedavg import FedAvg
+from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded, Step, Stepped, Unfit
 from shoal.coordinator.learner import Intake, Learner, LearnerThread
@@ -44,7 +44,7 @@ def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
 
     monkeypatch.setattr("shoal.coordinator.checks.squares", noted)
     monkeypatch.setattr("shoal.protocol.exact.squares", noted)
-    learner = Learner(FedAvg(START, deterministic=deterministic), Inspector(norm=bound), time.monotonic)
+    learner = Learner(FedAvgServer(START, deterministic=deterministic), Inspector(norm=bound), time.monotonic)
     learner.put([intake(delta(0.5)), Step(1, 0, 0)])
     assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
     assert sorted(looked) == ["f2", "f4", "f8"]
@@ -52,7 +52,7 @@ def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
 
 
 def said(checks: Inspector, *jobs: Any) -> list[str]:
-    learner = Learner(FedAvg(START), checks, time.monotonic)
+    learner = Learner(FedAvgServer(START), checks, time.monotonic)
     learner.put(jobs)
     return [outcome.reason for outcome in learner.outcomes if isinstance(outcome, Unfit)]
 
@@ -83,7 +83,7 @@ def test_the_norm_of_a_sum_is_that_of_its_mean(exact: bool) -> None:
 def test_those_whose_contributions_take_long_are_told_at_once_and_others_together(seconds: float, together: list[int]) -> None:
     now, told = [0.0], []
 
-    class Slow(FedAvg):
+    class Slow(FedAvgServer):
         def fold(self, contribution: Contribution) -> None:
             now[0] += seconds
             super().fold(contribution)

@@ -10,9 +10,9 @@ from shoal.aggregators.around import Around
 from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.around.told import Told, coding_of
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedbuff import FedBuff
-from shoal.aggregators.fedopt import FedAdam
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedbuff import FedBuffServer
+from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.compress import Coding, codec_of
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task, Work
@@ -20,7 +20,7 @@ from shoal.protocol.work import Contribution, Task, Work
 START = Bundle.pack({"w": np.ones(5, np.float32)})
 
 
-def folded(aggregator: FedAvg | Around) -> FedAvg | Around:
+def folded(aggregator: FedAvgServer | Around) -> FedAvgServer | Around:
     for n in range(3):
         delta = Bundle.pack({"w": np.full(5, 0.25 + n, np.float32)})
         aggregator.fold(Contribution(Task(0, n, (n,)), 0, 0, Work(delta, 1.0 + n)))
@@ -28,35 +28,35 @@ def folded(aggregator: FedAvg | Around) -> FedAvg | Around:
 
 
 def test_a_wrapper_that_changes_nothing_is_the_other_one() -> None:
-    plain, around = folded(FedAdam(START)), folded(Around(Around(FedAdam(START))))
+    plain, around = folded(FedAdamServer(START)), folded(Around(Around(FedAdamServer(START))))
     assert around.step() == plain.step()
     assert around.weights().sha256() == plain.weights().sha256()
     assert {name: value.tolist() for name, value in around.state().items()} == {
         name: value.tolist() for name, value in plain.state().items()
     }
-    again = Around(FedAdam(START))
+    again = Around(FedAdamServer(START))
     again.load(plain.weights(), plain.state())
     assert folded(again).step() == folded(plain).step()
 
 
 def test_a_wrapper_is_as_linear_as_the_other_one_unless_it_says_otherwise() -> None:
     coding = Coding("int8", 0.1, 256)
-    assert Around(FedAvg(START)).linear
-    assert Told(FedAvg(START), coding).linear
-    assert not Around(FedBuff(START)).linear
-    assert not Told(FedBuff(START), coding).linear
-    assert not Told(Bounded(FedAvg(START), 2.0), coding).linear
-    assert not Decompressed(FedAvg(START), codec_of("int8")).linear
+    assert Around(FedAvgServer(START)).linear
+    assert Told(FedAvgServer(START), coding).linear
+    assert not Around(FedBuffServer(START)).linear
+    assert not Told(FedBuffServer(START), coding).linear
+    assert not Told(Bounded(FedAvgServer(START), 2.0), coding).linear
+    assert not Decompressed(FedAvgServer(START), codec_of("int8")).linear
 
 
 def test_a_change_and_its_coding_show_through_what_stands_around_them() -> None:
     coding = Coding("int8", 0.1, 256)
-    around = folded(Around(Told(FedAvg(START), coding)))
+    around = folded(Around(Told(FedAvgServer(START), coding)))
     assert coding_of(around) == coding
     assert around.change() is None
     around.step()
     assert around.change() is not None
-    assert coding_of(Around(FedAvg(START))) is None
+    assert coding_of(Around(FedAvgServer(START))) is None
 
 
 def test_what_an_aggregator_lacks_is_named() -> None:
@@ -70,9 +70,9 @@ def test_what_an_aggregator_lacks_is_named() -> None:
 
     assert lacking(Half()) == ["step", "state", "load", "linear"]
     assert lacking(object()) == ["weights", "fold", "step", "state", "load", "linear"]
-    assert lacking(Around(FedAvg(START))) == []
+    assert lacking(Around(FedAvgServer(START))) == []
 
 
 @pytest.mark.parametrize("name", ["change", "brief", "anything"])
 def test_what_the_other_one_has_not_the_wrapper_has_not(name: str) -> None:
-    assert not hasattr(Around(FedAvg(START)), name)
+    assert not hasattr(Around(FedAvgServer(START)), name)

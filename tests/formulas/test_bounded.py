@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from shoal.aggregators.around.bounded import LEAST, WINDOW, Bounded
 from shoal.aggregators.around.compressed import Decompressed
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedbuff import FedBuff
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedbuff import FedBuffServer
 from shoal.protocol.compress import Packed, codec_of
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import PartialSum
@@ -29,7 +29,7 @@ def long(norm: float) -> Bundle:
 
 
 def bounded(factor: float = 3.0) -> Bounded:
-    return Bounded(FedAvg(vector([0.0, 0.0])), factor)
+    return Bounded(FedAvgServer(vector([0.0, 0.0])), factor)
 
 
 def version(aggregator: Bounded, norms: list[float]) -> list[float]:
@@ -141,7 +141,7 @@ def test_it_takes_no_sums_as_no_client_can_be_seen_in_one():
 def test_what_was_compressed_is_bounded_by_the_norm_of_what_was_unpacked():
     codec = codec_of("int8", block=2)
     packed = Packed(codec, long(1.0).layout)
-    aggregator = Decompressed(Bounded(FedBuff(vector([0.0, 0.0])), 2.0), codec)
+    aggregator = Decompressed(Bounded(FedBuffServer(vector([0.0, 0.0])), 2.0), codec)
     rng = np.random.default_rng(0)
     for _ in range(10):
         aggregator.fold(contribution(packed.pack(long(1.0), rng), norm=1e9))  # of the packed numbers: means nothing
@@ -149,7 +149,7 @@ def test_what_was_compressed_is_bounded_by_the_norm_of_what_was_unpacked():
     aggregator.fold(contribution(packed.pack(long(1.9), rng)))
     with pytest.raises(ProtocolError, match=r"norm 2\.\d+ is above the bound of [12]\.\d+: 2 times"):
         aggregator.fold(contribution(packed.pack(long(2.1), rng)))
-    again = Decompressed(Bounded(FedBuff(vector([0.0, 0.0])), 2.0), codec)
+    again = Decompressed(Bounded(FedBuffServer(vector([0.0, 0.0])), 2.0), codec)
     aggregator.step()
     again.load(aggregator.weights(), aggregator.state())
     with pytest.raises(ProtocolError, match="times the median"):

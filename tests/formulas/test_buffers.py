@@ -14,9 +14,9 @@ import torch
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
 
 from shoal.aggregators.buffers import Buffers
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedbuff import FedBuff
-from shoal.aggregators.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedbuff import FedBuffServer
+from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.aggregators.summing import DeviceSum
 from shoal.nets.flat import as_tensor
 from shoal.protocol.layout import Bundle
@@ -32,7 +32,7 @@ MADE: dict[str, Callable[[Bundle], Any]] = {
 }
 
 
-def moved(aggregator: FedAvg, by: float = 0.5) -> FedAvg:
+def moved(aggregator: FedAvgServer, by: float = 0.5) -> FedAvgServer:
     """One round further."""
     for weight in (3.0, 1.0):
         bundle = random_bundle(int(weight), by)
@@ -84,8 +84,8 @@ def test_buffers_that_many_looked_at_are_not_all_kept() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("kind", [FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedBuff])
-def test_weights_that_are_held_never_change(kind: type[FedAvg], deterministic: bool) -> None:
+@pytest.mark.parametrize("kind", [FedAvgServer, FedAvgMServer, FedAdagradServer, FedAdamServer, FedYogiServer, FedBuffServer])
+def test_weights_that_are_held_never_change(kind: type[FedAvgServer], deterministic: bool) -> None:
     aggregator = kind(random_bundle(0), TRAINABLE, deterministic=deterministic)
     held = [aggregator.weights()]
     digests = [held[0].sha256()]
@@ -99,7 +99,7 @@ def test_weights_that_are_held_never_change(kind: type[FedAvg], deterministic: b
 
 @pytest.mark.parametrize(("deterministic", "most"), [(True, 2), (False, 2)])
 def test_where_the_newest_weights_alone_are_held_two_buffers_do_for_ever(deterministic: bool, most: int) -> None:
-    aggregator = FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    aggregator = FedAvgServer(random_bundle(0), TRAINABLE, deterministic=deterministic)
     newest = aggregator.weights()
     for _ in range(5):
         moved(aggregator)
@@ -109,7 +109,7 @@ def test_where_the_newest_weights_alone_are_held_two_buffers_do_for_ever(determi
 
 
 def test_exact_sums_move_weights_in_place_where_nobody_looks_at_them() -> None:
-    aggregator = FedAvg(random_bundle(0), TRAINABLE)
+    aggregator = FedAvgServer(random_bundle(0), TRAINABLE)
     for _ in range(5):
         moved(aggregator)
     assert aggregator.current.buffers.made == 1
@@ -117,7 +117,7 @@ def test_exact_sums_move_weights_in_place_where_nobody_looks_at_them() -> None:
 
 @BOTH
 def test_as_many_buffers_are_made_as_are_looked_at(deterministic: bool) -> None:
-    aggregator = FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    aggregator = FedAvgServer(random_bundle(0), TRAINABLE, deterministic=deterministic)
     held = []
     for _ in range(4):
         held.append(aggregator.weights())
@@ -131,7 +131,7 @@ def test_as_many_buffers_are_made_as_are_looked_at(deterministic: bool) -> None:
 
 @BOTH
 def test_looking_changes_no_bit(deterministic: bool) -> None:
-    watched, alone = (FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic) for _ in range(2))
+    watched, alone = (FedAvgServer(random_bundle(0), TRAINABLE, deterministic=deterministic) for _ in range(2))
     looks = []
     for i in range(6):
         looks.append(moved(watched).weights())
@@ -143,7 +143,7 @@ def test_looking_changes_no_bit(deterministic: bool) -> None:
 
 @BOTH
 def test_weights_loaded_are_copied_and_those_before_stay(deterministic: bool) -> None:
-    aggregator, other = (FedAvg(random_bundle(i), TRAINABLE, deterministic=deterministic) for i in range(2))
+    aggregator, other = (FedAvgServer(random_bundle(i), TRAINABLE, deterministic=deterministic) for i in range(2))
     before = aggregator.weights()
     aggregator.fold(contribution(random_bundle(5), 2.0))  # forgotten
     start = random_bundle(1)
@@ -161,14 +161,14 @@ def test_what_lies_between_segments_is_zero_in_every_version() -> None:
         between[first:last] = False
     start.data[between] = 9
     for deterministic in (True, False):
-        aggregator = FedAvg(start, TRAINABLE, deterministic=deterministic)
+        aggregator = FedAvgServer(start, TRAINABLE, deterministic=deterministic)
         for _ in range(3):
             assert not moved(aggregator).weights().data[between].any()
 
 
-def elsewhere(deterministic: bool) -> FedAvg:
+def elsewhere(deterministic: bool) -> FedAvgServer:
     """As on a device: weights are moved where they are, and others see a copy."""
-    aggregator = FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    aggregator = FedAvgServer(random_bundle(0), TRAINABLE, deterministic=deterministic)
     current = aggregator.current
     current.here, current._look, current.raw = False, None, current.raw.clone()
     aggregator.sum = DeviceSum(LAYOUT, torch.device("cpu"), deterministic)
@@ -177,7 +177,7 @@ def elsewhere(deterministic: bool) -> FedAvg:
 
 @BOTH
 def test_weights_on_a_device_are_moved_in_place_and_shown_as_copies_that_stay(deterministic: bool) -> None:
-    there, here = elsewhere(deterministic), FedAvg(random_bundle(0), TRAINABLE, deterministic=deterministic)
+    there, here = elsewhere(deterministic), FedAvgServer(random_bundle(0), TRAINABLE, deterministic=deterministic)
     raw, held = there.current.raw, []
     for _ in range(4):
         held = [*held, (there.weights(), there.weights().sha256())][-2:]
@@ -195,7 +195,7 @@ def test_weights_on_a_device_are_moved_in_place_and_shown_as_copies_that_stay(de
 @BOTH
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e8])
 def test_arrays_that_change_after_they_were_checked_end_the_run_before_anyone_sees(value: float, deterministic: bool) -> None:
-    aggregator, delta = FedAvg(vector([1.0, 2.0]), deterministic=deterministic), vector([0.5, 0.5])
+    aggregator, delta = FedAvgServer(vector([1.0, 2.0]), deterministic=deterministic), vector([0.5, 0.5])
     before = aggregator.weights()
     delta["w"][1] = value  # once its norm was taken
     with np.errstate(invalid="ignore"):
@@ -208,7 +208,7 @@ def test_arrays_that_change_after_they_were_checked_end_the_run_before_anyone_se
 @BOTH
 def test_the_smallest_deltas_are_no_alarm(deterministic: bool) -> None:
     """Their squares vanish."""
-    aggregator = FedAvg(vector([0.0, 0.0]), deterministic=deterministic)
+    aggregator = FedAvgServer(vector([0.0, 0.0]), deterministic=deterministic)
     for _ in range(3):
         aggregator.fold(contribution(vector([2.0**-80, -(2.0**-149)]), 600.0))
     aggregator.step()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from shoal.actors.workers.compressed import Compressed
 from shoal.aggregators.around.compressed import Decompressed
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedopt import FedAdam
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.compress import CODECS, Codec, Packed, codec_of
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle, Layout
@@ -437,7 +437,7 @@ def test_room_for_less_than_one_residual_is_a_mistake():
 @pytest.mark.parametrize("codec", ALL, ids=str)
 def test_an_aggregator_gets_what_was_unpacked(codec):
     weights, packed, into = random_bundle(1), Packed(codec, LAYOUT), Bundle.zeros(LAYOUT)
-    ours, plain = Decompressed(FedAvg(weights), codec), FedAvg(weights)
+    ours, plain = Decompressed(FedAvgServer(weights), codec), FedAvgServer(weights)
     for client in range(3):
         bundle = packed.pack(random_bundle(10 + client), rng(client))
         packed.unpack(bundle, into)
@@ -448,7 +448,7 @@ def test_an_aggregator_gets_what_was_unpacked(codec):
 
 
 def test_sums_are_refused_and_nothing_too():
-    ours = Decompressed(FedAvg(random_bundle(1)), TopK())
+    ours = Decompressed(FedAvgServer(random_bundle(1)), TopK())
     assert not ours.linear
     bundle = Packed(TopK(), LAYOUT).pack(random_bundle(2), rng(1))
     with pytest.raises(ProtocolError, match="one by one"):
@@ -462,8 +462,8 @@ def test_the_norm_that_is_bounded_is_of_what_was_unpacked(codec):
     """One float32 entry and two float64 entries: a 3-4-12 triangle in three dimensions, of norm 13."""
     delta = Bundle.pack({"w": np.float32([12.0]), "v": np.float64([3.0, 4.0])})
     bundle = Packed(codec, delta.layout).pack(delta, rng(1))
-    Decompressed(FedAvg(delta), codec, norm=13.1).fold(contribution(bundle))
-    ours = Decompressed(FedAvg(delta), codec, norm=12.9)
+    Decompressed(FedAvgServer(delta), codec, norm=13.1).fold(contribution(bundle))
+    ours = Decompressed(FedAvgServer(delta), codec, norm=12.9)
     with pytest.raises(ProtocolError, match=r"norm 13 is above the bound of 12\.9"):
         ours.fold(contribution(bundle))
     with pytest.raises(RuntimeError, match="nothing folded in"):
@@ -471,12 +471,12 @@ def test_the_norm_that_is_bounded_is_of_what_was_unpacked(codec):
 
 
 def test_the_state_is_the_other_aggregators():
-    ours, plain = Decompressed(FedAdam(random_bundle(1), 18), Float16()), FedAdam(random_bundle(1), 18)
+    ours, plain = Decompressed(FedAdamServer(random_bundle(1), 18), Float16()), FedAdamServer(random_bundle(1), 18)
     bundle = Packed(Float16(), LAYOUT).pack(random_bundle(2), rng(1))
     ours.fold(contribution(bundle))
     ours.step()
     plain.load(ours.weights(), ours.state())
-    again = Decompressed(FedAdam(random_bundle(3), 18), Float16())
+    again = Decompressed(FedAdamServer(random_bundle(3), 18), Float16())
     again.load(plain.weights(), plain.state())
     assert again.weights().sha256() == ours.weights().sha256()
     assert {name: value.tolist() for name, value in again.state().items()} == {

@@ -11,9 +11,9 @@ from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedbuff import FedBuff
-from shoal.aggregators.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedbuff import FedBuffServer
+from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum, floats
 from shoal.protocol.layout import Bundle
@@ -22,7 +22,7 @@ ROUNDING = 2.0**-23  # of a float32 that is about 1: a weight moves by a number 
 DELTAS = [(random_bundle(10 + i, size=0.1), weight) for i, weight in enumerate([10.0, 3.0, 250.0, 1.0])]
 
 
-def folded(aggregator: FedAvg, deltas: list[tuple[Bundle, float]]) -> FedAvg:
+def folded(aggregator: FedAvgServer, deltas: list[tuple[Bundle, float]]) -> FedAvgServer:
     for bundle, weight in deltas:
         aggregator.fold(contribution(bundle, weight))
     return aggregator
@@ -36,7 +36,7 @@ def mean(dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_weights_move_by_the_mean_of_deltas_by_weight(deterministic):
     start = random_bundle(1)
-    aggregator = folded(FedAvg(start, TRAINABLE, deterministic=deterministic), DELTAS)
+    aggregator = folded(FedAvgServer(start, TRAINABLE, deterministic=deterministic), DELTAS)
     metrics = aggregator.step().metrics
     np.testing.assert_allclose(aggregator.weights().vector(), start.vector() + mean("f4"), rtol=0, atol=ROUNDING)
     assert metrics["examples"] == 264.0
@@ -45,14 +45,14 @@ def test_weights_move_by_the_mean_of_deltas_by_weight(deterministic):
 
 def test_a_single_contribution_moves_the_weights_by_its_delta_whatever_its_weight():
     for weight in (1.0, 7.0, 600.0, 0.3):
-        aggregator = folded(FedAvg(vector([1.0, -2.0, 0.0])), [(vector([0.5, 0.25, -1.0]), weight)])
+        aggregator = folded(FedAvgServer(vector([1.0, -2.0, 0.0])), [(vector([0.5, 0.25, -1.0]), weight)])
         aggregator.step()
         assert aggregator.weights()["w"].tolist() == pytest.approx([1.5, -1.75, -1.0], rel=1e-6)
 
 
 def test_the_server_learning_rate_scales_trainable_entries_and_no_others():
     start = random_bundle(1)
-    aggregator = folded(FedAvg(start, TRAINABLE, lr=0.25), DELTAS)
+    aggregator = folded(FedAvgServer(start, TRAINABLE, lr=0.25), DELTAS)
     metrics = aggregator.step().metrics
     after, plain = aggregator.weights(), mean("f4")
     np.testing.assert_allclose(
@@ -66,7 +66,7 @@ def test_the_server_learning_rate_scales_trainable_entries_and_no_others():
 @pytest.mark.parametrize(("dtype", "rounding"), [("f2", 2.0**-10), ("bf16", 2.0**-7), ("f8", 1e-8)])
 def test_other_floats_move_by_the_plain_mean_rounded_to_their_dtype(dtype, rounding, deterministic):
     start = random_bundle(1)
-    aggregator = folded(FedAvg(start, TRAINABLE, lr=0.25, deterministic=deterministic), DELTAS)
+    aggregator = folded(FedAvgServer(start, TRAINABLE, lr=0.25, deterministic=deterministic), DELTAS)
     aggregator.step()
     before, after = floats(start.vector(dtype), dtype), floats(aggregator.weights().vector(dtype), dtype)
     np.testing.assert_allclose(after, before + mean(dtype), rtol=rounding, atol=1e-9)
@@ -77,14 +77,14 @@ def test_other_floats_move_by_the_plain_mean_rounded_to_their_dtype(dtype, round
 def test_counters_move_by_the_mean_rounded_to_a_whole_number(deterministic):
     start = Bundle.pack({"count": np.array([100, 100, -5])})
     deltas = [(Bundle.pack({"count": np.array(row)}), weight) for row, weight in (([4, 2, -3], 3.0), ([8, 1, -6], 1.0))]
-    aggregator = folded(FedAvg(start, deterministic=deterministic), deltas)
+    aggregator = folded(FedAvgServer(start, deterministic=deterministic), deltas)
     aggregator.step()  # by 20 / 4, 7 / 4 and -15 / 4
     assert aggregator.weights()["count"].tolist() == [105, 102, -9]
 
 
 def test_bytes_and_masks_stay_as_they_are():
     start = random_bundle(1)
-    aggregator = folded(FedAvg(start), DELTAS)
+    aggregator = folded(FedAvgServer(start), DELTAS)
     aggregator.step()
     for name in ("mask", "bytes"):
         np.testing.assert_array_equal(aggregator.weights()[name], start[name])
@@ -93,7 +93,7 @@ def test_bytes_and_masks_stay_as_they_are():
 @given(st.permutations(range(12)), st.integers(0, 2**32))
 def test_neither_order_nor_who_summed_shows_in_the_weights(order, seed):
     deltas = [(random_bundle(i), 1.0 + i / 7) for i in range(12)]
-    one, other = FedAvg(random_bundle(99), TRAINABLE), FedAvg(random_bundle(99), TRAINABLE)
+    one, other = FedAvgServer(random_bundle(99), TRAINABLE), FedAvgServer(random_bundle(99), TRAINABLE)
     folded(one, deltas).step()
     cuts = sorted(random.Random(seed).sample(range(13), 4))
     for first, last in zip([0, *cuts], [*cuts, 12], strict=True):
@@ -109,7 +109,7 @@ def test_neither_order_nor_who_summed_shows_in_the_weights(order, seed):
 
 
 def test_a_step_starts_from_nothing():
-    once, twice = FedAvg(vector([0.0])), FedAvg(vector([0.0]))
+    once, twice = FedAvgServer(vector([0.0])), FedAvgServer(vector([0.0]))
     folded(twice, [(vector([5.0]), 9.0)]).step()
     folded(twice, [(vector([1.0]), 2.0)]).step()
     folded(once, [(vector([1.0]), 2.0)]).step()
@@ -118,7 +118,7 @@ def test_a_step_starts_from_nothing():
 
 
 def test_a_step_of_nothing_is_an_error_of_ours():
-    aggregator = FedAvg(vector([1.0]))
+    aggregator = FedAvgServer(vector([1.0]))
     with pytest.raises(RuntimeError, match="nothing folded"):
         aggregator.step()
     folded(aggregator, [(vector([1.0]), 1.0)]).step()
@@ -128,7 +128,7 @@ def test_a_step_of_nothing_is_an_error_of_ours():
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_what_is_refused_leaves_no_trace(deterministic):
-    clean, tried = (FedAvg(vector([1.0, 1.0]), deterministic=deterministic) for _ in range(2))
+    clean, tried = (FedAvgServer(vector([1.0, 1.0]), deterministic=deterministic) for _ in range(2))
     for bad in (
         contribution(vector([1.0, math.nan])),
         contribution(vector([math.inf, 1.0])),
@@ -146,14 +146,14 @@ def test_what_is_refused_leaves_no_trace(deterministic):
 
 def test_weights_given_out_do_not_change_with_later_steps_nor_the_ones_taken_in():
     start = vector([1.0])
-    aggregator = FedAvg(start)
+    aggregator = FedAvgServer(start)
     before = aggregator.weights()
     folded(aggregator, [(vector([1.0]), 1.0)]).step()
     assert (start["w"][0], before["w"][0], aggregator.weights()["w"][0]) == (1.0, 1.0, 2.0)
 
 
 def test_a_contribution_may_be_overwritten_once_it_is_folded():
-    aggregator, delta = FedAvg(vector([0.0])), vector([1.0])
+    aggregator, delta = FedAvgServer(vector([0.0])), vector([1.0])
     aggregator.fold(contribution(delta))
     delta["w"][:] = 5.0
     aggregator.step()
@@ -162,14 +162,14 @@ def test_a_contribution_may_be_overwritten_once_it_is_folded():
 
 def test_a_contribution_in_read_only_memory_is_fine():
     for deterministic in (True, False):
-        aggregator = FedAvg(vector([0.0]), deterministic=deterministic)
+        aggregator = FedAvgServer(vector([0.0]), deterministic=deterministic)
         delta = vector([1.0])
         aggregator.fold(contribution(Bundle.of_buffer(delta.layout, bytes(delta.data)), 3.0))
         aggregator.step()
         assert aggregator.weights()["w"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("kind", [FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedBuff])
+@pytest.mark.parametrize("kind", [FedAvgServer, FedAvgMServer, FedAdagradServer, FedAdamServer, FedYogiServer, FedBuffServer])
 def test_a_restored_aggregator_goes_on_to_the_same_bits(kind):
     start = random_bundle(1)
     unbroken, restored = kind(start, TRAINABLE), kind(random_bundle(2), TRAINABLE)
@@ -186,7 +186,7 @@ def test_a_restored_aggregator_goes_on_to_the_same_bits(kind):
 
 
 def test_a_state_that_does_not_fit_is_refused_by_name():
-    aggregator = FedAdam(vector([0.0, 0.0]))
+    aggregator = FedAdamServer(vector([0.0, 0.0]))
     state = dict(aggregator.state())
     with pytest.raises(ValueError, match=r"'v' must have shape \[2\], found shape \[3\]"):
         aggregator.load(vector([0.0, 0.0]), {**state, "v": np.zeros(3, np.float32)})
@@ -199,10 +199,10 @@ def test_a_state_that_does_not_fit_is_refused_by_name():
 
 def test_no_more_entries_are_trainable_than_there_are():
     with pytest.raises(ValueError, match="trainable=3: the weights have 2"):
-        FedAvg(vector([0.0, 0.0]), 3)
+        FedAvgServer(vector([0.0, 0.0]), 3)
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, math.nan, math.inf])
 def test_a_learning_rate_is_a_number_above_zero(lr):
     with pytest.raises(UserError, match=r"lr=.*: must be a number above 0"):
-        FedAvg(vector([0.0]), lr=lr)
+        FedAvgServer(vector([0.0]), lr=lr)

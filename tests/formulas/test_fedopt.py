@@ -11,8 +11,8 @@ import pytest
 import torch
 from federated_deltas import contribution, vector
 
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.nets.updates import Adam, AdamW
 from shoal.protocol.errors import UserError
 
@@ -31,7 +31,7 @@ ROUNDING = {"rtol": 1e-6, "atol": 1e-9}
 Second = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def run(aggregator: FedAvg) -> list[np.ndarray]:
+def run(aggregator: FedAvgServer) -> list[np.ndarray]:
     """Weights after each round."""
     after = []
     for clients in ROUNDS:
@@ -60,7 +60,7 @@ def the_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 def test_fedadam_is_algorithm_2():
     adam = algorithm_2(lambda v, d: 0.95 * v + 0.05 * d**2, lr=0.1, beta1=0.8, tau=0.01)
-    the_same(run(FedAdam(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01)), adam)
+    the_same(run(FedAdamServer(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01)), adam)
 
 
 def test_fedyogi_is_algorithm_2():
@@ -68,13 +68,14 @@ def test_fedyogi_is_algorithm_2():
         return v - 0.05 * d**2 * np.sign(v - d**2)
 
     the_same(
-        run(FedYogi(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01)), algorithm_2(yogi, lr=0.1, beta1=0.8, tau=0.01)
+        run(FedYogiServer(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01)),
+        algorithm_2(yogi, lr=0.1, beta1=0.8, tau=0.01),
     )
 
 
 def test_fedadagrad_is_algorithm_2():
     the_same(
-        run(FedAdagrad(vector(START), lr=0.1, beta1=0.5, tau=0.01)),
+        run(FedAdagradServer(vector(START), lr=0.1, beta1=0.5, tau=0.01)),
         algorithm_2(lambda v, d: v + d**2, lr=0.1, beta1=0.5, tau=0.01),
     )
 
@@ -83,9 +84,9 @@ def test_the_three_second_moments_differ_where_they_should():
     """Yogi forgets more slowly than Adam where deltas fade; Adagrad never forgets."""
     settings = {"lr": 0.1, "tau": 0.01, "beta1": 0.0}
     adagrad, adam, yogi = (
-        FedAdagrad(vector(START), **settings),
-        FedAdam(vector(START), **settings),
-        FedYogi(vector(START), **settings),
+        FedAdagradServer(vector(START), **settings),
+        FedAdamServer(vector(START), **settings),
+        FedYogiServer(vector(START), **settings),
     )
     for aggregator in (adagrad, adam, yogi):
         run(aggregator)
@@ -99,32 +100,32 @@ def test_fedavgm_is_hsu_et_al():
         v = 0.7 * v + delta
         x = x + 0.5 * v
         expected.append(x)
-    the_same(run(FedAvgM(vector(START), lr=0.5, beta=0.7)), expected)
+    the_same(run(FedAvgMServer(vector(START), lr=0.5, beta=0.7)), expected)
 
 
 def test_fedavgm_is_torch_sgd_with_momentum_on_the_negative_delta():
-    the_same(run(FedAvgM(vector(START), lr=0.5, beta=0.7)), by_torch(torch.optim.SGD, lr=0.5, momentum=0.7))
+    the_same(run(FedAvgMServer(vector(START), lr=0.5, beta=0.7)), by_torch(torch.optim.SGD, lr=0.5, momentum=0.7))
 
 
 def test_fedadagrad_without_momentum_is_torch_adagrad_from_tau_squared():
     expected = by_torch(torch.optim.Adagrad, lr=0.1, initial_accumulator_value=0.01**2, eps=0.01)
-    the_same(run(FedAdagrad(vector(START), lr=0.1, tau=0.01)), expected)
+    the_same(run(FedAdagradServer(vector(START), lr=0.1, tau=0.01)), expected)
 
 
 def test_fedadam_is_not_torch_adam_which_corrects_for_the_start():
     expected = by_torch(torch.optim.Adam, lr=0.1, betas=(0.8, 0.95), eps=0.01)
-    found = run(FedAdam(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01))
+    found = run(FedAdamServer(vector(START), lr=0.1, beta1=0.8, beta2=0.95, tau=0.01))
     assert abs(found[0][0] - expected[0][0]) > 0.01
 
 
 def test_any_update_may_be_the_servers():
     settings = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}
-    the_same(run(FedAvg(vector(START), update=Adam(**settings))), by_torch(torch.optim.Adam, **settings))
-    the_same(run(FedAvg(vector(START), update=AdamW(**settings))), by_torch(torch.optim.AdamW, **settings))
+    the_same(run(FedAvgServer(vector(START), update=Adam(**settings))), by_torch(torch.optim.Adam, **settings))
+    the_same(run(FedAvgServer(vector(START), update=AdamW(**settings))), by_torch(torch.optim.AdamW, **settings))
 
 
 def test_an_update_that_counts_its_steps_goes_on_after_a_restart():
-    whole, first, second = (FedAvg(vector(START), update=Adam(0.1)) for _ in range(3))
+    whole, first, second = (FedAvgServer(vector(START), update=Adam(0.1)) for _ in range(3))
     after = run(whole)
     assert run(first)[-1].tolist() == after[-1].tolist()
     second.load(first.weights(), first.state())
@@ -142,12 +143,12 @@ def by_torch(optimizer: Callable[..., torch.optim.Optimizer], **settings: Any) -
 
 
 def test_momentum_of_zero_and_a_rate_of_one_is_fedavg():
-    plain, momentum = run(FedAvg(vector(START))), run(FedAvgM(vector(START), beta=0.0))
+    plain, momentum = run(FedAvgServer(vector(START))), run(FedAvgMServer(vector(START), beta=0.0))
     assert all((one == other).all() for one, other in zip(plain, momentum, strict=True))
 
 
 def test_only_trainable_entries_go_through_the_optimizer():
-    aggregator = FedAdam(vector(START), 2, lr=0.1)
+    aggregator = FedAdamServer(vector(START), 2, lr=0.1)
     after = run(aggregator)
     np.testing.assert_allclose(after[-1][2:], (START + sum(DELTAS))[2:], **ROUNDING)
     assert abs(after[-1][0] - (START + sum(DELTAS))[0]) > 0.1
@@ -155,7 +156,7 @@ def test_only_trainable_entries_go_through_the_optimizer():
 
 
 def test_order_changes_no_bit_of_an_optimizer_either():
-    one, other = (FedYogi(vector(START)) for _ in range(2))
+    one, other = (FedYogiServer(vector(START)) for _ in range(2))
     for clients in ROUNDS:
         pairs = list(zip(clients, WEIGHTS, strict=True))
         for aggregator, order in ((one, pairs), (other, pairs[::-1])):
@@ -170,7 +171,7 @@ def test_blocks_leave_no_seam():
     """Each entry moves by itself: a long vector moves as its pieces do."""
     n = 70_001
     delta = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    whole, last = FedAdam(vector(np.zeros(n))), FedAdam(vector(np.zeros(5)))
+    whole, last = FedAdamServer(vector(np.zeros(n))), FedAdamServer(vector(np.zeros(5)))
     for _ in range(2):
         for aggregator, part in ((whole, delta), (last, delta[-5:])):
             aggregator.fold(contribution(vector(part)))
@@ -182,12 +183,12 @@ def test_blocks_leave_no_seam():
 @pytest.mark.parametrize(
     ("make", "setting", "allowed"),
     [
-        (FedAvgM, {"beta": 1.0}, "beta=1.0: must be a number from 0 to below 1"),
-        (FedAvgM, {"lr": -1.0}, "lr=-1.0: must be a number above 0"),
-        (FedAdagrad, {"tau": 0.0}, "tau=0.0: must be a number above 0"),
-        (FedAdam, {"beta1": -0.1}, "beta1=-0.1: must be a number from 0 to below 1"),
-        (FedAdam, {"beta2": 1.5}, "beta2=1.5: must be a number from 0 to below 1"),
-        (FedYogi, {"beta2": math.nan}, "beta2=nan: must be a number from 0 to below 1"),
+        (FedAvgMServer, {"beta": 1.0}, "beta=1.0: must be a number from 0 to below 1"),
+        (FedAvgMServer, {"lr": -1.0}, "lr=-1.0: must be a number above 0"),
+        (FedAdagradServer, {"tau": 0.0}, "tau=0.0: must be a number above 0"),
+        (FedAdamServer, {"beta1": -0.1}, "beta1=-0.1: must be a number from 0 to below 1"),
+        (FedAdamServer, {"beta2": 1.5}, "beta2=1.5: must be a number from 0 to below 1"),
+        (FedYogiServer, {"beta2": math.nan}, "beta2=nan: must be a number from 0 to below 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_range(make, setting, allowed):

@@ -13,7 +13,7 @@ from random_trajectories import BOX_SPACES, GAMMA, SPACES, Constant, contributio
 from torch import Tensor, nn
 
 from shoal.aggregators.gae import Targets
-from shoal.aggregators.impala import IMPALA
+from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.spaces import Spaces
 from shoal.nets.policies import ActorCritic, entropy, log_prob
@@ -27,7 +27,7 @@ def policy(spaces: Spaces = SPACES) -> ActorCritic:
 
 
 def learned(*folded: Contribution, **options: float) -> Bundle:
-    learner = IMPALA(policy(), gamma=GAMMA, **options)
+    learner = IMPALALearner(policy(), gamma=GAMMA, **options)
     for one in folded:
         learner.fold(one)
     learner.step()
@@ -61,7 +61,7 @@ def test_a_step_is_one_clipped_adam_step_down_the_mean_losses(spaces: Spaces) ->
     mine = policy(spaces)
     folded = contribution(mine, seed=1, spaces=spaces, off_policy=0.3)
     twin = copy.deepcopy(mine)
-    learner = IMPALA(mine, gamma=GAMMA, lr=0.01, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.1)
+    learner = IMPALALearner(mine, gamma=GAMMA, lr=0.01, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.1)
     learner.fold(folded)
     metrics = learner.step().metrics
 
@@ -99,7 +99,7 @@ def test_the_order_of_arrival_changes_no_bit() -> None:
 def test_a_bundle_may_be_reused_once_fold_returns() -> None:
     expected = learned(contribution(policy(), seed=4))
     folded = contribution(policy(), seed=4)
-    learner = IMPALA(policy(), gamma=GAMMA)
+    learner = IMPALALearner(policy(), gamma=GAMMA)
     learner.fold(folded)
     assert folded.work.bundle is not None
     folded.work.bundle.data[:] = 0
@@ -108,7 +108,7 @@ def test_a_bundle_may_be_reused_once_fold_returns() -> None:
 
 
 def test_what_was_made_by_the_same_weights_has_ratios_of_1() -> None:
-    learner = IMPALA(policy())
+    learner = IMPALALearner(policy())
     learner.fold(contribution(policy(), seed=5))
     assert learner.step().metrics["rho_mean"] == pytest.approx(1, abs=1e-5)
 
@@ -122,10 +122,10 @@ def test_reward_scale_multiplies_rewards() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_a_learner_restored_from_its_state_goes_on_to_the_same_bits(optimizer: str) -> None:
-    def fresh() -> IMPALA:
-        return IMPALA(policy(), lr=0.01, optimizer=optimizer, total_timesteps=2_000)
+    def fresh() -> IMPALALearner:
+        return IMPALALearner(policy(), lr=0.01, optimizer=optimizer, total_timesteps=2_000)
 
-    def on(learner: IMPALA, *seeds: int) -> IMPALA:
+    def on(learner: IMPALALearner, *seeds: int) -> IMPALALearner:
         for seed in seeds:
             learner.fold(contribution(policy(), seed))
             learner.step()
@@ -145,7 +145,7 @@ def test_the_rate_falls_to_0_at_the_last_timestep() -> None:
     folded = contribution(policy(), seed=7)
     assert folded.work.bundle is not None
     rows = int(folded.work.bundle["mask"].sum())
-    learner = IMPALA(policy(), total_timesteps=2 * rows)
+    learner = IMPALALearner(policy(), total_timesteps=2 * rows)
     seen = [learner.weights()]
     for _ in range(3):
         learner.fold(folded)
@@ -157,7 +157,7 @@ def test_the_rate_falls_to_0_at_the_last_timestep() -> None:
 
 
 def test_the_value_of_an_endless_environment_cut_by_a_time_limit_is_its_endless_return() -> None:
-    learner = IMPALA(Constant(), gamma=GAMMA, lr=0.3, max_grad_norm=math.inf, total_timesteps=20 * 300)
+    learner = IMPALALearner(Constant(), gamma=GAMMA, lr=0.3, max_grad_norm=math.inf, total_timesteps=20 * 300)
     for _ in range(300):
         learner.fold(endless(rows=24, limit=5))
         learner.step()
@@ -165,7 +165,7 @@ def test_the_value_of_an_endless_environment_cut_by_a_time_limit_is_its_endless_
 
 
 def test_what_is_no_trajectory_of_this_run_is_refused() -> None:
-    learner = IMPALA(policy())
+    learner = IMPALALearner(policy())
     learner.fold(contribution(policy(), seed=0))
     with pytest.raises(ProtocolError, match="one layout"):
         learner.fold(contribution(policy(BOX_SPACES), seed=0, spaces=BOX_SPACES))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
-from shoal.aggregators.ppo import PPO
+from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.numpy_policy import NumpyPolicy
@@ -28,7 +28,7 @@ def policy(spaces: Spaces = SPACES) -> ActorCritic:
 
 
 def stepped(*folded: Contribution, seed: int = 0, **options: float) -> tuple[Bundle, Metrics]:
-    learner = PPO(policy(), gamma=GAMMA, seed=seed, **options)  # type: ignore[arg-type]
+    learner = PPOLearner(policy(), gamma=GAMMA, seed=seed, **options)  # type: ignore[arg-type]
     for one in folded:
         learner.fold(one)
     metrics = learner.step().metrics
@@ -59,7 +59,7 @@ def test_one_pass_in_one_part_is_one_clipped_adam_step_down_the_clipped_loss(spa
     mine = policy(spaces)
     folded = contribution(mine, seed=1, spaces=spaces, off_policy=0.3)
     twin = copy.deepcopy(mine)
-    learner = PPO(
+    learner = PPOLearner(
         mine, gamma=GAMMA, gae_lambda=0.9, lr=0.01, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.1,
         update_epochs=1, num_minibatches=1,
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_every_ratio_is_1_on_the_first_minibatch_of_the_first_epoch(env: str) ->
     """With trajectories of a real worker, whose log_probs numpy made."""
     spaces = spaces_in(env)
     worker = Rollout(partial(make_vector, env), NumpyPolicy(), rollout_length=40, num_envs=4, seed=1)
-    learner = PPO(ActorCritic(spaces, seed=1), lr=0.01, update_epochs=1, num_minibatches=1)
+    learner = PPOLearner(ActorCritic(spaces, seed=1), lr=0.01, update_epochs=1, num_minibatches=1)
     for version in range(3):
         for client in range(2):
             task = Task(version, client, (client,))
@@ -102,7 +102,7 @@ def test_stale_rows_and_later_passes_show_in_the_ratios() -> None:
 
 
 def test_a_pass_takes_every_unmasked_row_once_and_each_pass_another_order() -> None:
-    learner = PPO(policy(), update_epochs=3, num_minibatches=4)
+    learner = PPOLearner(policy(), update_epochs=3, num_minibatches=4)
     rows = torch.tensor([1, 4, 5, 9, 12, 20, 21, 30, 31])
     parts = list(learner._minibatches(rows))
     passes = [torch.cat(parts[i : i + 4]).tolist() for i in (0, 4, 8)]
@@ -130,22 +130,22 @@ def test_the_order_of_arrival_changes_no_bit_and_the_seed_does() -> None:
 
 
 def test_a_learner_restored_from_its_state_goes_on_to_the_same_bits() -> None:
-    def on(learner: PPO, *seeds: int) -> PPO:
+    def on(learner: PPOLearner, *seeds: int) -> PPOLearner:
         for seed in seeds:
             learner.fold(contribution(policy(), seed))
             learner.step()
         return learner
 
-    first = on(PPO(policy(), total_timesteps=2_000), 0, 1)
+    first = on(PPOLearner(policy(), total_timesteps=2_000), 0, 1)
     weights, state = first.weights(), first.state()
     unbroken = on(first, 2, 3)
-    restored = PPO(policy(), total_timesteps=2_000)
+    restored = PPOLearner(policy(), total_timesteps=2_000)
     restored.load(weights, state)
     assert on(restored, 2, 3).weights().sha256() == unbroken.weights().sha256()
 
 
 def test_the_value_of_an_endless_environment_cut_by_a_time_limit_is_its_endless_return() -> None:
-    learner = PPO(Constant(), gamma=GAMMA, lr=0.3, max_grad_norm=math.inf, num_minibatches=1, total_timesteps=20 * 100)
+    learner = PPOLearner(Constant(), gamma=GAMMA, lr=0.3, max_grad_norm=math.inf, num_minibatches=1, total_timesteps=20 * 100)
     for _ in range(100):
         learner.fold(endless(rows=24, limit=5))
         learner.step()
@@ -156,7 +156,7 @@ def test_a_round_without_a_row_to_learn_from_leaves_the_weights() -> None:
     empty = contribution(policy(), seed=0)
     assert empty.work.bundle is not None
     empty.work.bundle["mask"][...] = False
-    learner = PPO(policy())
+    learner = PPOLearner(policy())
     before = learner.weights().sha256()
     learner.fold(empty)
     assert learner.step() == Moved()

@@ -10,8 +10,8 @@ import pytest
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
 
 from shoal.aggregators.around.told import Told
-from shoal.aggregators.fedavg import FedAvg
-from shoal.aggregators.fedopt import FedAdam
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.changes import Changes, joined, last
 from shoal.protocol.compress import CODECS, Coding
 from shoal.protocol.errors import ProtocolError, UserError
@@ -31,10 +31,10 @@ def normal(n: int, size: float = 1.0, seed: int = 0) -> Vector:
 
 
 def told(codec: str, seed: int = 0) -> Told:
-    return Told(FedAdam(random_bundle(99), TRAINABLE, device="cpu"), Coding(codec, 0.2, 4), seed=seed)
+    return Told(FedAdamServer(random_bundle(99), TRAINABLE, device="cpu"), Coding(codec, 0.2, 4), seed=seed)
 
 
-def step(one: Told | FedAvg, version: int) -> None:
+def step(one: Told | FedAvgServer, version: int) -> None:
     for client in range(3):
         one.fold(contribution(random_bundle(1_000 * version + client, 0.1), 1.0 + client, client=client))
     one.step()
@@ -81,7 +81,7 @@ def test_who_adds_what_changed_holds_the_bits_that_are_published(codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_rules_own_weights_are_those_of_a_run_that_tells_all(codec):
     """A delta is added to w whatever h it was made from, so that nothing a client did is rounded away."""
-    one, plain = told(codec), FedAdam(random_bundle(99), TRAINABLE, device="cpu")
+    one, plain = told(codec), FedAdamServer(random_bundle(99), TRAINABLE, device="cpu")
     for version in range(5):
         step(one, version)
         step(plain, version)
@@ -198,7 +198,7 @@ def test_weights_that_stay_are_held_in_the_end_to_the_last_bits(codec):
     ],
 )
 def test_a_version_says_how_many_bytes_it_took(codec, nbytes):
-    one = Told(FedAvg(vector(normal(1_001)), None, device="cpu"), Coding(codec, 0.05, 100))
+    one = Told(FedAvgServer(vector(normal(1_001)), None, device="cpu"), Coding(codec, 0.05, 100))
     one.fold(contribution(vector(normal(1_001, 0.1, 1))))
     metrics = one.step().metrics
     assert metrics["weights_bytes"] == 4 * 1_001
@@ -211,7 +211,7 @@ def test_a_version_says_how_many_bytes_it_took(codec, nbytes):
 
 
 def test_a_change_beyond_a_half_ends_the_run_with_what_to_use():
-    one = Told(FedAvg(vector([0.0, 0.0]), None, device="cpu", deterministic=False), Coding("float16"))
+    one = Told(FedAvgServer(vector([0.0, 0.0]), None, device="cpu", deterministic=False), Coding("float16"))
     one.fold(contribution(vector([1e5, 0.0])))
     with pytest.raises(UserError, match=r"compress_weights=float16: version 1 cannot be told: .* use bfloat16"):
         one.step()

@@ -98,14 +98,14 @@ class FedAvg(InRounds):
     )
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedavg import FedAvg as Mean
+        from shoal.aggregators.fedavg import FedAvgServer
 
         shared = self.shared(device)
         if self.server_optimizer != "sgd":
             from shoal.nets.updates import update_of
 
             shared["update"] = update_of(self.server_optimizer, lr=shared.pop("lr"))
-        return Mean(start.weights, start.trainable, **shared)
+        return FedAvgServer(start.weights, start.trainable, **shared)
 
     def check(self, problem: Problem) -> None:
         super().check(problem)

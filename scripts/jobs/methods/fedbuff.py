@@ -36,9 +36,9 @@ class FedBuff(LocalTraining):
         return Rules(most=2)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedbuff import FedBuff as Server
+        from shoal.aggregators.fedbuff import FedBuffServer
 
-        return Server(
+        return FedBuffServer(
             start.weights,
             start.trainable,
             lr=self.server_lr,

@@ -22,9 +22,9 @@ class FedAvgM(InRounds):
     server_momentum: float = option(0.9, "momentum of the server's step", least=0, below=1)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAvgM as Server
+        from shoal.aggregators.fedopt import FedAvgMServer
 
-        return Server(start.weights, start.trainable, beta=self.server_momentum, **self.shared(device))
+        return FedAvgMServer(start.weights, start.trainable, beta=self.server_momentum, **self.shared(device))
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class FedAdagrad(InRounds):
     tau: float = option(1e-3, "adaptivity: added to the root of the second moment", above=0)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAdagrad as Server
+        from shoal.aggregators.fedopt import FedAdagradServer
 
-        return Server(start.weights, start.trainable, tau=self.tau, **self.shared(device))
+        return FedAdagradServer(start.weights, start.trainable, tau=self.tau, **self.shared(device))
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class FedAdam(InRounds):
     tau: float = option(1e-3, "adaptivity: added to the root of the second moment", above=0)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAdam as Server
+        from shoal.aggregators.fedopt import FedAdamServer
 
-        return Server(start.weights, start.trainable, **self.shared(device))
+        return FedAdamServer(start.weights, start.trainable, **self.shared(device))
 
     def shared(self, device: str) -> dict[str, Any]:
         return {**super().shared(device), "beta1": self.beta1, "beta2": self.beta2, "tau": self.tau}
@@ -69,6 +69,6 @@ class FedYogi(FedAdam):
     name: ClassVar[str] = "fedyogi"
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedYogi as Server
+        from shoal.aggregators.fedopt import FedYogiServer
 
-        return Server(start.weights, start.trainable, **self.shared(device))
+        return FedYogiServer(start.weights, start.trainable, **self.shared(device))

@@ -39,6 +39,6 @@ class IMPALA(Acting):
         return Rules(ahead=1)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.impala import IMPALA as Learner  # noqa: N811
+        from shoal.aggregators.impala import IMPALALearner
 
-        return Learner(start.module(), clip_rho=self.clip_rho, clip_c=self.clip_c, lam=self.lam, **self.shared(device))
+        return IMPALALearner(start.module(), clip_rho=self.clip_rho, clip_c=self.clip_c, lam=self.lam, **self.shared(device))

@@ -46,9 +46,9 @@ class PPO(Acting):
         return Rules(sticky=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.ppo import PPO as Learner  # noqa: N811
+        from shoal.aggregators.ppo import PPOLearner
 
-        return Learner(
+        return PPOLearner(
             start.module(),
             seed=start.seed,
             gae_lambda=self.gae_lambda,
