@@ -108,6 +108,17 @@ def test_metrics_of_one_s_own_are_shown_centrally_and_on_clients() -> None:
     assert last["eval/wrong"] == pytest.approx(1 - last["eval/accuracy"])
 
 
+def test_a_partition_of_one_s_own_says_who_has_what() -> None:
+    def halves(labels: Any, clients: int, seed: int) -> list[Any]:
+        return np.array_split(np.arange(len(labels)), clients)
+
+    made = job(partition=halves)
+    population = made.problem.population(made.method, made.seed)
+    assert [len(population.examples(client)) for client in range(6)] == [16] * 6
+    assert "partition" not in made.plain()
+    assert run(made, 0).finish.reason == "done"
+
+
 def test_a_selection_is_a_name_or_a_function_of_the_version_how_many_and_the_news() -> None:
     asked: list[tuple[int, int, list[tuple[str, int]]]] = []
 
