@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.keeping.disk import DiskTrouble
+from shoal.coordinator.lately import Lately
 from shoal.coordinator.receiving import Receiving
-from shoal.coordinator.serving import Recent, Serving, What
+from shoal.coordinator.serving import Serving, What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.link import NEAR, Part, Payload
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, TaskName, Weights
 
@@ -36,7 +39,6 @@ class Arrays:
         self.layouts: Mapping[str, Layout] = {layout.digest: layout for layout in layouts}
         self.inline, self.sharing, self.folder = inline, sharing, folder
         self.serving, self.receiving = Serving(), Receiving(max(ROOM, int(SHARE * model)))
-        self.recent = Recent()
         self._down = self._up = 0
         self._sharers: set[bytes] = set()
         self._stores: dict[TaskName, Store] = {}  # contributions that come in pieces
@@ -44,17 +46,27 @@ class Arrays:
 
     # Weights
 
-    def publish(self, version: int, weights: Bundle, change: Bundle | None, roster: Roster) -> None:
-        """This is what goes out from now on. change: the same, told as what is new since the version before."""
-        self._version, self._weights = version, weights
+    def begin(self, version: int, weights: Bundle, roster: Roster) -> None:
+        """The weights that a run begins with: the only ones that are copied here, before anybody is spoken to."""
+        if (room := self.draft()) is not None:
+            np.copyto(room, weights.data)
+        self.publish(version, weights, Lately(version), roster)
+
+    def draft(self) -> Bytes | None:
+        """Memory that is shared with this machine's actors, for the next version: uint8, as large as the weights. Whoever makes
+        these writes them there too, before they are published. None where there is no room."""
+        return self.sharing.draft() if self.sharing else None
+
+    def publish(self, version: int, weights: Bundle, lately: Lately, roster: Roster) -> None:
+        """These weights go out from now on, whole or as what changed lately."""
+        self._version, self._weights, self._lately = version, weights, lately
         for session in [session for session in self.receiving.lanes if session not in roster.actors]:
             self.receiving.gone(session)
         self.serving.publish(version, roster.actors.keys())
-        self.recent.publish(version, change, weights.data.nbytes)
         if self.sharing:
             here = [actor.peer for actor in roster.actors.values()]
             self._sharers.intersection_update(here)
-            self.sharing.publish(version, weights, here)
+            self.sharing.publish(version, here)
 
     def share(self, peer: bytes) -> tuple[int, ...]:
         """What an actor of this machine is offered; () where arrays go by the socket."""
@@ -67,7 +79,7 @@ class Arrays:
         """The message that brings the newest weights to one who holds those of version `held`, and its payload."""
         if self.sharing and peer in self._sharers and (slot := self.sharing.lend(peer, self._version)):
             return Weights(self._version, slot), None
-        base, data = held, self.recent.since(held) if self.inline < NEAR else None
+        base, data = held, self._lately.since(held) if self.inline < NEAR else None
         if data is None:
             base, data = WHOLE, self._weights.data
         if data.nbytes <= self.inline:

@@ -13,23 +13,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
+
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Event, Fold, Folded, Kept, Step, Stepped, Unfit
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.recording import Recording
+from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Bytes
 from shoal.protocol.work import Contribution, Metrics, Work
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """A contribution with its arrays. free: called once the arrays are not needed any more."""
+    """A contribution with its arrays."""
 
     fold: Fold
     bundle: Bundle | None
-    free: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """A step. room: uint8, as large as the weights: memory shared with actors, where the next weights are written too."""
+
+    step: Step
+    room: Bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ class Broke:
     error: BaseException
 
 
-Job: TypeAlias = Intake | Step
+Job: TypeAlias = Intake | Make
 Answer: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
 LONG = 2e-4  # seconds of a job that is told of at once: its actor may be waiting for the memory that its arrays lie in
@@ -56,8 +66,8 @@ AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 
 class Learner:
-    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `change`: what is new
-    in them, of an aggregator that tells it (aggregators/around/told.py).
+    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `lately` what changed
+    in them, where the aggregator tells it (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version that `due` says. recording: what makes promises durable.
     """
@@ -76,11 +86,11 @@ class Learner:
         self.aggregator, self.inspector, self.clock = aggregator, inspector, clock
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
-        self.change: Bundle | None = None
+        self.lately = Lately(version)
         self.outcomes: deque[Answer] = deque()
         self.busy = 0.0  # seconds spent on jobs
         self._early: dict[int, list[Intake]] = {}
-        self._unsaid: list[tuple[Answer, Intake | None]] = []  # not to be told before their records are durable
+        self._unsaid: list[Answer] = []  # not to be told before their records are durable
 
     def put(self, jobs: Sequence[Job]) -> None:
         """To be done in this order."""
@@ -98,23 +108,20 @@ class Learner:
                 self._early.setdefault(job.fold.onto, []).append(job)
             case Intake():
                 self._take(job)
-            case Step():
+            case Make(step):
                 self._step(job)
-                self._after(job)
+                self._after(step)
         self.busy += self.clock() - began
 
     def _take(self, intake: Intake) -> None:
-        self._unsaid.append((self._fold(intake), intake))
+        self._unsaid.append(self._fold(intake))
 
     def _flush(self) -> None:
         """Tell what happened, once it is durable."""
         if self._unsaid:
             self._sync()
         told, self._unsaid = self._unsaid, []
-        for outcome, intake in told:
-            if intake is not None and intake.free is not None:
-                intake.free()
-            self.outcomes.append(outcome)
+        self.outcomes.extend(told)
 
     def _fold(self, intake: Intake) -> Event:
         fold, message = intake.fold, intake.fold.message
@@ -137,17 +144,21 @@ class Learner:
             self.recording.accept(fold, intake.bundle)
         return Folded(name)
 
-    def _step(self, step: Step) -> None:
-        version = step.version
+    def _step(self, make: Make) -> None:
+        step, version = make.step, make.step.version
         moved = self.aggregator.step()
-        self.newest = (version, self.aggregator.weights())
-        self.change = self.aggregator.change() if hasattr(self.aggregator, "change") else None
+        weights = self.aggregator.weights()
+        self.newest = (version, weights)
+        if hasattr(self.aggregator, "change"):
+            self.lately = self.lately.then(version, self.aggregator.change(), weights.data.nbytes)
+        if make.room is not None:
+            np.copyto(make.room, weights.data)
         if self.recording is not None:
-            self.recording.commit(step, self.newest[1])
+            self.recording.commit(step, weights)
             self._sync()
         if step.last:  # who is told of it leaves, and can be asked for nothing again
             self._keep(step)
-        self._unsaid.append((Stepped(version, moved.metrics), None))
+        self._unsaid.append(Stepped(version, moved.metrics))
         self._flush()
         self._published()
 
@@ -158,11 +169,11 @@ class Learner:
         for intake in self._early.pop(step.version, ()):
             self._take(intake)
         if self.evaluate and self.due(step.version):
-            self._unsaid.append((Evaluated(step.version, self.evaluate(self.newest[1])), None))
+            self._unsaid.append(Evaluated(step.version, self.evaluate(self.newest[1])))
 
     def _keep(self, step: Step) -> None:
         if self.recording is not None and self.recording.keep(step, self.newest[1], self.aggregator):
-            self._unsaid.append((Kept(step.version), None))
+            self._unsaid.append(Kept(step.version))
 
     def _sync(self) -> None:
         """What is recorded is durable when this returns."""

@@ -39,7 +39,7 @@ from shoal.coordinator.deciding.events import (
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.keeping.disk import DiskTrouble
-from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner
+from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.serving import What
 from shoal.coordinator.sharing import Sharing
@@ -139,9 +139,7 @@ class Server:
         self._rates = (Rate(), Rate())
         self._first_steps = core.steps
         self._broke: BaseException | None = None
-        self.arrays.publish(
-            *learner.newest, None, core.roster
-        )  # what the core calls `version`; the learner may be a step further
+        self.arrays.begin(*learner.newest, core.roster)
 
     def run(self) -> Finish:
         """Until the core says Finish. Raises what broke the learner."""
@@ -287,7 +285,7 @@ class Server:
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
             case Stepped(version, metrics):
                 told = {**self.tally.flush(), **self.arrays.flush(), **metrics}
-                self.arrays.publish(*self.learner.newest, self.learner.change, self.core.roster)
+                self.arrays.publish(*self.learner.newest, self.learner.lately, self.core.roster)
                 self.handle(outcome)
                 self._tell(version, told)
             case Folded(task):
@@ -325,7 +323,7 @@ class Server:
             case Fold():
                 yield from self._fold(effect)
             case Step():
-                self._jobs.append(effect)
+                self._jobs.append(Make(effect, self.arrays.draft()))
             case Admit():
                 yield from self._admit(effect)
             case Report():

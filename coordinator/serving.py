@@ -1,19 +1,16 @@
 """Weights that are fetched piece by piece: which versions are still to be had, and which changes of them.
 
 The one idea: a version stays for as long as somebody fetches it, so that a slow link gets to the end of what it has begun; but
-only so many do, and one whose readers have stopped asking goes first. What changed is cheaper than the whole only for those who
-hold a version of late, so no more is kept of it than the whole has bytes.
+only so many do, and one whose readers have stopped asking goes first.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 from typing import TypeAlias
 
-from shoal.protocol.changes import joined, last
 from shoal.protocol.fetching import MOST
-from shoal.protocol.layout import Bundle, Bytes
+from shoal.protocol.layout import Bytes
 from shoal.protocol.link import Part
 
 KEPT = 2  # beside what is of the newest version
@@ -62,33 +59,3 @@ class Serving:
         old = [what for what in self._kept if what[0] != self._newest]
         for what in old[: max(0, len(old) - KEPT)]:
             del self._kept[what]
-
-
-class Recent:
-    """What changed from version to version, as far back as all of it is less than the whole. For the socket thread alone."""
-
-    def __init__(self) -> None:
-        self._newest = -1
-        self._changes: deque[Bundle] = deque()
-        self._joined: Bytes | None = None
-
-    def publish(self, version: int, change: Bundle | None, room: int) -> None:
-        """change: since the version before; None where that is not told. room: bytes of the whole."""
-        if change is None:
-            self._changes.clear()
-        else:
-            self._changes.append(change)
-        self._newest, self._joined = version, None
-        while sum(one.data.nbytes for one in self._changes) >= room:
-            self._changes.popleft()
-
-    def since(self, version: int) -> Bytes | None:
-        """All that changed since then, in one buffer; None where that is too long ago, or no time at all."""
-        count = self._newest - version
-        if not 0 < count <= len(self._changes):
-            return None
-        if count == 1:
-            return self._changes[-1].data
-        if self._joined is None:
-            self._joined = joined(self._changes)  # once a version, for all who are behind
-        return last(self._joined, self._changes[-1], count)

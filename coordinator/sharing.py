@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from shoal.protocol.board import Board, Token
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import Bundle
 from shoal.protocol.link import ZERO_COPY
 from shoal.protocol.ring import RingReader
 from shoal.protocol.shared import Bytes, available
@@ -28,17 +27,26 @@ class Sharing:
     tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # peer -> (version, token), oldest first
     rings: dict[tuple[int, ...], RingReader] = field(default_factory=dict)
     published: tuple[int, Token] | None = None
+    drafted: int | None = None  # the slot of the next version
 
     @property
     def offer(self) -> tuple[int, ...]:
         return self.board.offer
 
-    def publish(self, version: int, weights: Bundle, here: Iterable[bytes]) -> None:
-        """One copy, into a slot that nobody reads; where there is none, this version goes by the socket."""
+    def draft(self) -> Bytes | None:
+        """A slot that nobody reads, to be written on any thread before `publish`; None where there is none."""
+        slot, memory = self.board.draft() or (None, None)
+        self.drafted = slot
+        if self.board.newest is None:  # no other slot was free than that of the version that is out
+            self.published = None
+        return memory
+
+    def publish(self, version: int, here: Iterable[bytes]) -> None:
+        """What was written where the last draft is; where that was nowhere, this version goes by the socket."""
         for peer in self.tokens.keys() - set(here):
             self.gone(peer)
-        token = self.board.publish(version, weights.data)
-        self.published = None if token is None else (version, token)
+        self.published = None if self.drafted is None else (version, self.board.commit(self.drafted, version))
+        self.drafted = None
 
     def lend(self, peer: bytes, version: int) -> tuple[int, ...]:
         """The token of `version` for this peer; () where it must go by the socket."""

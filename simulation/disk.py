@@ -12,25 +12,29 @@ from random import Random
 from typing import Any, ClassVar
 
 import msgpack
+import numpy as np
 
 from shoal.coordinator.deciding.events import Step
 from shoal.coordinator.keeping.recording import ACCEPTED, Rebuilding, Recording, Recovered
 from shoal.coordinator.keeping.store import Snapshot
-from shoal.protocol.layout import Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.work import Contribution, Moved
 from shoal.simulation.setting import Setting
 
 LAYOUT = Layout.of({"number": ("i8", (1,))})
 KEPT = 3  # snapshots
+RECENT = 4  # versions that an actor may hold and be told what changed since
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Weights: those before, and the clients and products folded in since. digest: of all that makes two models the same."""
+    """Weights: those before, and the clients and products folded in since. digest: of all that makes two models the same.
+    data: as many bytes as RECENT changes have."""
 
     digest: int
     before: Model | None = field(default=None, repr=False, compare=False)  # the digest tells of it
     folded: tuple[tuple[tuple[int, ...], int], ...] = ()
+    data: ClassVar[Bytes] = Bundle.zeros(Layout.of({"whole": ("i8", (RECENT * LAYOUT.nbytes // 8,))})).data
 
     def sha256(self) -> str:
         return f"{self.digest & (2**64 - 1):016x}"
@@ -56,8 +60,9 @@ class Adder:
 
     linear: ClassVar[bool] = True
 
-    def __init__(self, exact: bool) -> None:
-        self.exact = exact
+    def __init__(self, exact: bool, changes: bool) -> None:
+        self.exact, self.changes = exact, changes
+        self.makes = 0  # the version that the next step makes
         self.model = Model(1)
         self.folded: list[tuple[tuple[int, ...], int]] = []
 
@@ -77,6 +82,10 @@ class Adder:
         self.model = Model(hash((self.model.digest, *sorted(told))), self.model, tuple(self.folded))
         self.folded.clear()
         return Moved()
+
+    def change(self) -> Bundle | None:
+        """Stands for what changed in a version by its number."""
+        return Bundle.pack({"number": np.array([self.makes])}, LAYOUT) if self.changes else None
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -144,7 +153,7 @@ class Disk:
 
     def recover(self) -> tuple[Recovered, Adder]:
         """As the command line does it: the newest snapshot, then what the journal says came after it."""
-        found, adder, record = Recovered(), Adder(self.setting.exact), 0
+        found, adder, record = Recovered(), Adder(self.setting.exact, self.setting.changes), 0
         if self.shelf.kept:
             snapshot = self.shelf.kept[-1]
             adder.load(snapshot.weights, {})

@@ -34,14 +34,14 @@ from shoal.coordinator.deciding.events import (
     Unpull,
 )
 from shoal.coordinator.keeping.recording import Recording
-from shoal.coordinator.learner import Intake, Job, Learner
+from shoal.coordinator.learner import Intake, Job, Learner, Make
 from shoal.coordinator.receiving import Receiving, Stream
-from shoal.coordinator.serving import Recent, Serving
+from shoal.coordinator.serving import Serving
 from shoal.protocol.layout import ALIGNMENT, Bundle
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
-from shoal.simulation.disk import LAYOUT, Adder, Delta, Model
+from shoal.simulation.disk import RECENT, Adder, Delta, Model
 from shoal.simulation.wire import Process
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 TURN = 0.05  # seconds between looks at the clock
 TICK = Tick()
-RECENT = 4  # versions that an actor may hold and be told what changed since
 
 
 class Finite:
@@ -83,17 +82,18 @@ class Slow(Learner):
         time, setting = self.hub.time, self.hub.world.setting
         for job in jobs:
             self._free_at = (
-                max(self._free_at, time.now) + (setting.step if isinstance(job, Step) else setting.fold) * time.random()
+                max(self._free_at, time.now) + (setting.step if isinstance(job, Make) else setting.fold) * time.random()
             )
             time.at(self._free_at, self._due, job)
-            if isinstance(job, Step):
+            if isinstance(job, Make):
                 self._free_at += setting.step  # a snapshot's
-                time.at(self._free_at, self._rest, job)
+                time.at(self._free_at, self._rest, job.step)
 
     def _due(self, job: Job) -> None:
         if self.hub.gone:
             return
-        if isinstance(job, Step):
+        if isinstance(job, Make):
+            self.adder.makes = job.step.version
             self._step(job)
         else:
             self._do(job)
@@ -142,10 +142,10 @@ class Hub(Process):
         )
         self.learner = Slow(self, adder, recording, self.found.version)
         self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
-        self.serving, self.receiving, self.recent = Serving(), Receiving(s.work_room), Recent()
+        self.serving, self.receiving = Serving(), Receiving(s.work_room)
         self.models: dict[int, Model] = {}  # of late, by version
         self.arrived: dict[TaskName, dict[tuple[int, int], Product]] = {}  # pieces of what is fetched
-        self._publish(None)
+        self._publish()
         self.finished: Finish | None = None
         self.payload: Product | None = None
         self.folding: dict[tuple[int, int], Contribute] = {}
@@ -220,12 +220,11 @@ class Hub(Process):
             if message.task not in self.folding:
                 self._drop(message.task)
 
-    def _publish(self, change: Bundle | None) -> None:
-        """change: stands for what changed in a version by its number."""
+    def _publish(self) -> None:
         version, self.models[version] = self.published
+        self.lately = self.learner.lately
         self.models.pop(version - RECENT, None)
         self.serving.publish(version, self.core.roster.actors.keys())
-        self.recent.publish(version, change if self.world.setting.changes else None, RECENT * LAYOUT.nbytes)
 
     def learned(self, _: None = None) -> None:
         """What the learner has to tell; waits where this process is stopped."""
@@ -236,7 +235,7 @@ class Hub(Process):
             outcome = self.learner.outcomes.popleft()
             if isinstance(outcome, Stepped):
                 self.published = self.learner.newest  # type: ignore[assignment]
-                self._publish(Bundle.pack({"number": np.array([outcome.version])}, LAYOUT))
+                self._publish()
             elif isinstance(outcome, Folded | Unfit):
                 del self.folding[outcome.task]
                 self._drop(outcome.task)
@@ -281,7 +280,7 @@ class Hub(Process):
     def _weights(self, effect: SendWeights) -> Iterable[Event]:
         version, base, nbytes = effect.version, effect.held, self.world.setting.weights_bytes
         told: Model | Delta = self.published[1]
-        if (changed := self.recent.since(base)) is None:
+        if (changed := self.lately.since(base)) is None:
             base = WHOLE
         else:
             if [*changed.view(np.int64)[:: ALIGNMENT // 8]] != list(range(base + 1, version + 1)):
@@ -331,7 +330,7 @@ class Hub(Process):
         return ()
 
     def _step(self, step: Step) -> Iterable[Event]:
-        self.learner.put([step])
+        self.learner.put([Make(step)])
         return ()
 
     def _evict(self, evict: Evict) -> Iterable[Event]:

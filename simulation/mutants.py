@@ -22,9 +22,9 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.keeping.recording import Rebuilding, Recording, Recovered
+from shoal.coordinator.lately import Lately
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.receiving import Receiving
-from shoal.coordinator.serving import Recent
 from shoal.protocol.fetching import Fetch
 from shoal.protocol.work import Task
 
@@ -157,9 +157,9 @@ MUTANTS = (
     Mutant("nobody's arrays are fetched on", desk, "unpull", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
     Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),
-    Mutant("one change too few is told", Recent, "since", "if count == 1:", "if count:"),
+    Mutant("one change too few is told", Lately, "since", "self.changes[-1], count", "self.changes[-1], max(1, count - 1)"),
     Mutant(
-        "what changed is told of the wrong version", Recent, "since", "self._newest - version", "self._newest - version - 1"
+        "what changed is told of the wrong version", Lately, "since", "self.version - version", "self.version - version - 1"
     ),
     Mutant("weights are queued behind weights", Roster, "fall_behind", "actor.under_way or ", ""),
     Mutant("any Have frees the way", Roster, "arrived", " and version == actor.sent", ""),
@@ -192,13 +192,13 @@ MUTANTS = (
         "acknowledged before it is durable",
         Learner,
         "_take",
-        "self._unsaid.append((self._fold(intake), intake))",
+        "self._unsaid.append(self._fold(intake))",
         "self.outcomes.append(self._fold(intake))",
     ),
     Mutant("acceptances are not recorded", Recording, "accept", "if self.journal is None:", "if True:"),
     Mutant("versions are not recorded", Recording, "commit", "if self.journal is None:", "if True:"),
     Mutant("actors leave before the last version is in a snapshot", Learner, "_step", "if step.last:", "if False:"),
-    Mutant("nobody hears of snapshots", Learner, "_keep", "self._unsaid.append((Kept(step.version), None))", "pass"),
+    Mutant("nobody hears of snapshots", Learner, "_keep", "self._unsaid.append(Kept(step.version))", "pass"),
     Mutant("a snapshot counts before it is made", Learner, "_keep", "and self.recording.keep(", "or not self.recording.keep("),
     Mutant("arrays are not recorded", Recording, "accept", "if self.payload:", "if False:"),
     Mutant("early work is folded at once", Learner, "_do", "if job.fold.onto > self.newest[0]", "if False"),

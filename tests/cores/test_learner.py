@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded, Kept, Step, Stepped
-from shoal.coordinator.learner import Intake, Learner
+from shoal.coordinator.learner import Intake, Learner, Make
+from shoal.coordinator.sharing import Sharing
+from shoal.protocol.board import Board, BoardReader
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
 from shoal.protocol.work import Task
@@ -49,8 +52,43 @@ class Book:
 def test_a_version_is_told_before_its_snapshot_is_written_and_the_last_one_after_it() -> None:
     book: Any = Book()
     learner = book.learner = Learner(FedAvgServer(START), Inspector(), time.monotonic, recording=book)
-    learner.put([intake(1, onto=1), intake(0), Step(1, 0, 0)])
+    learner.put([intake(1, onto=1), intake(0), Make(Step(1, 0, 0))])
     assert [type(one) for one in learner.outcomes] == [Folded, Stepped, Kept, Folded]
-    learner.put([Step(2, 0, 0, last=True)])
+    learner.put([Make(Step(2, 0, 0, last=True))])
     assert [type(one) for one in learner.outcomes][4:] == [Kept, Stepped]
     assert book.asked == [(1, [Folded, Stepped], 1), (2, [Folded, Stepped, Kept, Folded], 2)]
+
+
+def test_the_learner_writes_the_next_weights_where_actors_of_this_machine_read_them() -> None:
+    with contextlib.closing(Sharing(Board(START.layout.nbytes))) as shared:
+        learner = Learner(FedAvgServer(START), Inspector(), time.monotonic)
+        room = shared.draft()
+        assert room is not None
+        learner.put([intake(0), Make(Step(1, 0, 0), room)])
+        assert shared.lend(b"a", 1) == ()  # not before it is published
+        shared.publish(1, [b"a"])
+        slot, generation = shared.lend(b"a", 1)
+        reader = BoardReader(shared.offer)
+        assert (reader.view((slot, generation), 1) == learner.newest[1].data).all()
+
+
+def test_where_no_slot_is_free_a_version_goes_by_the_socket() -> None:
+    with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
+        for version in (1, 2):
+            assert shared.draft() is not None
+            shared.publish(version, [b"a"])
+            assert shared.lend(b"a", version) != ()
+        assert shared.draft() is None
+        assert shared.lend(b"b", 2) != ()  # it is out still
+        shared.publish(3, [b"a", b"b"])
+        assert shared.lend(b"a", 3) == ()
+
+
+def test_a_version_is_not_lent_whose_slot_the_next_is_written_to() -> None:
+    with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
+        for version in (1, 2):
+            shared.draft()
+            shared.publish(version, [b"a"])
+            assert version == 2 or shared.lend(b"a", version) != ()
+        assert shared.draft() is not None  # that of version 2, which nobody reads
+        assert shared.lend(b"b", 2) == ()

@@ -13,7 +13,7 @@ import pytest
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Folded, Step, Stepped, Unfit
-from shoal.coordinator.learner import Intake, Learner, LearnerThread
+from shoal.coordinator.learner import Intake, Learner, LearnerThread, Make
 from shoal.protocol.exact import PartialSum, squares
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
@@ -45,7 +45,7 @@ def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
     monkeypatch.setattr("shoal.coordinator.checks.squares", noted)
     monkeypatch.setattr("shoal.protocol.exact.squares", noted)
     learner = Learner(FedAvgServer(START, deterministic=deterministic), Inspector(norm=bound), time.monotonic)
-    learner.put([intake(delta(0.5)), Step(1, 0, 0)])
+    learner.put([intake(delta(0.5)), Make(Step(1, 0, 0))])
     assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
     assert sorted(looked) == ["f2", "f4", "f8"]
     assert learner.newest[1]["w"].tolist() == [0.5] * 5

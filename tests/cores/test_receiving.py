@@ -12,8 +12,9 @@ import pytest
 from shoal.coordinator.arrays import Arrays
 from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.keeping.disk import DiskTrouble
+from shoal.coordinator.lately import Lately
 from shoal.coordinator.receiving import LARGE, Receiving
-from shoal.coordinator.serving import KEPT, Recent, Serving
+from shoal.coordinator.serving import KEPT, Serving
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
@@ -261,43 +262,41 @@ def change(number: int) -> Bundle:
     return Bundle.pack({"w": np.full(3, number, np.float32)})
 
 
-def told(recent: Recent, version: int) -> list[float]:
+def told(lately: Lately, version: int) -> list[float]:
     """The first number of each change since then."""
-    since = recent.since(version)
+    since = lately.since(version)
     return [] if since is None else [float(since[at : at + 4].view(np.float32)[0]) for at in range(0, since.nbytes, ALIGNMENT)]
 
 
+def after(lately: Lately, *versions: int, room: int = 400) -> Lately:
+    for version in versions:
+        lately = lately.then(version, change(version), room)
+    return lately
+
+
 def test_what_changed_is_told_from_any_version_of_late() -> None:
-    recent = Recent()
-    recent.publish(7, None, 400)
-    assert [told(recent, version) for version in (-1, 6, 7, 8)] == [[], [], [], []]
-    for version in (8, 9, 10):
-        recent.publish(version, change(version), 400)
-    assert [told(recent, version) for version in (6, 7, 8, 9, 10, 11)] == [[], [8, 9, 10], [9, 10], [10], [], []]
+    lately = Lately(7)
+    assert [told(lately, version) for version in (-1, 6, 7, 8)] == [[], [], [], []]
+    lately = after(lately, 8, 9, 10)
+    assert [told(lately, version) for version in (6, 7, 8, 9, 10, 11)] == [[], [8, 9, 10], [9, 10], [10], [], []]
 
 
 def test_what_changed_is_kept_while_it_is_less_than_the_whole() -> None:
-    recent = Recent()
-    for version in range(9):
-        recent.publish(version, change(version), 37)  # 12 bytes each
-    assert [told(recent, version) for version in (4, 5, 6, 7)] == [[], [6, 7, 8], [7, 8], [8]]
-    recent.publish(9, change(9), 12)  # as many as the whole
-    assert told(recent, 8) == []
+    lately = after(Lately(-1), *range(9), room=37)  # 12 bytes each
+    assert [told(lately, version) for version in (4, 5, 6, 7)] == [[], [6, 7, 8], [7, 8], [8]]
+    assert told(after(lately, 9, room=12), 8) == []  # as many as the whole
 
 
 def test_nothing_is_told_across_a_version_that_does_not_say_what_changed() -> None:
-    recent = Recent()
-    recent.publish(1, change(1), 400)
-    recent.publish(2, None, 400)
-    recent.publish(3, change(3), 400)
-    assert [told(recent, version) for version in (0, 1, 2)] == [[], [], [3]]
+    lately = after(after(Lately(0), 1).then(2, None, 400), 3)
+    assert [told(lately, version) for version in (0, 1, 2)] == [[], [], [3]]
 
 
 def test_arrays_go_as_what_changed_to_who_holds_a_version_of_late_and_whole_to_others() -> None:
     arrays, roster = Arrays([], 100, 400, None, None), Roster(1)
-    arrays.publish(0, weights(0), None, roster)
+    arrays.publish(0, weights(0), Lately(0), roster)
     assert arrays.weights(b"a", b"a", -1)[0] == Weights(0, (), 400)
-    arrays.publish(1, weights(1), change(1), roster)
+    arrays.publish(1, weights(1), after(Lately(0), 1), roster)
     message, payload = arrays.weights(b"a", b"a", 0)
     assert message == Weights(1, base=0)
     assert payload is not None
@@ -313,8 +312,8 @@ def test_what_changed_is_fetched_where_it_is_large_and_each_reader_gets_its_own(
     arrays, roster = Arrays([], 5, 400, None, None), Roster(1)
     for session in (b"a", b"b"):
         roster.join(session, session, "actor", 0.0)
-    for version in (1, 2, 3):
-        arrays.publish(version, weights(version), change(version), roster)
+    lately = after(Lately(0), 1, 2, 3)
+    arrays.publish(3, weights(3), lately, roster)
     assert arrays.weights(b"a", b"a", 2) == (Weights(3, (), 12, 2), None)
     assert arrays.weights(b"b", b"b", 1) == (Weights(3, (), ALIGNMENT + 12, 1), None)
     part = arrays.part(b"b", (3, 1), ALIGNMENT, ALIGNMENT + 12)
@@ -322,14 +321,13 @@ def test_what_changed_is_fetched_where_it_is_large_and_each_reader_gets_its_own(
     assert part.whole[part.first : part.last].view(np.float32).tolist() == [3.0] * 3
     assert arrays.part(b"a", (3, 1), 0, 12) is None
     assert arrays.part(b"a", (3, 2), 0, 13) is None
-    arrays.publish(4, weights(4), change(4), roster)
+    arrays.publish(4, weights(4), after(lately, 4), roster)
     assert arrays.part(b"a", (3, 2), 0, 12) is not None  # it goes on with what it has begun
 
 
 def test_in_the_plain_loop_weights_are_whole_and_no_bytes_are_counted() -> None:
     arrays, roster = Arrays([], NEAR, 400, None, None), Roster(1)
-    arrays.publish(0, weights(0), None, roster)
-    arrays.publish(1, weights(1), change(1), roster)
+    arrays.publish(1, weights(1), after(Lately(0), 1), roster)
     assert arrays.weights(b"a", b"a", 0)[0] == Weights(1)
     assert arrays.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
 
