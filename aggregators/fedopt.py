@@ -1,4 +1,4 @@
-"""Server optimizers: FedAvgM, FedAdagrad, FedAdam, FedYogi.
+"""Updates of adaptive servers: FedAdagrad, FedAdam, FedYogi.
 
 The one idea: the mean delta is a pseudo-gradient (it already points where to go, so it is added, not subtracted). As in
 Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2, there is no bias correction: the second moment starts from
@@ -14,9 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from shoal.aggregators.fedavg import FedAvgServer
-from shoal.nets.updates import SGD, within
-from shoal.protocol.layout import Bundle
+from shoal.nets.updates import within
 
 Second: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(v, delta**2) -> the next v."""
@@ -61,75 +59,16 @@ class Adaptive:
         return self.lr * m / (v.sqrt() + self.tau), m, v
 
 
-class FedAvgMServer(FedAvgServer):
-    """v <- beta v + delta; x <- x + lr v (Hsu et al. 2019, section 4)."""
-
-    def __init__(
-        self,
-        weights: Bundle,
-        trainable: int | None = None,
-        *,
-        lr: float = 1.0,
-        beta: float = 0.9,
-        device: torch.device | str = "cpu",
-        deterministic: bool = True,
-    ) -> None:
-        within("beta", beta, below=1.0)
-        update = SGD(lr, beta)
-        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
-
-
-class FedAdagradServer(FedAvgServer):
+def fedadagrad(lr: float = 0.03, beta1: float = 0.0, tau: float = 1e-3) -> Adaptive:
     """Reddi et al. 2021, algorithm 2; beta1 = 0 as in their experiments."""
-
-    def __init__(
-        self,
-        weights: Bundle,
-        trainable: int | None = None,
-        *,
-        lr: float = 0.03,
-        beta1: float = 0.0,
-        tau: float = 1e-3,
-        device: torch.device | str = "cpu",
-        deterministic: bool = True,
-    ) -> None:
-        update = Adaptive(adagrad, lr, beta1, tau)
-        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
+    return Adaptive(adagrad, lr, beta1, tau)
 
 
-class FedAdamServer(FedAvgServer):
+def fedadam(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
     """Reddi et al. 2021, algorithm 2. Not torch.optim.Adam: no bias correction, and v starts from tau**2."""
-
-    def __init__(
-        self,
-        weights: Bundle,
-        trainable: int | None = None,
-        *,
-        lr: float = 0.03,
-        beta1: float = 0.9,
-        beta2: float = 0.99,
-        tau: float = 1e-3,
-        device: torch.device | str = "cpu",
-        deterministic: bool = True,
-    ) -> None:
-        update = Adaptive(adam(beta2), lr, beta1, tau)
-        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
+    return Adaptive(adam(beta2), lr, beta1, tau)
 
 
-class FedYogiServer(FedAvgServer):
+def fedyogi(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
     """Reddi et al. 2021, algorithm 2."""
-
-    def __init__(
-        self,
-        weights: Bundle,
-        trainable: int | None = None,
-        *,
-        lr: float = 0.03,
-        beta1: float = 0.9,
-        beta2: float = 0.99,
-        tau: float = 1e-3,
-        device: torch.device | str = "cpu",
-        deterministic: bool = True,
-    ) -> None:
-        update = Adaptive(yogi(beta2), lr, beta1, tau)
-        super().__init__(weights, trainable, update=update, device=device, deterministic=deterministic)
+    return Adaptive(yogi(beta2), lr, beta1, tau)

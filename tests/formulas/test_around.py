@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from servers import FedAdamServer
 
 from shoal.aggregators import lacking
 from shoal.aggregators.around import Around
@@ -12,7 +13,6 @@ from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.around.told import Told, coding_of
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
-from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.compress import Coding, codec_of
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task, Work

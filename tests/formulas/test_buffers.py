@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
+from servers import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 
 from shoal.aggregators.buffers import Buffers
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
-from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.aggregators.summing import DeviceSum
 from shoal.nets.flat import as_tensor
 from shoal.protocol.layout import Bundle
@@ -85,7 +85,7 @@ def test_buffers_that_many_looked_at_are_not_all_kept() -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", [FedAvgServer, FedAvgMServer, FedAdagradServer, FedAdamServer, FedYogiServer, FedBuffServer])
-def test_weights_that_are_held_never_change(kind: type[FedAvgServer], deterministic: bool) -> None:
+def test_weights_that_are_held_never_change(kind: Callable[..., FedAvgServer], deterministic: bool) -> None:
     aggregator = kind(random_bundle(0), TRAINABLE, deterministic=deterministic)
     held = [aggregator.weights()]
     digests = [held[0].sha256()]

@@ -12,11 +12,11 @@ import torch
 from federated_deltas import LAYOUT, contribution, random_bundle, vector
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import FedAdamServer
 
 from shoal.actors.workers.compressed import Compressed
 from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.compress import CODECS, Codec, Packed, codec_of
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle, Layout

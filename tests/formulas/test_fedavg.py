@@ -10,10 +10,10 @@ import pytest
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
-from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum, floats
 from shoal.protocol.layout import Bundle

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from federated_deltas import contribution, vector
+from servers import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.aggregators.fedopt import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServer
 from shoal.nets.updates import Adam, AdamW
 from shoal.protocol.errors import UserError
 
@@ -183,7 +183,7 @@ def test_blocks_leave_no_seam():
 @pytest.mark.parametrize(
     ("make", "setting", "allowed"),
     [
-        (FedAvgMServer, {"beta": 1.0}, "beta=1.0: must be a number from 0 to below 1"),
+        (FedAvgMServer, {"beta": 1.0}, "momentum=1.0: must be a number from 0 to below 1"),
         (FedAvgMServer, {"lr": -1.0}, "lr=-1.0: must be a number above 0"),
         (FedAdagradServer, {"tau": 0.0}, "tau=0.0: must be a number above 0"),
         (FedAdamServer, {"beta1": -0.1}, "beta1=-0.1: must be a number from 0 to below 1"),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
+from servers import FedAdamServer
 
 from shoal.aggregators.around.told import Told
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.aggregators.fedopt import FedAdamServer
 from shoal.protocol.changes import Changes, joined, last
 from shoal.protocol.compress import CODECS, Coding
 from shoal.protocol.errors import ProtocolError, UserError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.coordinator.deciding.plans.selection import Select
     from shoal.coordinator.deciding.rules import Rules
     from shoal.jobs.problems import Problem
+    from shoal.nets.updates import Update
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,15 @@ class InRounds(LocalTraining):
 
         return Rules(most=2 if sums else 32)
 
-    def shared(self, device: str) -> dict[str, Any]:
-        """Arguments that every server of this family takes."""
-        return {"lr": self.server_lr, "device": device, "deterministic": self.deterministic}
+    def update(self) -> Update:
+        """The server's optimizer, for which the mean of the clients' deltas is the way to go."""
+        raise NotImplementedError
+
+    def aggregator(self, start: Start, device: str) -> Aggregator:
+        from shoal.aggregators.fedavg import FedAvgServer
+
+        deterministic = self.deterministic
+        return FedAvgServer(start.weights, start.trainable, update=self.update(), device=device, deterministic=deterministic)
 
 
 @dataclass(frozen=True)
@@ -97,15 +104,10 @@ class FedAvg(InRounds):
         "sgd", "optimizer of the server, for which the mean of the deltas is the way to go", choices=OPTIMIZERS, own=True
     )
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedavg import FedAvgServer
+    def update(self) -> Update:
+        from shoal.nets.updates import update_of
 
-        shared = self.shared(device)
-        if self.server_optimizer != "sgd":
-            from shoal.nets.updates import update_of
-
-            shared["update"] = update_of(self.server_optimizer, lr=shared.pop("lr"))
-        return FedAvgServer(start.weights, start.trainable, **shared)
+        return update_of(self.server_optimizer, lr=self.server_lr)
 
     def check(self, problem: Problem) -> None:
         super().check(problem)

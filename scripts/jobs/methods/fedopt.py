@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from shoal.jobs.methods.fedavg import InRounds
-from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
 if TYPE_CHECKING:
-    from shoal.aggregators import Aggregator
+    from shoal.nets.updates import Update
 
 
 @dataclass(frozen=True)
 class FedAvgM(InRounds):
-    """FedAvg with momentum at the server (Hsu et al. 2019)."""
+    """FedAvg with momentum at the server: v <- beta v + delta; x <- x + lr v (Hsu et al. 2019, section 4)."""
 
     name: ClassVar[str] = "fedavgm"
 
     server_momentum: float = option(0.9, "momentum of the server's step", least=0, below=1)
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAvgMServer
+    def update(self) -> Update:
+        from shoal.nets.updates import SGD
 
-        return FedAvgMServer(start.weights, start.trainable, beta=self.server_momentum, **self.shared(device))
+        return SGD(self.server_lr, self.server_momentum)
 
 
 @dataclass(frozen=True)
@@ -36,30 +35,25 @@ class FedAdagrad(InRounds):
     server_lr: float = option(0.03, "learning rate of the server's step", above=0)
     tau: float = option(1e-3, "adaptivity: added to the root of the second moment", above=0)
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAdagradServer
+    def update(self) -> Update:
+        from shoal.aggregators.fedopt import fedadagrad
 
-        return FedAdagradServer(start.weights, start.trainable, tau=self.tau, **self.shared(device))
+        return fedadagrad(self.server_lr, tau=self.tau)
 
 
 @dataclass(frozen=True)
-class FedAdam(InRounds):
+class FedAdam(FedAdagrad):
     """Adam at the server, without bias correction (Reddi et al. 2021, algorithm 2)."""
 
     name: ClassVar[str] = "fedadam"
 
-    server_lr: float = option(0.03, "learning rate of the server's step", above=0)
     beta1: float = option(0.9, "decay of the first moment", least=0, below=1)
     beta2: float = option(0.99, "decay of the second moment", least=0, below=1)
-    tau: float = option(1e-3, "adaptivity: added to the root of the second moment", above=0)
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedAdamServer
+    def update(self) -> Update:
+        from shoal.aggregators.fedopt import fedadam
 
-        return FedAdamServer(start.weights, start.trainable, **self.shared(device))
-
-    def shared(self, device: str) -> dict[str, Any]:
-        return {**super().shared(device), "beta1": self.beta1, "beta2": self.beta2, "tau": self.tau}
+        return fedadam(self.server_lr, self.beta1, self.beta2, self.tau)
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class FedYogi(FedAdam):
 
     name: ClassVar[str] = "fedyogi"
 
-    def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedopt import FedYogiServer
+    def update(self) -> Update:
+        from shoal.aggregators.fedopt import fedyogi
 
-        return FedYogiServer(start.weights, start.trainable, **self.shared(device))
+        return fedyogi(self.server_lr, self.beta1, self.beta2, self.tau)
