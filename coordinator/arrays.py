@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.receiving import Receiving
@@ -46,38 +45,42 @@ class Arrays:
 
     # Weights
 
-    def begin(self, version: int, weights: Bundle, roster: Roster) -> None:
+    def begin(self, version: int, weights: Bundle) -> None:
         """The weights that a run begins with: the only ones that are copied here, before anybody is spoken to."""
         if (room := self.draft()) is not None:
             np.copyto(room, weights.data)
-        self.publish(version, weights, Lately(version), roster)
+        self.publish(version, weights, Lately(version))
 
     def draft(self) -> Bytes | None:
         """Memory that is shared with this machine's actors, for the next version: uint8, as large as the weights. Whoever makes
         these writes them there too, before they are published. None where there is no room."""
         return self.sharing.draft() if self.sharing else None
 
-    def publish(self, version: int, weights: Bundle, lately: Lately, roster: Roster) -> None:
+    def publish(self, version: int, weights: Bundle, lately: Lately) -> None:
         """These weights go out from now on, whole or as what changed lately."""
         self._version, self._weights, self._lately = version, weights, lately
-        for session in [session for session in self.receiving.lanes if session not in roster.actors]:
-            self.receiving.gone(session)
-        self.serving.publish(version, roster.actors.keys())
+        self.serving.publish(version)
         if self.sharing:
-            here = [actor.peer for actor in roster.actors.values()]
-            self._sharers.intersection_update(here)
-            self.sharing.publish(version, here)
+            self.sharing.publish(version)
 
-    def share(self, peer: bytes) -> tuple[int, ...]:
+    def gone(self, session: bytes) -> None:
+        """This session's life here is over: nothing is kept of it."""
+        self.receiving.gone(session)
+        self.serving.gone(session)
+        self._sharers.discard(session)
+        if self.sharing:
+            self.sharing.gone(session)
+
+    def share(self, session: bytes) -> tuple[int, ...]:
         """What an actor of this machine is offered; () where arrays go by the socket."""
         if self.sharing is None:
             return ()
-        self._sharers.add(peer)
+        self._sharers.add(session)
         return self.sharing.offer
 
-    def weights(self, peer: bytes, session: bytes, held: int) -> tuple[Weights, Payload | None]:
+    def weights(self, session: bytes, held: int) -> tuple[Weights, Payload | None]:
         """The message that brings the newest weights to one who holds those of version `held`, and its payload."""
-        if self.sharing and peer in self._sharers and (slot := self.sharing.lend(peer, self._version)):
+        if self.sharing and session in self._sharers and (slot := self.sharing.lend(session, self._version)):
             return Weights(self._version, slot), None
         base, data = held, self._lately.since(held) if self.inline < NEAR else None
         if data is None:
@@ -94,19 +97,19 @@ class Arrays:
         self._count(down=0 if part is None else len(part))
         return part
 
-    def arrived(self, peer: bytes, session: bytes, version: int, using: int) -> None:
+    def arrived(self, session: bytes, version: int, using: int) -> None:
         """Weights did; what is older than `using` is not looked at any more."""
         self.serving.end(session, version)
         if self.sharing:
-            self.sharing.moved_on(peer, using)
+            self.sharing.moved_on(session, using)
 
     # Contributions
 
-    def take(self, peer: bytes, message: Contribute, payload: memoryview | None) -> tuple[str, bool]:
+    def take(self, session: bytes, message: Contribute, payload: memoryview | None) -> tuple[str, bool]:
         """What is wrong with a contribution's arrays, before anyone looks at their numbers ("" if nothing), and if they are
         here."""
         if message.slot:
-            payload, fault = self._shared(peer, message)
+            payload, fault = self._shared(session, message)
             if fault:
                 return fault, True
         else:
@@ -118,15 +121,15 @@ class Arrays:
             self._here[message.task] = Bundle.of_buffer(self.layouts[message.layout], payload)
         return "", not waits
 
-    def _shared(self, peer: bytes, message: Contribute) -> tuple[memoryview | None, str]:
+    def _shared(self, session: bytes, message: Contribute) -> tuple[memoryview | None, str]:
         """Arrays where they lie in the actor's shared memory; or why that cannot be."""
-        if self.sharing is None or peer not in self._sharers:
+        if self.sharing is None or session not in self._sharers:
             return None, "arrays in shared memory, where none was offered"
         try:
             payload = self.sharing.contribution(message.slot).data
         except ProtocolError as wrong:
             return None, f"shared memory: {wrong}"
-        self.sharing.moved_on(peer, message.made_from)
+        self.sharing.moved_on(session, message.made_from)
         return payload, ""
 
     def _fault(self, message: Contribute, nbytes: int) -> str:

@@ -20,6 +20,7 @@ from shoal.coordinator.deciding.events import (
     Finish,
     Fold,
     Folded,
+    Gone,
     Heard,
     Interrupt,
     Lost,
@@ -139,7 +140,7 @@ class Server:
         self._rates = (Rate(), Rate())
         self._first_steps = core.steps
         self._broke: BaseException | None = None
-        self.arrays.begin(*learner.newest, core.roster)
+        self.arrays.begin(*learner.newest)
 
     def run(self) -> Finish:
         """Until the core says Finish. Raises what broke the learner."""
@@ -198,10 +199,15 @@ class Server:
             case Contribute() as message:
                 self._contributed(heard, message, arrival.payload)
             case Have(version, using):
-                self.arrays.arrived(arrival.peer, arrival.envelope.session, version, using)
+                self.arrays.arrived(self._speaker(arrival.peer), version, using)
                 self.handle(heard)
             case _:
                 self.handle(heard)
+
+    def _speaker(self, peer: bytes) -> bytes:
+        """The session whose connection this is, whatever it says of itself; b"" where it is nobody's."""
+        actor = self.core.roster.at(peer)
+        return actor.session if actor else b""
 
     def _amiss(self, arrival: Arrival) -> None:
         """No message, but something that befell one, or the wire."""
@@ -215,7 +221,7 @@ class Server:
         if message.task in self._folding:
             self.handle(heard)  # said again while its verdict is on its way
             return
-        fault, whole = self.arrays.take(heard.peer, message, payload)
+        fault, whole = self.arrays.take(self._speaker(heard.peer), message, payload)
         self.handle(Heard(heard.peer, heard.envelope, fault, heard.user, whole))
         if whole and message.task not in self._folding:
             self.arrays.let_go(message)
@@ -285,7 +291,7 @@ class Server:
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
             case Stepped(version, metrics):
                 told = {**self.tally.flush(), **self.arrays.flush(), **metrics}
-                self.arrays.publish(*self.learner.newest, self.learner.lately, self.core.roster)
+                self.arrays.publish(*self.learner.newest, self.learner.lately)
                 self.handle(outcome)
                 self._tell(version, told)
             case Folded(task):
@@ -313,7 +319,7 @@ class Server:
             case Send(peer, envelope):
                 yield from self._send(peer, envelope, None)
             case SendWeights(peer, session, _, held):
-                weights, payload = self.arrays.weights(peer, session, held)
+                weights, payload = self.arrays.weights(session, held)
                 kept = replace(weights, kept=self.core.kept)
                 yield from self._send(peer, Envelope(session, self.core.epoch, kept), payload)
             case Pull(session, message):
@@ -330,6 +336,8 @@ class Server:
                 self._report(effect)
             case Evict(peer):
                 self.outside.evict([pid for pid, its in self._pids.items() if its == peer])
+            case Gone(session):
+                self.arrays.gone(session)
             case Finish():
                 self.finished = effect
 
@@ -342,7 +350,7 @@ class Server:
         here = actor is not None and actor.user in self.local and admit.hello.host == self.host
         if here:
             self._pids[admit.hello.pid] = admit.peer
-        shares = self.arrays.share(admit.peer) if here and "shm" in admit.hello.offers else ()
+        shares = self.arrays.share(admit.session) if here and "shm" in admit.hello.offers else ()
         rules = self.core.rules
         many = len(self.core.roster)
         beat, patience = rules.beat_for(many), rules.patience_for(many)

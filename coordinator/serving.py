@@ -6,7 +6,6 @@ only so many do, and one whose readers have stopped asking goes first.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TypeAlias
 
 from shoal.protocol.fetching import MOST
@@ -26,11 +25,15 @@ class Serving:
         self._readers: dict[bytes, What] = {}  # session -> what it fetches
         self._newest = -1
 
-    def publish(self, version: int, here: Collection[bytes]) -> None:
-        """It is the newest. here: sessions that may still be fetching others."""
-        self._readers = {session: its for session, its in self._readers.items() if session in here}
+    def publish(self, version: int) -> None:
+        """This version is the newest; sessions may still be fetching others."""
         self._newest = version
         self._tidy()
+
+    def gone(self, session: bytes) -> None:
+        """This session fetches nothing any more."""
+        if self._readers.pop(session, None):
+            self._tidy()
 
     def begin(self, session: bytes, what: What, data: Bytes) -> None:
         """It is told of these, which are of the newest version, and will fetch them."""

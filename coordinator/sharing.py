@@ -6,7 +6,6 @@ cannot go this way goes by the socket, so that nobody ever waits for a slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal.protocol.board import Board, Token
@@ -24,7 +23,7 @@ class Sharing:
     """Slots for weights, and who holds which. Used by the socket thread alone."""
 
     board: Board
-    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # peer -> (version, token), oldest first
+    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # by session, oldest first
     rings: dict[tuple[int, ...], RingReader] = field(default_factory=dict)
     published: tuple[int, Token] | None = None
     drafted: int | None = None  # the slot of the next version
@@ -41,30 +40,28 @@ class Sharing:
             self.published = None
         return memory
 
-    def publish(self, version: int, here: Iterable[bytes]) -> None:
+    def publish(self, version: int) -> None:
         """What was written where the last draft is; where that was nowhere, this version goes by the socket."""
-        for peer in self.tokens.keys() - set(here):
-            self.gone(peer)
         self.published = None if self.drafted is None else (version, self.board.commit(self.drafted, version))
         self.drafted = None
 
-    def lend(self, peer: bytes, version: int) -> tuple[int, ...]:
-        """The token of `version` for this peer; () where it must go by the socket."""
+    def lend(self, session: bytes, version: int) -> tuple[int, ...]:
+        """The token of `version` for this session; () where it must go by the socket."""
         if self.published is None or self.published[0] != version:
             return ()
         token = self.published[1]
         self.board.hold(token)
-        self.tokens.setdefault(peer, []).append((version, token))
+        self.tokens.setdefault(session, []).append((version, token))
         return token
 
-    def moved_on(self, peer: bytes, using: int) -> None:
-        """The peer will not look at versions before `using` any more."""
-        held = self.tokens.get(peer, [])
+    def moved_on(self, session: bytes, using: int) -> None:
+        """This session will not look at versions before `using` any more."""
+        held = self.tokens.get(session, [])
         while held and held[0][0] < using:
             self.board.release(held.pop(0)[1])
 
-    def gone(self, peer: bytes) -> None:
-        for _, token in self.tokens.pop(peer, []):
+    def gone(self, session: bytes) -> None:
+        for _, token in self.tokens.pop(session, []):
             self.board.release(token)
 
     def contribution(self, slot: tuple[int, ...]) -> Bytes:

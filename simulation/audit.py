@@ -21,6 +21,7 @@ from shoal.coordinator.deciding.events import (
     Finish,
     Fold,
     Folded,
+    Gone,
     Heard,
     Kept,
     Moved,
@@ -112,6 +113,7 @@ class Audit:
             Fold: self._fold,
             Step: self._step,
             Report: self._report,
+            Gone: self._gone,
             Finish: self._finish,
         }
 
@@ -131,6 +133,7 @@ class Audit:
         self.changes = False
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
+        self.leaving: set[bytes] = set()  # of whom the shell is about to hear
         self.due: deque[tuple[TaskName, str]] = deque()  # what the plan has to hear
         self.final: set[TaskName] = set()  # tasks that it heard are over
         self.newest_task, self.round_at = -1, 0.0
@@ -181,6 +184,8 @@ class Audit:
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
         self.event, self.product, self.answers, self.expected = event, product, 0, 0
         self.pulls = self.changes = False  # is something fetched, or not any more?
+        self.parted: set[bytes] = set()  # of whom nobody outside the core has heard
+        self.leaving.clear()
         for effect in effects:
             if type(effect) is Pull:
                 self.pulls = self.changes = True
@@ -193,6 +198,8 @@ class Audit:
                 after(effect)
         if self.answers != self.expected and not self.over:
             wrong(f"{self.answers} answers to {event}")
+        if self.parted:
+            wrong(f"nobody hears that {self.parted} are gone, after {event}")
         for task, holding in self.pulled.items():
             if self.held.get(task) is not holding and not self.over:
                 wrong(f"arrays are fetched for what is nobody's, after {event}")
@@ -479,6 +486,12 @@ class Audit:
                 if self.core.roster.actors.get(session) is not row.actor:
                     self._part(session, row)
 
+    def _gone(self, effect: Gone) -> None:
+        if effect.session not in self.parted:
+            wrong(f"{effect}, who is here")
+        self.parted.remove(effect.session)
+        self.leaving.add(effect.session)
+
     def _made_again(self, owed: Product) -> bool:
         """Did an order that came twice, where such things happen, have its actor make anew what it had no room to keep?"""
         offered = self.event.envelope.message if isinstance(self.event, Heard) else None
@@ -498,6 +511,7 @@ class Audit:
         if isinstance(self.event, Heard) and session != self.event.envelope.session and row.peer != self.event.peer:
             wrong(f"{self.event.envelope.message} put another actor out")
         del self.rows[session]
+        self.parted.add(session)
         for task in row.tasks:
             if task not in self.folding and not self.held[task].owed:
                 self.held.pop(task, None)

@@ -19,6 +19,7 @@ from shoal.coordinator.deciding.events import (
     Finish,
     Fold,
     Folded,
+    Gone,
     Heard,
     Lost,
     Moved,
@@ -158,6 +159,7 @@ class Hub(Process):
             Fold: self._fold,
             Step: self._step,
             Evict: self._evict,
+            Gone: self._parted,
             Finish: self._finish,
         }
         self.audit.begin(self)
@@ -224,7 +226,7 @@ class Hub(Process):
         version, self.models[version] = self.published
         self.lately = self.learner.lately
         self.models.pop(version - RECENT, None)
-        self.serving.publish(version, self.core.roster.actors.keys())
+        self.serving.publish(version)
 
     def learned(self, _: None = None) -> None:
         """What the learner has to tell; waits where this process is stopped."""
@@ -335,6 +337,11 @@ class Hub(Process):
 
     def _evict(self, evict: Evict) -> Iterable[Event]:
         self.world.evict(evict.peer)
+        return ()
+
+    def _parted(self, gone: Gone) -> Iterable[Event]:
+        self.receiving.gone(gone.session)
+        self.serving.gone(gone.session)
         return ()
 
     def _finish(self, finish: Finish) -> Iterable[Event]:

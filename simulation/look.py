@@ -53,6 +53,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
             {a.session for a in actors if not a.capacity},
             {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred},
         ),
+        "tables of who is gone": (_left_behind(audit), set()),
         "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
     }
 
@@ -120,6 +121,13 @@ def _believed(audit: Audit) -> list[int]:
     here = [(life, actor) for life in lives if (actor := actors.get(life.session.session))]
     same = [(life, actor) for life, actor in here if life.session.epoch == audit.core.epoch]
     return [life.place for life, actor in same if actor.greeting == life.session.greeting and actor.held > life.session.held]
+
+
+def _left_behind(audit: Audit) -> set[bytes]:
+    """Sessions that are not here, and of which something is kept outside the core."""
+    receiving, serving = audit.hub.receiving, audit.hub.serving
+    kept = {*receiving.lanes, *receiving._ways, *receiving._due, *serving._readers}
+    return kept - audit.core.roster.actors.keys() - audit.leaving
 
 
 def _closed(audit: Audit) -> list[TaskName]:

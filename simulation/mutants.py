@@ -136,6 +136,7 @@ MUTANTS = (
     ),
     Mutant("the room of the dead is given away", Roster, "part", "self.allow(actor, 0)", "pass"),
     Mutant("nobody is told of the end", Core, "end", "yield self.say(actor, Stop(reason))", "pass"),
+    Mutant("nobody outside hears who is gone", membership, "part", "yield Gone(actor.session)", "pass"),
     # Coming back
     Mutant("a late Hello is taken for another", membership, "greet", "hello.greeting < actor.greeting or", "False and"),
     Mutant("a first Hello, repeated, resumes", membership, "greet", "hello.greeting > actor.greeting or actor.resumed", "True"),

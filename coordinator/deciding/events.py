@@ -196,6 +196,13 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """This session's life here is over: whatever is kept of it outside the core may go. It may begin another."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over. failed: it could not reach its goal."""
 
@@ -203,4 +210,4 @@ class Finish:
     failed: bool = False
 
 
-Effect: TypeAlias = Send | Admit | SendWeights | Pull | Unpull | Fold | Step | Report | Evict | Finish
+Effect: TypeAlias = Send | Admit | SendWeights | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish

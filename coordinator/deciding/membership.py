@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shoal.coordinator.deciding import desk
-from shoal.coordinator.deciding.events import Admit, Effect, Heard
+from shoal.coordinator.deciding.events import Admit, Effect, Gone, Heard
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
@@ -92,3 +92,4 @@ def part(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
         if lease.session == actor.session and not lease.folding:
             lease.offered = None
             yield from desk.unpull(core, lease)  # it may come back with it
+    yield Gone(actor.session)

@@ -21,6 +21,7 @@ from shoal.coordinator.deciding.events import (
     Finish,
     Fold,
     Folded,
+    Gone,
     Heard,
     Interrupt,
     Lost,
@@ -357,6 +358,15 @@ def test_a_new_life_on_the_same_connection_takes_the_place_of_the_old() -> None:
     assert run.told("lost")
     assert list(run.core.roster.actors) == [b"session of b"]
     assert names(run.said("b", Assign)) == [(0, 0), (0, 1)]
+
+
+def test_who_is_gone_is_told_of_however_it_went_and_before_it_begins_anew() -> None:
+    run = Run(rounds()).join("a", "b", "c", "d")
+    assert run.hear("a", Bye("for now")).all(Gone) == [Gone(b"session of a")]
+    assert run.event(Lost(b"b", "ended", dead=True)).all(Gone) == [Gone(b"session of b")]
+    again = run.join("c", again="'").effects
+    assert next(one for one in again if isinstance(one, Gone | Admit)) == Gone(b"session of c")
+    assert run.tick(after=11.0).all(Gone) == [Gone(b"session of d"), Gone(b"session of c")]
 
 
 def test_a_number_is_the_lowest_that_is_free() -> None:

@@ -66,7 +66,7 @@ def test_the_learner_writes_the_next_weights_where_actors_of_this_machine_read_t
         assert room is not None
         learner.put([intake(0), Make(Step(1, 0, 0), room)])
         assert shared.lend(b"a", 1) == ()  # not before it is published
-        shared.publish(1, [b"a"])
+        shared.publish(1)
         slot, generation = shared.lend(b"a", 1)
         reader = BoardReader(shared.offer)
         assert (reader.view((slot, generation), 1) == learner.newest[1].data).all()
@@ -76,11 +76,11 @@ def test_where_no_slot_is_free_a_version_goes_by_the_socket() -> None:
     with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
         for version in (1, 2):
             assert shared.draft() is not None
-            shared.publish(version, [b"a"])
+            shared.publish(version)
             assert shared.lend(b"a", version) != ()
         assert shared.draft() is None
         assert shared.lend(b"b", 2) != ()  # it is out still
-        shared.publish(3, [b"a", b"b"])
+        shared.publish(3)
         assert shared.lend(b"a", 3) == ()
 
 
@@ -88,7 +88,19 @@ def test_a_version_is_not_lent_whose_slot_the_next_is_written_to() -> None:
     with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
         for version in (1, 2):
             shared.draft()
-            shared.publish(version, [b"a"])
+            shared.publish(version)
             assert version == 2 or shared.lend(b"a", version) != ()
         assert shared.draft() is not None  # that of version 2, which nobody reads
         assert shared.lend(b"b", 2) == ()
+
+
+def test_a_slot_is_free_again_when_its_reader_is_gone() -> None:
+    with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
+        for version in (1, 2):
+            shared.draft()
+            shared.publish(version)
+            assert shared.lend(b"%d" % version, version) != ()
+        assert shared.draft() is None
+        shared.gone(b"1")
+        shared.gone(b"1")
+        assert shared.draft() is not None

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from shoal.coordinator.arrays import Arrays
-from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.receiving import LARGE, Receiving
@@ -211,7 +210,7 @@ def weights(number: int) -> Bundle:
 
 def test_weights_are_had_by_those_who_were_told_of_them() -> None:
     serving = Serving()
-    serving.publish(1, [b"a"])
+    serving.publish(1)
     assert serving.part(b"a", (1,), 0, 400) is None
     serving.begin(b"a", (1,), weights(1).data)
     part = serving.part(b"a", (1,), 40, 80)
@@ -224,10 +223,10 @@ def test_weights_are_had_by_those_who_were_told_of_them() -> None:
 
 def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
     serving = Serving()
-    serving.publish(1, [b"a"])
+    serving.publish(1)
     serving.begin(b"a", (1,), weights(1).data)
     for version in (2, 3, 4):
-        serving.publish(version, [b"a"])
+        serving.publish(version)
     assert serving.part(b"a", (1,), 0, 4) is not None
     serving.end(b"a", 2)  # an old word of another version
     assert serving.part(b"a", (1,), 0, 4) is not None
@@ -238,17 +237,20 @@ def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
 
 def test_a_version_goes_with_the_last_who_fetched_it() -> None:
     serving = Serving()
-    serving.publish(1, [b"a"])
+    serving.publish(1)
     serving.begin(b"a", (1,), weights(1).data)
-    serving.publish(2, [])
+    serving.publish(2)
+    serving.gone(b"b")
+    assert serving._kept
+    serving.gone(b"a")
     assert not serving._kept
 
 
 def test_of_many_versions_those_go_first_that_nobody_asks_for_any_more() -> None:
-    serving, here = Serving(), [b"%d" % at for at in range(9)]
-    for version, session in enumerate(here):
-        serving.publish(version, here)
-        serving.begin(session, (version,), weights(version).data)
+    serving = Serving()
+    for version in range(9):
+        serving.publish(version)
+        serving.begin(b"%d" % version, (version,), weights(version).data)
         assert serving.part(b"0", (0,), 0, 4) is not None  # slow, but it goes on
     assert len(serving._kept) == KEPT + 1
     assert serving.part(b"1", (1,), 0, 4) is None
@@ -293,15 +295,15 @@ def test_nothing_is_told_across_a_version_that_does_not_say_what_changed() -> No
 
 
 def test_arrays_go_as_what_changed_to_who_holds_a_version_of_late_and_whole_to_others() -> None:
-    arrays, roster = Arrays([], 100, 400, None, None), Roster(1)
-    arrays.publish(0, weights(0), Lately(0), roster)
-    assert arrays.weights(b"a", b"a", -1)[0] == Weights(0, (), 400)
-    arrays.publish(1, weights(1), after(Lately(0), 1), roster)
-    message, payload = arrays.weights(b"a", b"a", 0)
+    arrays = Arrays([], 100, 400, None, None)
+    arrays.publish(0, weights(0), Lately(0))
+    assert arrays.weights(b"a", -1)[0] == Weights(0, (), 400)
+    arrays.publish(1, weights(1), after(Lately(0), 1))
+    message, payload = arrays.weights(b"a", 0)
     assert message == Weights(1, base=0)
     assert payload is not None
     assert len(payload) == 12
-    assert arrays.weights(b"b", b"b", -1) == (Weights(1, (), 400), None)
+    assert arrays.weights(b"b", -1) == (Weights(1, (), 400), None)
     assert arrays.flush() == {"down_bytes": 12.0, "up_bytes": 0.0}
     assert arrays.part(b"b", (1,), 0, 300) is not None
     assert arrays.part(b"a", (1,), 0, 300) is None  # which it was not told of
@@ -309,26 +311,24 @@ def test_arrays_go_as_what_changed_to_who_holds_a_version_of_late_and_whole_to_o
 
 
 def test_what_changed_is_fetched_where_it_is_large_and_each_reader_gets_its_own() -> None:
-    arrays, roster = Arrays([], 5, 400, None, None), Roster(1)
-    for session in (b"a", b"b"):
-        roster.join(session, session, "actor", 0.0)
+    arrays = Arrays([], 5, 400, None, None)
     lately = after(Lately(0), 1, 2, 3)
-    arrays.publish(3, weights(3), lately, roster)
-    assert arrays.weights(b"a", b"a", 2) == (Weights(3, (), 12, 2), None)
-    assert arrays.weights(b"b", b"b", 1) == (Weights(3, (), ALIGNMENT + 12, 1), None)
+    arrays.publish(3, weights(3), lately)
+    assert arrays.weights(b"a", 2) == (Weights(3, (), 12, 2), None)
+    assert arrays.weights(b"b", 1) == (Weights(3, (), ALIGNMENT + 12, 1), None)
     part = arrays.part(b"b", (3, 1), ALIGNMENT, ALIGNMENT + 12)
     assert part is not None
     assert part.whole[part.first : part.last].view(np.float32).tolist() == [3.0] * 3
     assert arrays.part(b"a", (3, 1), 0, 12) is None
     assert arrays.part(b"a", (3, 2), 0, 13) is None
-    arrays.publish(4, weights(4), after(lately, 4), roster)
+    arrays.publish(4, weights(4), after(lately, 4))
     assert arrays.part(b"a", (3, 2), 0, 12) is not None  # it goes on with what it has begun
 
 
 def test_in_the_plain_loop_weights_are_whole_and_no_bytes_are_counted() -> None:
-    arrays, roster = Arrays([], NEAR, 400, None, None), Roster(1)
-    arrays.publish(1, weights(1), after(Lately(0), 1), roster)
-    assert arrays.weights(b"a", b"a", 0)[0] == Weights(1)
+    arrays = Arrays([], NEAR, 400, None, None)
+    arrays.publish(1, weights(1), after(Lately(0), 1))
+    assert arrays.weights(b"a", 0)[0] == Weights(1)
     assert arrays.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
 
 
