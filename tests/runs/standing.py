@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from shoal.coordinator.deciding.rules import Rules
 from shoal.faults.family import noting
 from shoal.jobs.federated import Federated
+from shoal.jobs.methods.fedavg import FedAvg
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
@@ -43,20 +45,21 @@ class Stander:
         return Work(Bundle.pack(delta, weights.layout), 1.0 + client)
 
 
-class Standing(Federated):
-    def rules(self) -> Rules:
-        """Work begins when all are here, and nobody holds more than two tasks: so there is enough for each one's share."""
-        return replace(super().rules(), most=2, gather=ACTORS, back=BACK)
+@dataclass(frozen=True)
+class Standing(FedAvg):
+    """FedAvg whose work begins when all actors are here; none holds more than two tasks, so there is enough for each."""
+
+    name: ClassVar[str] = "standing"
+
+    def rules(self, sums: bool) -> Rules:
+        return replace(super().rules(sums), most=2, gather=ACTORS, back=BACK)
 
 
-job = Standing(
+job = Federated(
     worker=Stander,
     weights=lambda: {"w": np.zeros(1_000, np.float32)},
     name="standing",
-    clients=CLIENTS,
-    cohort=CLIENTS,
-    rounds=3,
-    eval_every=0,
+    method=Standing(clients=CLIENTS, cohort=CLIENTS, rounds=3, eval_every=0),
     journal="ids",
 )
 
