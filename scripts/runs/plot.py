@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol.errors import UserError
+from shoal.runs.metrics import own
 from shoal.runs.rundir import Config, RunDir
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:
 
 
 def panels(curves: Sequence[Curves]) -> list[str]:
-    """The metrics to draw: those people look for that any run has, else the first two of whatever there is."""
-    there = {name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()}
-    return [name for name in PANELS if name in there][:MOST] or sorted(there)[:2]
+    """The metrics to draw: MOST of those people look for, and MOST of the user's own; if there are none, the first two."""
+    there = sorted({name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()})
+    return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or there[:2]
 
 
 def _settings(curves: Curves) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.protocol.work import Metrics
+from shoal.runs.metrics import ordered
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.text import Text
 
-FIRST = ("accuracy", "return_mean", "loss")  # what people look for, before all other metrics
 MOST = 6  # metrics shown at once
 SHOWN = "waiting"  # reports of this kind are not told: Progress.waiting_for says the same, anew for as long as it holds
 SHARES = ("training", "waiting", "moving", "stepping")
@@ -71,9 +71,7 @@ def position(progress: Progress) -> str:
 
 
 def metrics(progress: Progress) -> str:
-    names = [name for name in FIRST if name in progress.metrics]
-    names += [name for name in progress.metrics if name not in FIRST]
-    return "  ".join(f"{escaped(name)} {progress.metrics[name]:.4g}" for name in names[:MOST])
+    return "  ".join(f"{escaped(name)} {progress.metrics[name]:.4g}" for name in ordered(progress.metrics)[:MOST])
 
 
 def rates(progress: Progress) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.coordinator.reports import Progress
-from shoal.runs.progress import FIRST, clock, escaped
+from shoal.runs.metrics import FIRST, own
+from shoal.runs.progress import clock, escaped
 from shoal.runs.rundir import finite
 
 
@@ -60,8 +61,8 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
 
 def _result(summary: Mapping[str, Any]) -> str:
     metrics: Mapping[str, Any] = summary["metrics"]
-    names = [name for name in FIRST if metrics.get(name) is not None]
-    found = ", ".join(f"{_WORDS.get(name, name)} {metrics[name]:.4g}" for name in names) or "no metrics"
+    names = [name for name in (*FIRST, *own(metrics)) if metrics.get(name) is not None]
+    found = ", ".join(f"{_WORDS.get(name, escaped(name))} {metrics[name]:.4g}" for name in names) or "no metrics"
     work = f"{summary['steps']:,} environment steps" if summary["steps"] else f"{summary['version']:,} rounds"
     key = "steps_per_second" if summary["steps"] else "rounds_per_second"
     pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from shoal.jobs.catalog import find
 from shoal.jobs.methods.local import OPTIMIZERS
 from shoal.nets.models import mlp
 from shoal.nets.updates import SGD, UPDATES, Adam
+from shoal.runs.metrics import own
+from shoal.runs.plot import panels, read
 from shoal.runs.rundir import RunDir
 
 RNG = np.random.Generator(np.random.Philox(5))
@@ -106,6 +109,33 @@ def test_metrics_of_one_s_own_are_shown_centrally_and_on_clients() -> None:
     last = dict(pair for _, metrics in outcome.seen.steps for pair in metrics.items())
     assert last["wrong"] == pytest.approx(1 - last["accuracy"])
     assert last["eval/wrong"] == pytest.approx(1 - last["eval/accuracy"])
+
+
+def test_a_metric_of_one_s_own_stands_in_the_progress_the_closing_words_and_the_picture(place: Path) -> None:
+    (place / "mine.py").write_text("""
+from shoal import Federated
+from shoal.envs import datasets
+from shoal.nets import models
+def wrong(logits, y):
+    return float((logits.argmax(1) != y).float().mean())
+job = Federated(models.mlp, datasets.digits, metrics={"wrong": wrong}, rounds=2, local_epochs=1, eval_every=1, eval_cohort=3)
+""")
+    said = ran("simulate", "mine.py", "--actors", 0)
+    assert ", wrong 0." in said.out.splitlines()[0]
+    assert "eval/wrong" in said.out.splitlines()[0]
+    assert " wrong 0." in said.err
+    assert panels([read(RunDir.open("runs/latest"))]) == ["accuracy", "eval/accuracy", "loss", "wrong", "eval/wrong"]
+
+
+def test_every_metric_that_the_documents_name_is_one_of_ours() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    named: set[str] = set()
+    for page in ("federated.md", "reinforcement.md"):
+        table = (docs / page).read_text().partition("## What is measured")[2].partition("\n## ")[0]
+        for row in re.findall(r"^\| (`.*?) (?:\(|\|)", table, re.MULTILINE):
+            named |= set(re.findall(r"`([a-z_/]+)`", row))
+    assert {"update_norm", "rho_mean"} <= named
+    assert own(named) == []
 
 
 def test_a_partition_of_one_s_own_says_who_has_what() -> None:

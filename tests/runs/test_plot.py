@@ -113,8 +113,8 @@ def test_the_mean_is_taken_where_all_runs_are_and_between_their_points(tmp_path:
 def test_what_people_look_for_comes_before_other_metrics(tmp_path: Path) -> None:
     known = read(made(tmp_path / "a", Config("digits"), [{"norm": 1.0, "loss": 1.0, "accuracy": 0.5}]))
     odd = read(made(tmp_path / "b", Config("mine"), [{"zeal": 1.0, "norm": 1.0, "fun": 2.0}]))
-    assert panels([known]) == ["accuracy", "loss"]
-    assert panels([odd]) == ["fun", "norm"]
+    assert panels([known]) == ["accuracy", "loss", "norm"]  # norm is the user's own
+    assert panels([odd]) == ["fun", "norm", "zeal"]
 
 
 @pytest.mark.parametrize("rows", [[{"loss": 1.0}], [{"loss": math.nan}], [{"loss": math.nan, "accuracy": 0.5}]])

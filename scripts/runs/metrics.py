@@ -1,0 +1,30 @@
+"""Names of metrics: those that Shoal gives itself, and in which order a person sees metrics.
+
+The one idea: a metric that Shoal does not give is the user's own, and a person who brought a metric wants to see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+FIRST = ("accuracy", "return_mean", "loss")  # what people look for, before all other metrics
+# fmt: off
+OURS = frozenset({
+    "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "held_out_loss",
+    "held_out_examples", "sent_bytes", "dense_bytes", "dropped_residuals", "change_bytes", "weights_bytes", "untold",
+    "length_mean", "episodes", "env_replaced", "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
+    "rho_mean", "approx_kl", "clip_fraction", "first_ratio_error",
+})
+# fmt: on
+
+
+def own(names: Iterable[str]) -> list[str]:
+    """The names of metrics that a user's own code gives, in their order; those of clients (eval/...) after the others."""
+    found = [name for name in names if name.removeprefix("eval/") not in OURS and name.removeprefix("eval/") not in FIRST]
+    return sorted(found, key=lambda name: name.startswith("eval/"))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """All names in the order in which a person sees them: FIRST, the user's own, the rest."""
+    there = list(names)
+    return list(dict.fromkeys([*(name for name in FIRST if name in there), *own(there), *there]))
