@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol.layout import Bundle
@@ -54,3 +55,14 @@ def lacking(aggregator: Any) -> list[str]:
     """The parts of an Aggregator that this object lacks, by name."""
     missing = [name for name in PARTS if not callable(getattr(aggregator, name, None))]
     return missing if isinstance(getattr(aggregator, "linear", None), bool) else [*missing, "linear"]
+
+
+def amiss(aggregator: Aggregator) -> str:
+    """Returns what is wrong with the values that an aggregator gives at its start, in one line; "" if nothing is."""
+    weights, state = aggregator.weights(), aggregator.state()
+    if not isinstance(weights, Bundle):
+        return f"weights() gave {type(weights).__name__}; expected a Bundle: Bundle.pack({{name: array}})"
+    if not isinstance(state, Mapping):
+        return f"state() gave {type(state).__name__}; expected a dict of numpy arrays by name, {{}} if there is nothing to keep"
+    wrong = [name for name, value in state.items() if not isinstance(value, np.ndarray | np.generic) or value.dtype.hasobject]
+    return f"state()[{wrong[0]!r}] is {type(state[wrong[0]]).__name__}; expected a numpy array" if wrong else ""

@@ -22,8 +22,9 @@ from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Bytes
-from shoal.protocol.work import Contribution, Metrics, Work
+from shoal.protocol.work import Contribution, Metrics, Moved, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,9 @@ class Learner:
     def _step(self, make: Make) -> None:
         step, version = make.step, make.step.version
         moved = self.aggregator.step()
+        if not isinstance(moved, Moved):
+            kind = type(self.aggregator).__name__
+            raise UserError(f"aggregator {kind}: step() gave {type(moved).__name__}; expected Moved({{'loss': 0.3}}), say")
         weights = self.aggregator.weights()
         self.newest = (version, weights)
         if hasattr(self.aggregator, "change"):

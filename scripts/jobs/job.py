@@ -169,7 +169,7 @@ class Job:
 
     def aggregator(self, device: str) -> Aggregator:
         """The method's, with what stands around it. Raises UserError for one that lacks a part."""
-        from shoal.aggregators import lacking
+        from shoal.aggregators import amiss, lacking
 
         start = Start(self.problem, self.seed, self.checks.norm_bound)
         made, maker = self.method.aggregator(start, device), f"method {self.method.name}: its"
@@ -178,6 +178,8 @@ class Job:
                 made, maker = wrap.aggregator(made, start), f"around: {type(wrap).__name__}'s"
             if parts := lacking(made):
                 raise UserError(f"{maker} aggregator {type(made).__name__} lacks {', '.join(parts)}")
+        if not type(made).__module__.startswith("shoal.aggregators") and (why := amiss(made)):
+            raise UserError(f"{maker} aggregator {type(made).__name__}: {why}")
         self._seen["linear"] = made.linear
         return made
 

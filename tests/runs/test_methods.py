@@ -142,6 +142,37 @@ def test_a_method_that_lacks_a_part_is_refused_before_there_is_a_run(place: Path
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("        return self.now\n", "        return [self.now]\n", "Chosen: weights() gave list; expected a Bundle"),
+        (
+            '        return {"steps": np.array(self.steps)}',
+            "        return self.steps",
+            "state() gave int; expected a dict",
+        ),
+        ('{"steps": np.array(self.steps)}', '{"steps": self.steps}', "Chosen: state()['steps'] is int; expected a numpy array"),
+        ("        return Moved({", "        return ({", "aggregator Chosen: step() gave dict; expected Moved("),
+        (
+            "        x = np.stack(",
+            "        x = np.stak(",
+            "in step: AttributeError: module 'numpy'",
+        ),
+        (
+            "self.deltas.append((contribution.task",
+            "self.dltas.append((contribution.task",
+            "in fold: AttributeError",
+        ),
+    ],
+)
+def test_what_an_aggregator_gives_that_is_of_no_use_is_one_line(place: Path, old: str, new: str, line: str) -> None:
+    assert old in KRUM
+    (place / "mine.py").write_text(KRUM.replace(old, new))
+    said = shoal("simulate", "mine.py", "--actors", 0, "--quiet")
+    assert (said.code, said.err.count("\n")) == (2, 1), said.err
+    assert line in said.err
+
+
+@pytest.mark.parametrize(
     ("body", "line"),
     [
         ("", "method mine lacks plan(asked, seed, sums) and aggregator(start, device) and worker(problem, seed)"),
