@@ -1,1 +1,1 @@
-"""What actors live in: environments, and federated populations with their data and models."""
+"""Environments of reinforcement learning, and federated populations with their data."""

@@ -1,7 +1,7 @@
-"""One environment's life in a process of its own: what it is told, what it answers, and in which bytes.
+"""One environment's life in a process of its own: its commands, its answers, and their bytes.
 
-The one idea: a command and an answer are one row each of a numpy dtype that follows from the spaces. Both ends know it
-before the first byte, so that nothing that crosses has to be understood, and no object is ever written or read.
+The one idea: a command and an answer are one row each of a numpy dtype that follows from the spaces. Both ends derive the
+dtypes before the first byte crosses, so no byte has to be interpreted, and no object is ever pickled.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from shoal.envs.vector import Environment, Envs, Step, make_vector
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
 
-HEAD = struct.Struct("=ii")  # kind, bytes that follow
+HEAD = struct.Struct("=ii")  # an answer's kind, number of bytes that follow
 DONE, MADE, RAISED, WRONG = range(4)
-"""What an answer is: a Step's row; a digest of the spaces; a traceback behind its last line; a UserError's line."""
-MOST_TEXT = 4_000  # bytes of a text
+"""Kinds of answers. DONE: a Step's row. MADE: a digest of the spaces. RAISED: an exception's line, then its traceback.
+WRONG: a UserError's line."""
+MOST_TEXT = 4_000  # bytes of a RAISED or WRONG answer, at most
 BREAK = b"\0"  # between an exception's line and its traceback
-FIELDS = Step._fields[:7]  # of a Step: all but how many were replaced
+FIELDS = Step._fields[:7]  # the fields of a Step that cross: all but `replaced`
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The two dtypes that cross, and a digest by which both ends know that they mean the same spaces."""
+    """The dtypes of a command and of an answer, and a digest by which both ends know that they mean the same spaces."""
 
     command: np.dtype[Any]
     answer: np.dtype[Any]
@@ -51,11 +52,14 @@ class Rows:
 
 
 class _GoneError(Exception):
-    """The other end is closed."""
+    """The other end of the channel is closed."""
 
 
 def live(channel: socket.socket, env: Environment, seed: int) -> None:
-    """Until the other end is closed. seed: of the generators that all code of a process shares, which a fork has copied."""
+    """Serve commands on `channel` until its other end is closed.
+
+    seed: for the generators of `random`, numpy and torch that a process shares; a fork has copied their states.
+    """
     _seed_all(seed)
     with suppress(_GoneError):
         try:
@@ -95,7 +99,7 @@ def _send(channel: socket.socket, data: bytes | memoryview) -> None:
 
 
 def _told(raised: Exception) -> bytes:
-    """Its line, then as much of the end of its traceback as there is room for."""
+    """The exception's line, then as much of the end of its traceback as fits into MOST_TEXT bytes."""
     line = f"{type(raised).__name__}: {raised}".encode(errors="backslashreplace")[: MOST_TEXT // 4]
     trace = "".join(traceback.format_exception(raised)).encode(errors="backslashreplace")
     return line + BREAK + trace[-(MOST_TEXT - len(line) - len(BREAK)) :]

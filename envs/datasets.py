@@ -1,4 +1,4 @@
-"""Labelled data sets, read from what is on the disk already: nothing here downloads.
+"""Labelled data sets, read from files that are on the disk already: nothing here downloads.
 
 The one idea: a data set is two arrays, `Examples(x, y)`; everything else about federated data is a matter of indices.
 """
@@ -25,9 +25,9 @@ MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Examples:
-    """x: [n, ...], y: [n, ...]. Floating numbers are kept as float32, whole ones as int64 (labels, tokens).
+    """Inputs x [n, ...] and labels y [n, ...]. Floats are kept as float32, whole numbers as int64 (labels, tokens).
 
-    weight: what an example counts in the loss, [n], finite, from 0; None: all alike.
+    weight: factor of each example's loss, [n], finite, at least 0; None: all examples count alike.
     """
 
     x: npt.NDArray[Any]
@@ -51,10 +51,10 @@ class Examples:
 
 
 def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
-    """(the rest, a random share `held_out` of them, rounded), both shuffled."""
+    """The pair (kept, held out), both shuffled. Held out is a random share `held_out`, rounded to whole examples."""
     held = round(len(examples) * held_out)
     if not 0 < held < len(examples):
-        raise UserError(f"held_out={held_out}: must leave some of the {len(examples)} examples on either side (0.2, say)")
+        raise UserError(f"held_out={held_out}: expected to leave some of {len(examples)} examples on both sides; try 0.2")
     order = np.random.Generator(np.random.Philox(draws.key(seed, "split"))).permutation(len(examples))
     return examples[order[held:]], examples[order[:held]]
 
@@ -62,7 +62,7 @@ def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Exa
 def digits() -> Examples:
     """scikit-learn's 1,797 handwritten digits (8 by 8, flat): x float32 [1797, 64] in [0, 1], y int64 [1797] from 0 to 9.
 
-    Read straight from the installed package's file: importing scikit-learn takes longer than all the rest of a start.
+    The installed package's file is read directly, because importing scikit-learn takes longer than all the rest of a start.
     """
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
@@ -85,7 +85,7 @@ def _digits_by_import() -> Examples:
 def mnist(folder: str | Path, seed: int = 0) -> tuple[Examples, Examples]:
     """(training, held out) from the standard IDX files, gzipped or not: x float32 [n, 1, 28, 28] in [0, 1], y int64 [n].
 
-    With the ten thousand t10k files alone, a fifth of these is held out, drawn by `seed`.
+    Where only the t10k files are present (10,000 examples), a fifth of these, drawn by `seed`, is held out.
     """
     train, test = (_images(Path(folder), name) for name in ("train", "t10k"))
     if test is None:
@@ -97,7 +97,7 @@ def mnist(folder: str | Path, seed: int = 0) -> tuple[Examples, Examples]:
 
 
 def _images(folder: Path, name: str) -> Examples | None:
-    """One of the two pairs of files, or None where either is missing."""
+    """The examples of one pair of files (images, labels), or None if either file is missing."""
     pixels, labels = (_present(folder / f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     if pixels is None or labels is None:
         return None
@@ -112,9 +112,9 @@ def _present(path: Path) -> Path | None:
 
 
 def read_idx(path: Path, rank: int) -> npt.NDArray[np.uint8]:
-    """An IDX file of unsigned bytes with `rank` dimensions; gzipped if its name ends in .gz.
+    """The array in an IDX file of unsigned bytes with `rank` dimensions; gzipped if the file's name ends in .gz.
 
-    Format: 0, 0, 8 (unsigned byte), rank; then each dimension, big-endian 32 bits; then as many bytes as these say.
+    Format: bytes 0, 0, 8 (unsigned byte), rank; then each dimension, big-endian 32 bits; then the product of these in bytes.
     No more is read or unpacked than the header announces. Raises UserError naming the file.
     """
     try:
@@ -139,7 +139,7 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
 
 
 def _as_kept(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Without a copy where it is so already."""
+    """The array as int64 or float32; no copy is made of an array that has that dtype already."""
     whole = np.issubdtype(np.asarray(array).dtype, np.integer)
     return np.asarray(array, dtype=np.int64 if whole else np.float32, order="C")
 

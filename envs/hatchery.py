@@ -1,15 +1,16 @@
-"""A small process from which environments' processes are forked, one at a time and at any time.
+"""A small process that forks environments' processes, one at a time and at any time.
 
-The one idea: a fork copies one thread and the locks that the others held. An actor speaks and works on threads of its own, so
-it never forks: this process, which has one thread and runs nobody's code but ours, does so when it is asked. It is forked
-itself before there are threads (`Hatchery.forked`), because a user's environment is a function, which cannot be handed over
-in any other way without pickles; an environment with an id needs no such inheritance and can have it from a fresh
-interpreter at any moment (`Hatchery.started`).
+The one idea: a fork copies one thread and the locks that other threads held. An actor has several threads, so an actor never
+forks an environment: it asks this process, which has one thread and runs no user code. The hatchery itself is forked from
+the actor before the actor has threads (`Hatchery.forked`), because a user's environment is a function, and a fork hands over
+a function without pickles. An environment with an id inherits nothing, so its hatchery can be a fresh interpreter, started
+at any moment (`Hatchery.started`).
 
-An environment's process lives as long as its *leash* is held, a socket whose other end lies here: it is killed when whoever
-asked for it lets go, or ends, however that happens. No promise hangs on a thread (PR_SET_PDEATHSIG fires when the thread that
-forked ends), and one that hangs need not listen. Its last word comes back on the leash: how it ended. If this process ends,
-all of them do: it has one thread, so there PR_SET_PDEATHSIG is safe.
+An environment's process lives as long as its *leash* is held: a socket whose other end lies in the hatchery. The hatchery
+kills the process when the holder of the leash lets go or ends, however it ends. So no life depends on a thread
+(PR_SET_PDEATHSIG fires when the thread that forked ends), and a process that hangs need not listen. The hatchery sends on the
+leash how the process ended. If the hatchery ends, its environments' processes end too: it has one thread, so PR_SET_PDEATHSIG
+is safe there.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.parent import die_with_parent
 
-REQUEST = struct.Struct("=q")  # a seed; with it come two descriptors, of the channel and of the leash
-END = REQUEST.pack(-1)  # no seed is negative
+REQUEST = struct.Struct("=q")  # a seed; two descriptors come with it: of the channel, and of the leash
+END = REQUEST.pack(-1)  # a request to end; seeds are never negative
 SIGNALS = {int(number): number.name for number in signal.Signals}
 ENDING = 5.0  # seconds that a killed process may take to be gone
 
 
 class Hatchery:
-    """The hold on that process. Any thread may ask, and so may every process that inherits this; it ends with its maker's."""
+    """A handle on a hatchery, for any thread, and for every process that inherits the handle.
+
+    The hatchery ends when the process that made the handle closes it, drops it, or exits.
+    """
 
     def __init__(self, line: socket.socket, ended: Callable[[], object]) -> None:
         self._line = line
@@ -49,10 +53,10 @@ class Hatchery:
 
     @classmethod
     def forked(cls, env: Environment) -> Hatchery:
-        """From here: call it before this process has threads."""
+        """A hatchery forked from this process. Call this before the process has threads."""
         if not hasattr(os, "fork"):
             raise UserError("this system cannot fork: step_timeout needs that; leave it at 0")
-        raise_descriptor_limit()  # two for each environment
+        raise_descriptor_limit()  # an environment takes two descriptors
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -63,7 +67,7 @@ class Hatchery:
 
     @classmethod
     def started(cls, env: str) -> Hatchery:
-        """In a fresh interpreter, from any thread, for an environment with an id."""
+        """A hatchery in a fresh interpreter, for an environment with an id. May be called from any thread."""
         raise_descriptor_limit()
         ours, theirs = socket.socketpair()
         program = [sys.executable, "-m", "shoal.envs.hatchery", str(theirs.fileno()), env]
@@ -73,18 +77,17 @@ class Hatchery:
         return cls(ours, process.wait)
 
     def hatch(self, seed: int, channel: socket.socket, leash: socket.socket) -> None:
-        """A new process, which lives (envs/cell.py) at the other end of `channel` until that of `leash` is let go. Both are
-        closed here."""
-        with channel, leash, suppress(ConnectionError):  # it has ended: so has whoever waits at the other ends
+        """Fork a process that serves `channel` (envs/cell.py) until the other end of `leash` is let go. Closes both here."""
+        with channel, leash, suppress(ConnectionError):  # the hatchery has ended: the other ends find both sockets closed
             socket.send_fds(self._line, [REQUEST.pack(seed)], [channel.fileno(), leash.fileno()])
 
     def close(self) -> None:
-        """No process of it is left when this returns."""
+        """End the hatchery and its environments. No process of these is left when this returns."""
         self._close()
 
 
 def _dismiss(line: socket.socket, maker: int, ended: Callable[[], object]) -> None:
-    if os.getpid() == maker:  # for those who inherited it, it goes on
+    if os.getpid() == maker:  # a process that inherited the handle leaves the hatchery running
         with suppress(ConnectionError):
             line.sendall(END)
         ended()
@@ -92,14 +95,14 @@ def _dismiss(line: socket.socket, maker: int, ended: Callable[[], object]) -> No
 
 
 class _Nest:
-    """The process itself."""
+    """The hatchery's own process."""
 
     def __init__(self, line: socket.socket, env: Environment) -> None:
-        os.setpgid(0, 0)  # what a terminal says to all is for the others to hear
+        os.setpgid(0, 0)  # a process group of its own: a terminal's Ctrl-C does not reach it
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         self._line, self._env = line, env
-        self._leashes: dict[int, tuple[int, socket.socket]] = {}  # by descriptor: whom it holds
+        self._leashes: dict[int, tuple[int, socket.socket]] = {}  # leash's descriptor -> (pid that it holds, leash)
         self._bell, self._rung = os.pipe()
         for end in (self._bell, self._rung):
             os.set_blocking(end, False)
@@ -108,7 +111,7 @@ class _Nest:
         self._poller = select.poll()
         for descriptor in (self._line.fileno(), self._bell):
             self._poller.register(descriptor, select.POLLIN)
-        gc.freeze()  # what is here now is shared with every environment: the collector must not touch its pages
+        gc.freeze()  # every environment's process shares the pages of today's objects: the collector must not write to them
 
     def serve(self) -> None:
         while True:
@@ -127,7 +130,7 @@ class _Nest:
             self._reap()
 
     def _take(self) -> bool:
-        """A request; False when there will be no more."""
+        """Serve one request. Returns False if no more will come."""
         request, descriptors, _, _ = socket.recv_fds(self._line, REQUEST.size, 2)
         if request in (b"", END):
             return False
@@ -145,13 +148,13 @@ class _Nest:
             return
         if pid == 0:
             _lived(partial(self._hatched, parent, seed, channel, leash))
-        with suppress(OSError):  # it has done so itself, or has ended
+        with suppress(OSError):  # the new process has done so itself, or has ended
             os.setpgid(pid, pid)
         self._leashes[leash.fileno()] = pid, leash
         self._poller.register(leash, select.POLLIN)
 
     def _hatched(self, parent: int, seed: int, channel: socket.socket, leash: socket.socket) -> None:
-        """In the new process: first it lets go of all that is not its own. Its group is what it forks or starts in its turn."""
+        """Run the new process: close everything that is not its own, then serve. Its group holds whatever it starts."""
         die_with_parent(parent)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
@@ -164,19 +167,19 @@ class _Nest:
         cell.live(channel, self._env, seed)
 
     def _end(self, descriptor: int) -> None:
-        """Nobody holds its leash any more. It is waited for as any other: one that a driver holds on to ends when it can."""
+        """Kill the process of a leash that nobody holds. `_reap` waits for it: a process inside a driver ends when it can."""
         self._forget(descriptor)
         _kill(self._leashes[descriptor][0])
 
     def _forget(self, descriptor: int) -> None:
-        with suppress(KeyError):  # it was let go before
+        with suppress(KeyError):  # the leash was let go before
             self._poller.unregister(descriptor)
 
     def _reap(self) -> None:
         for descriptor, (pid, leash) in list(self._leashes.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                _kill(pid)  # what it had started
+                _kill(pid)  # kills the processes that it had started
                 del self._leashes[descriptor]
                 self._forget(descriptor)
                 code = os.waitstatus_to_exitcode(status)
@@ -184,22 +187,22 @@ class _Nest:
 
 
 def _kill(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # none of it is left; macOS: all of it are zombies
+    with suppress(ProcessLookupError, PermissionError):  # no process of the group is left; macOS: all of them are zombies
         os.killpg(group, signal.SIGKILL)
 
 
 def _last_word(leash: socket.socket, text: str) -> None:
-    with leash, suppress(OSError):  # nobody may be there to hear it
+    with leash, suppress(OSError):  # the leash may have no holder any more
         leash.sendall(text.encode())
 
 
 def _lived(life: Callable[[], None]) -> NoReturn:
-    """A forked process's whole life: nothing of its parent's is run at its end."""
+    """Run a forked process's whole life, and exit without the exit handlers of its parent."""
     code = 1
     try:
         life()
         code = 0
-    except Exception:  # noqa: BLE001  our own fault, and told before it is over
+    except Exception:  # noqa: BLE001  a fault of ours, reported before the process ends
         sys.excepthook(*sys.exc_info())
     finally:
         with suppress(OSError, ValueError):
@@ -209,6 +212,6 @@ def _lived(life: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    import gymnasium  # noqa: F401  once, and not in every process again
+    import gymnasium  # noqa: F401  imported once here, not again in every process
 
     _Nest(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()

@@ -1,11 +1,11 @@
 """Environments in processes of their own, stepped side by side: one that hangs or dies is replaced, the others lose nothing.
 
-The one idea: a deadline for every step and reset. Who has not answered by then is ended like one that died, and another
-begins in its place. The step that it owed never happened: its row is masked (`lived` is False, `truncated` True), so that the
-row before bootstraps from the last observation that was seen and nothing is learned, or told, of an episode whose end nobody
-knows. The replacement's first observation is the next row.
+The one idea: a deadline for every step and reset. A process that has not answered by then is killed, and replaced like one
+that died. The step that it owed never happened: its row is masked (`lived` is False, `truncated` True), so that the row
+before bootstraps from the last observation that was seen, and nothing is learned, or reported, of an episode whose end is
+unknown. The replacement's first observation is the next row.
 
-An exception is no death: it is the user's mistake, and is raised here with the traceback from there.
+An environment's exception is no death: it is the user's mistake, and is raised here with the traceback from there.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from shoal.envs.vector import Array, Step
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError
 
-MAKING = 60.0  # seconds that a process may take to be forked and make its environment
-MOST = 5  # replacements in a row without a good step between them
-CLOSING = 3.0  # seconds that environments have to close by themselves
-SEEDS = 2**30  # a replacement's seed lies below this: some environments take 32 bits
+MAKING = 60.0  # seconds that a process may take to be forked and to make its environment
+MOST = 5  # replacements of one environment in a row without a good step between them
+CLOSING = 3.0  # seconds that environments get at `close` to close by themselves
+SEEDS = 2**30  # a replacement's seed lies below this: some environments take only 32 bits
 
 Clock = Callable[[], float]
-Losses = dict[int, str]  # by environment: what became of its process
+Losses = dict[int, str]  # environment -> how its process was lost
 
 
 class EnvError(Exception):
-    """What an environment raised in its own process; its traceback there is a note."""
+    """An exception of an environment in its own process. The traceback from there is a note."""
 
 
 class _LostError(Exception):
-    """A process has died, or is as good as dead."""
+    """A process has died, is late, or answered nonsense."""
 
 
 class Isolated:
-    """`Worlds` in B processes of `hatchery`, each with the environment that it was made for.
+    """`Worlds` in B = num_envs processes of `hatchery`, each with one environment.
 
-    They begin at the first reset. An environment of its own has seed + i at a reset, its n-th replacement a seed drawn from
-    (seed, i, n). Raises, and is closed then: EnvError; UserError where an environment cannot be made, or was
-    replaced five times in a row without one good step. timeout: seconds of a step or reset.
+    The processes begin at the first reset. Environment i is seeded with seed + i at a reset; its n-th replacement after that
+    with a number drawn from (seed, i, n). timeout: seconds that a step or reset may take.
+    Raises EnvError for an environment's exception, and UserError if an environment cannot be made, or was replaced MOST
+    times in a row without one good step. The environments are closed before either is raised.
     """
 
     def __init__(self, hatchery: Hatchery, num_envs: int, spaces: Spaces, timeout: float, clock: Clock) -> None:
@@ -62,8 +63,8 @@ class Isolated:
         self._heard = [self._answers[i : i + 1].view(np.uint8).data for i in range(num_envs)]
         self._holds: dict[int, _Hold] = {}
         self._seed = 0
-        self._replaced = np.zeros(num_envs, np.int64)  # since the last reset
-        self._fruitless = np.zeros(num_envs, np.int64)  # replacements since the last good step
+        self._replaced = np.zeros(num_envs, np.int64)  # replacements of each environment since the last reset
+        self._fruitless = np.zeros(num_envs, np.int64)  # replacements of each environment since its last good step
         self._drop = weakref.finalize(self, _dropped, self._holds, os.getpid())
 
     def reset(self, seed: int) -> Step:
@@ -76,7 +77,7 @@ class Isolated:
         return self._led_to(self._step)
 
     def close(self) -> None:
-        """No process is left when this returns. They have a moment to close their environments."""
+        """End all processes; none is left when this returns. Environments get CLOSING seconds to close by themselves."""
         for hold in self._holds.values():
             _let_go(hold.channel)
         until = self._clock() + CLOSING
@@ -107,7 +108,7 @@ class Isolated:
         return replaced
 
     def _replace(self, lost: Losses) -> int:
-        """Until all have begun again. Returns how many processes it took."""
+        """Replace lost processes until every environment has begun again. Returns the number of new processes."""
         many = 0
         while lost:
             seeds = {i: self._anew(i, why) for i, why in lost.items()}
@@ -117,7 +118,7 @@ class Isolated:
         return many
 
     def _anew(self, i: int, why: str) -> int:
-        """The seed of the i-th one's next life; this one is ended."""
+        """End the process of environment i. Returns the seed of its replacement."""
         if self._fruitless[i] == MOST:
             raise UserError(f"environment {i} was replaced {MOST} times in a row without one good step; at last it {why}")
         self._fruitless[i] += 1
@@ -126,7 +127,7 @@ class Isolated:
         return key(self._seed, "replaced", i, int(self._replaced[i])) % SEEDS
 
     def _begin(self, seeds: Mapping[int, int]) -> Losses:
-        """New processes, which make their environments."""
+        """Start a process for each environment in `seeds`. Returns the processes lost before they made their environment."""
         for i, seed in seeds.items():
             self._holds[i] = _Hold(self._hatchery, seed, self._clock)
         within = max(MAKING, self._timeout)
@@ -144,7 +145,10 @@ class Isolated:
         return self._gather(asked, self._timeout, f"took longer than step_timeout={self._timeout:g} s")
 
     def _gather(self, asked: Collection[int], within: float, late: str) -> Losses:
-        """The last one first: when it has answered most others have, and we are not woken for each."""
+        """Take in the answers. Returns the lost processes.
+
+        The last environment comes first: when it has answered most others have, and this thread is not woken for each.
+        """
         until, lost = self._clock() + within, Losses()
         for i in reversed(list(asked)):
             try:
@@ -168,7 +172,7 @@ class Isolated:
 
 
 class _Hold:
-    """Our ends of what leads to one process: the channel, on which it is told and answers, and its leash."""
+    """This side's ends of the two sockets to one process: the channel, for commands and answers, and the leash."""
 
     def __init__(self, hatchery: Hatchery, seed: int, clock: Clock) -> None:
         self.channel, theirs = socket.socketpair()
@@ -179,11 +183,11 @@ class _Hold:
         hatchery.hatch(seed, theirs, held)
 
     def tell(self, command: memoryview) -> None:
-        with suppress(ConnectionError):  # it has died, which shows when it is heard
+        with suppress(ConnectionError):  # the process has died: `hear` finds that out
             self.channel.sendall(command)
 
     def hear(self, row: memoryview, until: float, late: str) -> tuple[int, bytes]:
-        """What kind of answer. DONE fills the row; any other has a body. One that is there is taken, however late it is."""
+        """The answer's kind and body. DONE fills the row and has no body. An answer that is there is taken, however late."""
         got = self._fill(row, HEAD.size, until, late)
         kind, length = HEAD.unpack_from(row)
         if kind == DONE and length == len(row) - HEAD.size:
@@ -214,7 +218,7 @@ class _Hold:
         return got
 
     def end(self, patience: float = 0.0) -> None:
-        """Its process is gone when this returns: by itself, or killed when the seconds of patience are over."""
+        """End the process: it is gone when this returns, by itself or killed after `patience` seconds."""
         _let_go(self.channel)
         if not self._last_word(patience):
             _let_go(self.leash)
@@ -223,7 +227,7 @@ class _Hold:
         self.leash.close()
 
     def _last_word(self, patience: float) -> str:
-        """How it ended, as its hatchery says; "" if it has not."""
+        """The hatchery's words for how the process ended; "" if it has not ended after `patience` seconds."""
         self.leash.settimeout(patience)
         with suppress(TimeoutError, BlockingIOError, ConnectionResetError):
             return self.leash.recv(200).decode() or "has no hatchery any more"
@@ -231,15 +235,15 @@ class _Hold:
 
 
 def _let_go(end: socket.socket) -> None:
-    """For all who hold this end: a process that was forked from here in the meantime does so too."""
+    """Shut this end for every process that holds it: a process forked from here in the meantime has a copy."""
     with suppress(OSError):  # the other end has gone already
         end.shutdown(socket.SHUT_WR)
 
 
 def _dropped(holds: dict[int, _Hold], maker: int) -> None:
-    """Nobody has closed them; their processes end when nobody holds their leashes."""
+    """Let go of holds that were never closed: their processes end when nobody holds their leashes."""
     for hold in holds.values():
         for end in (hold.leash, hold.channel):
-            if os.getpid() == maker:  # in a process forked from it they were never its own
+            if os.getpid() == maker:  # a process forked from the maker has copies, and only closes these
                 _let_go(end)
             end.close()

@@ -1,8 +1,8 @@
-"""Who holds which examples: ways to divide a labelled data set among clients.
+"""Ways to divide a labelled data set among clients.
 
-The one idea: a partition is an owner for every example, so that each is used exactly once by construction; then the
+The one idea: a partition is an owner for every example, so that each example is used exactly once by construction; then the
 examples are listed by owner. Every function takes labels [n] and returns one array of indices per client (int64, none
-empty), a function of (labels, clients, seed and its settings) and of nothing else.
+empty), which follows from (labels, clients, seed, the function's settings) and from nothing else.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ Parts: TypeAlias = list[npt.NDArray[np.int64]]
 
 
 def iid(labels: Labels, clients: int, *, seed: int) -> Parts:
-    """Shuffled and dealt out: sizes differ by at most one (McMahan et al. 2017, section 3)."""
+    """Examples shuffled and dealt out: clients' sizes differ by at most one (McMahan et al. 2017, section 3)."""
     _check_sizes(labels, clients, 1)
     rng = _generator(seed)
     return _by_owner(rng.permutation(np.arange(len(labels)) % clients), clients, rng)
 
 
 def shards(labels: Labels, clients: int, *, seed: int, per_client: int = 2) -> Parts:
-    """Sorted by label and cut into clients * per_client equal shards, `per_client` at random for each (McMahan et al. 2017)."""
+    """Examples sorted by label and cut into clients * per_client equal shards; a client gets `per_client` of these at random
+    (McMahan et al. 2017)."""
     _check_count("per_client", per_client)
     _check_sizes(labels, clients, per_client)
     rng = _generator(seed)
@@ -42,11 +43,11 @@ def shards(labels: Labels, clients: int, *, seed: int, per_client: int = 2) -> P
 
 
 def dirichlet(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, least: int = 1) -> Parts:
-    """Of every class, shares drawn from Dirichlet(alpha) over the clients: few classes and unequal sizes for small alpha.
+    """Shares of every class, drawn from Dirichlet(alpha) over the clients: few classes and unequal sizes for small alpha.
 
-    The per-class variant of Yurochkin et al. 2019 (section 4) and Li et al. 2022 (NIID-Bench, "p_k ~ Dir"). Where these
-    draw anew until nobody is left with too little, here the largest clients give single random examples away until
-    everybody has `least`: it always ends, and moves no more than it must.
+    The per-class variant of Yurochkin et al. 2019 (section 4) and Li et al. 2022 (NIID-Bench, "p_k ~ Dir"). These draw again
+    until every client has enough. Here the largest clients give single random examples away until every client has `least`:
+    that always ends, and moves no more examples than it must.
     """
     _check_positive("alpha", alpha)
     _check_sizes(labels, clients, least)
@@ -59,7 +60,7 @@ def dirichlet(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, le
 
 
 def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -> Parts:
-    """Every client has exactly `classes` different classes; a class is divided evenly among those who have it.
+    """Exactly `classes` different classes for every client; a class is divided evenly among the clients that have it.
 
     The "#C = k" of Li et al. 2022, with classes dealt so that each has as many owners as any other, give or take one.
     """
@@ -85,7 +86,7 @@ def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -
 
 
 def quantity_skew(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, least: int = 1) -> Parts:
-    """Examples alike, sizes drawn from Dirichlet(alpha) beyond the first `least` (Li et al. 2022, "q ~ Dir")."""
+    """Random examples of any class; sizes drawn from Dirichlet(alpha) beyond the first `least` (Li et al. 2022, "q ~ Dir")."""
     _check_positive("alpha", alpha)
     _check_sizes(labels, clients, least)
     rng = _generator(seed)
@@ -100,13 +101,13 @@ PARTITIONS: Mapping[str, Callable[..., Parts]] = {
     "pathological": pathological,
     "quantity_skew": quantity_skew,
 }
-"""By name; each is called as PARTITIONS[name](labels, clients, seed=seed, **its own settings)."""
+"""Partitions by name. Each is called as PARTITIONS[name](labels, clients, seed=seed, **its own settings)."""
 
 
 def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: int) -> Parts:
-    """What a partition of the user's own, called as those above, gives: indices for each client, checked.
+    """The indices of each client, checked, from a user's own partition, which is called like those in PARTITIONS.
 
-    Raises UserError, naming the client, for one without indices, for an index that is out of range, and for one given twice.
+    Raises UserError naming the client, for a client without indices, an index out of range, and an index given twice.
     """
     name, n = getattr(partition, "__name__", type(partition).__name__), len(labels)
     found = partition(labels, clients, seed=seed)
@@ -133,21 +134,24 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _by_owner(owner: npt.NDArray[np.int64], clients: int, rng: np.random.Generator) -> Parts:
-    """The examples of each client, in random order."""
+    """The indices of each client's examples, in random order."""
     order = rng.permutation(len(owner))
     order = order[np.argsort(owner[order], kind="stable")]
     return np.split(order, np.cumsum(np.bincount(owner, minlength=clients))[:-1])
 
 
 def _shares(total: int, clients: int, alpha: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """`total` in `clients` whole parts, in proportions from Dirichlet(alpha): cut where the running sum says."""
+    """`total` cut into `clients` whole numbers, in proportions from Dirichlet(alpha): cut where the running sum says."""
     running = np.cumsum(rng.dirichlet(np.full(clients, alpha)))
     cuts = np.minimum((running[:-1] * total).astype(np.int64), total)
     return np.diff(cuts, prepend=0, append=total)
 
 
 def _filled_up(parts: Parts, least: int) -> Parts:
-    """The largest give their last example away until all have `least`. There are enough, so the largest has more than that."""
+    """Make the largest parts give their last examples away until every part has `least`.
+
+    The caller has checked that there are enough examples, so the largest part has more than `least`.
+    """
     largest = [(-len(part), client) for client, part in enumerate(parts)]
     heapq.heapify(largest)
     for client, part in enumerate(parts):
@@ -163,7 +167,7 @@ def _filled_up(parts: Parts, least: int) -> Parts:
 
 
 def _dealt(classes: int, clients: int, each: int, rng: np.random.Generator) -> list[list[int]]:
-    """The owners of each class: every client in turn takes the `each` classes with the fewest, ties at random."""
+    """The owners of each class: every client in turn takes the `each` classes with the fewest owners, ties at random."""
     owners: list[list[int]] = [[] for _ in range(classes)]
     counts = np.zeros(classes, dtype=np.int64)
     for client in range(clients):

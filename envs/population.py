@@ -1,7 +1,7 @@
-"""Clients and their data: what federated actors live in.
+"""Federated clients and the data of each.
 
-The one idea: a client is an index. A million of them are one array sorted by client and a million and one offsets; what
-a client holds is a view, made when it is asked for.
+The one idea: a client is an index. A million clients are one array sorted by client and a million and one offsets; a
+client's data are a view, made when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from shoal.protocol.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """clients: how many; they are called 0 to clients - 1.
-    examples: what a client holds: any function of the client that gives the same examples each time, in any process; or
-    whatever else sources.py makes examples of.
-    held_out: examples that no client trains on, for the central evaluation.
+    """The clients of a job and their data.
+
+    clients: number of clients; a client is a number from 0 to clients - 1.
+    examples: function from a client to its data, the same at each call, in any process: Examples, or any data set that
+    sources.py accepts.
+    held_out: examples that no client trains on, for the central evaluation; None: there are none.
     """
 
     clients: int
@@ -39,7 +41,7 @@ class Population:
     def divided(
         cls, examples: Examples, parts: Sequence[npt.NDArray[np.int64]], held_out: Examples | None = None
     ) -> Population:
-        """From one data set and a partition of it (envs/partition.py). Copies the examples once, sorted by client."""
+        """The population of one data set and a partition of it (envs/partition.py). Copies the examples once, by client."""
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
         if not sizes.all():
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
@@ -49,7 +51,7 @@ class Population:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Checked:
-    """What a function of the client gives, as Examples. Raises UserError naming the client."""
+    """A function from a client to its Examples, around one that returns any data set. Raises UserError naming the client."""
 
     of: Callable[[int], Any]
 
@@ -70,5 +72,5 @@ class _Slices:
 
     def __call__(self, client: int) -> Examples:
         if not 0 <= client < len(self.offsets) - 1:
-            raise IndexError(f"client {client} is not one of the {len(self.offsets) - 1}")
+            raise IndexError(f"client {client} is not one of the {len(self.offsets) - 1} clients, counted from 0")
         return self.examples[self.offsets[client] : self.offsets[client + 1]]

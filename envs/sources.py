@@ -1,4 +1,4 @@
-"""Data sets as people have them: arrays and tensors, tables, torch data sets. All become `Examples`.
+"""Data sets in the forms that users have: arrays and tensors, tables, torch data sets. All become `Examples`.
 
 The one idea: an object is known by what it can do (`columns`, `with_format`, items by number), so that no library is imported
 that the user did not bring.
@@ -58,8 +58,9 @@ def examples_of(data: Any) -> Examples:
 
 
 def split_table(data: Any) -> tuple[Any, Any] | None:
-    """Returns ((training, label), (held out, label)) for (tables, label) where tables has several by the name of their split,
-    as Hugging Face's DatasetDict has; None for anything else. Raises UserError where the splits are not the usual ones."""
+    """Returns ((training, label), (held out, label)) for (tables, label), where `tables` maps the name of a split to a table,
+    as Hugging Face's DatasetDict does; None for anything else. Raises UserError if train, or test and validation, is missing.
+    """
     if not (isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping) and isinstance(data[1], str)):
         return None
     tables, label = data
@@ -70,7 +71,7 @@ def split_table(data: Any) -> tuple[Any, Any] | None:
 
 
 def told(data: Any) -> str:
-    """What kind of thing it is: "a list of 3 (str, ...)"."""
+    """The kind of `data`, in words for an error: "a list of 3 (str, ...)"."""
     if isinstance(data, tuple):
         return f"a tuple ({', '.join(type(each).__name__ for each in data[:4])}{', ...' * (len(data) > 4)})"
     if isinstance(data, list):
@@ -84,7 +85,7 @@ def _is_frame(data: Any) -> bool:
 
 
 def _is_table(data: Any) -> bool:
-    parts = ("column_names", "with_format", "__len__")  # a streamed one has no length
+    parts = ("column_names", "with_format", "__len__")  # a streamed table has no length
     return all(hasattr(data, part) for part in parts) and not isinstance(data, Mapping)
 
 
@@ -113,7 +114,8 @@ def _columns_of_items(dataset: Any) -> tuple[npt.NDArray[Any], ...]:
 
 
 def _labelled(columns: Mapping[Any, Any], label: Any) -> Examples:
-    """One column of arrays beside the label is x as it is; columns of numbers become x float32 [n, columns]."""
+    """Examples of a table. A single column of arrays beside the label is x as it is; columns of numbers become x float32
+    [n, columns]."""
     if label not in columns or len(columns) < 2:
         raise UserError(f"the table has the columns {', '.join(map(str, columns))}: expected {label!r}, and others beside it")
     arrays = {name: _numbers(column, f"column {name!r}", whole=True) for name, column in columns.items()}
@@ -127,7 +129,7 @@ def _labelled(columns: Mapping[Any, Any], label: Any) -> Examples:
 
 
 def _numbers(data: Any, name: str, whole: bool = False) -> npt.NDArray[Any]:
-    """As an array of numbers; of a frame, its columns side by side. whole: nan stands for a missing value and is refused."""
+    """`data` as an array of numbers, a frame's columns side by side. whole: True refuses nan, which is a missing value."""
     if _is_frame(data):
         columns = _columns_of(data).items()
         return np.stack([_numbers(column, f"column {name!r}", whole=True) for name, column in columns], axis=1)
@@ -150,7 +152,7 @@ def _stacked(parts: Sequence[Any], name: str) -> npt.NDArray[Any]:
 
 
 def _as_array(data: Any) -> npt.NDArray[Any]:
-    """numpy's view of it, also of a tensor that has a gradient or lies on a device."""
+    """`data` as a numpy array, also if it is a tensor that has a gradient or lies on a device."""
     if hasattr(data, "detach"):
         data = data.detach().cpu()
     try:

@@ -1,7 +1,7 @@
-"""What an agent sees and does, as plain arrays: the few kinds of gymnasium spaces that are supported.
+"""Observations and actions as plain arrays: the few kinds of gymnasium spaces that are supported.
 
-The one idea: a space is a small frozen description that knows the way from the environment's own form to the arrays of a
-trajectory and back, so that policies, rollouts and learners never see a gymnasium object.
+The one idea: a space is a small frozen description that converts the environment's own form to the arrays of a trajectory
+and back, so that policies, rollouts and learners never see a gymnasium object.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Arrays of `shape`. dtype "u1" stays bytes (pictures), everything else becomes "f4".
+    """Observations as arrays of `shape`. dtype: "u1" for bytes (pictures), "f4" for everything else.
 
-    categories: of a Discrete observation, which is told one-hot (shape is then (categories,)); `start` is its first value.
+    categories: number of values of a Discrete observation, which becomes one-hot (shape is then (categories,)); 0: another
+    kind of observation. start: first value of a Discrete observation.
     """
 
     shape: tuple[int, ...]
@@ -36,7 +37,7 @@ class Observations:
         return math.prod(self.shape)
 
     def encoded(self, observation: Any) -> Array:
-        """From the environment's form, batched, to [B, *shape]. May be a view of what was given."""
+        """Observations [B, *shape] from the environment's form, batched. May be a view of `observation`."""
         if self.categories:
             one_hot: Array = np.eye(self.categories, dtype=np.float32)[np.asarray(observation) - self.start]
             return one_hot
@@ -45,27 +46,27 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Discrete:
-    """Actions 0 .. n-1; the environment's own count from `start`."""
+    """Actions 0 to n - 1; the environment counts its own from `start`."""
 
     n: int
     start: int = 0
 
     @property
     def parameters(self) -> int:
-        """Numbers that a policy gives for one observation: the logits."""
+        """Size of a policy's output for one observation: n logits."""
         return self.n
 
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "i8", ()
 
     def decoded(self, action: Array) -> Array:
-        """From [B] to what the environment's step takes."""
+        """Actions in the form that the environment's step takes, from [B]."""
         return action + self.start if self.start else action
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Real-valued actions of `shape`, a vector of `size` to a policy. low, high: bounds of each element, maybe infinite."""
+    """Real-valued actions of `shape`, for a policy a vector of `size`. low, high: bounds of each element, may be infinite."""
 
     shape: tuple[int, ...]
     low: tuple[float, ...]
@@ -78,14 +79,14 @@ class Box:
 
     @property
     def parameters(self) -> int:
-        """Numbers that a policy gives for one observation: the mean, then log_std."""
+        """Size of a policy's output for one observation: `size` means, then `size` log_std."""
         return 2 * self.size
 
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "f4", (self.size,)
 
     def decoded(self, action: Array) -> Array:
-        """From [B, size] to what the environment's step takes: clipped to the bounds. The action itself is left alone."""
+        """Actions in the form that the environment's step takes, from [B, size]: a copy, clipped to the bounds."""
         clipped = np.clip(action, np.asarray(self.low), np.asarray(self.high))
         return clipped.reshape(len(action), *self.shape).astype(DTYPES[self.dtype])
 
@@ -95,7 +96,7 @@ Actions = Discrete | Box
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """What an agent sees and what it does."""
+    """The observations and the actions of an agent."""
 
     observation: Observations
     action: Actions
@@ -106,7 +107,8 @@ class Spaces:
         observation [T+1, B, *shape], the last row to bootstrap from; action [T, B] int64 or [T, B, A] float32 (the
         unclipped sample); log_prob [T, B] of the action under the policy that drew it; reward [T, B];
         terminated, truncated [T, B]; mask [T, B], False on a row that is not to be learned from: its observation is the
-        last one of a truncated (or, where a row only resets, of any finished) episode, there to bootstrap the row before.
+        last one of a truncated episode, from which the row before bootstraps, or, if the row only resets, the last one of
+        any finished episode.
         """
         T, B = rollout_length, num_envs
         dtype, shape = self.action.layout()
@@ -124,7 +126,7 @@ class Spaces:
 
 
 def spaces_of(observation_space: Any, action_space: Any) -> Spaces:
-    """From the gymnasium spaces of a single environment. Raises UserError for a kind that is not supported."""
+    """The `Spaces` of a single environment's gymnasium spaces. Raises UserError for a kind that is not supported."""
     return Spaces(_observations(observation_space), _actions(action_space))
 
 

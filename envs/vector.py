@@ -1,8 +1,8 @@
 """Many environments stepped as one, under one convention for how episodes end.
 
 The one idea: gymnasium's three autoreset modes differ in where an episode's last observation is found and in whether a
-step is spent on resetting. Here every step tells what to act on next and what to *record* as the next row, so that a row
-that was truncated is always followed by its own episode's last observation, and a row not to be learned from says so.
+step is spent on resetting. Here every step has one observation to act on next and one to *record* as the next row, so that a
+truncated row is always followed by its own episode's last observation, and a mask marks the rows not to be learned from.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from shoal.protocol.errors import UserError
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Environment = str | Callable[..., Any]
-"""An environment id, a factory of one environment, () -> gymnasium.Env, or of many, num_envs -> gymnasium VectorEnv."""
+"""An environment id; a factory of one environment, () -> gymnasium.Env; or a factory of many, num_envs -> VectorEnv."""
 
 NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"  # the values of gymnasium's AutoresetMode
 
 
 class Step(NamedTuple):
-    """What a step of B environments led to. Arrays are valid until the next step."""
+    """The result of a step or reset of B environments. Its arrays are valid until the next step."""
 
-    act_on: Array  # [B, *obs] what the policy acts on next
-    record: Array  # [B, *obs] the next row's observation in a trajectory
-    mask: Bools  # [B] whether the next row is to be learned from
-    reward: npt.NDArray[np.float64]  # [B] of this step
-    terminated: Bools  # [B]
-    truncated: Bools  # [B]
-    lived: Bools  # [B] False where this step belonged to no episode: it only reset, or (if also over) it never happened
-    replaced: int = 0  # processes of environments that were replaced on the way here (envs/isolated.py)
+    act_on: Array  # [B, *obs] observation that the policy acts on next
+    record: Array  # [B, *obs] observation of the trajectory's next row
+    mask: Bools  # [B] True where the trajectory's next row is to be learned from
+    reward: npt.NDArray[np.float64]  # [B] reward of this step
+    terminated: Bools  # [B] True where this step ended an episode in a terminal state
+    truncated: Bools  # [B] True where this step cut an episode off
+    lived: Bools  # [B] False where this step belonged to no episode: it only reset, or, where `over`, never happened
+    replaced: int = 0  # environments' processes that were replaced during this step or reset (envs/isolated.py)
 
     @property
     def over(self) -> Bools:
@@ -61,13 +61,14 @@ class Worlds(Protocol):
 class Envs:
     """B environments with automatic reset, over a gymnasium VectorEnv in any of its autoreset modes.
 
-    NEXT_STEP: the step after an episode's end ignores its action and only resets. That row's observation is the episode's
-    last one, its mask is False and its reward 0.
-    SAME_STEP, DISABLED: the new episode begins at once (in DISABLED we reset the finished ones here). After a truncation
-    the next row records the *old* episode's last observation, for the truncated row to bootstrap from, while the policy
-    acts on the new episode's first one; so that row, the new episode's first transition, is masked: one transition per
-    truncated episode is not learned from. After a mere termination nothing needs the last observation: nothing is masked.
-    A VectorEnv that does not tell its mode is taken for NEXT_STEP, as gymnasium's own wrappers do.
+    NEXT_STEP: the step after an episode's end ignores its action and only resets. The row of that step has the episode's
+    last observation, mask False and reward 0.
+    SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments). After a
+    truncation the next row records the *old* episode's last observation, from which the truncated row bootstraps, while the
+    policy acts on the new episode's first one. So that row, the new episode's first transition, is masked: one transition
+    per truncated episode is not learned from. After a termination without truncation no row needs the last observation, and
+    no row is masked.
+    A VectorEnv whose metadata name no mode is taken for NEXT_STEP, as gymnasium's own wrappers do.
     """
 
     def __init__(self, vector: Any) -> None:
@@ -83,14 +84,14 @@ class Envs:
         self._over: Bools = self._none
 
     def reset(self, seed: int) -> Step:
-        """All environments begin anew; the i-th is seeded with seed + i where gymnasium does so."""
+        """Begin an episode in every environment; environment i is seeded with seed + i where gymnasium does so."""
         observation, _ = self.vector.reset(seed=seed)
         first = self.spaces.observation.encoded(observation)
         self._over = self._none
         return Step(first, first, self._all, self._no_reward, self._none, self._none, self._none)
 
     def step(self, action: Array) -> Step:
-        """One step of all. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
+        """Step every environment. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
         observation, reward, terminated, truncated, info = self.vector.step(self.spaces.action.decoded(action))
         seen = self.spaces.observation.encoded(observation)
         reward = np.asarray(reward, dtype=np.float64)
@@ -101,7 +102,7 @@ class Envs:
 
     def _next_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools) -> Step:
         lived = ~self._over
-        if self._over.any():  # whatever the environment says of a step that only reset
+        if self._over.any():  # a step that only reset has no reward and no end, whatever the environment returned
             reward, terminated, truncated = np.where(lived, reward, 0.0), terminated & lived, truncated & lived
         self._over = terminated | truncated
         return Step(seen, seen, ~self._over, reward, terminated, truncated, lived)
@@ -131,8 +132,8 @@ class Envs:
 
 
 def make_vector(env: Environment, num_envs: int, native: bool = True) -> Envs:
-    """B = num_envs environments: an id's native vector environment where it has one (and `native`), else gymnasium's
-    SyncVectorEnv.
+    """B = num_envs environments: the native vector environment of an id that has one (if `native`), the VectorEnv of a
+    factory of many, else gymnasium's SyncVectorEnv.
 
     Raises UserError for an unknown id, a factory that makes something else, a space that is not supported, or a package
     that the environment needs and that is not installed.
@@ -144,7 +145,7 @@ def make_vector(env: Environment, num_envs: int, native: bool = True) -> Envs:
 
 
 def spaces_in(env: Environment) -> Spaces:
-    """What an agent sees and does in `env`: makes one and closes it again. Raises UserError as make_vector does."""
+    """The spaces of `env`: makes one environment and closes it again. Raises UserError as make_vector does."""
     envs = make_vector(env, 1)
     envs.close()
     return envs.spaces
@@ -171,7 +172,7 @@ def _by_id(env: str, num_envs: int, native: bool) -> Any:
 
 
 def _spec(env: str) -> Any:
-    """Of "Name-v0", or of "module:Name-v0", where importing the module registers the name."""
+    """The gymnasium spec of "Name-v0", or of "module:Name-v0", where importing the module registers the name."""
     import gymnasium
 
     module, _, name = env.rpartition(":")
