@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -327,7 +327,7 @@ def host_id() -> str:
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
-def on_signals(flag: threading.Event) -> None:
-    """SIGTERM and SIGINT end this actor in good order: its tasks go to others at once."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+def on_signals(flag: threading.Event, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
+    """These signals end this actor in good order: its tasks go to others at once."""
+    for number in numbers:
         signal.signal(number, lambda *_: flag.set())

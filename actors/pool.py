@@ -1,7 +1,7 @@
-"""A small process that forks actors on demand, and tells which of them ended.
+"""A small process that forks actors on demand, and tells which of them ended: the nursery, and its parent's hold on it.
 
-The one idea: it is forked early, when everything heavy is imported and no thread runs yet, so that an actor costs a fork
-instead of an import, and a new one can be had at any time. Nobody outlives the one above: parent, pool, actor.
+The one idea: the nursery begins when everything heavy is imported and has one thread, so an actor costs a fork instead of an
+import, and a new one can be had at any time. Nobody outlives the one above: parent, nursery, actor.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import select
 import signal
 import socket
+import stat
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,65 +21,132 @@ from typing import Any, NoReturn, TypeAlias
 
 from shoal.protocol.errors import UserError
 from shoal.protocol.parent import die_with_parent as die_with_parent
+from shoal.protocol.parent import forked
 
 Life: TypeAlias = Callable[[Mapping[str, Any]], int]
 """What an actor process does, from plain data to an exit code. Called in the forked process."""
 
 GRACE = 3.0  # seconds that actors have to leave by themselves
+STARTING = 10.0  # seconds until a forked nursery that says nothing is taken for hung: a lock that no thread of it holds
+ENDED = "the process from which this machine's actors are forked has ended"
 
 
 class Pool:
-    """The parent's hold on the pool process. Start it from the main thread: an actor's end hangs on its parent thread."""
+    """The parent's hold on a nursery. The nursery ends with the thread that made it: make it in a thread that outlives the run.
 
-    def __init__(self, life: Life) -> None:
-        if not hasattr(os, "fork"):
-            raise UserError("this system cannot fork: run `shoal actor` in terminals of their own, or use --actors 0")
-        self._ours, theirs = socket.socketpair()
-        gc.freeze()  # what is here now is shared with every actor: the collector must not touch its pages
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._ours.close()
-            _Nursery(theirs, life, parent).serve()
-        theirs.close()
-        self._ours.setblocking(False)
+    alive: process ids of the actors. fault: why there will be no more actors; "" as long as there can be.
+    """
+
+    def __init__(self, line: socket.socket, pid: int, await_end: Callable[[], object], starting: float | None) -> None:
+        self._line, self.pid, self._await_end, self._starting = line, pid, await_end, starting
+        line.setblocking(False)
         self._read = b""
         self.alive: set[int] = set()
+        self.fault = ""
+        self._begun = False
+
+    @classmethod
+    def forked(cls, life: Life) -> Pool:
+        """A nursery that is a copy of this process: it has the user's functions and data as they are here."""
+        if not hasattr(os, "fork"):
+            raise UserError("this system cannot fork: run `shoal actor` in terminals of their own, or use --actors 0")
+        ours, theirs = socket.socketpair()
+        gc.freeze()  # what is here now is shared with every actor: the collector must not touch its pages
+        parent = os.getpid()
+
+        def nursery() -> NoReturn:
+            ours.close()
+            _let_go(theirs)
+            Nursery(theirs, life, parent).serve()
+
+        pid = forked(nursery)
+        theirs.close()
+        return cls(ours, pid, lambda: os.waitpid(pid, 0), STARTING)
+
+    @classmethod
+    def started(cls, module: str, word: str) -> Pool:
+        """A nursery in a fresh interpreter: `python -m MODULE DESCRIPTOR PARENT`, which is told one line, and becomes one."""
+        ours, theirs = socket.socketpair()
+        program = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
+        path = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.Popen(  # in a group of its own: Ctrl-C is the parent's to hear
+            program, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=path, process_group=0
+        )
+        theirs.close()
+        ours.sendall(word.encode() + b"\n")
+        return cls(ours, child.pid, child.wait, None)
+
+    def ready(self, given_up: Callable[[], object] = str) -> None:
+        """Waits until the nursery can fork, or `given_up`. Raises UserError where it never will."""
+        waited = 0.0
+        while not (self._begun or self.fault or given_up()):
+            select.select([self._line], [], [], 0.1)
+            self._note()
+            waited += 0.1
+            if self._starting is not None and waited > self._starting:
+                os.kill(self.pid, signal.SIGKILL)
+                self.fault = "a process forked from this one hangs: another thread held a lock; give the job as FILE.py:job"
+        if self.fault:
+            raise UserError(self.fault)
 
     def grow(self, many: int, arguments: Mapping[str, Any]) -> None:
         """So many more actors, each living with `arguments` (plain data)."""
-        self._ours.sendall(json.dumps([many, dict(arguments)]).encode() + b"\n")
-
-    def gone(self) -> list[int]:
-        """Process ids of actors that have ended since the last call."""
-        return [pid for pid, status in self._news() if status is not None]
+        with suppress(BrokenPipeError):  # `fault` will say so
+            self._line.sendall(json.dumps([many, dict(arguments)]).encode() + b"\n")
 
     def ended(self) -> dict[int, int]:
-        """The same with their exit statuses; a negative one is the signal that ended it."""
-        return {pid: status for pid, status in self._news() if status is not None}
+        """Process ids of actors that have ended since the last call, with their exit statuses; a negative one is the signal
+        that ended it."""
+        return {pid: status for pid, status in self._note() if status is not None}
 
-    def _news(self) -> list[tuple[int, int | None]]:
+    def _note(self) -> list[tuple[int, int | None]]:
         with suppress(BlockingIOError):
-            while chunk := self._ours.recv(65_536):
-                self._read += chunk
+            try:
+                while chunk := self._line.recv(65_536):
+                    self._read += chunk
+            except ConnectionResetError:
+                pass
+            self.fault = self.fault or ENDED
         *lines, self._read = self._read.split(b"\n")
-        news = [tuple(json.loads(line)) for line in lines]
-        for pid, status in news:
+        news: list[tuple[int, int | None]] = []
+        for word in map(json.loads, lines):
+            if isinstance(word, str):  # its first: why it cannot begin, or ""
+                self._begun, self.fault = True, word or self.fault
+                continue
+            pid, status = word
             (self.alive.add if status is None else self.alive.discard)(pid)
-        return [(pid, status) for pid, status in news]
+            news.append((pid, status))
+        return news
 
     def fileno(self) -> int:
         """To wait on, for news."""
-        return self._ours.fileno()
+        return self._line.fileno()
 
     def close(self) -> None:
         """No actor is left when this returns: they have a moment to leave, then they are ended."""
-        self._ours.close()
-        os.waitpid(self.pid, 0)
+        with suppress(OSError):  # it has ended
+            self._line.shutdown(socket.SHUT_RDWR)  # not only closed: a process forked meanwhile may hold a copy
+        self._line.close()
+        with suppress(ChildProcessError):  # somebody else in this process waits for every child
+            self._await_end()
+        gc.unfreeze()
 
 
-class _Nursery:
-    """The pool process itself: one thread, no sockets but the one to its parent."""
+def _let_go(line: socket.socket) -> None:
+    """In a copy of a process that may be anything: its sockets with a name (a notebook's ports, another run's actors) would
+    stay open here after their owners closed them. Their numbers stay taken, because objects in this copy may close them yet."""
+    folder, nothing = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd", os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir(folder)):
+        with suppress(OSError):  # the listing's own, closed by now
+            if stat.S_ISSOCK(os.fstat(number).st_mode) and number != line.fileno():
+                with socket.socket(fileno=os.dup(number)) as copy:
+                    named = bool(copy.getsockname())
+                if named:
+                    os.dup2(nothing, number, inheritable=False)
+
+
+class Nursery:
+    """The process itself: one thread, no sockets but the one to its parent."""
 
     def __init__(self, line: socket.socket, life: Life, parent: int) -> None:
         die_with_parent(parent)
@@ -92,7 +161,9 @@ class _Nursery:
         signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
 
     def serve(self) -> NoReturn:
+        """Until its parent is gone or closes its end."""
         buffer = b""
+        self.say("")
         while chunk := self._wait():
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
@@ -117,35 +188,30 @@ class _Nursery:
 
     def _fork(self, arguments: Mapping[str, Any]) -> None:
         parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            self._children.add(pid)
-            self._tell(pid, None)
-            return
-        code = 1
-        try:
+
+        def actor() -> int:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
             self._line.close()
-            code = self._life(arguments)
-        finally:
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            return self._life(arguments)
+
+        pid = forked(actor)
+        self._children.add(pid)
+        self.say([pid, None])
 
     def _reap(self) -> None:
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            self._children.discard(pid)
-            self._tell(pid, os.waitstatus_to_exitcode(status))
+            if pid in self._children:  # else the job's own process
+                self._children.discard(pid)
+                self.say([pid, os.waitstatus_to_exitcode(status)])
 
-    def _tell(self, pid: int, status: int | None) -> None:
+    def say(self, word: object) -> None:
         with suppress(OSError):  # a parent that is gone need not know
-            self._line.sendall(json.dumps([pid, status]).encode() + b"\n")
+            self._line.sendall(json.dumps(word).encode() + b"\n")
 
     def _end(self) -> None:
         """The parent has gone or said that it is over."""

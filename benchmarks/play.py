@@ -24,7 +24,9 @@ from shoal.protocol.door import ServerKeys, server_keys
 from shoal.protocol.keys import KeyFolder
 from shoal.protocol.link import Arrival, Hub
 from shoal.protocol.messages import Envelope
-from shoal.runs import launch as starter
+from shoal.runs import parts
+from shoal.runs.launch import Launch, launch, ready
+from shoal.runs.progress import Errors
 from shoal.runs.rundir import Config, RunDir
 
 
@@ -63,11 +65,12 @@ def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False,
         run = RunDir.create(job.name, datetime.now(), path=Path(folder) / "run")
         config = Config(job.name, job.seed, actors, transport, "cpu", job.plain())
         bind = "tcp://127.0.0.1:*" if keys or gateway else ""
-        options = starter.Launch(config, run, True, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway)
-        summary, end = starter.launch(job, options)
+        options = Launch(config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway)
+        with ready(job, options) as begun:
+            end = launch(begun, Errors(sys.stderr))
         if end.failed:
             raise RuntimeError(f"the run failed: {end.reason}")
-        yield Played(run, run.rows(), summary)
+        yield Played(run, run.rows(), end.summary)
 
 
 def _keys(folder: Path) -> ServerKeys:
@@ -116,5 +119,5 @@ def traced() -> Iterator[Trace]:
                     trace.heard.append((time.monotonic(), arrival.envelope))
                 yield arrival
 
-    with mock.patch.object(starter, "Hub", Noting):
+    with mock.patch.object(parts, "Hub", Noting):
         yield trace

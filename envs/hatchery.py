@@ -27,13 +27,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
 
 from shoal.envs import cell
 from shoal.envs.vector import Environment
 from shoal.protocol.errors import UserError
 from shoal.protocol.front import raise_descriptor_limit
-from shoal.protocol.parent import die_with_parent
+from shoal.protocol.parent import die_with_parent, forked
 
 REQUEST = struct.Struct("=q")  # a seed; two descriptors come with it: of the channel, and of the leash
 END = REQUEST.pack(-1)  # a request to end; seeds are never negative
@@ -58,10 +57,12 @@ class Hatchery:
             raise UserError("this system cannot fork: step_timeout needs that; leave it at 0")
         raise_descriptor_limit()  # an environment takes two descriptors
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
+
+        def nest() -> None:
             ours.close()
-            _lived(lambda: _Nest(theirs, env).serve())
+            _Nest(theirs, env).serve()
+
+        pid = forked(nest)
         theirs.close()
         return cls(ours, partial(os.waitpid, pid, 0))
 
@@ -142,12 +143,10 @@ class _Nest:
     def _fork(self, seed: int, channel: socket.socket, leash: socket.socket) -> None:
         parent = os.getpid()
         try:
-            pid = os.fork()
+            pid = forked(partial(self._hatched, parent, seed, channel, leash))
         except OSError as refused:
             _last_word(leash, f"could not be forked ({refused.strerror})")
             return
-        if pid == 0:
-            _lived(partial(self._hatched, parent, seed, channel, leash))
         with suppress(OSError):  # the new process has done so itself, or has ended
             os.setpgid(pid, pid)
         self._leashes[leash.fileno()] = pid, leash
@@ -194,21 +193,6 @@ def _kill(group: int) -> None:
 def _last_word(leash: socket.socket, text: str) -> None:
     with leash, suppress(OSError):  # the leash may have no holder any more
         leash.sendall(text.encode())
-
-
-def _lived(life: Callable[[], None]) -> NoReturn:
-    """Run a forked process's whole life, and exit without the exit handlers of its parent."""
-    code = 1
-    try:
-        life()
-        code = 0
-    except Exception:  # noqa: BLE001  a fault of ours, reported before the process ends
-        sys.excepthook(*sys.exc_info())
-    finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ JOBS = [(path, block) for path in DOCUMENTS for block in blocks(path, "python") 
 
 @pytest.mark.parametrize(("document", "code"), [(path.name, code) for path, code in JOBS])
 def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str, code: str) -> None:
-    from shoal.runs.launch import Launch, launch
+    from shoal.runs.launch import Launch, launch, ready
+    from shoal.runs.progress import Errors
     from shoal.runs.rundir import Config, RunDir
 
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -67,8 +68,9 @@ def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     sys.modules.pop("shown", None)
     job = job.configured({job.method.end: SHORT[job.method.end]})
     (tmp_path / "run").mkdir()
-    result, end = launch(job, Launch(Config("shown", actors=0, settings=job.plain()), RunDir(tmp_path / "run"), quiet=True))
-    assert (end.reason, result["version"] > 0) == ("done", True)
+    with ready(job, Launch(Config("shown", actors=0, settings=job.plain()), RunDir(tmp_path / "run"))) as begun:
+        end = launch(begun, Errors(sys.stderr))
+    assert (end.reason, end.summary["version"] > 0) == ("done", True)
 
 
 def test_the_readme_shows_the_examples_as_they_are() -> None:

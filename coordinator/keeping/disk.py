@@ -239,6 +239,7 @@ class Lock:
 
     def close(self) -> None:
         if self.fd >= 0:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)  # not only closed: a process forked meanwhile may hold a copy
             os.close(self.fd)
             self.fd = -1
 

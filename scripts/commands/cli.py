@@ -17,6 +17,7 @@ from shoal.commands.arguments import Act, parser
 
 if TYPE_CHECKING:
     from shoal.jobs.job import Job
+    from shoal.runs.launch import Launch
     from shoal.runs.rundir import Config
 
 
@@ -96,10 +97,10 @@ def coordinator(asked: argparse.Namespace) -> int:
 
     job, config = _configured(asked)
     preload(job)
-    options = Launch(config, new_run(config, asked.run_dir), asked.quiet, settled(asked.bind), **shown)
+    options = Launch(config, new_run(config, asked.run_dir), settled(asked.bind), **shown)
     rows = options.run.metrics_file
     return supervised(
-        lambda resume: _run(job, replace(options, resume=resume), asked.json),
+        lambda resume: _run(job, replace(options, resume=resume), asked),
         lambda text: print(f"shoal: {text}", file=sys.stderr),
         moved=lambda: rows.stat().st_size if rows.exists() else 0,
         wait=threading.Event().wait,
@@ -121,10 +122,10 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     from shoal.runs.launch import Launch, device_of, new_run
 
     job, config = _configured(asked)
-    device_of(config.device)
     job.prepare()  # whatever is wrong with the job shows before there is a folder for its run
     job.check_parts()
-    return _run(job, Launch(config, new_run(config, asked.run_dir), asked.quiet, bind, **shown), asked.json)
+    device_of(config.device)
+    return _run(job, Launch(config, new_run(config, asked.run_dir), bind, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
@@ -146,17 +147,27 @@ def _absolute(name: str) -> str:
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
-def _run(job: Job, options: Any, as_json: bool) -> int:
-    from shoal.runs.launch import launch
+def _run(job: Job, options: Launch, asked: argparse.Namespace) -> int:
+    import signal
+
+    from shoal.runs.launch import launch, ready
     from shoal.runs.plot import plot
+    from shoal.runs.progress import display
+    from shoal.runs.stopping import Stopper
     from shoal.runs.summary import closing, json_line
 
-    result, end = launch(job, options)
-    if options.run.rows():
-        plot([options.run])
+    run = options.run
+    with (
+        ready(job, options) as begun,
+        Stopper(signal.SIG_DFL) as stopper,
+        display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet) as shown,
+    ):
+        end = launch(begun, shown, lambda: stopper.reason)
+    if run.rows():
+        plot([run])
     if end.failed:
-        print(f"shoal: the run failed: {end.reason}; {options.run.log_file} says more", file=sys.stderr)
-    print(json_line(result) if as_json else closing(result, whole=end.reason == "done"))
+        print(f"shoal: the run failed: {end.reason}; {run.log_file} says more", file=sys.stderr)
+    print(json_line(end.summary) if asked.json else closing(end.summary, whole=end.reason == "done"))
     return 1 if end.failed else 0 if end.reason == "done" else 130
 
 
@@ -176,7 +187,7 @@ def actor(asked: argparse.Namespace) -> int:
     life = life_of_any(asked.name or socket.gethostname(), own, asked.job)
     if asked.count == 1:
         return life(called)
-    return _crowd(Pool(life), asked.count, called)
+    return _crowd(Pool.forked(life), asked.count, called)
 
 
 def keys(asked: argparse.Namespace) -> int:
@@ -212,7 +223,7 @@ def resume(asked: argparse.Namespace) -> int:
     if (line := done(run, job, asked.json)) is not None:
         print(line)
         return 0
-    return _run(job, Launch(config, run, asked.quiet, asked.bind or "", resume=True, **_shown(asked)), asked.json)
+    return _run(job, Launch(config, run, asked.bind or "", resume=True, **_shown(asked)), asked)
 
 
 def evaluate(asked: argparse.Namespace) -> int:

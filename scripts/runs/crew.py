@@ -62,4 +62,4 @@ class Crew:
 
     def spent(self) -> str:
         """Why the run cannot go on without them; "" as long as there are some."""
-        return "" if self.left > 0 else f"all {self.many} actors of this machine have ended"
+        return self.pool.fault or ("" if self.left > 0 else f"all {self.many} actors of this machine have ended")

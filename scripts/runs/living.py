@@ -22,13 +22,17 @@ from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Pair
+from shoal.runs.threads import few_for_good
 
 
 def life_of(job: Job) -> Life:
     """For a forked actor of the coordinator's own machine."""
 
     def live(arguments: Mapping[str, Any]) -> int:
-        return _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to hear
+        flag = threading.Event()
+        on_signals(flag, [signal.SIGTERM])
+        return _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)
 
     return live
 
@@ -45,7 +49,9 @@ def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
             own.problem.hatch()  # now, before there are threads: a coordinator may want a step_timeout
         number = arguments.get("number", 0)
         called = f"{name}-{number}" if arguments.get("many", 1) > 1 else name
-        return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True))
+        flag = threading.Event()
+        on_signals(flag)
+        return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag)
 
     return live
 
@@ -66,13 +72,12 @@ def called_on(address: str, keys: ClientKeys | None) -> dict[str, Any]:
     return {"address": address, "keys": [keys.pair.public, keys.pair.secret, keys.server] if keys else []}
 
 
-def _live(arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Callable[[str], None]) -> int:
+def _live(
+    arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Callable[[str], None], told: threading.Event
+) -> int:
     """Until the run is over or this process is told to stop. Returns an exit code."""
-    flag = threading.Event()
-    on_signals(flag)
     heap.keep()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    few_for_good()
     try:
         keys = arguments.get("keys")
         actor = Actor(
@@ -82,7 +87,7 @@ def _live(arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Call
             session=os.urandom(8),
             clock=time.monotonic,
             say=say,
-            interrupted=lambda: "told to stop" if flag.is_set() else "",
+            interrupted=lambda: "told to stop" if told.is_set() else "",
             keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
         )
         left = actor.live()
@@ -91,8 +96,3 @@ def _live(arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Call
         return 2
     say(f"left: {left.reason}")
     return 1 if left.failed else 0
-
-
-def ignore_interrupts() -> None:
-    """Where a parent hears Ctrl-C for all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -72,7 +72,7 @@ class Family:
         self.kept.mkdir()
         self.seen: set[psutil.Process] = set()
         job.prepare()
-        self.pool = Pool(noting(job, self.notes, share))
+        self.pool = Pool.forked(noting(job, self.notes, share))
         shoal = [sys.executable, "-m", "shoal", "coordinator", name or job.name, *words]
         more = ["--bind", "tcp://127.0.0.1:*", "--restart", "--json", "--run-dir", str(self.run), "--seed", str(job.seed)]
         parent = os.getpid()

@@ -16,10 +16,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from shoal.coordinator.reports import Progress, Report
 from shoal.protocol.errors import UserError
-from shoal.runs.launch import crowded
 from shoal.runs.observers import Record, Together
 from shoal.runs.rundir import Config, RunDir, short_name
 from shoal.runs.summary import closing, json_line, summary
+from shoal.runs.threads import crowded
 
 WHEN = datetime(2025, 3, 1, 9, 5, 7)
 

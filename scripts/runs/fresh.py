@@ -1,0 +1,44 @@
+"""A nursery in a fresh interpreter (actors/pool.py): it finds the job by its name, as its user's own process did.
+
+The one idea: what comes over the line is a name and plain settings. The parent says them, so the name may be a file's.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+
+from shoal.actors.pool import Nursery
+from shoal.jobs.catalog import recalled
+from shoal.protocol.parent import die_with_parent, lived
+from shoal.runs.living import life_of
+from shoal.runs.theirs import told
+from shoal.runs.threads import few
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serves until the parent is gone."""
+    die_with_parent(parent)
+    line, heard = socket.socket(fileno=descriptor), b""
+    while not heard.endswith(b"\n"):
+        if not (chunk := line.recv(65_536)):
+            return
+        heard += chunk
+    name, settings, seed = json.loads(heard)
+    try:
+        job = recalled(name, settings, seed)
+        job.prepare()
+        job.check_parts()  # and so import what they need
+    except Exception as raised:
+        why = told(raised, name)
+        line.sendall(json.dumps(why or f"{name} cannot be prepared in a fresh interpreter: {raised!r}").encode() + b"\n")
+        if why is None:
+            raise
+        return
+    few()
+    Nursery(line, life_of(job), parent).serve()
+
+
+if __name__ == "__main__":
+    lived(lambda: main(int(sys.argv[1]), int(sys.argv[2])))

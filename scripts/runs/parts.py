@@ -1,0 +1,128 @@
+"""The parts of a run whose choice depends on how it is run: the book, the wire, shared memory, the learner.
+
+The one idea: each is a constructor with an `if` in front of it. `launch` puts them together.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shoal.aggregators import Aggregator
+from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.events import Step
+from shoal.coordinator.deciding.rules import Rules
+from shoal.coordinator.keeping.journal import Journal
+from shoal.coordinator.keeping.recording import Recording, Recovered, recover
+from shoal.coordinator.keeping.store import Store
+from shoal.coordinator.learner import Learner, LearnerThread
+from shoal.coordinator.reports import Observer, Report
+from shoal.coordinator.server import Wire
+from shoal.coordinator.sharing import Sharing, sharing
+from shoal.jobs.job import Job
+from shoal.protocol.door import ServerKeys, is_local
+from shoal.protocol.front import raise_descriptor_limit
+from shoal.protocol.gateway import Gateway
+from shoal.protocol.layout import Layout
+from shoal.protocol.link import Hub
+from shoal.runs.plain import PlainWire
+from shoal.runs.rundir import Config
+from shoal.runs.socketdir import socket_folder
+
+if TYPE_CHECKING:
+    from shoal.runs.launch import Launch
+
+Clock = Callable[[], float]
+
+
+def rules_of(job: Job, config: Config) -> Rules:
+    """Where clients stay with their actors, these are shared out when all are here."""
+    rules = job.rules()
+    return replace(rules, gather=config.actors) if rules.sticky else rules
+
+
+def recording_of(
+    job: Job, options: Launch, aggregator: Aggregator, layouts: Sequence[Layout], observer: Observer, clock: Clock
+) -> tuple[Recording, Recovered]:
+    """The run's book, opened where the last life of this run closed it, and what that life had promised."""
+
+    def report(text: str) -> None:
+        observer.report(Report("durable", text, "warning"))
+
+    kind = job.keeping.journal
+    if kind == "auto":
+        kind = "ids" if options.bind else "off"
+    store, run = Store(options.run.path), options.run.name[-60:]
+    found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
+    if options.resume:
+        observer.report(Report("resumed", f"going on from version {found.version}"))
+    found.settle(streams=job.plan(found.asked).admits(0, 1))
+    epoch = found.epoch + 1
+    recording = Recording(
+        store,
+        None if kind == "off" else Journal(replay, epoch),
+        payload=kind == "payload",
+        every=job.keeping.snapshot_every,
+        clock=clock,
+        report=report,
+        epoch=epoch,
+        made=found.made,
+        retain=job.keeping.retain << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
+        promises=found.promises,
+        past=max(replay.last, replay.after),
+        kept=found.kept,
+    )
+    if kind == "off":  # or the next life might take this one's epoch for its own
+        recording.snapshot(Step(found.version, found.steps, found.drawn), aggregator.weights(), aggregator)
+    return recording, found
+
+
+def wire_of(options: Launch, job: Job, stack: ExitStack, clock: Clock) -> Wire:
+    """Sockets, or the plain loop where there are no actors."""
+    if not options.config.actors and not options.bind:
+        return PlainWire(lambda workload: job.worker(), clock)
+    address = options.bind or _local_address(options.config.transport, stack)
+    raise_descriptor_limit()
+    keys = options.keys if options.bind else None
+    if options.bind and (options.gateway or not is_local(address)):
+        wire: Hub | Gateway = Gateway(address, keys)
+    else:
+        wire = Hub(address, keys)
+    stack.callback(wire.close)
+    return wire
+
+
+def invitation(wire: Wire, keys: ServerKeys | None) -> str:
+    """What to type on a machine that is to join."""
+    place = wire.address.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
+    return f"shoal actor {place}" + (f" --key NAME --server {keys.pair.public}" if keys else "")
+
+
+def shared_of(config: Config, options: Launch, layout: Layout, observer: Observer) -> Sharing | None:
+    """Shared memory for actors of this machine, if it is asked for and to be had."""
+    if config.transport != "shm" or not (config.actors or options.bind):
+        return None
+    shared, why = sharing(layout.nbytes)
+    if why:
+        observer.report(Report("transport", f"no shared memory here ({why}): arrays go by ipc", "warning"))
+    return shared
+
+
+def _local_address(transport: str, stack: ExitStack) -> str:
+    if transport == "tcp":
+        return "tcp://127.0.0.1:*"
+    return f"ipc://{stack.enter_context(socket_folder()) / 'hub'}"
+
+
+def learner_of(
+    job: Job, aggregator: Aggregator, wire: Wire, recording: Recording, version: int, device: str, clock: Clock
+) -> Learner:
+    """On a thread of its own, but in the plain loop."""
+    inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
+    options: dict[str, Any] = {"version": version, "evaluate": job.central(device), "due": job.due, "recording": recording}
+    if isinstance(wire, Hub | Gateway):
+        return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
+    return Learner(aggregator, inspector, clock, **options)

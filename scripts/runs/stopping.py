@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM, for a run in the main thread.
+
+The one idea: the first one is a reason to end in good order; a second one does what it did before the run.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+
+class Stopper:
+    """`reason` says which signal came; "" as long as none did. again: what a second one does; None is what it did before.
+
+    In another thread than the main one, which hears no signals, it hears none.
+    """
+
+    def __init__(self, again: Any = None) -> None:
+        self.reason, self.number = "", 0
+        self._again, self._before = again, dict[int, Any]()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.reason, self.number = f"stopped by {signal.Signals(number).name}", number
+        signal.signal(number, self._before[number] if self._again is None else self._again)
