@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from shoal.protocol.errors import UserError
     from shoal.protocol.layout import Bundle
     from shoal.protocol.work import Contribution, Moved, Task, Work
+    from shoal.runs.run import Run, evaluate, export, load, plot
+    from shoal.runs.running import RunError, run, start
 
 __all__ = [
     "IMPALA",
@@ -42,13 +44,21 @@ __all__ = [
     "Moved",
     "Problem",
     "Reinforcement",
+    "Run",
+    "RunError",
     "Start",
     "Task",
     "UserError",
     "Work",
     "Wrap",
     "__version__",
+    "evaluate",
+    "export",
+    "load",
     "option",
+    "plot",
+    "run",
+    "start",
 ]
 __version__ = "0.1.0"
 
@@ -65,6 +75,8 @@ MODULES = {
     "protocol.errors": "UserError",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
+    "runs.run": "Run evaluate export load plot",
+    "runs.running": "RunError run start",
 }
 """Module -> the public names that it has."""
 PLACES = {name: module for module, names in MODULES.items() for name in names.split()}
@@ -78,3 +90,7 @@ def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     return getattr(import_module(f"shoal.{PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,8 @@
 """`python scripts/export.py ...` is `shoal export ...`."""
 
-if __name__ == "__main__":
-    from shoal.commands.cli import script
+if __name__ != "__main__":
+    raise ImportError("shoal.export is a function, from shoal.runs.run; this file is a script")
 
-    script(__file__)
+from shoal.commands.cli import script
+
+script(__file__)

@@ -1,6 +1,8 @@
 """`python scripts/plot.py ...` is `shoal plot ...`."""
 
-if __name__ == "__main__":
-    from shoal.commands.cli import script
+if __name__ != "__main__":
+    raise ImportError("shoal.plot is a function, from shoal.runs.run; this file is a script")
 
-    script(__file__)
+from shoal.commands.cli import script
+
+script(__file__)

@@ -53,7 +53,17 @@ def test_every_command_that_is_shown_can_be_typed(document: str, line: str) -> N
             job.configured(pairs([*asked.settings, *rest]))
 
 
-JOBS = [(path, block) for path in DOCUMENTS for block in blocks(path, "python") if "\njob = " in block]
+def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in [*blocks(ROOT / "docs" / "python.md", "python"), blocks(ROOT / "README.md", "python")[-1]]:
+        exec(block, names)
+    assert names["run"].reason.startswith("stopped by stop_when")
+
+
+JOBS = [
+    (path, block) for path in DOCUMENTS for block in blocks(path, "python") if "\njob = " in block and path.name != "python.md"
+]
 
 
 @pytest.mark.parametrize(("document", "code"), [(path.name, code) for path, code in JOBS])
@@ -74,7 +84,7 @@ def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_readme_shows_the_examples_as_they_are() -> None:
-    federated, reinforcement = blocks(ROOT / "README.md", "python")
+    federated, reinforcement, _ = blocks(ROOT / "README.md", "python")
     assert (ROOT / "examples" / "my_federated.py").read_text().endswith(f'"""\n\n{federated}')
     example = ast.unparse(ast.parse((ROOT / "examples" / "my_rl.py").read_text()))
     for node in ast.parse(reinforcement).body:

@@ -70,7 +70,9 @@ def jobs(asked: argparse.Namespace) -> int:
     from shoal.jobs.catalog import BUILT_IN, about, find
 
     if asked.job:
-        rows = find(_absolute(asked.job)).described()
+        from shoal.runs.choosing import absolute
+
+        rows = find(absolute(asked.job)).described()
         wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
         print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))
         return 0
@@ -130,21 +132,12 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     """JOB and key=value, on top of a TOML file where JOB is one."""
-    from shoal.jobs.catalog import recalled
     from shoal.jobs.settings import pairs
-    from shoal.runs.rundir import Config
+    from shoal.runs.choosing import chosen
 
-    config = Config.load(Path(asked.job)) if asked.job.endswith(".toml") else Config(_absolute(asked.job))
     given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
-    config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    job = recalled(config.job, config.settings, config.seed).configured(pairs(asked.settings))
-    return job, replace(config, settings=job.plain(), groups=job.groups())
-
-
-def _absolute(name: str) -> str:
-    """A file's job is found again from anywhere; where no attribute is named, it is called `job`."""
-    place, _, attribute = f"{name}:job".rpartition(":") if name.endswith(".py") else name.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+    choice = chosen(asked.job, pairs(asked.settings), **given)
+    return choice.job, choice.config
 
 
 def _run(job: Job, options: Launch, asked: argparse.Namespace) -> int:
@@ -182,8 +175,9 @@ def actor(asked: argparse.Namespace) -> int:
     own = None
     if asked.job:
         from shoal.jobs.catalog import find
+        from shoal.runs.choosing import absolute
 
-        own = find(_absolute(asked.job))
+        own = find(absolute(asked.job))
     life = life_of_any(asked.name or socket.gethostname(), own, asked.job)
     if asked.count == 1:
         return life(called)
@@ -216,18 +210,22 @@ def _crowd(pool: Any, many: int, called: dict[str, Any]) -> int:
 
 
 def resume(asked: argparse.Namespace) -> int:
+    from shoal.jobs.settings import pairs
     from shoal.runs.launch import Launch
-    from shoal.runs.resuming import done, resumed
+    from shoal.runs.resuming import is_done, resumed, what_next
+    from shoal.runs.run import opened
+    from shoal.runs.summary import json_line
 
-    run, config, job = resumed(asked.run_dir, asked.settings, asked.actors)
-    if (line := done(run, job, asked.json)) is not None:
-        print(line)
+    run = opened(asked.run_dir)
+    config, job = resumed(run.dir, run.job, pairs(asked.settings), asked.actors)
+    if is_done(run.dir, job):
+        print(json_line(run.summary) if asked.json and run.summary else what_next(run.dir, job))
         return 0
-    return _run(job, Launch(config, run, asked.bind or "", resume=True, **_shown(asked)), asked)
+    return _run(job, Launch(config, run.dir, asked.bind or "", resume=True, **_shown(asked)), asked)
 
 
 def evaluate(asked: argparse.Namespace) -> int:
-    from shoal.runs.evaluate import evaluated
+    from shoal.runs.run import evaluate as evaluated
     from shoal.runs.summary import json_line
 
     metrics = evaluated(asked.run_dir, asked.episodes)
@@ -236,17 +234,16 @@ def evaluate(asked: argparse.Namespace) -> int:
 
 
 def plot(asked: argparse.Namespace) -> int:
-    from shoal.runs.plot import plot as drawn
-    from shoal.runs.rundir import RunDir
+    from shoal.runs.run import plot as drawn
 
-    print(drawn([RunDir.open(path) for path in asked.run_dirs], Path(asked.out) if asked.out else None))
+    print(drawn(*asked.run_dirs, out=asked.out))
     return 0
 
 
 def export(asked: argparse.Namespace) -> int:
-    from shoal.runs.evaluate import exported
+    from shoal.runs.run import export as exported
 
-    print(exported(asked.run_dir, Path(asked.to)))
+    print(exported(asked.run_dir, asked.to))
     return 0
 
 

@@ -103,6 +103,7 @@ BUILT_IN: Mapping[str, Callable[[], Job]] = {
     "lunarlander": lunarlander,
 }
 GYMNASIUM = "gymnasium:"
+INLINE = "inline:"  # what config.toml calls a job that was made in Python and stands in no file
 
 
 def built_in(name: str) -> Job | None:
@@ -118,6 +119,12 @@ def find(name: str) -> Job:
     """A built-in job, `module:attribute` or `file.py:attribute`. Raises UserError."""
     if (job := built_in(name)) is not None:
         return job
+    if name.startswith(INLINE):
+        called = name.removeprefix(INLINE)
+        raise UserError(
+            f"job {called} was made in Python and stands in no file: in Python, shoal.load(RUN_DIR, job=...) takes it; "
+            "a job in a file is found again as FILE.py:job"
+        )
     place, sign, attribute = name.rpartition(":")
     if not sign:
         more = "; a job of your own is FILE.py:job or MODULE:job, a run again is its config.toml"

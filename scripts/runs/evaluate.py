@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.coordinator.keeping.store import Snapshot, newest
 from shoal.coordinator.tally import add
-from shoal.jobs.job import Job
-from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task, Totals
-from shoal.runs.rundir import RunDir
+from shoal.runs.run import Run
 
 
-def opened(path: str) -> tuple[RunDir, Job, Snapshot]:
-    """A run's job and its newest whole snapshot. Raises UserError where there is none."""
-    from shoal.jobs.catalog import recalled
-
-    run = RunDir.open(path)
-    config = run.config()
-    snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
-    if snapshot is None:
-        raise UserError(f"{path} has no whole snapshot yet: let it run on with `shoal resume {path}`")
-    return run, recalled(config.job, config.settings, config.seed), snapshot
-
-
-def evaluated(path: str, episodes: int) -> dict[str, float]:
+def evaluated(run: Run, episodes: int) -> dict[str, float]:
     """Metrics of the newest weights: centrally on held-out data where the job has some, else what its worker says of them:
     of greedy episodes in environments of their own, or over all clients."""
-    _, job, snapshot = opened(path)
+    job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
     if (central := job.central()) is not None:
         return {**version, **central(snapshot.weights)}
@@ -62,13 +46,13 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
     return metrics | ({"episodes": float(len(next(iter(samples.values()))))} if samples else {})
 
 
-def exported(path: str, to: Path) -> Path:
+def exported(run: Run, to: Path) -> Path:
     """The newest weights as FILE.safetensors, or the model with them as a torch.export program FILE.pt2."""
     from shoal.runs.export import export
 
-    run, job, snapshot = opened(path)
+    job, snapshot = run.job, run.snapshot()
 
     def model() -> tuple[Any, tuple[Any, ...]]:
         return job.module(), job.example()
 
-    return export(snapshot.weights, to, model, about={"job": job.name, "version": str(snapshot.version), "run": run.name})
+    return export(snapshot.weights, to, model, about={"job": job.name, "version": str(snapshot.version), "run": run.dir.name})

@@ -27,11 +27,11 @@ def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, st
     """
     target = Path(to)
     if target.suffix not in (".safetensors", ".pt2"):
-        raise UserError(f"--to {target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors or .pt2")
+        raise UserError(f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors or .pt2")
     if target.exists():
-        raise UserError(f"--to {target}: exists; name another file or remove it first")
+        raise UserError(f"{target}: exists; name another file or remove it first")
     if not target.parent.is_dir():
-        raise UserError(f"--to {target}: no folder {target.parent}; make it first")
+        raise UserError(f"{target}: no folder {target.parent}; make it first")
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     try:
         if target.suffix == ".safetensors":

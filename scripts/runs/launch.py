@@ -62,6 +62,7 @@ class Ended:
     """How a run ended. reason: "done", or why it stopped before its goal. failed: it could not go on."""
 
     summary: dict[str, Any]
+    version: int
     weights: Bundle
     reason: str
     failed: bool
@@ -98,7 +99,7 @@ def ready(job: Job, options: Launch) -> Iterator[Ready]:
 def device_of(name: str) -> str:
     """auto is cuda where there is one, and where the job needs torch at all. Raises UserError where cuda is asked for in
     vain."""
-    if name == "cpu" or (name == "auto" and "torch" not in sys.modules):
+    if name == "cpu" or (name == "auto" and not sys.modules.get("torch")):
         return "cpu"
     import torch
 
@@ -122,7 +123,7 @@ def launch(
     with ExitStack() as stack:
         stack.enter_context(few_threads())
         stack.enter_context(Lock(options.run.path))  # after the fork, which would share it and hold it beyond our own end
-        observer = Together(observer, stack.enter_context(Record(options.run, wall())))
+        observer = Together(stack.enter_context(Record(options.run, wall())), observer)  # a row is there when it is told
         aggregator = job.aggregator(device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):
@@ -188,7 +189,7 @@ def launch(
             run_dir=options.run.path,
         )
         options.run.write_summary(result)
-    return Ended(result, weights, end.reason, end.failed or end.reason == _alone(crew, options))
+    return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
 
 
 def _outside(interrupted: Callable[[], str], crew: Crew | None, options: Launch) -> Outside:

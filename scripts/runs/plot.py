@@ -71,9 +71,9 @@ def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
     """
     target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else Path("learning.png")
     if target.suffix not in SUFFIXES:
-        raise UserError(f"--out {target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+        raise UserError(f"{target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     if not target.parent.is_dir():
-        raise UserError(f"--out {target}: no folder {target.parent}; make it first")
+        raise UserError(f"{target}: no folder {target.parent}; make it first")
     _draw([read(run) for run in runs], target)
     return target
 

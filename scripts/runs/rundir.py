@@ -84,10 +84,11 @@ class Config:
             settings |= {group if group == "method" and name == "name" else name: value for name, value in its.items()}
         settings = _with_none(settings, table.pop("unset", []), path)
         config = replace(cls(table["job"]), **{name: table[name] for name in OWN if name in table}, settings=settings)
-        config._check(path)
+        config.check(path)
         return config
 
-    def _check(self, path: Path | str) -> None:
+    def check(self, path: Path | str) -> None:
+        """Raises UserError, one line that begins with `path`, for a value of another kind."""
         for name in ("job", "transport", "device"):
             value = getattr(self, name)
             if type(value) is not str or not value:
@@ -124,7 +125,7 @@ class RunDir:
         except OSError as refused:
             where = parent if path is None else path
             raise UserError(
-                f"cannot make a folder in {where} ({refused.strerror}): give --run-dir DIR, a place of yours"
+                f"cannot make a folder in {where} ({refused.strerror}): name a folder where you may write"
             ) from None
         if made.parent.absolute() == Path(parent).absolute():
             _point(made.parent / "latest", made.name)
@@ -207,9 +208,9 @@ def _fresh(parent: Path, name: str) -> Path:
 
 def _claim(path: Path) -> Path:
     if path.exists() and not path.is_dir():
-        raise UserError(f"--run-dir {path}: is a file; name a folder that does not exist yet")
+        raise UserError(f"{path} is a file: name a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"--run-dir {path}: exists and is not empty; name another, or go on with it: shoal resume {path}")
+        raise UserError(f"{path} exists and is not empty: name another folder, or go on with its run: shoal resume {path}")
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -1,26 +1,31 @@
 """How many threads a process of a run computes with: one, unless the user's OMP_NUM_THREADS says more.
 
 The one idea: actors and learner share the cores, so torch's own threads would only fight over them; and a sum that is split
-over threads has other bits. The user's own process gets its number back when its last run is over.
+over threads has other bits. The user's own process gets its number back. torch has one number for each thread that has
+computed, and one for those to come; it sets both at once, so what is to hold for one alone is set in a thread of its own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Lock
 
 
 @dataclass(slots=True)
 class _Held:
-    """torch's number is one a process, and so is this: how many runs are under way, and the number before them (0: unknown)."""
+    """Of this process: how many runs are under way, and torch's number for threads to come before them (0: unknown)."""
 
     runs: int = 0
     before: int = 0
-    lock: Lock = field(default_factory=Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self) -> None:
+        if self.runs and not self.before and (torch := sys.modules.get("torch")):
+            self.before = _elsewhere(torch.get_num_threads)
 
 
 _HELD = _Held()
@@ -28,10 +33,8 @@ _HELD = _Held()
 
 def few() -> int:
     """The number that OMP_NUM_THREADS asks for; torch computes with it from now on, where torch is loaded."""
-    if torch := sys.modules.get("torch"):
-        with _HELD.lock:
-            if _HELD.runs and not _HELD.before:
-                _HELD.before = torch.get_num_threads()
+    with _HELD.lock:
+        _HELD.note()
     return _set()
 
 
@@ -43,21 +46,34 @@ def _set() -> int:
     return number
 
 
+def _elsewhere(act: Callable[[], int | None]) -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(act() or 0))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 @contextmanager
 def few_threads() -> Iterator[None]:
-    """For the length of a run. Whoever imports torch meanwhile calls `few` afterwards."""
+    """For the length of a run, in the thread that runs it. Whoever imports torch meanwhile calls `few` afterwards."""
+    torch = sys.modules.get("torch")
+    own = torch.get_num_threads() if torch else 0
     with _HELD.lock:
         _HELD.runs += 1
-    few()
+        _HELD.note()
+        few_here = _set()
     try:
         yield
     finally:
         with _HELD.lock:
             _HELD.runs -= 1
-            before, last = _HELD.before, not _HELD.runs
-            _HELD.before = 0 if last else before
-        if last and before:
-            sys.modules["torch"].set_num_threads(before)
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(own or _HELD.before or few_here)
+                with suppress(RuntimeError):  # the program ends: there are no threads to come
+                    to_come = few_here if _HELD.runs else _HELD.before or few_here
+                    _elsewhere(lambda: torch.set_num_threads(to_come))
+            _HELD.before = _HELD.before if _HELD.runs else 0
 
 
 def few_for_good() -> None:

@@ -260,7 +260,7 @@ def test_a_missing_package_of_the_extra_is_said_with_its_remedy(monkeypatch: pyt
 def test_a_run_dir_that_holds_something_is_never_overwritten(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / "precious").write_text("1")
-    assert "--run-dir mine: exists and is not empty" in mistake("simulate", "digits", "--run-dir", "mine")
+    assert "mine exists and is not empty" in mistake("simulate", "digits", "--run-dir", "mine")
     assert "is a file" in mistake("simulate", "digits", "--run-dir", "mine/precious")
     assert "cannot make a folder in mine/precious/run (Not a directory)" in mistake(
         "simulate", "digits", "--run-dir", "mine/precious/run"

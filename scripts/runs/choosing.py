@@ -1,0 +1,85 @@
+"""What is to be run, as a user says it: a job by any of its names or as an object, with settings.
+
+The one idea: the command line and `shoal.run` choose here, so that the same words mean the same run. What is chosen says
+whether another process would find the same job by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shoal.jobs import catalog
+from shoal.jobs.catalog import INLINE, recalled
+from shoal.jobs.job import Job
+from shoal.protocol.errors import UserError
+from shoal.runs.rundir import Config
+
+PLAIN = (str, int, float, bool, list, tuple, type(None))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """job: with its settings. config: what repeats the run. named: config.job is the same job in any process."""
+
+    job: Job
+    config: Config
+    named: bool = True
+
+
+def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **given: Any) -> Choice:
+    """given: seed, actors, transport, device; None is what a TOML file or the job says, else the default. Raises UserError."""
+    named = all(isinstance(value, PLAIN) for value in settings.values())  # a method of the user's own has a name only here
+    if isinstance(job, Job):
+        name, anywhere = place_of(job)
+        config, named = Config(name, seed=job.seed), named and anywhere
+    elif isinstance(job, str | os.PathLike):
+        name = os.fspath(job)
+        config = Config.load(Path(name)) if name.endswith(".toml") else Config(absolute(name))
+    else:
+        kind = type(job).__name__
+        raise UserError(f"{job!r} is of type {kind}, not a job: make one with Federated(...), or give a name, 'digits' say")
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    config.check("shoal.run")
+    if isinstance(job, Job):
+        found = job.configured(settings, config.seed)
+    else:
+        found = recalled(config.job, config.settings, config.seed).configured(settings)
+    return Choice(found, replace(config, settings=found.plain(), groups=found.groups()), named)
+
+
+def absolute(name: str) -> str:
+    """A file's job is found again from anywhere; where no attribute is named, it is called `job`."""
+    place, _, attribute = f"{name}:job".rpartition(":") if name.endswith(".py") else name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+
+
+def place_of(job: Job) -> tuple[str, bool]:
+    """A name by which this very object is found again, and whether another process may look there at once: it may not read
+    the script that is running, which would run in it too. A job that was made in a cell or a function has no such place."""
+    found = [
+        (name, module, attribute)
+        for name, module in list(sys.modules.items())
+        if name == "__main__" or getattr(module, "__spec__", None) is not None
+        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        if value is job
+    ]
+    for name, module, attribute in sorted(found, key=lambda place: place[0] == "__main__"):
+        path = str(getattr(module, "__file__", None) or "")
+        if path.endswith(".py") and "." not in name:
+            return f"{Path(path).resolve()}:{attribute}", name != "__main__"
+        if name != "__main__":
+            return f"{name}:{attribute}", True
+    return f"{INLINE}{job.name}", False
+
+
+def refuse_within_find() -> None:
+    """Raises UserError if a file that is being read for its job starts a run, which nobody has asked for."""
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        if frame.f_code is catalog.find.__code__:
+            raise UserError('a run is started while the file is read for its job: start it under `if __name__ == "__main__":`')

@@ -1,0 +1,215 @@
+"""A run as its user holds it in Python: what came of it, its weights, its model, and the way on.
+
+The one idea: the folder says it all. Everything here is read from there when it is asked for, so a run that was loaded, one
+that has just ended and one that is under way are looked at in the same way.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.coordinator.keeping.store import Snapshot, newest
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.runs.metrics import FIRST, own
+from shoal.runs.rundir import Config, RunDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shoal.coordinator.reports import Observer
+    from shoal.jobs.job import Job
+
+Place = str | Path
+
+
+class History(list[dict[str, Any]]):
+    """The rows of metrics.jsonl, a row a version: version, seconds, steps, contributions, actors, lag, metrics (a dict)."""
+
+    def frame(self) -> Any:
+        """A pandas DataFrame, a column a metric. Raises UserError if pandas is not installed."""
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError:
+            raise UserError("history.frame() needs pandas, which is not installed: pip install pandas") from None
+        flat = [{**row["metrics"], **{name: value for name, value in row.items() if name != "metrics"}} for row in self]
+        return DataFrame(flat)
+
+
+class Run:
+    """A run: `shoal.run(...)` returns one, `shoal.load(RUN_DIR)` opens one.
+
+    folder: where it lies. reason: "done", or why it stopped before its goal; "" if it was loaded. job: the job with the
+    settings of the run. named: config.toml names the same job for every process; a job that was made in Python is found again
+    only if it was handed to `load`.
+    """
+
+    def __init__(self, folder: Path, job: Job | None = None, named: bool = True) -> None:
+        self.folder = folder
+        self.reason = ""
+        self.named = named
+        self._job = job
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def dir(self) -> RunDir:
+        return RunDir(self.folder)
+
+    @property
+    def config(self) -> Config:
+        """All that repeats the run: job, seed, actors, transport, device, settings."""
+        return self.dir.config()
+
+    @property
+    def job(self) -> Job:
+        """Raises UserError if the job was made in Python in another process."""
+        if self._job is None:
+            from shoal.jobs.catalog import recalled
+
+            config = self.config
+            self._job = recalled(config.job, config.settings, config.seed)
+        return self._job
+
+    @property
+    def job_name(self) -> str:
+        from shoal.jobs.catalog import INLINE
+
+        return self.config.job.removeprefix(INLINE)
+
+    @property
+    def history(self) -> History:
+        """All rows so far."""
+        return History(self.dir.rows())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of each metric. Plain names are held out where there is held-out data (`accuracy`)."""
+        found: dict[str, float] = {}
+        for row in self.dir.rows():
+            found |= row["metrics"]
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds (docs/running.md); empty before the run has ended once."""
+        file = self.dir.summary_file
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
+    @property
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """Name -> array, of the newest snapshot; bfloat16 as float32. Raises UserError before there is one."""
+        bundle = self.snapshot().weights
+        return {place.name: _plain(bundle, place.name, place.dtype) for place in bundle.layout.places}
+
+    def model(self) -> nn.Module:
+        """The job's torch module with the run's weights, on the CPU, in evaluation mode. Raises UserError if it has none."""
+        from shoal.runs.export import load
+
+        module = self.job.module().cpu().eval()
+        load(module, self.snapshot().weights)
+        return module
+
+    def snapshot(self) -> Snapshot:
+        """The newest whole snapshot. Raises UserError before there is one."""
+        if self._snapshot is not None:
+            return self._snapshot
+        found = newest(self.folder, lambda text: print(f"shoal: {text}", file=sys.stderr))
+        if found is None:
+            raise UserError(f"{self.folder} has no whole snapshot yet: let it run on with `shoal resume {self.folder}`")
+        return found
+
+    def resume(
+        self,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        actors: int | None = None,
+        bind: str = "",
+        observers: Iterable[Observer] = (),
+        stop_when: Callable[[Mapping[str, Any]], object] | None = None,
+        show: bool | None = None,
+    ) -> Run:
+        """Goes on from the newest snapshot, to the run's end or a later one: `run.resume(settings={"rounds": 200})`.
+
+        A run that has reached its end is returned as it is. The other arguments are those of `shoal.run`.
+        """
+        from shoal.runs.running import resume
+
+        return resume(self, settings or {}, actors, bind, observers, stop_when, show)
+
+    def ended(self, snapshot: Snapshot, reason: str) -> None:
+        """Told when the run has ended: its last weights are at hand then, whatever becomes of the folder."""
+        self._snapshot, self.reason = snapshot, reason
+
+    def _state(self) -> str:
+        rows = self.dir.rows()
+        version, steps = (rows[-1]["version"], rows[-1]["steps"]) if rows else (0, 0)
+        return f"{steps:,} environment steps" if steps else f"{version:,} versions"
+
+    def _shown(self) -> dict[str, str]:
+        metrics = self.metrics
+        return {name: f"{metrics[name]:.4g}" for name in (*FIRST, *own(metrics)) if metrics.get(name) is not None}
+
+    def __repr__(self) -> str:
+        metrics = "".join(f"{name} {value}, " for name, value in self._shown().items())
+        return f"<Run {self.job_name}: {metrics}{self._state()}, in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        rows = {"job": self.job_name, "state": f"{self._state()} {self.reason}", **self._shown(), "folder": str(self.folder)}
+        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table>{cells}</table>"
+
+
+def _plain(bundle: Bundle, name: str, dtype: str) -> npt.NDArray[Any]:
+    array = bundle[name]
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else array
+
+
+def load(folder: Place, job: Job | None = None) -> Run:
+    """The run in `folder`, whether it has ended or not. job: the run's job, if it was made in Python and not in a file.
+
+    Raises UserError if there is no run.
+    """
+    found = RunDir.open(folder)
+    path = found.path
+    if path.is_symlink():  # runs/latest will be another one
+        path = path.parent / path.readlink()
+    if job is not None:
+        config = found.config()
+        job = job.configured(config.settings, config.seed)
+    return Run(path.absolute(), job, named=job is None)
+
+
+def opened(run: Run | Place) -> Run:
+    """A run, or the run in a folder. Its path stays as it was typed."""
+    return run if isinstance(run, Run) else Run(RunDir.open(run).path)
+
+
+def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
+    """Metrics of a run's weights: on held-out data, or of greedy episodes in fresh environments, or over all clients."""
+    from shoal.runs.evaluate import evaluated
+
+    return evaluated(opened(run), episodes)
+
+
+def plot(*runs: Run | Place, out: Place | None = None) -> Path:
+    """Draws learning curves over each other, and returns the picture: `out`, .png, .svg or .pdf; else the one run's
+    learning.png, or ./learning.png of several. Runs that differ in their seed alone get a mean."""
+    from shoal.runs.plot import plot as drawn
+
+    return drawn([opened(run).dir for run in runs], out)
+
+
+def export(run: Run | Place, to: Place) -> Path:
+    """Writes a run's weights to a new file .safetensors, or its model with them to .pt2, a torch.export program."""
+    from shoal.runs.evaluate import exported
+
+    return exported(opened(run), Path(to))

@@ -1,0 +1,261 @@
+"""`shoal.run` and `shoal.start`: how a job is run from Python.
+
+The one idea: `run` is a run in this thread, to its end; `start` is the same in a thread of its own, and hands on rows as they
+come. Both make what `shoal simulate` makes, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import queue
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from shoal.commands.arguments import address
+from shoal.coordinator.keeping.store import Snapshot
+from shoal.coordinator.reports import Observer
+from shoal.jobs.catalog import INLINE
+from shoal.jobs.job import Job
+from shoal.protocol.door import check_bind
+from shoal.protocol.errors import UserError
+from shoal.runs.choosing import chosen, refuse_within_find
+from shoal.runs.launch import Ended, Launch, Ready, device_of, launch, new_run, ready
+from shoal.runs.observers import Together
+from shoal.runs.progress import Display, Lines, display
+from shoal.runs.resuming import is_done, resumed
+from shoal.runs.run import Place, Run
+from shoal.runs.stopping import Stopper
+from shoal.runs.theirs import told
+from shoal.runs.threads import few_threads
+from shoal.runs.watching import Row, StopWhen, Watch
+
+
+class RunError(UserError):
+    """A run that could not go on, or whose observer or `stop_when` failed. run: what there is of it."""
+
+    def __init__(self, text: str, run: Run) -> None:
+        super().__init__(text)
+        self.run = run
+
+
+def run(
+    job: Job | Place,
+    *,
+    actors: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    transport: str | None = None,
+    bind: str = "",
+    folder: Place | None = None,
+    observers: Iterable[Observer] = (),
+    stop_when: StopWhen | None = None,
+    show: bool | None = None,
+) -> Run:
+    """Runs a job to its end, and returns what there is.
+
+    job: a Job, or a name as `shoal simulate` takes it: "digits", "gymnasium:Pendulum-v1", "file.py:job", "config.toml".
+    actors: processes that do the work (2; 0 is the plain loop in this process). settings: the job's own, as `shoal jobs JOB`
+    lists them. seed: decides everything random (0, or the job's). device: where the learner works, "auto", "cpu" or "cuda".
+    transport: how arrays travel on this machine, "shm", "ipc" or "tcp". A config.toml says what is left out of these four.
+    bind: an address at which actors of this machine may join as well, tcp://127.0.0.1:5555 say. folder: a new folder for the
+    run; runs/JOB-DATE-TIME if there is none. observers: objects with stepped, moved and report (docs/python.md). stop_when: a
+    function of a row (version, seconds, steps, metrics by name); the run ends in good order when it is true. show: progress
+    on the screen; None shows it on a terminal and in a notebook.
+
+    Ctrl-C ends the run in good order. Raises UserError for a mistake in what was asked for, RunError if the run failed.
+    """
+    watch = Watch(observers, stop_when)
+    with _in_one_line():
+        options, its = _asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device)
+        return _carried_out(Run(options.run.path.absolute(), its, options.named), its, options, watch, show)
+
+
+def start(
+    job: Job | Place,
+    *,
+    actors: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    transport: str | None = None,
+    bind: str = "",
+    folder: Place | None = None,
+    observers: Iterable[Observer] = (),
+    stop_when: StopWhen | None = None,
+    show: bool | None = None,
+) -> Started:
+    """The same in the background: `with shoal.start("digits") as run:`, `for row in run: ...`, `run.stop()`."""
+    with _in_one_line():
+        begun = Started(observers, stop_when, show)
+        begun._begin(*_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
+        return begun
+
+
+def resume(
+    run: Run,
+    settings: Mapping[str, Any],
+    actors: int | None,
+    bind: str,
+    observers: Iterable[Observer],
+    stop_when: StopWhen | None,
+    show: bool | None,
+) -> Run:
+    """What `Run.resume` does."""
+    refuse_within_find()
+    _check_address(bind)
+    watch = Watch(observers, stop_when)
+    with _in_one_line():
+        config, job = resumed(run.dir, run.job, settings, actors)
+        if is_done(run.dir, job):
+            return run
+        options = Launch(config, run.dir, bind, resume=True, named=run.named)
+        return _carried_out(Run(run.folder, job, run.named), job, options, watch, show)
+
+
+class Started(Run):
+    """A run in the background. Iterating gives its rows as they come, one a step and one an evaluation, until it has ended.
+
+    A row is a dict: version, seconds, steps, contributions, actors, and the last value of each metric by name. Leaving the
+    `with` block stops the run in good order. An error that ended it is raised where the iteration ends, by `wait`, or by the
+    block.
+    """
+
+    def __init__(self, observers: Iterable[Observer], stop_when: StopWhen | None, show: bool | None) -> None:
+        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._watch = Watch(observers, stop_when, self._rows.put)
+        self._show = show
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+        self._raised = False
+
+    def _begin(self, options: Launch, job: Job) -> None:
+        super().__init__(options.run.path.absolute(), job, options.named)
+        stack = ExitStack()
+        made = ready(job, options)
+        if threading.current_thread() is threading.main_thread():  # it outlives the run, and may be the only thread there is
+            begun = stack.enter_context(made)
+            make: Callable[[], Ready] = lambda: begun  # noqa: E731
+        else:
+            make = lambda: stack.enter_context(made)  # noqa: E731
+        atexit.register(self._at_exit)
+        threading.Thread(target=self._live, args=(stack, make, options), name="run", daemon=True).start()
+
+    def _live(self, stack: ExitStack, make: Callable[[], Ready], options: Launch) -> None:
+        try:
+            with _in_one_line(), stack:
+                begun = make()
+                shown = stack.enter_context(_display(options, self._show))
+                ended = launch(begun, Together(shown, self._watch), lambda: self._watch.reason)
+            _settle(self, ended, self._watch)
+        except BaseException as error:  # noqa: BLE001  raised to whoever waits
+            self._error = error
+        finally:
+            atexit.unregister(self._at_exit)
+            self._over.set()
+            self._rows.put(None)
+
+    def _at_exit(self) -> None:
+        self.stop("stopped at the end of the program")
+        self._over.wait()
+
+    def stop(self, reason: str = "stopped by stop()") -> None:
+        """Ends the run in good order, soon; rows still come until it has ended."""
+        self._watch.stop(reason)
+
+    def wait(self) -> Self:
+        """Waits until the run has ended."""
+        self._over.wait()
+        if self._error is not None:
+            self._raised = True
+            raise self._error
+        return self
+
+    def __iter__(self) -> Iterator[Row]:
+        while (row := self._rows.get()) is not None:
+            yield row
+        self._rows.put(None)  # for whoever iterates again
+        self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop("stopped by leaving its with block")
+        self._over.wait()
+        if kind is None and not self._raised:
+            self.wait()
+
+
+def _asked(
+    job: Job | Place, settings: Mapping[str, Any] | None, bind: str, folder: Place | None, **given: Any
+) -> tuple[Launch, Job]:
+    """What to launch. Whatever is wrong with it shows before there is a folder."""
+    refuse_within_find()
+    _check_address(bind)
+    choice = chosen(job, settings or {}, **given)
+    with few_threads():
+        choice.job.prepare()
+        choice.job.check_parts()
+        device_of(choice.config.device)
+    name = choice.job.name if choice.config.job.startswith(INLINE) else ""
+    return Launch(choice.config, new_run(choice.config, folder, name), bind, named=choice.named), choice.job
+
+
+def _carried_out(run: Run, job: Job, options: Launch, watch: Watch, show: bool | None) -> Run:
+    with ready(job, options) as begun, Stopper() as stopper, _display(options, show) as shown:
+        ended = launch(begun, Together(shown, watch), lambda: stopper.reason or watch.reason)
+    if stopper.number == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)  # the run has ended in good order; what the program does now is its own affair
+    _settle(run, ended, watch)
+    return run
+
+
+def _settle(run: Run, ended: Ended, watch: Watch) -> None:
+    """Raises what is to be raised of a run that has ended."""
+    run.ended(Snapshot(ended.version, ended.weights), ended.reason)
+    if watch.raised is not None:
+        raise RunError(watch.raised[0], run) from watch.raised[1]
+    if ended.failed:
+        raise RunError(f"the run failed: {ended.reason}; {run.dir.log_file} says more", run)
+    if complaint := watch.complaint():
+        warnings.warn(complaint, stacklevel=4)
+
+
+def _check_address(bind: str) -> None:
+    if bind:
+        try:
+            check_bind(address(bind), None)
+        except argparse.ArgumentTypeError as wrong:
+            raise UserError(f"bind={wrong}") from None
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """A module that is missing is a line that says what to install. Any other exception in the user's code is theirs to see."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if line := told(missing):
+            raise UserError(line) from missing
+        raise
+
+
+def _display(options: Launch, show: bool | None) -> Display:
+    title = f"{options.config.job.removeprefix(INLINE)} in {options.run.path}"
+    notebook = _in_notebook()
+    if show or (show is None and (notebook or (sys.stderr is not None and sys.stderr.isatty()))):
+        return Lines(sys.stdout, title) if notebook else display(sys.stderr, title)
+    return display(sys.stderr, title, quiet=True)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
