@@ -1,4 +1,4 @@
-"""The arithmetic: contributions in, next weights out. One algorithm a file, reading like its paper."""
+"""Aggregators: the arithmetic that makes contributions into the next weights. One algorithm a file, reading like its paper."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ PARTS = ("weights", "fold", "step", "state", "load")
 
 
 class Aggregator(Protocol):
-    """Owns the weights, the optimizer and the device. One thread at a time uses it. All five methods are needed.
+    """The owner of a run's weights, optimizer and device. One thread at a time calls it. All five methods are needed.
 
-    An aggregator may have two more methods. `change() -> Bundle | None` tells what the last step changed (around/told.py).
-    `brief(task) -> Bundle | None` gives arrays that go down with one task alone.
+    An aggregator may have two more methods. `change() -> Bundle | None` returns what the last step changed (around/told.py).
+    `brief(task) -> Bundle | None` returns arrays that go down with one task alone.
     """
 
     @property
     def linear(self) -> bool:
-        """True if a step needs only the weighted sum of the contributions. Then actors may send sums over many clients, and
-        `fold` meets contributions with `summed` set, whose bundle is a sum in the form of protocol/exact.py."""
+        """True if a step needs only the weighted sum of the contributions. Then an actor may send one sum over many clients:
+        `fold` gets a contribution with `summed` set, whose bundle is a sum in the form of protocol/exact.py."""
         ...
 
     def weights(self) -> Bundle:
-        """The current weights, read-only: later steps leave them alone for as long as anybody holds them, or a view of them."""
+        """The current weights, read-only. Later steps do not change the bundle while anybody holds it or a view of it."""
         ...
 
     def fold(self, contribution: Contribution) -> None:
-        """Take one contribution in. Its bundle may be written anew by its owner once this returns.
+        """Add one contribution to those that the next step uses. The bundle's owner may overwrite it once this returns.
 
-        Raises ValueError (or ProtocolError, which is one), with nothing taken in, for a contribution that does not fit.
+        Raises ValueError (or ProtocolError, its subclass), with nothing added, for a contribution that does not fit.
         """
         ...
 
     def step(self) -> Moved:
-        """Make everything folded since the last step the next weights."""
+        """Make the next weights from everything folded since the last step."""
         ...
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Arrays that must survive a restart beside the weights: moments, counters. Empty where there are none."""
+        """The arrays that must survive a restart beside the weights (moments, counters), by name; empty if there are none."""
         ...
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from weights and state as `weights` and `state` gave them. What was folded since is forgotten."""
+        """Go on from weights and state as `weights` and `state` returned them. Contributions folded since are forgotten."""
         ...
 
 
 def lacking(aggregator: Any) -> list[str]:
-    """The parts of an Aggregator that this object lacks, by name."""
+    """Returns the names of the parts of an Aggregator that this object lacks."""
     missing = [name for name in PARTS if not callable(getattr(aggregator, name, None))]
     return missing if isinstance(getattr(aggregator, "linear", None), bool) else [*missing, "linear"]
 

@@ -1,8 +1,8 @@
-"""Memory for weights: what others still look at is not written, and what nobody looks at is written again.
+"""Memory for weights: a buffer is written again only if nobody looks at it.
 
-The one idea: a look at a buffer is an array of its own over the same bytes. Whatever is made of it (a view, a tensor, a message
-under way) keeps it alive, and when it goes, the buffer is free. So weights are handed out without a copy, and memory that is
-in use already is not asked for anew: the first touch of a fresh page costs more than writing it does.
+The one idea: a look at a buffer is an array of its own over the same bytes. A view, a tensor or a message under way that is
+made of the look keeps the look alive; when the look goes, the buffer is free. So weights are handed out without a copy, and
+buffers are reused: the first touch of a fresh page costs more than writing the page does.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from shoal.nets.flat import as_tensor
 from shoal.protocol.layout import Bundle, Layout
 
-KEPT = 1  # free buffers: one is written while another is looked at
+KEPT = 1  # free buffers that are kept: one is written while another is looked at
 
 
 class Buffers:
-    """Buffers for bundles of one layout, in the host's memory. made: how many there were, ever.
+    """Buffers for bundles of one layout, in the host's memory. made: number of buffers allocated so far.
 
-    pinned: page-locked, for copies from a device. Looks may go on any thread.
+    pinned: True makes page-locked buffers, for copies from a device. A look may go on any thread.
     """
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
@@ -32,7 +32,7 @@ class Buffers:
         self._free: deque[Tensor] = deque()
 
     def take(self) -> Tensor:
-        """uint8 [layout.nbytes] that nobody looks at: what was in it last, or zeros."""
+        """A buffer that nobody looks at, uint8 [layout.nbytes]. A reused buffer holds its last content, a new one zeros."""
         try:
             return self._free.pop()
         except IndexError:
@@ -40,7 +40,7 @@ class Buffers:
             return self._new()
 
     def show(self, raw: Tensor) -> Bundle:
-        """A read-only look at a buffer that was taken; it is free once nobody holds the look or anything made of it."""
+        """A read-only look at a taken buffer. The buffer is free once nobody holds the look or anything made of it."""
         look = np.frombuffer(raw.numpy().data.toreadonly(), np.uint8)
         gone = weakref.finalize(look, self._give_back, self._free, raw)
         gone.atexit = False
@@ -54,14 +54,14 @@ class Buffers:
     def _new(self) -> Tensor:
         if self.pinned:
             return torch.zeros(self.layout.nbytes, dtype=torch.uint8, pin_memory=True)
-        return torch.from_numpy(Bundle.zeros(self.layout).data)  # numpy asks for large pages where they are to be had
+        return torch.from_numpy(Bundle.zeros(self.layout).data)  # numpy asks for large pages where the system has them
 
 
 class Weights:
-    """An aggregator's weights on its device, and what others see of them. raw: uint8 [layout.nbytes] on the device.
+    """An aggregator's weights on its device, and the bundle that others see. raw: uint8 [layout.nbytes] on the device.
 
-    On a CPU others look at the very same memory, and the next weights are written elsewhere while they do. Those of another
-    device are written in place, and others see a copy.
+    On a CPU others look at the same memory; while they do, the next weights are written to another buffer. On any other
+    device the weights are written in place, and others see a copy in the host's memory.
     """
 
     def __init__(self, start: Bundle, device: torch.device) -> None:
@@ -72,7 +72,7 @@ class Weights:
         self.load(start)
 
     def bundle(self) -> Bundle:
-        """Read-only; it stays as it is for as long as anybody holds it."""
+        """The weights, read-only. The bundle does not change while anybody holds it."""
         if self._look is None:
             host = self.buffers.take()
             host.copy_(self.raw)
@@ -80,17 +80,17 @@ class Weights:
         return self._look
 
     def spare(self) -> Tensor:
-        """Where the next weights may be written: where these are, unless somebody on this CPU looks at them."""
+        """The memory for the next weights: that of the current weights, unless somebody on this CPU looks at them."""
         self._look = None
         return self.buffers.take() if self.here else self.raw
 
     def become(self, raw: Tensor) -> None:
-        """The weights are these from now on."""
+        """Make `raw` the weights from now on."""
         self.raw = raw
         self._look = self.buffers.show(raw) if self.here else None
 
     def load(self, weights: Bundle) -> None:
-        """One copy. What lies between segments stays zero."""
+        """Take weights in, with one copy. Bytes between segments stay zero."""
         into, given = self.spare(), as_tensor(weights.data)
         for first, last in self.layout.segments.values():
             into[first:last].copy_(given[first:last])

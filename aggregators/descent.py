@@ -1,7 +1,7 @@
-"""Down a loss: gradient, clip, optimizer, and a rate that falls to 0 as the run nears its end.
+"""Gradient descent on a loss: gradient, clip, optimizer, and a learning rate that falls to 0 by the end of the run.
 
-The one idea: with all weights in one vector the clip is one norm and the optimizer has one parameter, so its whole memory is
-a handful of flat arrays that a snapshot can hold by name.
+The one idea: with all weights in one vector, the clip is one norm and the optimizer has one parameter, so the optimizer's
+whole memory is a handful of flat arrays that a snapshot can hold by name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ OPTIMIZERS = ("adam", "rmsprop")
 class Descent:
     """One optimizer over a FlatModule's trainable vector.
 
-    lr: its first value; with total_timesteps it falls linearly to 0 at that many environment steps.
-    max_grad_norm: the gradient is scaled down to this Euclidean norm; math.inf never does.
-    updates, steps: gradient steps made, environment steps learned from.
+    lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; total_timesteps=None: it stays.
+    max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
+    updates, steps: numbers of gradient steps made and of environment steps learned from.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Descent:
         self.updates = self.steps = 0
 
     def anneal(self) -> None:
-        """Sets the rate for what follows, by the steps learned from so far."""
+        """Set the learning rate of the next updates from `steps`, the environment steps learned from so far."""
         left = 1.0 if self.total_timesteps is None else max(0.0, 1.0 - self.steps / self.total_timesteps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * left
 
     def update(self, loss: Tensor) -> Tensor:
-        """One gradient step. Returns the gradient's norm before the clip, still on the device."""
+        """Make one gradient step. Returns the gradient's norm before the clip, still on the device."""
         self.flat.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.flat.clip(self.max_grad_norm)
@@ -70,4 +70,4 @@ def _optimizer(name: str, vector: nn.Parameter, lr: float) -> torch.optim.Optimi
         return torch.optim.Adam([vector], lr=lr, eps=1e-5)
     if name == "rmsprop":
         return torch.optim.RMSprop([vector], lr=lr, alpha=0.99, eps=0.01)
-    raise ValueError(f"optimizer {name!r} is not one of {', '.join(OPTIMIZERS)}")
+    raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}")

@@ -1,7 +1,7 @@
-"""Federated averaging (McMahan et al. 2017), and the frame for whatever a server does with the average.
+"""Federated averaging (McMahan et al. 2017), and the frame of servers that do something else with the average.
 
 The one idea: contributions are deltas, and their weighted mean is a direction to go. FedAvg goes all the way; an `Update`
-(nets/updates.py, fedopt.py) treats it as a pseudo-gradient. One accumulator serves any cohort.
+(nets/updates.py, fedopt.py) treats the mean as a pseudo-gradient. One accumulator serves a cohort of any size.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from shoal.protocol.work import Contribution, Moved
 class FedAvgServer:
     """w <- w + update(sum(weight * delta) / sum(weight)).
 
-    update: SGD(lr) if None. It moves the first `trainable` float32 entries (all, if None). What comes after them (frozen
-    parameters, batch normalisation's statistics) and float16, bfloat16 and float64 entries move by the plain mean; integers
-    (counters) by the mean rounded to a whole number; u1 and b1 entries stay. Arithmetic is float64 on a block at a time,
-    rounded once.
+    update: optimizer of the first `trainable` float32 entries (trainable=None: all). update=None: SGD(lr).
+    The other float32 entries (frozen parameters, batch normalisation's statistics) and float16, bfloat16 and float64 entries
+    move by the plain mean. Integers (counters) move by the mean, rounded to a whole number. u1 and b1 entries stay.
+    The arithmetic is float64, one block of entries at a time, rounded once.
 
-    deterministic: the same bits whatever the order of arrival and who summed what (protocol/grid.py); else plain float32
-    sums, faster. Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment; exact, the
-    weights once more while others look at those before. A plain total turns into the next weights where it is.
+    deterministic: True gives the same bits for any order of arrival and any partial sums (protocol/grid.py). False takes
+    plain float32 sums, faster.
+    Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment. An exact total needs the
+    weights once more while others look at the last ones. A plain total becomes the next weights in place.
     Raises UserError for a setting out of range.
     """
 
@@ -68,7 +69,7 @@ class FedAvgServer:
         return self.current.bundle()
 
     def fold(self, contribution: Contribution) -> None:
-        """Raises ProtocolError, nothing added, for another layout, NaN, infinities, and what is out of grid.py's range."""
+        """Raises ProtocolError, nothing added, for another layout, NaN, an infinity, or an entry out of grid.py's range."""
         work = contribution.work
         if work.bundle is None:
             raise ProtocolError("a contribution to federated training holds a delta; this one holds no arrays")
@@ -77,7 +78,7 @@ class FedAvgServer:
         elif self.linear:
             self.sum.merge(work.bundle, work.weight)
         else:
-            raise ProtocolError("this aggregator weighs each contribution by itself; it takes no sums")
+            raise ProtocolError("this aggregator weighs each contribution by itself; it takes no sums, and this one is a sum")
 
     def weight_of(self, contribution: Contribution) -> float:
         return contribution.work.weight
@@ -86,13 +87,13 @@ class FedAvgServer:
         return self.sum.weight
 
     def step(self) -> Moved:
-        """Metrics: examples (the sum of weights) and update_norm (L2, of the trainable entries' move).
+        """Metrics: examples (the sum of weights) and update_norm (L2 norm of the trainable entries' move).
 
-        Raises RuntimeError with nothing folded in; and where the sum holds what was not counted into it, so that arrays must
-        have changed between check and sum: neither NaN nor anything larger than what was counted is ever published.
+        Raises RuntimeError if nothing was folded in. Arrays in shared memory can change between their check and the sum, so
+        the sum is checked again: RuntimeError if it holds NaN, or more than was counted into it. Neither is ever published.
         """
         if not self.sum.weight:
-            raise RuntimeError("step() with nothing folded in since the last one")
+            raise RuntimeError("step(): nothing folded in since the last step; expected at least one contribution")
         move = Move(self.current.raw, self._spare(), self.layout, self.sum.totals, self.unit / self.divisor(), self.block)
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for where in self._blocks(0, self.trainable):
@@ -100,7 +101,7 @@ class FedAvgServer:
         for dtype in self.sum.totals:
             for where in self._blocks(self.trainable if dtype == "f4" else 0, len(move.after[dtype])):
                 self._average(move, dtype, where)
-        if not float(move.most) * self.divisor() <= 2 * self.sum.gauge.reach:  # twice: for what rounding adds
+        if not float(move.most) * self.divisor() <= 2 * self.sum.gauge.reach:  # twice, to leave room for rounding
             raise RuntimeError("a sum holds more than was counted into it: a contribution changed while it was folded in")
         examples = self.sum.weight
         self.current.become(move.finished())
@@ -115,7 +116,7 @@ class FedAvgServer:
         return (slice(start, min(start + self.block, last)) for start in range(first, last, self.block))
 
     def _learn(self, move: Move, where: slice) -> Tensor:
-        """Move trainable entries by the update; returns the squared length of the move."""
+        """Move the trainable entries in `where` by the update. Returns the squared length of the move."""
         held = [moment[where] for moment in self.moments.values()]
         delta, before = move.mean("f4", where), move.before["f4"][where]
         update, *new = self.update(before, delta, self.steps + 1, *(moment.double() for moment in held))
@@ -136,14 +137,14 @@ class FedAvgServer:
         self.sum.clear()
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        """ "steps": int64 [], and each moment as float32 [trainable]."""
+        """The number of steps made, "steps", int64 [], and each moment by name, float32 [trainable]."""
         moments = {name: moment.cpu().numpy().copy() for name, moment in self.moments.items()}
         return {"steps": np.array(self.steps, np.int64), **moments}
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Weights and state as `weights` and `state` gave them; what was folded in is forgotten.
+        """Go on from weights and state as `weights` and `state` returned them. Contributions folded since are forgotten.
 
-        Raises ValueError, with nothing changed, if they do not fit.
+        Raises ValueError, with nothing changed, if weights or state do not fit.
         """
         if weights.layout.digest != self.layout.digest:
             raise ValueError(self.layout.difference(weights.layout))
@@ -160,10 +161,11 @@ class FedAvgServer:
 
 
 class Move:
-    """From the weights in `raw` to the next ones in `spare`, which may be the same memory, by a sum's mean.
+    """A move from the weights in `raw` to the next weights in `spare`, which may be the same memory, by the mean of a sum.
 
-    before, after: dtype -> all its entries, flat. most: the largest |mean| so far, on the device; NaN once there was one.
-    block: as many entries are worked on at once, in memory that serves for all: what is asked for anew costs page faults.
+    before, after: dtype -> all entries of that dtype, flat. most: the largest |mean| so far, on the device; NaN if any was NaN.
+    scale: factor from a total to its mean. block: number of entries worked on at once, in one reused buffer, because fresh
+    memory costs page faults.
     """
 
     def __init__(self, raw: Tensor, spare: Tensor, layout: Layout, totals: Mapping[str, Any], scale: float, block: int) -> None:
@@ -176,14 +178,14 @@ class Move:
         self._mean = torch.empty(min(block, entries), dtype=torch.float64, device=raw.device)
 
     def mean(self, dtype: str, where: slice) -> Tensor:
-        """float64, to be changed at will; good until the next is asked for."""
+        """The means of the entries in `where`, float64. The caller may change them; they are valid until the next call."""
         mean = self._mean[: where.stop - where.start].copy_(self.totals[dtype][where]).mul_(self.scale)
         low, high = mean.aminmax()
         self.most = torch.maximum(self.most, torch.maximum(high, -low))
         return mean
 
     def finished(self) -> Tensor:
-        """The next weights, with what has no mean as it was."""
+        """The next weights. Entries of dtypes that have no mean stay as they were."""
         if self.spare is not self.raw:
             for dtype in self.before.keys() - self.totals.keys():
                 self.after[dtype].copy_(self.before[dtype])
@@ -194,5 +196,5 @@ def _checked(trainable: int | None, entries: int) -> int:
     if trainable is None:
         return entries
     if not 0 <= trainable <= entries:
-        raise ValueError(f"trainable={trainable}: the weights have {entries} float32 entries")
+        raise ValueError(f"trainable={trainable}: the weights have {entries} float32 entries; must be a number from 0 to that")
     return trainable

@@ -1,7 +1,7 @@
 """Buffered asynchronous aggregation (Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation").
 
-The one idea: FedAvg with a staleness weight. A delta made from weights that are `lag` versions old counts less; how many
-are collected before a step is the plan's business (`Stream(batch, max_lag)`).
+The one idea: FedAvg with a staleness weight. A delta made from weights that are `lag` versions old counts less. The plan
+says how many deltas are collected before a step (`Stream(batch, max_lag)`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from shoal.protocol.work import Contribution
 class FedBuffServer(FedAvgServer):
     """w <- w + lr * sum(s(lag) * weight * delta) / sum(s(lag) * weight), with s(lag) = (1 + lag) ** -exponent.
 
-    exponent: 1/2 is the paper's; 0 is a constant weight.
-    normalise: False divides by sum(weight) alone, so that a step of stale deltas is also a shorter one. With weights of 1
-    that is the paper's algorithm 1 (the sum over K), and with a batch of 1 a step of lr * s(lag) * delta.
-    update: a server optimizer (nets/updates.py, fedopt.py) instead of lr.
+    exponent: how fast s falls with the lag; 1/2 as in the paper, 0: a constant weight.
+    normalise: False divides by sum(weight) alone, so that a step of stale deltas is also shorter. If all weights are 1, that
+    is the paper's algorithm 1 (the sum over K). With a batch of 1 it is a step of lr * s(lag) * delta.
+    update: server optimizer (nets/updates.py, fedopt.py), in place of SGD(lr); None: SGD(lr).
     """
 
-    linear: ClassVar[bool] = False  # the weight of each depends on its lag, which only the coordinator knows
+    linear: ClassVar[bool] = False  # a delta's weight depends on its lag, which only the coordinator knows
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class FedBuffServer(FedAvgServer):
 
     def fold(self, contribution: Contribution) -> None:
         undiscounted = self.undiscounted + exact_weight(contribution.work.weight)
-        super().fold(contribution)  # may refuse
+        super().fold(contribution)  # may raise: nothing is counted then
         self.undiscounted = undiscounted
 
     def weight_of(self, contribution: Contribution) -> float:

@@ -1,8 +1,8 @@
 """Updates of adaptive servers: FedAdagrad, FedAdam, FedYogi.
 
-The one idea: the mean delta is a pseudo-gradient (it already points where to go, so it is added, not subtracted). As in
+The one idea: the mean delta is a pseudo-gradient. It already points where to go, so it is added, not subtracted. As in
 Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2, there is no bias correction: the second moment starts from
-tau**2 instead. Otherwise than there, clients are averaged by weight (their algorithm 5 does so too).
+tau**2 instead. Unlike in algorithm 2, clients are averaged by weight, as in the paper's algorithm 5.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from shoal.nets.updates import within
 
 Second: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(v, delta**2) -> the next v."""
+"""The rule of a second moment: (v, delta**2) -> the next v."""
 
 
 def adagrad(v: Tensor, square: Tensor) -> Tensor:
@@ -60,15 +60,15 @@ class Adaptive:
 
 
 def fedadagrad(lr: float = 0.03, beta1: float = 0.0, tau: float = 1e-3) -> Adaptive:
-    """Reddi et al. 2021, algorithm 2; beta1 = 0 as in their experiments."""
+    """FedAdagrad (Reddi et al. 2021, algorithm 2). beta1 is 0, as in the paper's experiments."""
     return Adaptive(adagrad, lr, beta1, tau)
 
 
 def fedadam(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
-    """Reddi et al. 2021, algorithm 2. Not torch.optim.Adam: no bias correction, and v starts from tau**2."""
+    """FedAdam (Reddi et al. 2021, algorithm 2). Unlike torch.optim.Adam: no bias correction, and v starts from tau**2."""
     return Adaptive(adam(beta2), lr, beta1, tau)
 
 
 def fedyogi(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
-    """Reddi et al. 2021, algorithm 2."""
+    """FedYogi (Reddi et al. 2021, algorithm 2)."""
     return Adaptive(yogi(beta2), lr, beta1, tau)

@@ -1,8 +1,8 @@
-"""Generalized advantage estimation over trajectories that know terminated from truncated.
+"""Generalized advantage estimation over trajectories that tell terminated from truncated episodes.
 
-The one idea: an advantage is a sum of temporal-difference errors that runs backwards in time, and two things cut it. Where
-an episode terminated the discount is 0, so nothing follows. Where it was truncated the next row holds the episode's own last
-observation and is masked: its value bootstraps the row before it, and no sum crosses it.
+The one idea: an advantage is a sum of temporal-difference errors that runs backwards in time, and two things cut it. If an
+episode terminated, the discount is 0, so nothing follows. If an episode was truncated, the next row holds the episode's own
+last observation and is masked: its value bootstraps the row before it, and no sum crosses it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class Targets(NamedTuple):
-    """What a learner regresses on and climbs along; both of shape [T, B], without gradients.
+    """The targets of a learner's two losses, both of shape [T, B], without gradients.
 
-    value: the target of the value function; on a masked row the value itself, so that its error there is 0.
-    advantage: the weight of the policy gradient; 0 on a masked row.
+    value: target of the value function; on a masked row the value itself, so that the error there is 0.
+    advantage: weight of the policy gradient; 0 on a masked row.
     """
 
     value: Tensor
@@ -28,10 +28,11 @@ class Targets(NamedTuple):
 def gae(
     reward_TB: Tensor, discount_TB: Tensor, value_TB: Tensor, last_value_B: Tensor, mask_TB: Tensor, lam: float = 0.95
 ) -> Targets:
-    """Advantages as sums of (discount * lam)-weighted errors (Schulman et al. 2016, equation 16), and advantage + value.
+    """Advantages as sums of (discount * lam)-weighted errors (Schulman et al. 2016, equation 16); value targets, which are
+    advantage + value.
 
-    discount is gamma * (1 - terminated), mask is False on a row that only resets, last_value the value of the observation
-    after the last row. All floats of one dtype, mask bool.
+    discount is gamma * (1 - terminated). mask is False on a row that is not learned from. last_value is the value of the
+    observation after the last row. All floats have one dtype; mask is bool.
     """
     next_value_TB = torch.cat([value_TB[1:], last_value_B[None]])
     delta_TB = (reward_TB + discount_TB * next_value_TB - value_TB).where(mask_TB, 0.0)
@@ -40,7 +41,7 @@ def gae(
 
 
 def backward_sum(delta_TB: Tensor, decay_TB: Tensor) -> Tensor:
-    """sum_TB with sum[t] = delta[t] + decay[t] * sum[t + 1], and sum[T] = 0."""
+    """The sums [T, B] with sum[t] = delta[t] + decay[t] * sum[t + 1], and sum[T] = 0."""
     sum_TB = torch.empty_like(delta_TB)
     sum_B = torch.zeros_like(delta_TB[0])
     rows = zip(delta_TB.unbind(), decay_TB.unbind(), sum_TB.unbind(), strict=True)

@@ -1,7 +1,7 @@
-"""IMPALA: a learner that takes one gradient step over whatever trajectories have come in.
+"""IMPALA: a learner that takes one gradient step over the trajectories that have come in.
 
-The one idea: actors never wait for the learner. What they send was made by slightly older weights; V-trace corrects for it,
-so every trajectory is used once, as it comes.
+The one idea: actors never wait for the learner. A trajectory was made with slightly older weights, and V-trace corrects for
+that, so every trajectory is used once, as it comes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_varian
 
 
 class IMPALALearner:
-    """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over trajectories, which it folds in whole.
+    """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over whole trajectories.
 
-    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
-    lr falls to 0 over total_timesteps environment steps, or stays where that is None. reward_scale multiplies rewards.
-    Losses are means over the rows that the mask holds, value_loss half the mean squared error.
+    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
+    lr: first learning rate; it falls to 0 over total_timesteps environment steps. total_timesteps=None: it stays.
+    reward_scale: factor of every reward.
+    Losses are means over the rows where mask is True; value_loss is half the mean squared error.
     """
 
     linear: ClassVar[bool] = False
@@ -68,7 +69,7 @@ class IMPALALearner:
         self.staging.fold(contribution)
 
     def step(self) -> Moved:
-        """One gradient step over everything folded. The metrics are read in one transfer, which waits for the device."""
+        """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
         self.descent.anneal()
         loss, told = self._loss(batch)
@@ -79,7 +80,7 @@ class IMPALALearner:
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         parameters, value = self.flat.module(batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
-        acting = first_rows(parameters, batch.mask.numel())  # not the last observation: nothing was done there
+        acting = first_rows(parameters, batch.mask.numel())  # without the last observation, which no action followed
         log_prob_TB = log_prob(acting, batch.action.flatten(0, 1)).view_as(batch.mask)
         rho_TB = (log_prob_TB.detach() - batch.log_prob).exp()
         targets = self._targets(batch, rho_TB, value_TB.detach())
@@ -111,7 +112,7 @@ class IMPALALearner:
 
 
 def first_rows(parameters: Parameters, n: int) -> Parameters:
-    """Of the first n observations. A log_std that depends on no observation stays as it is."""
+    """The parameters of the first n observations. A log_std that depends on no observation stays as it is."""
     if isinstance(parameters, Tensor):
         return parameters[:n]
     mean, log_std = parameters

@@ -1,7 +1,7 @@
 """PPO: a learner that goes several times over a round's trajectories, but not far from the policy that made them.
 
-The one idea: the ratio of new to old probability is clipped where going on would pay, so the same rows can be used for many
-gradient steps. On the first minibatch nothing has moved yet, so every ratio is 1: anything else is a bug, or stale rows.
+The one idea: the ratio of new to old probability is clipped where a further move would pay, so the same rows serve for many
+gradient steps. On the first minibatch no weight has moved, so every ratio is 1: any other ratio is a bug, or a stale row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "
 
 
 class PPOLearner:
-    """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), advantages by GAE of the current values.
+    """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), with advantages by GAE of the current values.
 
-    policy: forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
-    A step is update_epochs passes over the unmasked rows, each in num_minibatches parts shuffled by (seed, updates).
-    lr falls to 0 over total_timesteps environment steps, or stays where that is None. reward_scale multiplies rewards.
-    Metrics are means over all gradient steps of a step; first_ratio_error is max |ratio - 1| on its first minibatch.
+    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
+    A step is update_epochs passes over the unmasked rows, each in num_minibatches parts, shuffled by (seed, updates).
+    lr: first learning rate; it falls to 0 over total_timesteps environment steps. total_timesteps=None: it stays.
+    reward_scale: factor of every reward.
+    Metrics are means over all gradient steps of a step, but for two: first_ratio_error is max |ratio - 1| on the first
+    minibatch of a step, and explained_variance is that of the values before the step.
     """
 
     linear: ClassVar[bool] = False
@@ -72,9 +74,9 @@ class PPOLearner:
         self.staging.fold(contribution)
 
     def step(self) -> Moved:
-        """All passes over everything folded. The metrics are read in one transfer, which waits for the device."""
+        """Make all passes over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
-        if len(batch.rows) < 2:  # nothing to learn from, and no spread to divide by
+        if len(batch.rows) < 2:  # fewer than 2 rows have no spread to divide by
             return Moved()
         self.descent.anneal()
         targets, explained = self._targets(batch)
@@ -101,7 +103,7 @@ class PPOLearner:
         return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)
 
     def _minibatches(self, rows: Tensor) -> Iterator[Tensor]:
-        """rows in another order each epoch, in parts of nearly one size; of at least two, so that a spread exists."""
+        """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
         generator = torch.Generator().manual_seed(draws.key(self.seed, "minibatch", self.descent.updates) % 2**63)
         parts = min(self.num_minibatches, len(rows) // 2)
         for _ in range(self.update_epochs):
@@ -120,7 +122,7 @@ class PPOLearner:
         policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = 0.5 * ((target - value) ** 2).mean()
         mean_entropy = entropy(parameters).mean()
-        approx_kl = (ratio - 1 - log_ratio).mean()  # never negative, of low variance (Schulman 2020, "k3")
+        approx_kl = (ratio - 1 - log_ratio).mean()  # the estimator "k3" of Schulman 2020: never negative, of low variance
         beyond = ((ratio - 1).abs() > self.clip_coef).to(ratio.dtype).mean()
         told = [x.detach() for x in (policy_loss, value_loss, mean_entropy, approx_kl, beyond)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, told, ratio.detach()

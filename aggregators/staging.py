@@ -1,7 +1,7 @@
 """Trajectories on their way to the device.
 
 The one idea: a trajectory is one run of bytes, so taking it in is one copy into a slot of page-locked memory and one copy
-from there to the device, started at once on a stream of its own, while others are still acting. Slots are used again.
+from there to the device. The second copy starts at once, on a stream of its own, while other actors act. Slots are reused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from shoal.protocol.work import Contribution
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Trajectories side by side along B, on the device. What each array means stands in actors/workers/rollout.py.
+    """Trajectories side by side along B, on the device. Spaces.trajectory (envs/spaces.py) says what each array means.
 
-    rows: int64, where mask holds, as indexes into the flattened [T * B]; known without asking the device.
+    rows: int64, the indexes where mask is True in the flattened [T * B]; found on the host, without asking the device.
     """
 
     observation: Tensor  # [T + 1, B, *obs]
@@ -36,7 +36,7 @@ class Batch:
 
 
 class Slot:
-    """One trajectory's bytes: `host` where they arrive and `device` where they are used. On a CPU the two are one."""
+    """The memory of one trajectory: `host`, where bytes arrive, and `device`, where they are used. On a CPU both are one."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.host = torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -53,9 +53,9 @@ def _views(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
 
 
 class Staging:
-    """What has been folded in since the last batch.
+    """The trajectories that were folded in since the last batch.
 
-    The batch's user must wait for the device (by reading its metrics, say) before the next `fold`: slots are used again.
+    The user of a batch must wait for the device (by reading metrics, say) before the next `fold`, because slots are reused.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -69,9 +69,9 @@ class Staging:
         return len(self.keys)
 
     def fold(self, contribution: Contribution) -> None:
-        """One copy to page-locked memory; the one to the device is started. Raises ProtocolError for another shape."""
+        """Copy a trajectory to page-locked memory and start its copy to the device. Raises ProtocolError for another layout."""
         slot = self._free(contribution.work.bundle)
-        slot.host.copy_(as_tensor(contribution.work.bundle.data))  # type: ignore[union-attr]  # _free has looked
+        slot.host.copy_(as_tensor(contribution.work.bundle.data))  # type: ignore[union-attr]  # _free refused None
         if slot.device is not slot.host:
             with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
                 slot.device.copy_(slot.host, non_blocking=True)
@@ -82,13 +82,13 @@ class Staging:
             raise ProtocolError("a learner folds trajectories; this contribution holds none")
         self.layout = self.layout or bundle.layout
         if difference := self.layout.difference(bundle.layout):
-            raise ProtocolError(f"trajectories of one run have one {difference}")
+            raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
         if len(self.keys) == len(self.slots):
             self.slots.append(Slot(self.layout, self.device))
         return self.slots[len(self.keys)]
 
     def batch(self) -> Batch:
-        """Everything folded, ordered by client and version, so that the order of arrival changes no bit; then forgets it."""
+        """Everything folded, which is then forgotten. Ordered by client and version: the order of arrival changes no bit."""
         if not self.keys:
             raise ValueError("a step needs at least one trajectory; fold one in first")
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
@@ -100,7 +100,7 @@ class Staging:
         names = ("observation", "action", "log_prob", "reward", "terminated", "mask")
         arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in names}
         if self.copies:
-            self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite what was read
+            self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
         return Batch(**arrays, rows=torch.from_numpy(rows).to(self.device))
 
     def clear(self) -> None:

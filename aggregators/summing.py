@@ -1,8 +1,7 @@
-"""Sums of contributions on a device, in torch: the same bits as protocol/exact.py makes with numpy.
+"""Sums of contributions on a device, in torch, with the same bits as protocol/exact.py makes with numpy.
 
 The one idea: the exact form is a few elementwise operations with one right answer each (a float32 product, rounding to a
-whole number, adding integers), so a GPU cannot but agree with a CPU. Checks are made on the host's bytes, so that the
-device is never waited for.
+whole number, adding integers), so a GPU and a CPU agree. Checks read the host's bytes, so they never wait for the device.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
 
 BLOCKS: Mapping[str, int] = {"cpu": 2**17, "cuda": 2**22}
-"""Elements worked on at once: what caches hold, and enough to fill a GPU. No temporary is as large as a model."""
+"""Device type -> elements worked on at once: what a CPU's caches hold, enough to fill a GPU. No temporary is model-sized."""
 
 
 class DeviceSum:
-    """As PartialSum, with the totals on a device. totals: dtype -> flat tensor: int64 if exact, else floats."""
+    """A sum as PartialSum, with its totals on a device. totals: dtype -> flat tensor: int64 if exact, else floats."""
 
     def __init__(self, layout: Layout, device: torch.device, exact: bool = True) -> None:
         self.gauge = Gauge(layout, exact)
@@ -38,7 +37,7 @@ class DeviceSum:
         return self.gauge.weight
 
     def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
-        """One client's: one copy to the device, started here. Raises ProtocolError, nothing added, as PartialSum.add."""
+        """Add a client's bundle, in one copy to the device that starts here. Raises ProtocolError as PartialSum.add does."""
         weight, _ = self.gauge.term(bundle, weight, norm, self._extent)
         raw = self._road.bring(bundle)
         add = self._exact if self.gauge.exact else self._plain
@@ -46,7 +45,7 @@ class DeviceSum:
             add(total, segment(raw, bundle.layout, dtype), weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
-        """A partial sum's bundle and weight."""
+        """Add a partial sum: its bundle and the sum of its weights."""
         self.gauge.partial(bundle, weight, self._extent)
         raw = self._road.bring(bundle)
         for dtype, total in self.totals.items():
@@ -57,7 +56,7 @@ class DeviceSum:
         self._raw.zero_()
 
     def _exact(self, total: Tensor, x: Tensor, weight: float) -> None:
-        """Exactly grid.Adder.exact, term by term."""
+        """Add as grid.Adder.exact does, with the same bits in every term."""
         for first in range(0, len(x), self._block):
             part = as_floats(x[first : first + self._block])
             total[first : first + self._block].add_(torch.mul(part, weight / GRID).round_().to(torch.int64))
@@ -66,16 +65,16 @@ class DeviceSum:
         total.add_(x if x.dtype == total.dtype else as_floats(x), alpha=weight)
 
     def _extent(self) -> float:
-        """Waits for the device; only asked where the sum is near its limit."""
+        """The largest |total|. This waits for the device, so the gauge asks for it only if the sum may be near its limit."""
         tops = [float(total.double().abs().max()) for total in self.totals.values() if len(total)]
         return max(tops, default=0.0) * (GRID if self.gauge.exact else 1.0)
 
 
 class Road:
-    """The way of bytes from the host to a device: two page-locked buffers in turn, and a stream of their own.
+    """The way of bytes from the host to a device: two page-locked buffers in turn, and a stream for their copies.
 
-    While one is copied to the device, the next contribution is written to the other, a piece at a time as it lies. On a CPU
-    nothing more is copied than that.
+    While one buffer is copied to the device, the next contribution is written to the other, piece by piece as it lies in
+    memory. On a CPU that write is the only copy.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
@@ -91,9 +90,9 @@ class Road:
         self.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def bring(self, bundle: Bundle) -> Tensor:
-        """uint8 tensor on the device, good until the next call but one. The bundle may change once this returns.
+        """The bundle's bytes on the device, uint8, valid until the next call but one. The bundle may change once this returns.
 
-        Whatever reads the tensor is queued on the device's current stream before the next call.
+        The caller queues every read of the tensor on the device's current stream before the next call.
         """
         before, self.turn = self.turn, 1 - self.turn
         host = self.host[self.turn][: bundle.layout.nbytes]
@@ -101,9 +100,9 @@ class Road:
             _write(bundle, host)
             return host
         current = torch.cuda.current_stream(self.device)
-        self.used[before].record(current)  # whoever read the last one is queued by now
+        self.used[before].record(current)  # every read of the last tensor is queued by now
         there = self.there[self.turn][: bundle.layout.nbytes]
-        self.left[self.turn].synchronize()  # this buffer's last copy, two calls ago
+        self.left[self.turn].synchronize()  # waits for this buffer's last copy, two calls ago
         _write(bundle, host)
         self.copies.wait_event(self.used[self.turn])
         with torch.cuda.stream(self.copies):
@@ -121,8 +120,8 @@ def _write(bundle: Bundle, host: Tensor) -> None:
 
 
 class Turning(Sum):
-    """A plain sum on the host that becomes the next weights where it is: float32 and float64 totals lie in a buffer of the
-    weights' own layout, which is taken for the first contribution after a step; the other totals lie beside it."""
+    """A plain sum on the host that becomes the next weights in place. Float32 and float64 totals lie in a buffer of the
+    weights' own layout, taken for the first contribution after a step; the other totals lie beside it."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights.layout, False, TorchAdder())
@@ -141,7 +140,7 @@ class Turning(Sum):
         super().merge(bundle, weight)
 
     def turn(self) -> Tensor:
-        """The buffer, to be made the next weights. The totals in it are good until the sum is cleared."""
+        """The buffer, for the next weights. The totals in it are valid until the sum is cleared."""
         raw, self._raw = self._begin(), None
         return raw
 
@@ -166,7 +165,7 @@ def make_sum(weights: Weights, device: torch.device, exact: bool) -> PartialSum 
 
 
 def segment(raw: Tensor, layout: Layout, dtype: str) -> Tensor:
-    """All entries of one dtype in a buffer of `layout`, flat, as a view."""
+    """All entries of one dtype in a buffer of `layout`, as a flat view."""
     first, last = layout.segments.get(dtype, (0, 0))
     return raw[first:last].view(TORCH_DTYPES[dtype])
 
@@ -178,5 +177,5 @@ def view(raw: Tensor, layout: Layout, name: str) -> Tensor:
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """float32 of float32 and narrower floats, else float64: as protocol.exact.floats."""
+    """The entries as float32 if they are float32 or narrower floats, else as float64: as protocol.exact.floats."""
     return x.float() if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x.double()

@@ -1,7 +1,7 @@
 """V-trace: values and advantages of the newest policy from trajectories of a slightly older one.
 
-The one idea: each temporal-difference error is weighted by how likely the newest policy is to act as the older one did, with
-both weights cut off from above: rho decides *which* value function is learnt, c only how far back an error reaches.
+The one idea: a temporal-difference error is weighted by how likely the newest policy is to act as the older policy did. Two
+weights are cut off from above: rho decides *which* value function is learnt, c only how far back an error reaches.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def vtrace(
 ) -> Targets:
     """Value targets and policy-gradient advantages from importance ratios rho (Espeholt et al. 2018, equations 1 and 4).
 
-    rho is pi(action) / mu(action), unclipped; discount is gamma * (1 - terminated); mask is False on a row that only resets,
-    so that a truncated episode bootstraps from its own last observation; last_value is the value of the observation after
-    the last row. lam scales c (their remark 2). All floats of one dtype, mask bool.
+    rho is pi(action) / mu(action), unclipped. discount is gamma * (1 - terminated). mask is False on a row that is not learned
+    from, so that a truncated episode bootstraps from its own last observation. last_value is the value of the observation
+    after the last row. lam scales c (the paper's remark 2). All floats have one dtype; mask is bool.
     """
     clipped_TB = rho_TB.clamp(max=clip_rho)
     next_value_TB = torch.cat([value_TB[1:], last_value_B[None]])

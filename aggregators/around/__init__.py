@@ -1,6 +1,6 @@
 """Aggregators that stand around another one: bounds, compression, changes of weights.
 
-The one idea: a wrapper says only what it changes. `Around` hands on everything else.
+The one idea: a wrapper defines only what it changes. `Around` forwards everything else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from shoal.protocol.work import Contribution, Moved
 
 
 class Around:
-    """An aggregator that is another one in everything. A subclass overrides what it changes.
+    """An aggregator that forwards everything to the aggregator inside it. A subclass overrides what it changes.
 
-    Further methods of the inner aggregator (`change`, `brief`) and its other attributes show through.
+    The inner aggregator's optional methods (`change`, `brief`) and its other attributes show through.
     """
 
     def __init__(self, aggregator: Aggregator) -> None:
@@ -44,6 +44,6 @@ class Around:
         self.aggregator.load(weights, state)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "aggregator":  # not set yet
+        if name == "aggregator":  # __init__ has not set it yet
             raise AttributeError(name)
         return getattr(self.aggregator, name)

@@ -1,7 +1,7 @@
-"""An aggregator of contributions none of which may be far longer than is usual.
+"""An aggregator that refuses a contribution whose norm is far above the usual norm.
 
 The one idea: the bound of a version is fixed by what earlier versions accepted. So within a version the order of arrival
-decides nothing, the same contributions are accepted in every life of a run, and what is refused does not move the bound.
+decides nothing, the same contributions are accepted in every life of a run, and a refused contribution moves no bound.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NORMS, COUNTS = "recent_norms", "recent_counts"
 
 
 class Bounded(Around):
-    """Another aggregator, which gets no contribution whose L2 norm is above `factor` times the median of recent ones.
+    """Another aggregator, which gets no contribution whose L2 norm is above `factor` times the median of recent norms.
 
-    Norms are of the float32 and float64 entries. Recent are those accepted in the latest versions, as many whole versions as
-    make up WINDOW of them; with fewer than LEAST, or a median of 0, there is no bound. They are part of the state, so that a
-    restart goes on with the same bound. median: nan where there is none yet.
+    A norm is of the float32 and float64 entries. Recent norms are those accepted in the latest versions, as many whole
+    versions as make up WINDOW norms. There is no bound if fewer than LEAST norms are recent, or if their median is 0. The
+    recent norms are part of the state, so a restart goes on with the same bound. median: nan if fewer than LEAST are recent.
     """
 
     linear = False  # a sum does not show what one client sent
@@ -48,7 +48,7 @@ class Bounded(Around):
         return self.factor * self.median if self.median > 0 else math.inf
 
     def fold(self, contribution: Contribution) -> None:
-        """Raises ProtocolError, nothing folded in, for what is too long; and as the other aggregator does."""
+        """Raises ProtocolError, with nothing folded in, for a norm above the bound; and as the other aggregator does."""
         bundle, norm = contribution.work.bundle, contribution.norm
         if contribution.summed:
             raise ProtocolError("contributions of bounded norm come one by one; this one is a sum")
@@ -56,8 +56,8 @@ class Bounded(Around):
             raise ProtocolError("a contribution of bounded norm holds a delta; this one holds no arrays")
         if norm is None:
             norm = math.sqrt(squares(bundle))
-        if norm > self.bound:  # not a number: the other aggregator says in which array
-            usual = f"{self.factor:g} times the median of recent ones, {self.median:g}"
+        if norm > self.bound:  # NaN is not: the other aggregator names the array that holds it
+            usual = f"{self.factor:g} times the median of recent norms, {self.median:g}"
             raise ProtocolError(f"norm {norm:g} is above the bound of {self.bound:g}: {usual}")
         self.aggregator.fold(replace(contribution, norm=norm))
         self._now.append(norm)
@@ -77,7 +77,7 @@ class Bounded(Around):
         self._recall([part.tolist() for part in np.split(state[NORMS], ends[:-1])] if len(ends) else [])
 
     def _recall(self, versions: list[list[float]]) -> None:
-        """These are the norms of earlier versions, the latest last."""
+        """Set the norms of earlier versions, the latest version last, and their median."""
         while sum(map(len, versions[1:])) >= WINDOW:
             versions = versions[1:]
         norms = [norm for version in versions for norm in version]

@@ -1,6 +1,6 @@
 """An aggregator of contributions that were sent in fewer bytes.
 
-The one idea: they are unpacked into one bundle, used again for each, and handed on. Sums are not of packed numbers, so every
+The one idea: each contribution is unpacked into the same bundle and handed on. Packed numbers cannot be summed, so every
 client's contribution comes by itself.
 """
 
@@ -21,8 +21,8 @@ from shoal.protocol.work import Contribution
 class Decompressed(Around):
     """Another aggregator, fed by actors.workers.compressed.Compressed with the same codec.
 
-    norm: the largest L2 norm of what was unpacked, float32 and float64 entries (0: any finite one). A look at the packed
-    numbers would not tell.
+    norm: largest L2 norm of an unpacked contribution, of its float32 and float64 entries; 0: any finite norm. The packed
+    numbers do not show it.
     Memory: one bundle beside the aggregator's own.
     """
 
@@ -35,7 +35,8 @@ class Decompressed(Around):
         self.unpacked = Bundle.zeros(self.packed.dense)
 
     def fold(self, contribution: Contribution) -> None:
-        """Raises ProtocolError, nothing folded in, for what is malformed or too large; and as the other aggregator does."""
+        """Raises ProtocolError, with nothing folded in, for malformed arrays and a norm above `norm`; and as the other
+        aggregator does."""
         work = contribution.work
         if work.bundle is None:
             raise ProtocolError("a compressed contribution holds a delta; this one holds no arrays")

@@ -1,8 +1,8 @@
-"""An aggregator whose weights are told to actors in few bytes, as what changed.
+"""An aggregator whose weights go to actors in few bytes, as changes since the version before.
 
-The one idea: a version is what actors hold of it. The other aggregator's own weights go on unrounded inside; what is published,
-evaluated, kept and exported is what everyone holds after adding the same rounded change (protocol/changes.py). So a run has the
-same bits whether its weights travel as changes, whole, or not at all.
+The one idea: a version is the weights that actors hold. The other aggregator's own weights go on unrounded inside. The weights
+that are published, evaluated, kept and exported are those that every actor holds after adding the same rounded change
+(protocol/changes.py). So a run has the same bits whether its weights travel as changes, whole, or not at all.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ OWN, STEPS = "own/", "told_steps"
 
 
 class Told(Around):
-    """Another aggregator, whose weights w follow contributions as ever; `weights()` is h, which follows w:
+    """Another aggregator, whose weights w follow contributions as usual; `weights()` is h, which follows w:
     h += C(w - h) (EF21-P, Gruntkowska et al. 2023). Version 0 is w itself.
 
-    A delta that a client made from h is added to w: what is not told yet is kept, and told later. What an actor says of how it
-    acted (logits) is of h, as V-trace and PPO's ratio ask for.
+    A delta that a client made from h is added to w, so the part of w - h that is not told yet is kept, and told later. The log
+    probabilities in a trajectory are of h, as V-trace and PPO's ratio ask for.
 
-    The metrics tell `change_bytes` and `weights_bytes`, what a version has as a change and whole, and `untold`, |w - h| / |w|.
-    Memory: three bundles (h twice, the difference) and a change, beside the other aggregator's own.
+    Metrics: `change_bytes` and `weights_bytes`, the size of a version as a change and whole; `untold`, |w - h| / |w| over the
+    float32 entries. Memory: three bundles (h twice, the difference) and a change, beside the other aggregator's own.
     """
 
     def __init__(self, aggregator: Aggregator, coding: Coding, *, seed: int = 0) -> None:
@@ -54,11 +54,11 @@ class Told(Around):
         return self.held.bundle()
 
     def change(self) -> Bundle | None:
-        """What made `weights()` of those before the last step; None before the first, and after a restart."""
+        """The change that the last step made to `weights()`; None before the first step, and after a restart."""
         return self._change
 
     def step(self) -> Moved:
-        """Raises UserError where the codec cannot hold what changed."""
+        """Raises UserError if the codec cannot hold what changed."""
         moved = self.aggregator.step()
         wanted, held = self.aggregator.weights(), self.held.bundle()
         self.steps += 1
@@ -94,13 +94,13 @@ class Told(Around):
 
 
 def coding_of(aggregator: Aggregator) -> Coding | None:
-    """How its changes are told, for Welcome; None where its weights travel as they are."""
-    coding: Coding | None = getattr(aggregator, "coding", None)  # through whatever stands around it
+    """The coding of the aggregator's changes, for Welcome; None if its weights travel as they are."""
+    coding: Coding | None = getattr(aggregator, "coding", None)  # shows through the wrappers around it
     return coding
 
 
 def _distance(a: Bundle, b: Bundle) -> float:
-    """|a - b| of the float32 entries, a block at a time, so that no third bundle is needed."""
+    """The norm |a - b| of the float32 entries, taken a block at a time, so that no third bundle is needed."""
     x, y = a.vector(), b.vector()
     parts = (slice(first, first + BLOCK) for first in range(0, x.size, BLOCK))
     return math.sqrt(math.fsum(square(x[part] - y[part]) for part in parts))

@@ -47,7 +47,7 @@ def version(aggregator: Bounded, norms: list[float]) -> list[float]:
 def test_what_is_far_longer_than_is_usual_is_refused_with_norm_bound_and_median():
     aggregator = bounded()
     version(aggregator, [1.0] * 6 + [3.0] * 5)
-    with pytest.raises(ProtocolError, match=r"^norm 3\.01 is above the bound of 3: 3 times the median of recent ones, 1$"):
+    with pytest.raises(ProtocolError, match=r"^norm 3\.01 is above the bound of 3: 3 times the median of recent norms, 1$"):
         aggregator.fold(contribution(long(3.01)))
     assert version(aggregator, [2.99, 50.0, 1.0]) == [2.99, 1.0]
 

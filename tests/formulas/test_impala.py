@@ -167,7 +167,7 @@ def test_the_value_of_an_endless_environment_cut_by_a_time_limit_is_its_endless_
 def test_what_is_no_trajectory_of_this_run_is_refused() -> None:
     learner = IMPALALearner(policy())
     learner.fold(contribution(policy(), seed=0))
-    with pytest.raises(ProtocolError, match="one layout"):
+    with pytest.raises(ProtocolError, match="the layout of the run's first one: layout"):
         learner.fold(contribution(policy(BOX_SPACES), seed=0, spaces=BOX_SPACES))
     with pytest.raises(ProtocolError, match="holds none"):
         learner.fold(Contribution(Task(0, 0, (0,)), 0, 0, Work(None)))
