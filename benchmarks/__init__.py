@@ -1,1 +1,1 @@
-"""Figures: every claim of speed has its case here."""
+"""Cases of `shoal bench`: each claim of speed has a case here."""

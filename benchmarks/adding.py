@@ -1,7 +1,7 @@
-"""What a client's delta costs on its way into a sum: checked and added, in every form.
+"""Cost of checking a client's delta and adding it to a sum, in every form.
 
-The one idea: a delta has to be read once to be judged and once to be added, with its total; what memory allows for the second
-is the floor. Deltas are taken in turn from more memory than a cache holds.
+The one idea: a delta is read once for the check and once for the addition. The floor is the time of the addition alone. The
+deltas take turns and together are larger than a cache, so they come from memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHT = 3.0
 
 
 def sums(quick: bool) -> Finding:
-    """Milliseconds for 4.8 MB, plain by torch; also by numpy, of weight 1, and exact: by one addition, and by casts."""
+    """Measures ms for 4.8 MB: plain sums by torch, by numpy and with weight 1; exact sums by one addition and by casts."""
     times, deltas = 20 if quick else 60, cycle(_deltas())
     ways: dict[str, Way] = {
         "plain": _adding(PartialSum(vector(FLOATS), False, TorchAdder()), deltas, times),
@@ -50,14 +50,14 @@ def sums(quick: bool) -> Finding:
 
 
 class Casting(Adder):
-    """Exact terms by the way that serves for any size."""
+    """Adds exact terms by casts, the way for terms of any size."""
 
     def small(self, total: np.ndarray[tuple[int], np.dtype[np.int64]], x: np.ndarray, weight: float) -> None:
         self.exact(total, x, weight)
 
 
 def _deltas() -> list[Bundle]:
-    """As many as a floor's sum goes through."""
+    """Returns BUSY deltas, as many as the floor's sum goes through."""
     found = []
     for seed in range(BUSY):
         found.append(Bundle.zeros(vector(FLOATS)))

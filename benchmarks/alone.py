@@ -1,6 +1,6 @@
-"""One case in a process of its own: `python -m shoal.benchmarks.alone MODULE:FUNCTION [--quick]`.
+"""Runs one case in a process of its own: `python -m shoal.benchmarks.alone MODULE:FUNCTION [--quick]`.
 
-The one idea: no case inherits threads, memory or caches of the one before, and one that dies takes nobody with it.
+The one idea: no case inherits threads, memory or caches from another case, and a case that crashes ends no other case.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from shoal.benchmarks.case import Case, Finding
 
 
 class CrashedError(Exception):
-    """A case ended without a finding; its own words are on stderr."""
+    """A case ended without a finding; stderr has its own error."""
 
 
 def apart(case: Case, quick: bool) -> tuple[Finding, float]:
-    """What the case finds in a fresh process, and its wall seconds. Raises CrashedError."""
+    """Returns the case's finding, measured in a fresh process, and the seconds of wall time. Raises CrashedError."""
     words = [sys.executable, "-m", "shoal.benchmarks.alone", f"{case.__module__}:{case.__qualname__}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     began = time.perf_counter()

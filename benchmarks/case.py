@@ -1,6 +1,6 @@
-"""What a case finds, and how a line of the ledger is made of it.
+"""The finding of a case, and the ledger's line that is made of it.
 
-The one idea: figure, goal, floor and peer are in one unit, so that they fit one picture; `asked` says the goal in words.
+The one idea: figure, goal, floor and peer have one unit, so one picture shows them all; `asked` says the goal in words.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True)
 class Finding:
-    """figure: what Shoal does. floor: what the machine allows, peer: what others do, measured in the same run.
+    """The result of a case. figure: what Shoal reaches. floor: what the machine allows. peer: what another framework reaches.
+    All three are measured in the same run, in `unit`; None: not measured.
 
-    ratio: figure to floor, or to peer where there is no floor. holds: is the goal reached? None where that was not
-    measured. asked: the goal in words. details: whatever else is worth keeping, as plain data.
+    ratio: figure to floor, or to peer if there is no floor. holds: True if the goal is reached; None if that was not
+    measured. asked: the goal in words. details: further results, as plain data.
     """
 
     figure: float | None
@@ -30,14 +31,14 @@ class Finding:
 
 
 Case: TypeAlias = Callable[[bool], Finding]
-"""Measures; called in a process of its own. quick: in at most 50 s."""
+"""Measures something and returns the finding; called in a process of its own. quick: measure in at most 50 s."""
 
 FIELDS = ("case", "figure", "unit", "goal", "floor", "peer", "ratio", "holds", "seconds", "versions")
-"""Of a JSON line, in this order; asked, details and quick follow."""
+"""The first fields of a JSON line, in this order; asked, details and quick follow."""
 
 
 def line(name: str, finding: Finding, seconds: float, versions: Mapping[str, str], quick: bool) -> dict[str, Any]:
-    """A JSON line as a dict. Numbers keep four significant digits: more would be noise."""
+    """Returns a JSON line as a dict. Numbers keep four significant digits; further digits would be noise."""
     first = {
         "case": name,
         "figure": short(finding.figure),
@@ -54,7 +55,7 @@ def line(name: str, finding: Finding, seconds: float, versions: Mapping[str, str
 
 
 def short(value: Any) -> Any:
-    """Floats with four significant digits, through maps and lists."""
+    """Returns the value with its floats at four significant digits, through maps and lists."""
     if isinstance(value, Mapping):
         return {str(key): short(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""What compression saves on either way, and what it costs in accuracy: digits, 100 rounds, by each codec.
+"""Bytes that compression saves in either direction, and its cost in accuracy: digits, 100 rounds, each codec.
 
-The one idea: bytes and accuracy are of the same runs, by the commands that anybody would type.
+The one idea: bytes and accuracy come from the same runs, made by the commands that a user types.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from shoal.benchmarks.play import simulated
 from shoal.protocol.compress import CODECS
 
 FEEDBACK = ("compress_feedback=true", "deterministic=false")
-LOST = 0.01  # of held-out accuracy, that a quarter of the bytes may cost
+LOST = 0.01  # largest loss of held-out accuracy for which a quarter of the bytes is good
 
 
 def ways() -> Mapping[str, tuple[str, ...]]:
-    """Name -> settings. Up: clients' deltas; down: weights."""
+    """Returns name -> settings. up: clients' deltas are compressed; down: weights are compressed; both: either."""
     found: dict[str, tuple[str, ...]] = {"none": ("compress=none",)}
     for name in CODECS:
         found[f"up {name}"] = (f"compress={name}",)
@@ -30,7 +30,7 @@ def ways() -> Mapping[str, tuple[str, ...]]:
 
 
 def compression(quick: bool) -> Finding:
-    """Means over 3 seeds. quick: one seed, and no codec but int8."""
+    """Measures means over 3 seeds. quick: one seed, and only int8."""
     asked = {name: words for name, words in ways().items() if not quick or name == "none" or name.endswith("int8")}
     found = {name: _figures(words, seeds=1 if quick else 3) for name, words in asked.items()}
     lost = found["none"]["accuracy"] - found["both int8"]["accuracy"]
@@ -51,8 +51,10 @@ def _figures(words: tuple[str, ...], seeds: int) -> dict[str, float]:
 
 
 def _played(words: tuple[str, ...], seed: int) -> dict[str, float]:
-    """After the last round. One actor, here: residuals are all in one place. up, down: shares of what it would have been; of a
-    contribution, and of a version for one actor."""
+    """Returns the figures after the last round. The run has one actor, which keeps all residuals.
+
+    up, down: share of the uncompressed bytes, of a contribution and of a version for one actor.
+    """
     with simulated("digits", *words, "--seed", str(seed), "--actors", "0") as played:
         metrics: Mapping[str, Any] = played.summary["metrics"]
     return {

@@ -1,6 +1,6 @@
-"""Ten thousand connected actors: what they cost when idle, and how long it takes to reach them all.
+"""Cost of 10,000 connected actors that are idle, and seconds until a message has reached all of them.
 
-The one idea: the coordinator is the real one; the crowd is many actors' sessions in a few processes, because ten thousand
+The one idea: the coordinator is the real one, and the crowd is many actors' sessions in a few processes, because 10,000
 processes do not fit on a small machine.
 """
 
@@ -34,18 +34,20 @@ from shoal.protocol.link import Hub, read
 from shoal.protocol.messages import Contribute
 
 ACTORS = 10_000
-FEWER = 2_000  # in a quick run
+FEWER = 2_000  # actors of a quick run
 PROCESSES = 4
 FLOATS = 25_000  # of the weights: 100 KB
-IDLE = 4.0  # seconds that idling is watched
+IDLE = 4.0  # seconds for which the idle coordinator is measured
 PATIENCE = 60.0  # seconds after which the case gives up
 
 
 def connections(quick: bool) -> Finding:
-    """Memory each, time until all are up, CPU of an idle coordinator, one broadcast of 100 KB, and all back after a restart."""
+    """Measures memory for each actor, seconds until all have joined, CPU of an idle coordinator, seconds of one broadcast of
+    100 KB, and seconds until all are back after a restart.
+    """
     actors = fitting(FEWER if quick else ACTORS)
     step = FORK.Semaphore(0)
-    address = f"tcp://127.0.0.1:{free_port()}"  # the crowd must not inherit the coordinator's sockets
+    address = f"tcp://127.0.0.1:{free_port()}"  # chosen before the fork: the crowd must not inherit the coordinator's sockets
     with others(PROCESSES, lambda number: Crowd(address, number, actors // PROCESSES, step).live()):
         house, before = House(address, 1), resident()
         up = house.until(lambda: house.here >= actors, "all up")
@@ -75,7 +77,7 @@ def connections(quick: bool) -> Finding:
 
 
 def fitting(actors: int) -> int:
-    """As many as this process may have open files for."""
+    """Returns `actors`, or as many as this process may have open files for."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return min(actors, (most - 200) // PROCESSES * PROCESSES)
@@ -88,7 +90,7 @@ def free_port() -> int:
 
 
 class House:
-    """A coordinator whose rounds take one contribution, which comes when the case wants it."""
+    """A coordinator whose rounds take one contribution, which the crowd sends when the case releases `step`."""
 
     def __init__(self, address: str, epoch: int) -> None:
         self.hub = Hub(address)
@@ -117,7 +119,7 @@ class House:
         return self.server.core.version > 0 and self.all_have()
 
     def until(self, there: Callable[[], bool], what: str) -> float:
-        """Seconds until it holds, looked at after each turn. Raises TimeoutError."""
+        """Runs turns until `there()` is true and returns the seconds. Raises TimeoutError after PATIENCE seconds."""
         began = time.monotonic()
         while not there():
             self.turns(0.0)
@@ -126,7 +128,7 @@ class House:
         return time.monotonic() - began
 
     def turns(self, seconds: float) -> None:
-        """At least one."""
+        """Runs turns for `seconds`, at least one turn."""
         began = time.monotonic()
         while True:
             self.hub.wait(0.05)
@@ -136,7 +138,7 @@ class House:
 
 
 class Crowd:
-    """Many actors' sessions and sockets in one process. `step`: what one contribution waits for."""
+    """Many actors' sessions and sockets in one process. step: a semaphore; one contribution is sent for each release."""
 
     def __init__(self, address: str, number: int, actors: int, step: Any) -> None:
         self.sockets = zmq.Context()
@@ -164,7 +166,7 @@ class Crowd:
 
 
 class Member:
-    """One actor: the session that every actor has, over a socket of its own."""
+    """One actor: the session that every actor has, over its own socket."""
 
     def __init__(self, crowd: Crowd, name: str, address: str) -> None:
         self.crowd = crowd

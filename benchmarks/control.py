@@ -1,6 +1,7 @@
-"""Control messages: how fast, at what cost, how soon.
+"""Control messages: their rate, their CPU cost and their round trip.
 
-The one idea: the coordinator's whole loop (socket, codec, core) against a bare socket whose bytes are only cut and parsed.
+The one idea: the coordinator's whole loop (socket, codec, core) is compared with a bare socket whose bytes are only cut into
+messages and parsed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ACTORS = 8
 
 
 class Silent:
-    """An observer that looks away."""
+    """An observer that does nothing."""
 
     def stepped(self, version: int, metrics: Mapping[str, float], progress: Progress) -> None:
         return
@@ -46,7 +47,7 @@ class Silent:
 
 
 class Desk:
-    """A coordinator over TCP whose plan waits for a client that never comes: all it does is hear and answer."""
+    """A coordinator over TCP whose plan waits for a client that never comes, so it only hears and answers messages."""
 
     def __init__(self, floats: int = 16) -> None:
         weights = Bundle.pack({"w": np.zeros(floats, np.float32)})
@@ -65,14 +66,14 @@ class Desk:
         )
 
     def turns(self, until: Callable[[int], bool]) -> None:
-        """Until it holds of the number of actors that are here."""
+        """Runs turns until `until(number of actors that are here)` is true."""
         while not until(len(self.server.core.roster)):
             self.hub.wait(0.05)
             self.server.turn()
 
 
 class Caller:
-    """An actor's end that says what a case wants said, in step with nobody."""
+    """An actor's end of a line that says what the case wants, at any time."""
 
     def __init__(self, address: str) -> None:
         self.line, self.session, self.epoch = Line(address), os.urandom(8), 0
@@ -89,7 +90,7 @@ class Caller:
         return [arrival.envelope for arrival in self.line.drain() if arrival.envelope]
 
     def stay(self) -> None:
-        """Until this process is ended: what is still on its way counts as lost once a connection closes."""
+        """Waits until this process is ended. A closed connection would lose the messages that are still on their way."""
         while True:
             self.line.wait(1.0)
 
@@ -99,7 +100,7 @@ class Caller:
 
 
 def control(quick: bool) -> Finding:
-    """Beats of 8 actors as fast as they come; and the round trip of a contribution that gets a verdict and no more."""
+    """Measures the rate of beats from 8 actors, and the round trip of a contribution whose only answer is a verdict."""
     each, trips = (4_000, 1_000) if quick else (40_000, 5_000)
     message = encode(Envelope(bytes(8), 1, Beat(1_000)))
     costs: list[float] = []
@@ -133,7 +134,7 @@ def control(quick: bool) -> Finding:
 
 
 def _beats(each: int) -> tuple[float, float]:
-    """Beats a second, and the coordinator's CPU seconds for each (all of its threads)."""
+    """Returns beats a second, and CPU seconds of the coordinator for each beat (all of its threads)."""
     desk, everyone = Desk(), FORK.Event()
 
     def beat(number: int) -> None:
@@ -141,7 +142,7 @@ def _beats(each: int) -> tuple[float, float]:
         everyone.wait()
         said = encode(Envelope(caller.session, caller.epoch, Beat(1_000)))
         for _ in range(each):
-            caller.line.socket.send(said)  # as fast as may be: what sending costs is not in question here
+            caller.line.socket.send(said)  # straight to the socket: the cost of sending is not measured here
         caller.line.socket.send(encode(Envelope(caller.session, caller.epoch, Bye("done"))))
         caller.stay()
 
@@ -156,7 +157,7 @@ def _beats(each: int) -> tuple[float, float]:
 
 
 def _trip(times: int) -> float:
-    """Median seconds from a Contribute for a task that nobody has to its Verdict."""
+    """Returns median seconds from a Contribute to its Verdict; the contribution is for a task that nobody has."""
     desk = Desk()
     found = os.memfd_create("trips")
 

@@ -1,6 +1,6 @@
-"""What a message costs the coordinator's core, with ten actors and with ten thousand.
+"""Cost of a message in the coordinator's core, with 10 actors and with 10,000.
 
-The one idea: the core alone, in memory: every effect is answered at once by the event that a real run would bring.
+The one idea: the core runs alone, in memory, and each effect is answered at once by the event that a real run would bring.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.messages import PROTOCOL, Assign, Contribute, Envelope, Have, Hello
 
 FEW, MANY = 10, 10_000
-TURN = 64  # messages between two looks at the clock
+TURN = 64  # messages between two ticks
 
 
 def core(quick: bool) -> Finding:
-    """CPU microseconds a message (contributions, acknowledged weights), steps and ticks included."""
+    """Measures CPU microseconds of a message (contribution or acknowledged weights), steps and ticks included."""
     messages = 60_000 if quick else 300_000
     few, many = interleaved(3, lambda: Crowd(FEW).cost(messages), lambda: Crowd(MANY).cost(messages))
     return Finding(
@@ -38,7 +38,7 @@ def core(quick: bool) -> Finding:
 
 
 class Crowd:
-    """A core and so many actors that answer at once. A step takes as many contributions as there are actors."""
+    """A core and actors that answer at once. A step takes as many contributions as there are actors."""
 
     def __init__(self, actors: int) -> None:
         self.core = Core(Stream(actors, max_lag=8), Goal(), Rules(patience=1e9))
@@ -51,7 +51,7 @@ class Crowd:
             self.events(Heard(name, Envelope(name, 0, Hello(PROTOCOL, f"actor-{number}", "here", number, ()))))
 
     def cost(self, messages: int) -> float:
-        """CPU seconds a message, of so many."""
+        """Returns CPU seconds for each of `messages` messages."""
         self.heard = 0
         gc.collect()
         began = time.thread_time()
@@ -67,7 +67,7 @@ class Crowd:
         self.events(Heard(peer, Envelope(session, 1, made)))
 
     def events(self, event: Event) -> None:
-        """An event, and the answers to all that comes of it."""
+        """Handles an event, and the events that answer the effects."""
         waiting = deque([event])
         while waiting:
             self.now += 1e-6

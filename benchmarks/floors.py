@@ -1,6 +1,6 @@
-"""What the machine itself allows: copies and sums in memory, bare sockets, bare ZeroMQ.
+"""Floors, the limits of the machine itself: copies and sums in memory, bare sockets, bare ZeroMQ.
 
-The one idea: a floor is measured in the same run as what stands on it, and does what nobody could leave out, no more.
+The one idea: a floor is measured in the same run as the figure above it, and does only the work that nobody can leave out.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from shoal.benchmarks.timing import quantile
 
 LENGTH = struct.Struct("<I")
 FORK = multiprocessing.get_context("fork")
-BUSY = 64  # buffers that a sum goes through in turn, so that they come from memory rather than from a cache
+BUSY = 64  # buffers that a sum goes through in turn, so that they come from memory and not from a cache
 
 
 def memcpy(nbytes: int) -> float:
-    """Seconds of one copy between two touched buffers."""
+    """Returns seconds of one copy between two buffers whose pages exist already."""
     source, target = np.ones(nbytes, np.uint8), np.ones(nbytes, np.uint8)
     began = time.perf_counter()
     np.copyto(target, source)
@@ -37,7 +37,7 @@ def memcpy(nbytes: int) -> float:
 
 
 def weighted_sum(floats: int, times: int) -> float:
-    """Seconds of one total += weight * x, float32 [floats] from memory, by torch on one thread: the mean of so many."""
+    """Returns mean seconds of one total += weight * x, float32 [floats] from memory, by torch on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def weighted_sum(floats: int, times: int) -> float:
 
 @contextmanager
 def others(many: int, work: Callable[[int], None]) -> Iterator[list[Any]]:
-    """So many forked processes doing `work(number)`; none is left afterwards."""
+    """Starts `many` forked processes that each call `work(number)`, and ends all of them on leaving."""
     processes = [FORK.Process(target=work, args=(number,), daemon=True) for number in range(many)]
     for process in processes:
         process.start()
@@ -68,7 +68,7 @@ def others(many: int, work: Callable[[int], None]) -> Iterator[list[Any]]:
 
 @contextmanager
 def listening(kind: str) -> Iterator[tuple[socket.socket, Callable[[], socket.socket]]]:
-    """A listening socket, "tcp" (loopback) or "unix", and what connects to it."""
+    """Yields a listening socket, "tcp" (loopback) or "unix", and a function that connects to it."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
         server = socket.socket(family)
@@ -87,7 +87,7 @@ def listening(kind: str) -> Iterator[tuple[socket.socket, Callable[[], socket.so
 
 
 def ping_pong(times: int, nbytes: int = 64) -> float:
-    """Median seconds of a round trip over loopback TCP between two processes with blocking sockets."""
+    """Returns median seconds of a round trip over loopback TCP between two processes with blocking sockets."""
     with listening("tcp") as (server, connect):
 
         def echo(number: int) -> None:
@@ -109,7 +109,7 @@ def ping_pong(times: int, nbytes: int = 64) -> float:
 
 
 def parsed(message: bytes, senders: int, each: int, parse: Callable[[bytes], Any]) -> float:
-    """Messages a second that one thread takes from so many TCP connections: epoll, recv, cut by length, parse."""
+    """Returns messages a second that one thread takes from `senders` TCP connections: epoll, recv, cut by length, parse."""
     everyone = FORK.Event()
     with listening("tcp") as (server, connect):
 
@@ -148,7 +148,7 @@ def parsed(message: bytes, senders: int, each: int, parse: Callable[[bytes], Any
 
 
 def received(kind: str, nbytes: int, senders: int, each: int, add: bool) -> float:
-    """Messages of `nbytes` a second from so many processes by "tcp" or "unix": recv_into, and += if `add`."""
+    """Returns messages of `nbytes` a second from `senders` processes by "tcp" or "unix": recv_into, and += if `add`."""
     with listening(kind) as (server, connect):
 
         def send(number: int) -> None:
@@ -182,7 +182,7 @@ def received(kind: str, nbytes: int, senders: int, each: int, add: bool) -> floa
 
 
 def spread(nbytes: int, readers: int, times: int) -> float:
-    """Median seconds to bring `nbytes` to so many processes over loopback TCP, until the last has said so."""
+    """Returns median seconds to send `nbytes` to each of `readers` processes over loopback TCP, until all have confirmed."""
     message = np.ones(nbytes, np.uint8)
     with listening("tcp") as (server, connect):
 
@@ -206,7 +206,7 @@ def spread(nbytes: int, readers: int, times: int) -> float:
 
 
 def _round(lines: list[socket.socket], message: npt.NDArray[np.uint8]) -> float:
-    """Everything to everyone, a piece at a time to whoever takes it."""
+    """Returns seconds to send the message to all lines, 1 MiB at a time to each line that is ready, until all confirm."""
     began, left = time.perf_counter(), dict.fromkeys(lines, 0)
     for line in lines:
         line.setblocking(False)
@@ -224,7 +224,7 @@ def _round(lines: list[socket.socket], message: npt.NDArray[np.uint8]) -> float:
 
 
 def bare_zmq(nbytes: int, actors: int, each: int, ahead: int = 2) -> float:
-    """Contributions a second of the simplest pyzmq exchange: a token out, a header and raw floats back, added to a total."""
+    """Returns contributions a second of the simplest pyzmq exchange: a token out, a header and raw floats back, one +=."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         address = f"ipc://{folder}/hub"
 

@@ -1,6 +1,6 @@
-"""The coordinator's memory: at its peak with a large model, and over thousands of rounds.
+"""Memory of the coordinator: its peak with a large model, and its growth over thousands of rounds.
 
-The one idea: a linear aggregator needs the weights and one total, whatever the cohort; the kernel's own counters tell.
+The one idea: a linear aggregator needs the weights and one total for any cohort; the kernel's own counters measure it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from shoal.protocol.work import Contribution, Task
 
 MB = 1_000_000
 MODELS = 2.5
-FLAT = 64 * 1024  # bytes a thousand rounds: what one cannot tell from no growth at all
+FLAT = 64 * 1024  # bytes in a thousand rounds: a smaller growth cannot be told from none
 
 
 def memory(quick: bool) -> Finding:
-    """Peak memory in models, above what the process had before; and growth over rounds of a small model."""
+    """Measures peak memory in models, beyond the process's memory before; and growth over rounds of a small model."""
     nbytes, rounds = (100 * MB, 3_000) if quick else (400 * MB, 10_000)
     growth = grown(rounds)
     for transport in ("tcp", "shm"):
-        peak(MB, 4, transport)  # what is imported when it is first needed is no part of any model's peak
+        peak(MB, 4, transport)  # late imports happen now, so that no measured peak has them
     alone = {f"aggregator_{form}": alone_peak(nbytes, exact) for form, exact in (("plain", False), ("exact", True))}
     found = {f"cohort_{cohort}_{kind}": peak(nbytes, cohort, kind) for cohort, kind in ((4, "tcp"), (16, "tcp"), (16, "shm"))}
-    worst = max(found["cohort_4_tcp"], found["cohort_16_tcp"])  # shm: pages of the actors' own rings count as well
+    worst = max(found["cohort_4_tcp"], found["cohort_16_tcp"])  # shm also counts the actors' own rings
     return Finding(
         figure=worst,
         unit=f"models of {nbytes // MB} MB, the coordinator's peak with plain sums",
@@ -45,10 +45,10 @@ def memory(quick: bool) -> Finding:
 
 
 def alone_peak(nbytes: int, exact: bool) -> float:
-    """Models beyond one contribution, of an aggregator whose newest weights somebody holds: 3 rounds of 4 contributions."""
+    """Returns the peak, in models beyond one contribution, of an aggregator whose newest weights are held: 3 rounds of 4."""
     delta = NoOp().run(Bundle.zeros(vector(nbytes // 4)), 0, Task(0, 0, (0,)))
     before = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     aggregator = FedAvgServer(Bundle.zeros(vector(nbytes // 4)), deterministic=exact)
     newest = aggregator.weights()
     for version in range(3):
@@ -62,22 +62,22 @@ def alone_peak(nbytes: int, exact: bool) -> float:
 
 
 def peak(nbytes: int, cohort: int, transport: str) -> float:
-    """Models beyond what was there before, of a linear aggregator in plain sums."""
+    """Returns the peak, in models beyond the process's memory before, of a run with a linear aggregator and plain sums."""
     before = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     with played(noop(nbytes // 4, cohort, 4, sums=False), actors=2, transport=transport):
         return (resident(peak=True) - before) / nbytes
 
 
 class Watched(Calls):
-    """Evaluates nothing but the coordinator's memory."""
+    """A problem whose central evaluation returns the coordinator's resident memory in bytes."""
 
     def central(self, method: Method, seed: int, device: str) -> Evaluate:
         return lambda weights: {"resident": float(resident())}
 
 
 def grown(rounds: int) -> float:
-    """Bytes of memory that a thousand rounds leave behind: a straight line through the second half of a run."""
+    """Returns bytes of growth in a thousand rounds: the slope of a straight line through the second half of a run."""
     plain = noop(SMALL, 4, rounds, sums=True, eval_every=100)
     assert isinstance(plain.problem, Calls)
     job = replace(plain, problem=Watched(plain.problem.worker, plain.problem.weights))

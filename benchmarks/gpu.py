@@ -1,7 +1,7 @@
-"""A GPU's learner: contributions folded in on the device, and the weights back.
+"""The learner on a GPU: contributions folded on the device, and weights copied back.
 
-The one idea: what the bus carries from page-locked memory is the floor; a fold adds the host's copy into that memory and the
-sum on the device, which should hide behind it.
+The one idea: the floor is a copy over the bus from page-locked memory. A fold adds the host's copy into that memory and the
+sum on the device; both should hide behind the bus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ASKED = "a fold at least 80 % of the rate of copies from page-locked memory, wei
 
 
 def gpu(quick: bool) -> Finding:
-    """100 contributions of 100 MB, plain and exact, and the weights back to the host's memory."""
+    """Measures 100 contributions of 100 MB, plain and exact, and the weights' way back to the host's memory."""
     if not torch.cuda.is_available():
         return Finding(None, "GB/s", asked=ASKED, details={"skipped": "torch finds no CUDA device here"})
     times = CONTRIBUTIONS // 5 if quick else CONTRIBUTIONS
@@ -56,11 +56,13 @@ def gpu(quick: bool) -> Finding:
 
 
 def folded(nbytes: int, times: int, device: torch.device, *, exact: bool) -> tuple[float, float]:
-    """Bytes a second into a sum, its end waited for; and from the end of a step to weights that can be read."""
+    """Returns two rates in bytes a second: of contributions into a sum, until the device has finished; and of weights, from the
+    end of a step until they can be read.
+    """
     layout = vector(nbytes // 4)
     deltas = cycle([Bundle.zeros(layout) for _ in range(4)])
     aggregator = FedAvgServer(Bundle.zeros(layout), device=device, deterministic=exact)
-    for client in range(2):  # memory is touched, kernels are loaded
+    for client in range(2):  # pages are touched and kernels are loaded before the clock starts
         aggregator.fold(_contribution(next(deltas), client))
     aggregator.step()
     aggregator.weights()
@@ -83,7 +85,7 @@ def _contribution(delta: Bundle, client: int) -> Contribution:
 
 
 def copied(nbytes: int, times: int, device: torch.device, *, back: bool) -> float:
-    """Bytes a second of bare copies between page-locked memory and the device."""
+    """Returns bytes a second of bare copies between page-locked memory and the device."""
     host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there = torch.zeros(nbytes, dtype=torch.uint8, device=device)
     into, given = (host, there) if back else (there, host)

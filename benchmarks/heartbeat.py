@@ -1,7 +1,7 @@
-"""A word under a saturated link: control is never behind a model.
+"""Round trip of a word while the link is saturated: control messages never wait behind a model.
 
-The one idea: some read weights as fast as the coordinator gives them, over TCP and without end, while another says a word and
-waits for the answer. What a heartbeat takes is at most that, because it is not answered.
+The one idea: some readers fetch weights over TCP without end, as fast as the coordinator gives them, while one caller says a
+word and waits for the answer. A heartbeat takes at most that time, because it has no answer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from shoal.protocol.messages import Bye, Chunk, Contribute, Envelope, Verdict, W
 
 FLOATS = 25_000_000  # 100 MB
 READERS = 4
-AHEAD = 2  # chunks that a reader has asked for, so that the way is never free
+AHEAD = 2  # chunks that a reader asks for ahead, so that the link is never free
 
 
 @dataclass(frozen=True)
 class Trips:
-    """Seconds there and back, and bytes that the readers had meanwhile, a second."""
+    """Round trips. p50, p99: seconds. rate: bytes a second that the readers received at the same time."""
 
     p50: float
     p99: float
@@ -36,7 +36,7 @@ class Trips:
 
 
 def heartbeat(quick: bool) -> Finding:
-    """There and back while 4 actors fetch 100 MB over and over; and while nobody does."""
+    """Measures round trips while 4 actors fetch 100 MB over and over, and while nobody fetches."""
     seconds, found = 3.0 if quick else 10.0, []
 
     def busy() -> float:
@@ -59,7 +59,7 @@ def heartbeat(quick: bool) -> Finding:
 
 
 def trips(seconds: float, readers: int, floats: int = FLOATS) -> Trips:
-    """Of one who speaks for so long, as soon as it was answered, while so many read."""
+    """Returns the round trips of one caller, back to back for `seconds`, while `readers` readers fetch."""
     desk, found = Desk(floats), os.memfd_create("trips")
 
     def live(number: int) -> None:
@@ -91,7 +91,7 @@ def trips(seconds: float, readers: int, floats: int = FLOATS) -> Trips:
 
 
 def speak(caller: Caller, seconds: float) -> Trips:
-    """A contribution to a task that nobody has gets a verdict, and no more."""
+    """Measures round trips for `seconds`: a contribution to a task that nobody has, whose only answer is a verdict."""
     took: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -103,10 +103,10 @@ def speak(caller: Caller, seconds: float) -> Trips:
 
 
 class Reader(Caller):
-    """An actor's end that fetches the weights again and again, and never says that it has them."""
+    """An actor's end of a line that fetches the weights again and again and never says that it has them."""
 
     def read_on(self, nbytes: int) -> None:
-        """Until this process is ended."""
+        """Reads until this process is ended."""
         lane, first, free = Line(self.line.address, beside=self.line), 0, 0
         while True:
             for _ in range(free):

@@ -1,7 +1,7 @@
-"""Jobs without learning: what is left of a run is the machinery.
+"""Jobs without learning, which measure the machinery alone.
 
-The one idea: they are ordinary jobs, with a worker that gives the same bundle for every client, so that everything else
-is what a user's run goes through.
+The one idea: these are ordinary jobs whose worker returns the same bundle for every client, so everything else is
+what a user's run goes through.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL = 1_000  # float32: a model of 4 KB
 
 
 class NoOp:
-    """A worker whose clients all contribute the same delta, of weight 1. floats: its size; None: as the weights."""
+    """A worker whose clients all return the same delta with weight 1. floats: size of the delta; None: that of the weights."""
 
     def __init__(self, floats: int | None = None) -> None:
         self.floats = floats
@@ -43,8 +43,11 @@ class NoOp:
 
 
 def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_000, **settings: Any) -> Job:
-    """Federated averaging of `floats` float32 where clients do nothing. sums: actors send sums over their clients; else each
-    client's contribution travels by itself. Sums are exact, own contributions plain, unless `deterministic` says otherwise."""
+    """Returns a job of federated averaging of `floats` float32 in which clients do nothing.
+
+    sums: an actor sends one sum over its clients; else each client's contribution travels by itself. Sums are exact, single
+    contributions plain, unless `deterministic` says otherwise.
+    """
     return Federated(
         worker=NoOp,
         weights=lambda: {"w": np.zeros(floats, np.float32)},
@@ -59,7 +62,7 @@ def noop(floats: int, cohort: int, rounds: int, *, sums: bool, clients: int = 1_
 
 @dataclass(frozen=True)
 class Broadcasting(FedAvg):
-    """Weights that never change go out in every round; contributions are a few bytes."""
+    """A method whose weights never change and go to all actors in every round; its contributions are a few bytes."""
 
     name: ClassVar[str] = "broadcasting"
 
@@ -70,7 +73,7 @@ class Broadcasting(FedAvg):
         return Assembled(self.actors)
 
     def rules(self, sums: bool) -> Rules:
-        """One task each, so that no version is passed over by anyone."""
+        """Returns rules with one task for each actor, so that no actor skips a version."""
         return Rules(ahead=1, most=1, sticky=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
@@ -82,7 +85,7 @@ class Broadcasting(FedAvg):
 
 
 def broadcast(floats: int, actors: int, rounds: int) -> tuple[Job, Still]:
-    """A job of so many rounds, and its aggregator."""
+    """Returns a job of `rounds` rounds, and its aggregator."""
     still = Still(floats)
     job = Federated(
         worker=lambda: NoOp(16),
@@ -97,14 +100,14 @@ def broadcast(floats: int, actors: int, rounds: int) -> tuple[Job, Still]:
 
 
 class Assembled(Rounds):
-    """Rounds of all clients that begin when as many actors are there."""
+    """Rounds of all clients; the first begins when as many actors as clients are here."""
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         return super().assign(seats, news, version, now) if version or self.issued or seats.room >= self.clients else ()
 
 
 class Still:
-    """An aggregator whose weights stay as they are. made: the moment (monotonic seconds) at which each version was there."""
+    """An aggregator whose weights never change. made: monotonic seconds at which each version was made."""
 
     linear: ClassVar[bool] = False
 

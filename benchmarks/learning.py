@@ -1,6 +1,6 @@
-"""Does it learn, as fast as it should: the built-in jobs over several seeds, by the commands that anybody would type.
+"""Learning: the built-in jobs over several seeds, by the commands that a user types.
 
-The one idea: a seed counts only if it learned, stayed there to the end, and does as well on episodes it never trained on.
+The one idea: a seed counts only if its run learned, stayed good to the end, and does as well on fresh episodes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.play import Played, shoal, simulated
 
-GOOD = 475.0  # mean return over 100 episodes: what gymnasium calls CartPole-v1 solved
+GOOD = 475.0  # mean return over 100 episodes at which gymnasium calls CartPole-v1 solved
 ACCURATE = 0.93
 FAST = 30_000.0  # environment steps a second, collected and learned from
 
 
 def digits(quick: bool) -> Finding:
-    """Held-out accuracy on three seeds, the lowest of them."""
+    """Measures held-out accuracy on three seeds and returns the lowest."""
     found = []
     for seed in range(3):
         with simulated("digits", "--seed", str(seed), "--actors", "2") as run:
@@ -35,12 +35,12 @@ def digits(quick: bool) -> Finding:
 
 
 def cartpole(quick: bool) -> Finding:
-    """IMPALA, 500,000 steps, 2 actors."""
+    """Measures IMPALA: 500,000 steps, 2 actors."""
     return _solved("cartpole", range(1 if quick else 5), FAST)
 
 
 def cartpole_ppo(quick: bool) -> Finding:
-    """PPO, 500,000 steps, 2 actors."""
+    """Measures PPO: 500,000 steps, 2 actors."""
     return _solved("cartpole-ppo", range(1 if quick else 5), 0.0)
 
 
@@ -67,7 +67,9 @@ def _seed(job: str, seed: int) -> dict[str, Any]:
 
 
 def course(run: Played) -> dict[str, Any]:
-    """When the mean return of the last 100 episodes first was high enough, where it ended, and the lowest in between."""
+    """Returns the course of the mean return of the last 100 episodes: the environment steps at which it first was GOOD, its
+    lowest value after that, and its last value.
+    """
     returns = [(row["steps"], row["metrics"]["return_mean"]) for row in run.rows if "return_mean" in row["metrics"]]
     reached = next((at for at, (_, mean) in enumerate(returns) if mean >= GOOD), None)
     return {

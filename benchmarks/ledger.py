@@ -1,6 +1,6 @@
-"""The table in README.md, made of results/*.json: `python -m shoal.benchmarks.ledger`.
+"""Writes the table in README.md from results/*.json: `python -m shoal.benchmarks.ledger`.
 
-The one idea: nobody types a figure; what was measured last stands there, with what it was measured on.
+The one idea: nobody types a figure. The table shows the last measurements, and the machine that they were made on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HEAD = ("command", "figure", "goal", "floor", "peer", "ratio", "holds", "load be
 
 
 def rows(folder: Path) -> list[str]:
-    """Markdown: a row a case that was measured, in the order of `shoal bench`."""
+    """Returns lines of Markdown: a row for each case that was measured, in the order of `shoal bench`."""
     found = [json.loads(path.read_text()) for name in cases() if (path := folder / f"{name}.json").exists()]
     lines = [_row(HEAD), _row(["---"] * len(HEAD)), *(_row(_cells(one)) for one in found)]
     return [*lines, "", *(f"Measured on: {text}." for text in dict.fromkeys(_machine(one) for one in found))]
@@ -54,7 +54,7 @@ def _number(value: float | None) -> str:
 
 
 def written(readme: str, lines: Sequence[str]) -> str:
-    """The same text with these lines between the marks."""
+    """Returns the text of the readme with `lines` between the two marks."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"

@@ -1,4 +1,4 @@
-"""What a figure was measured on.
+"""Facts about the machine on which a figure was measured.
 
 The one idea: a figure without its machine, versions and load is a rumour.
 """
@@ -16,12 +16,12 @@ LIBRARIES = ("shoal", "numpy", "torch", "pyzmq", "msgpack", "gymnasium", "scikit
 
 
 def versions() -> dict[str, str]:
-    """Of Shoal, Python and the libraries that a figure may depend on; those that are not installed are left out."""
+    """Returns the versions of Python, Shoal and those libraries that are installed and that a figure may depend on."""
     return {"python": platform.python_version(), **dict(_libraries())}
 
 
 def facts() -> dict[str, Any]:
-    """Of the machine, as it is now. memory in bytes, load over 1, 5 and 15 minutes."""
+    """Returns facts of the machine as it is now. memory: in bytes. load: means over 1, 5 and 15 minutes."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": cpu(),
@@ -33,7 +33,7 @@ def facts() -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """The processor's name, as far as the system tells."""
+    """Returns the processor's name, as far as the system tells."""
     for row in _lines(Path("/proc/cpuinfo")):
         name, _, value = row.partition(":")
         if name.strip() == "model name":
@@ -42,7 +42,7 @@ def cpu() -> str:
 
 
 def resident(peak: bool = False) -> int:
-    """Bytes of memory of this process that are in memory now, or were at most. Linux only; else 0."""
+    """Returns bytes of this process's resident memory now, or with `peak` its highest value; 0 on other systems than Linux."""
     wanted = "VmHWM" if peak else "VmRSS"
     rows = (row.split() for row in _lines(Path("/proc/self/status")))
     return next((int(row[1]) * 1024 for row in rows if row and row[0] == f"{wanted}:"), 0)

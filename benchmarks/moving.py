@@ -1,7 +1,7 @@
-"""Moving weights and contributions: how close to what memory and sockets allow.
+"""Moving weights and contributions: how close Shoal comes to what memory and sockets allow.
 
-The one idea: whole runs, watched at the coordinator's socket: from the moment weights are made to the last word that
-they arrived; and from one folded contribution to the next.
+The one idea: the cases watch whole runs at the coordinator's socket: from the moment that weights are made to the last word
+that they arrived, and from one folded contribution to the next.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTRIBUTION = 4 * MB
 
 
 def weights_tcp(quick: bool) -> Finding:
-    """Weights of 100 MB to 4 actors over loopback TCP, from the step that made them to the last Have."""
+    """Measures weights of 100 MB to 4 actors over loopback TCP, from the step that made them to the last Have."""
     size, times = 100 * MB, 4 if quick else 12
     ours, bare = interleaved(2 if quick else 5, lambda: _brought(size, 4, times, "tcp"), lambda: spread(size, 4, times))
     return Finding(
@@ -40,7 +40,7 @@ def weights_tcp(quick: bool) -> Finding:
 
 
 def weights_local(quick: bool) -> Finding:
-    """Weights of 100 MB to 8 local actors through shared memory; also to 32."""
+    """Measures weights of 100 MB to 8 local actors through shared memory, and to 32."""
     size, times = 100 * MB, 6 if quick else 15
     ways: dict[str, Callable[[], float]] = {
         "8_actors_ms": lambda: 1e3 * _brought(size, 8, times, "shm"),
@@ -62,14 +62,14 @@ def weights_local(quick: bool) -> Finding:
 
 
 def _brought(nbytes: int, actors: int, times: int, transport: str) -> float:
-    """Median seconds over versions: from the moment when the aggregator has made one to the last actor's Have."""
+    """Returns median seconds over versions, from the moment that the aggregator has made a version to the last actor's Have."""
     job, still = broadcast(nbytes // 4, actors, times + 2)
     with traced() as trace, played(job, actors=actors, transport=transport):
         return statistics.median(journeys(trace, still.made, actors)[-times:])
 
 
 def journeys(trace: Trace, made: Sequence[float], actors: int) -> list[float]:
-    """Seconds that each version took to all actors; versions that some actor skipped are left out."""
+    """Returns seconds that each version took to reach all actors, without versions that an actor skipped."""
     arrived: dict[int, list[float]] = {}
     for at, message in trace.came(Have):
         arrived.setdefault(message.version, []).append(at)
@@ -77,7 +77,7 @@ def journeys(trace: Trace, made: Sequence[float], actors: int) -> list[float]:
 
 
 def contributions_4mb(quick: bool) -> Finding:
-    """Contributions of 4 MB from 4 actors, delivered and accumulated: seconds for each, by every transport."""
+    """Measures seconds for each contribution of 4 MB from 4 actors, delivered and added, by every transport."""
     rounds, each = (4, 50) if quick else (12, 200)
     ways: dict[str, Callable[[], float]] = {
         "shm": lambda: _folded("shm", rounds),
@@ -113,7 +113,7 @@ def _folded(transport: str, rounds: int) -> float:
 
 
 def round_tcp(quick: bool) -> Finding:
-    """A whole synchronous round of two clients that do nothing, over TCP with keys; also without, and through a gateway."""
+    """Measures a synchronous round of two clients that do nothing over TCP: with keys, without, and through a gateway."""
     rounds = 200 if quick else 2_000
     beside = Beside(questions.rounds(), quick, min)
     keys, clear, gateway, _ = interleaved(

@@ -1,7 +1,7 @@
-"""What the machinery costs a synchronous round of small clients: Shoal with one actor against a plain torch loop.
+"""Cost of the machinery in a synchronous round of small clients: Shoal with one actor against a plain torch loop.
 
-The one idea: both run by turns in processes of their own, on the same clients in the same order, and must end with the
-same weights but for the rounding of sums; so the difference in time is the machinery's.
+The one idea: both run by turns in their own processes, on the same clients in the same order, and must end with the
+same weights up to the rounding of sums. So the difference in time is the cost of the machinery.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from shoal.benchmarks.play import Played, simulated
 from shoal.benchmarks.timing import interleaved
 
 ROUNDS = 50
-SKIP = 2  # rounds at the start: first touches, and processes that come up
+SKIP = 2  # rounds left out at the start, in which memory is first touched and processes start
 MOST = 1.3
 Weights = dict[str, npt.NDArray[np.float32]]
 
 
 def round_overhead(quick: bool) -> Finding:
-    """E=1, B=10, 50 rounds, cohort 10: seconds of a round, medians over rounds and over interleaved repeats."""
+    """Measures seconds of a round (E=1, B=10, 50 rounds, cohort 10): medians over rounds and over interleaved repeats."""
     ended: dict[str, Weights] = {}
 
     def shoal(actors: int, *more: str) -> float:
@@ -70,7 +70,7 @@ def round_overhead(quick: bool) -> Finding:
 
 
 def weights_of(run: Played) -> Weights:
-    """The newest checkpoint's."""
+    """Returns the weights of the newest checkpoint."""
     from safetensors.numpy import load_file
 
     newest = max(run.run.checkpoints.glob("*.safetensors"))

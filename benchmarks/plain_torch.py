@@ -1,9 +1,9 @@
-"""Federated averaging on the digits as one would write it in torch, without Shoal: the peer of `round-overhead`.
+"""Federated averaging on the digits in plain torch, without Shoal's machinery: the peer of `round-overhead`.
 
 The one idea: no bus, no flat buffers, no accumulators; an nn.Sequential, torch.optim.SGD, state_dicts and their weighted
-mean. Only the data, its partition, the first weights, the cohorts and the shuffles are Shoal's, so that both must learn alike.
+mean. Only the data, its partition, the first weights, the cohorts and the shuffles are Shoal's, so that both learn alike.
 
-`python -m shoal.benchmarks.plain_torch FOLDER ROUNDS SEED` writes weights.npz there and prints {"round": seconds, ...}.
+`python -m shoal.benchmarks.plain_torch FOLDER ROUNDS SEED` writes FOLDER/weights.npz and prints {"rounds": [seconds, ...]}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ State = dict[str, torch.Tensor]
 
 
 def learned(job: Job, rounds: int) -> tuple[State, list[float]]:
-    """The weights after so many rounds, and the moment at which each round began and the last one ended."""
+    """Returns the weights after `rounds` rounds, and the times at which each round began and the last round ended."""
     settings, problem = job.method, job.problem
     assert isinstance(settings, FedAvg)
     assert isinstance(problem, Supervised)
@@ -52,7 +52,7 @@ def learned(job: Job, rounds: int) -> tuple[State, list[float]]:
 
 
 def trained(model: nn.Module, weights: State, x: torch.Tensor, y: torch.Tensor, job: Job, client: int, version: int) -> State:
-    """FedAvg's ClientUpdate: the state after the local epochs."""
+    """Returns the state after the local epochs of one client (FedAvg's ClientUpdate)."""
     settings = job.method
     assert isinstance(settings, FedAvg)
     model.load_state_dict(weights)
@@ -69,7 +69,7 @@ def trained(model: nn.Module, weights: State, x: torch.Tensor, y: torch.Tensor, 
 
 
 def mean(states: list[State], examples: list[int]) -> State:
-    """Weighted by examples."""
+    """Returns the mean of the states, weighted by examples."""
     total = sum(examples)
     return {
         name: sum((state[name] * (many / total) for state, many in zip(states, examples, strict=True)), torch.zeros(()))

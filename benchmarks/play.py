@@ -1,6 +1,6 @@
-"""Whole runs for a case: the very `launch` that `shoal simulate` calls, in a folder that is gone afterwards.
+"""Whole runs for a case: the same `launch` that `shoal simulate` calls, in a folder that is removed afterwards.
 
-The one idea: a case measures from outside (what the run wrote down, and when its messages passed), never a shortcut.
+The one idea: a case measures from outside (the files of the run, and the times of its messages), never by a shortcut.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from shoal.runs.rundir import Config, RunDir
 
 @dataclass(frozen=True)
 class Played:
-    """A run that is over. rows: its metrics.jsonl."""
+    """A run that is over. rows: the lines of its metrics.jsonl."""
 
     run: RunDir
     rows: list[dict[str, Any]]
     summary: Mapping[str, Any]
 
     def pace(self, skip: int = 1) -> float:
-        """Contributions of clients a second, from the `skip`th step to the last."""
+        """Returns contributions of clients a second, from the `skip`th step to the last."""
         steps = self.steps[skip - 1 :]
         return float((steps[-1]["contributions"] - steps[0]["contributions"]) / (steps[-1]["seconds"] - steps[0]["seconds"]))
 
     def rounds(self, skip: int = 1) -> list[float]:
-        """Seconds of each step after the `skip`th."""
+        """Returns seconds of each step after the `skip`th."""
         moments = [row["seconds"] for row in self.steps[skip - 1 :]]
         return [after - before for before, after in pairwise(moments)]
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Rows of steps, without those of evaluations."""
+        """The rows of steps, without the rows of evaluations."""
         first: dict[int, dict[str, Any]] = {}
         for row in self.rows:
             first.setdefault(row["version"], row)
@@ -59,8 +59,9 @@ class Played:
 
 @contextmanager
 def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False, gateway: bool = False) -> Iterator[Played]:
-    """A run of this job in this process, with its actors forked, to the end. keys, gateway: as for actors from elsewhere, on a
-    loopback port. Raises RuntimeError where it fails."""
+    """Runs the job to its end in this process, with forked actors, and yields the run. keys, gateway: as for actors of other
+    machines, on a loopback port. Raises RuntimeError if the run fails.
+    """
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         run = RunDir.create(job.name, datetime.now(), path=Path(folder) / "run")
         config = Config(job.name, job.seed, actors, transport, "cpu", job.plain())
@@ -74,7 +75,7 @@ def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False,
 
 
 def _keys(folder: Path) -> ServerKeys:
-    """Of a coordinator that lets in nobody but its own actors."""
+    """Returns keys of a coordinator that lets in only its own actors."""
     own = KeyFolder(folder / "keys")
     own.new("bench")
     return server_keys(own, "bench")
@@ -82,7 +83,7 @@ def _keys(folder: Path) -> ServerKeys:
 
 @contextmanager
 def simulated(job: str, *words: str) -> Iterator[Played]:
-    """A run by `shoal simulate JOB ...` in a process of its own. Raises CalledProcessError where it fails."""
+    """Yields a run of `shoal simulate JOB ...` in a process of its own. Raises CalledProcessError if the run fails."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         path = Path(folder) / "run"
         done = shoal("simulate", job, *words, "--quiet", "--json", "--run-dir", str(path))
@@ -91,7 +92,7 @@ def simulated(job: str, *words: str) -> Iterator[Played]:
 
 
 def shoal(*words: str) -> dict[str, Any]:
-    """What a `shoal` command that ends in a JSON line says."""
+    """Runs a `shoal` command that ends in a JSON line, and returns that line."""
     told = subprocess.run([sys.executable, "-m", "shoal", *words], stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
     return found
@@ -99,7 +100,7 @@ def shoal(*words: str) -> dict[str, Any]:
 
 @dataclass
 class Trace:
-    """What came to the coordinator's socket, and when (monotonic seconds)."""
+    """The messages that came to the coordinator's socket. heard: monotonic seconds, and the message."""
 
     heard: list[tuple[float, Envelope]] = field(default_factory=list)
 
@@ -109,7 +110,7 @@ class Trace:
 
 @contextmanager
 def traced() -> Iterator[Trace]:
-    """Runs that begin in here note when each message comes. It costs a microsecond a message."""
+    """Notes the time of each message in runs that begin inside the `with`. It costs a microsecond a message."""
     trace = Trace()
 
     class Noting(Hub):

@@ -1,6 +1,6 @@
-"""`shoal bench`: the named cases, a JSON line each and a table, and what they found on disk.
+"""`shoal bench`: runs the named cases, prints a JSON line for each and a table, and writes the findings to disk.
 
-The one idea: a goal that is missed is a finding like any other (exit 0); only a case that crashes is an error.
+The one idea: a goal that is missed is a finding like any other (exit code 0); only a case that crashes is an error.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FIGURES: Mapping[str, Case] = {
 
 
 def cases() -> Mapping[str, Case]:
-    """All cases by name: figures, and in a checkout what a run survives (tests/faults/), which is no part of the wheel."""
+    """Returns all cases by name: figures, and in a checkout the cases of tests/faults/, which the wheel does not have."""
     try:
         from shoal.faults.cases import FAULTS
     except ModuleNotFoundError:
@@ -80,7 +80,7 @@ def main(
     measure: Measure = apart,
     folder: Path | None = None,
 ) -> int:
-    """Run the named cases, or all. Returns the exit code: 0, or 1 where a case crashed. Raises UserError for a name."""
+    """Runs the named cases, or all. Returns the exit code: 0, or 1 if a case crashed. Raises UserError for an unknown name."""
     known = cases() if registry is None else registry
     for name in names:
         if name not in known:
@@ -105,14 +105,14 @@ def main(
 
 
 def results() -> Path:
-    """Beside the cases in a checkout; else in the folder one stands in."""
+    """Returns benchmarks/results in a checkout, else benchmarks-results in the current folder."""
     here = Path(__file__).resolve().parent
     checkout = (here.parent / "pyproject.toml").exists() and os.access(here, os.W_OK)
     return here / "results" if checkout else Path("benchmarks-results")
 
 
 def keep(folder: Path, found: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """CASE.json with the machine as it was before, and CASE.png."""
+    """Writes CASE.json, with the machine's facts from before the case, and CASE.png."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{found['case']}.tmp"
     part.write_text(json.dumps({**found, "machine": machine}, indent=2, allow_nan=False) + "\n")
@@ -121,7 +121,7 @@ def keep(folder: Path, found: Mapping[str, Any], machine: Mapping[str, Any]) -> 
 
 
 def picture(found: Mapping[str, Any], path: Path) -> None:
-    """A bar each for figure, floor, peer and goal, as far as there are any; without one, or matplotlib, none."""
+    """Draws a bar for each of figure, floor, peer and goal that was measured; nothing if none was, or without matplotlib."""
     bars = {name: found[name] for name in ("figure", "floor", "peer", "goal") if found[name] is not None}
     if not bars:
         return
@@ -142,7 +142,7 @@ def picture(found: Mapping[str, Any], path: Path) -> None:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The findings as aligned columns, a line each under a head."""
+    """Returns the findings as aligned columns, a line each under a head."""
     rows = [COLUMNS, *(tuple(_cell(found[column]) for column in COLUMNS) for found in lines)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,6 +1,6 @@
-"""How long until something happens: from the command to the first step, and until sixteen actors are up.
+"""Time to start: from the command to the first step, and until 16 actors have joined.
 
-The one idea: a run writes down each step, with how many actors are there, at once; the file tells when.
+The one idea: a run writes each step at once into a file, with the number of actors; the case watches the file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FIRST_STEP = 3.0  # seconds beyond `import torch`
 ALL_UP = 6.0
 ACTORS = 16
 TOO_LONG = 60.0
-LOOK = 0.01  # seconds between two looks at a file
+LOOK = 0.01  # seconds between two looks at the file
 
 
 def startup(quick: bool) -> Finding:
-    """Seconds from `shoal simulate digits` to its first step, less those of `import torch`, medians of interleaved repeats."""
+    """Measures seconds from `shoal simulate digits` to its first step, less those of `import torch`: medians of repeats."""
     imported, first, up = interleaved(2 if quick else 5, _import_torch, _first_step, _all_up)
     beyond = first - imported
     return Finding(
@@ -53,7 +53,7 @@ def _all_up() -> float:
 
 
 def _until(actors: str, there: Callable[[Path], bool]) -> float:
-    """Seconds from the command to the moment when `there` holds of its run directory."""
+    """Returns seconds from the command until `there(run directory)` is true."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         run = Path(folder) / "run"
         words = ["simulate", "digits", "rounds=100000", "eval_every=0", "--actors", actors, "--quiet", "--run-dir", str(run)]
@@ -71,7 +71,7 @@ def _until(actors: str, there: Callable[[Path], bool]) -> float:
 
 
 def _still_running(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a moment. Raises RuntimeError when the run has ended."""
+    """Waits LOOK seconds. Raises RuntimeError if the run has ended."""
     try:
         code = process.wait(LOOK)
     except subprocess.TimeoutExpired:
@@ -80,7 +80,7 @@ def _still_running(process: subprocess.Popen[bytes]) -> None:
 
 
 def _actors(rows: str) -> int:
-    """How many were there at the last whole line of a metrics.jsonl."""
+    """Returns the number of actors in the last whole line of a metrics.jsonl."""
     whole = rows.rpartition("\n")[0].rpartition("\n")[2]
     return int(json.loads(whole)["actors"]) if whole else 0
 

@@ -1,7 +1,7 @@
-"""How many clients a second go through the machinery: small models, large ones, and many registered clients.
+"""Clients a second that go through the machinery: small models, large models, and many registered clients.
 
-The one idea: the clients do nothing, so that the rate is the machinery's; the rate is that of the run's own record, without
-its start.
+The one idea: the clients do nothing, so the rate is the machinery's. It is computed from the run's own record, without
+the run's start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGE = 1_200_000  # float32: 4.8 MB
 
 
 def noop(quick: bool) -> Finding:
-    """Each client's contribution of 4 KB on its own."""
+    """Measures contributions of 4 KB, each client's by itself."""
     rounds = 6 if quick else 20
     beside = Beside(questions.noop(SMALL), quick)
     ours, bare, _ = interleaved(
@@ -55,7 +55,7 @@ def noop(quick: bool) -> Finding:
 
 
 def noop_sums(quick: bool) -> Finding:
-    """The same where an actor sends one sum over its clients."""
+    """Measures contributions of 4 KB when an actor sends one sum over its clients."""
     rounds = 20 if quick else 100
     (ours,) = interleaved(3 if quick else 5, lambda: _rate(SMALL, cohort=10_000, rounds=rounds, sums=True, clients=10_000))
     return Finding(
@@ -69,7 +69,7 @@ def noop_sums(quick: bool) -> Finding:
 
 
 def contributions_5mb(quick: bool) -> Finding:
-    """4.8 MB each: own contributions, and partial sums, plain and exact."""
+    """Measures contributions of 4.8 MB: each by itself, and in partial sums, plain and exact."""
     cohort, rounds = 100, 4 if quick else 12
     ways = {
         "own_shm": lambda: _rate(LARGE, cohort, rounds, sums=False, transport="shm"),
@@ -97,7 +97,7 @@ def contributions_5mb(quick: bool) -> Finding:
 
 
 def registry(quick: bool) -> Finding:
-    """The rate with a thousand and with a million registered clients, and what it takes to register them."""
+    """Measures the rate with 1,000 and with 1,000,000 registered clients, and the cost of registering 1,000,000."""
     rounds = 100 if quick else 400
     few, many = interleaved(
         2 if quick else 5,
@@ -117,7 +117,7 @@ def registry(quick: bool) -> Finding:
 
 
 def _registered(clients: int) -> tuple[float, int]:
-    """Seconds and bytes from a job's settings to the first tasks of its first round."""
+    """Returns seconds and bytes from a job's settings to the first tasks of its first round."""
     gc.collect()
     before, began = resident(), time.perf_counter()
     plan = job(SMALL, 2_000, 1, sums=True, clients=clients).plan(AFRESH)

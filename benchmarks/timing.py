@@ -1,6 +1,6 @@
-"""Honest timing: what is compared is measured in turn, in one run, and a median is reported.
+"""Timing: measurements that are compared run in turn, in one process, and a median is reported.
 
-The one idea: on a shared machine only a ratio of neighbours means anything.
+The one idea: on a shared machine only ratios of neighbours mean something.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Way = Callable[[], float]
-"""Does its work once and returns what it measured: seconds, or a rate."""
+"""Does its work once and returns the measurement: seconds, or a rate."""
 
 
 def interleaved(repeats: int, *ways: Way) -> list[float]:
-    """The median of each way, measured in turn: a b c, a b c, ..."""
+    """Returns the median of each way, measured in turn: a b c, a b c, ..."""
     found: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
         for values, way in zip(found, ways, strict=True):
@@ -25,7 +25,7 @@ def interleaved(repeats: int, *ways: Way) -> list[float]:
 
 
 def timed(work: Callable[[], Any], times: int = 1) -> Way:
-    """Seconds of one call of `work`: the mean over `times` in a row."""
+    """Returns a way that measures seconds of one call of `work`, as the mean over `times` calls."""
 
     def way() -> float:
         began = time.perf_counter()
@@ -37,6 +37,6 @@ def timed(work: Callable[[], Any], times: int = 1) -> Way:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not pass (nearest rank)."""
+    """Returns the smallest value that at least `share` of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,4 +1,5 @@
-"""Peers: the same work by Flower, pfl-research and Ray, each in a venv of its own with pinned versions.
+"""Peers: the same work by Flower, pfl-research and Ray, each in its own venv with pinned versions.
 
-The one idea: nothing of a peer is imported by Shoal, nor of Shoal by a script that runs a peer: they meet in one JSON line.
+The one idea: Shoal imports nothing of a peer, and a script that runs a peer imports nothing of Shoal. They exchange one JSON
+line.
 """

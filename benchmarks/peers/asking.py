@@ -1,6 +1,6 @@
-"""A question to a peer: a script of this folder, run by the Python of the peer's venv, that answers with a JSON line.
+"""A question to a peer: a script of this folder, run by the Python of the peer's venv, which answers with a JSON line.
 
-The one idea: whatever goes wrong over there is one line here, and no process of it is left.
+The one idea: any failure of a peer becomes one line here, and no process of the peer is left.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import IO
 
 from shoal.benchmarks.peers.venvs import HERE, surroundings
 
-GRACE = 15.0  # seconds to end what was started over there
+GRACE = 15.0  # seconds that a peer's processes have to end
 
 
 class AnswerError(Exception):
-    """A peer failed, took too long or said something else; one line."""
+    """A peer failed, took too long or gave no answer; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """script and words: what is run. turns: how often in a full run. quick: also in a quick one, once.
+    """A script to run and its words. turns: repeats in a full run. quick: True if a quick run asks it too, once.
 
-    seconds: how long an answer may take. alike: is it the same work as Shoal's figure, so that the peer's best may be this?
+    seconds: most seconds for an answer. alike: True if the work is the same as in Shoal's figure, so that this question
+    may be the peer's best.
     """
 
     peer: str
@@ -44,14 +45,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """figure: in the unit of the case that asked. versions: what it was measured with."""
+    """A peer's figure, in the unit of the case that asked, and the versions that it was measured with."""
 
     figure: float
     versions: Mapping[str, str]
 
 
 def ask(python: Path, question: Question) -> Answer:
-    """Raises AnswerError."""
+    """Runs the question's script and returns its answer. Raises AnswerError."""
     command: list[str | Path] = [python, "-P", HERE / question.script, *map(str, question.words)]
     with (
         tempfile.TemporaryDirectory(prefix="shoal-peer-", ignore_cleanup_errors=True) as folder,
@@ -81,12 +82,12 @@ def ask(python: Path, question: Question) -> Answer:
 
 
 def _kept_in(folder: str) -> dict[str, str]:
-    """What Flower and Ray leave behind goes with the folder. Ray's sockets lie in it, and their paths must be short."""
+    """Returns variables that put Flower's and Ray's files into the folder. Ray's sockets need a short path."""
     return {"FLWR_HOME": folder, **({"RAY_TMPDIR": folder} if len(folder) < 40 else {})}
 
 
 def heard(said: str) -> Answer:
-    """The answer in what a script said: the last line that begins like a JSON object. Raises AnswerError."""
+    """Returns the answer in a script's output: the last line that begins with "{". Raises AnswerError."""
     lines = [line for line in said.splitlines() if line.startswith("{")]
     if not lines:
         raise AnswerError("no JSON line")
@@ -104,7 +105,7 @@ def _is_a_measure(figure: float) -> bool:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """The script and all it started, first politely."""
+    """Ends the script and all that it started: SIGTERM first, SIGKILL after GRACE seconds."""
     os.killpg(child.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE)
@@ -114,7 +115,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _last(complaints: IO[str]) -> str:
-    """The last line that is not empty."""
+    """Returns the last line that is not empty."""
     complaints.seek(0)
     lines = [line.strip() for line in complaints.read().splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it said nothing"

@@ -1,6 +1,6 @@
-"""Peers by turns with Shoal: `interleaved(5, ours, floor, beside.turn)`, then `best` and `details`.
+"""Peers measured by turns with Shoal: `interleaved(5, ours, floor, beside.turn)`, then `best` and `details`.
 
-The one idea: a peer that is not there, or fails, is a line in the details; the case goes on without it.
+The one idea: a peer that is missing or fails becomes a line in the details, and the case goes on without it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from shoal.benchmarks.peers import venvs
 from shoal.benchmarks.peers.asking import Answer, AnswerError, Question, ask
 from shoal.benchmarks.peers.venvs import AbsentError
 
-POLICY = "SHOAL_BENCH_PEERS"  # what the command line says: install, installed or off
+POLICY = "SHOAL_BENCH_PEERS"  # environment variable of `--peers`: install, installed or off
 
 Best = Callable[[list[float]], float]
 
 
 class Beside:
-    """questions: by the names that their answers have in a finding's details. best: max of rates, min of times.
+    """Questions by name; a finding's details have the answers under the same names. best: max for rates, min for times.
 
-    Full runs install what is missing, quick ones take what is there; `--peers` says otherwise.
+    A full run installs peers that are missing, a quick run uses those that are installed; `--peers` overrides this.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Beside:
                 print(f"{peer} {self.skipped[peer]}", file=sys.stderr, flush=True)
 
     def turn(self) -> float:
-        """Every question once that has turns left and has not failed. Returns the seconds it took."""
+        """Asks every question that has turns left and has not failed, once. Returns the seconds it took."""
         began = time.perf_counter()
         for name, question in self.questions.items():
             if question.peer in self.pythons and self.left[name] and name not in self.failed:
@@ -75,7 +75,7 @@ class Beside:
             self.versions[question.peer] = answer.versions
 
     def best(self, peer: str) -> float | None:
-        """The best of a peer's medians at the work that is Shoal's too; None where it was not measured."""
+        """Returns the best median of a peer, among questions that are `alike`; None if none was measured."""
         medians = [
             statistics.median(self.found[name])
             for name, question in self.questions.items()
@@ -84,7 +84,7 @@ class Beside:
         return self.pick(medians) if medians else None
 
     def details(self) -> dict[str, Any]:
-        """A peer's best, or why there is none, then each question's median by its name, then their versions."""
+        """Returns each peer's best or the reason why there is none, each question's median by its name, and the versions."""
         told: dict[str, Any] = {}
         for peer in dict.fromkeys(one.peer for one in self.questions.values()):
             names = [name for name, one in self.questions.items() if one.peer == peer]

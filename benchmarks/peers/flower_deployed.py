@@ -1,12 +1,12 @@
-"""Flower's deployment on one machine: rounds of two clients that do nothing; runs in Flower's own venv, without Shoal.
+"""Flower's deployment on one machine: rounds of two clients that do nothing. Runs in Flower's own venv, without Shoal.
 
-Prints a JSON line: milliseconds of a round, the median over all but the first, and the versions it had. Everything listens on
-127.0.0.1 and is ended by its process id.
+Prints a JSON line: median milliseconds of a round without the first round, and the versions. All servers listen on 127.0.0.1
+and are ended by process id.
 
-The one idea: this file is also the app: it is packed into a bundle that the SuperLink hands to the processes it starts.
+The one idea: this file is also the app, packed into a bundle that the SuperLink hands to the processes it starts.
 `superlink` is a SuperLink and two SuperNodes without TLS. Tried: as installed, with Flower's FedAvg, a round takes 6.1 s;
-with FLWR_SUPEREXEC_TASK_POLL_INTERVAL at its least, 0.01 s, it takes 3.1 to 6.3; with a server loop of push_messages and
-pull_messages every 10, 50 or 100 ms, 4.1 to 5.5. What is left cannot be set: a SuperNode that found no message sleeps for 3 s,
+with FLWR_SUPEREXEC_TASK_POLL_INTERVAL at its least, 0.01 s, it takes 3.1 to 6.3 s; with a server loop of push_messages and
+pull_messages every 10, 50 or 100 ms, 4.1 to 5.5 s. The rest cannot be set: a SuperNode that found no message sleeps for 3 s,
 and each message to a client starts a Python process. (Flower 1.42 speaks HTTP here and gRPC no longer.)
 `start_server` is the gRPC server with clients that stay, deprecated since 1.13 and still shipped.
 """
@@ -77,7 +77,7 @@ def train(message: Message, _: Context) -> Message:
 
 @server.main()  # type: ignore[untyped-decorator]
 def serve(grid: Grid, context: Context) -> None:
-    """Rounds in the process that the SuperLink starts; the moments go into a file."""
+    """Makes the rounds, in the process that the SuperLink starts, and writes the times of their ends into a file."""
     while len(nodes := list(grid.get_node_ids())) < NODES:
         WAIT.wait(0.1)
     arrays, moments = ArrayRecord([np.zeros(FLOATS, np.float32)]), []
@@ -97,7 +97,7 @@ def serve(grid: Grid, context: Context) -> None:
 
 
 def superlink(rounds: int, folder: Path) -> list[float]:
-    """A SuperLink, two SuperNodes and a run of the app above."""
+    """Runs this app on a SuperLink and two SuperNodes; returns the times at which rounds ended."""
     os.environ.update(FLWR_HOME=str(folder / "home"), PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     app, out = folder / "app", folder / "moments"
     (app / "nothing").mkdir(parents=True)
@@ -120,7 +120,7 @@ def superlink(rounds: int, folder: Path) -> list[float]:
 
 
 def start_server(rounds: int, folder: Path) -> list[float]:
-    """The gRPC server in this process, and two clients in processes of their own."""
+    """Runs the gRPC server in this process and two clients in their own; returns the times at which rounds ended."""
     from flwr.server import ServerConfig
     from flwr.server import start_server as start
     from flwr.server.strategy import FedAvg
@@ -142,7 +142,7 @@ def start_server(rounds: int, folder: Path) -> list[float]:
 
 
 def stay(port: str) -> None:
-    """A client of `start_server`, until it is told to go."""
+    """Runs a client of `start_server` until the server ends it."""
     from flwr.client import Client, start_client
 
     class Nothing(Client):  # type: ignore[misc]
@@ -154,7 +154,7 @@ def stay(port: str) -> None:
 
 @contextmanager
 def started(*commands: list[str]) -> Iterator[None]:
-    """Processes that are ended on the way out, first politely."""
+    """Starts the commands and ends them on leaving: SIGTERM first, SIGKILL after 10 s."""
     children = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr) for command in commands]
     try:
         yield
@@ -191,7 +191,7 @@ def until(there: Callable[[], bool], complaint: str, seconds: float = PATIENCE) 
 
 
 def stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # so that what was started is ended
+    raise SystemExit(128 + number)  # an exception, so that `started` ends its processes
 
 
 def main(way: str, word: str) -> None:

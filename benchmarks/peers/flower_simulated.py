@@ -1,12 +1,12 @@
-"""Flower's two simulations on clients that do nothing; runs in Flower's own venv and imports nothing of Shoal.
+"""Flower's two simulations on clients that do nothing. Runs in Flower's own venv and imports nothing of Shoal.
 
-Prints a JSON line: contributions of clients a second over all rounds but the first, and the versions it had.
+Prints a JSON line: contributions of clients a second over all rounds but the first, and the versions.
 
-The one idea: whatever Flower lets one turn is turned towards speed. Clients give back the record they got, so that nothing
+The one idea: every setting of Flower is set for speed. Clients return the record they got, so nothing
 is unpacked; the server adds arrays in place and does not evaluate; logs and telemetry are off. Tried, 1,000 clients on two
 cores: the runtime with num_cpus of 2, 1, 0.5, 0.25, 0.125 and 0.0625 a client gave 136, 180, 225, 308, 273 and 230 clients/s,
 the same with its FedAvg as with a loop of our own; `start_simulation`, which Flower calls deprecated but ships, gave 300 to
-450 with an actor a core and 2 to 8 server threads, best with two a core.
+450 with an actor a core and 2 to 8 server threads, best with two threads a core.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from flwr.simulation import run_simulation, start_simulation
 
 WAIT = threading.Event()
 RAY = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR, "_node_ip_address": "127.0.0.1"}
-Moments = list[float]  # at which each round ended
+Moments = list[float]  # times at which the rounds ended
 
 
 def runtime(floats: int, clients: int, cohort: int, rounds: int, cpus: float) -> Moments:
-    """The way that Flower documents: a ServerApp, a ClientApp, and SuperNodes that are simulated."""
+    """Runs the simulation that Flower documents: a ServerApp, a ClientApp and simulated SuperNodes."""
     moments: Moments = []
     nothing, server = ClientApp(), ServerApp()
 
@@ -72,7 +72,7 @@ class Nothing(Client):  # type: ignore[misc]
 
 
 class Sum(FedAvg):  # type: ignore[misc]
-    """Adds what came, and notes when each round ended."""
+    """A strategy that adds the clients' arrays and notes the time at which each round ended."""
 
     def __init__(self, floats: int, clients: int, cohort: int) -> None:
         self.floats, self.cohort, self.moments = floats, cohort, Moments()
@@ -95,7 +95,7 @@ class Sum(FedAvg):  # type: ignore[misc]
 
 
 def older(floats: int, clients: int, cohort: int, rounds: int, cpus: float) -> Moments:
-    """`start_simulation`: deprecated since 1.13, and the faster one."""
+    """Runs `start_simulation`, deprecated since 1.13 and the faster of the two."""
     strategy = Sum(floats, clients, cohort)
     server = Server(client_manager=SimpleClientManager(), strategy=strategy)
     server.set_max_workers(2 * (os.cpu_count() or 1))

@@ -1,12 +1,12 @@
-"""pfl-research's simulation on clients that do nothing; runs in its own venv and imports nothing of Shoal.
+"""pfl-research's simulation on clients that do nothing. Runs in its own venv and imports nothing of Shoal.
 
-Prints a JSON line: contributions of clients a second over all rounds but the first, and the versions it had.
+Prints a JSON line: contributions of clients a second over all rounds but the first, and the versions.
 
-The one idea: pfl has no messages: a process a core simulates its share of a round's clients one after the other and adds up
-what they give, and the processes' sums are reduced by gloo. So it stands beside Shoal's partial sums, and where each client's
-contribution travels it is what travelling costs. Tried, on two cores: its FederatedAveraging with training left out gave 9,100
-clients/s of 4 KB and 810 of 4.8 MB; clients that give ready statistics, as here, 11,000 and 900 to 2,400, one process or
-two. Three quarters of the first is the seeding of numpy for each client drawn; with a dataset of one's own that deals clients
+The one idea: pfl has no messages. One process a core simulates its share of a round's clients one after the other and adds up
+their statistics, and gloo reduces the processes' sums. So its peer is Shoal's partial sums; against single contributions the
+difference is the cost of travelling. Tried, on two cores: its FederatedAveraging with training left out gave 9,100
+clients/s of 4 KB and 810 of 4.8 MB; clients that give ready statistics, as here, 11,000 and 900 to 2,400, with one process or
+two. Three quarters of the first is numpy's seeding for each client drawn; with a dataset of our own that deals clients
 out by number (`own_cohorts`) it is 90,000 with one process and 116,000 with two, and 2,000 to 3,000 of 4.8 MB.
 """
 
@@ -39,7 +39,7 @@ from pfl.stats import MappedVectorStatistics
 
 
 class Model(torch.nn.Module):
-    """float32 [floats], and what pfl wants a model to have."""
+    """float32 [floats], with the methods that pfl wants a model to have."""
 
     def __init__(self, floats: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Model(torch.nn.Module):
 
 
 class Averaging(FederatedAveraging):  # type: ignore[misc]
-    """Its federated averaging, with clients that give the same delta."""
+    """pfl's federated averaging with clients that return the same delta."""
 
     def __init__(self, floats: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Averaging(FederatedAveraging):  # type: ignore[misc]
 
 
 class Dealt(FederatedDataset):  # type: ignore[misc]
-    """Clients by number, to each process its share, without seeding numpy for each."""
+    """A data set that deals clients out by number, to each process its share, without seeding numpy for each client."""
 
     def get_cohort(self, cohort_size: int) -> Iterator[tuple[object, int]]:
         for client in range(int(os.environ["RANK"]), cohort_size, int(os.environ["WORLD_SIZE"])):
@@ -72,7 +72,7 @@ class Dealt(FederatedDataset):  # type: ignore[misc]
 
 
 class Clock(TrainingProcessCallback):  # type: ignore[misc]
-    """The moment at which each round ended."""
+    """Notes the time at which each round ended."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
@@ -102,7 +102,7 @@ def run(way: str, floats: int, clients: int, cohort: int, rounds: int) -> list[f
 
 
 def main(*words: str) -> None:
-    """Without RANK in the environment: starts one of itself on each core with torchrun, as pfl's documents say."""
+    """Runs the rounds. Without RANK in the environment it starts itself on each core with torchrun, as pfl's documents say."""
     if "RANK" not in os.environ:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

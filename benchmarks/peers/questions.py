@@ -1,6 +1,6 @@
-"""What the cases ask of the peers: the same model, clients and cohort as Shoal has, at the settings that were best here.
+"""Questions of the cases to the peers: the same model, clients and cohort as Shoal's, with the peers' best settings.
 
-The one idea: a question's name says which way of the peer it is; what else was tried stands in the scripts.
+The one idea: a question's name says which way of the peer it measures; the scripts say what else was tried.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DEPLOYED = "flower_deployed.py"
 
 
 def noop(floats: int) -> Mapping[str, Question]:
-    """Clients a second of small models: 1,000 registered, all in each round; Flower also with 10,000 of whom 1,000 are."""
+    """Returns questions on small models: 1,000 clients registered, all in each round; for Flower also 1,000 of 10,000."""
     return {
         "flower_start_simulation": Question("flower", FLOWER, ("start_simulation", floats, 1_000, 1_000, 2, 1), quick=True),
         "flower_runtime": Question("flower", FLOWER, ("runtime", floats, 1_000, 1_000, 2, 0.25)),
@@ -29,7 +29,7 @@ def noop(floats: int) -> Mapping[str, Question]:
 
 
 def large(floats: int) -> Mapping[str, Question]:
-    """The same with large models: 100 registered, all in each round."""
+    """Returns the same questions on large models: 100 clients registered, all in each round."""
     return {
         "flower_start_simulation": Question("flower", FLOWER, ("start_simulation", floats, 100, 100, 3, 1)),
         "flower_runtime": Question("flower", FLOWER, ("runtime", floats, 100, 100, 3, 0.5), quick=True),
@@ -40,7 +40,7 @@ def large(floats: int) -> Mapping[str, Question]:
 
 
 def rounds() -> Mapping[str, Question]:
-    """Milliseconds of a round of two clients over TCP."""
+    """Returns questions on a round of two clients over TCP, in milliseconds."""
     return {
         "flower_superlink": Question("flower", DEPLOYED, ("superlink", 4), quick=True, seconds=240),
         "flower_start_server": Question("flower", DEPLOYED, ("start_server", 300), quick=True, alike=False),

@@ -1,8 +1,8 @@
-"""Ray without any learning: an actor a core makes arrays, the driver adds them; runs in Ray's own venv, without Shoal.
+"""Ray without any learning: one actor a core makes arrays, the driver adds them. Runs in Ray's own venv, without Shoal.
 
-Prints a JSON line: contributions of clients a second, and the versions it had.
+Prints a JSON line: contributions of clients a second, and the versions.
 
-The one idea: nothing but actor calls, as many under way as help, so that no framework on top of Ray can be faster. Tried, on
+The one idea: only actor calls, as many under way as help, so no framework on top of Ray can be faster. Tried, on
 two cores with 4 KB: `ray.wait` for one at a time gave 1,000 clients/s with 2 calls under way and 1,300 with 64, `ray.get` of
 slices 1,800, weights as an argument rather than by `ray.put` 2,000; 20 clients a call 24,000, 100 a call 35,000 to 49,000,
 500 a call 60,000 to 90,000. With 4.8 MB, by `ray.put`: 200 to 300 with 4, 16, 64 and 200 under way, no more with 5 a call.
@@ -25,18 +25,18 @@ import numpy.typing as npt
 import ray
 
 Array = npt.NDArray[np.float32]
-INLINE = 100_000  # bytes: Ray sends smaller arguments with the call, larger ones are put once into its store
+INLINE = 100_000  # bytes: Ray sends smaller arguments with the call; larger arguments are put once into its store
 
 
 class Maker:
-    """Each client's own array."""
+    """An actor that makes each client's own array."""
 
     def run(self, weights: Array, clients: int) -> list[Array]:
         return [weights + 1 for _ in range(clients)]
 
 
 def pace(makers: list[Any], weights: Array, contributions: int, each: int, ahead: int) -> float:
-    """Contributions a second: `each` clients a call, `ahead` calls under way, taken by the half of them."""
+    """Returns contributions a second: `each` clients a call, `ahead` calls under way, half of which are taken at a time."""
     total = np.zeros_like(weights)
     began = time.perf_counter()
     handed = weights if weights.nbytes < INLINE else ray.put(weights)
@@ -69,7 +69,7 @@ def main(floats: int, contributions: int, each: int, ahead: int) -> None:
     remote = ray.remote(num_cpus=1)(Maker)
     makers = [remote.remote() for _ in range(cores)]
     weights = np.zeros(floats, np.float32)
-    pace(makers, weights, contributions // 4 // each * each or each, each, ahead)  # processes come up, memory is touched
+    pace(makers, weights, contributions // 4 // each * each or each, each, ahead)  # processes start, memory is touched
     rate = pace(makers, weights, contributions, each, ahead)
     ray.shutdown()
     print(json.dumps({"figure": rate, "versions": {"ray": metadata.version("ray")}}))

@@ -1,7 +1,7 @@
 """A venv for each peer, outside the checkout, with exactly the versions that its requirements file pins.
 
-The one idea: a stamp says what was installed there to the end, so that the second time starts at once and half an
-installation is never taken for one. What cannot be had is a reason in one line, and no crash.
+The one idea: a stamp names the requirements that were installed completely, so the second time starts at once and half an
+installation is never used. If a peer cannot be installed, the reason is one line and not a crash.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NOT_THEIRS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONWARNINGS")
 
 
 class AbsentError(Exception):
-    """This peer is not to be had here; why, in one line."""
+    """A peer is not available here; the message is the reason, in one line."""
 
 
 def python(peer: str, install: bool) -> Path:
-    """The Python of a peer's venv, made first where it is not there and `install` says so. Raises AbsentError."""
+    """Returns the Python of a peer's venv. Makes the venv if it is missing and `install` is true. Raises AbsentError."""
     folder = venv(peer)
     inside = folder / "bin" / "python"
     if _stamped(folder) == digest(peer) and inside.exists():
@@ -47,18 +47,18 @@ def python(peer: str, install: bool) -> Path:
 
 
 def venv(peer: str) -> Path:
-    """Where it lies: in the user's cache, by name, version and Python."""
+    """Returns the venv's folder, in the user's cache, by name, version and Python."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "shoal" / "peers" / f"{peer}-{version(peer)}-py{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def version(peer: str) -> str:
-    """Of the library itself: the first line of the peer's requirements."""
+    """Returns the version of the peer's own library: the first line of its requirements."""
     return next(iter(pins(peer).values()))
 
 
 def pins(peer: str) -> Mapping[str, str]:
-    """The versions that a peer's requirements file asks for, by distribution. Raises ValueError for a line that is no pin."""
+    """Returns the versions that a peer's requirements file pins, by distribution. Raises ValueError for any other line."""
     found: dict[str, str] = {}
     for line in requirements(peer).read_text().splitlines():
         if line and not line.startswith("#"):
@@ -78,13 +78,13 @@ def digest(peer: str) -> str:
 
 
 def surroundings(folder: Path) -> dict[str, str]:
-    """The environment without what points into Shoal's own venv, with a peer's commands first on the path."""
+    """Returns the environment without variables of Shoal's own venv, with the peer's commands first on the path."""
     kept = {name: value for name, value in os.environ.items() if name not in NOT_THEIRS}
     return {**kept, "PATH": f"{folder / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"}
 
 
 def _make(peer: str, folder: Path) -> None:
-    """Raises AbsentError with what venv or pip gave as the reason."""
+    """Makes the venv. Raises AbsentError with the reason that venv or pip gave."""
     print(f"Installing {peer} {version(peer)} into {folder}: once, and a few minutes.", file=sys.stderr, flush=True)
     _stamp(folder).unlink(missing_ok=True)
     inside = folder / "bin" / "python"
@@ -97,13 +97,13 @@ def _make(peer: str, folder: Path) -> None:
 
 
 def _why(said: list[str]) -> str:
-    """pip says of an index that it does not reach only that it has no such version."""
+    """Returns the reason in pip's output, whose last line does not tell a missing index from a missing version."""
     cut_off = any("Retrying" in line for line in said)
     return "no package index could be reached" if cut_off else reason(said)
 
 
 def run(*command: str | Path, environment: Mapping[str, str]) -> tuple[bool, list[str]]:
-    """Has the command failed, and what did it say, line by line?"""
+    """Runs a command. Returns True if it failed, and the lines of its output."""
     try:
         done = subprocess.run(
             command,
@@ -131,7 +131,7 @@ def _stamped(folder: Path) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One installation of a venv at a time, also of other processes."""
+    """Holds a lock, so that only one process at a time installs a venv."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
