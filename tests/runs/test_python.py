@@ -146,6 +146,18 @@ def test_a_job_in_a_module_is_imported_by_a_fresh_interpreter_where_there_are_th
     assert len((folder / "imported").read_text().split()) == 3  # `evaluate` above
 
 
+def test_where_torch_has_threads_for_a_gpu_a_job_made_here_is_refused_and_one_with_a_name_is_not(
+    typed: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "tasks" / "7").mkdir(parents=True)
+    (folder / "tasks" / "7" / "comm").write_text("pt_autograd_0\n")
+    monkeypatch.setattr("shoal.runs.hiring.TASKS", folder / "tasks")
+    with pytest.raises(UserError, match=r"put the job into a file and run FILE.py:job, or give actors=0"):
+        shoal.run(made_here())
+    assert shoal.run(made_here(), actors=0).reason == "done"
+    assert shoal.run("digits", settings=SMALL).summary["weights_sha256"] == typed["weights_sha256"]
+
+
 def test_values_that_a_toml_file_gives_stay_unless_others_are_given(folder: Path) -> None:
     (folder / "mine.toml").write_text('job = "digits"\nseed = 3\nactors = 0\n[settings]\nrounds = 1\n')
     assert (shoal.run("mine.toml").config.seed, shoal.run("mine.toml", seed=0).config.seed) == (3, 0)
@@ -245,28 +257,29 @@ def test_a_run_has_history_weights_and_model(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_history_is_a_frame_where_pandas_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = shoal.run("digits", settings={**SMALL, "eval_every": 0}, actors=0)
+    frame = run.history.frame()
+    assert list(frame["version"]) == [1, 2, 3]
+    assert {"seconds", "loss"} < set(frame.columns)
+    assert "metrics" not in frame.columns
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match="pip install pandas"):
         run.history.frame()
-    stand_in = type(sys)("pandas")
-    stand_in.DataFrame = list  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pandas", stand_in)
-    rows = run.history.frame()
-    assert [row["version"] for row in rows] == [1, 2, 3]
-    assert "loss" in rows[0]
-    assert "metrics" not in rows[0]
 
 
 def test_bfloat16_weights_come_as_float32() -> None:
-    job = shoal.Federated(lambda: nn.Linear(64, 10).bfloat16(), load_digits(return_X_y=True), **SMALL)
-    del job  # a model of bfloat16 trains where its data are; what is tested here is how its weights are shown
-    from shoal.protocol.layout import Bundle
-    from shoal.runs.run import _plain
+    class Brain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+            self.scale = nn.Parameter(torch.tensor([1.5, -2.0], dtype=torch.bfloat16), requires_grad=False)
 
-    bundle = Bundle.pack({"w": np.array([1.5, -2.0], np.float32)})
-    rounded = np.array([0x3FC0, 0xC000], np.uint16)
-    assert _plain({"w": rounded}, "w", "bf16").tolist() == [1.5, -2.0]  # type: ignore[arg-type]
-    assert _plain(bundle, "w", "f4").tolist() == [1.5, -2.0]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    run = shoal.run(shoal.Federated(Brain, load_digits(return_X_y=True), clients=20, cohort=4, **SMALL), actors=0)
+    assert run.weights["scale"].dtype == np.float32
+    assert run.weights["scale"].tolist() == [1.5, -2.0]
+    assert run.model().scale.dtype == torch.bfloat16
 
 
 def test_a_run_goes_on_and_ends_as_one_that_never_stopped(typed: dict[str, Any]) -> None:
