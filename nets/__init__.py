@@ -1,1 +1,1 @@
-"""What torch and numpy networks need on both sides: models, policies, one flat vector of parameters, evaluation."""
+"""Networks in torch and numpy, for actors and the coordinator: models, policies, flat parameters, updates, evaluation."""

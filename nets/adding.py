@@ -1,7 +1,7 @@
-"""Plain sums by torch, where it is there anyway.
+"""Plain sums by torch, for a process that has imported torch anyway.
 
-The one idea: numpy has no operation for total += weight * x, torch has one. For a small vector torch takes longer to be
-called than to add.
+The one idea: torch has one operation for total += weight * x, numpy has none. For a small vector, calling torch takes longer
+than adding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SMALL = 2**14  # elements
 
 
 class TorchAdder(Adder):
-    """As numpy's, with plain sums of large vectors in one pass over memory. The last bit of a term may differ from numpy's."""
+    """An Adder that makes plain sums of large vectors in one pass over memory. A term's last bit may differ from numpy's."""
 
     def plain(self, total: Floats, x: Floats, weight: float) -> None:
         if weight == 1.0 or x.size < SMALL or x.dtype != total.dtype:

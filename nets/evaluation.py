@@ -1,7 +1,7 @@
-"""How good weights are on examples: the same sums on the coordinator's held-out data and on a client's own.
+"""Evaluation of weights on examples: the same sums on the coordinator's held-out data and on a client's own.
 
-The one idea: a `Tally` collects what each batch gave without waiting for the device; its sums add up over batches and
-clients, and only a total divided by its count is a mean. A metric that is no mean (f1, AUC) is a function of a whole
+The one idea: a `Tally` collects losses and hits of each batch without waiting for the device. Its sums add up over batches
+and clients, and only a total divided by its count is a mean. A metric that is not a mean (f1, AUC) is a function of a whole
 evaluation set; over clients it is averaged by their numbers of examples.
 """
 
@@ -26,11 +26,11 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics, Totals
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, ...], y [B, ...]) -> the mean over the batch, a scalar; or a loss an example, [B], whose mean is taken (weighted,
-where examples have weights). torch.nn.functional.cross_entropy is one of either kind."""
+"""A loss: (logits [B, ...], y [B, ...]) -> the mean over the batch, a scalar; or one loss per example, [B], whose mean is taken
+(weighted, if the examples have weights). torch.nn.functional.cross_entropy can be either."""
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
-"""(logits [n, ...], y [n, ...]) of a whole evaluation set, on the CPU -> one number; nan where it is not defined."""
+"""A metric: (logits [n, ...], y [n, ...]) of a whole evaluation set, on the CPU -> one number; nan if it is not defined."""
 
 METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
@@ -41,7 +41,8 @@ TAKEN = frozenset(
 
 
 def mean_loss(loss: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The scalar to minimise: of losses [B] sum(weight * loss) / sum(weight), 0 where all weights are 0. Raises UserError."""
+    """The scalar to minimise. Without weights: a scalar loss itself, or the mean of losses [B]. With weights, of losses [B]:
+    sum(weight * loss) / sum(weight), 0 if all weights are 0. Raises UserError for a loss of another shape."""
     if loss.ndim == 0 and weight is None:
         return loss
     if loss.shape != (len(y),):
@@ -55,14 +56,15 @@ def mean_loss(loss: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def loss_for(data: Sequence[Tensor], loss: Loss) -> Loss:
-    """The loss; if data has weights, one that takes `reduction` (as torch.nn.functional's do) is asked for one an example."""
+    """The loss for `data`. If the data has weights, a function that takes `reduction` (as torch.nn.functional's do) is told to
+    return one loss per example."""
     if len(data) > 2 and isinstance(loss, FunctionType) and "reduction" in inspect.signature(loss).parameters:
         return partial(loss, reduction="none")
     return loss
 
 
 class Tally:
-    """Losses and hits of many batches. Logits are not kept: a batch costs one argmax."""
+    """The losses and hits of many batches. Logits are not kept: a batch costs one argmax."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -71,7 +73,7 @@ class Tally:
         self.truths: list[Tensor] = []
 
     def add(self, logits: Tensor, y: Tensor, loss: Tensor, weight: Tensor | None = None) -> None:
-        """loss: the mean over the batch, by `weight` [B] where there is one."""
+        """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
         self.losses.append(loss.detach())
         self.sizes.append(len(y) if weight is None else weight.sum())
         if logits.ndim == y.ndim + 1 and not y.is_floating_point():  # classes on axis 1, as cross_entropy has them
@@ -79,8 +81,8 @@ class Tally:
             self.truths.append(y)
 
     def totals(self) -> dict[str, tuple[float, float]]:
-        """{"loss": (sum over examples, examples, or their weights), "accuracy": (hits, labels)}; no accuracy where y is no
-        class. A loss that is not finite shows in the sum."""
+        """The totals {"loss": (sum, count), "accuracy": (hits, labels)}. The count of loss is the number of examples, or the
+        sum of their weights. There is no accuracy if y holds no classes. A loss that is not finite shows in its sum."""
         losses: list[float] = torch.stack(self.losses).tolist()
         sizes = [float(size) for size in self.sizes]
         totals = {"loss": (sum(map(float.__mul__, losses, sizes)), sum(sizes))}
@@ -91,7 +93,7 @@ class Tally:
 
 
 def batches(arrays: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """In order, `size` examples at a time, the last perhaps fewer: views of each array."""
+    """The examples in order, `size` at a time, the last part perhaps smaller: a view of each array."""
     for first in range(0, len(arrays[0]), size):
         which = slice(first, first + size)
         yield [array[which] for array in arrays]
@@ -101,9 +103,9 @@ def batches(arrays: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
 def tallied(
     module: nn.Module, data: Sequence[Tensor], loss: Loss, batch_size: int, metrics: Mapping[str, Metric] | None = None
 ) -> Totals:
-    """Totals of a module as it is, in its evaluation mode. data: x [n, ...], y [n, ...] and perhaps weight [n], on its device.
+    """The totals of a module on `data`, in evaluation mode. data: x [n, ...], y [n, ...], perhaps weight [n], on its device.
 
-    Each metric adds (value * n, n), or nothing where it is nan.
+    Each metric adds (value * n, n), or nothing if its value is nan.
     """
     module.eval()
     loss, tally, kept = loss_for(data, loss), Tally(), list[Tensor]()
@@ -121,7 +123,7 @@ def tallied(
 
 
 def measured(metrics: Mapping[str, Metric], logits: Tensor, y: Tensor) -> dict[str, float]:
-    """Each metric's number. Raises UserError for what is none."""
+    """The number of each metric, by name. Raises UserError for a metric that does not give one number."""
     found = {}
     for name, metric in metrics.items():
         value = metric(logits, y)
@@ -135,7 +137,7 @@ def measured(metrics: Mapping[str, Metric], logits: Tensor, y: Tensor) -> dict[s
 
 
 def named(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:
-    """Returns the metrics, none for None. Raises UserError for a name that cannot be shown or that means something else."""
+    """Returns the metrics, an empty map for None. Raises UserError for a name that cannot be shown or has a meaning already."""
     for name in metrics or {}:
         if not isinstance(name, str) or not METRIC_NAME.fullmatch(name) or name in TAKEN or name.startswith("eval/"):
             taken = f"not one of {', '.join(sorted(TAKEN))}, not eval/..."
@@ -144,9 +146,10 @@ def named(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:
 
 
 class Evaluation:
-    """Weights -> {"loss", "accuracy", "examples", each metric} on examples that stay on the device, `batch_size` at a time.
+    """A function: weights -> {"loss", "accuracy", "examples", each metric} on examples that stay on the device.
 
-    Metrics are tried at once, on the first batch: raises UserError.
+    batch_size: examples per forward pass. The metrics are tried on the first batch when this object is made: UserError if
+    one of them does not give one number.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class Evaluation:
         device: torch.device | str = "cpu",
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
-        self.flat = FlatModule(seeded(model, 0), device)  # its weights come with each call
+        self.flat = FlatModule(seeded(model, 0), device)  # each call brings the weights
         self.loss, self.batch_size, self.metrics = loss, batch_size, named(metrics)
         self.data = tensors(examples, device)
         if metrics:
@@ -172,6 +175,6 @@ class Evaluation:
 
 
 def tensors(examples: Examples, device: torch.device | str) -> tuple[Tensor, ...]:
-    """x, y and, where there are weights, weight."""
+    """The arrays of the examples on `device`: x, y and, if the examples have weights, weight."""
     arrays = (examples.x, examples.y) if examples.weight is None else (examples.x, examples.y, examples.weight)
     return tuple(as_tensor(array).to(device) for array in arrays)

@@ -32,7 +32,7 @@ WIRE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DT
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """The layout of a module's weights: trainable parameters first, then frozen ones and buffers, by dtype."""
+    """The layout of a module's weights. Within a dtype, trainable parameters come first, then frozen ones, then buffers."""
     parameters = dict(module.named_parameters())
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     rest: dict[str, torch.Tensor] = {name: p for name, p in parameters.items() if not p.requires_grad}
@@ -59,7 +59,7 @@ class FlatModule:
         self._adopt()
 
     def segment(self, dtype: str) -> torch.Tensor:
-        """All entries of one dtype, flat, as a view."""
+        """All entries of one dtype, as a flat view."""
         first, last = self.layout.segments.get(dtype, (0, 0))
         return self.raw[first:last].view(TORCH_DTYPES[dtype])
 
@@ -77,26 +77,27 @@ class FlatModule:
                 used += tensor.numel()
 
     def read(self, bundle: Bundle) -> None:
-        """Take weights in: one copy. The bundle's layout must be the module's."""
+        """Take weights in, with one copy. Raises ValueError for a bundle of another layout."""
         if bundle.layout.digest != self.layout.digest:
             raise ValueError(self.layout.difference(bundle.layout))
         self.raw.copy_(as_tensor(bundle.data))
 
     def clip(self, most: float) -> torch.Tensor:
-        """Scale the gradient down to the Euclidean norm `most` where it is longer. Returns the norm before, on the device."""
+        """Scale a gradient that is longer down to the Euclidean norm `most`. Returns the norm before, still on the device."""
         norm: torch.Tensor = self.grad.norm()
         self.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def bundle(self) -> Bundle:
-        """The weights as they are now: one copy."""
+        """The weights as they are now, in one copy."""
         out = Bundle.zeros(self.layout)
         as_tensor(out.data).copy_(self.raw)
         return out
 
 
 def as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """A CPU tensor over a numpy array's memory. torch has no read-only tensors: do not write to what came from elsewhere."""
+    """A CPU tensor over a numpy array's memory. torch has no read-only tensors: do not write to the tensor of a read-only
+    array, which must be C-contiguous."""
     if array.flags.writeable:
         return torch.from_numpy(array)
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)

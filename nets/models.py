@@ -1,7 +1,7 @@
-"""Models that go with the data sets.
+"""Models for the data sets of envs/datasets.py.
 
-The one idea: a model factory takes no arguments when it is called, and a seed says where its weights start: `seeded` turns
-any factory into a reproducible one.
+The one idea: a model is a factory without arguments, and a seed says where its weights start: `seeded` makes any factory
+reproducible.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Model: TypeAlias = Callable[[], nn.Module]
 
 
 def seeded(model: Model, seed: int) -> nn.Module:
-    """What the factory makes with torch's generator at a place of its own for `seed`, and put back afterwards."""
+    """The module that the factory makes with torch's generator seeded from `seed`. The generator's state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(draws.key(seed, "model") % 2**63)
         return model()
 
 
 def mlp(sizes: Sequence[int] = (64, 64, 10)) -> nn.Module:
-    """Linear layers with ReLU between: float32 [B, sizes[0]] -> logits [B, sizes[-1]]. The default is for the digits."""
+    """Linear layers with ReLU between: float32 [B, sizes[0]] -> logits [B, sizes[-1]]. The default sizes fit the digits."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -1,7 +1,7 @@
-"""Policies without torch: the numpy twin of ActorCritic, and what to do with the numbers a policy gives.
+"""Policies without torch: the numpy twin of ActorCritic, and heads, which turn a policy's numbers into actions.
 
-The one idea: to act, an actor needs a few matrix products and a draw. The draw is noise made ahead for a whole rollout,
-so that one step costs a handful of numpy calls and an actor that plays a built-in policy never imports torch.
+The one idea: to act, an actor needs a few matrix products and a draw. The noise for all draws of a rollout is made ahead,
+so one step costs a handful of numpy calls, and an actor that plays a built-in policy never imports torch.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ ACTIVATIONS: Mapping[str, Callable[..., Any]] = {"tanh": np.tanh, "relu": _relu}
 
 
 class Policy(Protocol):
-    """What a rollout needs of a policy: NumpyPolicy here, or TorchPolicy around any torch module."""
+    """A policy as a rollout uses it: NumpyPolicy here, or TorchPolicy around any torch module."""
 
     def load(self, weights: Bundle) -> None:
-        """Act by these from now on."""
+        """Act by these weights from now on."""
         ...
 
     def forget(self) -> None:
-        """Let go of the weights: their memory belongs to whoever lent them."""
+        """Drop the weights: their memory belongs to the caller of `load`."""
         ...
 
     def parameters(self, observation: Array) -> Floats:
-        """From [B, *obs] to [B, P]: logits, or mean and log_std side by side. Valid until the next call."""
+        """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row. Valid until the next call."""
         ...
 
 
 class NumpyPolicy:
-    """ActorCritic's forward pass over views of the weights, which go by the same names. activation: "tanh" or "relu"."""
+    """ActorCritic's forward pass over views of the weights, which have the same names. activation: "tanh" or "relu"."""
 
     def __init__(self, activation: str = "tanh") -> None:
         if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: one of {', '.join(ACTIVATIONS)}")
+            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
         self._actor: list[Layer] = []
         self._critic: list[Layer] = []
@@ -64,7 +64,7 @@ class NumpyPolicy:
         self._log_std = None
         if "log_std" in weights:
             self._log_std = weights["log_std"]
-        self._scratch = []  # sized by the first batch
+        self._scratch = []  # made for the first batch, whose size it takes
 
     def forget(self) -> None:
         self._actor, self._critic, self._log_std = [], [], None
@@ -79,7 +79,7 @@ class NumpyPolicy:
         return np.concatenate([head, np.broadcast_to(self._log_std, head.shape)], axis=1)
 
     def value(self, observation: Array) -> Floats:
-        """From [B, *obs] to [B]: the state's value."""
+        """The values [B] of observations [B, *obs]."""
         inputs = flat(observation)
         scratch = [np.empty((len(inputs), len(bias)), np.float32) for _, bias in self._critic]
         return self._forward(inputs, self._critic, scratch)[:, 0]
@@ -102,24 +102,24 @@ def _layers(weights: Bundle, name: str) -> list[Layer]:
 
 
 def flat(observation: Array) -> Floats:
-    """From [B, *obs] to float32 [B, size]; bytes (pictures) to [0, 1]."""
+    """Observations [B, *obs] as rows, float32 [B, size]. Bytes (pictures) are scaled to [0, 1]."""
     rows = observation.reshape(len(observation), -1)
     return np.true_divide(rows, 255, dtype=np.float32) if rows.dtype == np.uint8 else rows
 
 
 class Head(Protocol):
-    """What a policy's numbers mean. parameters: [..., P]."""
+    """The meaning of a policy's numbers, `parameters` [..., P]: how an action is drawn from them, and how likely it is."""
 
     def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        """All that `rows` steps of `num_envs` draws need of randomness: [rows, num_envs, ...]."""
+        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, ...]."""
         ...
 
     def act(self, parameters: Floats, noise: Floats | None) -> Array:
-        """[B] int64 or float32 [B, A]: a draw made from its noise, or without noise the likeliest action."""
+        """Actions, int64 [B] or float32 [B, A]: drawn with the noise, or the likeliest actions if noise is None."""
         ...
 
     def log_prob(self, parameters: Floats, action: Array) -> Floats:
-        """[...]: log probability (density) of the action."""
+        """The log probability (density) of each action: [...]."""
         ...
 
 

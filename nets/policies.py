@@ -1,7 +1,7 @@
-"""Policies in torch: the built-in actor-critic, what its outputs mean, and any other module as an actor's policy.
+"""Policies in torch: the built-in actor-critic, functions of its outputs, and any other module as an actor's policy.
 
-The one idea: a policy is a module whose forward gives (action parameters, value): logits for Discrete actions, a pair
-(mean, log_std) for Box. A module of the user's own that does so takes part everywhere the built-in one does.
+The one idea: a policy is a module whose forward returns (action parameters, value). Action parameters are logits for Discrete
+actions, and a pair (mean, log_std) for Box. A user's module that does so works everywhere the built-in policy does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
 Parameters = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-"""Logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
+"""Action parameters: logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
 
 
 class ActorCritic(nn.Module):
-    """A small perceptron for acting and valuing. Its weights go by actor.I.*, critic.I.* and, where shared, trunk.I.*.
+    """A small perceptron for acting and valuing. Its weights are named actor.I.*, critic.I.* and, if shared, trunk.I.*.
 
-    Hidden layers of the sizes `hidden` for each of the two, or (shared=True) once for both. Weights are orthogonal with
-    gain sqrt(2), 0.01 for the last layer of the actor, 1 for that of the critic, biases 0 (Engstrom et al. 2020; Huang
-    et al. 2022), drawn from `seed`. log_std of Box actions is a parameter that does not depend on the state, 0 at first.
+    hidden: sizes of the hidden layers, which actor and critic have each, or (shared=True) both together. Weights are drawn
+    from `seed`, orthogonal with gain sqrt(2), 0.01 for the last layer of the actor and 1 for that of the critic; biases are 0
+    (Engstrom et al. 2020; Huang et al. 2022). log_std of Box actions is a parameter that does not depend on the state, 0 at
+    first.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: one of {', '.join(ACTIVATIONS)}")
+            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         if any(width < 1 for width in hidden):
-            raise UserError(f"hidden={tuple(hidden)}: every layer has at least 1 unit")
+            raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
         self.activation = activation
         self.rank = len(spaces.observation.shape)
         box = isinstance(spaces.action, Box)
@@ -60,7 +61,7 @@ class ActorCritic(nn.Module):
         self.critic = _linears([*features, 1], 1.0, generator)
 
     def forward(self, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
-        """From [..., *obs] to (action parameters, value [...]). Bytes (pictures) are taken to [0, 1]."""
+        """The pair (action parameters, value [...]) of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
         x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         for i, layer in enumerate(self.trunk):
@@ -90,7 +91,7 @@ def _linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator)
 
 
 def log_prob(parameters: Parameters, action: torch.Tensor) -> torch.Tensor:
-    """[...] log probability (density) of action, int64 [...] or float [..., A]."""
+    """The log probability (density) [...] of `action`, int64 [...] or float [..., A]."""
     if isinstance(parameters, torch.Tensor):
         return log_softmax(parameters, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
     mean, log_std = parameters
@@ -99,7 +100,7 @@ def log_prob(parameters: Parameters, action: torch.Tensor) -> torch.Tensor:
 
 
 def entropy(parameters: Parameters) -> torch.Tensor:
-    """[...] in nats: -sum p log p, or the differential entropy of the normal distribution."""
+    """The entropy [...] in nats: -sum p log p, or the differential entropy of the normal distribution."""
     if isinstance(parameters, torch.Tensor):
         log_p = log_softmax(parameters, dim=-1)
         return -(log_p.exp() * log_p).sum(-1)
@@ -108,7 +109,7 @@ def entropy(parameters: Parameters) -> torch.Tensor:
 
 
 def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.Tensor:
-    """int64 [...] or float [..., A], drawn from `generator`; without one the likeliest action (the mean)."""
+    """Actions, int64 [...] or float [..., A], drawn from `generator`; the likeliest action (or mean) if generator is None."""
     if isinstance(parameters, torch.Tensor):
         if generator is None:
             return parameters.argmax(-1)
@@ -121,7 +122,7 @@ def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.T
 
 
 class TorchPolicy:
-    """Any module with forward(obs) -> (logits | (mean, log_std), value) as the policy of a rollout; in eval mode."""
+    """Any module with forward(obs) -> (logits | (mean, log_std), value) as the policy of a rollout, in eval mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self.flat = FlatModule(module.eval())
@@ -129,7 +130,7 @@ class TorchPolicy:
     def load(self, weights: Bundle) -> None:
         self.flat.read(weights)
 
-    def forget(self) -> None: ...  # what was read is a copy
+    def forget(self) -> None: ...  # load has made a copy
 
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:

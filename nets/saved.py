@@ -1,6 +1,6 @@
-"""First weights from a file: what another run, or another program, saved as .safetensors.
+"""First weights from a .safetensors file that another run, or another program, saved.
 
-The one idea: everything is compared before anything is copied, so that a model is either the file's or untouched.
+The one idea: all arrays are compared before any array is copied, so a model has either the file's weights or its own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from shoal.protocol.errors import UserError
 
 
 def read_weights(module: nn.Module, path: Path | str) -> None:
-    """Copy the arrays of a .safetensors file into a module: an exported file, a run's snapshot, or anyone's state_dict.
+    """Copy the arrays of a .safetensors file into a module. The file is an exported file, a run's snapshot, or a state_dict.
 
-    The file must have every array of the module's state_dict (of tied ones, one), with its shape and dtype, and no other.
-    Raises UserError naming the file and the first array that does not fit.
+    The file must have every array of the module's state_dict (of tied arrays, one), with its shape and dtype, and no other
+    array. Raises UserError naming the file and the first array that does not fit.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -37,7 +37,7 @@ def read_weights(module: nn.Module, path: Path | str) -> None:
 
 
 def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> str:
-    """The first array that does not fit, in words; "" where all do."""
+    """The first array that does not fit, in words; "" if all arrays fit."""
     covered = {id(places[name]) for name in found if name in places}
     for name, tensor in wanted.items():
         if id(tensor) not in covered:

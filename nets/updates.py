@@ -1,7 +1,7 @@
 """Optimizers, elementwise: one seam for a client's steps down its loss and for the server's step along the clients' mean.
 
-The one idea: an update is a pure function of weights, direction, step number and moments, and keeps nothing itself. So a client
-can begin each task anew, and a snapshot can hold a server's moments by name.
+The one idea: an update is a pure function of weights, direction, step number and moments, and has no state. So a client can
+begin each task anew, and a snapshot can hold a server's moments by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shoal.protocol.errors import UserError
 
 
 class Update(Protocol):
-    """An optimizer. moments: its state, name -> the number that every element starts from."""
+    """An optimizer. moments: name of each tensor of its state -> the number that every element starts from."""
 
     @property
     def moments(self) -> Mapping[str, float]: ...
@@ -65,7 +65,7 @@ class Momentum(SGD):
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """Kingma & Ba 2015, algorithm 1, with the bias correction (torch.optim.Adam): weight decay is part of the gradient."""
+    """Adam (Kingma & Ba 2015, algorithm 1; torch.optim.Adam) with bias correction. Weight decay is part of the gradient."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -88,7 +88,7 @@ class Adam:
 
 @dataclass(frozen=True, slots=True)
 class AdamW(Adam):
-    """Adam, and beside its step w <- w - lr weight_decay w (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Adam whose weight decay stands beside its step: w <- w - lr weight_decay w (Loshchilov & Hutter 2019, algorithm 2)."""
 
     weight_decay: float = 1e-2
     decoupled: ClassVar[bool] = True
@@ -147,19 +147,19 @@ UPDATES: Mapping[str, type[Any]] = {
     "rmsprop": RMSprop,
     "adagrad": Adagrad,
 }
-"""name -> constructor(lr=..., weight_decay=..., further settings of its own)."""
+"""Optimizers by name: constructor(lr=..., weight_decay=..., further settings of its own)."""
 
 
 Optimizer: TypeAlias = str | type[Update] | Update
-"""A name of UPDATES, a class that is made with `lr` and further settings, or an Update with its own."""
+"""An optimizer as a user gives it: a name of UPDATES, a class that takes `lr` and further settings, or an Update."""
 
 
 def update_of(optimizer: Optimizer, **settings: float) -> Update:
     """Returns the Update that `optimizer` names, makes or is.
 
-    settings: lr, momentum, weight_decay for a name or a class; 0 leaves one to the class's default. An Update that is made
-    already keeps its own lr. Raises UserError for an unknown name, for a setting that the optimizer does not take, and for an
-    object that is no Update.
+    settings: lr, momentum, weight_decay for a name or a class; 0 leaves a setting to the class's default. An Update that is
+    made already keeps its own lr. Raises UserError for an unknown name, for a setting that the optimizer does not take, and
+    for an object that is no Update.
     """
     if isinstance(optimizer, str) and optimizer not in UPDATES:
         raise UserError(f"optimizer={optimizer}: must be one of {', '.join(UPDATES)}, or an Update of your own")
@@ -167,17 +167,17 @@ def update_of(optimizer: Optimizer, **settings: float) -> Update:
     known = inspect.signature(made).parameters if isinstance(made, type) else {"lr"}
     given = {name: value for name, value in settings.items() if value}
     for name in given.keys() - known:
-        where = f"takes {', '.join(known)}" if isinstance(made, type) else "has its own settings: give it there"
+        where = f"takes {', '.join(known)}" if isinstance(made, type) else "has its own settings: set it there"
         raise UserError(f"{name}={given[name]!r}: optimizer {_called(optimizer)} {where}")
     return tried(made(**given) if isinstance(made, type) else made, "optimizer")
 
 
 def tried(update: Any, setting: str) -> Update:
-    """Returns `update`, after one step of it on two numbers. Raises UserError for what is no Update, saying what it lacks."""
+    """Returns `update` after a trial step on two numbers. Raises UserError for an object that is no Update, saying why."""
     moments = getattr(update, "moments", None)
     if not callable(update) or not isinstance(moments, Mapping) or "steps" in moments:
         wanted = "`moments` (name -> first value, none of them steps) and __call__(w, delta, t, *moments)"
-        raise UserError(f"{setting}: {_called(update)} is no Update, which has {wanted}")
+        raise UserError(f"{setting}: {_called(update)} is no Update: expected {wanted}")
     found = update(torch.ones(2), torch.ones(2), 1, *(torch.full((2,), float(first)) for first in moments.values()))
     parts = found if isinstance(found, tuple) else ()
     shapes = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in parts]
@@ -214,7 +214,7 @@ def _check(update: Any) -> None:
 
 
 def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
-    """Raises UserError unless first <= value < below, or above < value < below."""
+    """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
     if not ((value > above if above is not None else value >= first) and value < below):
         lowest = f"above {above:g}" if above is not None else f"from {first:g}"
         highest = f" to below {below:g}" if math.isfinite(below) else ""

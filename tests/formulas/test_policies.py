@@ -193,7 +193,7 @@ def test_torch_and_numpy_policies_agree_on_the_built_in_one() -> None:
 
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match="activation='sin': one of tanh, relu"):
+    with pytest.raises(UserError, match="activation='sin': must be one of tanh, relu"):
         ActorCritic(Spaces(VECTOR, Discrete(2)), activation="sin")
     with pytest.raises(UserError, match="activation='sin'"):
         NumpyPolicy("sin")

@@ -71,7 +71,7 @@ def test_an_update_brings_its_own_rate_and_a_class_is_made_with_the_rate_given()
     [
         ("adma", {}, "optimizer=adma: must be one of sgd, momentum, adam, adamw, rmsprop, adagrad, or an Update of your own"),
         ("adam", {"momentum": 0.9}, "momentum=0.9: optimizer adam takes lr, betas, eps, weight_decay"),
-        (Adam(), {"weight_decay": 0.1}, "weight_decay=0.1: optimizer Adam has its own settings: give it there"),
+        (Adam(), {"weight_decay": 0.1}, "weight_decay=0.1: optimizer Adam has its own settings: set it there"),
         ("sgd", {"momentum": 1.0}, "momentum=1.0: must be a number from 0 to below 1"),
         ("adam", {"lr": math.nan}, "lr=nan: must be a number above 0"),
         ("adam", {"weight_decay": -1.0}, "weight_decay=-1.0: must be a number from 0"),
@@ -122,7 +122,7 @@ class Counting(Alone):
     [
         (
             Bare(),
-            "update: Bare is no Update, which has `moments` (name -> first value, none of them steps) and __call__(",
+            "update: Bare is no Update: expected `moments` (name -> first value, none of them steps) and __call__(",
         ),
         (Counting(), "update: Counting is no Update"),
         (Alone(), "update: Alone gave Tensor for weights [2]; expected a tuple (what to add), each [2]"),
