@@ -62,24 +62,44 @@ class Told:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        with suppress(ProcessLookupError):  # it has ended this very moment
-            os.kill(self.child, number)
+        if self.child:
+            with suppress(ProcessLookupError):  # it has ended this very moment
+                os.kill(self.child, number)
 
 
 def _lived(life: Callable[[bool], int], resume: bool, told: Told) -> int:
     """One life, to its end: its exit code, or minus the signal that ended it."""
-    parent = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes before there is a child waits until there is one
+    parent, told.child = os.getpid(), 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes before there is a child waits until there is one
     before = {number: signal.signal(number, told) for number in SIGNALS}
-    told.child = os.fork()
-    if told.child == 0:
+    child = os.fork()
+    if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
         _restore(before)
         _live(life, resume, parent)
+    told.child = child
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    _, status = os.waitpid(told.child, 0)
+    if told.number:  # another thread of this process took it before
+        told(told.number, None)
+    status = _awaited(child)
     _restore(before)
     return os.waitstatus_to_exitcode(status)
+
+
+def _awaited(child: int) -> int:
+    """The status that a child ends with. A signal that another thread takes wakes this one too; waitpid would sleep on."""
+    bell, wake = os.pipe()
+    os.set_blocking(wake, False)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None), signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        while not (found := os.waitpid(child, os.WNOHANG))[0]:
+            os.read(bell, 4_096)
+    finally:
+        signal.signal(signal.SIGCHLD, before[0])
+        signal.set_wakeup_fd(before[1])
+        os.close(bell)
+        os.close(wake)
+    return found[1]
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

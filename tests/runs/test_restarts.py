@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,26 @@ def test_a_life_that_a_signal_to_the_supervisor_ended_is_the_last(tmp_path: Path
     assert lives.run() == 128 + signal.SIGTERM
     assert lives.lived() == ["new"]
     assert lives.said == []
+
+
+def test_a_signal_that_another_thread_takes_reaches_the_life_that_is_going_on(tmp_path: Path) -> None:
+    def interrupted() -> int:
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+        return 1
+
+    over = threading.Event()
+    others = [threading.Thread(target=over.wait) for _ in range(4)]
+    for thread in others:
+        thread.start()
+    try:
+        for turn in range(30):
+            (tmp_path / str(turn)).mkdir()
+            assert Lives(tmp_path / str(turn), interrupted).run() == 128 + signal.SIGTERM
+    finally:
+        over.set()
+        for thread in others:
+            thread.join()
 
 
 # A life that finds its goal reached
