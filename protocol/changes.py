@@ -1,16 +1,16 @@
-"""Weights in fewer bytes: what changed since the version that their receiver holds.
+"""Weights in fewer bytes: the change since the version that their receiver holds.
 
-The one idea: both ends add the same rounded change to the same bits, so that they go on holding the same bits; and what was
-rounded off or left out is in the next difference by itself. That is error feedback without a memory of its own:
-held += C(wanted - held), which is EF21-P (Gruntkowska et al. 2023); the residual that DoubleSqueeze keeps at the server (Tang
-et al. 2019) is wanted - held.
+The one idea: both ends add the same rounded change to the same bits, so that both go on holding the same bits; and the part
+that a change rounds off or leaves out is in the next difference by itself. That is error feedback without a memory of its
+own: held += C(wanted - held), which is EF21-P (Gruntkowska et al. 2023); the residual that DoubleSqueeze keeps at the server
+(Tang et al. 2019) is wanted - held.
 
-Of C such that |C(x) - x| <= q |x|, q < 1, and weights that move by at most s a version: for the distance e of what is held from
-what is wanted, e' <= q (e + s), so that e stays below q s / (1 - q). That takes a codec that contracts: rounding is to the
-nearest, random entries are not scaled.
+For a codec C with |C(x) - x| <= q |x|, q < 1, and weights that move by at most s a version: the distance e between held and
+wanted follows e' <= q (e + s), so e stays below q s / (1 - q). That takes a codec that contracts: it rounds to the nearest,
+and does not scale random entries.
 
-There is no change without loss: on `digits` the bits in which two versions differ deflate to two thirds of the weights, where
-float16 takes half and is off by 2**-11 of what changed.
+A codec without loss is not offered: on `digits` the bits in which two versions differ deflate to two thirds of the weights,
+while float16 takes half and is off by 2**-11 of the change.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from shoal.protocol.layout import ALIGNMENT, Bundle, Bytes, Layout
 
 
 class Changes:
-    """Changes of weights of one layout, float32 entries by the codec, each other dtype as it is. Used by one thread.
+    """Changes of weights of one layout: float32 entries go through the codec, each other dtype as it is. Used by one thread.
 
-    Several follow each other in one buffer, each on a multiple of 64 bytes, so that of a run of them any last part is one too.
+    Several changes follow each other in one buffer, each on a multiple of 64 bytes, so that the last few are such a buffer too.
     """
 
     def __init__(self, coding: Coding, layout: Layout) -> None:
@@ -36,21 +36,21 @@ class Changes:
         self._told = Bundle.zeros(layout)
 
     def tell(self, wanted: Bundle, held: Bundle, rng: np.random.Generator) -> Bundle:
-        """C(wanted - held). Raises ProtocolError for what is not finite, or what the codec cannot hold."""
-        with np.errstate(all="ignore"):  # what overflows is found when it is packed
+        """C(wanted - held). Raises ProtocolError for entries that are not finite, or that the codec cannot hold."""
+        with np.errstate(all="ignore"):  # `pack` finds overflows
             np.subtract(wanted.vector(), held.vector(), out=self._told.vector())
         for dtype in self.packed.plain:
             self._told.vector(dtype)[...] = wanted.vector(dtype)
         return self.packed.pack(self._told, rng)
 
     def follow(self, held: Bundle, told: Bytes, into: Bundle) -> None:
-        """held + every change in `told`, in order; the same bits wherever it is done. Raises ProtocolError for what `tell` does
-        not make; `into` is worth nothing then."""
+        """Write held + every change in `told`, in order, to `into`: the same bits on every machine. Raises ProtocolError for
+        changes that `tell` does not make; `into` then holds nothing of use."""
         np.copyto(into.data, held.data)
         x = into.vector()
         for change in self._apart(told):
             self.packed.unpack(change, self._told)
-            with np.errstate(over="ignore"):  # from a peer; weights that are finite are told by changes that fit
+            with np.errstate(over="ignore"):  # a faulty peer's changes may overflow; those that `tell` makes do not
                 np.add(x, self._told.vector(), out=x)
         for dtype in self.packed.plain:
             into.vector(dtype)[...] = self._told.vector(dtype)
@@ -59,12 +59,12 @@ class Changes:
         nbytes = self.packed.layout.nbytes
         starts = range(0, told.nbytes, _aligned(nbytes))
         if not starts or starts[-1] + nbytes != told.nbytes:
-            raise ProtocolError(f"{told.nbytes} bytes of changes that have {nbytes} each")
+            raise ProtocolError(f"{told.nbytes} bytes of changes: expected one or more changes of {nbytes} bytes")
         return [Bundle(self.packed.layout, told[first : first + nbytes]) for first in starts]
 
 
 def joined(changes: Sequence[Bundle]) -> Bytes:
-    """One buffer of several, as `Changes.follow` takes them."""
+    """A buffer of several changes, as `Changes.follow` takes it."""
     size = _aligned(changes[0].data.nbytes)
     buffer = np.zeros(size * (len(changes) - 1) + changes[0].data.nbytes, np.uint8)
     for at, change in enumerate(changes):
@@ -73,7 +73,7 @@ def joined(changes: Sequence[Bundle]) -> Bytes:
 
 
 def last(told: Bytes, change: Bundle, count: int) -> Bytes:
-    """The last `count` of joined changes, each as long as this one; a view."""
+    """The last `count` of joined changes, each as long as `change`; a view."""
     return told[told.nbytes - _aligned(change.data.nbytes) * (count - 1) - change.data.nbytes :]
 
 

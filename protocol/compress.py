@@ -1,9 +1,10 @@
-"""Fewer bytes for a bundle: what an actor sends in place of its delta.
+"""Codecs for bundles: the same entries, more or less exactly, in fewer bytes.
 
-The one idea: how many bytes a codec makes follows from the number of entries alone, so that both ends know the layout in
-advance, and a compressed contribution is a Bundle like any other. What cannot be right in it is refused when it is decoded.
+The one idea: the number of bytes that a codec makes follows from the number of entries alone, so that both ends know the
+layout in advance, and a compressed contribution is a Bundle like any other. Bytes that no codec makes are refused when they
+are decoded.
 
-Of x, float32 [n], with `share` of the entries kept (k of n) or `block` of them to a scale:
+For x, float32 [n], if a `share` of the entries is kept (k of n), or `block` entries have one scale:
 
     codec      bytes                     error
     Float16    2 n                       |x| 2**-11 of each entry from 2**-14 on, 2**-25 below; up to 65504
@@ -12,7 +13,7 @@ Of x, float32 [n], with `share` of the entries kept (k of n) or `block` of them 
     TopK       8 k                       |error|^2 <= (1 - k / n) |x|^2
     RandomK    4 k + 8                   scaled: 0 in the mean, |error|^2 = (n / k - 1) |x|^2; else (1 - k / n) |x|^2 (means)
 
-Only float32 entries are compressed: others (counters, masks, halves) travel beside them as they are.
+Only float32 entries are compressed: entries of other dtypes (counters, masks, halves) travel beside them as they are.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ CODECS = ("float16", "bfloat16", "int8", "int4", "topk", "randk")
 
 
 class Codec(Protocol):
-    """A way to say a float32 vector in fewer bytes.
+    """A codec of float32 vectors.
 
-    contracts: does |decode(encode(x)) - x|^2 < |x|^2 hold in the mean for every x but 0, and what is too small to be said?
-    Error feedback may diverge without.
+    contracts: True if |decode(encode(x)) - x|^2 < |x|^2 holds in the mean, for every x but 0 and entries too small to encode.
+    With a codec that does not contract, error feedback may diverge.
     """
 
     @property
     def contracts(self) -> bool: ...
 
     def arrays(self, n: int) -> Arrays:
-        """What n entries are sent as: name -> (dtype, shape)."""
+        """The arrays that carry n entries: name -> (dtype, shape)."""
         ...
 
     def encode(self, x: Vector, rng: np.random.Generator, out: Bundle) -> None:
-        """Write x, float32 [n] and finite, into the arrays. Raises ProtocolError for what the codec cannot hold."""
+        """Write x, float32 [n] and finite, into the arrays. Raises ProtocolError for an entry that the codec cannot hold."""
         ...
 
     def decode(self, sent: Bundle, x: Vector) -> None:
-        """Write what was sent into x, float32 [n], all of it. Raises ProtocolError for arrays that no `encode` makes."""
+        """Write every entry of x, float32 [n], from `sent`. Raises ProtocolError for arrays that no `encode` makes."""
         ...
 
 
 def codec_of(name: str, *, share: float = 0.1, block: int = 256, feedback: bool = False) -> Codec:
-    """One of CODECS. Without error feedback unbiased where it can be, with it contracting. Raises UserError."""
+    """The codec of that name in CODECS: contracting with error feedback, unbiased without (if it can be). Raises UserError."""
     match name:
         case "float16":
             return Float16()
@@ -71,15 +72,15 @@ def codec_of(name: str, *, share: float = 0.1, block: int = 256, feedback: bool 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """A codec as two ends agree on it: its name, the share of the entries that topk and randk send, the entries to a scale of
-    int8 and int4."""
+    """A codec as two ends agree on it. name: one of CODECS; share: share of the entries that topk and randk send; block:
+    entries that have one scale in int8 and int4."""
 
     name: str
     share: float = 0.1
     block: int = 256
 
     def codec(self, *, feedback: bool) -> Codec:
-        """Raises UserError."""
+        """The codec itself: see `codec_of`. Raises UserError."""
         return codec_of(self.name, share=self.share, block=self.block, feedback=feedback)
 
     def row(self) -> list[Any]:
@@ -87,17 +88,17 @@ class Coding:
 
     @classmethod
     def from_row(cls, row: Any) -> Coding:
-        """From a peer. Raises ProtocolError."""
+        """The coding that a peer's row describes. Raises ProtocolError."""
         match row:
             case [str() as name, float() as share, int() as block] if name in CODECS and 0 < share <= 1 and block >= 1:
                 return cls(name, share, block)
-        raise ProtocolError("a codec is [name, share, block]")
+        raise ProtocolError("a codec is [name, share above 0 to 1 as a float, whole block from 1]; a peer sent another row")
 
 
 class Packed:
-    """A codec for bundles of one layout, `dense`: float32 entries by the codec, each other dtype as it is.
+    """A codec for bundles of one layout, `dense`: float32 entries go through the codec, each other dtype as it is.
 
-    layout: of what is sent: the codec's arrays, and a flat array "plain/i8" for all int64 entries, "plain/b1" ...
+    layout: of the packed bundle: the codec's arrays, and a flat array "plain/i8" for all int64 entries, "plain/b1" ...
     """
 
     def __init__(self, codec: Codec, dense: Layout) -> None:
@@ -108,7 +109,7 @@ class Packed:
         self.layout = Layout.of({**codec.arrays(empty.vector().size), **rest})
 
     def pack(self, bundle: Bundle, rng: np.random.Generator) -> Bundle:
-        """Raises ProtocolError for another layout, for NaN and infinities, and for what the codec cannot hold."""
+        """The bundle in fewer bytes. Raises ProtocolError for another layout, NaN, and entries that the codec cannot hold."""
         _agree(self.dense, bundle.layout)
         _finite(bundle.vector())
         out = Bundle.zeros(self.layout)
@@ -118,9 +119,9 @@ class Packed:
         return out
 
     def unpack(self, sent: Bundle, into: Bundle) -> None:
-        """Every entry of `into`, a bundle of layout `dense`. Raises ProtocolError for what `pack` does not make."""
+        """Write every entry of `into`, a bundle of layout `dense`. Raises ProtocolError for bytes that `pack` does not make."""
         _agree(self.layout, sent.layout)
-        with np.errstate(all="ignore"):  # NaN in, and what overflows, is found once it is there
+        with np.errstate(all="ignore"):  # the check below finds NaN and overflows
             self.codec.decode(sent, into.vector())
         _finite(into.vector())
         for dtype in self.plain:
@@ -133,8 +134,8 @@ def _agree(mine: Layout, theirs: Layout) -> None:
 
 
 def _finite(x: Vector) -> None:
-    """One pass where all is well, as a dot product is finite only if every entry is."""
+    """Refuse NaN and infinities. One pass where all is well, because a dot product is finite only if every entry is."""
     with np.errstate(over="ignore", invalid="ignore"):
         square = np.dot(x, x)
     if not np.isfinite(square) and not np.isfinite(x).all():
-        raise ProtocolError("NaN or an infinity in what is compressed")
+        raise ProtocolError("NaN or an infinity in the float32 entries of a bundle that is compressed")

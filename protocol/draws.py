@@ -1,6 +1,7 @@
-"""Randomness as an argument: a draw is a function of (seed, purpose, numbers), never of what was drawn before.
+"""Randomness as an argument.
 
-So a run is the same for 1, 2 or 8 actors, and a million clients cost an index, not a million generators.
+The one idea: a draw is a function of (seed, purpose, numbers), never of earlier draws. So a run is the same for 1, 2 or 8
+actors, and a million clients cost an index, not a million generators.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ def key(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def draw(seed: int, purpose: str, *numbers: int) -> random.Random:
-    """A generator of its own for (seed, purpose, numbers). For numpy: np.random.Generator(np.random.Philox(key(...)))."""
+    """A separate generator for (seed, purpose, numbers). For numpy: np.random.Generator(np.random.Philox(key(...)))."""
     return random.Random(key(seed, purpose, *numbers))

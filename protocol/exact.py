@@ -1,9 +1,9 @@
-"""Sums of bundles: what an actor or a relay sends instead of each client's delta.
+"""Sums of bundles, which an actor or a relay sends instead of each client's delta.
 
 The one idea: a weighted sum over clients is itself a bundle, of a layout that follows from the model's: an int64 vector
-for each dtype, in the "exact" form of grid.py. So sums of sums are sums, bit for bit, and who summed what leaves no trace.
+for each dtype, in the "exact" form of grid.py. So sums of sums are sums, bit for bit, and the grouping leaves no trace.
 
-Arrays of dtype u1 and b1 (bytes, masks) have no mean: they are in no sum, and aggregators leave them as they are.
+Arrays of dtype u1 and b1 (bytes, masks) have no mean: no sum holds them, and aggregators leave them as they are.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ PLAIN_TOTALS: Mapping[str, str] = {
     **dict.fromkeys(("f4", "f2", "bf16"), "f4"),
     **dict.fromkeys(("f8", "i1", "i2", "i4", "i8"), "f8"),
 }
-"""The dtypes that have a mean -> the dtype in which they are summed where the sum is not exact."""
+"""The dtypes that have a mean -> the dtype of their total if the sum is not exact."""
 
 
 def averaged(layout: Layout) -> dict[str, int]:
-    """dtype -> number of entries, for the dtypes of a layout that have a mean."""
+    """The dtypes of a layout that have a mean -> their number of entries."""
     return {
         dtype: (last - first) // DTYPES[dtype].itemsize
         for dtype, (first, last) in layout.segments.items()
@@ -54,14 +54,14 @@ def averaged(layout: Layout) -> dict[str, int]:
 def summed_layout(layout: Layout, exact: bool = True) -> Layout:
     """The layout of sums over bundles of `layout`: a flat array "sum/f4" for all its float32 entries, "sum/i8" ...
 
-    exact: int64, in units of grid.GRID. Else float32 for f4, f2 and bf16, and float64 for the others.
+    exact: True for int64, in units of grid.GRID; False for float32 of f4, f2 and bf16, and float64 of the others.
     """
     rows = averaged(layout).items()
     return Layout.of({f"sum/{dtype}": ("i8" if exact else PLAIN_TOTALS[dtype], (size,)) for dtype, size in rows})
 
 
 def floats(vector: npt.NDArray[Any], dtype: str) -> Floats:
-    """Entries of a wire dtype as floats: float32 of f4 (a view), f2 and bf16, else float64 (of f8 a view)."""
+    """Entries of a wire dtype as floats: float32 for f4 (a view), f2 and bf16; float64 for the others (for f8 a view)."""
     match dtype:
         case "f4" | "f8":
             return vector
@@ -74,11 +74,11 @@ def floats(vector: npt.NDArray[Any], dtype: str) -> Floats:
 
 
 AS_THEY_ARE = ("f4", "f8")
-"""The dtypes whose entries are looked at and added where they lie. All that a norm is of."""
+"""The dtypes whose entries are read and added where they lie. A norm covers these dtypes alone."""
 
 
 def entries(bundle: Bundle, dtype: str) -> Iterator[tuple[int, Floats]]:
-    """All of one dtype as floats, a piece at a time: (index of its first, flat). Float32 and float64 as they lie in memory."""
+    """The entries of one dtype as floats, piece by piece: (index of a piece's first entry, flat piece); f4 and f8 as views."""
     return bundle.blocks(dtype) if dtype in AS_THEY_ARE else _converted(bundle, dtype)
 
 
@@ -89,7 +89,7 @@ def _converted(bundle: Bundle, dtype: str) -> Iterator[tuple[int, Floats]]:
 
 
 def squares(bundle: Bundle, dtypes: Iterable[str] = AS_THEY_ARE) -> float:
-    """The sum of squares of all entries of these dtypes, in one pass. Not finite where an entry is not, or a square."""
+    """The sum of squares of all entries of these dtypes, in one pass. Not finite if an entry, or a square, is not finite."""
     total = 0.0
     with np.errstate(all="ignore"):
         for dtype in dtypes:
@@ -102,12 +102,12 @@ Extent: TypeAlias = Callable[[], float]
 
 
 class Gauge:
-    """How much weight a sum holds, and how far from zero its entries may be: decides before anything is added.
+    """The weight in a sum and a bound on its entries: decides, before a term is added, whether it may be.
 
-    The cheap bound |x|_2 serves while it suffices; where it does not, what is really there is looked at.
-    extent, wherever it is asked for: () -> how far from zero the entries of the sum are now. (Not kept: a sum that was held by
-    its own gauge would keep its memory until the collector comes by.)
-    All methods raise ProtocolError, with nothing counted, for what must not be added.
+    The cheap bound |x|_2 serves while it suffices; if it does not, the entries themselves are looked at.
+    extent, an argument of the methods: () -> largest |entry| of the sum now. (The gauge does not keep it: a sum that was held
+    by its own gauge would keep its memory until the garbage collector ran.)
+    All methods raise ProtocolError, with nothing counted, for a term that must not be added.
     """
 
     def __init__(self, layout: Layout, exact: bool) -> None:
@@ -123,9 +123,9 @@ class Gauge:
         self.weight = self.reach = 0.0
 
     def term(self, bundle: Bundle, weight: float, norm: float | None, extent: Extent) -> tuple[float, float]:
-        """Count one client's bundle in. Returns the weight to use, and how far from zero weight * bundle may reach.
+        """Count one client's bundle in. Returns the weight to use, and a bound on |weight * entry|.
 
-        norm: sqrt(squares(bundle)), where somebody has looked already; it spares a pass. None: not known.
+        norm: sqrt(squares(bundle)), if the caller knows it: that spares a pass. None: not known.
         """
         _refuse_other(self.layout, bundle)
         weight = exact_weight(weight) if self.exact else plain_weight(weight)
@@ -137,7 +137,7 @@ class Gauge:
         return weight, reach
 
     def partial(self, bundle: Bundle, weight: float, extent: Extent) -> None:
-        """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as PartialSum gives them."""
+        """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as a PartialSum has them."""
         _refuse_other(self.sums, bundle)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
@@ -165,7 +165,7 @@ def _refuse_other(layout: Layout, bundle: Bundle) -> None:
 
 
 def _largest(bundle: Bundle, dtypes: Iterable[str]) -> float:
-    """The largest |x| of these dtypes. numpy compares all of them but bfloat16."""
+    """The largest |x| of these dtypes; bfloat16, which numpy cannot compare, as floats. Raises ProtocolError for NaN."""
     parts = (entries(bundle, dtype) if dtype == "bf16" else bundle.blocks(dtype) for dtype in dtypes)
     top = [largest(x) for part in parts for _, x in part]
     if not all(map(math.isfinite, top)):
@@ -177,14 +177,14 @@ def _unfinite(bundle: Bundle) -> str:
     """The name of the first array that is not finite throughout."""
     kinds = {place.name: place.dtype for place in bundle.layout.places if place.dtype in PLAIN_TOTALS}
     finite = {name: all(np.isfinite(floats(x, its)).all() for _, x in bundle.blocks_of(name)) for name, its in kinds.items()}
-    return next((name for name, whole in finite.items() if not whole), "an array")  # it may have changed since
+    return next((name for name, whole in finite.items() if not whole), "an array")  # shared memory may have changed since
 
 
 class Sum:
-    """weight * bundle over clients, for bundles of `layout`, added up in whatever totals it is given.
+    """The sum of weight * bundle over clients, for bundles of `layout`, in totals that its owner provides.
 
-    exact: the same bits in any order and grouping. Else plain floats, faster: the last bits depend on the order.
-    adder: who does the additions; numpy, if None.
+    exact: True for the same bits in any order and grouping; False for plain floats, faster: the last bits depend on the order.
+    adder: does the additions; None: numpy does.
     totals: dtype -> flat array: int64 in units of GRID if exact, else floats.
     """
 
@@ -192,11 +192,11 @@ class Sum:
         self.gauge = Gauge(layout, exact)
         self._totals: dict[str, npt.NDArray[Any]] = {}
         self._adder = adder or Adder()
-        self._above = 0  # what every entry of the totals is too high, mod 2**64
+        self._above = 0  # every entry of the totals is too high by this, mod 2**64
 
     @property
     def weight(self) -> float:
-        """The sum of the weights as they were used; it travels with the bundle, as Work.weight."""
+        """The sum of the weights as they were used; it travels beside the bundle, as Work.weight."""
         return self.gauge.weight
 
     @property
@@ -205,9 +205,9 @@ class Sum:
         return self._totals
 
     def add(self, bundle: Bundle, weight: float, norm: float | None = None) -> None:
-        """One client's. Raises ProtocolError, nothing added, for another layout, NaN, an infinity or what is out of range.
+        """Add one client's bundle. Raises ProtocolError, with nothing added, for another layout, NaN, or too large an entry.
 
-        norm: as Gauge.term takes it.
+        norm: sqrt(squares(bundle)), if the caller knows it; None: not known.
         """
         weight, reach = self.gauge.term(bundle, weight, norm, self._extent)
         add = self._way(reach)
@@ -216,7 +216,7 @@ class Sum:
                 add(total if x.size == total.size else total[first : first + x.size], x, weight)
 
     def merge(self, bundle: Bundle, weight: float) -> None:
-        """A partial sum's bundle and weight. Raises as `add`."""
+        """Add a partial sum's bundle and weight. Raises as `add` does."""
         self.gauge.partial(bundle, weight, self._extent)
         for dtype, total in self._totals.items():
             for first, its in bundle.blocks_of(f"sum/{dtype}"):
@@ -230,7 +230,7 @@ class Sum:
             total.fill(0)
 
     def _way(self, reach: float) -> Callable[[npt.NDArray[Any], Floats, float], None]:
-        """The fastest for terms that reach so far."""
+        """The fastest addition for terms of at most `reach`."""
         if not self.gauge.exact:
             return self._adder.plain
         if reach > SMALL:
@@ -250,7 +250,7 @@ class Sum:
 
 
 class PartialSum(Sum):
-    """A sum that travels: its totals lie in a bundle of their own. Memory: 8 bytes an entry if exact, and 1.5 MB."""
+    """A sum that travels: its totals lie in a bundle of their own. Memory: 8 bytes an entry if exact, and 1.5 MB of buffers."""
 
     def __init__(self, layout: Layout, exact: bool = True, adder: Adder | None = None) -> None:
         super().__init__(layout, exact, adder)
@@ -258,6 +258,6 @@ class PartialSum(Sum):
         self._totals = {dtype: self._bundle[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
 
     def bundle(self) -> Bundle:
-        """The sum as it travels: not a copy, so it changes with the next `add` and `clear`."""
+        """The sum as it travels. Not a copy: the next `add` or `clear` changes it."""
         self._settle()
         return self._bundle

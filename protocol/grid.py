@@ -1,13 +1,13 @@
 """The arithmetic of sums whose bits do not depend on the order of their terms.
 
 The one idea: count in units of a fixed grid. A term weight * x is rounded once, by itself, to a whole number of 2**-32;
-whole numbers are added in int64, where addition is exact, so neither the order of arrival nor who summed what can be seen
-in the result. (Float addition rounds after every term, so that its result depends on the order.)
+whole numbers are added in int64, where addition is exact, so the result shows neither the order of arrival nor the
+grouping. (Float addition rounds after every term, so its result depends on the order.)
 
 This form is called "exact". For float32 vectors it means:
 
     term  = the float32 product of x and exact_weight(weight), rounded half to even to a multiple of GRID
-    total = the sum of the terms / GRID: int64, exact while within +-LIMIT, refused before it would not be
+    total = the sum of the terms / GRID: int64, exact within +-LIMIT; a term that could pass LIMIT is refused
     mean  = float64(total) * (GRID / sum of the exact weights), in float64
 
 A term is off by at most 2**-33 and half a unit in the last place of a float32 product. (float64 vectors: a float64 product.)
@@ -27,22 +27,22 @@ Floats: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 GRID = 2.0**-32  # the unit of an exact total
 LIMIT = 2.0**30  # an exact total stays within +-LIMIT: half of what int64 holds in these units, so that it never wraps
-PLAIN_LIMIT = 2.0**126  # the same for totals in float32
+PLAIN_LIMIT = 2.0**126  # a plain total stays within +-PLAIN_LIMIT, so that it never overflows float32
 WEIGHT_GRID = 2.0**-20  # weights are multiples of this, so that their sum is exact in float64 up to WEIGHT_LIMIT
-WEIGHT_LIMIT = 2.0**33
-BLOCK = 32_768  # elements that are converted at a time: such temporaries stay in a core's own cache
-STRETCH = 2**17  # elements that are added at a time: below, numpy's calls cost more than a cache of the next level
+WEIGHT_LIMIT = 2.0**33  # largest sum of weights
+BLOCK = 32_768  # entries that are converted at a time: such temporaries stay in a core's own cache
+STRETCH = 2**17  # entries that are added at a time: with fewer, numpy's calls cost more than a cache of the next level
 
 SMALL = 2.0**19  # a term up to this (2**51 units) becomes a whole number by adding MAGIC
-MAGIC = 1.5 * 2.0**52  # float64 numbers from 2**52 to 2**53 are the whole ones, and their bits count them
+MAGIC = 1.5 * 2.0**52  # float64 numbers from 2**52 to 2**53 are the whole numbers, and their bits count these
 OFFSET = int(np.float64(MAGIC).view(np.int64))
 
 
 def exact_weight(weight: float) -> float:
-    """The weight that is used: rounded to float32, then to a multiple of 2**-20; counts up to 2**24 stay as they are.
+    """`weight` rounded to float32, then to a multiple of 2**-20; whole numbers up to 2**24 stay as they are.
 
-    So products with it are the same on every machine, and sums of weights do not depend on their order.
-    Raises ProtocolError for what is not in [2**-20, 2**33].
+    So products with the weight are the same on every machine, and sums of weights do not depend on their order.
+    Raises ProtocolError for a weight outside of [2**-20, 2**33].
     """
     if 1 <= weight <= 2**24 and weight == int(weight):
         return float(weight)
@@ -50,17 +50,17 @@ def exact_weight(weight: float) -> float:
 
 
 def plain_weight(weight: float) -> float:
-    """The weight itself. Raises ProtocolError for what is not in [2**-20, 2**33]."""
+    """`weight` itself. Raises ProtocolError for a weight outside of [2**-20, 2**33]."""
     if not WEIGHT_GRID <= weight <= WEIGHT_LIMIT:  # NaN fails too
         raise ProtocolError(f"a contribution's weight is from 2**-20 to 2**33, not {weight!r}; scale the weights")
     return weight
 
 
 def square(x: Floats) -> float:
-    """The sum of squares, in one pass. Infinite or NaN where an entry is, or where a square overflows.
+    """The sum of squares, in one pass. Infinite or NaN if an entry is, or if a square overflows.
 
-    A rounded sum of squares never falls below its largest term, so that rounding cannot hide a large entry. For numpy not to
-    warn, call it within np.errstate(all="ignore").
+    A rounded sum of squares never falls below its largest term, so rounding cannot hide a large entry. Call it within
+    np.errstate(all="ignore"), or numpy may warn.
     """
     if x.size <= STRETCH:
         return float(np.dot(x, x))
@@ -68,12 +68,12 @@ def square(x: Floats) -> float:
 
 
 def bound(square: float) -> float:
-    """Not less than any |x| whose squares sum to this: |x|_inf <= |x|_2. Squares of what is below 2**-60 may vanish."""
+    """An upper bound of any |x| whose squares sum to `square`: |x|_inf <= |x|_2. Squares of entries below 2**-60 may vanish."""
     return math.sqrt(square) * (1 + 2.0**-20) + 2.0**-60
 
 
 def largest(x: npt.NDArray[Any]) -> float:
-    """max |x| itself; NaN where an entry is NaN, 0 of nothing. The second look at a stretch finds it in a core's cache."""
+    """max |x| itself; NaN if an entry is NaN, 0 of no entries. The pass for `min` finds a stretch in a core's cache."""
     top = 0.0
     for at in range(0, x.size, STRETCH):
         part = x[at : at + STRETCH]
@@ -85,13 +85,13 @@ def largest(x: npt.NDArray[Any]) -> float:
 
 
 class Adder:
-    """Adds weight * x to a total, a stretch at a time, through two buffers of its own. Checks nothing: see exact.Gauge."""
+    """Adds weight * x to a total, a stretch at a time, through two buffers of its own. Checks nothing: exact.Gauge does."""
 
     def __init__(self) -> None:
         self._products: dict[np.dtype[Any], npt.NDArray[Any]] = {}
         self._wide = np.empty(0, np.float64)
         self._counts = self._wide.view(np.int64)
-        self._magic = np.array(MAGIC)  # made an array once
+        self._magic = np.array(MAGIC)  # an array, so that numpy makes none at each addition
 
     def exact(self, total: npt.NDArray[np.int64], x: Floats, weight: float) -> None:
         """total[n], int64 in units of GRID, += weight * x[n]. `weight` is an exact_weight.
@@ -108,9 +108,9 @@ class Adder:
             np.add(its, count, its)
 
     def small(self, total: npt.NDArray[np.int64], x: Floats, weight: float) -> None:
-        """As `exact` where no term is beyond SMALL, faster; it leaves every entry of the total OFFSET too high (mod 2**64).
+        """Add as `exact` does, but faster, terms up to SMALL; leave every entry of the total OFFSET too high (mod 2**64).
 
-        The sum with MAGIC is rounded half to even to a whole number, and MAGIC is even: so it is the same number.
+        A product plus MAGIC is rounded half to even to a whole number, and MAGIC is even: so it is the same whole number.
         """
         products, factor = self._buffer(x), x.dtype.type(weight / GRID)
         for first in range(0, x.size, STRETCH):

@@ -1,7 +1,7 @@
-"""Codecs that send some entries only: the largest, or some at random.
+"""Codecs that send some entries only: the largest, or random ones.
 
-The one idea: which entries are sent is the same on every machine, of equals the first, and random ones from a seed by
-arithmetic that no library may change; the other end need not be told what it can find out.
+The one idea: every machine picks the same entries: of equal entries the first, and random entries from a seed, by arithmetic
+that no library may change. So positions that the other end can work out are not sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k entries farthest from 0 and where they are; of equals the first, so that every machine sends the same."""
+    """The k entries farthest from 0 and their positions; of equal entries the first, so that every machine sends the same."""
 
     share: float = 0.1
     contracts: ClassVar[bool] = True
@@ -40,16 +40,16 @@ class TopK:
     def decode(self, sent: Bundle, x: Vector) -> None:
         where = sent["indices"]
         if where.size and not (where[0] >= 0 and where[-1] < x.size and (where[1:] > where[:-1]).all()):
-            raise ProtocolError(f"indices of kept entries rise from 0 to below {x.size}; a contribution has others")
+            raise ProtocolError(f"positions of kept entries rise from 0 to below {x.size}; this bundle has others")
         x.fill(0)
         x[where] = sent["values"]
 
 
 @dataclass(frozen=True, slots=True)
 class RandomK:
-    """k entries drawn at random. Where they are follows from a seed, and only the seed travels.
+    """k entries drawn at random. Their positions follow from a seed, and only the seed travels.
 
-    scaled: n / k times what they are, so that the mean is x.
+    scaled: True multiplies them by n / k, so that the mean is x.
     """
 
     share: float = 0.1
@@ -77,12 +77,12 @@ class RandomK:
 
 
 def kept(share: float, n: int) -> int:
-    """k: that share of n entries, to the nearest, but at least one."""
+    """k: `share` of n entries, rounded to the nearest whole number; at least 1, unless n is 0."""
     return min(n, max(1, round(share * n)))
 
 
 def largest(x: Vector, k: int) -> Indices:
-    """Where the k largest |x| are, rising; of equals the first."""
+    """Positions of the k largest |x|, rising; of equal entries the first."""
     if not k:
         return np.empty(0, np.int64)
     size = np.abs(x)
@@ -92,9 +92,9 @@ def largest(x: Vector, k: int) -> Indices:
 
 
 def subset(seed: int, n: int, k: int) -> Indices:
-    """k of n, rising, every subset alike likely: the first k that differ of a stream of draws (or what is left of n - k).
+    """k of n positions, rising, every subset equally likely: the first k different draws of a stream, or all but n - k of them.
 
-    Of Philox's raw bits, which numpy promises never to change; of the methods drawn from them it does not.
+    The draws use Philox's raw bits, which numpy promises never to change; numpy promises no such thing of methods on top.
     """
     few = min(k, n - k)
     stream, drawn = np.random.Philox(key=seed % 2**64), np.empty(0, np.int64)
@@ -108,12 +108,12 @@ def subset(seed: int, n: int, k: int) -> Indices:
 
 
 def _firsts(drawn: Indices, n: int) -> Indices:
-    """Where numbers below n come for the first time, rising. (Of repeated indices the last assignment stays.)"""
+    """Positions in `drawn` (numbers below n) of each number's first occurrence, rising. (numpy keeps the last assignment.)"""
     order, first = np.arange(drawn.size), np.empty(n, np.int64)
     first[drawn[::-1]] = order[::-1]
     return np.flatnonzero(first[drawn] == order)
 
 
 def _below(n: int, raw: npt.NDArray[np.uint64]) -> Indices:
-    """Whole numbers from 0 to below n, of 53 random bits each."""
+    """Whole numbers from 0 to below n, made of 53 random bits each."""
     return ((raw >> np.uint64(11)) * (2.0**-53) * n).astype(np.int64)

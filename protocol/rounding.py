@@ -1,7 +1,7 @@
 """Codecs that round every entry: halves, and whole numbers in units of a scale.
 
-The one idea: a scale is rounded up, so that no entry is ever more of its units than there are whole numbers: nothing is
-clipped, and the error is what the definition says for the smallest floats and the largest.
+The one idea: a scale is rounded up, so that an entry is never more units of its scale than the whole numbers reach: nothing
+is clipped, and the error is within the codec's definition for the smallest floats and the largest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Arrays: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Float16:
-    """Each entry as the nearest float16. Below 2**-14 it loses digits: small deltas want bfloat16 or a scale."""
+    """Each entry as the nearest float16. Entries below 2**-14 lose digits: for small deltas use bfloat16, int8 or int4."""
 
     contracts: ClassVar[bool] = True
 
@@ -63,9 +63,9 @@ class BFloat16:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Whole numbers of `bits` (8 or 4), in units of a scale for each `block` entries: the largest |x| of them / 127, or / 7.
+    """Whole numbers of `bits` (8 or 4) in units of a scale; `block` entries have one scale, their largest |x| / 127, or / 7.
 
-    stochastic: up or down at random, so that the mean is x (Alistarh et al. 2017, QSGD); else to the nearest.
+    stochastic: True rounds up or down at random, so that the mean is x (Alistarh et al. 2017, QSGD); False to the nearest.
     """
 
     bits: int = 8
@@ -78,7 +78,7 @@ class Blocks:
 
     @property
     def contracts(self) -> bool:
-        return not self.stochastic  # the nearest is never farther off than 0 is, and the largest of a block is met
+        return not self.stochastic  # the nearest is never farther off than 0 is, and a block's largest entry is met
 
     @property
     def top(self) -> int:
@@ -100,13 +100,13 @@ class Blocks:
     def decode(self, sent: Bundle, x: Vector) -> None:
         scales = sent["scales"]
         if not (np.isfinite(scales).all() and (scales >= 0).all()):
-            raise ProtocolError("a scale is a finite number from 0; a contribution has others")
+            raise ProtocolError("a scale of a codec is a finite number from 0; this bundle has others")
         whole = sent["values"] if self.bits == 8 else _parted(sent["values"], x.size)
         for part, blocks in self._parts(x.size):
             np.multiply(whole[part], self._spread(scales[blocks], part), out=x[part], dtype=np.float32)
 
     def _parts(self, n: int) -> Iterator[tuple[slice, slice]]:
-        """Entries and their blocks, as much at a time as a core's cache holds."""
+        """Slices of entries, each with the slice of its blocks: as many entries at a time as a core's cache holds."""
         blocks = max(1, BLOCK // self.block)
         for first in range(0, -(-n // self.block), blocks):
             yield slice(first * self.block, min(n, (first + blocks) * self.block)), slice(first, first + blocks)
@@ -116,20 +116,20 @@ class Blocks:
 
 
 def _scales(x: Vector, block: int, top: int) -> Vector:
-    """The least float32 that times `top` reaches the largest |x|, for each block: so no entry is more than `top` of them."""
+    """The least float32, for each block, that times `top` reaches its largest |x|: so no entry is more than `top` scales."""
     peak = np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block))
     scale = peak / np.float32(top)
     return np.where(scale.astype(np.float64) * top < peak, np.nextafter(scale, np.float32(np.inf)), scale)
 
 
 def _up_or_down(steps: Vector, rng: np.random.Generator) -> Vector:
-    """Whole numbers whose mean is `steps`. The fraction is compared, not added to: a sum would round, and pass the top."""
+    """Whole numbers whose mean is `steps`. The fraction is compared with a draw: a sum of both would round, and pass the top."""
     low = np.floor(steps)
     return low + (rng.random(steps.size, np.float32) < steps - low)
 
 
 def _paired(whole: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Two whole numbers from -7 to 7 to a byte, each plus 8, the first in the lower half."""
+    """Two whole numbers from -7 to 7 in each byte, plus 8 each, the first in the lower half."""
     halves = np.full(whole.size + whole.size % 2, 8, np.uint8)
     halves[: whole.size] = (whole + 8).view(np.uint8)
     pairs: npt.NDArray[np.uint8] = np.bitwise_or(halves[0::2], halves[1::2] << np.uint8(4))
@@ -143,6 +143,6 @@ def _parted(pairs: npt.NDArray[np.uint8], n: int) -> npt.NDArray[np.int8]:
 
 
 def check(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raises UserError."""
+    """Raise UserError unless `holds`."""
     if not holds:
         raise UserError(f"{name}={value!r}: must be {allowed}")

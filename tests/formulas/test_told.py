@@ -222,7 +222,7 @@ def test_bytes_of_no_whole_number_of_changes_are_refused(cut):
     changes, held = Changes(Coding("int8"), LAYOUT), random_bundle(0)
     told = joined([changes.tell(random_bundle(1), held, rng(0))] * 2)
     wrong = told[:-cut] if cut > 0 else np.append(told, np.uint8(0))
-    with pytest.raises(ProtocolError, match="bytes of changes that have"):
+    with pytest.raises(ProtocolError, match="bytes of changes: expected one or more changes of"):
         changes.follow(held, wrong, Bundle.zeros(LAYOUT))
 
 
