@@ -1,8 +1,8 @@
-"""Weights on one machine: written once by the coordinator, read in place by every actor.
+"""Weights on one machine: the coordinator writes them once, every actor reads them in place.
 
-The one idea: a slot that anyone holds is never written, and the newest version is always somewhere. A reader that is slow
-keeps its own old slot and holds up nobody; only when slow readers hold every slot does publishing wait, and what is published
-then is whatever is newest by then.
+The one idea: a slot that a reader holds is never written, and some slot always has the newest version. A slow reader keeps its
+own old slot and delays nobody. Publishing waits only while slow readers hold every slot; the version published then is the
+newest at that time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class _State:
 
 
 class Board:
-    """Slots of `nbytes` for weights, of which the two that a prompt run needs are in memory from the start.
+    """Slots of `nbytes` for weights. Two of them, as many as prompt readers need, are in memory from the start.
 
-    One thread owns it; only the writing into a drafted slot may happen on another. `offer` is for `BoardReader`.
-    `newest` is (version, token) of what was published last, None before that (and while its own slot, held by nobody, is
-    written anew). With digests, each reader verifies each version it looks at: for debugging. Raises UserError.
+    One thread owns the board; only writing into a drafted slot may happen on another. offer: for `BoardReader`. newest:
+    (version, token) of the last publication; None before the first one, and while its own slot, which nobody holds, is
+    written again. digests: True makes each reader verify each version that it looks at, for debugging. Raises UserError.
     """
 
     def __init__(self, nbytes: int, slots: int = 4, digests: bool = False) -> None:
@@ -50,9 +50,10 @@ class Board:
         return self._slots.offer
 
     def publish(self, version: int, data: Bytes) -> Token | None:
-        """One copy into a slot that nobody holds; None where there is none: try again after a release.
+        """Copy weights into a slot that nobody holds, and commit it. Returns None if every slot is held: try again after a
+        release.
 
-        version: above every earlier one. data: uint8 [nbytes].
+        version: above every earlier version. data: uint8 [nbytes].
         """
         drafted = self.draft()
         if drafted is None:
@@ -62,7 +63,8 @@ class Board:
         return self.commit(slot, version)
 
     def draft(self) -> tuple[int, Bytes] | None:
-        """A slot that nobody holds and its memory, uint8 [nbytes], to write on any thread; then commit it, or abandon it."""
+        """A slot that nobody holds and its memory, uint8 [nbytes], to write on any thread; then commit or abandon it.
+        None if every slot is held."""
         slot = self._free()
         if slot is None:
             return None
@@ -75,7 +77,7 @@ class Board:
         return slot, self._slots.data(slot)
 
     def commit(self, slot: int, version: int) -> Token:
-        """The slot's memory is written: from now on it is the newest."""
+        """Make a slot, whose memory is written, the newest. Returns its token."""
         state = self._drafted(slot)
         if version <= self._last:
             raise ValueError(f"version {version} after version {self._last}: versions only rise")
@@ -88,15 +90,15 @@ class Board:
         return token
 
     def abandon(self, slot: int) -> None:
-        """The draft comes to nothing."""
+        """Take back a draft that is not committed."""
         self._drafted(slot).drafted = False
 
     def hold(self, token: Token) -> None:
-        """Before the token is sent: one hold for each reader it goes to."""
+        """Count one reader in. Call it before the token is sent, once for each reader that the token goes to."""
         self._current(token).holds += 1
 
     def release(self, token: Token) -> None:
-        """A reader has newer weights, or has left."""
+        """Count one reader out, which has newer weights or has left."""
         state = self._current(token)
         if not state.holds:
             raise ValueError(f"slot {token[0]} released more often than held")
@@ -106,7 +108,7 @@ class Board:
         self._slots.close()
 
     def _free(self) -> int | None:
-        """The lowest, which is in memory already; the newest only where there is no other."""
+        """The lowest slot that nobody holds, because it is in memory already; the newest only if there is no other."""
         keep = -1 if self.newest is None else self.newest[1][0]
         free = [n for n, state in enumerate(self._states) if not state.holds and not state.drafted]
         in_order = sorted(free, key=lambda slot: (slot == keep, slot))
@@ -129,29 +131,31 @@ class Board:
 
 
 class BoardReader:
-    """Another process's board. Raises ProtocolError where the offer cannot be taken up: the way is the socket then."""
+    """Another process's board, to read. Raises ProtocolError if the offer cannot be taken up: weights then come by the
+    socket."""
 
     def __init__(self, offer: tuple[int, ...]) -> None:
         self._slots = Slots.open(offer)
 
     def view(self, token: tuple[int, ...], version: int) -> Bytes:
-        """The weights where they lie, read-only, uint8 [nbytes]; they stay until the next Have. Raises StaleError."""
+        """The weights in place, read-only, uint8 [nbytes]; they stay until this actor's next Have. Raises StaleError."""
         slot, generation = self._checked(token)
         found = self._slots.holds(slot, generation, version)
         self._slots.verify(slot)
         return found
 
     def check(self, token: tuple[int, ...], version: int) -> None:
-        """After reading, in case the coordinator gave this reader up meanwhile. Raises StaleError if the slot was reused."""
+        """Check after reading that the slot still holds the version: the coordinator may have given this reader up meanwhile.
+        Raises StaleError."""
         self._slots.holds(*self._checked(token), version)
 
     def copy(self, token: tuple[int, ...], version: int, out: Bytes) -> None:
-        """Whole or not at all: raises StaleError, and `out` is then of no use."""
+        """Copy the weights to `out`. Raises StaleError if they are gone; `out` then holds nothing of use."""
         np.copyto(out, self.view(token, version))
         self.check(token, version)
 
     def close(self) -> None:
-        """Views may live on, and the memory with them."""
+        """Close this process's hold. Views may live on, and keep the memory."""
         self._slots.close()
 
     def _checked(self, token: tuple[int, ...]) -> Token:

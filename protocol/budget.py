@@ -1,7 +1,7 @@
-"""How much one key may send: bytes and messages a second, each with some saved up.
+"""Limits of what one key may send: bytes and messages a second, each with some saved up.
 
-The one idea: a token bucket a key, filled by the clock that is passed in; what does not fit is dropped and said, and costs
-nobody else anything.
+The one idea: a token bucket for each key, filled by the clock that is passed in; a message that does not fit is dropped and
+reported, and costs no other key anything.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-KEYS = 65_536  # buckets kept; the one that was used longest ago goes first, and would be full again by then
+KEYS = 65_536  # buckets kept; the bucket that was used longest ago goes first, and would be full again by then
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A second's worth, and how many seconds' worth may be saved up. An actor resends what was dropped."""
+    """The limits of one key. An actor sends again what was dropped.
+
+    bytes: bytes a second; messages: messages a second; seconds: seconds' worth of both that may be saved up.
+    """
 
     bytes: float = 2e9
     messages: float = 20_000
@@ -29,14 +32,14 @@ class Bucket:
 
 
 class Buckets:
-    """One a key. A message larger than all that can be saved up passes when the bucket is full, and leaves a debt."""
+    """A bucket for each key. A message larger than a full bucket passes when the bucket is full, and leaves a debt."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._of: OrderedDict[str, Bucket] = OrderedDict()
 
     def take(self, key: str, nbytes: int, now: float) -> bool:
-        """Is there room for a message of so many bytes? If so it is taken."""
+        """Take a message of `nbytes` from the key's bucket. Returns False, and takes nothing, if there is no room for it."""
         bucket = self._filled(key, now)
         most = self.budget.bytes * self.budget.seconds
         if bucket.messages < 1 or bucket.bytes < min(nbytes, most):

@@ -92,7 +92,7 @@ class Coding:
         match row:
             case [str() as name, float() as share, int() as block] if name in CODECS and 0 < share <= 1 and block >= 1:
                 return cls(name, share, block)
-        raise ProtocolError("a codec is [name, share above 0 to 1 as a float, whole block from 1]; a peer sent another row")
+        raise ProtocolError("expected a codec [name, share, block]: a known name, a float above 0 to 1, a whole number from 1")
 
 
 class Packed:

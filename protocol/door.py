@@ -1,8 +1,8 @@
-"""The door of a socket that strangers can reach: CURVE, the list of those let in, and how much each may send.
+"""The door of a socket that strangers can reach: CURVE, the list of allowed keys, and limits of what each may send.
 
-The one idea: closed unless open. A connection without a key on the list never comes through its handshake, also when
-nobody answers for the list; after it, every single message is looked up again by the key that it came under, so that a key
-that was struck off the list is out at once, whatever connections it still has.
+The one idea: closed unless open. A connection without a key on the list never comes through its handshake, even if no thread
+answers for the list. After the handshake, the key of every single message is looked up again, so that a key that was struck
+off the list is out at once, whatever connections it still has.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from shoal.protocol.budget import Buckets, Budget
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Allowed, KeyFolder, Pair, z85_of
 
-DOMAIN = "shoal"  # any but "": only then, and with ZAP_ENFORCE_DOMAIN, nobody gets in when nobody answers for the list
+DOMAIN = "shoal"  # not "": only then, and with ZAP_ENFORCE_DOMAIN, does no peer get in while no thread answers for the list
 ZAP = "inproc://zeromq.zap.01"
 HANDSHAKE = 3_000  # milliseconds that a connection may take to prove its key: it holds a descriptor meanwhile
 PEERS = 65_536  # connections whose key is remembered
-TOLD = 256  # refusals remembered, so that each is told once in a while and not at every attempt
-AGAIN = 30.0  # seconds until the same refusal is told again
-TURN = 256  # answers given in a turn
+TOLD = 256  # refusals remembered, so that each is reported once in AGAIN seconds and not at every attempt
+AGAIN = 30.0  # seconds until the same refusal is reported again
+TURN = 256  # handshakes answered in a turn, at most
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """What a coordinator needs: its pair, whom to let in, how much each may send, and a pair for the actors that it starts
-    itself."""
+    """A coordinator's keys. pair: its own; allowed: keys that it lets in; own: pair of the actors that it starts itself;
+    budget: limits of what each key may send."""
 
     pair: Pair
     allowed: Allowed
@@ -41,34 +41,34 @@ class ServerKeys:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """What an actor needs: its own pair, and the public key that its coordinator must prove to have."""
+    """An actor's keys. pair: its own; server: public key that its coordinator must prove to have."""
 
     pair: Pair
     server: str
 
 
 def server_keys(folder: KeyFolder, name: str) -> ServerKeys:
-    """With the pair of that name, and the folder's list of those let in. Raises UserError."""
+    """The keys of a coordinator with the pair `name` and the folder's list of allowed keys. Raises UserError."""
     pair, own = folder.pair(name), Pair.new()
-    folder.allowed()  # what is wrong with it is said now, not at the first knock
+    folder.allowed()  # raises now if something is wrong with the list, not at the first handshake
     return ServerKeys(pair, Allowed(folder.allowed_path, {own.public: "this machine"}), own)
 
 
 def client_keys(folder: KeyFolder, name: str, server: str) -> ClientKeys:
-    """With the pair of that name; server: a public key, or the name of a .pub in the folder. Raises UserError."""
+    """The keys of an actor with the pair `name`. server: public key, or the name of a .pub in the folder. Raises UserError."""
     return ClientKeys(folder.pair(name), folder.public(server))
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that happened at the door. kind: one word, as in a report's."""
+    """Something that happened at the door. kind: a report's kind, one word; text: a sentence for a person."""
 
     kind: str
     text: str
 
 
 def is_local(address: str) -> bool:
-    """Can only this machine reach it? An interface's name, a wildcard or an unknown transport count as no."""
+    """True if only this machine can reach `address`. False for an interface's name, a wildcard and an unknown transport."""
     transport, _, rest = address.partition("://")
     if transport in ("ipc", "inproc"):
         return True
@@ -80,7 +80,7 @@ def is_local(address: str) -> bool:
 
 
 def check_bind(address: str, keys: ServerKeys | None) -> None:
-    """Raises UserError where others could reach it and no key would be asked for."""
+    """Raise UserError if other machines could reach `address` and no keys would be asked for."""
     if not address.startswith(("tcp://", "ipc://")):
         raise UserError(f"address {address!a}: give tcp://HOST:PORT or ipc://PATH")
     if keys is None and not is_local(address):
@@ -90,7 +90,7 @@ def check_bind(address: str, keys: ServerKeys | None) -> None:
 
 
 def check_connect(address: str, keys: ClientKeys | None) -> None:
-    """Raises UserError where what is said would cross a network in clear."""
+    """Raise UserError if messages to `address` would cross a network in clear."""
     if not address.startswith(("tcp://", "ipc://")):
         raise UserError(f"address {address!a}: give tcp://HOST:PORT or ipc://PATH")
     if keys is None and not is_local(address):
@@ -101,14 +101,14 @@ def check_connect(address: str, keys: ClientKeys | None) -> None:
 
 
 def dress(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
-    """A socket that talks to the holder of `keys.server` alone. To be called before it connects."""
+    """Make a socket talk to the holder of `keys.server` alone. Call it before the socket connects."""
     socket.setsockopt(zmq.CURVE_PUBLICKEY, z85_of(keys.pair.public))
     socket.setsockopt(zmq.CURVE_SECRETKEY, z85_of(keys.pair.secret))
     socket.setsockopt(zmq.CURVE_SERVERKEY, z85_of(keys.server))
 
 
 def user_of(frame: Any) -> str:
-    """The key that a frame came under, as our answer at its handshake named it; "" where it came under none."""
+    """The key that a frame came under, as `Door` named it at the handshake; "" if the frame came under none."""
     try:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:
@@ -116,8 +116,8 @@ def user_of(frame: Any) -> str:
 
 
 class Door:
-    """Of one ROUTER, in its context, used by its thread; made before the socket binds. Wait on `zap`, then `answer`; `news`
-    is for a person."""
+    """The door of one ROUTER, in its context, used by its thread; made before the socket binds. Wait on `zap`, then call
+    `answer`. news: for a person."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Door:
         keys.allowed.refresh(clock())
 
     def answer(self) -> list[bytes]:
-        """Answer whoever knocks. Returns connections that are out from now on, because their key is."""
+        """Answer handshakes. Returns connections that are out from now on, because their keys left the list."""
         now = self.clock()
         out = self.keys.allowed.refresh(now)
         for _ in range(TURN):
@@ -163,7 +163,7 @@ class Door:
         return gone
 
     def judge(self, peer: bytes, frames: list[Any]) -> tuple[str, News | None]:
-        """A message's key, and why it may not pass, if so. frames: as the ROUTER received them, uncopied."""
+        """A message's key, and why the message may not pass; None if it may. frames: as the ROUTER received them, uncopied."""
         user = user_of(frames[-1])
         if user not in self.keys.allowed:
             self._users.pop(peer, None)
@@ -177,26 +177,27 @@ class Door:
         return user, None
 
     def opens_to(self, peer: bytes) -> bool:
-        """May anything be sent to this connection?"""
+        """True if messages may be sent to this connection."""
         return self._users.get(peer, "") in self.keys.allowed
 
     def forget(self, peer: bytes) -> None:
-        """That connection is gone."""
+        """Drop the record of a connection that is gone."""
         self._users.pop(peer, None)
 
     def failed(self) -> None:
-        """A handshake failed before a key was shown; ZeroMQ does not say whose."""
-        self._tell(("handshake",), "refused a connection that shows no key, knows another key of ours, or is not Shoal")
+        """Report a handshake that failed before a key was shown; ZeroMQ does not say whose."""
+        self._tell(("handshake",), "refused a connection that shows no key, expects another coordinator's key, or is not Shoal")
 
     def full(self) -> None:
-        """There is no descriptor left for more connections."""
-        self._tell(("full",), "turned connections away: this process may not hold more (ulimit -n); those that there are go on")
+        """Report that no descriptor is left for more connections."""
+        self._tell(("full",), "turned connections away: this process may hold no more (raise ulimit -n); present ones go on")
 
     def close(self) -> None:
         self.zap.close(0)
 
     def _decide(self, request: list[bytes]) -> None:
-        """ZeroMQ's RFC 27: [sender, "", version, request, domain, address, identity, mechanism, credentials ...]."""
+        """Answer a request of ZeroMQ's RFC 27: [sender, "", version, request, domain, address, identity, mechanism,
+        credentials ...]."""
         if len(request) != 9 or request[2] != b"1.0" or request[7] != b"CURVE" or request[4] != DOMAIN.encode():
             if len(request) > 3:
                 self.zap.send_multipart([request[0], b"", b"1.0", request[3], b"400", b"keys only", b"", b""])

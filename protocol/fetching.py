@@ -1,7 +1,7 @@
-"""Arrays on their way in pieces: what their receiver asks for next.
+"""Arrays on their way in pieces: the pieces that their receiver asks for next.
 
-The one idea: whoever receives pulls. It asks for as much as keeps the way busy and no more, so that nothing queues up
-anywhere, what was lost is asked for again and nothing else is, and whoever has the arrays need remember nothing.
+The one idea: the receiver pulls. It asks for as much as keeps the way busy and no more, so nothing queues up anywhere; a lost
+piece is asked for again, and no other piece is; and the sender remembers nothing.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Range: TypeAlias = tuple[int, int]
-"""Bytes from the first to before the last."""
+"""(first, last): bytes from `first` to before `last`."""
 
-LEAST, MOST = 1 << 18, 1 << 21  # bytes of a chunk; larger ones gain nothing, and no longer fit in a core's cache
+LEAST, MOST = 1 << 18, 1 << 21  # bytes of a chunk; larger chunks gain nothing, and no longer fit in a core's cache
 SPAN = 0.02  # seconds that a chunk should take
-SLOWEST, LONGEST = 1 << 14, 2.0  # bytes of a chunk where one of LEAST would take longer than so many seconds, at least
-FAR = 0.05  # seconds there and back of a way that may be a slow one, as far as is known before anything came
+SLOWEST, LONGEST = 1 << 14, 2.0  # bytes of a chunk at least, on a way where LEAST bytes would take longer than LONGEST seconds
+FAR = 0.05  # seconds there and back from which on a way may be slow, as long as no chunk has come
 DEEPEST = 1 << 26  # bytes under way at most, however long the way
 PROBE: Range = (0, 0)
-UNKNOWN, KNOWN = 20.0, 5.0  # seconds after which a chunk is asked for again: of a way that is not known yet, and at least
-FASTEST = 1e10  # bytes a second, of memory
+UNKNOWN, KNOWN = 20.0, 5.0  # seconds after which a chunk is asked for again: if the rate is not known yet, and at least
+FASTEST = 1e10  # bytes a second at most: the rate of memory
 NEWEST = 0.1  # weight of the newest chunk in running means
 
 
 def to_go(left: int, nbytes: int) -> str:
-    """For a person who waits."""
+    """The rest of a transfer, in words for a person who waits."""
     return f"{left / 1e6:,.1f} of {nbytes / 1e6:,.1f} MB still to come"
 
 
 @dataclass(slots=True)
 class Way:
-    """What is known of a way to somewhere; kept from one transfer to the next. rtt: seconds there and back, the least that was
-    seen (an end that is busy answers late, and that does not make the way longer), -1 before it was tried; rate: bytes a
-    second, 0 before anything came."""
+    """The time and rate of the way to a peer, kept from one transfer to the next.
+
+    rtt: seconds there and back, the least that was seen (a busy end answers late, and that does not make the way longer); -1:
+    the way was not tried. rate: bytes a second; 0: no chunk has come.
+    """
 
     rtt: float = -1.0
     rate: float = 0.0
@@ -43,8 +45,8 @@ class Way:
 
     @property
     def chunk(self) -> int:
-        """Bytes to ask for at once: a power of two. On a slow way so few that one comes every second or two, because nothing
-        shows of a piece before all of it is here."""
+        """Bytes to ask for at once: a power of two. On a slow way so few that a chunk takes LONGEST seconds at most, because
+        nothing shows of a chunk before all of it is here."""
         if self.rate == 0:
             return LEAST if self.rtt < FAR else LEAST // 4
         if (slow := self.rate * LONGEST) < LEAST:
@@ -53,44 +55,47 @@ class Way:
 
     @property
     def window(self) -> int:
-        """Bytes to have under way: one chunk, and as many as fill the time until an answer begins to come, if that is half
-        of a chunk's at least. More would wait in buffers, push what is in caches out of them, and be sent again after a cut."""
+        """Bytes to have under way: one chunk, and as many as fill the time until an answer begins to come, if these are half a
+        chunk or more. More bytes would wait in buffers, empty caches of other data, and be sent again after a cut."""
         ahead = max(0.0, self.rtt) * self.rate / self.chunk
         return min(DEEPEST, self.chunk * (1 + (math.ceil(ahead) if ahead > 0.5 else 0)))
 
     def answered(self, seconds: float) -> None:
-        """Something came so long after it was asked for."""
+        """Count in that an answer came `seconds` after its question."""
         self.rtt = seconds if self.rtt < 0 else min(self.rtt, seconds)
 
     def took(self, nbytes: int, seconds: float) -> None:
-        """So many bytes came in so many seconds. Of pieces that were taken in together all but the first took no time: the rate
-        is of all bytes to all seconds, those longer ago counting less."""
+        """Count in that `nbytes` came in `seconds`. Of pieces that were taken in together, all but the first took no time: so
+        the rate is all bytes by all seconds, of which older ones count less."""
         self._nbytes += NEWEST * (nbytes - self._nbytes)
         self._seconds += NEWEST * (max(seconds, nbytes / FASTEST) - self._seconds)
         self.rate = self._nbytes / self._seconds
 
 
 def _power(number: float) -> int:
-    """The largest power of two that is not above it; 1 at least."""
+    """The largest power of two that is not above `number`; at least 1."""
     return 1 << max(0, int(number).bit_length() - 1)
 
 
 class Fetch:
-    """One transfer of `nbytes`, at the receiving end. `left`: bytes that are not here; `again`: bytes asked for more than
-    once; `given_up`: how often they were, because they were late. Times are in seconds of a clock that never goes back."""
+    """A transfer of `nbytes`, at the receiving end. Times are in seconds of a clock that never goes back.
+
+    left: bytes that are not here; again: bytes that were asked for more than once; given_up: how many times late pieces were
+    given up as lost.
+    """
 
     def __init__(self, nbytes: int, way: Way) -> None:
         self.left, self.way = nbytes, way
         self.again = self.given_up = 0
         self._nbytes, self._next = nbytes, 0
         self._lost: deque[Range] = deque()
-        self._asked: dict[Range, float] = {}  # what is under way -> when it was asked for
-        self._under_way = 0
-        self._free_at = float("-inf")  # when something came last
-        self._late = 1.0  # times the usual patience
+        self._asked: dict[Range, float] = {}  # piece under way -> time at which it was asked for
+        self._under_way = 0  # bytes
+        self._free_at = float("-inf")  # time at which the last piece came
+        self._late = 1.0  # factor of the usual patience
 
     def ask(self, now: float, most: int = DEEPEST) -> list[Range]:
-        """What to ask for now, so that at most `most` bytes are under way, or one chunk of the least size."""
+        """Pieces to ask for now, so that at most `most` bytes are under way, or one chunk of the least size."""
         self._give_up(now)
         if self.way.rtt < 0:
             return [] if PROBE in self._asked else [self._note(PROBE, now)]
@@ -100,7 +105,7 @@ class Fetch:
         return asked
 
     def arrived(self, first: int, last: int, now: float) -> bool:
-        """Is it wanted? If so it is not asked for any more."""
+        """Count a piece in. Returns False if the piece is not wanted: it was not asked for, or was given up."""
         when = self._asked.pop((first, last), None)
         if when is None:
             return False
@@ -114,11 +119,11 @@ class Fetch:
         return True
 
     def cut(self) -> None:
-        """The connection is another one: nothing that is under way will come."""
+        """Give up every piece under way: the connection is a new one, and answers on the last one are lost."""
         self._lose(list(self._asked))
 
     def _following(self, most: int) -> Range | None:
-        """The next piece, if there is room for it under way."""
+        """The next piece; None if there is no more, or no room for it under way."""
         if self._next == self._nbytes and not self._lost:
             return None
         chunk = min(self.way.chunk, max(LEAST, _power(most)))
@@ -135,7 +140,7 @@ class Fetch:
         return one
 
     def _give_up(self, now: float) -> None:
-        """What should have come long ago."""
+        """Give up the pieces that are late."""
         if not self._asked:
             return
         usual = UNKNOWN if self.way.rate == 0 else max(KNOWN, 4 * (self.way.rtt + self._under_way / self.way.rate))

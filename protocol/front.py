@@ -1,8 +1,8 @@
-"""The ROUTER that actors talk to, in frames: nothing here reads what they hold.
+"""The ROUTER that actors talk to, in frames, whose contents it never reads.
 
-The one idea: it is the same socket whether the coordinator holds it itself or a gateway process does, so it knows neither
-messages nor arrays; and everything that ZeroMQ must be told to be safe (no silent drops, bounded queues, no waiting at
-close) is told here and nowhere else.
+The one idea: the socket is the same whether the coordinator or a gateway process holds it, so this module knows neither
+messages nor arrays; and every option that makes ZeroMQ safe (no silent drops, bounded queues, no waiting at close) is set
+here and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from shoal.protocol.door import Door, News, ServerKeys, check_bind
 from shoal.protocol.errors import UserError
 from shoal.protocol.fetching import MOST
 
-ZERO_COPY = 65_536  # bytes: below this a copy is cheaper than the bookkeeping
-SLACK = 65_536 + 4_096  # a header, beside the largest payload
+ZERO_COPY = 65_536  # bytes of a payload from which on it is not copied: below, a copy is cheaper than the bookkeeping
+SLACK = 65_536 + 4_096  # bytes of a header, beside the largest payload
 PIECE = MOST + SLACK  # bytes of the largest message that a peer may send
-QUEUED = 1_000  # small messages in either direction before a peer counts as stuck; models are bounded by the core
+QUEUED = 1_000  # small messages in either direction after which a peer counts as stuck; the core bounds models
 HELD = 8 << 20  # bytes taken in from one stranger before it has to wait
-OVERHEARD = 4_096  # of ZeroMQ's own events, looked at in a turn
-EVENT = struct.Struct("=Hi")  # what it is, and its value
+OVERHEARD = 4_096  # ZeroMQ's own events that are looked at in a turn
+EVENT = struct.Struct("=Hi")  # a ZeroMQ event's kind, and its value
 FAILED = frozenset({zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL})
 
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A message: its frames without the routing id, uncopied. user: the key that it came under, "" where none is asked for."""
+    """A message: its frames without the routing id, uncopied. user: key that it came under; "" if no keys are asked for."""
 
     peer: bytes
     user: str
@@ -42,7 +42,7 @@ class Came:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Nothing can be sent to this connection any more."""
+    """The end of a connection: nothing can be sent to it any more."""
 
     peer: bytes
     why: str
@@ -52,7 +52,7 @@ Entry: TypeAlias = Came | Gone | News
 
 
 def opened(context: zmq.Context[zmq.Socket[bytes]], kind: int, largest: int) -> zmq.Socket[bytes]:
-    """A socket that is safe. largest: bytes of the largest payload that the other end may send."""
+    """A socket with safe options. largest: bytes of the largest payload that the other end may send."""
     socket: zmq.Socket[bytes] = context.socket(kind)
     options = {
         zmq.LINGER: 0,
@@ -72,15 +72,15 @@ def opened(context: zmq.Context[zmq.Socket[bytes]], kind: int, largest: int) -> 
 
 
 def raise_descriptor_limit() -> None:
-    """A descriptor a connection: as many as this system lets us have without asking."""
+    """Let this process have as many descriptors as the system grants without asking: a connection takes one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Front:
-    """Raises UserError where it cannot bind, or where strangers could reach it and no key would be asked for. listener: a
-    descriptor that listens at `address` already."""
+    """The ROUTER at `address`, and the door of `keys`. Raises UserError if it cannot bind, or if other machines could reach it
+    and no keys would be asked for. listener: descriptor that listens at `address` already; -1: there is none."""
 
     def __init__(self, address: str, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1) -> None:
         check_bind(address, keys)
@@ -94,7 +94,7 @@ class Front:
             self.socket.setsockopt(zmq.RCVHWM, max(2, HELD // PIECE))
         events = zmq.EVENT_ACCEPT_FAILED | (sum(FAILED) if keys else 0)
         self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(events, "inproc://front")
-        self.full = False  # no descriptor is left for more connections
+        self.full = False  # True if no descriptor is left for more connections
         self.address = self._bind(address)
 
     def _bind(self, address: str) -> str:
@@ -112,13 +112,13 @@ class Front:
 
     @property
     def bells(self) -> list[zmq.Socket[bytes]]:
-        """What to wait on, beside `socket`: somebody knocks, or something went wrong."""
+        """Sockets to wait on, beside `socket`: they are readable if a peer asks to be let in, or a connection failed."""
         return [self._monitor, *([self.door.zap] if self.door else [])]
 
     # In
 
     def knocks(self) -> Iterator[Entry]:
-        """Answer whoever wants in; tell what befell connections. To be called before messages are taken."""
+        """Answer peers that ask to be let in. Yields what befell connections. Call it before `take`."""
         self._overhear()
         if self.door:
             yield from (Gone(peer, "its key is not on the list any more") for peer in self.door.answer())
@@ -126,7 +126,7 @@ class Front:
                 yield self.door.news.popleft()
 
     def take(self) -> Entry | None:
-        """The next message, or why it may not pass; None where there is none now."""
+        """The next message, or why it may not pass; None if there is none now."""
         try:
             peer = self.socket.recv(zmq.NOBLOCK)
         except zmq.Again:
@@ -140,7 +140,8 @@ class Front:
     # Out
 
     def send(self, peer: bytes, header: bytes | bytearray, payload: Any = None) -> str:
-        """Never waits. Returns "" or why the peer cannot be reached. A large payload is not copied: it must not change."""
+        """Send, and never wait. Returns "" or why the peer cannot be reached. A large payload is not copied: it must not
+        change."""
         if self.door and not self.door.opens_to(peer):
             return "is not known by a key on the list"
         try:
@@ -160,7 +161,7 @@ class Front:
         return ""
 
     def close(self, seconds: float) -> None:
-        """Waits at most so long for what was said to leave."""
+        """Close the socket, after at most `seconds` for its last messages to leave."""
         if self.door:
             self.door.close()
         self.socket.disable_monitor()

@@ -1,9 +1,9 @@
 """The gateway process itself: it holds the ROUTER that strangers talk to, and no state. `gateway.py` starts and ends it.
 
-The one idea: libzmq parses what strangers send, and ends its process when memory runs out or an assertion fails; so that
-process holds nothing that could be lost. It decides nothing either: frames go through unread.
+The one idea: libzmq parses the bytes that strangers send, and ends its process if memory runs out or an assertion fails; so
+that process holds nothing that could be lost. It decides nothing either: frames go through unread.
 
-What it says and hears are messages of a `Pipe`, the first frame their kind.
+The gateway and the coordinator exchange messages of a `Pipe`; a message's first frame is its kind.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from shoal.protocol.front import Came, Front, Gone, raise_descriptor_limit
 from shoal.protocol.keys import Allowed, Pair
 from shoal.protocol.pipe import Pipe
 
-CAME, GONE, NEWS, FULL = b"came", b"gone", b"news", b"full"  # from the gateway
+CAME, GONE, NEWS, FULL = b"came", b"gone", b"news", b"full"  # kinds of messages from the gateway
 BOUND, UNBOUND, ALIVE = b"bound", b"unbound", b"alive"
-SEND, KEEP, SEND_KEPT, CONFIG = b"send", b"keep", b"sendkept", b"config"  # to it
-KEPT = 3  # payloads that many peers get: those before are let go of
-PART = struct.Struct("<QQ")  # which bytes of one a peer gets: from the first to before the last
-AHEAD = 4 << 20  # bytes that the coordinator has not taken yet, at which no more is taken from the ROUTER
-TURN = 0.25  # seconds
-TOOK = 64  # messages from either side in a turn
-FAREWELL = 0.5  # seconds that last words have to leave
+SEND, KEEP, SEND_KEPT, CONFIG = b"send", b"keep", b"sendkept", b"config"  # kinds of messages to the gateway
+KEPT = 3  # payloads kept for many peers; the oldest goes first
+PART = struct.Struct("<QQ")  # (first, last): a peer gets the bytes of a kept payload from `first` to before `last`
+AHEAD = 4 << 20  # bytes that the coordinator has not taken, above which nothing more is taken from the ROUTER
+TURN = 0.25  # seconds of a turn, at most; after a silent turn the gateway says that it is alive
+TOOK = 64  # messages taken from either side in a turn, at most
+FAREWELL = 0.5  # seconds that last messages have to leave
 PR_SET_PDEATHSIG = 1
 
 
 class Gate:
-    """From config to the end of the pipe."""
+    """The gateway's life, from its configuration to the end of its pipe."""
 
     def __init__(self, pipe: Pipe, front: Front) -> None:
         self.pipe, self.front = pipe, front
@@ -63,11 +63,12 @@ class Gate:
                 self._forward()
                 self._beat()
                 self.pipe.flush()
-        except EOFError:  # the coordinator is gone, or has said all it had to say
+        except EOFError:  # the coordinator has ended, or has ended the pipe
             self.front.close(FAREWELL)
 
     def _wait(self) -> None:
-        """Nothing is taken from the ROUTER while the coordinator has much to take from us: its peers wait, and hold theirs."""
+        """Wait for either side. While the coordinator has more than AHEAD bytes to take, nothing is taken from the ROUTER:
+        peers wait, and keep their messages."""
         busy = self.pipe.pending > 0
         self.poller.register(self.pipe.fileno(), zmq.POLLIN | (zmq.POLLOUT if busy else 0))
         self.poller.register(self.front.socket, 0 if self.pipe.pending > AHEAD else zmq.POLLIN)
@@ -92,7 +93,7 @@ class Gate:
                 first, last = PART.unpack(part)
                 self._send(bytes(peer), header, memoryview(self.kept[bytes(name)])[first:last])
             case _:
-                raise AssertionError(f"a gateway is not told {bytes(kind)!r}")
+                raise AssertionError(f"{bytes(kind)!r} is no kind of message to a gateway")
 
     def _send(self, peer: bytes, header: bytearray, payload: Any = None) -> None:
         if why := self.front.send(peer, header, payload):
@@ -130,7 +131,7 @@ class Gate:
 
 
 def limit_memory(more: int) -> None:
-    """This process may have so many bytes beside what it has now."""
+    """Let this process have `more` bytes beside those that it has now."""
     now = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         if Path("/proc/self/statm").exists()
@@ -138,7 +139,7 @@ def limit_memory(more: int) -> None:
     )
     if now:
         resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a secret key is in here
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a secret key
 
 
 def keys_of(config: Mapping[str, Any]) -> ServerKeys | None:
@@ -150,7 +151,7 @@ def keys_of(config: Mapping[str, Any]) -> ServerKeys | None:
 
 
 def configured(pipe: Pipe) -> Gate | None:
-    """As the first message says; None where there is no such address to be had."""
+    """The gate that the first message asks for; None if its address cannot be bound."""
     while (frames := pipe.take()) is None:
         select.select([pipe.fileno()], [], [])
     config = json.loads(frames[1])
@@ -166,7 +167,7 @@ def configured(pipe: Pipe) -> Gate | None:
 
 
 def main(descriptor: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:

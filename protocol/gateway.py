@@ -1,7 +1,7 @@
-"""The coordinator's end where strangers can come: a `Hub` to its owner, whose socket lives in another process (`gate.py`).
+"""The coordinator's end if strangers can reach it: a `Hub` to its owner, whose socket lives in another process (`gate.py`).
 
-The one idea: what faces strangers may die at any time and costs a reconnect: it is started anew at the same address, its
-peers are reported lost, and come back by themselves.
+The one idea: the process that faces strangers may die at any time, and that costs a reconnect: it is started again at the same
+address, its peers are reported lost, and they come back by themselves.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ from shoal.protocol.link import DRAIN, INLINE, Arrival, Part, Payload, Waiting, 
 from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
 
-STARTING = 20.0  # seconds that its process may take to listen
-SILENT = 5.0  # seconds without a word from it after which it is ended
-AGAIN = (0.05, 5.0)  # seconds until a process that died is replaced, and the most that grows to
-UNTAKEN = 1 << 30  # bytes that it has not taken, at which peers count as stuck
-BACKLOG = 4_096  # connections that wait to be taken, also while one process follows another
-TURNED_AWAY = 256  # connections in a turn, when there is no descriptor left for them
+STARTING = 20.0  # seconds that the gateway process may take to listen
+SILENT = 5.0  # seconds without a message from the gateway process after which it is ended
+AGAIN = (0.05, 5.0)  # seconds until a process that died is replaced: at first, and at most (doubled each time)
+UNTAKEN = 1 << 30  # bytes that the gateway process has not taken, above which peers count as stuck
+BACKLOG = 4_096  # connections that may wait to be accepted, also while one process follows another
+TURNED_AWAY = 256  # connections closed in a turn, if the gateway process has no descriptor left for them
 T = TypeVar("T")
 
 
 class Gateway:
-    """Used by one thread, `wake` by any; made from the main thread. Raises UserError as a `Hub` does. keys, inline as there.
-    memory: bytes that its process may have, half of this machine's if 0."""
+    """A `Hub` whose socket lives in a gateway process. Made from the main thread, used by one thread; any thread may call
+    `wake`. Raises UserError as a `Hub` does.
+
+    keys: None: only this machine's actors can be let in. inline: bytes of arrays that go with their message, at most.
+    memory: bytes that the gateway process may have; 0: half of this machine's.
+    """
 
     inline = INLINE
 
@@ -75,13 +79,13 @@ class Gateway:
 
     @property
     def pid(self) -> int:
-        """Of the process that faces actors now."""
+        """Process id of the gateway process that faces actors now."""
         return self._process.pid
 
     # As a Hub
 
     def wait(self, seconds: float) -> None:
-        """Until there is something to take in, `wake` is called, or the time is up."""
+        """Wait until there is something to take in, `wake` is called, or `seconds` are over."""
         if self._pipe:
             self._try(self._pipe.flush)
         if self._pipe:
@@ -89,7 +93,7 @@ class Gateway:
         self._waiting.wait(seconds)
 
     def drain(self) -> Iterator[Arrival]:
-        """What has arrived, at most a turn's worth. A message that cannot be read is an arrival with a fault."""
+        """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
         self._attend()
         for _ in range(DRAIN):
             frames = self._try(self._pipe.take) if self._pipe else None
@@ -101,7 +105,7 @@ class Gateway:
             yield self._news.popleft()
 
     def send(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
-        """Never waits. Returns "" or why the peer cannot be reached, as far as that is known by now; if it shows later, an
+        """Send, and never wait. Returns "" or why the peer cannot be reached, if that is known now; if it shows later, an
         arrival says so. The payload must not change afterwards."""
         if self._pipe is None or peer not in self._peers:
             return "lost its connection"
@@ -122,7 +126,7 @@ class Gateway:
         return []
 
     def close(self) -> None:
-        """Its last words have a moment to leave."""
+        """End the gateway process, after at most FAREWELL seconds for its last messages to leave."""
         until = self._clock() + FAREWELL
         while self._pipe and self._pipe.pending and self._clock() < until:
             select.select([], [self._pipe.fileno()], [], FAREWELL)
@@ -133,8 +137,8 @@ class Gateway:
         self.wake.close()
 
     def _kept_part(self, envelope: Envelope, payload: Payload) -> tuple[bytes, bytes]:
-        """Weights go through once a version and wait there for all who get them. Returns what they are called there, and which
-        part of them this one gets."""
+        """Send weights through once a version; the gateway process keeps them for all peers. Returns the name of the weights
+        there, and the part of them that this peer gets."""
         message = envelope.message
         name = f"{envelope.epoch} {message.what if isinstance(message, Chunk) else message}".encode()
         whole, first, last = (
@@ -163,9 +167,9 @@ class Gateway:
                 yield Arrival(b"", None, None, why.decode(), kind="unbound")
 
     def _turn_away(self) -> None:
-        """Its process has no descriptor for another connection, and would try again and again, as fast as it can, while
-        they queue up. We have some of our own: take and close them."""
-        with suppress(OSError):  # none waits any more
+        """Accept and close connections for which the gateway process has no descriptor: it would try again as fast as it can
+        while they queue up. This process has descriptors of its own."""
+        with suppress(OSError):  # no connection waits any more
             for _ in range(TURNED_AWAY if self._listener else 0):
                 self._listener.accept()[0].close()  # type: ignore[union-attr]
 
@@ -200,7 +204,7 @@ class Gateway:
         }  # fmt: skip
 
     def _listen(self) -> None:
-        """For the first time: whoever makes a Gateway learns at once where it is, or why it cannot be there."""
+        """Wait until the first gateway process listens. Raises UserError if it cannot, so that the caller learns it at once."""
         until = self._clock() + STARTING
         while not self._bound and self._pipe is not None and self._clock() < until:
             self.wait(0.1)
@@ -210,12 +214,12 @@ class Gateway:
                     raise UserError(arrival.fault)
         if not self._bound:
             self.close()
-            raise UserError("the gateway process did not start; what it said stands above")
+            raise UserError("the gateway process did not start; the reason is in its own output, above")
 
     def _attend(self) -> None:
-        """Replace a process that has died; end one that has been silent, and will be replaced then."""
+        """Replace a process that has died; end a process that has been silent for SILENT seconds, to be replaced then."""
         now = self._clock()
-        self._silence += min(now - self._looked_at, 2 * TURN)  # no more: it may have been we who slept
+        self._silence += min(now - self._looked_at, 2 * TURN)  # two turns at most: this process may have slept
         self._looked_at = now
         if self._pipe and self._silence > SILENT:
             self._died(f"was silent for {SILENT:g} s")
@@ -223,7 +227,7 @@ class Gateway:
             self._start()
 
     def _try(self, act: Callable[[], T]) -> T | None:
-        """Something with the pipe, which may turn out to have no other end."""
+        """The result of `act` on the pipe; None if the pipe turns out to have no other end, or to bring nonsense."""
         try:
             return act()
         except EOFError:
@@ -246,7 +250,7 @@ class Gateway:
         self._pause = min(2 * self._pause, AGAIN[1])
 
     def _end(self, *, kindly: bool) -> int:
-        """No process is left when this returns. Returns its exit status. kindly: it may say what it was told to."""
+        """End the process: it is gone when this returns. Returns its exit status. kindly: True lets it send last messages."""
         if self._pipe:
             self._waiting.poller.unregister(self._pipe.fileno())
             self._pipe.finish() if kindly else self._process.kill()
@@ -259,7 +263,7 @@ class Gateway:
 
 
 def listening(address: str) -> socket.socket:
-    """A socket at tcp://HOST:PORT that outlives those who take connections from it. Raises UserError."""
+    """A socket at tcp://HOST:PORT that outlives the processes that accept connections from it. Raises UserError."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     host = host.strip("[]").replace("*", "0.0.0.0")
     try:

@@ -1,7 +1,7 @@
-"""What a process does with memory that it has freed: keep some of it.
+"""Freed memory stays with its process, up to a limit.
 
-The one idea: a piece of arrays lies in fresh memory for a moment and is freed again, and the system clears every page of what
-it is asked for. glibc gives large blocks back at once, so a receiver pays for that clearing with every piece; it need not.
+The one idea: each piece of arrays lies in fresh memory until it is copied or added, and the system clears every page of fresh
+memory. glibc gives large freed blocks back at once, so a receiver would pay for that clearing with every piece.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 
 KEPT = 64 << 20  # bytes at the end of a heap that stay with the process
-LARGE = 32 << 20  # bytes of a block that still comes from a heap: as many as glibc allows
+LARGE = 32 << 20  # bytes of the largest block that comes from a heap: as many as glibc allows
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def keep() -> bool:
-    """For this process and those that it forks. False where the C library has no such choice (macOS, musl)."""
+    """Keep freed memory, in this process and those that it forks. Returns False if the C library cannot (macOS, musl)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):

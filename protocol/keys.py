@@ -1,8 +1,8 @@
-"""Who is who beyond this machine: key pairs and the list of those that a coordinator lets in, as small files in one folder.
+"""Identities beyond this machine: key pairs, and the list of keys that a coordinator lets in, as small files in one folder.
 
 The one idea: an identity is a CURVE25519 public key and nothing else, written as 64 hexadecimal digits, which survive any
-shell, file name and log; the list of allowed ones is read again whenever its file changes, so that a key is let in or shut
-out while a run goes on.
+shell, file name and log. The list of allowed keys is read again whenever its file changes, so a key is let in or shut out
+while a run goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zmq.utils import z85
 
 from shoal.protocol.errors import UserError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # too short to be taken for a key
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # shorter than a key, so that no name can be taken for one
 PUBLIC = re.compile(r"[0-9a-fA-F]{64}")
 ALLOWED = "allowed"
 READ_AGAIN = 0.5  # seconds between two looks at the list's file
@@ -37,18 +37,18 @@ def public_of(text: str) -> str:
             raw = z85.decode(text.encode())
             if len(raw) == 32 and z85.encode(raw) == text.encode():
                 return raw.hex()
-    raise UserError(f"public key {text[:80]!a} is not one: give the 64 hexadecimal digits that `shoal keys new` printed")
+    raise UserError(f"{text[:80]!a} is not a public key: give the 64 hexadecimal digits that `shoal keys new` printed")
 
 
 def z85_of(public: str) -> bytes:
-    """As ZeroMQ's options want it."""
+    """A key in the 40 characters that ZeroMQ's options take."""
     encoded: bytes = z85.encode(bytes.fromhex(public))
     return encoded
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key pair, both in hexadecimal. Its secret stays out of logs."""
+    """A key pair, both keys in hexadecimal. `repr` leaves the secret out, so that it stays out of logs."""
 
     public: str
     secret: str
@@ -65,13 +65,14 @@ class Pair:
 
     @classmethod
     def of_secret(cls, secret: str) -> Pair:
-        """Raises ValueError where it is none."""
+        """The pair of a secret key. Raises ValueError if `secret` is no key."""
         return cls(z85.decode(zmq.curve_public(z85_of(secret))).hex(), secret)
 
 
 class KeyFolder:
-    """NAME.key (secret) and NAME.pub of one's own pairs, and `allowed`, a line per key that a coordinator lets in: the key,
-    a blank, its name. Folder 0700, files 0600, written whole or not at all."""
+    """A folder of keys: NAME.key (secret) and NAME.pub for each pair of its owner, and `allowed`, with a line for each key that
+    a coordinator lets in: the key, a blank, its name. The folder has mode 0700, its files 0600; they are written whole or not
+    at all. path: None: $SHOAL_KEYS, or ~/.config/shoal if that is not set."""
 
     def __init__(self, path: Path | None = None) -> None:
         asked = os.environ.get("SHOAL_KEYS")
@@ -80,7 +81,7 @@ class KeyFolder:
     # One's own pairs
 
     def new(self, name: str) -> Pair:
-        """Make a pair. Raises UserError where the name is none or taken."""
+        """Make a pair. Raises UserError if the name is malformed or taken."""
         self._check_name(name)
         pair = Pair.new()
         with self._locked():
@@ -91,7 +92,7 @@ class KeyFolder:
         return pair
 
     def pair(self, name: str) -> Pair:
-        """Raises UserError where there is none, it is damaged, or others can read it."""
+        """The pair of that name. Raises UserError if there is none, if it is damaged, or if others can read it."""
         self._check_name(name)
         path = self._file(name, "key")
         if not path.exists():
@@ -103,12 +104,12 @@ class KeyFolder:
         return Pair.of_secret(text.lower())
 
     def public(self, text: str) -> str:
-        """A public key from itself or from the name of a .pub in this folder. Raises UserError."""
+        """The public key that `text` is, or that the .pub of that name in this folder holds. Raises UserError."""
         path = self._file(text, "pub") if NAME.fullmatch(text) else None
         return public_of(path.read_text().strip() if path and path.exists() else text)
 
     def names(self) -> list[str]:
-        """Of one's own pairs."""
+        """Names of the owner's pairs, sorted."""
         return sorted(path.stem for path in self.path.glob("*.key") if NAME.fullmatch(path.stem))
 
     # The list of those let in
@@ -118,7 +119,7 @@ class KeyFolder:
         return self.path / ALLOWED
 
     def allowed(self) -> dict[str, str]:
-        """Public key -> name. Raises UserError where a line is neither."""
+        """The list of allowed keys: public key -> name. Raises UserError for a line that is not a key and a name."""
         if not self.allowed_path.exists():
             return {}
         found, bad = parse(self._read(self.allowed_path, private=False))
@@ -127,7 +128,7 @@ class KeyFolder:
         return found
 
     def allow(self, public: str, name: str = "") -> str:
-        """Let a key in. Returns the name it has on the list. Raises UserError."""
+        """Let a key in. Returns its name on the list. name: "" keeps the name that it has, or makes one. Raises UserError."""
         public = public_of(public)
         if name:
             self._check_name(name)
@@ -140,7 +141,7 @@ class KeyFolder:
         return name
 
     def revoke(self, who: str) -> str:
-        """Shut a key out, by itself or by its name. Returns the public key. Raises UserError where it is not on the list."""
+        """Shut a key out. who: the key, or its name on the list. Returns the key. Raises UserError if it is not on the list."""
         with self._locked():
             allowed = self.allowed()
             public = next((key for key, name in allowed.items() if name == who), "") or self._listed(who, allowed)
@@ -179,7 +180,7 @@ class KeyFolder:
         return f" (is it {near[0]}?)" if near else ""
 
     def _read(self, path: Path, *, private: bool) -> str:
-        """private: nobody else may read it; in any case nobody else may write it."""
+        """The text of a file. Raises UserError if other users can write it, or, with `private`, read it."""
         loose = path.stat().st_mode & (0o077 if private else 0o022)
         if loose:
             verb = "read" if private else "changed"
@@ -190,7 +191,7 @@ class KeyFolder:
             raise UserError(f"{path} is not text: remove it") from None
 
     def _write(self, path: Path, text: str) -> None:
-        """Whole and durable, or what was there before."""
+        """Replace a file, durably; after a crash the file is the new one or the one before, whole."""
         beside = path.with_name(f".{path.name}.tmp")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -206,7 +207,7 @@ class KeyFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time. Raises UserError where the folder cannot be used."""
+        """Hold the folder's lock: one process writes at a time. Raises UserError if the folder cannot be used."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -223,7 +224,7 @@ class KeyFolder:
 
 
 def parse(text: str) -> tuple[dict[str, str], list[int]]:
-    """The keys and names of a list, and the numbers of the lines that are neither empty, comment, nor these."""
+    """The keys and names in the text of a list, and the numbers of malformed lines (not empty, no comment, no key and name)."""
     found: dict[str, str] = {}
     bad: list[int] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -240,8 +241,9 @@ def parse(text: str) -> tuple[dict[str, str], list[int]]:
 
 
 class Allowed:
-    """The list as it is now: its file is looked at twice a second at most, read when it has changed. What cannot be read
-    lets nobody in. always: keys let in without being on it (a coordinator's own actors)."""
+    """The list of allowed keys as it is now: its file is looked at every READ_AGAIN seconds at most, and read if it changed. A
+    file that cannot be read lets no key in. always: keys that are let in without being on the list (those of the coordinator's
+    own actors)."""
 
     def __init__(self, path: Path, always: Mapping[str, str] | None = None) -> None:
         self.path, self._always = path, dict(always or {})
@@ -254,11 +256,11 @@ class Allowed:
         return public in self.names
 
     def name(self, public: str) -> str:
-        """For a person: the name it has or had, else the first digits."""
+        """A key's name for a person: the name that it has or had on the list, else its first digits."""
         return self.names.get(public) or self._once.get(public) or f"key {public[:8]}"
 
     def refresh(self, now: float) -> set[str]:
-        """Look at the file if it is time to. Returns the keys that were on the list and are not any more."""
+        """Look at the file, if READ_AGAIN seconds are over. Returns the keys that were on the list and are not any more."""
         if now - self._looked_at < READ_AGAIN:
             return set()
         self._looked_at = now
@@ -279,7 +281,7 @@ class Allowed:
         return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
 
     def _listed(self) -> dict[str, str]:
-        """What is on the list; nobody where it cannot be read, or others could have written it."""
+        """The keys on the list; none if its file cannot be read, or if other users could have written it."""
         if self._mark is None or self._mark[3] & 0o022:
             return {}
         try:

@@ -1,10 +1,10 @@
 """The wires: a `Hub` (the coordinator's end) and a `Line` (an actor's).
 
-The one idea: what goes over the socket is one small header frame, which holds one message or many, and at most one raw
-payload frame: the arrays of the last. Many small messages in one cost one waking of the other side.
+The one idea: the socket carries small header frames, each of which holds one message or many, and behind a header at most one
+raw payload frame: the arrays of its last message. Many small messages in one frame wake the other side once.
 
-Arrays larger than INLINE go piece by piece (fetching.py) over a line of their own, so that no word ever waits behind them. It
-leads to the same address; the coordinator's end tells lines apart by nothing but what is said on them.
+Arrays larger than INLINE go piece by piece (fetching.py) over a line of their own, so that no message ever waits behind them.
+That line leads to the same address; the coordinator's end tells the two lines apart only by the messages on them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.front import Came, Entry, Front, Gone, opened
 from shoal.protocol.messages import Envelope
 
-SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message: a copy costs less than a frame
-INLINE = 1 << 18  # bytes of arrays that go with their message at most; more are fetched
-NEAR = 1 << 62  # the same where the other end is in this very process, and nothing has far to go
-DRAIN = 256  # messages taken in a turn, so that the clock is looked at in between
-KNOCK_AGAIN = (0.5, 15.0)  # seconds until a line that was refused tries again, and the most that grows to
-FAREWELL = 0.5  # seconds that the last words of a coordinator have to leave
+SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
+INLINE = 1 << 18  # bytes of arrays that go with their message, at most; larger arrays are fetched
+NEAR = 1 << 62  # INLINE where the other end is in this very process: all arrays go with their message
+DRAIN = 256  # messages taken in a turn, at most, so that the clock is looked at in between
+KNOCK_AGAIN = (0.5, 15.0)  # seconds until a line that was refused tries again: at first, and at most (doubled each time)
+FAREWELL = 0.5  # seconds that the last messages of a coordinator have to leave
 WATCHED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -44,7 +44,7 @@ WATCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some bytes of an array that others get too."""
+    """The bytes from `first` to before `last` of an array of which other peers get parts too."""
 
     whole: npt.NDArray[np.uint8]
     first: int
@@ -63,11 +63,13 @@ def bytes_of(payload: Payload) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One message in. peer is empty at an actor. envelope is None where fault says why there is none to read, and kind
-    in a word: it was "malformed", the sender is "lost", what was said on the line is lost ("opened": it is another connection
-    than before, or the first of a line that keeps nothing), or (a whole sentence for a person) whatever else befell the line.
+    """A message that came in, or something that befell the line.
 
-    user: the public key that it came under, proven; "" where none is asked for.
+    peer: routing id of the sender; empty at an actor. payload: the message's arrays; None: it has none.
+    envelope: the message; None if there is none to read: `fault` then says why, and `kind` in a word. "malformed": a message
+    could not be read. "lost": the peer cannot be reached. "opened": this line has a new connection, so that messages on the
+    last one are lost, or the first connection of a line that keeps nothing. Any other kind: `fault` is a sentence for a person.
+    user: proven public key that the message came under; "" if no keys are asked for.
     """
 
     peer: bytes
@@ -79,21 +81,21 @@ class Arrival:
 
 
 class Wake:
-    """Ends another thread's wait: a byte in a pipe."""
+    """Ends another thread's wait, by a byte in a pipe."""
 
     def __init__(self) -> None:
         self.out, self._in = os.pipe()
-        self._open = threading.Lock()  # held for ever once this is closed: a number that is closed may be another's
+        self._open = threading.Lock()  # held for ever after `close`: a closed descriptor's number may be another file's
         os.set_blocking(self.out, False)
         os.set_blocking(self._in, False)
 
     def __call__(self) -> None:
         if not self._open.acquire(blocking=False):
-            return  # closed, or being woken by another thread this very moment
+            return  # closed, or another thread is writing its byte now
         try:
             os.write(self._in, b".")
         except BlockingIOError:
-            pass  # as awake as can be
+            pass  # the pipe is full of bytes that wake
         finally:
             self._open.release()
 
@@ -110,7 +112,7 @@ class Wake:
 
 
 class Waiting:
-    """Ends when a socket has something, another thread calls `wake`, or the time is up."""
+    """A wait that ends when a socket has something, another thread calls `wake`, or the time is up."""
 
     def __init__(self) -> None:
         self.wake = Wake()
@@ -124,13 +126,14 @@ class Waiting:
 
 
 def read(peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
-    """What frames say: the first holds messages, a second one the arrays of the last. Buffers are not copied."""
+    """The messages in one or two frames: the first holds messages, a second one the arrays of the last message. Buffers are
+    not copied."""
     try:
         if not 1 <= len(frames) <= 2:
             raise ProtocolError(f"a message has one frame or two, not {len(frames)}")
         said = decode_all(frames[0])
         if len(frames) == 2 and said[-1][1] is not None:
-            raise ProtocolError("a message with arrays in two places")
+            raise ProtocolError("a message has arrays in its header frame or in a second frame, not in both")
     except ProtocolError as wrong:
         yield Arrival(peer, None, None, str(wrong), user)
         return
@@ -152,13 +155,13 @@ def arrivals_of(entry: Entry) -> Iterator[Arrival]:
 
 
 class Outbox:
-    """What was said and has not left: it leaves in as few messages as it fits, because each wakes somebody."""
+    """Messages that are said and have not left. They leave in as few frames as they fit, because each frame wakes a peer."""
 
     def __init__(self) -> None:
         self.said: dict[bytes, bytearray] = {}
 
     def add(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> list[tuple[bytearray, Payload | None]]:
-        """What has to leave now: arrays that do not fit in a header, and what would not fit beside them."""
+        """Add a message. Returns (header, payload) pairs that must leave now: a full header, and arrays too large for one."""
         header = encode(envelope)
         if small := payload is not None and len(payload) <= SMALL:
             header += encode_arrays(bytes_of(payload))
@@ -178,9 +181,9 @@ class Outbox:
 
 
 class Hub:
-    """The coordinator's end, where actors come to it directly. Used by one thread; `wake` by any.
+    """The coordinator's end, if actors connect to it directly. Used by one thread; any thread may call `wake`.
 
-    keys: without them only this machine's own can be let in. inline: bytes of arrays that go with their message at most.
+    keys: None: only this machine's actors can be let in. inline: bytes of arrays that go with their message, at most.
     """
 
     inline = INLINE
@@ -195,11 +198,11 @@ class Hub:
             self._waiting.poller.register(socket, zmq.POLLIN)
 
     def wait(self, seconds: float) -> None:
-        """Until there is something to take in, `wake` is called, or the time is up."""
+        """Wait until there is something to take in, `wake` is called, or `seconds` are over."""
         self._waiting.wait(seconds)
 
     def drain(self) -> Iterator[Arrival]:
-        """What has arrived, at most a turn's worth. A message that cannot be read is an arrival with a fault."""
+        """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
         for knock in self.front.knocks():
             yield from arrivals_of(knock)
         for _ in range(DRAIN):
@@ -208,18 +211,18 @@ class Hub:
             yield from arrivals_of(entry)
 
     def send(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
-        """At once. Never waits. Returns "" or why the peer cannot be reached. The payload must not change afterwards."""
+        """Send at once; never wait. Returns "" or why the peer cannot be reached. The payload must not change afterwards."""
         return self._send(peer, encode(envelope), payload)
 
     def say(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
-        """The same, at the next `flush` at the latest."""
+        """Send at the next `flush` at the latest; else as `send`."""
         return next(filter(None, (self._send(peer, *one) for one in self._outbox.add(peer, envelope, payload))), "")
 
     def _send(self, peer: bytes, header: bytes | bytearray, payload: Payload | None) -> str:
         return self.front.send(peer, header, None if payload is None else bytes_of(payload))
 
     def flush(self) -> list[tuple[bytes, str]]:
-        """Everything said leaves. Returns who cannot be reached, and why."""
+        """Send everything said. Returns (peer, why) for each peer that cannot be reached."""
         sent = ((peer, self.front.send(peer, said)) for peer, said in self._outbox.rest().items() if said)
         return [(peer, why) for peer, why in sent if why]
 
@@ -229,11 +232,11 @@ class Hub:
 
 
 class Line:
-    """An actor's end. Connecting never fails at once: ZeroMQ tries for as long as it takes. Used by one thread; `wake` by any.
+    """An actor's end. Used by one thread; any thread may call `wake`. Connecting never fails at once: ZeroMQ tries on.
 
-    A coordinator that does not let our key in is asked again, with a new socket, less and less often: ZeroMQ itself would
-    not try a second time. beside: another line of this actor, which waits for both and is closed last. A line beside another
-    keeps nothing for a connection that is not there yet: what was asked for over one is not sent over the next as well.
+    If the coordinator refuses this actor's key, the line tries again with a new socket, after KNOCK_AGAIN seconds: ZeroMQ
+    itself would not try a second time. beside: another line of this actor, which waits for both and is closed last. A line
+    beside another keeps nothing for a connection that is not there yet: a question on one connection is not asked on the next.
     """
 
     def __init__(
@@ -253,7 +256,7 @@ class Line:
         self._again_at = float("inf")
         self._noted: dict[int, float] = {}
         self._opened = 0
-        self._connected = False  # it was, once
+        self._connected = False  # True since the first connection
         self._open()
 
     def _open(self) -> None:
@@ -282,11 +285,11 @@ class Line:
         self.socket.close(int(seconds * 1_000))
 
     def wait(self, seconds: float) -> None:
-        """Until there is something to take in, `wake` is called, or the time is up."""
+        """Wait until there is something to take in, `wake` is called, or `seconds` are over."""
         self._waiting.wait(seconds)
 
     def drain(self) -> Iterator[Arrival]:
-        """What has arrived, at most a turn's worth. A message that cannot be read is an arrival with a fault."""
+        """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
         yield from self._overheard()
         for _ in range(DRAIN):
             try:
@@ -297,12 +300,12 @@ class Line:
             yield from read(b"", "", [frame.buffer for frame in frames])
 
     def send(self, envelope: Envelope, payload: Payload | None = None) -> bool:
-        """At once. Never waits; False where the queue is full (what matters is said again). The payload must not change
-        afterwards."""
+        """Send at once; never wait. Returns False if the queue is full (messages that matter are said again). The payload must
+        not change afterwards."""
         return self._send(encode(envelope), payload)
 
     def say(self, envelope: Envelope, payload: Payload | None = None) -> None:
-        """The same, at the next `flush` at the latest."""
+        """Send at the next `flush` at the latest; else as `send`."""
         for one in self._outbox.add(b"", envelope, payload):
             self._send(*one)
 
@@ -322,7 +325,7 @@ class Line:
         return True
 
     def close(self, seconds: float = 0.0) -> None:
-        """Waits at most so long for what was said to leave."""
+        """Close the line, after at most `seconds` for its last messages to leave."""
         self._shut(seconds)
         if self._beside is None:
             self.context.term()
@@ -349,14 +352,14 @@ class Line:
             self._open()
 
     def _note(self, event: int, now: float) -> Iterator[Arrival]:
-        """For a person, once in a while."""
+        """An arrival for a person, for each kind of event once in 30 s at most."""
         if now - self._noted.get(event, float("-inf")) >= 2 * KNOCK_AGAIN[1]:
             self._noted[event] = now
             yield Arrival(b"", None, None, f"{self.address} {self._meaning(event)}; trying on", kind="access")
 
     def _meaning(self, event: int) -> str:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._keys:
-            return f"does not let this key in: there, type `shoal keys allow {self._keys.pair.public}`"
+            return f"does not let this key in: on its machine, type `shoal keys allow {self._keys.pair.public}`"
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             return "asks for no key" if self._keys else "asks for a key: give --key NAME --server PUBLIC"
         if self._keys is None:

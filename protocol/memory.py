@@ -1,7 +1,7 @@
-"""How much memory can still be had here, and who sets that bound.
+"""The memory that can still be had here, and whose limit bounds it.
 
-The one idea: ask before touching. Shared memory is handed out page by page when it is first written, and the answer to one
-page too many is not an error but the kernel's axe.
+The one idea: ask before touching. Shared memory is handed out page by page when it is first written, and a page too many is
+no error that could be caught: the kernel kills the process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Room(NamedTuple):
-    """`nbytes` can be had; `bound` says by whose limit: "machine" or "container"."""
+    """nbytes: bytes that can still be had; bound: whose limit that is, "machine" or "container"."""
 
     nbytes: int
     bound: str
@@ -20,11 +20,11 @@ class Room(NamedTuple):
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-UNBOUNDED = Room(2**62, "machine")  # where nothing says; cgroup v1 writes about 2**63 for "no limit"
+UNBOUNDED = Room(2**62, "machine")  # if no file names a limit; cgroup v1 writes about 2**63 for "no limit"
 
 
 def room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
-    """The least of what the machine and every memory cgroup above this process leave."""
+    """The least of the rooms that the machine and every memory cgroup above this process leave."""
     return min([*_machine(proc), *_cgroups(proc, cgroups), UNBOUNDED], key=lambda found: found.nbytes)
 
 
@@ -45,7 +45,8 @@ def _cgroups(proc: Path, cgroups: Path) -> Iterator[Room]:
 
 
 def _upwards(root: Path, path: str, limit: str, used: str, cached: str) -> Iterator[Room]:
-    """A container may see its own cgroup at the root, under a path that is only known outside: missing ones are skipped."""
+    """Rooms of the cgroup at `path` and of those above. A container may see its own cgroup at the root, under a path that is
+    known outside only: missing folders are skipped."""
     folder = root / path.lstrip("/")
     for where in (folder, *folder.parents):
         if not where.is_relative_to(root):
@@ -56,7 +57,7 @@ def _upwards(root: Path, path: str, limit: str, used: str, cached: str) -> Itera
 
 
 def _cached(folder: Path, key: str) -> int:
-    """File pages that count as used but are dropped as soon as anyone wants their memory."""
+    """Bytes of file pages, which count as used but are dropped as soon as a process wants their memory."""
     return sum(int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith(f"{key} "))
 
 

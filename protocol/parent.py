@@ -1,7 +1,7 @@
-"""The first and the last thing that a forked process does: it ends when the one above it does, and runs nothing of that one's.
+"""The first and the last thing that a forked process does: ask to end with its parent, and exit without its parent's handlers.
 
-The one idea: every level says so for itself, first thing after the fork, because what one process was promised is not
-inherited by its children.
+The one idea: every process asks for this itself, first thing after the fork, because its children do not inherit what the
+kernel promised to it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """This process ends when `parent` does. Where the system cannot promise it, the loops look at getppid instead."""
+    """Make this process end when `parent` does. Where the system cannot promise that, loops look at getppid instead."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(1)  # it ended before we could say so
+        os._exit(1)  # the parent ended before the request above
 
 
 def forked(life: Callable[[], int | None]) -> int:
-    """The id of a copy of this process, of one thread, in which `life` is lived: it returns the exit code (None: 0).
+    """Fork a copy of this process, of one thread, which runs `life` and exits with the code that `life` returns (None: 0).
 
-    What it raises is printed, and the code is 1. Nothing of this process is run at its end.
+    Returns the copy's process id. An exception of `life` is printed, and the code is then 1. The copy runs no exit handler of
+    this process.
     """
-    _flush()  # or the copy writes it once more
+    _flush()  # or the copy would write the same text again
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12, of threads: whoever calls has weighed it
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads: the caller has weighed that
         pid = os.fork()
     if pid == 0:
-        for name, number in (("stdout", 1), ("stderr", 2)):  # a notebook's streams hand on to a thread that is not here
+        for name, number in (("stdout", 1), ("stderr", 2)):  # a notebook's streams hand on to a thread that the copy lacks
             if getattr(sys, name) is not getattr(sys, f"__{name}__"):
                 setattr(sys, name, open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115
         lived(life)
@@ -44,14 +45,14 @@ def forked(life: Callable[[], int | None]) -> int:
 
 
 def lived(life: Callable[[], int | None]) -> NoReturn:
-    """The same in this very process."""
+    """Run `life` in this very process, and exit as a copy made by `forked` does."""
     code: int | None = 1
     try:
         code = life()
     finally:
         if sys.exc_info()[0] is not None:
             sys.__excepthook__(*sys.exc_info())
-        _flush()  # os._exit writes nothing
+        _flush()  # os._exit flushes nothing
         os._exit(code or 0)
 
 

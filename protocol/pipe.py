@@ -1,8 +1,8 @@
 """Messages of a few frames between two processes, over a socket pair.
 
-The one idea: the kernel's buffer is the only queue that is not counted. Whoever writes knows how much the other end has not
-taken yet and can stop making more; whoever reads allocates no more than was agreed; and the end of a process is the end of
-its stream, at once.
+The one idea: the kernel's buffer is the only queue that is not counted. The writer knows how many bytes the other end has not
+taken and can stop making more; the reader allocates no more than was agreed; and the end of a process is the end of its
+stream, at once.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any
 
 from shoal.protocol.errors import ProtocolError
 
-FRAMES = 8  # in a message, at most
-ROOM = 1 << 18  # bytes read at once; what is larger is read straight into its own memory
-AT_ONCE = 256  # buffers written in a call, well below what systems allow
+FRAMES = 8  # frames of a message, at most
+ROOM = 1 << 18  # bytes read at once; a larger frame is read straight into its own memory
+AT_ONCE = 256  # buffers written in one call, well below the limits of systems
 LENGTH = struct.Struct("<Q")
 
 
 class Pipe:
-    """One end. Never waits: `flush` again when it can be written, `take` again when it can be read. largest: bytes that a
-    message may have. Used by one thread."""
+    """An end of the socket pair, used by one thread. It never waits: call `flush` again when it can be written, and `take`
+    again when it can be read. largest: bytes that a message may have."""
 
     def __init__(self, end: socket.socket, largest: int) -> None:
         end.setblocking(False)
         self._end, self._largest = end, largest
         self._out: deque[memoryview] = deque()
-        self.pending = 0  # bytes that the other end has not taken
+        self.pending = 0  # bytes that the other end, or the kernel's buffer, has not taken
         self._room = memoryview(bytearray(ROOM))
-        self._in = self._room[:0]  # read, and not part of a frame yet
-        self._lengths: deque[int] = deque()  # of the frames that are still to come of a message that has begun
+        self._in = self._room[:0]  # bytes that are read, and not part of a frame yet
+        self._lengths: deque[int] = deque()  # of the frames that are still to come of the message that has begun
         self._frames: list[bytearray] = []
-        self._rest: memoryview | None = None  # of the newest of these, what is not here yet; None between messages
+        self._rest: memoryview | None = None  # of the newest of these frames, the part to be filled; None between messages
 
     def fileno(self) -> int:
         return self._end.fileno()
@@ -43,7 +43,7 @@ class Pipe:
     # Out
 
     def put(self, frames: Sequence[Any]) -> None:
-        """One more message; it leaves with `flush`. Frames are bytes-like, not copied, and must not change."""
+        """Add a message; it leaves with `flush`. Frames are bytes-like, not copied, and must not change."""
         views = [memoryview(frame).cast("B") for frame in frames]
         head = struct.pack(f"<B{len(views)}Q", len(views), *map(len, views))
         for view in (memoryview(head), *views):
@@ -52,7 +52,7 @@ class Pipe:
                 self.pending += len(view)
 
     def flush(self) -> None:
-        """As much as the other end takes now. Raises EOFError when there is no other end."""
+        """Write as much as the other end takes now. Raises EOFError if there is no other end."""
         try:
             while self._out:
                 self._drop(self._end.sendmsg([self._out[at] for at in range(min(AT_ONCE, len(self._out)))]))
@@ -72,7 +72,8 @@ class Pipe:
     # In
 
     def take(self) -> list[bytearray] | None:
-        """The next whole message, or None if it is not here yet. Raises EOFError at the end, ProtocolError at nonsense."""
+        """The next whole message, or None if it is not here yet. Raises EOFError at the end of the stream, and ProtocolError
+        for a message that is malformed or too large."""
         while (frames := self._assembled()) is None:
             if not self._read():
                 return None
@@ -92,12 +93,12 @@ class Pipe:
         return frames
 
     def _begun(self) -> bool:
-        """Is the head of a message here? If so its first frame is begun."""
+        """Begin the first frame of the next message. Returns False if the message's head is not here."""
         if not len(self._in):
             return False
         count = self._in[0]
         if not 1 <= count <= FRAMES:
-            raise ProtocolError(f"a message of {count} frames")
+            raise ProtocolError(f"a message of {count} frames, where 1 to 8 are agreed")
         if len(self._in) < 1 + LENGTH.size * count:
             return False
         lengths = struct.unpack_from(f"<{count}Q", self._in, 1)
@@ -115,13 +116,13 @@ class Pipe:
         return memoryview(self._frames[-1])
 
     def _read(self) -> bool:
-        """Whatever is there to read now; False if nothing is."""
+        """Read what is there now. Returns False if nothing is."""
         try:
             if self._rest is not None and len(self._rest) >= ROOM:
                 read = self._end.recv_into(self._rest)
                 self._rest = self._rest[read:]
             else:
-                left = len(self._in)  # a part of a head at most
+                left = len(self._in)  # at most a part of a head
                 self._room[:left] = bytes(self._in)
                 read = self._end.recv_into(self._room[left:])
                 self._in = self._room[: left + read]
@@ -134,7 +135,7 @@ class Pipe:
         return True
 
     def finish(self) -> None:
-        """Nothing more will be put: the other end sees the end when it has taken everything."""
+        """End the stream: the other end sees that when it has taken everything. Nothing may be put afterwards."""
         with suppress(OSError):
             self._end.shutdown(socket.SHUT_WR)
 

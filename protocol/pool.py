@@ -1,7 +1,7 @@
 """Large buffers, used again.
 
-The one idea: memory that is touched for the first time costs ten times what a copy into it does (the kernel clears it, page by
-page). So a buffer comes back by itself when the last array over it is gone, and nobody has to say that it is done with it.
+The one idea: memory that is touched for the first time costs ten times a copy into it (the kernel clears it, page by page). So
+a buffer comes back by itself when the last array over it is gone, and no user has to return it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy.typing as npt
 
 from shoal.protocol.layout import ALIGNMENT
 
-KEPT = 2  # of one size, that nobody uses
+KEPT = 2  # unused buffers kept of each size
 
 
 class Buffers:
-    """Used by one thread; what was taken may be dropped by any."""
+    """A stock of buffers. One thread takes from it; any thread may drop a buffer."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
     def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """uint8 [nbytes], aligned to 64 bytes; what is in it is left over from before."""
+        """A buffer, uint8 [nbytes], aligned to 64 bytes; it holds bytes of its last use."""
         free = self._free[nbytes]
         memory = free.pop() if free else np.empty(nbytes + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
-        taken = np.frombuffer(memory.data[start : start + nbytes], np.uint8)  # views of this one keep it, not `memory`
+        taken = np.frombuffer(memory.data[start : start + nbytes], np.uint8)  # views of `taken` keep it, not `memory`
         weakref.finalize(taken, self._back, memory, nbytes).atexit = False
         return taken
 

@@ -1,14 +1,13 @@
-"""Contributions on one machine: the actor's worker writes them where the coordinator reads them.
+"""Contributions on one machine: an actor's worker writes them where the coordinator reads them.
 
-The one idea: a slot has one owner at a time, and a token in a control message is the change of hands. So a contribution is
-copied nowhere between the worker that makes it and the sum that it is folded into.
+The one idea: a slot has one owner at a time, and a token in a control message hands the slot over. So a contribution is copied
+nowhere between the worker that makes it and the sum that it is folded into.
 
-What lies in a ring stays under the actor's control until it is folded: an actor that breaks the rules, or is broken, can
-change it at any time, so between the look that judges it (coordinator/checks.py) and the pass that adds it too. What was
-judged is therefore not believed of what was added: a sum counts how far its entries may reach, and a step whose sum holds
-NaN, or more than was counted, ends the run and publishes nothing (aggregators/fedavg.py). Within that, such an actor sends
-whatever numbers it likes, as every client can, beyond a norm bound too; it is a process of the coordinator's own user, who
-could do worse. Where a bound must hold against it, arrays go by the socket.
+A slot stays under the actor's control until it is folded: a hostile or faulty actor can change it at any time, so also between
+the check (coordinator/checks.py) and the addition. So the sum is checked again: a sum counts how far its entries may reach,
+and a step whose sum holds NaN, or an entry beyond that count, ends the run and publishes nothing (aggregators/fedavg.py).
+Within that limit such an actor sends whatever numbers it likes, as every client can, even beyond a norm bound; the actor is a
+process of the coordinator's own user, who could do worse. If a norm bound must hold against actors, arrays go by the socket.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Token: TypeAlias = tuple[int, int, int]
 
 
 class Ring:
-    """An actor's slots of `nbytes`, all in memory from the start. `offer` is for `RingReader`. Raises UserError.
+    """An actor's slots of `nbytes`, all in memory from the start. offer: for `RingReader`. Raises UserError.
 
     One thread may acquire, write and lend while another gives back.
     """
@@ -34,7 +33,7 @@ class Ring:
         self._generations = [0] * slots
         self._lent: dict[int, Token] = {}
         self._acquired: set[int] = set()
-        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the last one back is the one still in cache
+        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the slot that came back last is still in a cache
         for slot in reversed(range(slots)):
             self._free.put(slot)
 
@@ -43,7 +42,7 @@ class Ring:
         return self._slots.offer
 
     def acquire(self, wait: float = 0.0) -> tuple[int, Bytes] | None:
-        """A slot and its memory to write, uint8 [nbytes], 64-byte aligned; None if all are out for `wait` seconds."""
+        """A slot and its memory to write, uint8 [nbytes], 64-byte aligned; None if no slot comes free in `wait` seconds."""
         try:
             slot = self._free.get(block=wait > 0, timeout=wait)
         except queue.Empty:
@@ -54,7 +53,7 @@ class Ring:
         return slot, self._slots.data(slot)
 
     def lend(self, slot: int, nbytes: int) -> Token:
-        """Its first `nbytes` are written: not to be touched again until they are given back."""
+        """Lend a slot whose first `nbytes` are written. Returns its token. The slot must not be touched until it is back."""
         if nbytes > self._slots.nbytes:
             raise ValueError(f"{nbytes:,} bytes do not fit a slot of {self._slots.nbytes:,}")
         self._acquired.remove(slot)
@@ -64,14 +63,14 @@ class Ring:
         return token
 
     def give_back(self, token: tuple[int, ...]) -> None:
-        """Ours again. Raises ProtocolError for a token that is not lent, so that saying it twice does no harm."""
+        """Take a lent slot back. Raises ProtocolError for a token that is not lent, so that a repeat does no harm."""
         if not token or self._lent.get(token[0]) != token:
             raise ProtocolError(f"slot {token!a} is given back but not lent")
         del self._lent[token[0]]
         self._free.put(token[0])
 
     def abandon(self, slot: int) -> None:
-        """Acquired, but there is nothing to lend after all."""
+        """Free an acquired slot that is not lent after all."""
         self._acquired.remove(slot)
         self._free.put(slot)
 
@@ -80,18 +79,18 @@ class Ring:
 
 
 class RingReader:
-    """An actor's ring seen from the coordinator, which believes only its own record of what is lent.
+    """An actor's ring seen from the coordinator, which trusts only its own record of the slots that are lent.
 
-    Raises ProtocolError where the offer cannot be taken up: the way is the socket then.
+    Raises ProtocolError if the offer cannot be taken up: contributions then come by the socket.
     """
 
     def __init__(self, offer: tuple[int, ...]) -> None:
         self._slots = Slots.open(offer)
         self._held: dict[int, Token] = {}
-        self._returned = [0] * self._slots.count  # generations
+        self._returned = [0] * self._slots.count  # generation at which each slot was given back last
 
     def view(self, token: tuple[int, ...]) -> Bytes:
-        """What was lent, read-only, where it lies; the same token again gives the same. Raises ProtocolError."""
+        """The lent bytes in place, read-only; the same token again gives the same bytes. Raises ProtocolError."""
         slot, generation, nbytes = checked = self._checked(token)
         if self._held.get(slot, checked) != checked:
             raise ProtocolError(f"slot {slot} is lent as {checked} while {self._held[slot]} was not given back")
@@ -104,18 +103,18 @@ class RingReader:
         return found
 
     def check(self, token: tuple[int, ...]) -> None:
-        """After folding. Raises StaleError if the actor wrote the slot again meanwhile: finds accidents, not intent."""
+        """Check a slot after folding. Raises StaleError if the actor wrote it again meanwhile: finds accidents, not intent."""
         slot, generation, _ = self._checked(token)
         self._slots.holds(slot, generation, 0)
 
     def done(self, token: tuple[int, ...]) -> None:
-        """Folded, or not wanted: strike it from the record; the actor is told by whatever message ends the task."""
+        """Strike a token from the record, folded or not wanted. The message that ends the task tells the actor."""
         slot, generation, _ = checked = self._checked(token)
         if self._held.pop(slot, None) == checked:
             self._returned[slot] = generation
 
     def close(self) -> None:
-        """Views may live on, and the memory with them."""
+        """Close the coordinator's hold. Views may live on, and keep the memory."""
         self._slots.close()
 
     def _checked(self, token: tuple[int, ...]) -> Token:

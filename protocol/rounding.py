@@ -123,7 +123,7 @@ def _scales(x: Vector, block: int, top: int) -> Vector:
 
 
 def _up_or_down(steps: Vector, rng: np.random.Generator) -> Vector:
-    """Whole numbers whose mean is `steps`. The fraction is compared with a draw: a sum of both would round, and pass the top."""
+    """Whole numbers whose mean is `steps`. A draw is compared with the fraction: their sum would round, and pass the top."""
     low = np.floor(steps)
     return low + (rng.random(steps.size, np.float32) < steps - low)
 

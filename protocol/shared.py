@@ -1,14 +1,14 @@
-"""Memory that processes of one machine share: written by one, read in place by the others.
+"""Memory that processes of one machine share: one process writes it, the others read it in place.
 
-The one idea: a memfd has no name. It is opened through /proc/PID/fd by whoever is told its handle (four ints in a control
-message) and is gone with the last process that maps it, however that process ends: nothing can leak.
+The one idea: a memfd has no name. A process that is told its handle (four ints in a control message) opens it through
+/proc/PID/fd, and it is gone with the last process that maps it, however that process ends: nothing can leak.
 
-Its size is sealed and only its creator can write, so that a reader never meets a missing page (SIGBUS), also when the creator
+Its size is sealed and only its creator can write, so that a reader never meets a missing page (SIGBUS), also if the creator
 is killed. A first touch costs eleven times a copy (measured, 100 MB: 58 against 5 ms), so memory is touched before it is
 needed and used again; huge pages, populated mappings and a second copying thread gained nothing on top of that.
 
-Order: a writer publishes a slot by its header and only then sends a token through a socket, which is a fence on every
-processor; the check *after* reading, which only matters once a slot was taken from its reader, leans on x86's order of loads.
+Order: a writer finishes a slot's header and only then sends a token through a socket, which is a fence on every processor.
+The check *after* reading, which matters only if a slot was taken from its reader, relies on x86's order of loads.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from shoal.protocol.memory import room
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Handle: TypeAlias = tuple[int, int, int, int]
-"""(process id, descriptor, bytes, inode): how another process finds a segment, and knows it for the right one."""
+"""(process id, descriptor, bytes, inode): by these another process finds a segment, and knows that it is the right one."""
 Offer: TypeAlias = tuple[int, int, int, int, int, int]
 """A Handle, then the number of slots and the bytes of each."""
 
-PAGE = 4096  # bytes: of a first touch; larger where pages are larger does no harm
+PAGE = 4096  # bytes from one first touch to the next; where pages are larger, more touches do no harm
 WORDS = 8  # int64 of a slot's header: a cache line
 MAX_SLOTS = 64
 MAX_BYTES = 2**46
@@ -43,13 +43,13 @@ INSTEAD = "use a smaller model or fewer actors, free memory or raise the limit, 
 
 
 class StaleError(ProtocolError):
-    """The slot was written again since the token was made: ask for the newest."""
+    """The slot was written again since its token was made: ask for the newest."""
 
 
 def available() -> str | None:
-    """None where segments work; else the reason in a line, to follow "falling back to ipc because ..."."""
+    """None if segments work; else the reason in a line, to follow "falling back to ipc because ..."."""
     if sys.platform != "linux":
-        return f"memory without a name (memfd) is of Linux, and this is {sys.platform}"
+        return f"shared memory without a name (memfd) exists on Linux only, and this is {sys.platform}"
     try:
         segment = Segment.create(1)
     except UserError as why:
@@ -63,9 +63,9 @@ def available() -> str | None:
 
 
 class Segment:
-    """`data`: uint8 [nbytes] of shared memory; writable for its creator alone.
+    """A piece of shared memory, which its creator alone can write. data: uint8 [nbytes].
 
-    Close it when done; arrays over it may live on, and the memory with them.
+    Close the segment after use; arrays over it may live on, and keep the memory.
     """
 
     __slots__ = ("_file", "_memory", "data", "handle")
@@ -78,7 +78,7 @@ class Segment:
 
     @classmethod
     def create(cls, nbytes: int) -> Segment:
-        """All zeros, and no memory used until it is written. Raises UserError where the system gives none."""
+        """A segment of zeros, which takes no memory until it is written. Raises UserError if the system gives none."""
         if sys.platform != "linux":
             raise UserError(f"there is no shared memory without a name on {sys.platform}: choose --transport ipc")
         try:
@@ -96,11 +96,11 @@ class Segment:
 
     @classmethod
     def open(cls, handle: tuple[int, ...]) -> Segment:
-        """To read only. Raises ProtocolError where the handle leads nowhere, or to anything but the segment it names."""
+        """Another process's segment, to read only. Raises ProtocolError if the handle leads to anything but its segment."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
-            _recognise(os.stat(path), nbytes, inode, path)  # first: to open a pipe or a device could block, or do something
+            _recognise(os.stat(path), nbytes, inode, path)  # before the opening: a pipe or a device could block, or act
             with io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
                 _demand_seals(file.fileno(), path)
                 _recognise(os.fstat(file.fileno()), nbytes, inode, path)
@@ -109,18 +109,18 @@ class Segment:
             raise ProtocolError(f"shared memory at {path} cannot be opened here: {why.strerror}") from why
 
     def close(self) -> None:
-        """Ours no more; the memory stays for as long as an array over it lives. Again changes nothing."""
+        """Close this process's hold; the memory stays as long as an array over it lives. A second call changes nothing."""
         memory, self._memory = self._memory, None
         self.data = np.empty(0, np.uint8)
         if self._file is not None:
             self._file.close()
         if memory is not None:
-            with contextlib.suppress(BufferError):  # arrays still read it: the last of them unmaps it
+            with contextlib.suppress(BufferError):  # arrays still read the memory: the last of them unmaps it
                 memory.close()
 
 
 SIZE_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
-OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists now may write
+OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists already may write
 
 
 def _seal(descriptor: int) -> None:
@@ -131,13 +131,14 @@ def _seal(descriptor: int) -> None:
 
 
 def _demand_seals(descriptor: int, path: str) -> None:
-    """A file that can shrink under a mapping ends whoever reads it."""
+    """Refuse a file whose size could change: a file that shrinks under a mapping ends the process that reads it."""
     if sys.platform == "linux" and fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SIZE_SEALS != SIZE_SEALS:
         raise ProtocolError(f"shared memory at {path} could change its size: it is not sealed")
 
 
 def _recognise(found: os.stat_result, nbytes: int, inode: int, path: str) -> None:
-    """A descriptor's number is used again after a close, and another container has other processes by the same number."""
+    """Refuse any file but the segment: the number of a closed descriptor is used again, and another container has other
+    processes of the same number."""
     ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
     if not ours or found.st_ino != inode or found.st_size != nbytes:
         raise ProtocolError(f"{path} is not the shared memory of {nbytes:,} bytes that its handle names (any more)")
@@ -152,7 +153,7 @@ def _checked(handle: tuple[int, ...]) -> Handle:
 
 
 class Slots:
-    """A segment cut into `count` slots of `nbytes`, each with a header that says what it holds, if anything.
+    """A segment cut into `count` slots of `nbytes`, each with a header that describes its contents, if it has any.
 
     A header is int64 [8]: twice the generation (odd while it is being written), version, bytes, digest (0: none).
     """
@@ -166,7 +167,7 @@ class Slots:
 
     @classmethod
     def create(cls, count: int, nbytes: int, touched: int) -> Slots:
-        """The first `touched` slots are in memory from the start. Raises UserError where they do not fit."""
+        """Slots in a new segment, the first `touched` of them in memory from the start. Raises UserError if they do not fit."""
         if not 0 < count <= MAX_SLOTS or not 0 <= nbytes <= MAX_BYTES // MAX_SLOTS:
             raise ValueError(f"{count} slots of {nbytes} bytes: from 1 to {MAX_SLOTS}, of at most {MAX_BYTES // MAX_SLOTS}")
         needed = touched * nbytes
@@ -180,7 +181,7 @@ class Slots:
 
     @classmethod
     def open(cls, offer: tuple[int, ...]) -> Slots:
-        """Of another process, to read. Raises ProtocolError."""
+        """Another process's slots, to read. Raises ProtocolError."""
         if len(offer) != 6 or not all(type(n) is int for n in offer):
             raise ProtocolError("an offer of shared memory is (process, descriptor, bytes, inode, slots, bytes of a slot)")
         count, nbytes = offer[4:]
@@ -193,7 +194,7 @@ class Slots:
         return (*self.segment.handle, self.count, self.nbytes)
 
     def touch(self, slot: int) -> None:
-        """Have its memory now rather than at the first copy. It must hold nothing yet."""
+        """Take a slot's memory now rather than at the first copy. The slot must hold nothing yet."""
         self.data(slot)[::PAGE] = 0
 
     def data(self, slot: int) -> Bytes:
@@ -201,7 +202,7 @@ class Slots:
         return self.segment.data[start : start + self.nbytes]
 
     def begin(self, slot: int, generation: int) -> None:
-        """From here on every older token of this slot is stale."""
+        """Begin to write a slot: every older token of it is stale from now on."""
         self._header(slot)[0] = 2 * generation - 1
 
     def finish(self, slot: int, generation: int, version: int, nbytes: int, digest: int = 0) -> None:
@@ -210,7 +211,7 @@ class Slots:
         header[0] = 2 * generation
 
     def holds(self, slot: int, generation: int, version: int) -> Bytes:
-        """What the slot holds, if it is this: read-only for a reader. Raises StaleError."""
+        """The bytes of a slot that holds this generation and version: read-only for a reader. Raises StaleError."""
         written, found, nbytes, _ = self._read(slot)
         if generation < 1 or written != 2 * generation or found != version or not 0 <= nbytes <= self.nbytes:
             state = "is being written" if written % 2 else f"holds generation {written // 2} of version {found}"
@@ -218,7 +219,7 @@ class Slots:
         return self.data(slot)[:nbytes]
 
     def verify(self, slot: int) -> None:
-        """Where the writer left a digest, the bytes must have it. Raises StaleError."""
+        """Check the slot's bytes against the digest in its header, if there is one. Raises StaleError."""
         _, version, nbytes, expected = self._read(slot)
         if expected and digest(self.data(slot)[:nbytes]) != expected:
             raise StaleError(f"slot {slot} does not hold the bytes that were published as version {version}")
@@ -235,7 +236,7 @@ class Slots:
 
 
 def digest(data: npt.NDArray[Any]) -> int:
-    """Of a slot's bytes, 63 bits, never 0."""
+    """A digest of a slot's bytes: 63 bits, never 0."""
     return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little") >> 1 or 1
 
 

@@ -116,7 +116,7 @@ def test_a_public_key_is_read_in_both_forms() -> None:
     "text", ["", "x", "a" * 63, "a" * 65, "g" * 64, " " * 40, "é" * 40, '"' * 40, "#" * 40, "a" * 64 + "\n"]
 )
 def test_what_is_no_public_key_is_refused_in_one_line(folder: KeyFolder, text: str) -> None:
-    with pytest.raises(UserError, match="is not one") as refused:
+    with pytest.raises(UserError, match="is not a public key") as refused:
         folder.allow(text)
     assert "\n" not in str(refused.value)
 
@@ -159,7 +159,7 @@ def test_ones_own_key_has_its_own_name_on_the_list(folder: KeyFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "says"), [("alize", r"\(is it alice\?\)"), (BOB, "is not on the list"), ("?" * 50, "is not one")]
+    ("who", "says"), [("alize", r"\(is it alice\?\)"), (BOB, "is not on the list"), ("?" * 50, "is not a public key")]
 )
 def test_who_is_not_on_the_list_cannot_be_shut_out(folder: KeyFolder, who: str, says: str) -> None:
     folder.allow(ALICE, "alice")

@@ -175,7 +175,7 @@ def test_a_refused_actor_is_told_what_to_type_and_comes_in_once_that_is_done(sit
     public = here.pairs["mallory"].public
     typed = f"shoal keys allow {public}"
     line.send(PING)
-    assert notes(line, here) == [f"{here.wire.address} does not let this key in: there, type `{typed}`; trying on"]
+    assert notes(line, here) == [f"{here.wire.address} does not let this key in: on its machine, type `{typed}`; trying on"]
     assert here.told == [
         f"access: refused '127.0.0.1': key {public} is not on the list; to let it in: shoal keys allow {public}"
     ]
