@@ -81,8 +81,10 @@ def road(request: pytest.FixtureRequest) -> Iterator[Road]:
 
 def large(**settings: object) -> Federated:
     """1.3 MB of weights; 2.6 MB of a sum."""
-    job = Federated(lambda: mlp((64, 4200, 10)), lambda settings: datasets.digits(), rounds=3, local_epochs=1, eval_every=0)
-    return job.configured({"cohort": 4, **settings})
+    job = Federated(
+        lambda: mlp((64, 4200, 10)), lambda settings: datasets.digits(), rounds=3, local_epochs=1, eval_every=0, cohort=4
+    )
+    return job.configured(settings)
 
 
 @pytest.fixture(scope="module")
