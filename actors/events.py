@@ -64,9 +64,9 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Weights `version` will come in pieces: have room for so many bytes of them, in place of any that were coming."""
+    """Arrays will come in pieces, of weights or of a task's brief: have room for so many bytes of `what` (as in Want)."""
 
-    version: int
+    what: tuple[int, ...]
     nbytes: int
 
 
@@ -74,7 +74,22 @@ class Gather:
 class Stow:
     """The payload of the Chunk just heard belongs there in what is being gathered, from byte `first`."""
 
+    what: tuple[int, ...]
     first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The payload of the Assign just heard is all of the brief `what`."""
+
+    what: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """What was gathered or placed under this name is not wanted."""
+
+    what: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +113,15 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Give the task to the worker, with the newest weights, which are `made_from`."""
+    """Give the task to the worker, with the newest weights, which are `made_from`. brief: the layout of the task's own arrays,
+    which have been gathered or placed; "" where it has none."""
 
     task: Task
     attempt: int
     summed: bool
     made_from: int
     exact: bool = True
+    brief: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +158,4 @@ class Leave:
     failed: bool = False
 
 
-Effect: TypeAlias = Say | Gather | Stow | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave
+Effect: TypeAlias = Say | Gather | Stow | Place | Drop | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave

@@ -39,7 +39,14 @@ class Product:
         return replace(self, message=replace(self.message, digest=self.bundle.sha256()))
 
 
-def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: float, clock: Callable[[], float]) -> Product:
+def perform(
+    worker: Callable[[], Worker],
+    run: Run,
+    weights: Bundle,
+    waited: float,
+    clock: Callable[[], float],
+    brief: Bundle | None = None,
+) -> Product:
     """Never raises for what a worker does: whatever it raises is the task's failure, and the actor lives."""
     stage, client, began = "setup", run.task.clients[0], clock()
     works: list[Work] = []
@@ -48,7 +55,7 @@ def perform(worker: Callable[[], Worker], run: Run, weights: Bundle, waited: flo
         stage = run.task.kind
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
-            work = work_of(hand, weights, client, run.task, None)
+            work = work_of(hand, weights, client, run.task, brief)
             _check(work, run.task)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)

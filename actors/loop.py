@@ -22,6 +22,7 @@ from shoal.actors import Worker
 from shoal.actors.events import (
     Adopt,
     Done,
+    Drop,
     Effect,
     Event,
     Forget,
@@ -31,6 +32,7 @@ from shoal.actors.events import (
     Leave,
     Note,
     Opened,
+    Place,
     Quit,
     Reset,
     Retain,
@@ -79,6 +81,7 @@ class Order:
 
     run: Run
     weights: Bundle
+    brief: Bundle | None
     workload: Mapping[str, Any]
 
 
@@ -111,7 +114,7 @@ class Hand(threading.Thread):
                 self._made = (order.workload, self._workshop(order.workload))
             return self._made[1]
 
-        return perform(worker, order.run, order.weights, waited, self._clock)
+        return perform(worker, order.run, order.weights, waited, self._clock, order.brief)
 
 
 @dataclass(slots=True)
@@ -121,7 +124,8 @@ class Shelf:
     layout: Layout | None = None
     changes: Changes | None = None
     weights: Bundle | None = None
-    coming: Bytes | None = None  # weights that come in pieces, or what changed in them
+    briefs: Mapping[str, Layout] = field(default_factory=dict)
+    coming: dict[tuple[int, ...], Bytes] = field(default_factory=dict)  # what comes in pieces, and briefs of tasks that wait
     workload: Mapping[str, Any] = field(default_factory=dict)
     kept: dict[TaskName, Product] = field(default_factory=dict)
     buffers: Buffers = field(default_factory=Buffers)
@@ -213,17 +217,20 @@ class Actor:
         match effect:
             case Say(envelope):
                 self._say(envelope)
-            case Gather(_, nbytes):
-                self.shelf.coming = None  # first, so that its buffer can be had again
-                self.shelf.coming = self.shelf.buffers.take(nbytes)
-            case Stow(first):
-                self._stow(first)
+            case Gather(what, nbytes):
+                self.shelf.coming[what] = self.shelf.buffers.take(nbytes)
+            case Stow(what, first):
+                self._stow(what, first)
+            case Place(what):
+                self._place(what)
+            case Drop(what):
+                self.shelf.coming.pop(what, None)
             case Give():
                 self._give(effect)
             case Run() as run if self.shelf.weights is not None:
-                self.hand.orders.put(Order(run, self.shelf.weights, self.shelf.workload))
-            case Adopt(_, base):
-                self._adopt(base)
+                self.hand.orders.put(Order(run, self.shelf.weights, self._brief(run), self.shelf.workload))
+            case Adopt(version, base):
+                self._adopt(version, base)
             case Forget(task):
                 self._forget(task)
             case Retain(task):
@@ -245,10 +252,24 @@ class Actor:
             case _:
                 self.line.say(envelope)
 
-    def _stow(self, first: int) -> None:
+    def _stow(self, what: tuple[int, ...], first: int) -> None:
         _, payload = self._heard()
-        if self.shelf.coming is not None and payload is not None:
-            self.shelf.coming[first : first + len(payload)] = payload
+        if what in self.shelf.coming and payload is not None:
+            self.shelf.coming[what][first : first + len(payload)] = payload
+
+    def _place(self, what: tuple[int, ...]) -> None:
+        _, payload = self._heard()
+        if payload is None:
+            raise ProtocolError(f"the brief of task {what[:2]} is to come with its Assign, and is not there")
+        self.shelf.coming[what] = np.frombuffer(payload, np.uint8)
+
+    def _brief(self, run: Run) -> Bundle | None:
+        """The task's own arrays, which are its alone."""
+        if not run.brief:
+            return None
+        if run.brief not in self.shelf.briefs:
+            raise ProtocolError(f"a brief of layout {run.brief[:16]!a}, of which the coordinator told nothing")
+        return Bundle(self.shelf.briefs[run.brief], self.shelf.coming.pop((run.task.version, run.task.index, run.attempt)))
 
     def _give(self, asked: Give) -> None:
         product = self.shelf.kept.get(asked.task)
@@ -277,22 +298,24 @@ class Actor:
         welcome, payload = self._heard()
         if not isinstance(welcome, Welcome) or payload is None:
             raise ProtocolError("a Welcome without workload and layout")
-        self.shelf.workload, self.shelf.layout, coding = unpack_welcome(payload)
-        self.shelf.changes = Changes(coding, self.shelf.layout) if coding else None
+        terms = unpack_welcome(payload)
+        self.shelf.workload, self.shelf.layout = terms.workload, terms.layout
+        self.shelf.changes = Changes(terms.coding, terms.layout) if terms.coding else None
+        self.shelf.briefs = {layout.digest: layout for layout in terms.briefs}
         self.shelf.weights = None
         self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)
 
-    def _adopt(self, base: int) -> None:
+    def _adopt(self, version: int, base: int) -> None:
         message, payload = self._heard()
         layout = self.shelf.layout
+        gathered = self.shelf.coming.pop((version,) if base == WHOLE else (version, base), None)
         if layout is None:
             raise ProtocolError("Weights before a Welcome")
         if isinstance(message, Weights) and message.slot:
             self.shelf.weights = self.shared.weights(layout, message.slot, message.version)
-        elif isinstance(message, Chunk) and self.shelf.coming is not None:
-            came, self.shelf.coming = self.shelf.coming, None
-            self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
+        elif gathered is not None:
+            self.shelf.weights = Bundle(layout, gathered) if base == WHOLE else self._changed(layout, gathered)
         elif payload is not None:
             came = np.frombuffer(payload, np.uint8)
             self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)

@@ -11,9 +11,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from shoal.actors.coming import Fetching
 from shoal.actors.events import (
     Adopt,
     Done,
+    Drop,
     Effect,
     Event,
     Forget,
@@ -23,6 +25,7 @@ from shoal.actors.events import (
     Leave,
     Note,
     Opened,
+    Place,
     Quit,
     Reset,
     Retain,
@@ -31,7 +34,6 @@ from shoal.actors.events import (
     Stow,
     Tick,
 )
-from shoal.protocol.fetching import Fetch, Way, to_go
 from shoal.protocol.messages import (
     BEATS,
     PROTOCOL,
@@ -75,24 +77,6 @@ class Waiting:
     onto: int = -1
 
 
-@dataclass(slots=True)
-class Coming:
-    """Weights that come in pieces, or what changed in them since `base`. moved_at: when this began, or a piece came last."""
-
-    version: int
-    base: int
-    nbytes: int
-    fetch: Fetch
-    moved_at: float
-
-    def __str__(self) -> str:
-        return f"weights {self.version}: {to_go(self.fetch.left, self.nbytes)}"
-
-    @property
-    def what(self) -> tuple[int, ...]:
-        return (self.version,) if self.base == WHOLE else (self.version, self.base)
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """A task with the worker, and the version it starts from."""
@@ -114,8 +98,9 @@ class Session:
         self.astray = False  # the coordinator takes it for another
         self.tasks: dict[TaskName, Assign] = {}  # in the order they came
         self.running: dict[TaskName, Running] = {}  # in the order they went to the worker
-        self.coming: Coming | None = None
-        self.way = Way()
+        self.fetching = Fetching()
+        self.briefs: dict[TaskName, int] = {}  # attempts whose brief is here, of tasks that wait
+        self.lacking: dict[TaskName, int] = {}  # attempts whose brief is on its way
         self.unready = False  # the line for arrays is another one, and the coordinator has not heard of it
         self.unjudged: dict[TaskName, Waiting] = {}
         self.retain = 0  # bytes
@@ -172,10 +157,9 @@ class Session:
         yield Leave(reason)
 
     def _opened(self, arrays: bool) -> Iterator[Effect]:
-        if arrays and self.coming:
-            self.coming.fetch.cut()
-            self.look_at = self.now
         if arrays:
+            self.fetching.cut()
+            self.look_at = self.now
             self.unready = True
             yield from self._ready()
         elif self.epoch:
@@ -190,11 +174,9 @@ class Session:
         if epoch <= self.epoch or welcome.greeting != self.greeting:
             return  # Hello was said twice, or this is late and answers one from before we lost our place
         another = epoch != self.place
-        if another:
-            self.coming = None
-        elif self.coming and not welcome.resumed:  # what was asked for while we had no place, nobody heard
-            self.coming.fetch.cut()
         kept, self.epoch, self.place = welcome.resumed and not another, epoch, epoch
+        if not kept:
+            yield from self._forget_arrays(another)
         self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
         self.astray = False
         self.tasks.clear()  # those that are still ours will be told again
@@ -206,6 +188,15 @@ class Session:
         yield from self._ready()
         for waiting in self.unjudged.values():
             yield self._say_contribution(waiting)
+
+    def _forget_arrays(self, another: bool) -> Iterator[Effect]:
+        """We have a new place: briefs are of tasks that are ours no longer. another: in another life of the coordinator, whose
+        weights are others."""
+        for name in [*self.briefs, *self.lacking]:
+            yield from self._unbrief(name)
+        if another:
+            yield from self._drop_weights()
+        self.fetching.cut()  # what was asked for while we had no place, nobody heard
 
     def _refused(self, reason: str, final: bool) -> Iterator[Effect]:
         if final:
@@ -224,6 +215,8 @@ class Session:
             case Assign(task, attempt):
                 if attempt > self._attempt(task):
                     self.tasks[task] = message
+                    if message.brief or self.briefs or self.lacking:
+                        return self._brief(message)
                 return ()
             case Verdict():
                 return self._judged(message)
@@ -231,14 +224,14 @@ class Session:
                 return self._told_of(message)
             case Beat():
                 self._keep_time(message.beat)
-                return self._in_snapshot(message.kept)
+                return self._told_all(message.kept)
             case Chunk(what, first, last):
                 return self._came(what, first, last)
             case Want((version, index, attempt), first, last):
                 return (Give((version, index), attempt, first, last),)
             case Cancel(task):
                 self.tasks.pop(task, None)
-                return ()
+                return self._unbrief(task)
             case _:
                 return ()
 
@@ -260,6 +253,37 @@ class Session:
         else:
             yield from self._adopt(weights.version, weights.base)
         yield from self._in_snapshot(weights.kept)
+
+    # Briefs
+
+    def _brief(self, assign: Assign) -> Iterator[Effect]:
+        """Said again, it goes on where it was; of another attempt, what is here is of no use."""
+        name, attempt = assign.task, assign.attempt
+        if assign.brief and attempt in (self.briefs.get(name), self.lacking.get(name)):
+            return
+        yield from self._unbrief(name)
+        what = (*name, attempt)
+        if assign.brief and assign.nbytes:
+            self.lacking[name] = attempt
+            self.fetching.begin(what, assign.nbytes, self.now)
+            yield Gather(what, assign.nbytes)
+            yield from self._ask()
+        elif assign.brief:
+            self.briefs[name] = attempt
+            yield Place(what)
+
+    def _unbrief(self, name: TaskName) -> Iterator[Effect]:
+        for attempts in (self.briefs, self.lacking):
+            if (attempt := attempts.pop(name, None)) is not None:
+                self.fetching.drop((*name, attempt))
+                yield Drop((*name, attempt))
+
+    def _told_all(self, kept: int) -> Iterator[Effect]:
+        """Drop briefs of tasks that were ours before a connection was lost and are not now. A beat comes when there is nothing
+        else to say, so tasks that still are ours have been told again."""
+        yield from self._in_snapshot(kept)
+        for name in [name for name in (*self.briefs, *self.lacking) if name not in self.tasks]:
+            yield from self._unbrief(name)
 
     def _attempt(self, task: TaskName) -> int:
         """The newest that is with the worker or done; -1 if none is. What was made of one is never made again."""
@@ -318,28 +342,37 @@ class Session:
         """Said again, it goes on where it was."""
         if not self._fits(base):
             return
-        if self.coming is None or (self.coming.version, self.coming.base, self.coming.nbytes) != (version, base, nbytes):
-            self.coming = Coming(version, base, nbytes, Fetch(nbytes, self.way), self.now)
-            yield Gather(version, nbytes)
+        what = (version,) if base == WHOLE else (version, base)
+        if what not in self.fetching.weights():
+            yield from self._drop_weights()
+            self.fetching.begin(what, nbytes, self.now)
+            yield Gather(what, nbytes)
         yield from self._ask()
 
+    def _drop_weights(self) -> Iterator[Effect]:
+        for what in self.fetching.weights():
+            self.fetching.drop(what)
+            yield Drop(what)
+
     def _ask(self) -> Iterator[Effect]:
-        if self.coming and self.epoch:
-            for first, last in self.coming.fetch.ask(self.now):
-                yield self._say(Want(self.coming.what, first, last))
+        if self.epoch:
+            for want in self.fetching.ask(self.now):
+                yield self._say(want)
 
     def _came(self, what: tuple[int, ...], first: int, last: int) -> Iterator[Effect]:
-        coming = self.coming
-        if coming is None or what != coming.what or not coming.fetch.arrived(first, last, self.now):
+        coming = self.fetching.came(what, first, last, self.now)
+        if coming is None:
             return
-        coming.moved_at = self.now
         if last > first:
-            yield Stow(first)
-        if coming.fetch.left:
-            yield from self._ask()
-        else:
-            self.coming = None
-            yield from self._adopt(coming.version, coming.base)
+            yield Stow(what, first)
+        match what if not coming.fetch.left else ():
+            case (version, index, _):
+                self.briefs[version, index] = self.lacking.pop((version, index))
+            case (version, base):
+                yield from self._adopt(version, base)
+            case (version,):
+                yield from self._adopt(version, WHOLE)
+        yield from self._ask()
 
     # What the worker says
 
@@ -371,12 +404,12 @@ class Session:
         silence = self.now - max(self.heard_at, self.noted_at)
         if silence > UNREACHED:
             self.noted_at = self.now
-            coming = f"; {self.coming}" if self.coming else ""
+            coming = f"; {self.fetching.first}" if self.fetching.first else ""
             yield Note(f"no answer from {self.where} for {self.now - self.heard_at:.0f} s; trying on{coming}")
-        elif self.coming and self.now - max(self.coming.moved_at, self.noted_at) > UNREACHED:
+        elif (first := self.fetching.first) and self.now - max(first.moved_at, self.noted_at) > UNREACHED:
             self.noted_at = self.now
-            silent = self.now - self.coming.moved_at
-            yield Note(f"nothing of what is fetched from {self.where} came for {silent:.0f} s; {self.coming}")
+            silent = self.now - first.moved_at
+            yield Note(f"nothing of what is fetched from {self.where} came for {silent:.0f} s; {first}")
         if not self.epoch:
             return
         if self.now - self.heard_at > self.patience:
@@ -403,17 +436,18 @@ class Session:
             assign = self.tasks.pop(name)
             self.running[name] = Running(assign.attempt, self.held)
             task = Task(*name, assign.clients, assign.kind, assign.counts, assign.words)
-            yield Run(task, assign.attempt, assign.summed, self.held, assign.exact)
+            self.briefs.pop(name, None)
+            yield Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)
 
     def _next(self) -> TaskName | None:
         """A task to start. Behind one that runs only where no newer weights can come for it in the meantime."""
         if not self.tasks:
             return None
         if not self.running:
-            return next((name for name in self.tasks if name[0] <= self.held), None)
+            return next((name for name in self.tasks if name[0] <= self.held and name not in self.lacking), None)
         if len(self.running) >= AT_HAND:
             return None
-        return next((name for name in self.tasks if name[0] == self.held), None)
+        return next((name for name in self.tasks if name[0] == self.held and name not in self.lacking), None)
 
     def _say(self, message: Message) -> Effect:
         self.said_at = self.now

@@ -29,7 +29,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.server import Server
-from shoal.protocol.codec import encode, pack_welcome
+from shoal.protocol.codec import Terms, encode, pack_welcome
 from shoal.protocol.link import Hub, read
 from shoal.protocol.messages import Contribute
 
@@ -102,7 +102,7 @@ class House:
             Silent(),
             run="connections",
             host="elsewhere",
-            welcome=pack_welcome({}, vector(FLOATS)),
+            welcome=pack_welcome(Terms({}, vector(FLOATS))),
             layouts=[vector(FLOATS)],
             clock=time.monotonic,
         )

@@ -25,7 +25,7 @@ from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Server
-from shoal.protocol.codec import decode, encode, pack_welcome
+from shoal.protocol.codec import Terms, decode, encode, pack_welcome
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub, Line
 from shoal.protocol.messages import PROTOCOL, Beat, Bye, Contribute, Envelope, Hello, Message, Verdict, Welcome
@@ -60,7 +60,7 @@ class Desk:
             Silent(),
             run="control",
             host="elsewhere",
-            welcome=pack_welcome({}, weights.layout),
+            welcome=pack_welcome(Terms({}, weights.layout)),
             layouts=[weights.layout],
             clock=time.monotonic,
         )

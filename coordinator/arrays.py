@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from shoal.coordinator.serving import Serving, What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.spool import Frames, Spool, Store
 from shoal.protocol.errors import ProtocolError
+from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.link import NEAR, Part, Payload
-from shoal.protocol.messages import WHOLE, Chunk, Contribute, TaskName, Weights
+from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, TaskName, Weights
 
 ROOM = 1 << 25  # bytes of contributions that are fetched and not yet folded in, where models are small
 SHARE = 0.4  # of a model, that these may be where it is large
@@ -41,6 +43,7 @@ class Arrays:
         self._down = self._up = 0
         self._sharers: set[bytes] = set()
         self._stores: dict[TaskName, Store] = {}  # contributions that come in pieces
+        self._briefs: dict[tuple[TaskName, int], Bundle] = {}  # by task and attempt
         self._here: dict[TaskName, Bundle] = {}  # contributions that have come and are not let go of
 
     # Weights
@@ -102,6 +105,32 @@ class Arrays:
         self.serving.end(session, version)
         if self.sharing:
             self.sharing.moved_on(session, using)
+
+    # Briefs
+
+    def hand(self, task: TaskName, attempt: int, bundle: Bundle | None) -> None:
+        """An attempt's own arrays, kept until they are not needed any more."""
+        if bundle is not None:
+            self._briefs[task, attempt] = bundle
+
+    def brief(self, assign: Assign) -> tuple[Assign, Payload | None]:
+        """The Assign that brings its brief or says how many bytes wait, and its payload."""
+        data = self._briefs[assign.task, assign.attempt].data
+        if data.nbytes > self.inline:
+            return assign, None
+        self._count(down=data.nbytes)
+        return replace(assign, nbytes=0), data
+
+    def brief_part(self, task: TaskName, attempt: int, first: int, last: int) -> Part | None:
+        """Some bytes of a brief; None where it is not to be had (any more)."""
+        bundle = self._briefs.get((task, attempt))
+        if bundle is None or not 0 <= first <= last <= min(bundle.data.nbytes, first + MOST):
+            return None
+        self._count(down=last - first)
+        return Part(bundle.data, first, last)
+
+    def unbrief(self, task: TaskName, attempt: int) -> None:
+        self._briefs.pop((task, attempt), None)
 
     # Contributions
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,14 +17,14 @@ import numpy as np
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Event, Fold, Folded, Kept, Step, Stepped, Unfit
+from shoal.coordinator.deciding.events import Brief, Briefed, Event, Fold, Folded, Kept, Step, Stepped, Unfit
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import Bundle, Bytes
-from shoal.protocol.work import Contribution, Metrics, Moved, Work
+from shoal.protocol.layout import Bundle, Bytes, Layout
+from shoal.protocol.work import Contribution, Metrics, Moved, Task, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,14 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
+class Handed:
+    """A brief that the aggregator handed out, and what the core hears of it. bundle: None where it has none for the task."""
+
+    told: Briefed
+    bundle: Bundle | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """A central evaluation of weights `version`. Not the core's business: for whoever observes."""
 
@@ -58,8 +66,8 @@ class Broke:
     error: BaseException
 
 
-Job: TypeAlias = Intake | Make
-Answer: TypeAlias = Event | Evaluated | Broke | Report
+Job: TypeAlias = Intake | Make | Brief
+Answer: TypeAlias = Event | Handed | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
 LONG = 2e-4  # seconds of a job that is told of at once: its actor may be waiting for the memory that its arrays lie in
 DEARER = 4  # times what telling took last, making durable included, that is spent on jobs before it is done again
@@ -71,6 +79,7 @@ class Learner:
     in them, where the aggregator tells it (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version that `due` says. recording: what makes promises durable.
+    briefs: the layouts that briefs may have.
     """
 
     def __init__(
@@ -83,7 +92,9 @@ class Learner:
         evaluate: Callable[[Bundle], Metrics] | None = None,
         due: Callable[[int], bool] = lambda version: True,
         recording: Recording | None = None,
+        briefs: Iterable[Layout] = (),
     ) -> None:
+        self.briefs = {layout.digest for layout in briefs}
         self.aggregator, self.inspector, self.clock = aggregator, inspector, clock
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
@@ -112,6 +123,8 @@ class Learner:
             case Make(step):
                 self._step(job)
                 self._after(step)
+            case Brief(task, attempt):
+                self._unsaid.append(self._brief(task, attempt))
         self.busy += self.clock() - began
 
     def _take(self, intake: Intake) -> None:
@@ -144,6 +157,17 @@ class Learner:
         if self.recording is not None:
             self.recording.accept(fold, intake.bundle)
         return Folded(name)
+
+    def _brief(self, task: Task, attempt: int) -> Handed:
+        """Raises UserError for one of a layout that actors were not told of."""
+        bundle = self.aggregator.brief(task) if hasattr(self.aggregator, "brief") else None
+        name = (task.version, task.index)
+        if bundle is None:
+            return Handed(Briefed(name, attempt), None)
+        if bundle.layout.digest not in self.briefs:
+            whose = f"{type(self.aggregator).__name__}.brief of task {name}"
+            raise UserError(f"{whose} has layout {bundle.layout.digest[:16]}, which is none of those in the job's briefs")
+        return Handed(Briefed(name, attempt, bundle.layout.digest, bundle.data.nbytes), bundle)
 
     def _step(self, make: Make) -> None:
         step, version = make.step, make.step.version

@@ -14,6 +14,7 @@ from shoal.coordinator.arrays import Arrays
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import (
     Admit,
+    Brief,
     Effect,
     Event,
     Evict,
@@ -29,25 +30,27 @@ from shoal.coordinator.deciding.events import (
     Outdated,
     Pull,
     Send,
+    SendTask,
     SendWeights,
     Stalled,
     Step,
     Stepped,
     Tick,
+    Unbrief,
     Unfit,
     Unpull,
 )
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.keeping.disk import DiskTrouble
-from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
+from shoal.coordinator.learner import Answer, Broke, Evaluated, Handed, Intake, Job, Learner, Make
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.serving import What
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.tally import Rate, Tally
 from shoal.protocol.layout import Layout
 from shoal.protocol.link import Arrival, Payload
-from shoal.protocol.messages import Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Welcome
+from shoal.protocol.messages import Assign, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Welcome
 from shoal.protocol.work import Metrics
 
 TURN = 0.05  # seconds: the longest wait between looks at the clock
@@ -237,6 +240,8 @@ class Server:
         match message:
             case Want((_,) | (_, _) as what, first, last):
                 self._serve(arrival.peer, session, what, first, last)
+            case Want((version, index, attempt), first, last):
+                self._serve_brief(arrival.peer, session, (version, index), attempt, first, last)
             case Chunk():
                 self._came(actor, message, arrival.payload)
             case Ready():
@@ -276,6 +281,18 @@ class Server:
             chunk = Envelope(session, self.core.epoch, Chunk(what, first, last))
             self.wire.say(peer, chunk, part if len(part) else None)  # if it does not arrive it will be asked for again
 
+    def _serve_brief(self, peer: bytes, session: bytes, task: TaskName, attempt: int, first: int, last: int) -> None:
+        """To whoever has the task. What is over is not to be had, as its Cancel says."""
+        lease = self.core.ledger.leases.get(task)
+        mine = lease is not None and (lease.session, lease.attempt) == (session, attempt)
+        part = self.arrays.brief_part(task, attempt, first, last) if mine else None
+        if part is None:
+            self.handle(Moved(session))
+            return
+        self.handle(Moved(session, task, part.whole.nbytes - last))
+        chunk = Envelope(session, self.core.epoch, Chunk((*task, attempt), first, last))
+        self.wire.say(peer, chunk, part if len(part) else None)
+
     def _learned(self) -> None:
         while self.learner.outcomes:
             self._outcome(self.learner.outcomes.popleft())
@@ -286,6 +303,9 @@ class Server:
                 self._report(outcome)
             case Evaluated(version, metrics):
                 self._tell(version, metrics)
+            case Handed(briefed, bundle):
+                self.arrays.hand(briefed.task, briefed.attempt, bundle)
+                self.handle(briefed)
             case Broke(error):
                 self._broke = error
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
@@ -322,6 +342,12 @@ class Server:
                 weights, payload = self.arrays.weights(session, held)
                 kept = replace(weights, kept=self.core.kept)
                 yield from self._send(peer, Envelope(session, self.core.epoch, kept), payload)
+            case Brief():
+                self._jobs.append(effect)
+            case SendTask(peer, envelope):
+                yield from self._send_task(peer, envelope)
+            case Unbrief(task, attempt):
+                self.arrays.unbrief(task, attempt)
             case Pull(session, message):
                 self.arrays.receiving.pull(session, message)
             case Unpull(task):
@@ -344,6 +370,14 @@ class Server:
     def _send(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> Iterator[Event]:
         if why := self.wire.say(peer, envelope, payload):
             yield Lost(peer, why)
+
+    def _send_task(self, peer: bytes, envelope: Envelope) -> Iterator[Event]:
+        assign = envelope.message
+        assert isinstance(assign, Assign)
+        waits, payload = self.arrays.brief(assign)
+        if payload is not None:
+            yield Moved(envelope.session, assign.task)
+        yield from self._send(peer, replace(envelope, message=waits), payload)
 
     def _admit(self, admit: Admit) -> Iterator[Event]:
         actor = self.core.roster.at(admit.peer)

@@ -6,9 +6,9 @@ every known bomb cheap, then checked field by field against the dataclass's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
@@ -258,21 +258,30 @@ def _unpack(raw: Any, text: int, items: int, entries: int, binary: int = 256) ->
         raise ProtocolError(f"not msgpack within the limits ({type(wrong).__name__})") from None
 
 
-def pack_welcome(workload: Mapping[str, Any], layout: Layout, coding: Coding | None = None) -> bytes:
-    """The payload of Welcome: what to work on (plain data), the layout of the weights, and how changes of them are coded, where
-    they travel as changes."""
-    packed: bytes = msgpack.packb([workload, layout.rows(), *([coding.row()] if coding else [])])
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The payload of Welcome. workload: what to work on, plain data. layout: of the weights. coding: how changes of them are
+    coded, where they travel as changes. briefs: the layouts that tasks' own arrays may have."""
+
+    workload: Mapping[str, Any]
+    layout: Layout
+    coding: Coding | None = None
+    briefs: Sequence[Layout] = ()
+
+
+def pack_welcome(terms: Terms) -> bytes:
+    coding = terms.coding.row() if terms.coding else None
+    packed: bytes = msgpack.packb([terms.workload, terms.layout.rows(), coding, [one.rows() for one in terms.briefs]])
     if len(packed) > MAX_WELCOME:
         raise ProtocolError(f"workload and layout take {len(packed)} bytes, more than {MAX_WELCOME}")
     return packed
 
 
-def unpack_welcome(payload: Any) -> tuple[dict[str, Any], Layout, Coding | None]:
+def unpack_welcome(payload: Any) -> Terms:
     if len(payload) > MAX_WELCOME:
         raise ProtocolError(f"workload and layout take {len(payload)} bytes, more than {MAX_WELCOME}")
     match _unpack(payload, 65_536, 65_536, 4_096):
-        case [dict() as workload, list() as rows]:
-            return workload, Layout.from_rows(rows), None
-        case [dict() as workload, list() as rows, coding]:
-            return workload, Layout.from_rows(rows), Coding.from_row(coding)
-    raise ProtocolError("a Welcome's payload is [workload, layout] and maybe a codec")
+        case [dict() as workload, list() as rows, coding, list() as briefs]:
+            told = None if coding is None else Coding.from_row(coding)
+            return Terms(workload, Layout.from_rows(rows), told, [Layout.from_rows(one) for one in briefs])
+    raise ProtocolError("a Welcome's payload is [workload, layout of the weights, coding or nil, layouts of briefs]")

@@ -131,7 +131,7 @@ class Want:
     """Send me these bytes of it, from `first` to before `last`; none at all is asked for to see how long an answer takes.
 
     what: (version,) is of weights, (version, base) of what changed in them since `base`; (version, index, attempt) of what a
-    task has made.
+    task has made, where the coordinator asks, or of the task's brief, where an actor asks.
     """
 
     what: tuple[int, ...]
@@ -193,7 +193,8 @@ class Assign:
     this name, also from one that another life of the coordinator gave (and may have cut otherwise).
 
     kind, counts, words: as in Task (protocol/work.py). exact: a sum has the form of protocol/exact.py that no order changes;
-    else it is of plain floats.
+    else it is of plain floats. brief: the layout of the task's own arrays, "" where it has none; they follow in the payload, or
+    wait here, `nbytes` of them, under the name (version, index, attempt).
     """
 
     task: TaskName
@@ -204,6 +205,8 @@ class Assign:
     exact: bool = True
     counts: bool = True
     words: Words = field(default_factory=dict)
+    brief: str = ""
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shoal.actors.events import (
     Adopt,
     Done,
+    Drop,
     Event,
     Forget,
     Gather,
@@ -20,6 +21,7 @@ from shoal.actors.events import (
     Heard,
     Leave,
     Opened,
+    Place,
     Quit,
     Reset,
     Run,
@@ -31,6 +33,7 @@ from shoal.actors.session import Session, hello
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import (
     PROTOCOL,
+    WHOLE,
     Beat,
     Bye,
     Cancel,
@@ -47,7 +50,7 @@ from shoal.protocol.messages import (
     Weights,
 )
 from shoal.simulation.books import ViolationError
-from shoal.simulation.disk import LAYOUT, Delta, Model
+from shoal.simulation.disk import LAYOUT, Delta, Handout, Model
 from shoal.simulation.wire import Act, Connection, Process
 
 if TYPE_CHECKING:
@@ -67,10 +70,15 @@ class Product:
     clients: tuple[int, ...]
     honest: bool = True
     attempt: int = 0
+    handout: Handout | None = None  # the brief that it was made with
 
     @property
     def bundle(self) -> Bundle:
         return Bundle.of_buffer(LAYOUT, self.number.to_bytes(8, "little"))
+
+
+Payload: TypeAlias = Product | Model | Delta | Handout
+"""What stands for arrays on the wire."""
 
 
 class Lane:
@@ -82,7 +90,7 @@ class Lane:
         self.life, self.place = life, life.place
         self.connection: Connection | None = None
         self.connected = True
-        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
+        self.outbox: list[tuple[Envelope, Payload | None]] = []
 
     @property
     def gone(self) -> bool:
@@ -95,7 +103,7 @@ class Lane:
     def later(self, act: Act, what: Any) -> None:
         self.life.later(act, what)
 
-    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
+    def hear(self, envelope: Envelope, payload: Payload | None) -> None:
         self.life.hear(envelope, payload)
 
     def opened(self) -> None:
@@ -115,11 +123,10 @@ class Life(Process):
         self.session = Session(world.rng.randbytes(8), hello(name, name, place, ()), "here", self.clock())
         self.connection: Connection | None = None
         self.connected = False  # it was, once
-        self.outbox: list[tuple[Envelope, Product | Model | Delta | None]] = []
+        self.outbox: list[tuple[Envelope, Payload | None]] = []
         self.lane = Lane(self)
         self.weights: Model | None = None
-        self.coming: Model | Delta | None = None
-        self.gathers = -1
+        self.gathered: dict[tuple[int, ...], Model | Delta | Handout | None] = {}
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
         self.orders: deque[tuple[Run, Product]] = deque()
@@ -143,7 +150,7 @@ class Life(Process):
         else:
             self.take(event)
 
-    def hear(self, envelope: Envelope, payload: Product | Model | Delta | None) -> None:
+    def hear(self, envelope: Envelope, payload: Payload | None) -> None:
         self.take(Heard(envelope), payload)
         self.take(TICK)  # a turn of the loop ends with a look at the clock
 
@@ -153,7 +160,7 @@ class Life(Process):
     def die(self) -> None:
         self.gone = True
 
-    def take(self, event: Event, payload: Product | Model | Delta | None = None) -> None:
+    def take(self, event: Event, payload: Payload | None = None) -> None:
         """An event, unless this process is over."""
         if self.gone:
             return
@@ -164,9 +171,15 @@ class Life(Process):
                 case Say():
                     self.say(effect.envelope)
                 case Gather():
-                    self.gathers, self.coming = effect.version, None
+                    self.gathered[effect.what] = None
                 case Stow():
-                    self._stow(event, payload)
+                    self._stow(effect, event, payload)
+                case Place():
+                    if not isinstance(payload, Handout):
+                        raise ViolationError(f"actor {self.place} hears of {effect.what}, which is not there")
+                    self.gathered[effect.what] = payload
+                case Drop():
+                    self.gathered.pop(effect.what, None)
                 case Give():
                     self._give(effect)
                 case Adopt():
@@ -200,11 +213,12 @@ class Life(Process):
             chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
             self.world.wire.up(self.lane, Envelope(self.session.session, self.session.epoch, chunk), product)
 
-    def _stow(self, event: Event, payload: Product | Model | Delta | None) -> None:
+    def _stow(self, stow: Stow, event: Event, payload: Payload | None) -> None:
         chunk = event.envelope.message if isinstance(event, Heard) else None
-        if not isinstance(chunk, Chunk) or chunk.what[0] != self.gathers or not isinstance(payload, Model | Delta):
-            raise ViolationError(f"actor {self.place} gathers version {self.gathers} from pieces of others")
-        self.coming = payload
+        fits = isinstance(payload, Handout if len(stow.what) == 3 else Model | Delta)
+        if not isinstance(chunk, Chunk) or chunk.what != stow.what or stow.what not in self.gathered or not fits:
+            raise ViolationError(f"actor {self.place} gathers {stow.what} from pieces of others")
+        self.gathered[stow.what] = payload  # type: ignore[assignment]
 
     def _reset(self) -> None:
         if self.session.epoch < self.epoch and not self.world.wire.wild:
@@ -212,9 +226,10 @@ class Life(Process):
         self.epoch = self.session.epoch
         self.weights, self.held = None, -1
 
-    def _adopt(self, adopt: Adopt, payload: Product | Model | Delta | None) -> None:
-        if adopt.version == self.gathers and self.coming is not None:
-            payload, self.coming = self.coming, None
+    def _adopt(self, adopt: Adopt, payload: Payload | None) -> None:
+        what = (adopt.version,) if adopt.base == WHOLE else (adopt.version, adopt.base)
+        if (gathered := self.gathered.pop(what, None)) is not None:
+            payload = gathered
         if isinstance(payload, Delta) and adopt.base == self.held:
             if payload.since is not self.weights:
                 raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")
@@ -229,11 +244,13 @@ class Life(Process):
         """For the worker, which does one task after the other."""
         if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
             raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
-        if (run.task.kind, run.task.counts, run.task.words) != self.world.setting.schedule.told(
-            run.task.version, run.task.counts
-        ):
-            raise ViolationError(f"actor {self.place} is told of {run.task} what the plan did not say")
-        self.orders.append((run, self._product(run.task.clients, run.attempt)))
+        task = run.task
+        if (task.kind, task.counts, task.words) != self.world.setting.schedule.told(task.version, task.counts):
+            raise ViolationError(f"actor {self.place} is told of {task} what the plan did not say")
+        handout = self.gathered.pop((task.version, task.index, run.attempt), None) if run.brief else None
+        if not isinstance(handout, Handout | None) or (run.brief and handout is None):
+            raise ViolationError(f"actor {self.place} starts task {task} without its brief")
+        self.orders.append((run, self._product(run.task.clients, run.attempt, handout)))
         if len(self.orders) == 1:
             self._work()
 
@@ -242,9 +259,9 @@ class Life(Process):
             seconds = self.world.rng.expovariate(1 / self.pace)
             self.time.at(self.time.now + seconds, self._finish, seconds)
 
-    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
+    def _product(self, clients: tuple[int, ...], attempt: int = 0, handout: Handout | None = None) -> Product:
         poisoned = self.time.random() < self.world.setting.weather.poisoned and not self.world.healed
-        return Product(self.world.number(poisoned), self.weights, clients, True, attempt)
+        return Product(self.world.number(poisoned), self.weights, clients, True, attempt, handout)
 
     def _finish(self, seconds: float) -> None:
         if self.gone:
@@ -300,7 +317,7 @@ class Liar(Life):
     def _tell(self, envelope: Envelope) -> None:
         self.world.wire.up(self, envelope, self._product(()) if self.time.random() < 0.7 else None)
 
-    def _product(self, clients: tuple[int, ...], attempt: int = 0) -> Product:
+    def _product(self, clients: tuple[int, ...], attempt: int = 0, handout: Handout | None = None) -> Product:
         return Product(self.world.number(self.time.random() < self.poison), self.weights, clients, False, attempt)
 
     def _lie(self, envelope: Envelope, message: Contribute) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.coordinator.deciding.events import (
     Admit,
+    Brief,
+    Briefed,
     Effect,
     Event,
     Finish,
@@ -28,10 +30,12 @@ from shoal.coordinator.deciding.events import (
     Outdated,
     Pull,
     Send,
+    SendTask,
     SendWeights,
     Step,
     Stepped,
     Tick,
+    Unbrief,
     Unfit,
     Unpull,
 )
@@ -101,11 +105,15 @@ class Audit:
             Outdated: self._outdated,
             Folded: self._folded,
             Unfit: self._unfit,
+            Briefed: self._briefed,
             Stepped: self._stepped,
             Kept: self._kept,
         }
         self._after: Mapping[type[Any], Callable[[Any], None]] = {
             Send: self._send,
+            SendTask: self._send,
+            Brief: self._brief,
+            Unbrief: self._unbrief,
             SendWeights: self._weights,
             Admit: self._admit,
             Pull: self._pull,
@@ -124,7 +132,7 @@ class Audit:
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
         self.held: dict[TaskName, Holding] = {
-            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.now, self._owed(one))
+            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.now, owed=self._owed(one))
             for one in hub.found.promises
         }
         self.tries: dict[TaskName, int] = {}
@@ -135,6 +143,7 @@ class Audit:
         self.stops: set[bytes] = set()
         self.leaving: set[bytes] = set()  # of whom the shell is about to hear
         self.due: deque[tuple[TaskName, str]] = deque()  # what the plan has to hear
+        self.briefs: set[tuple[TaskName, int]] = set()  # task and attempt of those that are kept
         self.final: set[TaskName] = set()  # tasks that it heard are over
         self.newest_task, self.round_at = -1, 0.0
         self._round(self.core.version)
@@ -297,6 +306,37 @@ class Audit:
     def _moved(self, event: Moved) -> None:
         if row := self.rows.get(event.session):
             row.heard_at = self.core.now
+        holding = self.held.get(event.task) if event.task else None
+        if holding and holding.handout and event.left < holding.left and event.task not in self.pulled:
+            holding.left, holding.since = event.left, self.core.now
+
+    # Briefs
+
+    def _brief(self, effect: Brief) -> None:
+        name = (effect.task.version, effect.task.index)
+        session = self.core.ledger.leases[name].session
+        self._given(self.rows[session], session, name, effect.attempt, effect.task.clients, _told(effect.task))
+        self.held[name].briefing = True
+
+    def _briefed(self, event: Briefed) -> None:
+        """Only who has the task still is told."""
+        if event.layout:
+            self.briefs.add((event.task, event.attempt))
+        holding = self.held.get(event.task)
+        if holding and holding.attempt == event.attempt:
+            holding.handout, holding.left = self.hub.handouts.get((event.task, event.attempt)), event.nbytes
+            holding.briefing, holding.since = False, self.core.now
+
+    def _unbrief(self, effect: Unbrief) -> None:
+        self.briefs.discard((effect.task, effect.attempt))
+        holding = self.held.get(effect.task)
+        if holding and holding.attempt == effect.attempt and effect.task not in self.folding and not self._folds(effect):
+            wrong(f"{effect} is still to be done")
+
+    def _folds(self, effect: Unbrief) -> bool:
+        """Is it done, and on its way to the learner?"""
+        done = self.event.envelope.message if isinstance(self.event, Heard) else None
+        return isinstance(done, Contribute) and done.task == effect.task
 
     def _outdated(self, event: Outdated) -> None:
         row = self.rows.get(event.session)
@@ -321,7 +361,7 @@ class Audit:
 
     # What the core said
 
-    def _send(self, effect: Send) -> None:
+    def _send(self, effect: Send | SendTask) -> None:
         envelope = effect.envelope
         message = envelope.message
         if envelope.epoch != self.core.epoch:
@@ -342,7 +382,7 @@ class Audit:
             case Cancel():
                 self._cancel(row, envelope.session, message.task)
 
-    def _refused(self, effect: Send) -> None:
+    def _refused(self, effect: Send | SendTask) -> None:
         if not isinstance(self.event, Heard) or effect.peer != self.event.peer:
             wrong("a refusal to somebody who said nothing")
         self.answers += 1
@@ -363,23 +403,37 @@ class Audit:
             ):
                 wrong(f"{message} is told to one who has {holding}")
             return
-        if _told(message) != self.setting.schedule.told(task[0], message.counts):
-            wrong(f"{message} is not what the plan said")
+        if isinstance(self.event, Briefed) and task == self.event.task:
+            holding = self.held[task]
+            if (holding.session, holding.attempt, holding.clients) != (session, message.attempt, message.clients):
+                wrong(f"{message} is told to one who has {holding}")
+            if bool(message.brief) != (holding.handout is not None):
+                wrong(f"{message} goes out with brief {holding.handout}")
+            return
+        if self.setting.rules.briefs:
+            wrong(f"{message} goes out before its brief is made")
+        self._given(row, session, task, message.attempt, message.clients, _told(message))
+
+    def _given(
+        self, row: Row, session: bytes, task: TaskName, attempt: int, clients: tuple[int, ...], told: tuple[str, bool, Words]
+    ) -> None:
+        if told != self.setting.schedule.told(task[0], told[1]):
+            wrong(f"task {task}, {told}, is not what the plan said")
         if task in self.held:
             wrong(f"task {task} is given out while {self.held[task]} has it")
         if task in self.counted:
             wrong(f"task {task} is given out, and was counted")
         tries = self.tries.get(task, 0) + 1
-        for part in range(len(message.clients)):  # it may come back in parts, a client each
+        for part in range(len(clients)):  # it may come back in parts, a client each
             self.tries[(task[0], task[1] + part)] = tries
-        if message.attempt != self._attempt(task) or tries > self.setting.rules.attempts:
-            wrong(f"task {task} is given out with attempt {message.attempt}, for the {tries}. time")
+        if attempt != self._attempt(task) or tries > self.setting.rules.attempts:
+            wrong(f"task {task} is given out with attempt {attempt}, for the {tries}. time")
         late = task[0] != self.core.version if not self.setting.schedule.streams else task[0] > self.core.version
         if late:
             wrong(f"task {task} is given out at version {self.core.version}")
         if task[0] > self.newest_task:
             self.newest_task, self.round_at = task[0], self.core.now
-        self.held[task] = Holding(session, message.attempt, message.clients, _told(message), self.core.now)
+        self.held[task] = Holding(session, attempt, clients, told, self.core.now)
         row.tasks.add(task)
         if row.stuck:
             wrong(f"task {task} goes to an actor that hangs")
@@ -395,7 +449,8 @@ class Audit:
             wrong(f"task {task} is taken from one that does not have it")
         if holding.owed:
             self._recalled(task, holding)
-        row.stuck = row.stuck or (isinstance(self.event, Tick) and task[0] <= row.held and not holding.owed)
+        began = task[0] <= row.held and not holding.owed and not holding.left
+        row.stuck = row.stuck or (isinstance(self.event, Tick) and began)
         self._end(task, holding)
 
     def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
@@ -411,7 +466,7 @@ class Audit:
             wrong(f"{message} was counted")
         holding = self.held.get(message.task)
         taken = self.folding.get(message.task)
-        if holding and (holding.session, holding.attempt) == (session, message.attempt) and not taken:
+        if holding and (holding.session, holding.attempt) == (session, message.attempt) and not taken and not holding.briefing:
             owed = holding.owed.product if holding.owed else None
             if owed and owed.honest and message.verdict != "accepted" and not self._made_again(owed):
                 wrong(f"{message}, of what was acknowledged")
@@ -558,7 +613,7 @@ class Audit:
         if effect.clients != holding.clients or _told(effect.task) != holding.told:
             wrong(f"{effect} is of {holding}")
         if holding.counts:
-            self.books.fits(effect, product)
+            self.books.fits(effect, product, holding.handout)
         self.answers += 1
         if not event.whole:
             wrong(f"{message} goes to the learner without its arrays")

@@ -15,6 +15,7 @@ from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.draws import draw
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Words
+from shoal.simulation.disk import Handout
 from shoal.simulation.setting import Setting
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Holding:
     clients: tuple[int, ...]
     told: tuple[str, bool, Words]  # kind, counts and words of the task
     since: float
+    handout: Handout | None = None
+    briefing: bool = False  # the learner makes its brief
+    left: int = 0  # bytes of its brief that are still to come
     owed: Taken | None = None  # an earlier life acknowledged it, and has not kept it
 
     @property
@@ -139,7 +143,7 @@ class Books:
 
     # What is counted
 
-    def fits(self, effect: Fold, product: Product | None) -> None:
+    def fits(self, effect: Fold, product: Product | None, handout: Handout | None) -> None:
         """A contribution that trains: fresh enough for what it goes into, from the very weights that it names; unless all that
         was seen to in an earlier life."""
         message = effect.message
@@ -154,6 +158,8 @@ class Books:
         if product and product.honest:
             if product.model is None or self.made.get(message.made_from) != product.model.digest:
                 wrong(f"{message} was made from other weights of that version")
+            if product.handout is not handout:
+                wrong(f"{message} was made with {product.handout}, and {handout} is its brief")
             if product.clients != effect.clients:
                 wrong(f"{message} is of clients {product.clients}, and counts for {effect.clients}")
 

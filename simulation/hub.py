@@ -6,7 +6,7 @@ The one idea: one life is made of what the disk holds and of nothing else, exact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import (
     Admit,
+    Brief,
     Event,
     Evict,
     Finish,
@@ -26,23 +27,25 @@ from shoal.coordinator.deciding.events import (
     Outdated,
     Pull,
     Send,
+    SendTask,
     SendWeights,
     Stalled,
     Step,
     Stepped,
     Tick,
+    Unbrief,
     Unfit,
     Unpull,
 )
 from shoal.coordinator.keeping.recording import Recording
-from shoal.coordinator.learner import Intake, Job, Learner, Make
+from shoal.coordinator.learner import Handed, Intake, Job, Learner, Make
 from shoal.coordinator.receiving import Receiving, Stream
 from shoal.coordinator.serving import Serving
 from shoal.protocol.layout import ALIGNMENT, Bundle
-from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
+from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
-from shoal.simulation.disk import RECENT, Adder, Delta, Model
+from shoal.simulation.disk import LAYOUT, RECENT, Adder, Delta, Handout, Model
 from shoal.simulation.wire import Process
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ class Slow(Learner):
         self._syncs = False
         plain: Any = adder
         finite: Any = Finite()
-        super().__init__(plain, finite, hub.clock, version=version, recording=recording)
+        super().__init__(plain, finite, hub.clock, version=version, recording=recording, briefs=[LAYOUT])
 
     def put(self, jobs: Sequence[Job]) -> None:
         time, setting = self.hub.time, self.hub.world.setting
@@ -145,6 +148,7 @@ class Hub(Process):
         self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
         self.serving, self.receiving = Serving(), Receiving(s.work_room)
         self.models: dict[int, Model] = {}  # of late, by version
+        self.handouts: dict[tuple[TaskName, int], Handout] = {}  # by task and attempt
         self.arrived: dict[TaskName, dict[tuple[int, int], Product]] = {}  # pieces of what is fetched
         self._publish()
         self.finished: Finish | None = None
@@ -153,6 +157,9 @@ class Hub(Process):
         self._acts: Mapping[type[Any], Callable[[Any], Iterable[Event]]] = {
             Send: self._send,
             SendWeights: self._weights,
+            Brief: self._brief,
+            SendTask: self._send_task,
+            Unbrief: self._unbrief,
             Pull: self._pull,
             Unpull: self._unpull,
             Admit: self._admit,
@@ -198,6 +205,8 @@ class Hub(Process):
                     chunk = Envelope(session, self.core.epoch, Chunk(what, first, last))
                     sized: Any = part.whole
                     self.world.wire.down(peer, chunk, sized.model)
+            case Want((version, index, attempt) as what, first, last):
+                self._hand(peer, session, (version, index), attempt, Chunk(what, first, last))
             case Chunk():
                 whole = payload is not None or message.last == message.first
                 stream = self.receiving.came(session, message, self.clock()) if whole else None
@@ -207,6 +216,14 @@ class Hub(Process):
             case Ready():
                 self.receiving.lanes[session] = peer
                 self.receiving.cut(session)
+
+    def _hand(self, peer: bytes, session: bytes, task: TaskName, attempt: int, chunk: Chunk) -> None:
+        lease, handout = self.core.ledger.leases.get(task), self.handouts.get((task, attempt))
+        if lease is None or (lease.session, lease.attempt) != (session, attempt) or handout is None:
+            self.handle(Moved(session))
+        elif 0 <= chunk.first <= chunk.last <= handout.memory.nbytes:
+            self.handle(Moved(session, task, handout.memory.nbytes - chunk.last))
+            self.world.wire.down(peer, Envelope(session, self.core.epoch, chunk), handout)
 
     def _came(self, stream: Stream, chunk: Chunk, product: Product) -> None:
         message = stream.message
@@ -241,6 +258,12 @@ class Hub(Process):
             elif isinstance(outcome, Folded | Unfit):
                 del self.folding[outcome.task]
                 self._drop(outcome.task)
+            elif isinstance(outcome, Handed):
+                briefed, memory = outcome.told, outcome.bundle
+                if memory is not None:
+                    self.handouts[briefed.task, briefed.attempt] = Handout(briefed.attempt, memory)  # type: ignore[arg-type]
+                self.handle(briefed)
+                continue
             self.handle(outcome)  # type: ignore[arg-type]
 
     def _told(self, text: str) -> None:
@@ -294,6 +317,23 @@ class Hub(Process):
         weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes, base, self.core.kept))
         return self._down(effect.peer, weights, None if nbytes else told)
 
+    def _brief(self, brief: Brief) -> Iterable[Event]:
+        self.learner.put([brief])
+        return ()
+
+    def _send_task(self, effect: SendTask) -> Iterable[Event]:
+        session, assign = effect.envelope.session, effect.envelope.message
+        assert isinstance(assign, Assign)
+        if self.world.setting.brief_bytes:
+            return self._down(effect.peer, effect.envelope, None)
+        handout, said = self.handouts[assign.task, assign.attempt], replace(assign, nbytes=0)
+        inline = self._down(effect.peer, replace(effect.envelope, message=said), handout)
+        return (Moved(session, assign.task), *inline)
+
+    def _unbrief(self, unbrief: Unbrief) -> Iterable[Event]:
+        self.handouts.pop((unbrief.task, unbrief.attempt), None)
+        return ()
+
     def _pull(self, pull: Pull) -> Iterable[Event]:
         self.receiving.pull(pull.session, pull.message)
         return ()
@@ -317,7 +357,7 @@ class Hub(Process):
         welcome = Welcome("run", effect.number, beat, patience, "host", (), *place)
         return self._down(effect.peer, Envelope(effect.session, self.core.epoch, welcome), None)
 
-    def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | None) -> Iterable[Event]:
+    def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | Handout | None) -> Iterable[Event]:
         why = self.world.wire.down(peer, envelope, payload)
         return (Lost(peer, why),) if why else ()
 

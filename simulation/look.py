@@ -46,6 +46,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "parked": (ledger.parked, sum(len(actor.parked) for actor in actors)),
         "folding": ({lease.name for lease in folding}, set(audit.folding)),
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
+        "briefs": ({(one.name, one.attempt) for one in ledger.leases.values() if one.brief}, audit.briefs),
         "steps": (core.steps, audit.books.steps),
         "tasks of closed rounds": (_closed(audit), []),
         "who has not what is believed": (_believed(audit), []),
@@ -67,7 +68,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         (
             held.since
             for task, held in audit.held.items()
-            if not held.owed and task not in audit.folding and task not in audit.pulled
+            if not (held.owed or held.briefing or task in audit.folding or task in audit.pulled)
         ),
         default=core.now,
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from shoal.actors.coming import Fetching
 from shoal.actors.session import Session
 from shoal.coordinator.deciding import core, desk, membership, patience
 from shoal.coordinator.deciding.core import Core
@@ -141,7 +142,7 @@ MUTANTS = (
     Mutant("a late Hello is taken for another", membership, "greet", "hello.greeting < actor.greeting or", "False and"),
     Mutant("a first Hello, repeated, resumes", membership, "greet", "hello.greeting > actor.greeting or actor.resumed", "True"),
     Mutant("who comes back is believed", Roster, "resume", "held if -1 <= held <= actor.sent else -1", "held"),
-    Mutant("who comes back is told nothing", membership, "_resume", "if not (lease :=", "if False and not (lease :="),
+    Mutant("who comes back is told nothing", membership, "_resume", "if not (lease.folding", "if False and not (lease.folding"),
     Mutant(
         "who comes back stays for gone",
         Roster,
@@ -172,6 +173,29 @@ MUTANTS = (
     Mutant("snapshots forget what was drawn", Core, "_step", ", self.drawn,", ", 0,"),
     Mutant("snapshots forget the steps", Core, "_step", "self.steps, self.drawn", "0, self.drawn"),
     Mutant("a batch runs over", Core, "_onto", "while self._full(onto):", "while False:"),
+    # Briefs
+    Mutant(
+        "a task begins before its brief is here", Session, "_brief", "self.lacking[name] = attempt", "self.briefs[name] = 0"
+    ),
+    Mutant(
+        "the brief of another attempt is used",
+        Session,
+        "_brief",
+        "if assign.brief and attempt in",
+        "if name in self.briefs or attempt in",
+    ),
+    Mutant(
+        "a brief is fetched for what is not to be done", Session, "_unbrief", "self.fetching.drop((*name, attempt))", "pass"
+    ),
+    Mutant("weights starve briefs", Fetching, "begin", "self.queue.append(", "self.queue.appendleft("),
+    Mutant("briefs outlive a new place", Session, "_forget_arrays", "[*self.briefs, *self.lacking]", "()"),
+    Mutant("a brief of nobody's is kept", desk, "briefed", "yield Unbrief(event.task, event.attempt)", "pass"),
+    Mutant("a brief is kept after its task", desk, "end", "yield from unbrief(lease)", "pass"),
+    Mutant("a brief is given up before its task is done", Core, "_fetch", "lease.offered = None", "lease.brief = None"),
+    Mutant("any attempt's brief will do", desk, "briefed", " or lease.attempt != event.attempt", ""),
+    Mutant("a task is told before its brief is made", membership, "_resume", " or lease.briefing", ""),
+    Mutant("work is taken that nobody was told of", Core, "_lease", " and not lease.briefing", ""),
+    Mutant("a brief on its way is late", patience, "_stick", " and not lease.left", ""),
     # Plans
     Mutant("rounds do not wait", Rounds, "enough", "(all_out and outstanding == 0)", "all_out"),
     Mutant("rounds do not ask for a quorum", Rounds, "enough", " and folded >= self.quorum", ""),
@@ -212,7 +236,7 @@ MUTANTS = (
     Mutant("what is promised is drawn again", Rebuilding, "_accepted", "index + 1)\n    if not", "0)\n    if not"),
     Mutant("a replay loses steps", Rebuilding, "_accepted", "self.found.steps += steps", "pass"),
     # Actors
-    Mutant("a task begins before its weights come", Session, "_next", "if name[0] <= self.held), None", "), None"),
+    Mutant("a task begins before its weights come", Session, "_next", "name[0] <= self.held and ", ""),
     Mutant("weights of an earlier life are used", Session, "_welcomed", "self.held = -1", "pass"),
     Mutant("older weights replace newer ones", Session, "_adopt", "if version > self.held:", "if True:"),
     Mutant("weights are not confirmed", Session, "_adopt", "yield self._say(Have(", "(Have("),

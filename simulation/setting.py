@@ -142,9 +142,15 @@ class Setting:
     paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, an actor each
     weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
     changes: bool = False  # do weights go to who holds those of late as what changed since?
+    brief_bytes: int = 0  # of briefs that are fetched in pieces; 0 where they go with their message
     work_bytes: int = 0  # the same of contributions
     work_room: int = 1  # bytes of these that may be fetched at a time
     share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
+
+    @property
+    def brief_nbytes(self) -> int:
+        """Of a brief, whichever way it goes; 0 if there are none."""
+        return (self.brief_bytes or 8) * self.rules.briefs
 
     @property
     def most(self) -> int:
@@ -185,7 +191,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
     retain = rng.choice((0, 3 * max(work, 8), RETAIN, RETAIN, RETAIN, RETAIN)) if journal == "ids" else 0
     setting = Setting(
         schedule=schedule,
-        rules=replace(rules, retain=retain),
+        rules=replace(rules, retain=retain, briefs=schedule.seed % 3 > 0),  # no draw of its own
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
         weather=_weather(rng, delay, seconds),
         actors=actors,
@@ -197,6 +203,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
+        brief_bytes=(0, LEAST // 2, 2 * LEAST + 1)[schedule.seed % 7 % 3],
         work_bytes=work,
         work_room=rng.choice((1, work, 3 * work)),
         share=rng.choice((0.0, 0.0, 0.0, 1.0)),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from shoal.coordinator.deciding import desk, membership, patience
 from shoal.coordinator.deciding.claims import amiss
 from shoal.coordinator.deciding.events import (
+    Briefed,
     Effect,
     Event,
     Finish,
@@ -126,6 +127,8 @@ class Core:
                 return ()
             case Unfit(task, reason):
                 return self._unfit(task, reason)
+            case Briefed():
+                return desk.briefed(self, event)
             case Outdated(session, version):
                 if actor := self.roster.actors.get(session):
                     self.roster.outdate(actor, version)
@@ -181,8 +184,10 @@ class Core:
         """Some of an actor's arrays came, or went to it."""
         if actor := self.roster.actors.get(session):
             self.roster.hear(actor, self.now)
-        if task and (lease := self.ledger.leases.get(task)) and lease.pulled and left < lease.left:
+        if task and (lease := self.ledger.leases.get(task)) and (lease.pulled or lease.brief) and left < lease.left:
             lease.left, self.moved_at = left, self.now
+            if not lease.pulled:
+                self.ledger.renew(lease, self.now)
         return ()
 
     def _stalled(self, task: TaskName) -> Iterable[Effect]:
@@ -212,13 +217,13 @@ class Core:
         elif why := fault or amiss(lease, message, actor.sent, self.rules):
             self.ledger.counts.heard += 1
             yield from self._refuse(actor, lease, why)
-        elif why := self._late_for(lease, message):
+        elif why := self._late_for(lease, message, onto := self._onto_for(lease)):
             self.ledger.counts.heard += 1
             yield from desk.end(self, lease)
             self.ledger.note(lease, "stale", self.now, message.totals)
             yield from self._judge(actor, lease, "stale", why)
         else:
-            yield from self._take_in(actor, lease, message) if whole else self._fetch(actor, lease, message)
+            yield from self._take_in(actor, lease, message, onto) if whole else self._fetch(actor, lease, message)
 
     def _fetch(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
         if lease.promise and (self.reached or lease.promise.onto > self.version):
@@ -229,13 +234,13 @@ class Core:
         lease.offered = None
         yield Pull(actor.session, message)
 
-    def _take_in(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
+    def _take_in(self, actor: Actor, lease: Lease, message: Contribute, onto: int) -> Iterator[Effect]:
         self.ledger.counts.heard += 1
         lease.done = message
         self._pace(actor, message)
-        onto = self._onto_for(lease)
         self.ledger.take(lease, onto)
         self.moved_at = self.now
+        yield from desk.unbrief(lease)
         yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
 
     def _onto_for(self, lease: Lease) -> int:
@@ -246,9 +251,8 @@ class Core:
             return lease.promise.onto
         return self._onto()
 
-    def _late_for(self, lease: Lease, message: Contribute) -> str:
+    def _late_for(self, lease: Lease, message: Contribute, onto: int) -> str:
         """Why a contribution is too old, "" if it is not. What was accepted once is not."""
-        onto = self._onto()
         late = lease.counts and not lease.promise and not self.plan.admits(message.made_from, onto)
         return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
 
@@ -264,7 +268,7 @@ class Core:
         """The lease that a message answers: this actor's, and this attempt's."""
         lease = self.ledger.leases.get(message.task)
         mine = lease is not None and lease.session == actor.session and lease.attempt == message.attempt
-        return lease if mine else None
+        return lease if mine and lease is not None and not lease.briefing else None
 
     def _onto(self) -> int:
         """The version that what comes now builds on: the first that is not full yet."""
@@ -382,7 +386,7 @@ class Core:
             yield from self.end("done", failed=False)
         if not self.ended and not self.reached:
             yield from self._step()
-            for actor in self.roster.refresh(self.version):
+            for actor in self.roster.refresh(self.version) if self.roster.behind else ():
                 yield SendWeights(actor.peer, actor.session, self.version, actor.held)
             if self.roster.room or desk.stalls(self):
                 yield from desk.employ(self)

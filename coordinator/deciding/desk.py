@@ -7,9 +7,10 @@ whatever takes it from one of these puts it into the next.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shoal.coordinator.deciding.events import Effect, Unpull
+from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unbrief, Unpull
 from shoal.coordinator.deciding.ledger import TRIES, Lease
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
@@ -71,13 +72,42 @@ def _give(core: Core, actor: Actor, task: Task, tried: int) -> Effect:
     lease = Lease(task, clients, attempt, actor.session, core.now)
     core.ledger.leases[lease.name] = lease
     core.roster.burden(actor, lease.name)
-    return core.say(actor, assign(core, lease))
+    if core.rules.briefs:
+        lease.briefing = True
+        return Brief(task if task.clients else replace(task, clients=clients), attempt)
+    return tell(core, actor, lease)
+
+
+def tell(core: Core, actor: Actor, lease: Lease) -> Effect:
+    """Its actor what it has to do."""
+    said = core.say(actor, assign(core, lease))
+    return SendTask(said.peer, said.envelope) if lease.brief else said
+
+
+def briefed(core: Core, event: Briefed) -> Iterator[Effect]:
+    """Its time begins when all that is needed for it is here."""
+    lease = core.ledger.leases.get(event.task)
+    if lease is None or lease.attempt != event.attempt:
+        yield Unbrief(event.task, event.attempt)
+        return
+    lease.briefing = False
+    core.ledger.renew(lease, core.now)
+    if event.layout:
+        lease.brief, lease.nbytes, lease.left = event, event.nbytes, event.nbytes
+    yield tell(core, core.roster.actors[lease.session], lease)  # one that is away is told again when it comes back
+
+
+def unbrief(lease: Lease) -> Iterator[Effect]:
+    if lease.brief:
+        lease.brief = None
+        yield Unbrief(lease.name, lease.attempt)
 
 
 def assign(core: Core, lease: Lease) -> Assign:
     summed = core.rules.summed and lease.counts
-    task = lease.task
-    return Assign(lease.name, lease.attempt, lease.clients, task.kind, summed, core.rules.exact, task.counts, task.words)
+    task, layout, nbytes = lease.task, *((lease.brief.layout, lease.brief.nbytes) if lease.brief else ("", 0))
+    name, exact = lease.name, core.rules.exact
+    return Assign(name, lease.attempt, lease.clients, task.kind, summed, exact, task.counts, task.words, layout, nbytes)
 
 
 def stalls(core: Core) -> bool:
@@ -116,6 +146,7 @@ def revoke(core: Core, lease: Lease) -> Iterator[Effect]:
 def end(core: Core, lease: Lease) -> Iterator[Effect]:
     """Without a contribution that counts."""
     core.ledger.end(lease)
+    yield from unbrief(lease)
     yield from unpull(core, lease)
 
 

@@ -30,8 +30,8 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Arrays are on their way from or to this session: it lives. task, left: whose these are, and bytes of them that are still
-    to come, where it is known."""
+    """Arrays are on their way from or to this session: it lives. task, left: the task whose contribution or brief they are, and
+    bytes that are still to come, where that is known."""
 
     session: bytes
     task: TaskName | None = None
@@ -78,6 +78,16 @@ class Unfit:
 
 
 @dataclass(frozen=True, slots=True)
+class Briefed:
+    """The learner made the brief of this attempt, which has so many bytes. layout: "" where the aggregator has none for it."""
+
+    task: TaskName
+    attempt: int
+    layout: str = ""
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     """Weights `version` are there, and its record in the journal is durable, where the run has a journal."""
 
@@ -109,7 +119,9 @@ class Interrupt:
     reason: str
 
 
-Event: TypeAlias = Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Stepped | Kept | Tick | Nudge | Interrupt
+Event: TypeAlias = (
+    Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Briefed | Stepped | Kept | Tick | Nudge | Interrupt
+)
 
 # Effects
 
@@ -140,6 +152,30 @@ class SendWeights:
     session: bytes
     version: int
     held: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """Ask the aggregator for this task's own arrays; the learner answers with Briefed. task: with those who are to do it."""
+
+    task: Task
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendTask:
+    """This Assign, whose brief goes with it or waits to be fetched, goes to `peer`."""
+
+    peer: bytes
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Unbrief:
+    """The brief of this attempt is not needed any more."""
+
+    task: TaskName
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +246,6 @@ class Finish:
     failed: bool = False
 
 
-Effect: TypeAlias = Send | Admit | SendWeights | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish
+Effect: TypeAlias = (
+    Send | Admit | SendWeights | Brief | SendTask | Unbrief | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish
+)

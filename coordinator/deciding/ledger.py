@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from shoal.coordinator.deciding.events import Briefed
 from shoal.coordinator.deciding.plans import NEWS, Outcome
 from shoal.coordinator.deciding.promises import Promise
 from shoal.coordinator.deciding.roster import Actor
@@ -26,8 +27,9 @@ class Lease:
     """A task given to an actor. attempt: differs between all leases of a task, in all lives of the coordinator.
     onto: the version that its contribution `done`, now with the learner, builds on; -1 before that. pulled: it is done, and its
     arrays are on their way or wait until there is room for them here: nbytes in all, of which `left` are still to come.
-    promise: it was given, and its contribution accepted, in an earlier life, which could not keep it. offered: its actor has it
-    still, and its turn will come."""
+    briefing: the learner makes its brief, and its actor has not heard of it yet. brief: what came of that; until the task is
+    done, nbytes and left are of the brief, on its way to the actor. promise: it was given, and its contribution accepted, in an
+    earlier life, which could not keep it. offered: its actor has it still, and its turn will come."""
 
     task: Task
     clients: tuple[int, ...]
@@ -39,6 +41,8 @@ class Lease:
     pulled: bool = False
     nbytes: int = 0
     left: int = 0
+    briefing: bool = False
+    brief: Briefed | None = None
     promise: Promise | None = None
     offered: Contribute | None = None
 
@@ -50,6 +54,11 @@ class Lease:
     def tries(self) -> int:
         """How often this life of the coordinator gave the task out, this time included."""
         return self.attempt % TRIES
+
+    @property
+    def moving(self) -> bool:
+        """Are arrays of it on their way, some of which are there already?"""
+        return self.pulled or 0 < self.left < self.nbytes
 
     @property
     def folding(self) -> bool:
@@ -114,6 +123,11 @@ class Ledger:
         if not self.promised:
             return []
         return [one for one in self.leases.values() if one.promise and (upto is None or one.promise.onto <= upto)]
+
+    def renew(self, lease: Lease, now: float) -> None:
+        """Its time begins now."""
+        lease.since = now
+        self.leases.move_to_end(lease.name)
 
     def reach(self, version: int) -> None:
         """What is for this version, and came back before it was there, may be given out now."""

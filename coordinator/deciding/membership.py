@@ -61,15 +61,16 @@ def _resume(core: Core, actor: Actor, peer: bytes, hello: Hello) -> Iterator[Eff
     desk.unpark(core)  # some of it may be its own now
     yield Admit(peer, actor.session, actor.number, hello, resumed=True)
     for name in sorted(actor.tasks):
-        if not (lease := core.ledger.leases[name]).folding:
-            yield core.say(actor, desk.assign(core, lease))
+        lease = core.ledger.leases[name]
+        if not (lease.folding or lease.briefing):
+            yield desk.tell(core, actor, lease)
 
 
 def lose(core: Core, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
-    """Its connection is lost. Where much of its work is here already, it has as long to come back as silence is borne."""
+    """Its connection is lost. Where arrays were half-way to it or from it, it has as long to come back as silence is borne."""
     if actor.away and not dead:
         return
-    if not dead and any(core.ledger.leases[name].pulled for name in actor.tasks):
+    if not dead and any(core.ledger.leases[name].moving for name in actor.tasks):
         core.roster.leave(actor)
         core.ledger.unpark(actor)
         yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")

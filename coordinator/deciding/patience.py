@@ -56,7 +56,7 @@ def _late(core: Core) -> list[Lease]:
     for lease in core.ledger.leases.values():
         if core.now - lease.since <= core.rules.lease:
             break
-        if not (lease.folding or lease.pulled or lease.promise):
+        if not (lease.folding or lease.pulled or lease.briefing or lease.promise):
             late.append(lease)
     return late
 
@@ -69,9 +69,9 @@ def overdue(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
 
 def _stick(core: Core, lease: Lease) -> Iterator[Effect]:
     """Its actor may hang in it: no more work for that one until its worker has something to say. One whose weights
-    have not arrived has not begun."""
+    have not arrived has not begun; nor has one whose brief is on its way."""
     actor = core.roster.actors.get(lease.session)
-    if actor is not None and lease.task.version <= actor.held:
+    if actor is not None and lease.task.version <= actor.held and not lease.left:
         actor.stuck = True
         core.roster.allow(actor, 0)
         core.ledger.unpark(actor)
@@ -123,7 +123,9 @@ def waiting_for(core: Core, most: int = 5) -> list[str]:
 def _awaited(core: Core, actor: Actor, lease: Lease) -> str:
     """A task that is out, and what is on its way for it, in words."""
     line = f"{actor.name}, on task {lease.name}, for {core.now - lease.since:.0f} s"
-    if lease.pulled:
-        return f"{line}: its arrays, {to_go(lease.left, lease.nbytes)}"
+    if lease.briefing:
+        return f"{line}: the learner, which makes its brief"
+    if lease.pulled or lease.left:
+        return f"{line}: {'its arrays' if lease.pulled else 'its brief'}, {to_go(lease.left, lease.nbytes)}"
     waits = actor.under_way and lease.task.version > actor.held
     return f"{line}: weights {actor.sent} on their way to it" if waits else line

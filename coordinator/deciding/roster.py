@@ -58,7 +58,7 @@ class Roster:
         self.room = 0  # how many more tasks all actors together have room for
         self.homes: dict[int, bytes] = {}  # client -> the actor that plays it
         self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions by how many tasks they hold
-        self._behind: dict[bytes, None] = {}
+        self.behind: dict[bytes, None] = {}  # sessions that want newer weights than went to them
         self._heard: OrderedDict[bytes, float] = OrderedDict()  # longest silence first
         self._said: OrderedDict[bytes, float] = OrderedDict()
         self._free: list[int] = []  # numbers that actors gave back, a heap
@@ -73,7 +73,7 @@ class Roster:
         number = heapq.heappop(self._free) if self._free else len(self.actors)
         actor = self.actors[session] = Actor(session, peer, name, number, user)
         self._by_peer[peer] = session
-        self._behind[session] = None
+        self.behind[session] = None
         self.allow(actor, self.ahead)
         self.hear(actor, now)
         self.say(actor, now)
@@ -85,7 +85,7 @@ class Roster:
         """Its tasks are the caller's to hand on."""
         del self.actors[actor.session], self._by_peer[actor.peer]
         self.allow(actor, 0)
-        self._behind.pop(actor.session, None)
+        self.behind.pop(actor.session, None)
         del self._heard[actor.session]
         self._said.pop(actor.session, None)
         self._barred.pop(actor.session, None)
@@ -95,7 +95,7 @@ class Roster:
         """Its connection is lost; it keeps its place and what it has to do, for as long as its silence is borne."""
         actor.away = True
         self.allow(actor, 0)
-        self._behind.pop(actor.session, None)
+        self.behind.pop(actor.session, None)
         self._said.pop(actor.session, None)
 
     def resume(self, actor: Actor, peer: bytes, held: int, newest: int, now: float) -> None:
@@ -107,7 +107,7 @@ class Roster:
         actor.resumed, actor.spoke = True, False
         actor.sent = actor.held = held if -1 <= held <= actor.sent else -1
         if actor.sent < newest:
-            self._behind[actor.session] = None
+            self.behind[actor.session] = None
         self.allow(actor, 0 if actor.idles else self.ahead)
         self.hear(actor, now)
         self.say(actor, now)
@@ -218,24 +218,24 @@ class Roster:
         """There are newer weights: everyone wants them who is not being sent some already."""
         for session, actor in self.actors.items():
             if not (actor.under_way or actor.away):
-                self._behind[session] = None
+                self.behind[session] = None
 
     def arrived(self, actor: Actor, version: int, newest: int) -> None:
         """Weights reached it: the way is free, and if these are old by now it wants the newest."""
         if actor.under_way and version == actor.sent:
             actor.under_way, actor.held = False, version
             if version < newest:
-                self._behind[actor.session] = None
+                self.behind[actor.session] = None
 
     def outdate(self, actor: Actor, version: int) -> None:
         """This version will not come to it: if it was on its way, the newest is wanted."""
         if actor.under_way and actor.sent == version and not actor.away:
             actor.under_way, actor.sent = False, actor.held
-            self._behind[actor.session] = None
+            self.behind[actor.session] = None
 
     def refresh(self, version: int) -> Iterator[Actor]:
         """Those to send `version` to now; each is marked as being sent it."""
-        behind, self._behind = self._behind, {}
+        behind, self.behind = self.behind, {}
         for session in behind:
             actor = self.actors[session]
             if actor.sent < version:

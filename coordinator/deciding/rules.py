@@ -39,7 +39,8 @@ class Rules:
     not for longer than `patience`. on_failure: "continue" or "stop" when a task is set aside. strikes: pieces of work in a
     row that are refused or fail, after which an actor gets no more for `quarantine` seconds, twice as many each time up to
     eight times (0: never). retain: bytes of accepted contributions that an actor keeps for a coordinator that does not.
-    back: for so long actors of an earlier life may come back, with what it accepted, or to hear that all is done.
+    briefs: the aggregator may have arrays of its own for a task (`brief`). back: for so long actors of an earlier life may
+    come back, with what it accepted, or to hear that all is done.
     """
 
     ahead: int = 2
@@ -58,6 +59,7 @@ class Rules:
     strikes: int = 5
     quarantine: float = 10.0
     retain: int = 0
+    briefs: bool = False
     back: float = 2.0
 
     def beat_for(self, actors: int) -> float:

@@ -220,6 +220,10 @@ class Job:
         inner = self.method.layouts(self.problem, weights)
         return reduce(lambda layouts, wrap: wrap.layouts(layouts), self.around, inner)
 
+    def briefs(self, weights: Layout) -> Sequence[Layout]:
+        """The layouts that the aggregator's briefs may have; none where it gives no task arrays of its own."""
+        return self.method.briefs(self.problem, weights)
+
     def central(self, device: str = "cpu") -> Evaluate | None:
         """Evaluates weights where the coordinator is, on its device; None where only actors can."""
         return self.problem.central(self.method, self.seed, device)

@@ -25,7 +25,7 @@ from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.jobs.job import Job
 from shoal.protocol import heap
-from shoal.protocol.codec import pack_welcome
+from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -129,7 +129,7 @@ def launch(
         if why := crowded(config.actors, threads, cores()):
             observer.report(Report("threads", why, "warning"))
         layout = aggregator.weights().layout
-        layouts = job.layouts(layout)
+        layouts, briefs = job.layouts(layout), job.briefs(layout)
         recording, found = recording_of(job, options, aggregator, layouts, observer, clock)
         stack.callback(recording.close)
         if pool:
@@ -137,7 +137,7 @@ def launch(
         core = Core(
             job.plan(found.asked),
             job.goal(),
-            replace(rules_of(job, config), retain=recording.retain),
+            replace(rules_of(job, config), retain=recording.retain, briefs=bool(briefs)),
             version=found.version,
             steps=found.steps,
             drawn=found.drawn,
@@ -148,7 +148,7 @@ def launch(
             now=clock(),
         )
         wire = wire_of(options, job, stack, clock)
-        learner = learner_of(job, aggregator, wire, recording, core.version, device, clock)
+        learner = learner_of(job, aggregator, wire, recording, core.version, device, clock, briefs)
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:
@@ -158,6 +158,7 @@ def launch(
         crew = Crew(pool, config.actors, observer.report, clock) if pool else None
         if crew:
             crew.hire(called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None))
+        workload = {"job": config.job, "seed": job.seed, "settings": job.plain()}
         server = Server(
             core,
             wire,
@@ -165,9 +166,7 @@ def launch(
             observer,
             run=options.run.name,
             host=host_id(),
-            welcome=pack_welcome(
-                {"job": config.job, "seed": job.seed, "settings": job.plain()}, layout, getattr(aggregator, "coding", None)
-            ),
+            welcome=pack_welcome(Terms(workload, layout, getattr(aggregator, "coding", None), briefs)),
             layouts=layouts,
             clock=clock,
             outside=_outside(interrupted, crew, options),

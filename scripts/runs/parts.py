@@ -118,11 +118,19 @@ def _local_address(transport: str, stack: ExitStack) -> str:
 
 
 def learner_of(
-    job: Job, aggregator: Aggregator, wire: Wire, recording: Recording, version: int, device: str, clock: Clock
+    job: Job,
+    aggregator: Aggregator,
+    wire: Wire,
+    recording: Recording,
+    version: int,
+    device: str,
+    clock: Clock,
+    briefs: Sequence[Layout],
 ) -> Learner:
     """On a thread of its own, but in the plain loop."""
     inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
-    options: dict[str, Any] = {"version": version, "evaluate": job.central(device), "due": job.due, "recording": recording}
+    central = {"evaluate": job.central(device), "due": job.due}
+    options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **central}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
     return Learner(aggregator, inspector, clock, **options)

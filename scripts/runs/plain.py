@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal.actors import Worker
-from shoal.actors.events import Adopt, Done, Event, Forget, Heard, Reset, Run, Say, Tick
+from shoal.actors.events import Adopt, Done, Drop, Event, Forget, Heard, Place, Reset, Run, Say, Tick
 from shoal.actors.labour import perform
 from shoal.actors.session import Session, hello
 from shoal.protocol.codec import unpack_welcome
@@ -35,6 +35,8 @@ class PlainWire:
         self._outbox: deque[Arrival] = deque()
         self._due: deque[Run] = deque()
         self._layout: Layout | None = None
+        self._briefs: dict[str, Layout] = {}
+        self._placed: dict[tuple[int, ...], Payload] = {}
         self._weights: Bundle | None = None
         self._worker: Worker | None = None
         self._workload: Mapping[str, Any] = {}
@@ -59,7 +61,7 @@ class PlainWire:
             self._handle(Heard(envelope), payload)
         if self._due and self._weights is not None and not self._session.over:
             run = self._due.popleft()
-            product = perform(self._hand, run, self._weights, 0.0, self._clock)
+            product = perform(self._hand, run, self._weights, 0.0, self._clock, self._brief(run))
             if product.bundle is not None:
                 self._kept[product.message.task] = product.bundle
             self._handle(Done(product.message, product.clients), None)
@@ -81,10 +83,20 @@ class PlainWire:
                     self._due.append(effect)
                 case Adopt() if payload is not None and self._layout:
                     self._weights = Bundle.of_buffer(self._layout, payload)
+                case Place(what) if payload is not None:
+                    self._placed[what] = payload
+                case Drop(what):
+                    self._placed.pop(what, None)
                 case Reset() if payload is not None:
-                    self._workload, self._layout, _ = unpack_welcome(payload)
+                    terms = unpack_welcome(payload)
+                    self._workload, self._layout = terms.workload, terms.layout
+                    self._briefs = {layout.digest: layout for layout in terms.briefs}
                 case Forget(task):
                     self._kept.pop(task, None)
+
+    def _brief(self, run: Run) -> Bundle | None:
+        name = (run.task.version, run.task.index, run.attempt)
+        return Bundle.of_buffer(self._briefs[run.brief], self._placed.pop(name)) if run.brief else None
 
     def _arrival(self, envelope: Envelope) -> Arrival:
         kept = self._kept.get(envelope.message.task) if isinstance(envelope.message, Contribute) else None

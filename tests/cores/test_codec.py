@@ -12,6 +12,7 @@ import pytest
 from shoal.protocol import messages
 from shoal.protocol.codec import (
     MAX_HEADER,
+    Terms,
     decode,
     decode_all,
     encode,
@@ -19,6 +20,7 @@ from shoal.protocol.codec import (
     pack_welcome,
     unpack_welcome,
 )
+from shoal.protocol.compress import Coding
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.link import Outbox, read
@@ -206,11 +208,15 @@ def test_no_frame_of_gathered_words_is_past_the_limit():
 def test_workload_and_layout_come_back_as_they_were():
     layout = Layout.of({"w": ("f4", (3, 4)), "n": ("i8", ()), "b": ("f4", (4,))})
     workload = {"job": "digits", "seed": 0, "settings": {"lr": 0.1, "hidden": [64, 64]}}
-    back, its, coding = unpack_welcome(pack_welcome(workload, layout))
-    assert coding is None
-    assert back == workload
-    assert its.digest == layout.digest
-    assert its.places == layout.places
+    back = unpack_welcome(pack_welcome(Terms(workload, layout)))
+    assert (back.coding, back.briefs) == (None, [])
+    assert back.workload == workload
+    assert back.layout.digest == layout.digest
+    assert back.layout.places == layout.places
+    memory, coding = Layout.of({"c": ("f4", (4,))}), Coding("int8", 0.1, 256)
+    back = unpack_welcome(pack_welcome(Terms(workload, layout, coding, [layout, memory])))
+    assert back.coding == coding
+    assert [one.digest for one in back.briefs] == [layout.digest, memory.digest]
 
 
 @pytest.mark.parametrize(

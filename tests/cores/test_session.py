@@ -307,7 +307,7 @@ def test_who_was_here_before_many_others_says_as_seldom_as_they_that_it_lives() 
 def gathering(nbytes: int = 2 * LEAST) -> Story:
     """Weights 4 are told of, and the way is tried."""
     story = Story().welcomed().hear(Weights(4, (), nbytes))
-    assert story.all(Gather) == [Gather(4, nbytes)]
+    assert story.all(Gather) == [Gather((4,), nbytes)]
     assert story.said(Want) == [Want((4,), *PROBE)]
     return story.hear(Chunk((4,), *PROBE), after=0.001)
 
@@ -334,7 +334,7 @@ def test_weights_told_of_again_are_not_begun_again() -> None:
 
 def test_newer_weights_take_the_place_of_those_that_are_coming() -> None:
     story = gathering().hear(Weights(5, (), 10))
-    assert story.all(Gather) == [Gather(5, 10)]
+    assert story.all(Gather) == [Gather((5,), 10)]
     assert story.hear(Chunk((4,), 0, LEAST)).effects == []
     assert story.hear(Chunk((5,), 0, 10)).all(Adopt) == [Adopt(5)]
 
@@ -363,7 +363,7 @@ def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> Non
     story.hear(Refused("say Hello", False)).tick()
     story.epoch = 2
     story.hear(Welcome("run", 0, 0.25, 10.0, "host", (), 1))
-    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == [Gather(4, 2 * LEAST)]
+    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == [Gather((4,), 2 * LEAST)]
 
 
 def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
@@ -375,7 +375,7 @@ def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
 
 def test_what_changed_is_fetched_by_its_own_name() -> None:
     story = Story().welcomed().hear(Weights(4)).hear(Weights(6, (), 10, 4))
-    assert (story.all(Gather), story.said(Want)) == ([Gather(6, 10)], [Want((6, 4), *PROBE)])
+    assert (story.all(Gather), story.said(Want)) == ([Gather((6, 4), 10)], [Want((6, 4), *PROBE)])
     story.hear(Chunk((6, 4), *PROBE), after=0.001)
     assert story.said(Want) == [Want((6, 4), 0, 10)]
     assert story.hear(Chunk((6,), 0, 10)).effects == []  # of the whole

@@ -20,7 +20,7 @@ from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.coordinator.sharing import sharing
 from shoal.jobs.job import Job
-from shoal.protocol.codec import pack_welcome
+from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.gateway import Gateway
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub
@@ -77,11 +77,10 @@ def run(
     its own faces the actors."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
-    core = Core(
-        job.plan(AFRESH), job.goal(), replace(job.rules(), gather=actors if job.rules().sticky else 0), now=time.monotonic()
-    )
-    layouts = job.layouts(layout)
-    options: dict[str, Any] = {"evaluate": job.central(), "due": job.due}
+    layouts, briefs = job.layouts(layout), job.briefs(layout)
+    rules = replace(job.rules(), gather=actors if job.rules().sticky else 0, briefs=bool(briefs))
+    core = Core(job.plan(AFRESH), job.goal(), rules, now=time.monotonic())
+    options: dict[str, Any] = {"evaluate": job.central(), "due": job.due, "briefs": briefs}
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:
         wire: Any = Gateway(address) if gateway else Hub(address)
@@ -98,7 +97,7 @@ def run(
         seen,
         run="test",
         host=host_id(),
-        welcome=pack_welcome({}, layout, coding_of(aggregator)),
+        welcome=pack_welcome(Terms({}, layout, coding_of(aggregator), briefs)),
         layouts=layouts,
         clock=time.monotonic,
         outside=Outside(lambda: "the test's limit" if time.monotonic() > ends_at else ""),

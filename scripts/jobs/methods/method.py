@@ -108,6 +108,10 @@ class Method:
         """The layouts that one client's contribution may have: by default that of the weights."""
         return [weights]
 
+    def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
+        """The layouts of what the aggregator's `brief(task)` gives, a task's own arrays: by default it gives none."""
+        return ()
+
     def due(self, version: int) -> bool:
         """True if this version is to be evaluated centrally."""
         return False
