@@ -1,7 +1,7 @@
-"""Nothing in and nothing out for strangers, and what that costs those who are let in.
+"""Ways in for strangers, which must let nothing in and nothing out, and the cost of keys for actors that are let in.
 
-The one idea: the round trip in clear, with keys, and with keys through a gateway process are measured in turns in one run,
-so that a busy machine slows all three alike and only their ratios are kept.
+The one idea: round trips in clear, with keys, and with keys through a gateway process are measured in turns in one run.
+A busy machine slows all three alike, and only their ratios are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = (100, 90_000)  # bytes
 
 
 def access(quick: bool) -> Finding:
-    """Every way in of `strangers.CASES`, on the coordinator's own socket and on a gateway's."""
+    """Tries every case of `strangers.CASES`, on the coordinator's own socket and on a gateway's."""
     found: dict[str, Attempt] = {}
     for gateway in (False, True):
         for name in CASES:
@@ -49,7 +49,7 @@ def access(quick: bool) -> Finding:
 
 
 def round_trips(turns: int) -> dict[str, dict[str, float]]:
-    """Medians in microseconds, by payload and by way. Each turn goes through all ways."""
+    """Returns median microseconds of a round trip, by payload and by way. Each turn goes through all ways."""
     with ExitStack() as stack:
         sites: dict[str, tuple[Site, Line]] = {}
         for way, (keys, gateway) in WAYS.items():
@@ -70,7 +70,7 @@ def round_trips(turns: int) -> dict[str, dict[str, float]]:
 
 
 def _trip(site: Site, line: Line, payload: bytes) -> float:
-    """There and back, with as many bytes each way; in microseconds."""
+    """Returns microseconds of a round trip with the payload in both directions."""
     began = time.perf_counter()
     line.send(PING, payload)
     peer = b""

@@ -1,6 +1,6 @@
-"""Bytes that are small on the wire and were once large, slow or fatal to whoever decoded them.
+"""Bombs: bytes that are small on the wire and once made a decoder large, slow or crash.
 
-The one idea: each is a row with a name, so that the test suite, the fuzzer and its corpus use the same list.
+The one idea: each bomb is a row with a name, so the test suite, the fuzzer and its corpus use the same list.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ HONEST: tuple[Message, ...] = (
 
 
 def honest() -> list[bytes]:
-    """A header frame of each kind."""
+    """Returns a header frame of each kind of message."""
     return [encode(Envelope(b"12345678", 5, message)) for message in HONEST]
 
 
@@ -69,7 +69,7 @@ def _filled(pattern: bytes) -> bytes:
 
 
 def _claims(head: bytes, many: int) -> bytes:
-    """Headers nested in each other, each claiming so many entries."""
+    """Returns headers nested in each other, each of which claims `many` entries."""
     return (head + many.to_bytes(4, "big")) * (MAX_HEADER // 5)
 
 
@@ -116,7 +116,7 @@ HEADERS: Mapping[str, Callable[[], bytes]] = MappingProxyType(
         ),
     }
 )
-"""To decode_all and decode: what any stranger that gets through the door could send."""
+"""Bombs for decode_all and decode: bytes that any peer with a key could send."""
 
 ROWS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
@@ -138,11 +138,11 @@ ROWS: Mapping[str, Callable[[], Any]] = MappingProxyType(
         "70,000 arrays": lambda: [["w", "f4", [1]]] * 70_000,
     }
 )
-"""To Layout.from_rows."""
+"""Bombs for Layout.from_rows."""
 
 
 def payloads() -> Iterator[bytes]:
-    """Honest ones of Welcome."""
+    """Yields well-formed payloads of Welcome."""
     for arrays in (1, 5, 40):
         rows = [[f"layer{k}.weight", name, [k + 1, 3]] for k, name in zip(range(arrays), [*DTYPES] * 8, strict=False)]
         yield msgpack.packb([{"job": "digits", "seed": 0, "settings": {"lr": 0.1, "rounds": 5, "data": ""}}, rows])

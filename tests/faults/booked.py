@@ -1,7 +1,7 @@
-"""What a journal says that a run counted, read record by record after the run.
+"""Reads a run's journal after the run, record by record, and says which contributions the run counted.
 
-The one idea: a version is made of what was accepted onto the version before, since the last life that had to begin that
-round anew; so the book alone tells whether each contribution was counted exactly once.
+The one idea: a version is made of the contributions accepted onto the version before, since the last life that had to begin
+that round anew. So the journal alone tells whether each contribution was counted exactly once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shoal.protocol.messages import TaskName
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """epoch: which life of the coordinator wrote it. session: whose it is."""
+    """A contribution that was accepted. epoch: the life of the coordinator that wrote the record. session: of the actor."""
 
     epoch: int
     task: TaskName
@@ -37,7 +37,7 @@ class Committed:
 
 
 def records(folder: Path, after: int = 0) -> Iterator[Accepted | Committed]:
-    """Of the journal in `folder`, those behind number `after`. Raises RuntimeError where one is damaged."""
+    """Yields the records of the journal in `folder` behind number `after`. Raises RuntimeError if a record is damaged."""
 
     def damaged(text: str) -> None:
         raise RuntimeError(text)
@@ -56,20 +56,21 @@ def records(folder: Path, after: int = 0) -> Iterator[Accepted | Committed]:
 
 @dataclass
 class Book:
-    """made: version -> the clients that it is made of, sorted. digests: version -> every digest it was committed with.
-    answered: attempts that were accepted; twice: those that were so more than once, where the first time still counted; lives:
-    epochs that wrote anything."""
+    """What a journal counts. made: version -> the clients that it is made of, sorted. digests: version -> every digest it was
+    committed with. answered: attempts that were accepted. twice: attempts accepted again while the first acceptance still
+    counted. lives: epochs that wrote a record.
+    """
 
     made: dict[int, list[int]] = field(default_factory=dict)
     digests: dict[int, set[str]] = field(default_factory=dict)
     answered: set[tuple[TaskName, int]] = field(default_factory=set)
     twice: int = 0
-    again: int = 0  # contributions accepted again, because a life without payloads lost what it had folded in
+    again: int = 0  # contributions accepted again, because a life without payloads lost those that it had folded
     lives: set[int] = field(default_factory=set)
 
 
 def read(found: Iterable[Accepted | Committed], payload: bool) -> Book:
-    """payload: what one life folded in, the next still has."""
+    """Returns the book of the records. payload: the journal has payloads, so a new life keeps what the last one had folded."""
     book, epoch = Book(), 0
     pending: dict[int, list[int]] = {}
     counted: set[tuple[TaskName, int]] = set()

@@ -1,6 +1,6 @@
-"""A job in which 20 MB of weights go out for every version and next to nothing comes back.
+"""A job that sends 20 MB of weights for every version and gets a few bytes back.
 
-The one idea: every version is a new buffer, so that whoever keeps an old one from being freed shows.
+The one idea: every version is a new buffer, so memory shows it if something keeps an old buffer from being freed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLOATS = 5_000_000
 
 
 class Fresh(Still):
-    """Weights that are copied at every step."""
+    """An aggregator that copies its weights at every step."""
 
     def step(self) -> Moved:
         self.bundle = self.bundle.copy()
@@ -35,7 +35,7 @@ class Fresh(Still):
 
 @dataclass(frozen=True)
 class Broadcasting(FedBuff):
-    """A version is made of the first `buffer` contributions that were made from the one before; nobody else is waited for."""
+    """A method whose step takes the first `buffer` contributions made from the newest version and waits for no other."""
 
     name: ClassVar[str] = "broadcasting"
 

@@ -1,6 +1,6 @@
-"""The cases of `shoal bench` that need a checkout: what a run survives, and what strangers cannot do.
+"""The cases of `shoal bench` that need a checkout: damage that a run must survive, and strangers that must stay out.
 
-The one idea: they hurt processes, disks and networks on purpose, so they lie with the tests and not in the wheel.
+The one idea: these cases hurt processes, disks and networks on purpose, so they are with the tests and not in the wheel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Processes of a run are killed and stopped at random, its coordinator among them. Is anything lost, or counted twice?
+"""Kills and stops processes of a run at random, its coordinator among them, and looks for contributions lost or counted twice.
 
-The one idea: an unbroken run of the same seed, in a plain loop, is the only judge of weights; the notes of the actors are the
-only judge of what was acknowledged; the journal must satisfy both.
+The one idea: an unbroken run of the same seed in a plain loop judges the weights, the actors' notes judge which contributions
+were acknowledged, and the journal must agree with both.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from shoal.jobs.job import Job
 from shoal.protocol.work import Moved
 
 ACTORS = 6
-WHOLE = "1e12"  # seconds between snapshots, that is none: the journal keeps everything
+WHOLE = "1e12"  # seconds between snapshots, more than a run takes: the journal keeps everything
 
 
 @dataclass(frozen=True)
 class Storm:
-    """A blow every so many seconds, for so long in all, on runs of so many versions with this kind of journal."""
+    """Trouble for one case. every: seconds between two blows. seconds: of blows in all. rounds: versions of each run. journal:
+    the setting of that name.
+    """
 
     every: float
     seconds: float
@@ -43,7 +45,7 @@ class Storm:
 
 @dataclass
 class Damage:
-    """What all runs of a case came to. Everything but the first five must be 0."""
+    """Sums over all runs of a case. Every field but the first six must be 0."""
 
     runs: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -51,10 +53,10 @@ class Damage:
     lives: int = 0
     acknowledged: int = 0
     again: int = 0
-    lost: int = 0  # acknowledged, and not in the journal
+    lost: int = 0  # contributions acknowledged and not in the journal
     miscounted: int = 0  # versions not made of exactly their clients, or contributions accepted twice
-    forked: int = 0  # versions with two digests, or with another than the unbroken run's
-    wrong: int = 0  # runs whose last weights are not the unbroken run's
+    forked: int = 0  # versions with two digests, or with another digest than the unbroken run's
+    wrong: int = 0  # runs whose final weights are not the unbroken run's
 
     @property
     def nothing_lost(self) -> bool:
@@ -65,7 +67,7 @@ class Damage:
 
 
 def chaos(quick: bool) -> Finding:
-    """Synchronous digits, with the default journal of identities and with one of payloads."""
+    """Measures rounds of digits, with the journals `ids` and `payload`."""
     storms = (
         [Storm(0.5, 8, 250, "ids"), Storm(0.5, 8, 250, "payload")]
         if quick
@@ -81,7 +83,7 @@ def chaos(quick: bool) -> Finding:
 
 
 def weather(storm: Storm, seed: int, most: float, damage: Damage) -> float:
-    """One run to its goal, under blows for `most` seconds of it; then the audit. Returns for how long there were blows."""
+    """Makes one run to its goal, with at most `most` seconds of blows, then the audit. Returns the seconds of blows."""
     words = [f"rounds={storm.rounds}", "local_epochs=1", "eval_every=0"]
     job = _digits(seed, words)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
@@ -102,7 +104,7 @@ def weather(storm: Storm, seed: int, most: float, damage: Damage) -> float:
 
 
 def chaos_async(quick: bool) -> Finding:
-    """FedBuff with payloads in the journal: the recorded order of arrival, folded again, makes the same weights."""
+    """Measures FedBuff with journal=payload: the recorded order of arrival, folded again, must make the same weights."""
     storms = [Storm(0.5, 15, 400, "payload")] if quick else [Storm(2.0, 600, 2_000, "payload"), Storm(0.5, 120, 400, "payload")]
     damage = Damage()
     began = time.monotonic()
@@ -114,7 +116,7 @@ def chaos_async(quick: bool) -> Finding:
 
 
 def stream(storm: Storm, seed: int, most: float, damage: Damage) -> float:
-    """The same with a run whose journal is then read from the first record and folded into a fresh aggregator."""
+    """Makes one run as `weather` does, then folds its journal from the first record into a fresh aggregator."""
     words = [f"rounds={storm.rounds}", "local_epochs=1", "eval_every=0", "aggregator=fedbuff"]
     job = _digits(seed, words)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
@@ -132,7 +134,7 @@ def stream(storm: Storm, seed: int, most: float, damage: Damage) -> float:
 
 
 def replayed(job: Job, family: Path, result: Mapping[str, Any], book: Book, damage: Damage) -> None:
-    """Every version again, with its digest compared, and the last one's with the run's own."""
+    """Makes every version again from the journal and compares its digest, and the final weights' with the run's own."""
     noting = Noting(job.aggregator("cpu"))
     layouts = {one.digest: one for one in job.layouts(noting.weights().layout)}
     (family / "replayed").mkdir()
@@ -171,7 +173,7 @@ def _note(damage: Damage, trouble: Trouble, book: Book, acknowledged: set[Any]) 
 
 
 def _compare(damage: Damage, book: Book, plain: Book, rounds: int) -> None:
-    """Each version against the same of the unbroken run."""
+    """Compares each version with the unbroken run's."""
     for version in range(1, rounds + 1):
         damage.miscounted += book.made.get(version) != plain.made[version]
         damage.forked += book.digests.get(version) != plain.digests[version]

@@ -1,8 +1,8 @@
-"""A disk that is full, fails, is read-only, or for which there are no descriptors: is anything acknowledged that it does not
-hold, and how soon does the run go on when it is well again?
+"""A disk that is full, failing or read-only, and a process without free descriptors: contributions acknowledged and not on
+the disk, and seconds until the run goes on after relief.
 
-The one idea: the same question is put to the learner over a disk in memory, where every error can be had at any call, and to
-whole runs on a small disk of their own, where the system lets us mount one.
+The one idea: the same question is put to the learner over a disk in memory, where any call can fail with any error, and to
+whole runs on a small disk of their own, if the system lets us mount one.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.messages import Contribute
 from shoal.protocol.work import Contribution, Moved, Task
 
-SICK = 1.2  # seconds that a disk is in trouble
-MOST = 2.0  # seconds until the run must go on
+SICK = 1.2  # seconds for which a disk is in trouble
+MOST = 2.0  # seconds within which the run must go on
 ROOT = Path("run")
 LAYOUT = Layout.of({"w": ("f4", (64,))})
 
 
 @dataclass(frozen=True)
 class Ill:
-    """What became of one trouble. false: acknowledged and not on the disk; resumed: seconds from relief to the next
-    acknowledgement, None where there was none."""
+    """The result of one trouble. false: contributions acknowledged and not on the disk. resumed: seconds from relief to the
+    next acknowledgement; None: there was none.
+    """
 
     false: int
     resumed: float | None
@@ -59,7 +60,7 @@ class Ill:
 
 
 def diskfull(quick: bool) -> Finding:
-    """Each trouble in memory; a full disk (with and without a coordinator killed on it) and no descriptors in whole runs."""
+    """Measures each trouble in memory; in whole runs, a full disk (also with a killed coordinator) and no free descriptors."""
     found: dict[str, Ill] = {
         f"{errno.errorcode[code]} in memory": in_memory(code) for code in (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS)
     }
@@ -87,7 +88,7 @@ def diskfull(quick: bool) -> Finding:
 
 
 class Sum:
-    """The least of an aggregator."""
+    """The smallest aggregator."""
 
     linear: ClassVar[bool] = True
 
@@ -112,8 +113,9 @@ class Sum:
 
 
 def in_memory(code: int, sync: bool = False) -> Ill:
-    """Contributions keep coming while the disk answers `code` to every write; or to every sync, after which only a new life
-    may trust it."""
+    """Gives contributions to a learner while the disk answers `code` to every write, or to every sync. After a failed sync only
+    a new life may trust the disk.
+    """
     disk = RamDisk()
     life = Lived(disk, 1)
     life.give(20)
@@ -178,7 +180,7 @@ class Lived:
 
 
 def durable(disk: RamDisk) -> int:
-    """Records that the next life would find."""
+    """Returns the number of records that the next life would find."""
     twin = disk.killed()
     twin.fault = lambda call, path: 0
     return sum(1 for _ in Replay(ROOT / "journal", "run", report=_quiet, disk=twin))
@@ -189,7 +191,7 @@ def durable(disk: RamDisk) -> int:
 
 @contextmanager
 def small_disk() -> Iterator[tuple[Path | None, Callable[[], None]]]:
-    """6 MB, until the second of the pair is called. None where nothing can be mounted."""
+    """Yields a disk of 6 MB and a function that enlarges it to 512 MB; yields None for the disk if nothing can be mounted."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder, ExitStack() as stack:
         mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "shoal", folder]
         with suppress(OSError):
@@ -205,7 +207,7 @@ def _enlarge(folder: str) -> None:
 
 
 def whole_run(run: Path, relief: Callable[[], None], *, killed: bool) -> Ill:
-    """Its journal holds payloads and fills the disk; then the disk grows."""
+    """Fills the disk with a journal of payloads, then enlarges the disk."""
     words = ["rounds=1000000", "local_epochs=1", "eval_every=0", "journal=payload", "snapshot_every=1e12"]
     with family_of(words, run) as family:
         _still(family)
@@ -218,7 +220,7 @@ def whole_run(run: Path, relief: Callable[[], None], *, killed: bool) -> Ill:
 
 
 def no_descriptors() -> Ill:
-    """The coordinator may not open anything for a while: no snapshot, no segment, no new connection."""
+    """Leaves the coordinator no free descriptor for SICK seconds: no snapshot, no segment, no new connection."""
     words = ["rounds=1000000", "local_epochs=1", "eval_every=0", "snapshot_every=0.2"]
     with family_of(words) as family:
         _next(family, time.monotonic())
@@ -227,7 +229,7 @@ def no_descriptors() -> Ill:
         limits = resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, (max(3, coordinator.num_fds() - 2), limits[1]))
         family.running(SICK)
-        with suppress(ProcessLookupError):  # another life has taken its place
+        with suppress(ProcessLookupError):  # another life of the coordinator has taken its place
             resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, limits)
         resumed = _next(family, time.monotonic())
         return Ill(_false(family, family.kept), resumed)
@@ -241,7 +243,7 @@ def family_of(words: list[str], run: Path | None = None) -> Iterator[Family]:
 
 
 def _false(family: Family, journal: Path) -> int:
-    """Ends the run; then, what actors were told and the journal does not know."""
+    """Ends the run and returns the number of contributions that actors heard accepted and that the journal lacks."""
     family.child.send_signal(signal.SIGTERM)
     family.child.wait(60)
     family.running(0)
@@ -250,7 +252,7 @@ def _false(family: Family, journal: Path) -> int:
 
 
 def _still(family: Family, limit: float = 90.0) -> None:
-    """Returns when something was accepted, and then nothing any more for a second."""
+    """Waits until something was accepted and then nothing for 1 s. Raises RuntimeError after `limit` seconds."""
     ends_at = time.monotonic() + limit
     while family.running(LOOK) and time.monotonic() < ends_at:
         if 0 < _last(family) < time.monotonic() - 1.0:
@@ -259,7 +261,7 @@ def _still(family: Family, limit: float = 90.0) -> None:
 
 
 def _next(family: Family, after: float, limit: float = 30.0) -> float | None:
-    """Seconds from `after` to the first contribution accepted later."""
+    """Returns seconds from `after` to the first contribution accepted later; None if none is within `limit` seconds."""
     while time.monotonic() < after + limit and family.running(0.01):
         times = [one.at for one in family.newest() if one.verdict == "accepted" and one.at > after]
         if times:

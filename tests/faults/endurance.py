@@ -1,6 +1,6 @@
-"""Cases of what a run survives: many schedules of faults in simulation, and many power cuts.
+"""Two cases in simulation: many schedules of faults, and many power cuts.
 
-The one idea: what must not happen is counted, and the figure is that count.
+The one idea: the figure counts events that must not happen.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from shoal.benchmarks.case import Finding
 from shoal.faults import powercut as disks
 from shoal.simulation import world as simulation
 
-PACE = 300_000.0  # simulated events a second of one core
+PACE = 300_000.0  # simulated events a second on one core
 
 
 def dst(quick: bool) -> Finding:
-    """Random schedules of faults in simulation, and how many of them broke an invariant."""
+    """Runs random schedules of faults in simulation and counts those that broke an invariant."""
     found = simulation.run(quick)
     broken, pace = len(found["violations"]), found["events_per_second"]
     return Finding(
@@ -27,7 +27,7 @@ def dst(quick: bool) -> Finding:
 
 
 def powercut(quick: bool) -> Finding:
-    """Power cuts, torn files and flipped bits: acknowledged records lost, and false ones loaded."""
+    """Makes power cuts, torn files and flipped bits; counts acknowledged records that were lost, and false ones loaded."""
     found = disks.run(quick)
     wrong = found["acknowledged_lost"] + found["corrupt_loads"]
     return Finding(

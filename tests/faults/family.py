@@ -1,7 +1,7 @@
-"""A run of real processes that can be hurt: a coordinator under its supervisor, actors forked here, and what each heard.
+"""A run of real processes that can be hurt: a coordinator under its supervisor, actors forked here, and the actors' notes.
 
-The one idea: every verdict that reaches an actor is written down by that actor's process as it arrives. These notes, and not
-the coordinator's own words, say what was acknowledged, by whom and when.
+The one idea: each actor's process writes down every verdict as it arrives. These notes, and not the coordinator's own words,
+say which contributions were acknowledged, to whom and when.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from shoal.protocol.link import Arrival
 from shoal.protocol.messages import TaskName, Verdict
 
 LOOK = 0.05  # seconds between two looks at the run
-LONGEST = 256  # bytes: more than a note has
-LIMIT = 120.0  # seconds until a run that does not move is given up
+LONGEST = 256  # bytes, more than a note has
+LIMIT = 120.0  # seconds after which a run that does not move is given up
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries (coordinator/deciding/ledger.py)
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A verdict, as it reached an actor. at: seconds of this machine's monotonic clock."""
+    """A verdict as it reached an actor. at: seconds of this machine's monotonic clock."""
 
     at: float
     task: TaskName
@@ -51,8 +51,8 @@ class Heard:
 class Family:
     """Starts `shoal coordinator JOB words ... --restart` in `folder`, and actors that play `job`, which is the same job.
 
-    The parent of all of them is this process: nobody outlives it. Call from the main thread. run: the run's own folder, where
-    it is to lie elsewhere. name: of the job on the command line, where it is no built-in one. share: memory, on this machine.
+    This process is the parent of all of them, and none outlives it. Call it from the main thread. run: folder of the run, if it
+    is not folder/run. name: the job's name on the command line, if it is not a built-in one. share: actors use shared memory.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class Family:
         self.pool.grow(many, {"address": self.address})
 
     def actors(self) -> list[psutil.Process]:
-        """Those that live now; those that have ended are replaced, so that there are always as many."""
+        """Replaces actors that have ended, and returns the living ones."""
         if missing := len(self.pool.ended()):
             self.grow(missing)
         return self._known(self.pool.alive)
 
     def coordinator(self) -> psutil.Process | None:
-        """None between two lives."""
+        """Returns the coordinator's process; None between two lives."""
         with suppress(psutil.NoSuchProcess):
             return next(iter(self._known(child.pid for child in self.supervisor.children())), None)
         return None
@@ -123,20 +123,20 @@ class Family:
         return found
 
     def running(self, seconds: float) -> bool:
-        """After at most so many seconds: does the run go on?"""
+        """Waits at most `seconds` and returns True if the run goes on."""
         with suppress(subprocess.TimeoutExpired):
             self.child.wait(seconds)
         self._keep()
         return self.child.returncode is None
 
     def _keep(self) -> None:
-        """The journal's segments stay here under a second name, for the audit, when the run forgets them."""
+        """Gives the journal's segments a second name here, so that the audit has them when the run forgets them."""
         for path in (self.run / "journal").glob("*.journal"):
-            with suppress(OSError):  # there already, or gone again, or on another disk
+            with suppress(OSError):  # the name is there already, the segment is gone, or the run is on another disk
                 os.link(path, self.kept / path.name)
 
     def finish(self, limit: float = LIMIT) -> dict[str, Any]:
-        """What the run said at its end, which must come in `limit` seconds. Raises RuntimeError."""
+        """Returns the run's result. Raises RuntimeError if the run fails or does not end in `limit` seconds."""
         ends_at = time.monotonic() + limit
         while self.running(LOOK) and time.monotonic() < ends_at:
             self.actors()
@@ -147,12 +147,12 @@ class Family:
         return found
 
     def heard(self, but: Collection[int] = ()) -> Iterator[Heard]:
-        """Everything that any actor was told so far, by actor. but: process ids of those that do not matter."""
+        """Yields every verdict that actors heard so far, actor by actor. but: process ids of actors to leave out."""
         for path in sorted(path for path in self.notes.iterdir() if int(path.name) not in but):
             yield from map(_heard, path.read_bytes().splitlines())
 
     def newest(self) -> Iterator[Heard]:
-        """The last verdict that each actor heard."""
+        """Yields the last verdict that each actor heard."""
         for path in self.notes.iterdir():
             with path.open("rb") as notes:
                 notes.seek(max(0, notes.seek(0, os.SEEK_END) - LONGEST))
@@ -161,7 +161,7 @@ class Family:
                 yield _heard(last)
 
     def left(self) -> list[psutil.Process]:
-        """Processes of this family that still live."""
+        """Returns the processes of this family that still live."""
         return [one for one in self.seen if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ def _heard(line: bytes) -> Heard:
 
 
 def noting(job: Job, notes: Path, share: bool = True) -> Life:
-    """The life of an actor (scripts/runs/living.py) that writes each verdict down as it arrives."""
+    """Returns the life of an actor (scripts/runs/living.py) that writes each verdict down as it arrives."""
 
     def live(arguments: Mapping[str, Any]) -> int:
         flag = threading.Event()
@@ -220,8 +220,9 @@ def noting(job: Job, notes: Path, share: bool = True) -> Life:
 
 
 class Trouble:
-    """Kills or stops one of a family, now and then. share: of the coordinator among the victims; stops: of stops among the
-    blows. The supervisor and the pool are spared."""
+    """Kills or stops one process of a family at a time, never the supervisor or the pool. share: share of blows that hit the
+    coordinator. stops: share of blows that stop (SIGSTOP) and do not kill.
+    """
 
     def __init__(self, family: Family, rng: Random, *, share: float = 0.35, stops: float = 0.2) -> None:
         self.family, self.rng, self.share, self.stops = family, rng, share, stops
@@ -231,7 +232,7 @@ class Trouble:
         self._stopped: list[tuple[float, psutil.Process]] = []
 
     def strike(self) -> None:
-        """One blow, at whoever the seed says."""
+        """Strikes one process, chosen by the seed."""
         actors, coordinator = self.family.actors(), self.family.coordinator()
         whom = "coordinator" if self.rng.random() < self.share else "actor"
         stop, seconds, at = self.rng.random() < self.stops, self.rng.uniform(0.3, 2.5), self.rng.random()
@@ -249,7 +250,7 @@ class Trouble:
                 self.kills[whom] += 1
 
     def relent(self, all_of_them: bool = False) -> None:
-        """Whose stop is over goes on."""
+        """Lets processes go on whose stop is over, or all."""
         now = time.monotonic()
         for until, victim in list(self._stopped):
             if all_of_them or now >= until:
@@ -258,8 +259,9 @@ class Trouble:
                 self._stopped.remove((until, victim))
 
     def rage(self, every: float, most: float) -> float:
-        """A blow every so many seconds, from the first accepted contribution on, until the run or the time is over. Returns
-        for how long."""
+        """Strikes once every `every` seconds, from the first accepted contribution until the run ends or `most` seconds have
+        passed. Returns the seconds of blows.
+        """
         while self.family.running(LOOK) and not any(one.verdict == "accepted" for one in self.family.newest()):
             pass
         began = time.monotonic()
@@ -274,7 +276,7 @@ class Trouble:
 
 
 def shared_names() -> set[str]:
-    """Names of shared memory on this machine."""
+    """Returns the names of shared memory on this machine."""
     with suppress(FileNotFoundError):
         return set(os.listdir("/dev/shm"))
     return set()

@@ -1,7 +1,7 @@
-"""A million frames that nobody honest would send, through everything that reads what others wrote.
+"""A million malformed frames for everything that reads bytes of other processes.
 
-The one idea: a mutation of an honest frame goes deeper than noise. Whatever comes out, it is a value or the one error that
-each reader documents, within a time and a memory; anything else ends the case.
+The one idea: a mutation of an honest frame goes deeper than noise. A reader must return a value or raise the one error that
+it documents, within a bound on time and memory; anything else ends the case.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ MILLISECONDS, MEGABYTES, DRIFT = 20.0, 8.0, 1.0
 
 
 def fuzz(quick: bool) -> Finding:
-    """Worst times are of this process's CPU; memory is what Python and msgpack allocate for one frame."""
+    """Measures worst times in CPU time of this process, and memory as what Python and msgpack allocate for one frame."""
     frames = 1_000_000
     rng, readers, honestly = Random(0), targets(), seeds()
-    for name in readers:  # first touches: tables, caches, code
+    for name in readers:  # first uses fill tables, caches and code
         run(readers[name], honestly[name], 500, rng)
     gc.collect()
     before = resident()
@@ -79,7 +79,7 @@ SHARES: Mapping[str, float] = MappingProxyType(
 
 
 def _journal() -> bytes:
-    """A segment with a few records, as bytes."""
+    """Returns a segment of a journal with a few records, as bytes."""
     disk = RamDisk()
     with Journal(Replay(JOURNAL, "run", report=_quiet, disk=disk), 1, extent=512) as journal:
         for number in range(6):
@@ -89,7 +89,7 @@ def _journal() -> bytes:
 
 
 def _pipe() -> bytes:
-    """What a pipe writes for three messages."""
+    """Returns the bytes that a pipe writes for three messages."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         pipe = Pipe(ours, 1 << 16)
@@ -100,7 +100,7 @@ def _pipe() -> bytes:
 
 
 def seeds() -> Mapping[str, Sequence[bytes]]:
-    """Honest bytes for each reader."""
+    """Returns honest bytes for each reader."""
     return {
         "frames": [*honest(), *(a + b for a, b in itertools.pairwise(honest()))],
         "header": honest(),
@@ -113,7 +113,7 @@ def seeds() -> Mapping[str, Sequence[bytes]]:
 
 
 def targets() -> Mapping[str, Callable[[bytes], object]]:
-    """Each reads bytes and raises nothing but what it documents, which is kept from here."""
+    """Returns the readers: each reads bytes, and errors that it documents are caught here."""
 
     def frames(data: bytes) -> object:
         cut = len(data) // 2
@@ -140,7 +140,7 @@ def _kept(reader: Callable[[bytes], object], *errors: type[Exception]) -> Callab
 
 
 def _rows_of(data: bytes) -> object:
-    """A layout from whatever these bytes hold as Python values."""
+    """Makes a layout from the Python values in these bytes."""
     values = [list(data[at : at + 3]) for at in range(0, len(data), 3)]
     return _rows([[str(value), ["f4", "b1", "O", 7][value[0] % 4], value] for value in values])
 
@@ -163,7 +163,7 @@ def _through_pipe(data: bytes) -> object:
 
 
 def _ring(data: bytes) -> object:
-    """A handle of shared memory that leads anywhere, this process's own descriptors included."""
+    """Opens shared memory by a handle that may point anywhere, also at this process's own descriptors."""
     numbers = [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, min(len(data), 72), 8)]
     if numbers and numbers[0] % 3 == 0:
         numbers[0] = os.getpid()
@@ -181,7 +181,7 @@ def _replayed(data: bytes) -> object:
 
 
 def mutated(seeds: Sequence[bytes], rng: Random) -> bytes:
-    """One of the seeds, changed in a few places; now and then noise."""
+    """Returns one of the seeds, changed in a few places; in 2 % of the calls noise."""
     if rng.random() < 0.02:
         return rng.randbytes(rng.randrange(200))
     data = bytearray(rng.choice(seeds))
@@ -208,7 +208,7 @@ def mutated(seeds: Sequence[bytes], rng: Random) -> bytes:
 
 
 def run(reader: Callable[[bytes], object], seeds: Sequence[bytes], frames: int, rng: Random) -> dict[str, float]:
-    """Frames read, the worst of them in milliseconds of CPU, and the mean in microseconds."""
+    """Reads `frames` frames; returns their number, the worst in milliseconds of CPU and the mean in microseconds."""
     worst, clock = 0, time.thread_time_ns
     began = clock()
     for _ in range(frames):
@@ -220,7 +220,7 @@ def run(reader: Callable[[bytes], object], seeds: Sequence[bytes], frames: int, 
 
 
 def cost(reader: Callable[[Any], object], data: Any) -> tuple[float, float]:
-    """Milliseconds of CPU, the best of two, and megabytes allocated at most, to read this once."""
+    """Returns the cost of reading `data` once: milliseconds of CPU, the better of two, and the peak of megabytes allocated."""
     times = []
     for _ in range(2):
         before = time.thread_time_ns()

@@ -1,7 +1,7 @@
-"""The same readers under a fuzzer that sees which code a frame reaches: `python -m shoal.faults.fuzz_atheris [CORPUS]`.
+"""The readers of fuzz.py under a fuzzer that sees which code a frame reaches: `python -m shoal.faults.fuzz_atheris [CORPUS]`.
 
-The one idea: the corpus is honest frames and every known bomb, one file each, and grows by whatever reaches new code. A
-file's first byte chooses the reader. Nothing to be watched may be imported before the fuzzer is told to watch it.
+The one idea: the corpus is honest frames and every known bomb, one file each, and grows by frames that reach new code. A
+file's first byte chooses the reader. The fuzzer must be told to watch a module before the module is imported.
 
 Words that begin with a dash are libFuzzer's: -runs=1000000, -max_len=70000, -max_total_time=60.
 Needs `pip install atheris`, which is not among the dependencies.
@@ -19,7 +19,7 @@ CORPUS = "tests/corpus"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs until it is told to stop. A crash is a file beside, and an exit status of its own."""
+    """Fuzzes until it is ended or reaches -max_total_time. A crash leaves a file beside it and has its own exit status."""
     try:
         atheris: Any = importlib.import_module("atheris")
     except ModuleNotFoundError:
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(folder: Path) -> None:
-    """The corpus, as far as it is not there."""
+    """Writes the first files of the corpus."""
     fuzz: Any = importlib.import_module("shoal.faults.fuzz")
     bombs: Any = importlib.import_module("shoal.faults.bombs")
     folder.mkdir(parents=True, exist_ok=True)
-    honest = {**fuzz.seeds(), "header": [], "layout": []}  # the same bytes as for "frames" and "welcome"
+    honest = {**fuzz.seeds(), "header": [], "layout": []}  # their bytes are those of "frames" and "welcome"
     for at, reader in enumerate(fuzz.targets()):
         for number, seed in enumerate(honest[reader][:13]):
             (folder / f"{reader}-{number}").write_bytes(bytes([at]) + seed)

@@ -1,7 +1,7 @@
-"""What is left on the machine after processes of every kind were killed again and again?
+"""Kills processes of every kind again and again, then counts what is left on the machine.
 
-The one idea: look at what a machine counts (processes, names of shared memory, descriptors, temporary files) before and
-after, and let nothing be excused.
+The one idea: the machine counts processes, names of shared memory, descriptors and temporary files. The case compares
+these before and after and excuses none.
 """
 
 from __future__ import annotations
@@ -26,16 +26,14 @@ from shoal.benchmarks.case import Finding
 from shoal.faults.family import LOOK, Family, Trouble, shared_names
 from shoal.jobs.catalog import find
 
-OURS = ("shoal-ipc-*", "shoal-????????")  # temporary folders of runs, now and formerly; those of benchmarks are their own
-SHARE = (
-    0.1  # of the kills that are the coordinator's: more, and no life has the 2 s to make again what dead actors had promised
-)
-GRACE = 10.0  # seconds that the system has to take a killed process's children with it
+OURS = ("shoal-ipc-*", "shoal-????????")  # temporary folders of runs, now and formerly; those of benchmarks have other names
+SHARE = 0.1  # share of kills that hit the coordinator; with more, no life has the 2 s to have dead actors' promises redone
+GRACE = 10.0  # seconds that the system has to end a killed process's children
 
 
 @dataclass
 class Leaks:
-    """Everything here must end at 0 but kills."""
+    """Counts of a case. Every field but `kills` must be 0 at the end."""
 
     kills: Counter[str] = field(default_factory=Counter)
     orphans: int = 0
@@ -45,7 +43,7 @@ class Leaks:
 
 
 def leaks(quick: bool) -> Finding:
-    """Actors, coordinators, pools, supervisors, the parents of `shoal simulate`, and whole process groups."""
+    """Kills actors, coordinators, pools, supervisors, the parents of `shoal simulate`, and whole process groups."""
     leaked = Leaks()
     names, files = shared_names(), temporary_files()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
@@ -53,7 +51,7 @@ def leaks(quick: bool) -> Finding:
         for number in range(1, 2 if quick else 11):
             whole_families(Path(folder) / str(number), leaked)
             simulations(Path(folder), number, leaked)
-        simulate(Path(folder), "last", "rounds=2").wait()  # a start sweeps what a killed one could not
+        simulate(Path(folder), "last", "rounds=2").wait()  # a start sweeps what a killed run could not
         leaked.names = len(shared_names() - names)
         leaked.files = len(temporary_files() - files)
     left = leaked.orphans + leaked.names + leaked.descriptors + leaked.files
@@ -68,7 +66,7 @@ def leaks(quick: bool) -> Finding:
 
 
 def actors_and_coordinators(folder: Path, kills: int, leaked: Leaks) -> None:
-    """One family through all of them; its supervisor must end with the descriptors that it began with."""
+    """Kills actors and coordinators of one family; its supervisor must end with the descriptors that it began with."""
     words = ["rounds=1000000", "local_epochs=1", "eval_every=0", "snapshot_every=0.5"]
     with Family(find("digits").configured(dict(word.split("=") for word in words)), words, folder, 4) as family:
         trouble = Trouble(family, Random(0), share=SHARE, stops=0.0)
@@ -82,7 +80,7 @@ def actors_and_coordinators(folder: Path, kills: int, leaked: Leaks) -> None:
 
 
 def whole_families(folder: Path, leaked: Leaks) -> None:
-    """A supervisor, whose coordinator must go with it; a pool, whose actors must."""
+    """Kills a supervisor, which must take its coordinator along, and a pool, which must take its actors along."""
     words = ["rounds=1000000", "local_epochs=1", "eval_every=0"]
     with Family(find("digits").configured(dict(word.split("=") for word in words)), words, folder, 2) as family:
         _until(lambda: any(one.verdict == "accepted" for one in family.newest()))
@@ -97,7 +95,7 @@ def whole_families(folder: Path, leaked: Leaks) -> None:
 
 
 def simulations(folder: Path, number: int, leaked: Leaks) -> None:
-    """`shoal simulate`, its parent alone and its whole group, over ipc and with shared memory."""
+    """Kills `shoal simulate`, its parent alone and its whole group, over ipc and with shared memory."""
     for kind in ("parent", "group"):
         for transport in ("ipc", "shm"):
             log = folder / f"{kind}-{transport}-{number}.log"
@@ -123,7 +121,7 @@ def simulate(folder: Path, name: str, *words: str, log: Path | None = None) -> s
 
 
 def orphans(family: set[psutil.Process]) -> int:
-    """Of these processes, how many still live after a while; they are ended then."""
+    """Returns how many of these processes still live after GRACE seconds, and ends those."""
     _, alive = psutil.wait_procs(family, GRACE)
     living = [one for one in alive if one.is_running() and _status(one) != psutil.STATUS_ZOMBIE]
     for one in living:

@@ -1,10 +1,10 @@
-"""A bad network in user space: two TUN devices and a heap, the far end in a network namespace of its own.
+"""A bad network in user space: two TUN devices and a heap, the far end in its own network namespace.
 
-The one idea: every packet passes through this process, which drops, delays and paces it by a seed; so a schedule of losses
-repeats, and nothing is asked of the kernel but two devices. Linux, root, and `ip` are needed: see `missing`.
+The one idea: every packet passes through one process, which drops, delays and paces it by a seed. So a schedule of losses
+repeats, and the kernel provides only two devices. Linux, root and `ip` are needed: see `missing`.
 
-It can also forget its connections, as a router does that was switched off and on: whoever says something more on one of them
-hears that there is none. And it counts what has arrived on each, which no retransmission by TCP is part of.
+The network can also forget its connections, like a router that was switched off and on: it answers the next packet on one of
+them with a reset. And it counts the bytes that arrived on each connection, without TCP's retransmissions.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from shoal.actors.pool import die_with_parent
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 1_500
 TCP, SYN, RST, ACK = 6, 0x02, 0x04, 0x10
-CUT, COUNT = b"c", b"n"  # what a carrier is told
-QUEUE = 0.5  # seconds' worth of bytes that wait for their turn; what comes then is dropped, as routers do
+CUT, COUNT = b"c", b"n"  # commands to a carrier
+QUEUE = 0.5  # seconds' worth of bytes that wait for their turn; further packets are dropped, as routers do
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """One way: seconds of delay, share of packets lost, bytes a second (0: any)."""
+    """One direction of the link. delay: seconds. loss: share of packets lost. rate: bytes a second (0: any)."""
 
     delay: float = 0.0
     loss: float = 0.0
@@ -45,7 +45,7 @@ class Weather:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Two addresses that reach each other through it; `far` lies in `namespace`. into: the beginning of a command there."""
+    """Two addresses that reach each other through it. namespace: that of `far`. into: words that run a command there."""
 
     near: str
     far: str
@@ -57,22 +57,22 @@ class Network:
         return ["ip", "netns", "exec", self.namespace]
 
     def control(self, name: str) -> None:
-        """How TCP at the far end finds its pace: "cubic", say. Raises CalledProcessError for what is not there."""
+        """Sets TCP's congestion control at the far end, such as "cubic". Raises CalledProcessError if the kernel lacks it."""
         to = [f"{self.near}/32", "dev", self.namespace.replace("-", "f"), "src", self.far]
         _ip("-n", self.namespace, "route", "replace", *to, "congctl", name)
 
     def cut(self) -> None:
-        """What is on the way is lost, and so is every connection."""
+        """Drops all packets on their way, and forgets every connection."""
         self.line.sendall(CUT)
 
     def arrived(self) -> list[tuple[int, int]]:
-        """Of each connection from the far end: how many cuts it was made after, and bytes that have arrived by it."""
+        """Returns for each connection from the far end: the number of cuts before it was made, and bytes that arrived on it."""
         self.line.sendall(COUNT)
         return [(cuts, nbytes) for cuts, nbytes in json.loads(self.line.recv(1 << 20))]
 
 
 def missing() -> str:
-    """Why there can be no such network here, or ""."""
+    """Returns why such a network cannot be made here; "" if it can."""
     if sys.platform != "linux" or not os.path.exists("/dev/net/tun"):
         return "no TUN devices on this system"
     if os.geteuid() != 0:
@@ -82,7 +82,7 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def network(weather: Weather, seed: int) -> Iterator[Network]:
-    """Raises CalledProcessError or OSError where the system refuses after all."""
+    """Yields a network. Raises CalledProcessError or OSError if the system refuses."""
     number = os.getpid() % 60_000
     subnet = f"10.{200 + number // 16_384}.{number // 64 % 256}"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,7 +125,7 @@ def _tun(name: str) -> int:
 
 @dataclass(slots=True)
 class Connection:
-    """From the far end to the near one, by TCP. begins: the number of its first byte. cuts: that had been when it was made."""
+    """A TCP connection from the far end to the near one. begins: number of its first byte. cuts: before it was made."""
 
     begins: int
     cuts: int
@@ -135,20 +135,20 @@ class Connection:
 
 @dataclass(slots=True)
 class Carrier:
-    """Packets in at one end leave at the other, later, or not at all. ends: near and far. line: by which it is asked."""
+    """Takes packets in at one end and writes them out at the other, later or never. ends: near and far. line: of commands."""
 
     ends: list[int]
     weather: Weather
     rng: Random
     line: socket.socket
     cuts: int = 0
-    connections: dict[bytes, Connection] = field(default_factory=dict)  # by the far end's address and ports
+    connections: dict[bytes, Connection] = field(default_factory=dict)  # by the far end's ports
     _flying: list[tuple[float, int, int, bytes]] = field(default_factory=list)
-    _free_at: dict[int, float] = field(default_factory=dict)  # when the way from this end has sent what waits for it
+    _free_at: dict[int, float] = field(default_factory=dict)  # time at which this end will have sent all that waits for it
     _number: int = 0
 
     def carry(self) -> None:
-        """For ever."""
+        """Carries packets until the process is ended."""
         while True:
             wait = max(0.0, self._flying[0][0] - time.monotonic()) if self._flying else None
             ready, _, _ = select.select([*self.ends, self.line.fileno()], [], [], wait)
@@ -183,7 +183,7 @@ class Carrier:
         heapq.heappush(self._flying, (free_at + self.weather.delay, self._number, over, packet))
 
     def _look(self, end: int, packet: bytes) -> bool:
-        """Is it of a connection that is known, or of none?"""
+        """Counts what the packet acknowledges. Returns False for TCP of an unknown connection, unless it is a reset."""
         if len(packet) < 40 or packet[0] != 0x45 or packet[9] != TCP:
             return True
         ports, number, acknowledged, flags = packet[20:24], *struct.unpack_from("!IIxB", packet, 24)
@@ -214,7 +214,7 @@ class Carrier:
 
 
 def reset(packet: bytes) -> bytes:
-    """What a router answers to a TCP packet over IPv4 whose connection it does not know."""
+    """Returns a router's answer to a TCP packet over IPv4 whose connection it does not know."""
     source, target, ports = packet[12:16], packet[16:20], packet[20:24]
     acknowledged = packet[28:32]
     segment = ports[2:] + ports[:2] + acknowledged + struct.pack("!IBBHHH", 0, 5 << 4, RST, 0, 0, 0)
@@ -225,7 +225,7 @@ def reset(packet: bytes) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """RFC 1071: the complement of the ones' complement sum."""
+    """Returns the checksum of RFC 1071: the complement of the ones' complement sum."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

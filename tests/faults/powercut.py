@@ -1,7 +1,7 @@
-"""Does anything promised get lost, or anything false get loaded, when the power goes or bits rot?
+"""Power cuts and damaged files: looks for promises that are lost and for false data that is loaded.
 
-The one idea: write down what was promised while a small run lives on a disk in memory, cut its power after every single
-call in many ways, start it again from what is left, and compare; and so for torn and flipped files.
+The one idea: a small run lives on a disk in memory and notes what it promised. The case cuts its power after every single
+call in many ways, starts it again from what is left, and compares. It does the same with torn and flipped files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
 ROOT = Path("run")
-EXTENT = 2048  # bytes: small, so that segments grow within a few records
+EXTENT = 2048  # bytes of a segment: small, so that segments grow within a few records
 CUTS = 12  # states tried at each call
 WOUNDS = 60  # damaged disks tried at the end of a life
 
 
 @dataclass
 class Promises:
-    """What was written and what of it was acknowledged. records[k] is record k + 1; digests: of the weights of a version."""
+    """What was written and what of it was acknowledged. records[k] is record k + 1. digests: version -> of its weights."""
 
     records: list[bytes] = field(default_factory=list)
     durable: int = 0
@@ -42,7 +42,9 @@ class Promises:
 
 @dataclass
 class Tally:
-    """lost: acknowledged records or versions that are gone. corrupt: records or weights loaded that nobody wrote."""
+    """Counts of a case. lost: acknowledged records or versions that are gone. corrupt: records or weights loaded that nobody
+    wrote. refused: damaged disks from which a start was refused.
+    """
 
     cases: int = 0
     lost: int = 0
@@ -52,14 +54,14 @@ class Tally:
 
 @dataclass
 class Life:
-    """A coordinator's writing, as far as disks can tell, from one start to the next."""
+    """The writes of a coordinator, from one start to the next."""
 
     disk: RamDisk
     rng: Random
     promises: Promises
 
     def start(self) -> None:
-        """Raises UserError where the journal begins after the newest whole snapshot."""
+        """Reads the disk. Raises UserError if the journal begins after the newest whole snapshot."""
         self.store = Store(ROOT, keep=3, disk=self.disk)
         self.snapshot = self.store.newest(_quiet)
         self.after = int(self.snapshot.counters["record"]) if self.snapshot else 0
@@ -67,14 +69,14 @@ class Life:
         self.records = list(self.replay)
 
     def go_on(self) -> None:
-        """What was not promised and did not survive is forgotten: its numbers are used again."""
+        """Begins to write. Records that were not promised and did not survive are forgotten; their numbers are used again."""
         self.journal = Journal(self.replay, self.replay.epoch + 1, EXTENT)
         self.promises.durable = self.journal.durable
         self.promises.version = self.snapshot.version if self.snapshot else 0
         del self.promises.records[self.journal.durable :]
 
     def act(self) -> None:
-        """Trouble is met again at the next attempt; a failed sync ends this life."""
+        """Commits records or saves a snapshot. The next call meets disk trouble again; a failed sync ends the life."""
         try:
             if self.rng.random() < 0.75:
                 self.commit()
@@ -106,8 +108,10 @@ class Life:
 
 
 def run(quick: bool = False, seed: int = 0, cases: int | None = None) -> dict[str, float]:
-    """cases: power cuts and damaged disks tried, 100,000 unless told or quick; acknowledged_lost and corrupt_loads are
-    what must be 0; refused: damaged disks from which a start was refused with a reason; seconds: of this process's CPU."""
+    """Returns the counts. cases: power cuts and damaged disks tried, 100,000 unless `cases` or `quick` says otherwise.
+    acknowledged_lost and corrupt_loads must be 0. refused: damaged disks from which a start was refused with a reason.
+    seconds: CPU time of this process.
+    """
     rng = Random(seed)
     tally = Tally()
     began = time.process_time()
@@ -124,12 +128,13 @@ def run(quick: bool = False, seed: int = 0, cases: int | None = None) -> dict[st
 
 
 class Killed(Exception):  # noqa: N818
-    """The end of a life in the middle of a call."""
+    """Ends a life in the middle of a call."""
 
 
 def one_run(rng: Random, tally: Tally, lives: int = 4, disk: RamDisk | None = None) -> None:
-    """A few lives on a disk that fails now and then, the power cut in many ways after every call; each ends in the middle
-    of something; then damage."""
+    """Lives `lives` times on a disk that fails now and then, with power cuts tried after every call. Each life ends in the
+    middle of a call. Then damages the disk WOUNDS times.
+    """
     disk, promises = disk or RamDisk(), Promises()
     for _ in range(lives):
         life = Life(disk, rng, promises)
@@ -146,7 +151,7 @@ def one_run(rng: Random, tally: Tally, lives: int = 4, disk: RamDisk | None = No
 
 
 def _faults(rng: Random) -> Callable[[str, Path], int]:
-    """Of a disk that is often full and sometimes broken, but for reading."""
+    """Returns the faults of a disk that is often full and sometimes broken, except for reads."""
 
     def fault(call: str, path: Path) -> int:
         if call in ("create", "write", "allocate", "rename", "unlink", "truncate"):
@@ -157,7 +162,7 @@ def _faults(rng: Random) -> Callable[[str, Path], int]:
 
 
 def _watch(life: Life, calls: int, tally: Tally) -> Callable[[], None]:
-    """Judges every power cut possible now, after each of so many calls; then ends the life."""
+    """Returns a watch that judges power cuts after each of `calls` calls and then ends the life."""
     left = iter(range(calls))
 
     def watch() -> None:
@@ -171,8 +176,9 @@ def _watch(life: Life, calls: int, tally: Tally) -> Callable[[], None]:
 
 
 def judge(disk: RamDisk, promises: Promises, tally: Tally, damaged: str = "") -> None:
-    """Start from this disk and compare with what was promised. damaged: the suffix of a file that was, after which less
-    is: without whole segments no records, without a whole snapshot an older version."""
+    """Starts from this disk and compares what is there with what was promised. damaged: suffix of the damaged file. Without
+    whole segments less may be there, namely no records; without a whole snapshot, an older version.
+    """
     life = Life(disk, Random(0), Promises())
     try:
         life.start()
@@ -188,8 +194,9 @@ def judge(disk: RamDisk, promises: Promises, tally: Tally, damaged: str = "") ->
 
 
 def wound(disk: RamDisk, rng: Random, promises: Promises, tally: Tally) -> None:
-    """Flip bits of one file, cut it, blank a part of it or repeat one. A damaged snapshot must not lose a record: those
-    before it are kept, and the journal back to the oldest of them."""
+    """Damages one file (flips bits, cuts it, blanks a part, repeats a part) and judges the disk. A damaged snapshot must lose
+    no record, because the snapshots before it are kept, and the journal back to the oldest of them.
+    """
     hurt = disk.killed()
     files = [path for path, file in hurt.seen.items() if file.seen]
     if not files:

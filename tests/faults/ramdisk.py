@@ -1,8 +1,8 @@
 """A disk in memory that fills up, fails, and loses its power.
 
-The one idea: it keeps what a program sees apart from what is durable, with the changes between the two as a list; a power
+The one idea: it keeps what a program sees apart from what is durable, with the changes between the two as a list. A power
 cut is any choice of those changes, each whole, absent, torn or garbage (Pillai et al. 2014, "All File Systems Are Not
-Created Equal": nothing is ordered but by fsync). It is stricter than a real file system: a new name is not durable before
+Created Equal": only fsync orders anything). It is stricter than a real file system: a new name is not durable before
 its folder is synced, and a failed fsync drops what it should have written while reads still show it.
 """
 
@@ -26,7 +26,7 @@ OTHER_FATES = 2  # absent, whole
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of a file's bytes. data: None where only the size becomes `size`; grow: never smaller."""
+    """A change of a file's bytes. data: None: only the size changes, to `size`. grow: the size never shrinks."""
 
     offset: int = 0
     data: bytes | None = None
@@ -45,7 +45,7 @@ class Change:
 
 @dataclass(eq=False, slots=True)
 class File:
-    """seen: what reads return; durable: what outlives a power cut; changes: what is on its way from one to the other."""
+    """A file. seen: bytes that reads return. durable: bytes after a power cut. changes: those not yet durable, in order."""
 
     seen: bytearray = field(default_factory=bytearray)
     durable: bytes = b""
@@ -65,7 +65,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Within a folder: `new` now names the file, `old` no longer anything."""
+    """A change of names in a folder: `new` now names the file, and `old` names nothing."""
 
     old: Path | None
     new: Path | None
@@ -84,8 +84,9 @@ class Naming:
 
 
 class RamDisk(Disk):
-    """fault: asked before every call for an errno, 0 meaning that it works. watch: told after every call that changes
-    something. capacity: bytes in all files together. longest: bytes that one write takes."""
+    """A disk in memory. fault: asked before every call; returns an errno, or 0 if the call works. watch: called after every
+    call that changes something. capacity: bytes in all files together. longest: most bytes that one write takes.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[Path, File] = {}
@@ -139,7 +140,7 @@ class RamDisk(Disk):
         room = max(0, len(file.seen) - offset) + self._room()
         if data and room <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        file.change(Change(offset, data[:room]))  # short, and no exception: as Linux does
+        file.change(Change(offset, data[:room]))  # a short write without an error, as on Linux
         self.watch()
         return min(len(data), room)
 
@@ -204,11 +205,11 @@ class RamDisk(Disk):
             self.folders.add(folder)
 
     def killed(self) -> RamDisk:
-        """What the next process finds when this one was killed: everything is still seen, nothing more is durable."""
+        """Returns the disk as the next process finds it after this one was killed: all is seen, and no more is durable."""
         return self._twin({file: File(bytearray(file.seen), file.durable, list(file.changes)) for file in self._files()})
 
     def cut(self, fates: Sequence[int], rng: Random) -> RamDisk:
-        """What is found after a power cut, a fate for each change of `fates_of_changes`; nothing is on its way any more."""
+        """Returns the disk after a power cut, with nothing on its way. fates: one for each change of `fates_of_changes`."""
         left = iter(fates)
         twins = {file: _after_cut(file, left, rng) for file in self._files()}
         disk = self._twin(twins)
@@ -220,7 +221,7 @@ class RamDisk(Disk):
         return disk
 
     def fates_of_changes(self) -> list[int]:
-        """How many fates each change on its way may have."""
+        """Returns the number of fates of each change that is not yet durable."""
         changes = [change for file in self._files() for change in file.changes]
         return [WRITE_FATES if change.data else OTHER_FATES for change in changes] + [OTHER_FATES] * len(self.namings)
 
@@ -255,7 +256,7 @@ class RamDisk(Disk):
 
 
 def power_cuts(disk: RamDisk, limit: int, rng: Random) -> Iterator[RamDisk]:
-    """Every state a power cut now can leave, where they are at most `limit`; else nothing lost, all lost, and a sample."""
+    """Yields all states that a power cut can leave now, if at most `limit`; else nothing lost, all lost, and a sample."""
     fates = disk.fates_of_changes()
     if math.prod(fates) <= limit:
         ways: list[Sequence[int]] = list(itertools.product(*(range(n) for n in fates)))
@@ -287,7 +288,7 @@ def _survives(change: Change, fate: int, rng: Random) -> list[Change]:
 
 
 def _sectors(offset: int, data: bytes) -> Iterator[Change]:
-    """Pieces between the device's own borders; each may reach the disk without the others."""
+    """Yields pieces of the data between the device's sector borders; each may reach the disk without the others."""
     at = 0
     while at < len(data):
         end = at + SECTOR - (offset + at) % SECTOR

@@ -1,7 +1,7 @@
-"""How long a run stands still when its coordinator is killed.
+"""Time that a run stands still when its coordinator is killed.
 
-The one idea: the clock runs from the kill to the moment an actor hears that the next life has accepted something, so that
-nothing is left out: noticing, forking, reading the journal, binding, reconnecting, working, the sync.
+The one idea: the clock runs from the kill until an actor hears that the next life has accepted something. So every part
+counts: noticing, forking, reading the journal, binding, reconnecting, working, the sync.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CODE = (
 
 
 def recovery(quick: bool) -> Finding:
-    """Digits in synchronous rounds, killed again and again."""
+    """Measures rounds of digits whose coordinator is killed again and again."""
     kills = 15 if quick else 100
     loaded = os.getloadavg()[0]
     found = [after for after in recoveries(kills) if after is not None]
@@ -51,7 +51,7 @@ def recovery(quick: bool) -> Finding:
 
 
 def recoveries(kills: int, seed: int = 0) -> list[float | None]:
-    """Seconds for each kill; None where nothing was accepted after it."""
+    """Returns seconds for each kill; None if nothing was accepted after the kill."""
     rng = Random(seed)
     words = ["rounds=1000000", "local_epochs=1", "eval_every=0", "snapshot_every=0.5"]
     struck: list[tuple[float, int]] = []
@@ -70,7 +70,7 @@ def recoveries(kills: int, seed: int = 0) -> list[float | None]:
 
 
 def _moving(family: Family, epoch: int) -> int:
-    """The epoch of a life after `epoch` that has accepted something. Raises RuntimeError where none does in a minute."""
+    """Returns the epoch of the first life after `epoch` that accepts something. Raises RuntimeError after 60 s."""
     ends_at = time.monotonic() + 60
     while family.running(LOOK) and time.monotonic() < ends_at:
         family.actors()
@@ -86,7 +86,7 @@ def _after(heard: list[Heard], killed_at: float, epoch: int) -> float | None:
 
 
 def _imports() -> float:
-    """Seconds until a fresh interpreter has what a coordinator needs. A restart forks, and pays none of it."""
+    """Returns seconds in which a fresh interpreter imports what a coordinator needs. A restart forks and needs none of them."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", CODE], check=True)
     whole = time.perf_counter()

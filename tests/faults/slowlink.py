@@ -1,7 +1,7 @@
-"""A large contribution over a link that is slow, far and loses packets, and whose connections are cut in the middle of it.
+"""A large contribution over a link that is slow, long and loses packets, and whose connections are cut in the middle of it.
 
-The one idea: the link is a real one for everybody but its maker (netem.py), with keys and a gateway as between machines; what
-the coordinator says of its actor meanwhile is what its user would see, and what crosses twice is counted on the link.
+The one idea: processes see a real link (netem.py), with keys and a gateway as between machines. The case reads what the
+coordinator says of its actor, as a user would, and counts on the link what crosses twice.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from shoal.protocol.fetching import LEAST
 from shoal.protocol.keys import KeyFolder
 
 LINK = Weather(delay=0.15, loss=0.05, rate=125_000)  # each way: 300 ms there and back, 1 Mbit/s
-STARTING = 20.0  # seconds that an actor may take to be there
-PATIENCE = 10  # times what the bytes need, until a crossing is given up
-CONTROLS = ("cubic", "bbr")  # how TCP finds its pace: as Linux does; taking no loss for a jam
-WRAPPING = 0.005  # of what crosses, at most: headers and encryption around pieces
+STARTING = 20.0  # seconds that an actor may take to join
+PATIENCE = 10  # multiple of the least time, after which a crossing is given up
+CONTROLS = ("cubic", "bbr")  # TCP's congestion control: Linux's default, and one that does not take loss for a jam
+WRAPPING = 0.005  # largest share of the bytes for headers and encryption around pieces
 LOST = re.compile(r"^.*(?:silent for|lost its connection|came back over|go to others).*$", re.MULTILINE)
 ASKED = "20 MB over 1 Mbit/s, 5 % loss, 300 ms: arrives, no false disconnect, a cut re-sends at most one chunk"
 
 
 @dataclass(slots=True)
 class Crossing:
-    """What was seen of one. seconds: None if it did not end in time. before, after: what the coordinator had said when the
-    connections were cut, and from then on. crossed: bytes that arrived by the connections for arrays."""
+    """What was seen of one crossing. seconds: None if it did not end in time. before, after: the coordinator's output until the
+    connections were cut, and from then on. crossed: bytes that arrived on the connections for arrays.
+    """
 
     seconds: float | None = None
     before: str = ""
@@ -46,7 +47,7 @@ class Crossing:
 
 
 def slowlink(quick: bool) -> Finding:
-    """From the actor's start to the end of the run, once with each of CONTROLS; the figure is the first one's."""
+    """Measures from the actor's start to the end of the run, with each of CONTROLS; the figure is the first one's."""
     if why := missing():
         return Finding(None, "s", asked=ASKED, details={"skipped": why})
     name = "small" if quick else "large"
@@ -85,7 +86,7 @@ def _holds(told: Mapping[str, Any]) -> bool:
 
 
 def crossed(name: str, nbytes: int, limit: float, control: str) -> Crossing:
-    """One contribution of so many bytes; connections are cut when 0.4 of them have arrived. control: of TCP, at the actor."""
+    """Sends one contribution of `nbytes` and cuts the connections when 0.4 of it have arrived. control: of the actor's TCP."""
     place = f"{Path(__file__).with_name('uploading.py')}:{name}"
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder, ExitStack() as stack:
         keys = KeyFolder(Path(folder) / "keys")
@@ -125,7 +126,7 @@ def crossed(name: str, nbytes: int, limit: float, control: str) -> Crossing:
 
 
 def _of_arrays(link: Network) -> int:
-    """Bytes that arrived on the connections for arrays: of those between two cuts, the one that carried most."""
+    """Returns bytes that arrived on the connections for arrays: between two cuts, the connection with the most bytes."""
     most: dict[int, int] = {}
     for cuts, nbytes in link.arrived():
         most[cuts] = max(nbytes, most.get(cuts, 0))

@@ -1,7 +1,7 @@
-"""A long run with actors that come and go: does anything grow?
+"""A long run with actors that come and go, watched for growth.
 
-The one idea: after a warm-up, fit a line through memory, descriptors, threads and the time a contribution takes; a leak is a
-slope, whatever the level. `shoal bench soak --minutes 60` for an hour.
+The one idea: after a warm-up, fit a line through memory, descriptors, threads and the time that a contribution takes; a leak
+is a slope, at any level. `shoal bench soak --minutes 60` runs for an hour.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from shoal.benchmarks.timing import quantile
 from shoal.faults.family import Family
 from shoal.jobs.catalog import find
 
-MINUTES = "SHOAL_BENCH_MINUTES"  # how long, where the command line says
-WARM = 0.3  # share of the time before which growth is warming up
-EVERY = 1.5  # seconds between comings and goings
+MINUTES = "SHOAL_BENCH_MINUTES"  # environment variable of `--minutes`
+WARM = 0.3  # share of the time that counts as warm-up
+EVERY = 1.5  # seconds between two departures
 ACTORS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """At one moment, of the coordinator's process. memory: MB."""
+    """Measurements of the coordinator's process. at: seconds. memory: MB."""
 
     at: float
     memory: float
@@ -41,7 +41,7 @@ class Sample:
 
 
 def soak(quick: bool) -> Finding:
-    """One life of a coordinator; actors are killed and added all the time."""
+    """Measures one life of a coordinator whose actors are killed and replaced all the time."""
     minutes = float(os.environ.get(MINUTES, "0.6" if quick else "1"))
     samples, latencies, churned, supervisor = watched(60 * minutes)
     late = [one for one in samples if one.at >= samples[0].at + WARM * 60 * minutes]
@@ -70,8 +70,9 @@ def soak(quick: bool) -> Finding:
 
 
 def watched(seconds: float) -> tuple[list[Sample], list[float], int, int]:
-    """Samples; seconds between one accepted contribution and the next, in order; how many actors came and went; and how
-    many descriptors the supervisor has more than at the beginning."""
+    """Returns samples; seconds between one accepted contribution and the next, in order; the number of actors that were
+    replaced; and the growth of the supervisor's number of descriptors.
+    """
     rng, churned = Random(0), 0
     words = ["rounds=100000000", "local_epochs=1", "eval_every=0", "snapshot_every=1"]
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
@@ -99,5 +100,5 @@ def _sample(process: psutil.Process) -> Sample:
 
 
 def slope(at: Sequence[float], values: Sequence[Any]) -> float:
-    """By how much a value grows while `at` grows by 1 (least squares)."""
+    """Returns the slope of a straight line through the values (least squares)."""
     return statistics.linear_regression(at, values).slope

@@ -1,7 +1,7 @@
-"""Actors that stand still while a run goes on: what do they cost the coordinator, and the others?
+"""Actors that are stopped while a run goes on, and their cost for the coordinator and for the other actors.
 
-The one idea: a stopped process is the worst of slow readers (its connection lives and takes nothing in), so stop some and
-look at the coordinator's memory and at what the others get done, before and meanwhile.
+The one idea: a stopped process is the worst of slow readers, because its connection lives and takes nothing in. The case stops
+a tenth of the actors and compares the coordinator's memory and the others' rate before and meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some versions of a run: from when to when, and the coordinator's memory at most, in MB."""
+    """A stretch of a run. versions: made in it. began, ended: monotonic seconds. memory: the coordinator's peak in MB."""
 
     versions: int
     began: float
@@ -36,7 +36,7 @@ class Stretch:
 
 
 def stalled(quick: bool) -> Finding:
-    """One in ten stopped, with weights in shared memory and over sockets."""
+    """Measures with weights in shared memory and over sockets; one actor in ten is stopped."""
     many, versions = (10, 25) if quick else (200, 50)
     found = {way: one_way(many, versions, share=way == "shm") for way in ("shm", "tcp")}
     grown = max(one["grown_models"] for one in found.values())
@@ -52,7 +52,7 @@ def stalled(quick: bool) -> Finding:
 
 
 def one_way(many: int, versions: int, share: bool) -> dict[str, Any]:
-    """A version needs contributions of half the actors, so that nobody in particular is waited for."""
+    """Measures one transport. A version needs contributions of half the actors, so the run waits for no single actor."""
     place = f"{Path(__file__).with_name('broadcasting.py')}:job"
     words = [f"buffer={many // 2}"]
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder, ExitStack() as stack:
@@ -84,7 +84,9 @@ def _rate(moments: Sequence[float], during: Stretch) -> float:
 
 
 def stretch(family: Family, coordinator: psutil.Process, versions: int) -> Stretch:
-    """The next so many versions and seconds, at least. Raises RuntimeError where the run stands still for a minute."""
+    """Waits for at least `versions` versions and SECONDS seconds, and returns the stretch. Raises RuntimeError if the run makes
+    no version for 60 s.
+    """
     first, began, memory = version(family), time.monotonic(), 0.0
     now, moved_at = first, began
     while now < first + versions or time.monotonic() < began + SECONDS:
@@ -97,7 +99,7 @@ def stretch(family: Family, coordinator: psutil.Process, versions: int) -> Stret
 
 
 def version(family: Family) -> int:
-    """The newest that the run has written down."""
+    """Returns the newest version that the run has written down."""
     return last_row(family.run / "metrics.jsonl", lambda row: int(row["version"]))
 
 

@@ -1,7 +1,7 @@
-"""Ways to get in where one is not wanted, each tried on a live coordinator's wire over loopback.
+"""Ways in for strangers, each tried on a live coordinator's wire over loopback.
 
-The one idea: a case counts bytes. What an intruder said must not arrive as a message, and what the wire sends to those it
-let in must not reach the intruder; and an honest actor is heard, and hears, before and after, or the case shows nothing.
+The one idea: a case counts bytes. An intruder's bytes must not arrive as a message, and bytes for actors that are let in must
+not reach the intruder. An honest actor is heard, and hears, before and after; else the case shows nothing.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from shoal.protocol.messages import PROTOCOL, Beat, Contribute, Envelope, Hello,
 
 INTRUSION = b"from outside, " * 100
 SECRET = b"weights, for those let in only; " * 100
-MOMENT = 0.2  # seconds in which something would have happened
+MOMENT = 0.2  # seconds in which an intrusion would have shown
 READ = 0.9  # seconds within which a changed list is read
-LIMIT = 10.0  # seconds until something should have happened
+LIMIT = 10.0  # seconds after which a wait is given up
 PING = Envelope(b"honest..", 1, Beat(1))
 
 Dress = Callable[["zmq.Socket[bytes]"], None]
 
 
 class Site:
-    """A coordinator's wire with its keys. It answers every message that comes through with weights.
+    """A coordinator's wire with its keys. It answers every message with SECRET.
 
-    alice and bob are on its list; mallory has a pair of her own and is not.
+    alice and bob are on its list; mallory has a pair of her own and is not on it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Site:
         self.wire: Hub | Gateway = (Gateway if gateway else Hub)("tcp://127.0.0.1:*", made, **options)
         self.keys = made
         self.arrived: list[tuple[bytes, str, bytes]] = []  # peer, user, payload
-        self.told: list[str] = []  # what a person is told
+        self.told: list[str] = []  # reports for a person
         self.hears: Callable[[Arrival], None] = self.answer
         self._lines: list[Line] = []
 
@@ -77,7 +77,7 @@ class Site:
         self.wire.send(arrival.peer, Envelope(b"honest..", 1, Weights(1)), SECRET)
 
     def pump(self, until: Callable[[], bool], seconds: float = LIMIT) -> bool:
-        """Live until something is so, or for some seconds. Was it so?"""
+        """Runs the wire until `until()` is true or `seconds` have passed. Returns whether it was true."""
         ends_at = time.monotonic() + seconds
         while not until():
             if time.monotonic() > ends_at:
@@ -100,7 +100,7 @@ class Site:
         return line
 
     def exchange(self, line: Line, payload: bytes = b"hello") -> bool:
-        """Is it heard, and does it hear?"""
+        """Says a word and waits for the answer. Returns True if both arrived."""
         got: list[Arrival] = []
         said_at = float("-inf")
 
@@ -118,7 +118,7 @@ class Site:
         return self.exchange(self.line("alice"))
 
     def intruded(self) -> int:
-        """Bytes of an intruder's that came through."""
+        """Returns the bytes of an intruder that arrived as messages."""
         return sum(len(payload) for _, _, payload in self.arrived if payload.startswith(INTRUSION[:13]))
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Site:
 
 @contextlib.contextmanager
 def intruder(site: Site, clothes: Dress = lambda made: None) -> Iterator[zmq.Socket[bytes]]:
-    """A DEALER of nobody's, connected to the site."""
+    """Yields a DEALER that is connected to the site. clothes: dresses the socket, for example with keys."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     made = context.socket(zmq.DEALER)
     made.setsockopt(zmq.LINGER, 0)
@@ -143,7 +143,7 @@ def intruder(site: Site, clothes: Dress = lambda made: None) -> Iterator[zmq.Soc
 
 
 def got(made: zmq.Socket[bytes]) -> int:
-    """Bytes of messages that have reached it."""
+    """Returns the bytes of messages that have reached the socket."""
     total = 0
     while made.poll(0):
         total += sum(map(len, made.recv_multipart()))
@@ -151,7 +151,7 @@ def got(made: zmq.Socket[bytes]) -> int:
 
 
 def knock(site: Site, clothes: Dress = lambda made: None) -> int:
-    """Say something as somebody who is not let in. Returns the bytes that came back."""
+    """Sends an intrusion as a peer that is not let in. Returns the bytes that came back."""
     with intruder(site, clothes) as made:
         made.send_multipart([encode(PING), INTRUSION], zmq.NOBLOCK)
         site.moment()
@@ -163,7 +163,7 @@ def as_pair(pair: Pair, server: str) -> Dress:
 
 
 def raw(site: Site, *parts: bytes) -> int:
-    """Bytes over plain TCP. Returns how many secret ones came back."""
+    """Sends bytes over plain TCP. Returns the secret bytes that came back."""
     back = b""
     with socket.create_connection(site.place) as plain:
         plain.settimeout(0.01)
@@ -177,7 +177,7 @@ def raw(site: Site, *parts: bytes) -> int:
 
 
 def greeting(mechanism: bytes) -> bytes:
-    """ZMTP 3.0's (RFC 23)."""
+    """Returns the greeting of ZMTP 3.0 (RFC 23)."""
     return b"\xff" + bytes(8) + b"\x7f\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
 
 
@@ -192,7 +192,7 @@ def ready() -> bytes:
     return frame(b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER", command=True)
 
 
-# Each returns the bytes that went out. What came in the site counts.
+# Each case returns the bytes that went out to an intruder. `Site.intruded` counts the bytes that came in.
 
 
 def no_key(site: Site) -> int:
@@ -224,17 +224,17 @@ def null_handshake(site: Site) -> int:
 
 
 def no_handshake(site: Site) -> int:
-    """Messages right behind the greeting of a mechanism whose handshake never comes."""
+    """Sends messages right behind the greeting of a mechanism, without its handshake."""
     return raw(site, greeting(b"CURVE"), ready(), frame(encode(PING), more=True) + frame(INTRUSION))
 
 
 def false_server(site: Site) -> int:
-    """Somebody else listens where the coordinator was, with a pair of its own, and lets everybody in."""
+    """Another process listens at the coordinator's address, with its own key pair, and lets everybody in."""
     return _listener(site, lambda made: _serve(made, site.pairs["mallory"]))
 
 
 def plain_server(site: Site) -> int:
-    """Somebody else listens there and asks for nothing."""
+    """Another process listens at the coordinator's address and asks for no key."""
     return _listener(site, lambda made: None)
 
 
@@ -262,7 +262,7 @@ def _listener(site: Site, clothes: Dress) -> int:
 
 
 def revoked_and_speaks(site: Site) -> int:
-    """A key is struck off the list while its connection lives, and goes on speaking."""
+    """A key is revoked while its connection lives, and the peer goes on speaking."""
     bob = site.line("bob")
     assert site.exchange(bob)
     site.folder.revoke("bob")
@@ -276,7 +276,7 @@ def revoked_and_speaks(site: Site) -> int:
 
 
 def revoked_and_listens(site: Site) -> int:
-    """The same, and says nothing: weights are not sent to it any more."""
+    """A key is revoked while its connection lives, and the peer only listens: it gets no more weights."""
     bob = site.line("bob")
     assert site.exchange(bob)
     peer = next(peer for peer, user, _ in site.arrived if not user or user == site.pairs["bob"].public)
@@ -295,7 +295,7 @@ def revoked_before(site: Site) -> int:
 
 
 def nobody_answers(site: Site) -> int:
-    """Nobody looks keys up any more: the door is shut, not open."""
+    """Nobody looks keys up any more: the door must be shut."""
     front = Front("tcp://127.0.0.1:*", site.keys, time.monotonic)
     assert front.door
     front.door.zap.close()
@@ -310,7 +310,7 @@ def nobody_answers(site: Site) -> int:
 
 
 def list_lost(site: Site) -> int:
-    """The list is gone: nobody is let in."""
+    """The list is gone: nobody may be let in."""
     kept = site.folder.allowed_path.read_bytes()
     site.folder.allowed_path.unlink()
     site.pump(lambda: False, READ)
@@ -322,7 +322,7 @@ def list_lost(site: Site) -> int:
 
 
 def list_forged(site: Site) -> int:
-    """Anybody on this machine could have written the list: nobody on it is let in."""
+    """Anybody on this machine could have written the list: nobody on it may be let in."""
     site.folder.allow(site.pairs["mallory"].public, "mallory")
     site.folder.allowed_path.chmod(0o666)
     site.pump(lambda: False, READ)
@@ -334,7 +334,7 @@ def list_forged(site: Site) -> int:
 
 
 def squatted_routing_id(site: Site) -> int:
-    """A peer that is let in takes the routing id of another, to get what is meant for that one."""
+    """A peer with a key takes another peer's routing id, to get that peer's messages."""
     alice = site.line("alice")
     assert site.exchange(alice)
     peer = site.arrived[-1][0]
@@ -353,7 +353,7 @@ def squatted_routing_id(site: Site) -> int:
 
 
 def anothers_session(site: Site) -> int:
-    """A peer that is let in speaks in the name of another's session, and contributes to its task."""
+    """A peer with a key speaks in another peer's session and contributes to that peer's task."""
     core = Core(Stream(1, 9), Goal(versions=99), Rules())
     sent: list[tuple[bytes, Any]] = []
 
@@ -382,7 +382,7 @@ def anothers_session(site: Site) -> int:
 
 
 class Wiretap(threading.Thread):
-    """A TCP connection passed on, recorded, and bent if asked for."""
+    """Passes a TCP connection on and records what comes in. bend: changes a bit of each piece that comes in."""
 
     def __init__(self, place: tuple[str, int]) -> None:
         super().__init__(daemon=True)
@@ -431,14 +431,14 @@ def tapped(site: Site, name: str) -> Iterator[tuple[Wiretap, Line]]:
 
 
 def overheard(site: Site) -> int:
-    """Somebody listens to the network. Counts what it can read."""
+    """An eavesdropper reads the network. Returns the readable bytes."""
     with tapped(site, "alice") as (tap, line):
         assert site.exchange(line, b"said by an honest actor")
         return bytes(tap.recorded).count(b"honest actor")
 
 
 def replayed(site: Site) -> int:
-    """Somebody says again, byte by byte, what was recorded of an honest actor."""
+    """An attacker replays, byte by byte, what was recorded of an honest actor."""
     with tapped(site, "alice") as (tap, line):
         assert site.exchange(line, INTRUSION)
         recorded = bytes(tap.recorded)
@@ -447,7 +447,7 @@ def replayed(site: Site) -> int:
 
 
 def bent(site: Site) -> int:
-    """Somebody changes a bit of what an honest actor says."""
+    """An attacker changes a bit of what an honest actor says."""
     with tapped(site, "alice") as (tap, line):
         assert site.exchange(line)
         tap.bend = True
@@ -457,7 +457,7 @@ def bent(site: Site) -> int:
 
 
 def oversize(site: Site) -> int:
-    """A peer that is let in sends a frame larger than any that Shoal sends."""
+    """A peer with a key sends a frame larger than any frame of Shoal."""
     with intruder(site, as_pair(site.pairs["bob"], site.pairs["hub"].public)) as made:
         made.send_multipart([encode(PING), INTRUSION * (PIECE // len(INTRUSION) + 1)], zmq.NOBLOCK)
         site.moment()
@@ -472,7 +472,7 @@ def too_many_frames(site: Site) -> int:
 
 
 def nonsense(site: Site) -> int:
-    """A peer that is let in says what is no message."""
+    """A peer with a key sends bytes that are no message."""
     with intruder(site, as_pair(site.pairs["bob"], site.pairs["hub"].public)) as made:
         for header in (b"", b"\x80" * 60_000, b"\xdd\xff\xff\xff\xff" * 1_000, os.urandom(100)):
             made.send_multipart([header, INTRUSION], zmq.NOBLOCK)
@@ -481,7 +481,7 @@ def nonsense(site: Site) -> int:
 
 
 def idle_connections(site: Site) -> int:
-    """More connections than there are descriptors, of which none ever says a word, while an honest actor goes on."""
+    """More connections than descriptors stay silent, while an honest actor goes on."""
     alice = site.line("alice")
     assert site.exchange(alice)
     most = 0
@@ -493,7 +493,7 @@ def idle_connections(site: Site) -> int:
         assert site.exchange(alice)
     for plain in idle:
         plain.close()
-    if most:  # room again, for who comes after
+    if most:  # room again for later connections
         site.pump(lambda: len(os.listdir(f"/proc/{site.wire.pid}/fd")) < most - 10, LIMIT)  # type: ignore[union-attr]
     return 0
 
@@ -533,7 +533,7 @@ CASES: Mapping[str, Callable[[Site], int]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Attempt:
-    """Bytes that came in and went out; honest: was an honest actor served before and after? told: what a person read."""
+    """Result of a case: bytes that came in and went out. honest: an honest actor was served before and after. told: reports."""
 
     came_in: int
     went_out: int
@@ -542,7 +542,7 @@ class Attempt:
 
 
 def attempt(name: str, folder: Path, *, gateway: bool) -> Attempt:
-    """One case on a site of its own."""
+    """Tries one case on a site of its own."""
     site = Site(folder, gateway=gateway)
     try:
         before = site.honest()

@@ -1,6 +1,6 @@
-"""Jobs in which a contribution is large and the weights are small, for slow links: one round of one client.
+"""Jobs with a large contribution and small weights, for slow links: one round of one client.
 
-The one idea: the client does nothing, so that all the time there is goes into crossing.
+The one idea: the client does nothing, so all the time goes into crossing the link.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLOATS = {"small": 100_000, "large": 5_000_000}  # 0.4 and 20 MB
 
 @dataclass(frozen=True)
 class Uploading(FedAvg):
-    """The aggregator takes contributions in and forgets them."""
+    """A method whose aggregator forgets each contribution."""
 
     name: ClassVar[str] = "uploading"
 
