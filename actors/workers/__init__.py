@@ -1,1 +1,1 @@
-"""What actors do with weights: train, roll out, evaluate."""
+"""Workers: the work that actors do with weights (train, roll out, evaluate)."""

@@ -1,7 +1,7 @@
 """A worker whose arrays are sent in fewer bytes, with error feedback if asked for.
 
-The one idea: what is not sent this time is sent another time. The residual, what a client meant to send minus what it sent,
-is added to what it has to say next (Seide et al. 2014; Karimireddy et al. 2019, algorithm 2).
+The one idea: the part of a delta that is not sent this time is sent another time. A client's residual, the vector it meant to
+send minus the vector it sent, is added to its next delta (Seide et al. 2014; Karimireddy et al. 2019, algorithm 2).
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from shoal.protocol.work import Task, Totals, Work
 
 
 class Compressed:
-    """Another worker's Work, with its bundle packed. Its other end is aggregators.compressed.Decompressed.
+    """Another worker's Work, with its bundle packed. The other end is aggregators.around.compressed.Decompressed.
 
-    The totals tell `sent_bytes` and `dense_bytes` of a contribution. A delta with NaN or an infinity in it is a ProtocolError.
+    Totals: `sent_bytes` and `dense_bytes`, the size of a contribution packed and unpacked. A delta that holds NaN or an
+    infinity is a ProtocolError.
 
-    feedback: needs a codec that contracts; else UserError. A client's residual stays with the actor that played the client:
-    another actor that plays it has one of its own. Over all actors nothing is lost, but what is sent when depends on who
-    plays whom, so only a run of one actor repeats itself bit for bit. What was sent but not folded in (a refused
-    contribution, an actor that died) is not sent again.
-    kept_bytes: so much of residuals is kept, the longest unused going first; "dropped_residuals" counts those in the totals.
+    feedback: True needs a codec that contracts; else UserError. A client's residual stays with the actor that played the
+    client: another actor that plays the client has a residual of its own. Over all actors nothing is lost. But the time when
+    a part is sent depends on which actor plays which client, so only a run of one actor repeats itself bit for bit. A part
+    that was sent but not folded in (a refused contribution, an actor that died) is not sent again.
+    kept_bytes: most bytes of residuals that are kept. The residual unused for longest is dropped first; the total
+    `dropped_residuals` counts the dropped ones.
     """
 
     def __init__(self, worker: Worker, codec: Codec, feedback: bool = False, *, seed: int = 0, kept_bytes: int = 2**28) -> None:
         if feedback and not codec.contracts:
-            raise UserError(f"feedback=True: {codec} does not contract, so that residuals would grow; use it without feedback")
+            raise UserError(f"feedback=True: {codec} does not contract, so residuals would grow; use it without feedback")
         self.worker, self.codec, self.seed = worker, codec, seed
         self.residuals = Residuals(kept_bytes) if feedback else None
         self.packed: Packed | None = None
@@ -62,7 +64,7 @@ class Compressed:
 def _corrected(
     packed: Packed, residuals: Residuals, bundle: Bundle, client: int, rng: np.random.Generator
 ) -> tuple[Bundle, Totals]:
-    """p = delta + residual is sent as C(p), and p - C(p) is the new residual."""
+    """The packed C(p) of p = delta + residual, and the totals. The new residual is p - C(p)."""
     meant, told = bundle.copy(), Bundle.zeros(packed.dense)
     p = meant.vector()
     if (residual := residuals.of(client)) is not None:
@@ -73,7 +75,7 @@ def _corrected(
 
 
 class Residuals:
-    """What clients have not sent yet, up to a number of bytes."""
+    """The residuals of clients, up to a number of bytes."""
 
     def __init__(self, kept_bytes: int) -> None:
         self.kept_bytes = self.free = kept_bytes
@@ -83,9 +85,9 @@ class Residuals:
         return self.held.get(client)
 
     def keep(self, client: int, residual: Vector) -> int:
-        """In place of the client's last one. Returns how many others had to go."""
+        """Keep a residual in place of the client's last one. Returns the number of other residuals dropped."""
         if residual.nbytes > self.kept_bytes:
-            raise UserError(f"kept_bytes={self.kept_bytes}: one residual has {residual.nbytes}; give at least that")
+            raise UserError(f"kept_bytes={self.kept_bytes}: one residual has {residual.nbytes} bytes; must be at least that")
         if (last := self.held.pop(client, None)) is not None:
             self.free += last.nbytes
         self.held[client] = residual

@@ -1,7 +1,7 @@
-"""A client of federated learning: stochastic gradient descent on its own examples, and the difference it made.
+"""The worker of federated learning: stochastic gradient descent on a client's own examples, and the delta it makes.
 
-The one idea: what a client returns is a function of (weights, client, version, seed) and of nothing that ran before, bit for
-bit. With that, any actor may play any client; with all parameters in one flat vector, a step is one addition.
+The one idea: a client's work is a function of (weights, client, version, seed) and of nothing that ran before, bit for bit.
+So any actor may play any client. With all parameters in one flat vector, a step is one addition.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from shoal.protocol.work import Task, Work
 class LocalSGD:
     """FedAvg's ClientUpdate (McMahan et al. 2017, algorithm 1); with mu > 0 FedProx's (Li et al. 2020, algorithm 2).
 
-    model: makes the module; only its shape counts, weights come with each task. float32 parameters are trained.
-    loss: (logits, y) -> the mean over the batch, or a loss an example, [B], whose mean is taken by the examples' weights.
-    local_epochs, local_steps: passes over the client's data; or, above 0, so many steps in their place.
-    drop_last: leave out the last batch of a pass where it is smaller than batch_size and not the only one.
-    optimizer: a name of UPDATES or a class, made with lr and, where they are not 0, momentum and weight_decay; or an Update,
-    which brings its own settings. Moments begin anew with each task.
-    lr_schedule: version -> a factor for the optimizer's step; None: 1.
-    clip_grad_norm: largest Euclidean norm of a step's gradient, the proximal term included; 0: any.
-    mu: adds mu / 2 * ||w - w_global||^2 to the loss, that is mu * (w - w_global) to the gradient.
-    weighting: a client counts by its number of examples ("samples"), or each client alike ("users").
-    metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data where it evaluates.
-    kept_bytes: so much of the clients' data stays on the device, the longest unused going first.
+    model: factory of the module. Only the module's shape counts, because weights come with each task. Trained parameters are
+    float32.
+    loss: (logits, y) -> the mean over the batch, or one loss per example, [B], whose mean is weighted by the examples' weights.
+    local_epochs: number of passes over the client's data. local_steps: number of steps in place of passes; 0: local_epochs
+    decides.
+    drop_last: True leaves out the last batch of a pass if it is smaller than batch_size and not the only batch.
+    optimizer: a name of UPDATES or a class, made with lr and, if not 0, momentum and weight_decay; or an Update, which brings
+    its own settings. Moments begin anew with each task.
+    lr_schedule: version -> factor of the optimizer's step; None: 1.
+    clip_grad_norm: largest Euclidean norm of a step's gradient, proximal term included; 0: any.
+    mu: weight of the proximal term, mu / 2 * ||w - w_global||^2 in the loss, mu * (w - w_global) in the gradient; 0: none.
+    weighting: "samples" weighs a client by its number of examples, "users" weighs all clients alike.
+    metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data, in a task of kind "evaluate".
+    kept_bytes: most bytes of clients' data that stay on the device; the data unused for longest go first.
 
-    "train" gives the delta (local - global, in every dtype's own arithmetic; for booleans whether they differ) and the
-    totals over all examples of all steps, each taken just before the step that uses it. "evaluate" gives totals only.
-    A loss that is not finite is no error here: it shows in the totals, and the delta is what came of it.
+    A "train" task returns the delta (local - global, in each dtype's own arithmetic; for booleans whether the two differ) and
+    totals over all examples of all steps, each taken just before the step that uses it. An "evaluate" task returns totals
+    only. A loss that is not finite is no error here: it shows in the totals, and the delta follows from it.
     Raises UserError for a setting out of range.
     """
 
@@ -87,7 +89,7 @@ class LocalSGD:
         self.lr_schedule, self.clip_grad_norm, self.mu = lr_schedule, clip_grad_norm, mu
         self.factor_at(0)
         self.weighting, self.seed = weighting, seed
-        self.flat = _checked(FlatModule(seeded(model, 0), device))  # its weights come with each task
+        self.flat = _checked(FlatModule(seeded(model, 0), device))  # each task brings the weights
         self.own_buffers = {name: buffer.data_ptr() for name, buffer in self.flat.module.named_buffers()}
         self.w = self.flat.vector[: self.flat.trainable]
         self.w_global = torch.empty_like(self.w)
@@ -112,7 +114,7 @@ class LocalSGD:
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
 
     def factor_at(self, version: int) -> float:
-        """Returns what the optimizer's step is multiplied by in a task against these weights. Raises UserError."""
+        """The factor of the optimizer's step in a task against weights `version`. Raises UserError unless finite and from 0."""
         factor = 1.0 if self.lr_schedule is None else float(self.lr_schedule(version))
         if not 0 <= factor < math.inf:
             raise UserError(f"lr_schedule gave {factor!r} for version {version}: must be a number from 0")
@@ -135,7 +137,7 @@ class LocalSGD:
         return tally.totals()
 
     def _orders(self, n: int, shuffle: np.random.Generator) -> Iterator[Tensor]:
-        """For each pass over n examples those that it uses, in an order of its own."""
+        """The indices of the examples that each pass over n examples uses, in an order of the pass's own."""
         size = self.batch_size
         count = n - n % size if self.drop_last and n > size else n
         each = -(-count // size)
@@ -145,7 +147,7 @@ class LocalSGD:
             left -= each
 
     def _start(self) -> None:
-        """Leave nothing of the client before."""
+        """Begin a task: mode, moments and global weights, so that nothing is left of the client before."""
         if not self.flat.module.training:
             self.flat.module.train()
         for moment, first in zip(self.moments, self.update.moments.values(), strict=True):
@@ -154,14 +156,14 @@ class LocalSGD:
             self.w_global.copy_(self.w)
 
     def _seed(self, client: int, version: int) -> None:
-        """For dropout and its like."""
+        """Seed torch's generators, for dropout and other random layers."""
         place = draws.key(self.seed, "torch", client, version) % 2**63
         torch.default_generator.manual_seed(place)  # a hundredth of what torch.manual_seed costs, which asks every backend
         if self.flat.device.type == "cuda":
             torch.cuda.manual_seed(place)
 
     def _step(self, factor: float, t: int) -> None:
-        """One step of the optimizer. SGD's formula is worked out in place, without new memory."""
+        """Make one step of the optimizer. SGD's formula is computed in place, without new memory."""
         step = self.flat.grad
         if self.mu:
             step.add_(torch.sub(self.w, self.w_global, out=self.drift), alpha=self.mu)
@@ -179,7 +181,8 @@ class LocalSGD:
         self.w.add_(step, alpha=-sgd.lr * factor)
 
     def _delta(self, weights: Bundle) -> Bundle:
-        """local - global. A module that put a new tensor in a buffer's place would leave it out, and to the next client."""
+        """The delta, local - global. Raises ValueError if the module put a new tensor in a buffer's place: the delta would
+        lack the new tensor, and the next client would start with it."""
         for name, buffer in self.flat.module.named_buffers():
             if buffer.data_ptr() != self.own_buffers.get(name):
                 raise ValueError(f"buffer {name!r} was replaced, not changed: write self.{name}.copy_(...) in the module")
@@ -190,7 +193,7 @@ class LocalSGD:
 
 
 class _Data:
-    """The clients' examples as tensors on the device, kept for the next time up to a number of bytes."""
+    """The clients' examples as tensors on the device, kept for later tasks up to a number of bytes."""
 
     def __init__(self, population: Population, device: torch.device, kept_bytes: int) -> None:
         self.population = population
@@ -204,7 +207,7 @@ class _Data:
             return self.kept[client]
         examples = self.population.examples(client)
         if not len(examples):
-            raise UserError(f"client {client} has no examples: a client has at least 1")
+            raise UserError(f"client {client} has no examples: a client must have at least 1")
         data = tensors(examples, self.device)
         self._keep(client, data)
         return data
@@ -222,7 +225,8 @@ def _nbytes(data: tuple[Tensor, ...]) -> int:
 
 
 def _subtract(local: Bundle, start: Bundle, dtype: str) -> None:
-    """In place, in numpy where it can: for a small model torch takes longer to be called than to subtract."""
+    """Subtract `start` from `local` in place, with numpy except for bfloat16: for a small model, calling torch takes longer
+    than subtracting."""
     into, other = local.vector(dtype), start.vector(dtype)
     match dtype:
         case "b1":

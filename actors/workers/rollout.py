@@ -1,7 +1,7 @@
-"""The reinforcement-learning worker: environments lived in, trajectories sent back.
+"""The reinforcement-learning worker: acts in environments and returns trajectories.
 
-The one idea: environments go on where the last rollout left them, and every draw is keyed by (seed, client, rollout), so
-that a trajectory is a function of the weights and of the client's own past, whatever else its actor does.
+The one idea: environments go on where the last rollout left them, and every draw is keyed by (seed, client, rollout). So a
+trajectory is a function of the weights and of the client's own past, and of nothing else that its actor does.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task, Work
 
-MAX_SAMPLES = 1_000  # finished episodes told of per rollout
-SEEDS = 2**30  # environments' seeds lie below this: some take 32 bits, and the i-th environment adds i
+MAX_SAMPLES = 1_000  # finished episodes reported per rollout, at most
+SEEDS = 2**30  # an environment's seed is below this: some environments take 32 bits, and the i-th one adds i
 MOST_LOST = 5  # episodes in a row that an environment may lose in an evaluation
 
 
 @dataclass(slots=True)
 class Episodes:
-    """What the running episodes of B environments have amounted to so far."""
+    """The returns and lengths so far of the running episodes of B environments."""
 
     returns: npt.NDArray[np.float64]  # [B]
     lengths: npt.NDArray[np.int64]  # [B]
@@ -39,11 +39,11 @@ class Episodes:
     def finished(
         self, reward_TB: npt.NDArray[np.float64], lived_TB: npt.NDArray[np.bool_], over_TB: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Takes T rows in: returns and lengths of the episodes that ended in them, in the order of their ends.
+        """Take T rows in. Gives returns and lengths of the episodes that ended in these rows, in the order of their ends.
 
-        An episode is a stretch of one environment's rows up to one with `over`; a row not `lived` (it only reset) has no
-        reward and does not count. If that row is the last one, the episode was lost with its process, and is not told of.
-        Sums are taken per stretch, so that one NaN stays in its own episode.
+        An episode is a stretch of one environment's rows up to a row with `over`. A row that is not `lived` only reset: it has
+        no reward and adds nothing to the length. If an episode's last row is not `lived`, the episode was lost with its process
+        and is left out. Sums are taken per stretch, so that a NaN stays in its own episode.
         """
         T, B = over_TB.shape
         begins = np.ones((B, T), dtype=bool)
@@ -52,7 +52,7 @@ class Episodes:
         ends = np.append(starts[1:], T * B) - 1
         returns = np.add.reduceat(reward_TB.T.ravel(), starts)
         lengths = np.add.reduceat(lived_TB.T.ravel().astype(np.int64), starts)
-        first, last = starts % T == 0, ends % T == T - 1  # one of each per environment
+        first, last = starts % T == 0, ends % T == T - 1  # one stretch of each kind per environment
         returns[first] += self.returns
         lengths[first] += self.lengths
         over = over_TB.T.ravel()[ends]
@@ -64,7 +64,7 @@ class Episodes:
 
 @dataclass(slots=True)
 class Life:
-    """One client's environments: where they stand, and how many rollouts they have seen since version `born`."""
+    """The environments of one client: their last step, and the number of rollouts since they began at version `born`."""
 
     envs: Worlds
     step: Step
@@ -74,16 +74,18 @@ class Life:
 
 
 class Rollout:
-    """Worker: a trajectory of rollout_length rows of num_envs environments ("train"), or greedy episodes ("evaluate").
+    """A worker that plays environments. A "train" task makes a trajectory of rollout_length rows by num_envs environments, an
+    "evaluate" task plays greedy episodes.
 
     make_envs: num_envs -> Envs, e.g. functools.partial(make_vector, "CartPole-v1"); or -> Isolated.
     policy: NumpyPolicy() for ActorCritic weights, without torch; TorchPolicy(module) for any other module.
-    episodes: of one evaluation, at most num_envs of them side by side. Which ones count is fixed ahead, the first so many
-    of each environment, so that short ones are not favoured. longest: steps after which such an episode is given up.
+    episodes: number of episodes in one evaluation, at most num_envs side by side. The first episodes of each environment
+    count, a number that is fixed ahead, so that short episodes are not favoured.
+    longest: number of steps at which an episode of an evaluation is a UserError.
 
-    Of training: bundle as Spaces.trajectory tells; weight, its rows to learn from (1 if none are); steps, the
-    transitions made; totals "env_replaced", the environments' processes that were replaced, if any; samples "return" and
-    "length" of the episodes that ended in it. Of evaluation: those samples, and "env_replaced".
+    Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
+    the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
+    "return" and "length" of the episodes that ended. Work of evaluation: these samples and "env_replaced".
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Rollout:
     ) -> None:
         for name, number in {"rollout_length": rollout_length, "num_envs": num_envs, "episodes": episodes}.items():
             if number < 1:
-                raise UserError(f"{name}={number}: at least 1")
+                raise UserError(f"{name}={number}: must be at least 1")
         self.make_envs = make_envs
         self.policy = policy
         self.rollout_length = rollout_length
@@ -120,7 +122,7 @@ class Rollout:
     def _trained(self, client: int, task: Task) -> Work:
         life = self._lives.pop(client, None) or self._begun(client, task.version)
         work = self._rollout(client, life)
-        self._lives[client] = life  # only now: after a failure half-way the client begins anew
+        self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
 
     def close(self) -> None:
@@ -152,8 +154,8 @@ class Rollout:
         )
 
     def _fill(self, bundle: Bundle, life: Life, head: Head, rng: np.random.Generator) -> tuple[Any, Any, int]:
-        """Live T rows and write them down. Reward float64 and lived, both [T, B], for the episodes' statistics; and how many
-        processes were replaced."""
+        """Play T rows and write them into the bundle. Returns reward (float64) and lived, both [T, B], for the statistics of
+        episodes, and the number of processes replaced."""
         T, B = self.rollout_length, self.num_envs
         observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
         terminated, truncated = bundle["terminated"], bundle["truncated"]
@@ -168,10 +170,10 @@ class Rollout:
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
             replaced += step.replaced
-        mask &= lived  # a row that only resets is masked already; one that never happened is known for it only now
+        mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
         observation[T], bundle["reward"][...] = step.record, reward
         bundle["log_prob"][...] = head.log_prob(parameters, action)
-        life.step = step._replace(replaced=0)  # they are told of
+        life.step = step._replace(replaced=0)  # the replaced processes are counted by now
         return reward, lived, replaced
 
     def _bundle(self, envs: Worlds) -> Bundle:
@@ -186,11 +188,12 @@ class Rollout:
         wanted[: self.episodes % abreast] += 1
         seed = key(self.seed, "evaluate", client, task.version, task.index) % SEEDS
         returns, lengths, replaced = self._played(stage, wanted, seed)
-        self._stage = stage  # only now: after a failure half-way it is made anew
+        self._stage = stage  # not before: after a failure half-way it is made anew
         return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))
 
     def _played(self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int) -> tuple[list[float], list[float], int]:
-        """Returns and lengths of the first wanted[b] greedy episodes of each environment b, in the order of their ends."""
+        """The returns and lengths of the first wanted[b] greedy episodes of each environment b, in the order of their ends; and
+        the number of processes replaced."""
         head, step, running = head_of(envs.spaces.action), envs.reset(seed), Episodes.none(envs.num_envs)
         returns: list[float] = []
         lengths: list[float] = []
@@ -222,7 +225,7 @@ class Rollout:
         if (lost > MOST_LOST).any():
             raise UserError(
                 f"an environment lost {MOST_LOST + 1} evaluation episodes in a row with its process, and finished none: "
-                "a larger step_timeout may help, if it is not broken"
+                "if the environment is not broken, a larger step_timeout may help"
             )
 
 
