@@ -56,7 +56,7 @@ def records(folder: Path, after: int = 0) -> Iterator[Accepted | Committed]:
 
 @dataclass
 class Book:
-    """What a journal counts. made: version -> the clients that it is made of, sorted. digests: version -> every digest it was
+    """Counts of a journal. made: version -> the clients that it is made of, sorted. digests: version -> every digest it was
     committed with. answered: attempts that were accepted. twice: attempts accepted again while the first acceptance still
     counted. lives: epochs that wrote a record.
     """

@@ -32,7 +32,7 @@ WOUNDS = 60  # damaged disks tried at the end of a life
 
 @dataclass
 class Promises:
-    """What was written and what of it was acknowledged. records[k] is record k + 1. digests: version -> of its weights."""
+    """Records written, and how many of them were acknowledged. records[k] is record k + 1. digests: version -> of its weights."""
 
     records: list[bytes] = field(default_factory=list)
     durable: int = 0

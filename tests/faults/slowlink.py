@@ -35,7 +35,7 @@ ASKED = "20 MB over 1 Mbit/s, 5 % loss, 300 ms: arrives, no false disconnect, a 
 
 @dataclass(slots=True)
 class Crossing:
-    """What was seen of one crossing. seconds: None if it did not end in time. before, after: the coordinator's output until the
+    """Observations of one crossing. seconds: None if it did not end in time. before, after: the coordinator's output until the
     connections were cut, and from then on. crossed: bytes that arrived on the connections for arrays.
     """
 
