@@ -32,7 +32,9 @@ WOUNDS = 60  # damaged disks tried at the end of a life
 
 @dataclass
 class Promises:
-    """Records written, and how many of them were acknowledged. records[k] is record k + 1. digests: version -> of its weights."""
+    """Records written, and how many of them were acknowledged. records[k] is record k + 1. digests: version -> digest of its
+    weights.
+    """
 
     records: list[bytes] = field(default_factory=list)
     durable: int = 0
