@@ -2,7 +2,7 @@
 
 The one idea: both ends agree once on a `Layout` (names, dtypes, shapes, offsets); afterwards a model or a trajectory is
 a single run of bytes, so that a copy, a sum, a checksum or a trip to the device is one operation. Bytes that came in several
-buffers are the same run, walked a buffer at a time.
+buffers are the same run, walked one buffer at a time.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 NAMES: Mapping[str, str] = {dtype.str: name for name, dtype in DTYPES.items() if name != "bf16"}
 ALIGNMENT = 64  # bytes: a cache line, so that every segment can be summed with aligned vector loads
-MAX_ARRAYS = 65_536
-MAX_RANK = 8
-MAX_NAME = 256
+MAX_ARRAYS = 65_536  # arrays of a layout
+MAX_RANK = 8  # dimensions of an array
+MAX_NAME = 256  # characters of an array's name
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
-    """The wire's name of a numpy dtype. Raises TypeError for one that does not travel (objects, strings, big-endian)."""
+    """The wire's name of a numpy dtype. Raises TypeError for a dtype that does not travel (objects, strings, big-endian)."""
     found = NAMES.get(np.dtype(dtype).str)
     if found is None:
         raise TypeError(f"arrays of dtype {np.dtype(dtype)} do not travel; use one of {', '.join(DTYPES)}")
@@ -50,7 +50,7 @@ def dtype_name(dtype: npt.DTypeLike) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one array lies: `offset` in bytes from the start of the buffer."""
+    """The place of one array. offset: bytes from the start of the buffer."""
 
     name: str
     dtype: str
@@ -75,7 +75,7 @@ class Layout:
 
     @classmethod
     def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Layout:
-        """From name -> (dtype name, shape). The order within a dtype is the mapping's."""
+        """The layout of arrays given as name -> (dtype name, shape). Arrays of one dtype lie in the mapping's order."""
         places: list[Place] = []
         segments: dict[str, tuple[int, int]] = {}
         offset = 0
@@ -95,12 +95,12 @@ class Layout:
         return cls.of({name: (dtype_name(a.dtype), a.shape) for name, a in arrays.items()})
 
     def rows(self) -> list[list[Any]]:
-        """For the wire: [name, dtype, shape] in order; offsets follow from them."""
+        """The layout for the wire: [name, dtype, shape] for each array, in order; offsets follow from these."""
         return [[p.name, p.dtype, list(p.shape)] for p in self.places]
 
     @classmethod
     def from_rows(cls, rows: Any) -> Layout:
-        """Checked entry by entry: rows come from a peer. Raises ProtocolError."""
+        """The layout that a peer's rows describe, checked entry by entry. Raises ProtocolError."""
         if type(rows) is not list or len(rows) > MAX_ARRAYS:
             raise ProtocolError("a layout is a list of at most 65,536 arrays")
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -120,7 +120,7 @@ class Layout:
         return cls.of(arrays)
 
     def difference(self, other: Layout) -> str:
-        """One line: both digests and the first array in which they differ; empty when they agree."""
+        """A line with both digests and the first array in which the layouts differ; empty if they agree."""
         if self.digest == other.digest:
             return ""
         where = "their order differs"
@@ -140,7 +140,7 @@ class Layout:
 class Bundle:
     """Named arrays in one buffer: a `Layout` and its bytes. Reading an array is a view, never a copy.
 
-    A bundle that came from elsewhere is read-only; copy it before you change it.
+    A bundle that came from another process is read-only; copy it before you change it.
     """
 
     __slots__ = ("_vectors", "data", "layout")
@@ -154,7 +154,7 @@ class Bundle:
 
     @staticmethod
     def of_buffer(layout: Layout, buffer: Any) -> Bundle:
-        """Over the bytes of a frame or of shared memory, without a copy."""
+        """A bundle over the bytes of a frame or of shared memory, without a copy."""
         return Bundle(layout, np.frombuffer(buffer, dtype=np.uint8))
 
     @staticmethod
@@ -165,7 +165,7 @@ class Bundle:
 
     @staticmethod
     def pack(arrays: Mapping[str, npt.NDArray[Any]], layout: Layout | None = None) -> Bundle:
-        """One copy of every array. With a layout, the arrays must fit it."""
+        """A bundle with a copy of every array. layout: one that the arrays fit; None: the layout of the arrays."""
         packed = Bundle.zeros(layout or Layout.like(arrays))
         for name, array in packed.items():
             array[...] = arrays[name]
@@ -184,27 +184,27 @@ class Bundle:
             yield place.name, self[place.name]
 
     def vector(self, dtype: str = "f4") -> npt.NDArray[Any]:
-        """Every array of one dtype as a flat view; of length 0 where there is none."""
-        if (vector := self._vectors.get(dtype)) is None:  # for a small one, making the view costs as much as its sum
+        """Every array of one dtype as a flat view; of length 0 if there is none."""
+        if (vector := self._vectors.get(dtype)) is None:  # making the view of a small bundle costs as much as its sum
             first, last = self.layout.segments.get(dtype, (0, 0))
             vector = self._vectors[dtype] = self.data[first:last].view(DTYPES[dtype])
         return vector
 
     def blocks(self, dtype: str = "f4") -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """`vector(dtype)` in pieces as they lie in memory, in order: (index of a piece's first entry, a flat view).
+        """The entries of one dtype in pieces as they lie in memory, in order: (index of a piece's first entry, a flat view).
 
-        Here that is one piece; none where there are no entries. A piece may be looked at until the next is asked for.
+        A Bundle has one piece, or none if there are no entries. A piece may be looked at until the next is asked for.
         """
         vector = self.vector(dtype)
         return iter(((0, vector),) if vector.size else ())
 
     def blocks_of(self, name: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The same for one array."""
+        """The entries of one array in pieces, as `blocks` gives those of a dtype."""
         array = self[name]
         return iter(((0, array.reshape(-1)),) if array.size else ())
 
     def pieces(self) -> Iterator[Bytes]:
-        """All bytes, in order, as they lie."""
+        """All bytes, in order, as they lie in memory."""
         yield self.data
 
     def copy(self) -> Bundle:
@@ -215,7 +215,7 @@ class Bundle:
         return twin
 
     def sha256(self) -> str:
-        """Of layout and bytes: two bundles with one digest hold the same weights."""
+        """A digest of layout and bytes: two bundles with one digest hold the same weights."""
         digest = hashlib.sha256(self.layout.digest.encode())
         for piece in self.pieces():
             digest.update(piece.data)
@@ -228,11 +228,11 @@ Pieces: TypeAlias = Sequence[Bytes] | Callable[[], Iterable[Bytes]]
 class Scattered(Bundle):
     """A bundle whose bytes lie in several buffers, one after another: as they came in frames, or as a file is read.
 
-    pieces: uint8 [n] each, every one but the last a multiple of 64 bytes long. A function is called for each walk; what it
-    gives is looked at only until it is asked for the next, so that one buffer may serve for all.
+    pieces: uint8 [n] each; every piece but the last is a multiple of 64 bytes long. A function is called for each walk; a
+    piece that it yields is looked at only until the next is asked for, so that one buffer may serve for all.
     Checks and sums walk the pieces where they lie. `data`, `vector` and [name] join them on first use, into one more buffer as
     large as the bundle.
-    Raises ProtocolError for pieces of other lengths: of a sequence at once, of a function's on the walk.
+    Raises ProtocolError for pieces of other lengths: at once if they are a sequence, on the walk if they come from a function.
     """
 
     def __init__(self, layout: Layout, pieces: Pieces) -> None:
@@ -244,7 +244,7 @@ class Scattered(Bundle):
                 continue
 
     @cached_property
-    def data(self) -> Bytes:  # type: ignore[override]  # an attribute all the same, made when it is first asked for
+    def data(self) -> Bytes:  # type: ignore[override]  # an attribute here too, made on first use
         joined = self.copy().data
         joined.flags.writeable = False
         return joined
@@ -267,7 +267,7 @@ class Scattered(Bundle):
         return self._cut(place.offset, place.offset + place.nbytes, place.dtype)
 
     def _cut(self, first: int, last: int, dtype: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The entries from byte `first` to `last`. Pieces begin on multiples of 64 bytes, so that no entry is cut in two."""
+        """The entries from byte `first` to before `last`. Pieces begin on multiples of 64 bytes, so no entry is cut in two."""
         its, at = DTYPES[dtype], 0
         if first == last:
             return

@@ -1,4 +1,7 @@
-"""What is asked of an actor, and what comes back."""
+"""The values that plans, workers and aggregators exchange: tasks, works and contributions.
+
+The one idea: a task is work against a version of the weights, and a contribution brings its task along.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from typing import Any, TypeAlias
 from shoal.protocol.layout import Bundle
 
 Metrics = Mapping[str, float]
-"""Plain numbers, for a person to read: {"loss": 0.3}."""
+"""Plain numbers for a person to read: {"loss": 0.3}."""
 
 Totals = Mapping[str, tuple[float, float]]
 """Statistics that add up: name -> (total, count). Their mean is total / count, over any number of clients."""
 
 Words: TypeAlias = Mapping[str, Any]
-"""Plain data that a plan tells a worker: names with None, bool, int, float, str, and lists and maps of these."""
+"""Plain data that a plan tells a worker: name -> None, bool, int, float, str, or lists and maps of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Work against weights `version`, for each of `clients` in turn. (version, index) names it within a run.
+    """Work against weights `version`, for each of `clients` in turn. (version, index) is the task's name within a run.
 
-    An actor may start it with these weights or newer ones. kind: which work, a word for the worker that the machinery never
-    looks at. counts: whether the contribution goes to the aggregator and counts towards a step; else only its totals and
-    samples are used, as in evaluation. words: what else the plan tells the worker, at most 4 KiB when packed.
+    An actor may start the task with these weights or newer ones. kind: the kind of work, a word for the worker that the
+    machinery never looks at. counts: True if the contribution goes to the aggregator and counts towards a step; False if only
+    its totals and samples are used, as in evaluation. words: plain data from the plan to the worker, at most 4 KiB packed.
     """
 
     version: int
@@ -35,8 +38,8 @@ class Task:
     words: Words = field(default_factory=dict, hash=False)
 
     def apart(self) -> tuple[Task, ...]:
-        """One task for each client, so that one of them who cannot does not take the others along. The index of a task for
-        several clients counts them, so that these have names of their own."""
+        """The task cut into a task for each client, so that a client that fails takes no other along. Indices count clients,
+        so that each of these tasks has a name of its own."""
         if len(self.clients) < 2:
             return (self,)
         return tuple(replace(self, index=self.index + at, clients=(client,)) for at, client in enumerate(self.clients))
@@ -44,13 +47,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a Worker made for one client.
+    """The result of a worker's work for one client.
 
     bundle: a delta against the weights (federated), a trajectory (reinforcement), or None (evaluation).
-    weight: how much it counts (examples, say), finite and > 0.
+    weight: weight of this result in a mean (number of examples, say), finite and above 0.
     totals: statistics that add up, e.g. {"loss": (sum, count)}.
     samples: short lists of numbers that do not add up, e.g. {"return": [...], "length": [...]} of finished episodes.
-    steps: environment steps made, 0 where there is no environment.
+    steps: environment steps that were made; 0: there is no environment.
     """
 
     bundle: Bundle | None
@@ -62,7 +65,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a step made. weights: False if the weights are those of before, so that only the version rises."""
+    """The result of an aggregator's step. weights: False if the weights are those of before: only the version rises."""
 
     metrics: Metrics = field(default_factory=dict)
     weights: bool = True
@@ -72,9 +75,9 @@ class Moved:
 class Contribution:
     """A Work as an aggregator sees it, made from weights `made_from`, which are `lag` versions old when it is folded in.
 
-    task: the task that was done; its clients are those who did it, the actor's number where the plan named nobody.
-    summed: bundle holds sum(weight * delta) over the task's clients in a form of protocol/exact.py.
-    norm: the L2 norm of the bundle's float32 and float64 entries, finite, where whoever checked it has it already.
+    task: the task that was done; its clients are those that the work was done for: the actor's number if the plan named none.
+    summed: True if the bundle holds sum(weight * delta) over the task's clients, in a form of protocol/exact.py.
+    norm: L2 norm of the bundle's float32 and float64 entries, finite, if a check has computed it; None: not known.
     """
 
     task: Task
