@@ -21,21 +21,21 @@ from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.messages import Envelope
 
-MAX_HEADER = 65_536  # bytes
-MAX_TEXT = 4_096
-MAX_LIST = 900  # msgpack nests 1,024 deep, 8 bytes an entry: the worst header costs less than 8 MB
-MAX_MAP = 32
-MAX_WELCOME = 8 << 20
+MAX_HEADER = 65_536  # bytes of a header frame
+MAX_TEXT = 4_096  # bytes of a string in a header
+MAX_LIST = 900  # entries of a list in a header. msgpack nests 1,024 deep, 8 bytes an entry: the worst header costs below 8 MB
+MAX_MAP = 32  # entries of a map in a header
+MAX_WELCOME = 8 << 20  # bytes of a Welcome's payload
 MAX_WORDS = 4_096  # bytes of a task's words, packed
-MAX_DEPTH = 16  # of lists and maps in a task's words
+MAX_DEPTH = 16  # levels of lists and maps in a task's words
 PLAIN = (type(None), bool, int, float, str)
-UNPACKED = (ValueError, OverflowError, TypeError, RecursionError)  # all that unpacking documents, or was seen to raise
+UNPACKED = (ValueError, OverflowError, TypeError, RecursionError)  # exceptions that unpacking documents, or was seen to raise
 
 Check: TypeAlias = Callable[[Any], Any]
 
 
 class MismatchError(Exception):
-    """A value that is not of its field's type; the field's name is added by the caller."""
+    """A value is not of its field's type. The text is the type that was expected; the caller adds the field's name."""
 
 
 def _int(value: Any) -> int:
@@ -92,7 +92,7 @@ def _map_of(check: Check) -> Check:
 
 
 def words_fault(words: Any) -> str:
-    """What is wrong with the words of a task, "" if they can travel and arrive as they are."""
+    """The fault of a task's words, as the end of a sentence; "" if they can travel and arrive as they are."""
     try:
         packed = msgpack.packb(words)
         _unpack(packed, MAX_TEXT, MAX_LIST, MAX_MAP)
@@ -137,7 +137,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
 
 
 class Schema:
-    """How one message class travels: its fields' names and checks, in order; trailing ones may have defaults."""
+    """The wire form of one message class: its fields' names and checks, in order; the last fields may have defaults."""
 
     def __init__(self, cls: type[Any]) -> None:
         self.cls = cls
@@ -146,7 +146,7 @@ class Schema:
         self.least = sum(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
 
     def values(self) -> Callable[[Any], tuple[Any, ...]]:
-        """What reads all fields of a message, in order."""
+        """A function that reads all fields of a message, in order."""
         if len(self.names) > 1:
             return attrgetter(*self.names)
         return lambda message: tuple(getattr(message, name) for name in self.names)
@@ -170,7 +170,7 @@ NAMES: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Any, ...]]]] = Mappin
 
 
 def kind_of(value: Any) -> str:
-    """A word for a peer's value. Never the value itself: it may be hostile, deep or huge."""
+    """A word for a peer's value. Never the value itself, which may be hostile, deep or huge."""
     return type(value).__name__
 
 
@@ -185,14 +185,14 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def encode_arrays(payload: Any) -> bytes:
-    """Arrays small enough to follow their message in the header frame itself."""
+    """Arrays as bytes that follow their message in the header frame itself; for small arrays."""
     packed: bytes = msgpack.packb(memoryview(payload))
     return packed
 
 
 def decode_all(frame: Any) -> list[tuple[Envelope, bytes | None]]:
-    """A header frame's messages, one or more, each with the arrays that follow it there. Raises ProtocolError, whatever
-    the bytes."""
+    """The messages of a header frame, one or more, each with the arrays that follow it there. Raises ProtocolError, and no
+    other exception, whatever the bytes."""
     if len(frame) > MAX_HEADER:
         raise ProtocolError(f"a header frame has at most {MAX_HEADER} bytes, not {len(frame)}")
     said: list[tuple[Envelope, bytes | None]] = []
@@ -202,13 +202,13 @@ def decode_all(frame: Any) -> list[tuple[Envelope, bytes | None]]:
         elif said and said[-1][1] is None:
             said[-1] = (said[-1][0], value)
         else:
-            raise ProtocolError("arrays that follow no message")
+            raise ProtocolError("a header frame has arrays that follow no message")
     return said
 
 
 def _values(frame: Any) -> list[Any]:
-    """What a frame is made of, one value after another. Raises ProtocolError."""
-    with suppress(ProtocolError):  # of most it is one: an Unpacker costs as much as all the rest
+    """The msgpack values of a frame, one after another. Raises ProtocolError."""
+    with suppress(ProtocolError):  # most frames are one value, and an Unpacker costs as much as all the rest
         return [_unpack(frame, MAX_TEXT, MAX_LIST, MAX_MAP, MAX_HEADER)]
     unpacker = msgpack.Unpacker(
         raw=False, strict_map_key=True, max_str_len=MAX_TEXT, max_bin_len=MAX_HEADER, max_array_len=MAX_LIST,
@@ -224,12 +224,12 @@ def _values(frame: Any) -> list[Any]:
     except UNPACKED as wrong:
         raise ProtocolError(f"not msgpack within the limits ({type(wrong).__name__})") from None
     if not values or whole != len(frame):
-        raise ProtocolError("a header frame that ends in the middle")
+        raise ProtocolError("a header frame ends in the middle of a value")
     return values
 
 
 def decode(header: Any) -> Envelope:
-    """A header frame's only message. Raises ProtocolError, whatever the bytes."""
+    """The only message of a header frame. Raises ProtocolError, and no other exception, whatever the bytes."""
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"a header has at most {MAX_HEADER} bytes, not {len(header)}")
     return _envelope(_unpack(header, MAX_TEXT, MAX_LIST, MAX_MAP))
@@ -244,7 +244,7 @@ def _envelope(value: Any) -> Envelope:
     if type(epoch) is not int or not 0 <= epoch < 2**63:
         raise ProtocolError("an epoch is an integer from 0")
     if (schema := SCHEMAS.get(name)) is None:
-        raise ProtocolError("a message of no known name")
+        raise ProtocolError("a message has a name that is not of the protocol")
     return Envelope(session, epoch, schema.message(values))
 
 
@@ -260,8 +260,11 @@ def _unpack(raw: Any, text: int, items: int, entries: int, binary: int = 256) ->
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The payload of Welcome. workload: what to work on, plain data. layout: of the weights. coding: how changes of them are
-    coded, where they travel as changes. briefs: the layouts that tasks' own arrays may have."""
+    """The payload of Welcome.
+
+    workload: description of the job, plain data. layout: of the weights. coding: of changes of the weights; None: weights
+    travel whole. briefs: layouts that tasks' own arrays may have.
+    """
 
     workload: Mapping[str, Any]
     layout: Layout

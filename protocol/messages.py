@@ -1,7 +1,7 @@
-"""Everything that is ever said: a frozen dataclass a message.
+"""All messages between actors and the coordinator, each a frozen dataclass.
 
 The one idea: the class name is the wire name and the annotations are the schema, so that a message is described once
-and a peer's bytes are checked field by field, exactly, before anything else sees them.
+and a peer's bytes are checked field by field, exactly, before any other code sees them.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import TypeAlias
 
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0200  # major * 256 + minor: a minor adds fields at the end, a major is refused
+PROTOCOL = 0x0200  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
-WHOLE = -1  # no version: weights as they are
+WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
 TaskName: TypeAlias = tuple[int, int]
-"""(version, index): names a task within a run."""
+"""(version, index): a task's name within a run."""
 
 
-# An actor says
+# Messages of an actor
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First thing on any connection, repeated until Welcome; repeats change nothing.
+    """An actor's first message on any connection, repeated until Welcome; repeats change nothing.
 
-    host names the machine and its boot, so that both ends know whether they can share memory; offers lists the ways in
-    which this actor can exchange arrays beside the socket ("shm"). greeting: how often it has looked for a place before,
-    so that what comes late is known for late. epoch: the life of the coordinator in which it has a place and remembers it,
-    so that only its connection is new; 0 where it begins. held: the newest weights it has from there, WHOLE if none or if it
-    wants them whole; busy: its worker has something to do.
+    host: name of the machine and its boot, by which both ends know whether they can share memory. offers: ways in which this
+    actor can exchange arrays beside the socket ("shm"). greeting: number of times that the actor has looked for a place
+    before, by which a late message is known for late. epoch: life of the coordinator in which the actor has a place and
+    remembers it, so that only its connection is new; 0: it has no place. held: newest version that the actor holds from that
+    life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task.
     """
 
     protocol: int
@@ -47,9 +47,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """Weights arrived here. One Weights is under way to an actor at a time: this frees the way for the next.
+    """Weights `version` arrived at this actor. One Weights is under way to an actor at a time: Have frees the way for the next.
 
-    using: the oldest version that this actor still looks at; the memory of those before it may be written anew.
+    using: the oldest version that this actor still looks at; the memory of earlier versions may be written again.
     """
 
     version: int
@@ -58,13 +58,14 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Contribute:
-    """The work of one task. Sent again until a Verdict names it. Its arrays follow in the payload, or lie in shared memory at
-    `slot`, or wait here, `nbytes` of them, until the coordinator wants them.
+    """The work of one task, sent again until a Verdict names it. Its arrays follow in the payload, or lie in shared memory at
+    `slot`, or wait at the actor, `nbytes` bytes, until the coordinator wants them.
 
-    layout: digest of the arrays' layout, "" where there are none. summed: they are one exact weighted sum over the task's
-    clients. waited, trained: seconds of the actor's time since its last Contribute. digest: of the arrays (protocol/layout.py,
-    Bundle.sha256), where the actor keeps them beyond the verdict, so that what is offered again is known for the same.
-    steps: environment steps that the worker made, over all of the task's clients.
+    layout: digest of the arrays' layout; "": there are no arrays. summed: True if the arrays are one weighted sum over the
+    task's clients. waited: seconds that the worker was idle before the task; trained: seconds that it took for the task.
+    digest: of the arrays (protocol/layout.py, Bundle.sha256), if the actor keeps them beyond the verdict, so that arrays that
+    it offers again are known for the same; "": it does not keep them. steps: environment steps that the worker made, over all
+    of the task's clients.
     """
 
     task: TaskName
@@ -85,7 +86,7 @@ class Contribute:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker raised. The actor lives and takes the next task."""
+    """The worker raised an exception for `client`, in the part of the task called `stage`. The actor takes the next task."""
 
     task: TaskName
     attempt: int
@@ -95,15 +96,16 @@ class Failed:
     traceback: str
 
 
-BEATS = 4  # that may be missed before the other side is given up
+BEATS = 4  # beats that may be missed before the other side is given up
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Alive, said by either side when it has said nothing else for a while.
+    """A sign of life, from either side when it has sent no other message for Welcome.beat seconds.
 
-    From an actor, progress counts clients finished since its start; from the coordinator it is the newest version, kept the
-    newest that is in a snapshot, and beat the seconds between two of these, for as many actors as there are by now.
+    progress: from an actor, the number of clients finished since its start; from the coordinator, the newest version. kept:
+    newest version that is in a snapshot; -1: none, or an actor says this. beat: seconds between two signs of life for as many
+    actors as there are by now; 0: an actor says this.
     """
 
     progress: int
@@ -113,25 +115,25 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """This actor leaves; its tasks go to others at once."""
+    """The actor leaves; its tasks go to other actors at once."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """This actor's line for arrays is another connection than before: what was under way on the last is lost."""
+    """The actor's line for arrays has a new connection: messages that were under way on the last one are lost."""
 
 
-# Whoever is to receive arrays says, and whoever has them answers
+# Messages of either side: the receiver of arrays asks, their sender answers
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Send me these bytes of it, from `first` to before `last`; none at all is asked for to see how long an answer takes.
+    """A request for bytes of `what`, from `first` to before `last`; (0, 0) asks for none, to see how long an answer takes.
 
-    what: (version,) is of weights, (version, base) of what changed in them since `base`; (version, index, attempt) of what a
-    task has made, where the coordinator asks, or of the task's brief, where an actor asks.
+    what: (version,): the weights; (version, base): the changes of the weights since `base`; (version, index, attempt): the
+    contribution of a task, if the coordinator asks, or the brief of a task, if an actor asks.
     """
 
     what: tuple[int, ...]
@@ -141,24 +143,24 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Here they are, in the payload."""
+    """The answer to Want: the payload holds the bytes that it asked for."""
 
     what: tuple[int, ...]
     first: int
     last: int
 
 
-# The coordinator says
+# Messages of the coordinator
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answers Hello. The payload holds workload and layout: see `protocol/codec.py`, pack_welcome.
+    """The answer to Hello. The payload holds the Terms of the run: see `protocol/codec.py`, pack_welcome.
 
-    number is the actor's place, the lowest free one; beat is the longest silence in seconds that either side should keep,
-    patience how long the other side will bear it. greeting: that of the Hello. resumed: it is the place that it had; what
-    it has to do is told again. retain: bytes of accepted contributions that the actor is to keep, at most, until a version
-    that they are in is in a snapshot: the coordinator has only their digests.
+    number: the actor's place, the lowest free one. beat: seconds of silence that either side should keep, at most. patience:
+    seconds of silence after which the other side is given up. greeting: that of the Hello. resumed: True if the actor has the
+    place that it had before; its tasks are then told again. retain: bytes of accepted contributions that the actor keeps, at
+    most, until a version with them is in a snapshot: the coordinator has only their digests; 0: it keeps none.
     """
 
     run: str
@@ -166,7 +168,7 @@ class Welcome:
     beat: float
     patience: float
     host: str
-    shares: tuple[int, ...]  # the handle of the weights' shared segment, () where arrays go by the socket
+    shares: tuple[int, ...]  # offer of the weights' shared slots; (): arrays go by the socket
     greeting: int = 0
     resumed: bool = False
     retain: int = 0
@@ -174,10 +176,11 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait here, `nbytes` of them.
+    """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait at the coordinator, `nbytes`
+    bytes, until the actor wants them.
 
-    base: what comes is not they, but what changed since weights `base` (protocol/changes.py); WHOLE if it is they.
-    kept: the newest version that is in a snapshot.
+    base: version since which the arrays are the changes (protocol/changes.py); WHOLE: they are the weights themselves.
+    kept: newest version that is in a snapshot; -1: none.
     """
 
     version: int
@@ -189,12 +192,13 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Do this, starting from weights `task[0]` or newer. attempt tells this lease from any other of a task of
-    this name, also from one that another life of the coordinator gave (and may have cut otherwise).
+    """A task for an actor, to start from weights `task[0]` or newer.
 
-    kind, counts, words: as in Task (protocol/work.py). exact: a sum has the form of protocol/exact.py that no order changes;
-    else it is of plain floats. brief: the layout of the task's own arrays, "" where it has none; they follow in the payload, or
-    wait here, `nbytes` of them, under the name (version, index, attempt).
+    attempt: number by which this lease differs from any other of a task of this name, also from one of another life of the
+    coordinator (which may have cut tasks otherwise). kind, counts, words: as in Task (protocol/work.py). summed: True if the
+    actor is to send one sum over the clients. exact: True if that sum has the form of protocol/exact.py that no order changes;
+    False if it is of plain floats. brief: digest of the layout of the task's own arrays; "": it has none. They follow in the
+    payload, or wait at the coordinator, `nbytes` bytes, under the name (version, index, attempt).
     """
 
     task: TaskName
@@ -211,8 +215,11 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a Contribute or Failed: accepted, duplicate, stale or refused. Nothing need be kept any more, unless it
-    is in what follows version `onto`, from 0: then until that is in a snapshot."""
+    """The answer to Contribute or Failed. verdict: "accepted", "duplicate", "stale" or "refused".
+
+    onto: version that the contribution was folded onto: the actor keeps the arrays until a later version is in a snapshot; -1:
+    the actor need not keep them.
+    """
 
     task: TaskName
     attempt: int
@@ -223,14 +230,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """This task is no longer wanted. Its result, if it comes, is stale."""
+    """The end of a task that is no longer wanted. Its contribution, if it comes, is stale."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """You are not of this run (any more): say Hello, or, if `final`, do not come back."""
+    """The actor is not of this run (any more). final: True: it must not come back; False: it may say Hello."""
 
     reason: str
     final: bool
@@ -238,7 +245,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run is over."""
+    """The end of the run."""
 
     reason: str
 
@@ -265,7 +272,7 @@ Message: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message and whose life it belongs to: the actor's session (8 random bytes), the coordinator's epoch (0: unknown)."""
+    """A message and its lives. session: the actor's, 8 random bytes. epoch: the coordinator's; 0: not known."""
 
     session: bytes
     epoch: int
