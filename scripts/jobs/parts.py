@@ -50,7 +50,9 @@ class Bearing:
     on_failure: str = option("continue", "what follows when a task failed three times", choices=("continue", "stop"))
     strikes: int = option(5, "failures in a row after which an actor is in quarantine (0: never)", least=0)
     quarantine: float = option(
-        10.0, "seconds that a quarantine lasts, in which an actor gets no work; each one doubles, up to eight times", above=0
+        10.0,
+        "seconds of an actor's first quarantine, in which it gets no work; doubled each time, up to eight times this",
+        above=0,
     )
 
 

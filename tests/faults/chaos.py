@@ -117,7 +117,7 @@ def chaos_async(quick: bool) -> Finding:
 
 def stream(storm: Storm, seed: int, most: float, damage: Damage) -> float:
     """Makes one run as `weather` does, then folds its journal from the first record into a fresh aggregator."""
-    words = [f"rounds={storm.rounds}", "local_epochs=1", "eval_every=0", "aggregator=fedbuff"]
+    words = [f"rounds={storm.rounds}", "local_epochs=1", "eval_every=0", "method=fedbuff"]
     job = _digits(seed, words)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         here = Path(folder)
