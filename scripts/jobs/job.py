@@ -180,6 +180,10 @@ class Job:
                 raise UserError(f"{maker} aggregator {type(made).__name__} lacks {', '.join(parts)}")
         if not type(made).__module__.startswith("shoal.aggregators") and (why := amiss(made)):
             raise UserError(f"{maker} aggregator {type(made).__name__}: {why}")
+        if callable(getattr(made, "brief", None)) != bool(self.briefs(made.weights().layout)):
+            raise UserError(
+                f"{maker} aggregator needs brief(task), and the method briefs(problem, weights): one of them is missing"
+            )
         self._seen["linear"] = made.linear
         return made
 

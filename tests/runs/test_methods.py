@@ -151,6 +151,11 @@ def test_a_method_that_lacks_a_part_is_refused_before_there_is_a_run(place: Path
             "state() gave int; expected a dict",
         ),
         ('{"steps": np.array(self.steps)}', '{"steps": self.steps}', "Chosen: state()['steps'] is int; expected a numpy array"),
+        (
+            "    def state(self):",
+            "    def brief(self, task): ...\n    def state(self):",
+            "briefs(problem, weights): one of them is missing",
+        ),
         ("        return Moved({", "        return ({", "aggregator Chosen: step() gave dict; expected Moved("),
         (
             "        x = np.stack(",
