@@ -131,7 +131,7 @@ def test_every_metric_that_the_documents_name_is_one_of_ours() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     named: set[str] = set()
     for page in ("federated.md", "reinforcement.md"):
-        table = (docs / page).read_text().partition("## What is measured")[2].partition("\n## ")[0]
+        table = (docs / page).read_text().partition("## Metrics")[2].partition("\n## ")[0]
         for row in re.findall(r"^\| (`.*?) (?:\(|\|)", table, re.MULTILINE):
             named |= set(re.findall(r"`([a-z_/]+)`", row))
     assert {"update_norm", "rho_mean"} <= named
