@@ -23,7 +23,7 @@ from shoal.simulation.setting import Setting, drawn
 from shoal.simulation.wire import Timeline, Wire
 
 MOST = 300_000  # entries of one schedule: more is a storm
-QUICK, WHOLE = (1_000, 12.0), (10_000, 20.0)  # schedules, and seconds of faults in each
+QUICK, WHOLE = (1_000, 12.0), (10_000, 40.0)  # schedules, and seconds of faults in each
 FAULTY = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
