@@ -1,7 +1,7 @@
 """The file system, in the few calls that durability needs.
 
-The one idea: every byte that must outlive a power cut passes through one small object, `Disk`, so that a test can put in
-its place a disk that is full, that fails, or whose power is cut between any two calls (tests/faults/ramdisk.py).
+The one idea: every byte that must outlive a power cut passes through one small object, `Disk`. So a test can put in its place
+a disk that is full, that fails, or whose power is cut between any two calls (tests/faults/ramdisk.py).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PIECE = 1 << 30  # bytes a read: Linux moves at most 2 GiB a call
 
 
 class DiskTrouble(OSError):  # noqa: N818
-    """A write failed (full, failing or read-only disk, no descriptor left). What was durable before still is, nothing new
-    counts as written, and the same call may be made again once there is room."""
+    """A write failed: the disk is full, failing or read-only, or no descriptor is left. Data that was durable before still is,
+    nothing new counts as written, and the same call may be made again once there is room."""
 
 
 class SyncFailed(DiskTrouble):
-    """fsync itself failed: the kernel may have dropped what it held and will not say so twice. Never call it again: end
-    this process, and start anew from what is on the disk."""
+    """fsync itself failed: the kernel may have dropped data, and will not report that twice. Never call fsync again: end this
+    process, and start again from the files on the disk."""
 
 
 @contextlib.contextmanager
 def trouble(what: str) -> Iterator[None]:
-    """Any OSError inside is a DiskTrouble that says what could not be done."""
+    """Turn an OSError inside into a DiskTrouble that says what could not be done."""
     try:
         yield
     except DiskTrouble:
@@ -44,10 +44,10 @@ def trouble(what: str) -> Iterator[None]:
 
 
 class Disk:
-    """One system call a method; whoever calls loops, checks and decides. Descriptors are plain integers."""
+    """A file system, one system call a method: the caller loops, checks and decides. Descriptors are plain integers."""
 
     def create(self, path: Path) -> int:
-        """For writing, empty, replacing what lies there; not inherited by programs started later."""
+        """Open an empty file for writing, in place of any file there. Programs started later do not inherit the descriptor."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def open(self, path: Path, write: bool = False) -> int:
@@ -66,12 +66,12 @@ class Disk:
         return os.preadv(fd, [into], offset)
 
     def write(self, fd: int, buffers: list[memoryview], offset: int) -> int:
-        """Bytes written, which on a disk that fills up are fewer than given, *without* an exception."""
+        """Returns the number of bytes written. On a disk that fills up these are fewer than given, *without* an exception."""
         return os.pwritev(fd, buffers, offset)
 
     def allocate(self, fd: int, start: int, length: int) -> None:
-        """Reserve room, read as zeros, so that later writes neither fail for want of it nor change the file's size."""
-        if hasattr(os, "posix_fallocate"):  # macOS has none, nor have some network disks: a full one shows at the write instead
+        """Reserve room, which reads as zeros, so that later writes neither run out of room nor change the file's size."""
+        if hasattr(os, "posix_fallocate"):  # not on macOS, nor on some network disks: there the write fails on a full disk
             try:
                 os.posix_fallocate(fd, start, length)
             except OSError as error:
@@ -82,15 +82,15 @@ class Disk:
         os.ftruncate(fd, length)
 
     def sync(self, fd: int) -> None:
-        """The file's bytes and size, down to the device."""
-        full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: its fsync stops at the drive's cache
+        """Bring the file's bytes and size down to the device."""
+        full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync stops at the drive's cache
         if full is not None:
             fcntl.fcntl(fd, full)
         else:
             os.fdatasync(fd)
 
     def sync_folder(self, folder: Path) -> None:
-        """The names in it. Without this a renamed file may be gone after a power cut."""
+        """Bring the folder's names down to the device. Without this a renamed file may be gone after a power cut."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -98,8 +98,8 @@ class Disk:
             os.close(fd)
 
     def settle(self, fd: int) -> None:
-        """From here on, reads see what the device holds: what a dead process left in the page cache is written down, and
-        pages that once failed to be written, which look clean, are dropped."""
+        """Make later reads see what the device holds. Pages that a dead process left in the cache are written to the device.
+        Pages that once failed to be written, which look clean, are dropped."""
         self.sync(fd)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -114,7 +114,7 @@ class Disk:
         return sorted(os.listdir(folder))
 
     def make_folder(self, folder: Path) -> None:
-        """With its parents, durably."""
+        """Make a folder and its parents, durably."""
         if not folder.is_dir():
             self.make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
@@ -125,43 +125,43 @@ REAL = Disk()
 
 
 def sync(disk: Disk, fd: int, what: str) -> None:
-    """Raises SyncFailed."""
+    """Disk.sync, whose failure is SyncFailed."""
     try:
         disk.sync(fd)
     except OSError as error:
-        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end and start anew") from error
+        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end, then run shoal resume") from error
 
 
 def settle(disk: Disk, fd: int, what: str) -> None:
-    """Raises SyncFailed."""
+    """Disk.settle, whose failure is SyncFailed."""
     try:
         disk.settle(fd)
     except OSError as error:
-        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end and start anew") from error
+        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end, then run shoal resume") from error
 
 
 def sync_folder(disk: Disk, folder: Path) -> None:
-    """Raises SyncFailed; or DiskTrouble where there was no descriptor to try it with."""
+    """Disk.sync_folder, whose failure is SyncFailed; or DiskTrouble if no descriptor was left to open the folder."""
     try:
         disk.sync_folder(folder)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise DiskTrouble(error.errno, f"cannot open {folder}: {error.strerror or error}") from error
-        raise SyncFailed(error.errno, f"cannot sync {folder}: {error.strerror or error}; end and start anew") from error
+        raise SyncFailed(error.errno, f"cannot sync {folder}: {error.strerror or error}; end, then run shoal resume") from error
 
 
 def read_all(disk: Disk, fd: int, length: int, offset: int) -> bytes:
-    """`length` bytes from `offset` on; fewer only where the file ends."""
+    """The `length` bytes from `offset` on; fewer only if the file ends before."""
     parts = [disk.read(fd, min(length, PIECE), offset)]
     done = len(parts[0])
     while done < length and parts[-1]:
         parts.append(disk.read(fd, min(length - done, PIECE), offset + done))
         done += len(parts[-1])
-    return parts[0] if len(parts) == 1 else b"".join(parts)  # one part, the usual case, is handed on uncopied
+    return parts[0] if len(parts) == 1 else b"".join(parts)  # one part, the usual case, is returned uncopied
 
 
 def fill(disk: Disk, fd: int, into: memoryview, offset: int) -> int:
-    """Read until `into` is full or the file ends; how many bytes that were."""
+    """Read until `into` is full or the file ends. Returns the number of bytes read."""
     done = 0
     while done < into.nbytes:
         got = disk.read_into(fd, into[done : done + PIECE], offset + done)
@@ -172,10 +172,10 @@ def fill(disk: Disk, fd: int, into: memoryview, offset: int) -> int:
 
 
 def write_all(disk: Disk, fd: int, buffers: Iterable[Buffer], offset: int) -> int:
-    """Every byte of every buffer from `offset` on, without copying; the offset after the last. A short write is continued:
-    on a full disk the next call raises."""
+    """Write every byte of every buffer from `offset` on, without copying. Returns the offset after the last byte. A short
+    write is continued: on a full disk the next call raises."""
     left = [view for view in (memoryview(b).cast("B") for b in buffers) if view.nbytes]
-    left.reverse()  # the next one is the last: taking it away is cheap
+    left.reverse()  # the next buffer stands last, where removing it is cheap
     while left:
         wrote = disk.write(fd, left[: -BATCH - 1 : -1], offset)
         if wrote <= 0:
@@ -190,8 +190,8 @@ def write_all(disk: Disk, fd: int, buffers: Iterable[Buffer], offset: int) -> in
 
 
 def write_file(disk: Disk, path: Path, buffers: Iterable[Buffer]) -> None:
-    """The whole file or, after any crash, what was there before: a temporary file beside it, synced, renamed over it, the
-    folder synced. Raises DiskTrouble, and then leaves no temporary file; or SyncFailed."""
+    """Write a file so that after any crash either the whole file or the former file is there: a temporary file beside it is
+    synced and renamed over it, then the folder is synced. Raises DiskTrouble, leaving no temporary file; or SyncFailed."""
     beside = path.with_name(path.name + TEMPORARY)
     with trouble(f"write {path}"):
         try:
@@ -203,14 +203,14 @@ def write_file(disk: Disk, path: Path, buffers: Iterable[Buffer]) -> None:
                 disk.close(fd)
             disk.rename(beside, path)
         except OSError:
-            with contextlib.suppress(OSError):  # a disk that cannot even forget: swept when next opened
+            with contextlib.suppress(OSError):  # a file that cannot be unlinked now is swept at the next start
                 disk.unlink(beside)
             raise
         sync_folder(disk, path.parent)
 
 
 def sweep(disk: Disk, folder: Path) -> None:
-    """Away with what a crash left half written. For the holder of the run's lock."""
+    """Unlink the temporary files that a crash left. The caller holds the run's lock."""
     with trouble(f"clean {folder}"):
         for name in disk.names(folder):
             if name.endswith(TEMPORARY):
@@ -218,10 +218,11 @@ def sweep(disk: Disk, folder: Path) -> None:
 
 
 class Lock:
-    """One coordinator a run directory. Held until `close` or the end of the process, however it ends; the file stays."""
+    """The lock that keeps a second coordinator out of a run directory. Held until `close` or any end of the process. The file
+    `lock` stays."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError when another process holds it."""
+        """Raises UserError if another process holds the lock."""
         self.path = folder / "lock"
         with trouble(f"lock {folder}"):
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,7 +1,7 @@
-"""The journal: what was promised between two snapshots, record after record, durable before it is acknowledged.
+"""The journal: records of everything acknowledged since a snapshot, each durable before its acknowledgement.
 
-The one idea: `append` costs nothing and `commit` makes everything since the last one durable with a single sync; a failed
-commit leaves the end of the journal where it was, so the next one writes the same bytes to the same place.
+The one idea: `append` costs nothing, and `commit` makes everything since the last commit durable with a single sync. A failed
+commit leaves the end of the journal where it was, so the next commit writes the same bytes to the same place.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ EXTENT = 1 << 20  # bytes reserved at a time
 
 
 class Journal:
-    """Appends records and makes them durable in groups. One thread may append while another commits."""
+    """A file of records that are appended singly and made durable in groups. One thread may append while another commits."""
 
     def __init__(self, replay: Replay, epoch: int, extent: int = EXTENT) -> None:
-        """Goes on where `replay` ends (what is left of it is read), in a new segment. The caller holds the run's lock.
+        """Go on where `replay` ends, in a new segment. Records of `replay` that were not read yet are read here. The caller
+        holds the run's lock.
 
-        run: at most 64 bytes. epoch: above replay.epoch. Raises DiskTrouble or SyncFailed, ValueError for an epoch used before.
+        epoch: must be above replay.epoch, else ValueError. The run's name has at most 64 bytes, else ValueError. Raises
+        DiskTrouble or SyncFailed.
         """
         if epoch <= replay.epoch:
-            raise ValueError(f"epoch {epoch} is not above {replay.epoch}, which this journal has seen")
+            raise ValueError(f"epoch {epoch} is not above {replay.epoch}, the highest in this journal")
         if len(replay.run.encode()) > 64:
             raise ValueError(f"run {replay.run!a} is longer than 64 bytes")
         for _ in replay:
@@ -40,7 +42,7 @@ class Journal:
         self.last = self.durable
         self._waiting: list[tuple[int, tuple[Buffer, ...]]] = []
         self._failed: SyncFailed | None = None
-        self._segment: Segment  # the one written to, its descriptor, one past its last durable byte, and its size
+        self._segment: Segment  # the segment written to, its descriptor, the end of its durable bytes, and its size
         self._fd: int
         self._end: int
         self._reserved: int
@@ -53,22 +55,23 @@ class Journal:
         self._drop(replay)
 
     def append(self, record: Buffer, *more: Buffer) -> int:
-        """The number of a record made of these bytes one after the other, durable once `commit` returns as much.
+        """Append one record, made of these buffers one after the other. Returns the record's number; the record is durable
+        once `commit` returns that number or a higher one.
 
-        Buffers are neither copied nor to be changed until then. Raises ValueError above 1 GiB.
+        The buffers are not copied: do not change them until then. Raises ValueError for more than 1 GiB.
         """
         length = sum(memoryview(buffer).nbytes for buffer in (record, *more))
         if length > LARGEST:
-            raise ValueError(f"a record of {length} bytes is above the {LARGEST} a journal takes")
+            raise ValueError(f"a record of {length} bytes is above the {LARGEST} that a journal takes")
         self.last += 1
         self._waiting.append((self.last, (record, *more)))
         return self.last
 
     def commit(self) -> int:
-        """Everything appended so far, with one sync; the number of the last durable record.
+        """Make everything appended so far durable, with one sync. Returns the number of the last durable record.
 
         Raises DiskTrouble: nothing new is durable, and a later commit writes the same records to the same place. Raises
-        SyncFailed, and from then on always.
+        SyncFailed; from then on every call does.
         """
         if self._failed is not None:
             raise self._failed
@@ -85,7 +88,7 @@ class Journal:
         return self.durable
 
     def rotate(self) -> None:
-        """Begin a new segment, after a snapshot, so that `forget` can drop the old one. Raises DiskTrouble, SyncFailed."""
+        """Begin a new segment, after a snapshot, so that `forget` can drop the old one. Raises DiskTrouble or SyncFailed."""
         if self._failed is not None:
             raise self._failed
         if self._end == HEADER.size:
@@ -93,12 +96,12 @@ class Journal:
         old, fd, end = self._segment, self._fd, self._end
         self._begin(old.index + 1)
         self._older.append(old)
-        with contextlib.suppress(OSError):  # gives back reserved room; what lies beyond the end is not read in any case
+        with contextlib.suppress(OSError):  # frees reserved room; bytes beyond the end are never read
             self.disk.truncate(fd, end)
         self.disk.close(fd)
 
     def forget(self, upto: int) -> int:
-        """Unlink segments that hold nothing after record `upto`, which the oldest kept snapshot covers; how many."""
+        """Unlink segments without records after `upto`, the last that the oldest kept snapshot covers. Returns their number."""
         chain = [*self._older, self._segment]
         done = 0
         while len(chain) > done + 1 and chain[done + 1].first <= upto + 1:
@@ -109,7 +112,7 @@ class Journal:
         return done
 
     def close(self) -> None:
-        """What was not committed is lost."""
+        """Close the segment. Records that were not committed are lost."""
         if self._fd >= 0:
             self.disk.close(self._fd)
             self._fd = -1
@@ -125,7 +128,7 @@ class Journal:
         return FRAME.pack(self._segment.digest(number, record), number, length)
 
     def _reserve(self, end: int) -> None:
-        """Whole extents up to `end`: a full disk refuses here, before a byte of the record is written."""
+        """Reserve whole extents up to `end`. A full disk refuses here, before a byte of the record is written."""
         if end > self._reserved:
             more = math.ceil((end - self._reserved) / self.extent) * self.extent
             self.disk.allocate(self._fd, self._reserved, more)
@@ -139,7 +142,7 @@ class Journal:
             raise
 
     def _begin(self, index: int) -> None:
-        """A new segment, durable with its name, is the one written to; or nothing changed."""
+        """Make a new segment, durable with its name, the one written to. If that fails, nothing has changed."""
         path = self.folder / name_of(index)
         segment = segment_at(path, index, self.durable + 1, self.epoch, self.run)
         with trouble(f"make {path}"):
@@ -152,14 +155,14 @@ class Journal:
             except OSError as error:
                 self._failed = error if isinstance(error, SyncFailed) else None
                 self.disk.close(fd)
-                with contextlib.suppress(OSError):  # an empty segment left behind is a nuisance, not a fault
+                with contextlib.suppress(OSError):  # an empty segment left behind does no harm
                     self.disk.unlink(path)
                 raise
         self._segment, self._fd = segment, fd
         self._end, self._reserved = HEADER.size, self.extent
 
     def _cut(self, replay: Replay) -> None:
-        """Nothing may lie behind the last whole record once a new segment goes on from there."""
+        """Cut the last segment after its last whole record, because a new segment goes on from there."""
         if replay.tail is None:
             return
         segment, end = replay.tail
@@ -172,7 +175,7 @@ class Journal:
             self.disk.close(fd)
 
     def _drop(self, replay: Replay) -> None:
-        """Away with segments without readable records; only now, since their epochs had to be outlived first."""
+        """Unlink segments without readable records. Last of all: until now they were the only trace of their epochs."""
         if self._older and self._older[-1].first > replay.last:
             del self._older[-1]
         kept = {segment.index for segment in self._older}

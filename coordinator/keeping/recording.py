@@ -1,9 +1,9 @@
-"""What a run has promised, on disk: accepted contributions and committed versions, in the order they happened.
+"""The records of a run on disk: accepted contributions and committed versions, in the order in which they happened.
 
 The one idea: an acknowledgement leaves only after its record is durable, and a restart is a replay of the records. With
-payloads in the journal the replay makes the same bits again, synchronous or not; without them, what was accepted since the
-last snapshot is a promise that its actors still have it, and a version that is made again must have the digest that was
-recorded for it.
+payloads in the journal the replay makes the same bits again, synchronous or not. Without payloads, a contribution accepted
+since the last snapshot is a promise that its actor still has it, and a version that is made again must have the digest that
+was recorded for it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Task, Work
 
 ACCEPTED, COMMITTED = "accepted", "committed"
-SHARE = 0.02  # of the time, that may go to snapshots beside those that are due
+SHARE = 0.02  # part of the time that may go to snapshots beside those that are due
 
 
 @dataclass(slots=True)
 class Recovered:
-    """Where a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first: version ->
-    the lowest index that is free for its tasks. kept: the version of the snapshot that it goes on from, -1 if from none."""
+    """The state that a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first:
+    version -> the lowest index that is free for its tasks. kept: version of the snapshot that was loaded, -1 if none was."""
 
     version: int = 0
     kept: int = -1
@@ -54,7 +54,7 @@ class Recovered:
         return Asked(self.drawn, self.done, self.first)
 
     def begin(self, version: int, counters: Mapping[str, Any]) -> int:
-        """From a snapshot; the last record that it covers."""
+        """Go on from the snapshot of `version`. Returns the number of the last record that the snapshot covers."""
         self.version = self.kept = version
         self.steps, self.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
         self.epoch = int(counters.get("epoch", 0))
@@ -64,8 +64,9 @@ class Recovered:
         return int(counters.get("record", 0))
 
     def settle(self, streams: bool) -> None:
-        """Decide what the promises are for. Rounds are made again as they were, and one that is closed wants nothing. A stream
-        cannot be made again alike: it goes on under a version that nobody has seen, whatever was promised for which."""
+        """Decide for which version each promise counts. Rounds are made again as they were: promises for closed rounds are
+        dropped. A stream cannot be made again alike: it goes on under a version that no actor has seen, and a promise counts
+        for any version."""
         if streams:
             self.promises = [replace(promise, onto=ANY) for promise in self.promises]
             self.version = max(self.version, self.newest + (self.newest > self.version))
@@ -78,10 +79,11 @@ class Recovered:
 class Recording:
     """The learner's book: `accept` and `sync` before a fold is acknowledged, `commit` and `sync` before a version is published.
 
-    journal: None writes snapshots only. payload: contributions' arrays too. every: seconds between snapshots, at most. retain:
-    bytes that an actor keeps for us; then there is a snapshot whenever it takes less than `share` of the time, or half of
-    them may be in use. promises: those of earlier lives that stand. past: the last record that an earlier life left, which a
-    life without a journal covers by its snapshots. kept: the version of the newest snapshot.
+    journal: None writes snapshots only. payload: True records the arrays of contributions too. every: seconds between
+    snapshots, at most. retain: bytes that an actor keeps for the coordinator; 0: none. If retain is not 0, a snapshot is also
+    made when the last snapshot took less than `share` of the time since, and when half of these bytes may be in use.
+    promises: promises of earlier lives that stand. past: number of the last record of an earlier life, up to which the
+    snapshots of a life without a journal cover all. kept: version of the newest snapshot, -1 if there is none.
     """
 
     def __init__(
@@ -108,10 +110,10 @@ class Recording:
         self.promises = Promises.of(promises)
         self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
-        self._with_actors = 0  # bytes that were accepted since
+        self._with_actors = 0  # bytes accepted since the last snapshot
 
     def accept(self, fold: Fold, bundle: Bundle) -> None:
-        """Its record joins the next `sync`. The bundle must stay as it is until then."""
+        """Record an accepted contribution. The next `sync` makes the record durable; the bundle must not change until then."""
         if self.journal is None:
             return
         message = fold.message
@@ -129,18 +131,18 @@ class Recording:
             self.journal.append(frame)
 
     def commit(self, step: Step, weights: Bundle) -> None:
-        """Everything accepted so far made this version; its record joins the next `sync`."""
+        """Record that everything accepted so far made this version. The next `sync` makes the record durable."""
         if self.journal is None:
             return
         digest = weights.sha256()
         if self.made.get(step.version, digest) != digest:
-            self.report(f"version {step.version}, made again, differs from what was published: {digest[:16]}")
+            self.report(f"version {step.version}, made again, differs from the published version: its digest is {digest[:16]}")
         head = msgpack.packb([COMMITTED, step.version, step.steps, step.drawn, digest])
         self.journal.append(len(head).to_bytes(4, "little") + head)
 
     def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> bool:
-        """A snapshot, if one is due. Returns whether this version is in one now. Nothing may have been folded into the weights
-        since `commit`: a snapshot covers every record that is durable when it is made."""
+        """Make a snapshot, if one is due. Returns whether a snapshot of this version exists now. The caller has folded nothing
+        in since `commit`, because a snapshot covers every record that is durable when it is made."""
         since = self.clock() - self.kept_at
         cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
         if step.last or since >= self.every or cheap:
@@ -148,15 +150,15 @@ class Recording:
         return self.kept == step.version
 
     def sync(self) -> None:
-        """Everything recorded is durable when this returns. Raises DiskTrouble, to be tried again, or SyncFailed."""
+        """Make everything recorded durable. Raises DiskTrouble, after which the caller tries again, or SyncFailed."""
         if self.journal is not None:
             self.journal.commit()
 
     def snapshot(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
-        """Keep this version whole. A disk that will not take it costs the snapshot, not the run."""
+        """Make a snapshot of this version. If the disk does not take the snapshot, that is reported and the run goes on."""
         state = aggregator.state()
         counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
-        if self.promises.by_name:  # their records are in what this snapshot covers
+        if self.promises.by_name:  # this snapshot covers the records of these promises
             made = {str(version): digest for version, digest in self.made.items() if version > step.version}
             counters |= {"made": made, "promises": [promise.plain() for promise in self.promises.by_name.values()]}
         own = {name: np.asarray(value) for name, value in state.items()}
@@ -170,14 +172,14 @@ class Recording:
         except SyncFailed:
             raise
         except DiskTrouble as trouble:
-            self.kept_at = self.clock()  # tried again when the next one is due
+            self.kept_at = self.clock()  # tried again when the next snapshot is due
             self.report(f"no snapshot of version {step.version}: {trouble}")
 
     def _durable(self) -> int:
         return self.past if self.journal is None else self.journal.durable
 
     def _forget(self) -> None:
-        """What every kept snapshot covers need not be replayed any more."""
+        """Drop journal segments that every kept snapshot covers."""
         if self.journal is not None:
             self.journal.rotate()
             if (oldest := self.store.oldest()) is not None:
@@ -191,7 +193,7 @@ class Recording:
 def recover(
     folder: Path, run: str, store: Store, aggregator: Aggregator, layouts: Mapping[str, Layout], report: Callable[[str], None]
 ) -> tuple[Recovered, Replay]:
-    """The newest whole snapshot, and what the journal says came after it. Raises UserError where they do not fit."""
+    """Load the newest whole snapshot and replay the journal after it. Raises UserError if snapshot and journal do not fit."""
     found = Recovered()
     record = 0
     if (snapshot := store.newest(report)) is not None:
@@ -204,7 +206,7 @@ def recover(
 
 
 class Rebuilding:
-    """Folds and steps again, as far as the journal holds payloads; the rest is only noted."""
+    """A replay into the aggregator: folds and steps again as far as records hold payloads. Later records are only noted."""
 
     def __init__(self, found: Recovered, aggregator: Aggregator, layouts: Mapping[str, Layout]) -> None:
         self.found, self.aggregator, self.layouts = found, aggregator, layouts
@@ -224,7 +226,7 @@ class Rebuilding:
     def _accepted(self, row: list[Any], payload: bytes) -> None:
         name, clients, weight, summed, digest, steps, session, seal, _, named, *told = row
         version, index, attempt, onto, made_from = name
-        kind, words = told or ("train", {})  # version 0.1 knew nothing else that counts
+        kind, words = told or ("train", {})  # version 0.1 had no other tasks that count
         task = Task(version, index, tuple(clients), kind, True, words)
         if not payload or onto != self.found.version or digest not in self.layouts:
             self.whole = False

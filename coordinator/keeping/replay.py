@@ -1,12 +1,12 @@
-"""Reading the journal: its segments, and which of their records count.
+"""A reader of the journal: its segments, and which of their records count.
 
-The one idea: a record is readable only if it and every record before it are whole. Each carries its number and a digest
-that also covers its segment's header, so a torn, flipped, lost, moved or left-over byte ends what can be read, and never
-becomes another record.
+The one idea: a record is readable only if the record and every record before it are whole. Each record carries its number and
+a digest that also covers its segment's header. So a torn, flipped, lost, moved or left-over byte ends the readable part, and
+never becomes another record.
 
-On disk: `journal/00000001.journal` and so on, each a header (magic, run, epoch, the number of its first record), records
-(digest, number, length, bytes), and zeros that were reserved. The digest is 8 bytes of blake2b: at 0.6 us for 200 bytes
-its price vanishes beside a sync, and unlike a CRC it has no pattern of errors that it lets pass.
+On disk: `journal/00000001.journal` and so on. Each segment is a header (magic, run, epoch, the number of its first record),
+records (digest, number, length, bytes), and zeros that were reserved. The digest is 8 bytes of blake2b: it takes 0.6 us for
+200 bytes, which is little beside a sync, and unlike a CRC it lets no pattern of errors pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAME = re.compile(r"(\d{8})\.journal")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file. first: the number of its first record; salt: its header's digest, part of every record's."""
+    """One file of the journal. first: number of its first record. salt: digest of its header, part of every record's digest."""
 
     path: Path
     index: int
@@ -64,7 +64,7 @@ def segment_at(path: Path, index: int, first: int, epoch: int, run: str) -> Segm
 
 
 def _parse(path: Path, raw: bytes) -> Segment | None:
-    """A segment by its header, or None where that is not whole or not this file's."""
+    """The segment that a header describes, or None if the header is not whole or not this file's."""
     if len(raw) != HEADER.size:
         return None
     magic, index, first, epoch, run, _ = HEADER.unpack(raw)
@@ -78,7 +78,7 @@ def name_of(index: int) -> str:
 
 
 class _File:
-    """A segment being read, a window at a time."""
+    """The file of a segment, read a window at a time."""
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self.disk = disk
@@ -100,13 +100,14 @@ class _File:
         self.disk.close(self.fd)
 
     def take(self, at: int, length: int) -> bytes:
-        """Bytes of the file, fewer only at its end. A record larger than the window is read once and handed on uncopied."""
+        """The `length` bytes from `at` on: fewer at the file's end, none if the device fails. A record larger than the window
+        is read once and returned uncopied."""
         if at < self.start or at + length > self.start + len(self.window):
             self.window, self.start = self._read(max(length, WINDOW), length, at), at
         return self.window[at - self.start : at - self.start + length]
 
     def _read(self, ahead: int, length: int, at: int) -> bytes:
-        for size in (ahead, length):  # a bad sector further on must not cost what lies before it
+        for size in (ahead, length):  # a bad sector further on must not cost the bytes before it
             try:
                 return disks.read_all(self.disk, self.fd, size, at)
             except OSError as error:
@@ -116,11 +117,11 @@ class _File:
         return b""
 
     def blank(self, at: int) -> bool:
-        """Only zeros from here on: room that was reserved and never written."""
+        """Returns whether only zeros follow from `at` on: room that was reserved and never written."""
         return not any(self.take(k, WINDOW).strip(b"\0") for k in range(at, self.size, WINDOW)) and not self.failing
 
     def record(self, segment: Segment, at: int, number: int) -> bytes | None:
-        """The record that begins at byte `at`, if it is whole and is `number`."""
+        """The record that begins at byte `at`, or None if it is not whole or has another number than `number`."""
         frame = self.take(at, FRAME.size)
         if len(frame) < FRAME.size:
             return None
@@ -132,16 +133,16 @@ class _File:
 
 
 class Replay:
-    """The whole records after number `after`, in order, read once; then the journal can go on from there.
+    """The whole records after number `after`, in order, read once. Afterwards the journal can go on from there.
 
-    last: the number of the newest record read so far. epoch: the highest in any segment, 0 where there is none.
-    Reads nothing that precedes the segment in which `after` lies, so damage there does not matter.
+    last: number of the newest record read so far. epoch: highest epoch of any segment, 0 if there is none.
+    Records in segments before the one that holds record after + 1 are not read, so damage there does not matter.
     """
 
     def __init__(
         self, folder: Path, run: str = "", after: int = 0, *, report: Callable[[str], None], disk: Disk = disks.REAL
     ) -> None:
-        """`folder` may be missing or empty. Raises UserError where it is another run's, or begins later than after + 1."""
+        """`folder` may be missing or empty. Raises UserError if it is another run's, or begins later than record after + 1."""
         self.folder = folder
         self.run = run
         self.after = after
@@ -152,13 +153,13 @@ class Replay:
         self.segments: list[Segment] = []
         found = [segment for index in self.indices if (segment := self._read_header(index)) is not None]
         self.epoch = max((segment.epoch for segment in found), default=0)
-        for segment in reversed(found):  # a later segment that begins at or before this one has taken its place
+        for segment in reversed(found):  # a later segment that begins at or before this one has replaced it
             if not self.segments or segment.first < self.segments[0].first:
                 self.segments.insert(0, segment)
         self._check_run()
         self._drop_covered()
         self.last = self.segments[0].first - 1 if self.segments else after
-        self.tail: tuple[Segment, int] | None = None  # where reading has come to
+        self.tail: tuple[Segment, int] | None = None  # the end of what is read so far
         self._records = self._read()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -178,7 +179,7 @@ class Replay:
         path = self.folder / name_of(index)
         with _File(self.disk, path) as file:
             segment = _parse(path, file.take(0, HEADER.size))
-            if segment is None and not file.blank(HEADER.size):  # blank: a crash while it was made
+            if segment is None and not file.blank(HEADER.size):  # a blank file: a crash while it was made
                 self.report(f"journal {path}: its header is damaged; its records are not read")
         return segment
 
@@ -190,11 +191,11 @@ class Replay:
             )
 
     def _drop_covered(self) -> None:
-        """Keep the segment that holds record after + 1, or would, and what follows it."""
+        """Keep the segment that holds record after + 1, or would hold it, and the segments that follow."""
         if self.segments and self.segments[0].first > self.after + 1:
             raise UserError(
                 f"the journal in {self.folder} begins at record {self.segments[0].first}, but the newest whole "
-                f"snapshot ends at {self.after}: put a later checkpoint back, or start a new run"
+                f"snapshot ends at {self.after}: put a later snapshot back into checkpoints/, or start a new run"
             )
         while len(self.segments) > 1 and self.segments[1].first <= self.after + 1:
             self.covered.append(self.segments.pop(0))
@@ -205,7 +206,7 @@ class Replay:
             yield from self._read_segment(segment, following)
             if following is not None and self.last + 1 != following:
                 lost = ", ".join(later.path.name for later in self.segments[k + 1 :])
-                self.report(f"journal {self.folder}: damaged; what follows record {self.last} is not used: {lost}")
+                self.report(f"journal {self.folder}: damaged; records after {self.last} are not used: {lost}")
                 return
 
     def _read_segment(self, segment: Segment, following: int | None) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
 """Snapshots: a run's weights, its aggregator's state and its counters, one safetensors file a version.
 
-The one idea: a file's digest covers every byte of it, header included, and only a file that fits its digest is ever loaded;
-so a restart takes the newest whole one, says which it stepped over, and cannot take half of one.
+The one idea: a file's digest covers every byte of the file, header included, and only a file that fits its digest is loaded.
+So a restart takes the newest whole snapshot, says which ones it stepped over, and cannot take half of one.
 
-The format is written here rather than by the safetensors library, whose `load_file` reads it: that one copies, knows no
-bfloat16 without torch, and writes where neither a sync nor a full disk can be seen to.
+The format is written here, and the safetensors library's `load_file` reads it. That library does not write it, because it
+copies, knows no bfloat16 without torch, and gives its caller no way to sync or to see a full disk.
 Tensors are called `weights/NAME` and `state/NAME`. Bytes between a layout's segments are not kept; they come back as zeros.
 """
 
@@ -30,7 +30,7 @@ from shoal.protocol.layout import ALIGNMENT, DTYPES, Bundle, Layout
 
 Array = npt.NDArray[Any]
 Counters = Mapping[str, Any]
-"""What JSON can hold: numbers, strings, booleans, None, lists and mappings of them."""
+"""Values that JSON can hold: numbers, strings, booleans, None, lists and mappings of them."""
 
 FORMAT = "shoal 1"
 FOLDER = "checkpoints"
@@ -47,13 +47,13 @@ NO_DIGEST = "0" * 64
 
 
 class CorruptError(ValueError):
-    """A snapshot that is not what was written. The text says in which way."""
+    """A snapshot file that is not as it was written. The text says in which way."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Everything a run goes on from. state: an aggregator's own arrays (optimizer moments, random states) by name;
-    counters: JSON; tuples come back as lists."""
+    """Everything that a run goes on from. state: the aggregator's own arrays (optimizer moments, random states) by name.
+    counters: values that JSON can hold; tuples come back as lists."""
 
     version: int
     weights: Bundle
@@ -63,7 +63,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One row of a header. first, last: bytes from the end of the header."""
+    """One row of a header. first, last: begin and end of the tensor's bytes, counted from the end of the header."""
 
     name: str
     code: str
@@ -73,12 +73,14 @@ class _Tensor:
 
 
 class Store:
-    """The snapshots of the run in `folder`, whose lock the caller holds. kept: counters of those known to be whole."""
+    """The snapshots of the run in `folder`, whose lock the caller holds. kept: version -> counters of the snapshots known to be
+    whole."""
 
     def __init__(self, folder: Path, keep: int = 3, disk: Disk = disks.REAL) -> None:
-        """Makes `checkpoints/`, clears what a crash left half written. Raises DiskTrouble."""
+        """Make `checkpoints/`, and unlink the temporary files that a crash left. keep: number of snapshots to keep, at least 1.
+        Raises DiskTrouble."""
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least one snapshot is kept")
+            raise ValueError(f"keep={keep}: must be at least 1 snapshot")
         self.folder = folder / FOLDER
         self.keep = keep
         self.disk = disk
@@ -88,8 +90,8 @@ class Store:
         disks.sweep(disk, self.folder)
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Durable when this returns; only then are those before the last `keep` unlinked. Arrays must not change meanwhile.
-        Saving a version again replaces it.
+        """Write a snapshot, durably; only then unlink the snapshots before the last `keep`. Returns the file. The arrays must
+        not change meanwhile. Saving a version again replaces its file.
 
         Raises DiskTrouble, with the former snapshots untouched and no temporary file left; or SyncFailed.
         """
@@ -100,14 +102,14 @@ class Store:
         return path
 
     def newest(self, report: Callable[[str], None]) -> Snapshot | None:
-        """The newest whole one. What it steps over is reported and set aside under another name, so that a version made
-        anew can never meet its former self."""
+        """The newest whole snapshot, or None. Damaged snapshots on the way are reported and renamed, so that a version made
+        anew never meets its damaged file."""
         disks.sync_folder(self.disk, self.folder)  # a name that the last life left behind may not be durable yet
         for version, path in reversed(snapshots(self.folder, self.disk)):
             try:
                 snapshot = read(path, self.disk)
             except CorruptError as damage:
-                report(f"snapshot {path} is damaged ({damage}); set aside, going back to the one before")
+                report(f"snapshot {path} is damaged ({damage}); set aside, going back to the snapshot before")
                 with trouble(f"set {path} aside"):
                     self.disk.rename(path, path.with_name(path.name + DAMAGED))
                     disks.sync_folder(self.disk, self.folder)
@@ -117,14 +119,14 @@ class Store:
         return None
 
     def oldest(self) -> Counters | None:
-        """Counters of the oldest of `keep` snapshots, up to which a journal may be forgotten without needing any one of them;
-        None while there are fewer, and while this life has neither written nor read that one. Raises DiskTrouble."""
+        """Counters of the oldest of the newest `keep` snapshots: no kept snapshot needs the journal's records up to there. None
+        if there are fewer snapshots, or if this life has neither written nor read that one. Raises DiskTrouble."""
         with trouble(f"list {self.folder}"):
             versions = [version for version, _ in snapshots(self.folder, self.disk)]
         return self.kept.get(versions[-self.keep]) if len(versions) >= self.keep else None
 
     def _drop_old(self) -> None:
-        with contextlib.suppress(OSError):  # the snapshot is safe; the next one tries again
+        with contextlib.suppress(OSError):  # the new snapshot is safe; the next save tries again
             versions = [version for version, _ in snapshots(self.folder, self.disk)]
             oldest = versions[-self.keep :][0]
             for name in self.disk.names(self.folder):
@@ -135,19 +137,19 @@ class Store:
 
 
 def newest(folder: Path, report: Callable[[str], None], disk: Disk = disks.REAL) -> Snapshot | None:
-    """The newest whole snapshot of a run that may be going on: reads only, and needs no lock."""
+    """The newest whole snapshot of a run that may be going on, or None. Reads only, and needs no lock."""
     for _, path in reversed(snapshots(folder / FOLDER, disk)):
         try:
             return read(path, disk)
         except CorruptError as damage:
-            report(f"snapshot {path} is damaged ({damage}); going back to the one before")
-        except FileNotFoundError:  # the run has dropped it just now
+            report(f"snapshot {path} is damaged ({damage}); going back to the snapshot before")
+        except FileNotFoundError:  # the run has unlinked the file just now
             continue
     return None
 
 
 def snapshots(folder: Path, disk: Disk = disks.REAL) -> list[tuple[int, Path]]:
-    """(version, file) by version; of files, not yet of whole ones."""
+    """The pairs (version, file) of all snapshot files, by version. A file may be damaged."""
     try:
         names = disk.names(folder)
     except FileNotFoundError:
@@ -156,20 +158,20 @@ def snapshots(folder: Path, disk: Disk = disks.REAL) -> list[tuple[int, Path]]:
 
 
 def read(path: Path, disk: Disk = disks.REAL) -> Snapshot:
-    """One snapshot, every offset and the digest checked. Raises CorruptError, and OSError where it cannot be opened."""
+    """The snapshot in a file, with every offset and the digest checked. Raises CorruptError; OSError if it cannot be opened."""
     fd = disk.open(path)
     try:
         return _read(disk, fd, path)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise CorruptError("the device cannot read it") from error
+        raise CorruptError("the device cannot read the file") from error
     finally:
         disk.close(fd)
 
 
 def _buffers(snapshot: Snapshot) -> list[memoryview]:
-    """The file's bytes, the arrays' own memory among them."""
+    """The bytes of a snapshot's file; the arrays are their own memory, not copies."""
     parts = sorted(_parts(snapshot), key=lambda part: -STORED[part[1]].itemsize)  # so that every tensor is aligned
     rows: dict[str, Any] = {"__metadata__": _metadata(snapshot)}
     offset = 0
@@ -201,7 +203,7 @@ def _dtype(name: str, array: Array) -> str:
 
 
 def _metadata(snapshot: Snapshot) -> dict[str, str]:
-    """The digest comes first: the first 64 zeros of a header are its place."""
+    """The metadata of a header. The digest comes first, because its place is the first 64 zeros of the header."""
     return {
         "sha256": NO_DIGEST,
         "format": FORMAT,
@@ -212,7 +214,7 @@ def _metadata(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _head(rows: Mapping[str, Any]) -> bytes:
-    """Length and header, padded with spaces so that the arrays begin on a cache line."""
+    """The header's length and the header, padded with spaces so that the arrays begin on a cache line."""
     text = json.dumps(rows, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -231,7 +233,7 @@ def _read(disk: Disk, fd: int, path: Path) -> Snapshot:
     tensors = _tensors(rows, disk.size(fd) - len(head))
     snapshot = _empty(about, tensors)
     if (match := NAME.fullmatch(path.name)) and int(match[1]) != snapshot.version:
-        raise CorruptError(f"it holds version {snapshot.version}")
+        raise CorruptError(f"the file holds version {snapshot.version}")
     summed = hashlib.sha256(head.replace(about["sha256"].encode(), NO_DIGEST.encode(), 1))
     for tensor in tensors:
         part, name = tensor.name.split("/", 1)
@@ -239,10 +241,10 @@ def _read(disk: Disk, fd: int, path: Path) -> Snapshot:
         if array.nbytes:
             into = _raw(array)
             if disks.fill(disk, fd, into, len(head) + tensor.first) != array.nbytes:
-                raise CorruptError("it ends early")
+                raise CorruptError("the file ends early")
             summed.update(into)
     if summed.hexdigest() != about["sha256"]:
-        raise CorruptError("its digest does not fit")
+        raise CorruptError("the digest does not fit")
     return snapshot
 
 
@@ -250,17 +252,17 @@ def _read_head(disk: Disk, fd: int) -> tuple[bytes, dict[str, Any]]:
     size = disk.size(fd)
     length = int.from_bytes(disks.read_all(disk, fd, 8, 0), "little")
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
-        raise CorruptError("its header is cut or not one")
+        raise CorruptError("the header is cut short or is no header")
     head = disks.read_all(disk, fd, 8 + length, 0)
-    with _corrupt("its header is not JSON", ValueError, RecursionError):
+    with _corrupt("the header is not JSON", ValueError, RecursionError):
         rows = json.loads(head[8:])
     if type(rows) is not dict:
-        raise CorruptError("its header is not a table")
+        raise CorruptError("the header is not a JSON object")
     return head, rows
 
 
 def _tensors(rows: Mapping[str, Any], nbytes: int) -> list[_Tensor]:
-    """In the order of their bytes, which they fill without gap or overlap."""
+    """The tensors of a header in the order of their bytes, which they fill without gap or overlap."""
     with _corrupt("a tensor is not described", KeyError, TypeError, ValueError, AttributeError):
         found = [_Tensor(n, row["dtype"], tuple(row["shape"]), *row["data_offsets"]) for n, row in rows.items()]
         found.sort(key=lambda tensor: (tensor.first, tensor.last))
@@ -271,7 +273,7 @@ def _tensors(rows: Mapping[str, Any], nbytes: int) -> list[_Tensor]:
             raise CorruptError(f"tensor {tensor.name!a} does not lie where its shape says")
         end = tensor.last
     if end != nbytes:
-        raise CorruptError(f"it holds {nbytes} bytes of arrays, not {end}")
+        raise CorruptError(f"the file holds {nbytes} bytes of arrays, not {end}")
     return found
 
 
@@ -283,25 +285,25 @@ def _known(tensor: _Tensor) -> str:
 
 
 def _empty(about: Mapping[str, Any], tensors: list[_Tensor]) -> Snapshot:
-    """The snapshot that a header describes, its arrays still zeros."""
-    with _corrupt("its metadata is not a snapshot's", KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    """The snapshot that a header describes, with zeros in its arrays."""
+    with _corrupt("the metadata is not that of a snapshot", KeyError, TypeError, ValueError, AttributeError, RecursionError):
         if about["format"] != FORMAT or not re.fullmatch("[0-9a-f]{64}", about["sha256"]):
-            raise CorruptError(f"its format is not {FORMAT!a}")
+            raise CorruptError(f"the format is not {FORMAT!a}")
         version, counters = int(about["version"]), json.loads(about["counters"])
         layout = Layout.from_rows(json.loads(about["layout"]))
     weights = {f"weights/{p.name}": (CODES[p.dtype], p.shape) for p in layout.places}
     states = [tensor for tensor in tensors if tensor.name.startswith("state/")]
     held = {tensor.name: (tensor.code, tensor.shape) for tensor in tensors if not tensor.name.startswith("state/")}
     if weights != held:
-        raise CorruptError("its weights are not those of its layout")
-    with _corrupt("its state has impossible shapes", ValueError):  # of no bytes, or one before it would have failed
+        raise CorruptError("the weights are not those of the layout")
+    with _corrupt("the state has impossible shapes", ValueError):  # of a tensor without bytes; others are checked by now
         state = {tensor.name[6:]: np.zeros(tensor.shape, STORED[_known(tensor)]) for tensor in states}
     return Snapshot(version, Bundle.zeros(layout), state, counters)
 
 
 @contextlib.contextmanager
 def _corrupt(what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Where a header is not verified yet, what it makes parsing raise means only that it is damaged."""
+    """Turn an error of parsing an unverified header into CorruptError, because it means only that the header is damaged."""
     try:
         yield
     except CorruptError:

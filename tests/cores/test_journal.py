@@ -211,7 +211,7 @@ def test_damage_in_an_older_segment_ends_everything_after_it_and_says_so() -> No
     journal.commit()
     file_of(run).durable = file_of(run).durable.replace(b"two", b"twO")
     assert run.read() == [b"one"]
-    assert any("what follows record 1 is not used: 00000003.journal" in line for line in run.lines)
+    assert any("records after 1 are not used: 00000003.journal" in line for line in run.lines)
     journal = run.open()
     journal.append(b"two again")
     journal.commit()

@@ -130,7 +130,7 @@ def test_a_damaged_one_is_stepped_over_reported_and_never_met_again() -> None:
     assert same(newest(ROOT, lines.append, disk), snapshot(2))
     assert same(Store(ROOT, disk=disk).newest(lines.append), snapshot(2))
     assert len(lines) == 2
-    assert "00000003.safetensors is damaged (its digest does not fit)" in lines[1]
+    assert "00000003.safetensors is damaged (the digest does not fit)" in lines[1]
     assert disk.names(store.folder)[-1] == "00000003.safetensors.damaged"
     assert same(Store(ROOT, disk=disk).newest(unexpected), snapshot(2))
     for version in (3, 4, 5, 6):
@@ -142,7 +142,7 @@ def test_a_snapshot_under_another_versions_name_is_damaged() -> None:
     disk = RamDisk()
     path = Store(ROOT, disk=disk).save(snapshot(1))
     disk.rename(path, path.with_name("00000009.safetensors"))
-    with pytest.raises(CorruptError, match="it holds version 1"):
+    with pytest.raises(CorruptError, match="the file holds version 1"):
         read(path.with_name("00000009.safetensors"), disk)
 
 
@@ -244,7 +244,7 @@ def test_a_failed_sync_is_told_apart(call: str) -> None:
     disk = RamDisk()
     store = Store(ROOT, disk=disk)
     disk.fault = lambda its, path: errno.EIO if its == call else 0
-    with pytest.raises(SyncFailed, match="end and start anew"):
+    with pytest.raises(SyncFailed, match="end, then run shoal resume"):
         store.save(snapshot(1))
 
 
@@ -267,7 +267,7 @@ def test_a_file_the_device_cannot_read_is_stepped_over_but_too_many_descriptors_
     disk.fault = lambda call, path: errno.EIO if call == "read" and path.name == "00000002.safetensors" else 0
     lines: list[str] = []
     assert same(store.newest(lines.append), snapshot(1))
-    assert "the device cannot read it" in lines[0]
+    assert "the device cannot read the file" in lines[0]
 
 
 def test_what_a_crash_left_half_written_is_cleared_at_the_next_start() -> None:
