@@ -6,7 +6,9 @@ The one idea: the user's part is at most a model, the data and a loss; every oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
@@ -38,7 +40,8 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
 ) -> Job:
     """A job: `job = Federated(model=..., data=..., loss=...)`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
 
-    model: () -> nn.Module. data: (x, y) arrays or a pair of such pairs (training, held out), an envs.population.Population,
+    model: () -> nn.Module, or a module, which is copied.
+    data: (x, y) arrays or a pair of such pairs (training, held out), an envs.population.Population,
     or a function that gives any of these: () or of the settings (called once a process, where it is needed).
     loss: (logits, y) -> mean loss, or a loss an example; cross entropy by default.
     metrics: name -> (logits [n, ...], y [n, ...]) -> a number, of a whole evaluation set: what is held out, or a client's data.
@@ -51,6 +54,8 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     if worker is not None and weights is not None:
         problem = Calls(worker, weights)
     elif model is not None and data is not None:
+        if not isinstance(model, type) and hasattr(model, "state_dict"):  # a module in place of a function that makes one
+            model = cast("Callable[[], nn.Module]", partial(deepcopy, model))
         problem = Supervised(model, data, loss, metrics, worker)
     else:
         raise UserError("Federated needs model= and data=, or worker= and weights=")

@@ -16,7 +16,7 @@ from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import Range, changed, checked, default_of, described, nearest, plain, ranges, shown
+from shoal.jobs.settings import Range, among, changed, checked, default_of, described, nearest, plain, ranges, shown
 from shoal.jobs.wraps import chain
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import summed_layout
@@ -134,7 +134,7 @@ class Job:
             fitting = self.fitting()
             if not isinstance(given, str):
                 raise UserError(f"{word}={given!r}: must be a name ({', '.join(fitting)}), or a subclass of shoal.Method")
-            raise UserError(f"{word}={given}: allowed is one of {', '.join(fitting)}; {nearest(given, fitting)}")
+            raise UserError(among(word, given, fitting))
         own, before = ranges(kind), self.method
         said = {n: getattr(before, n) for n in ranges(before) if n in own and getattr(before, n) != default_of(before, n)}
         return kind(**said)
@@ -247,6 +247,9 @@ class Job:
         if "linear" not in self._seen:
             self.aggregator("cpu")
         self.plan(_afresh())
+        ours = type(self.method).worker.__module__.startswith("shoal.")
+        if ours and getattr(self.problem, "worker", None) is None:  # a user's own worker is made where it works, and only there
+            self.worker()
 
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)

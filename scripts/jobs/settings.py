@@ -80,6 +80,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "known are " + ", ".join(names)
 
 
+def among(name: str, given: Any, choices: Iterable[str]) -> str:
+    """The line for a value that is none of the choices: all of them, and the one that was probably meant."""
+    names = list(choices)
+    close = (
+        nearest(str(given), names)
+        if difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        else f"{name}={names[0]}, say"
+    )
+    return f"{name}={shown(given)}: allowed is one of {', '.join(names)}; {close}"
+
+
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
     """The same settings with changes, whose values may be strings. Raises UserError naming setting, value and range."""
     found = ranges(settings)
@@ -124,9 +135,10 @@ def coerced(name: str, given: Any, default: Any, allowed: Range) -> Any:
         kind = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers like 64,64"}
         must = ", ".join([kind.get(type(default), "text")] + [str(allowed)] * (str(allowed) != "any"))
         raise UserError(f"{name}={shown(given)}: must be {must}; {name}={shown(default)}, say") from None
+    if allowed.choices and value not in allowed.choices:
+        raise UserError(among(name, given, allowed.choices))
     if not allowed.holds(value):
-        say = nearest(value, allowed.choices) if allowed.choices else f"{name}={shown(default)}, say"
-        raise UserError(f"{name}={shown(given)}: allowed is {allowed}; {say}")
+        raise UserError(f"{name}={shown(given)}: allowed is {allowed}; {name}={shown(default)}, say")
     return value
 
 

@@ -80,6 +80,35 @@ def test_each_setting_of_the_clients_makes_a_difference(settings: dict[str, Any]
     assert run(job(**settings), 0).sha256 != run(job(**said), 0).sha256
 
 
+def test_a_module_in_place_of_a_function_that_makes_one_is_copied() -> None:
+    made = mlp()
+    before = made[0].weight.detach().clone()
+    job = Federated(made, (X, Y), **SMALL)
+    outcome = run(job, 0)
+    assert torch.equal(made[0].weight, before)
+    start = outcome.seen.steps and job.module()[0].weight
+    assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("lr_schedule=lambda version: -1.0", "lr_schedule gave -1.0 for version 0: must be a number from 0"),
+        ("optimizer=lambda w: w", "optimizer"),
+        ("metrics={'accuracy': lambda logits, y: 0.0}", "metric 'accuracy'"),
+    ],
+)
+def test_what_is_brought_and_of_no_use_is_one_line_before_there_is_a_run(place: Path, code: str, line: str) -> None:
+    (place / "mine.py").write_text(f"""
+from shoal import Federated
+from shoal.envs import datasets
+from shoal.nets import models
+job = Federated(models.mlp, datasets.digits, {code})
+""")
+    assert line in mistake("simulate", "mine.py")
+    assert not (place / "runs").exists()
+
+
 def test_a_schedule_of_one_s_own_is_a_function_of_the_version() -> None:
     assert run(job(lr_schedule=lambda version: 1.0), 0).sha256 == run(job(), 0).sha256
     assert run(job(lr_schedule=lambda version: 0.5), 0).sha256 == run(job(lr=0.05), 0).sha256
