@@ -313,13 +313,13 @@ class Actor:
         if layout is None:
             raise ProtocolError("Weights before a Welcome")
         if isinstance(message, Weights) and message.slot:
-            self.shelf.weights = self.shared.weights(layout, message.slot, message.version)
+            self.shelf.weights = self.shared.weights(layout, message.slot)
         elif gathered is not None:
             self.shelf.weights = Bundle(layout, gathered) if base == WHOLE else self._changed(layout, gathered)
         elif payload is not None:
             came = np.frombuffer(payload, np.uint8)
             self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
-        else:
+        elif base == WHOLE or self.shelf.weights is None:
             raise ProtocolError("Weights without their bytes")
 
     def _changed(self, layout: Layout, told: Bytes) -> Bundle:

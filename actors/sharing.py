@@ -40,11 +40,11 @@ class Shared:
             self._board.close()
         self._board = BoardReader(offer) if offer else None
 
-    def weights(self, layout: Layout, token: tuple[int, ...], version: int) -> Bundle:
+    def weights(self, layout: Layout, slot: tuple[int, ...]) -> Bundle:
         """Where they lie, until this actor says that it has moved on. Raises ProtocolError."""
         if self._board is None:
             raise ProtocolError("weights in shared memory that was not offered")
-        return Bundle(layout, self._board.view(token, version))
+        return Bundle(layout, self._board.view(slot[:-1], slot[-1]))
 
     def place(self, product: Product, retains: bool) -> Product:
         """The product with its arrays in a slot of the ring, if there is one free in WAIT seconds. retains: and here."""

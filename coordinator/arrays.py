@@ -59,12 +59,15 @@ class Arrays:
         these writes them there too, before they are published. None where there is no room."""
         return self.sharing.draft() if self.sharing else None
 
-    def publish(self, version: int, weights: Bundle, lately: Lately) -> None:
-        """These weights go out from now on, whole or as what changed lately."""
+    def publish(self, version: int, weights: Bundle, lately: Lately, moved: bool = True) -> None:
+        """These weights go out from now on, whole or as what changed lately. moved: False if they are those of the version
+        before."""
         self._version, self._weights, self._lately = version, weights, lately
         self.serving.publish(version)
-        if self.sharing:
+        if self.sharing and moved:
             self.sharing.publish(version)
+        elif self.sharing:
+            self.sharing.relabel(version)
 
     def gone(self, session: bytes) -> None:
         """This session's life here is over: nothing is kept of it."""
@@ -81,8 +84,13 @@ class Arrays:
         self._sharers.add(session)
         return self.sharing.offer
 
-    def weights(self, session: bytes, held: int) -> tuple[Weights, Payload | None]:
-        """The message that brings the newest weights to one who holds those of version `held`, and its payload."""
+    def weights(self, session: bytes, held: int, same: bool = False) -> tuple[Weights, Payload | None]:
+        """The message that brings the newest weights to one who holds those of version `held`, and its payload. same: they are
+        the same."""
+        if same:
+            if self.sharing:
+                self.sharing.keep(session, self._version)
+            return Weights(self._version, base=held), None
         if self.sharing and session in self._sharers and (slot := self.sharing.lend(session, self._version)):
             return Weights(self._version, slot), None
         base, data = held, self._lately.since(held) if self.inline < NEAR else None

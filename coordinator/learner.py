@@ -175,18 +175,20 @@ class Learner:
         if not isinstance(moved, Moved):
             kind = type(self.aggregator).__name__
             raise UserError(f"aggregator {kind}: step() gave {type(moved).__name__}; expected Moved({{'loss': 0.3}}), say")
-        weights = self.aggregator.weights()
+        weights = self.aggregator.weights() if moved.weights else self.newest[1]
         self.newest = (version, weights)
-        if hasattr(self.aggregator, "change"):
+        if not moved.weights:
+            self.lately = Lately(version)
+        elif hasattr(self.aggregator, "change"):
             self.lately = self.lately.then(version, self.aggregator.change(), weights.data.nbytes)
-        if make.room is not None:
+        if make.room is not None and moved.weights:
             np.copyto(make.room, weights.data)
         if self.recording is not None:
             self.recording.commit(step, weights)
             self._sync()
         if step.last:  # who is told of it leaves, and can be asked for nothing again
             self._keep(step)
-        self._unsaid.append(Stepped(version, moved.metrics))
+        self._unsaid.append(Stepped(version, moved.metrics, moved.weights))
         self._flush()
         self._published()
 

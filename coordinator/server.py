@@ -309,9 +309,9 @@ class Server:
             case Broke(error):
                 self._broke = error
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
-            case Stepped(version, metrics):
+            case Stepped(version, metrics, moved):
                 told = {**self.tally.flush(), **self.arrays.flush(), **metrics}
-                self.arrays.publish(*self.learner.newest, self.learner.lately)
+                self.arrays.publish(*self.learner.newest, self.learner.lately, moved)
                 self.handle(outcome)
                 self._tell(version, told)
             case Folded(task):
@@ -338,8 +338,8 @@ class Server:
         match effect:
             case Send(peer, envelope):
                 yield from self._send(peer, envelope, None)
-            case SendWeights(peer, session, _, held):
-                weights, payload = self.arrays.weights(session, held)
+            case SendWeights(peer, session, _, held, same):
+                weights, payload = self.arrays.weights(session, held, same)
                 kept = replace(weights, kept=self.core.kept)
                 yield from self._send(peer, Envelope(session, self.core.epoch, kept), payload)
             case Brief():

@@ -23,9 +23,10 @@ class Sharing:
     """Slots for weights, and who holds which. Used by the socket thread alone."""
 
     board: Board
-    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # by session, oldest first
+    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # by session, with versions, oldest first
     rings: dict[tuple[int, ...], RingReader] = field(default_factory=dict)
     published: tuple[int, Token] | None = None
+    written: int = -1  # the version that the published slot was written as
     drafted: int | None = None  # the slot of the next version
 
     @property
@@ -43,16 +44,29 @@ class Sharing:
     def publish(self, version: int) -> None:
         """What was written where the last draft is; where that was nowhere, this version goes by the socket."""
         self.published = None if self.drafted is None else (version, self.board.commit(self.drafted, version))
+        self.drafted, self.written = None, version
+
+    def relabel(self, version: int) -> None:
+        """The weights that are out are those of this version too."""
+        if self.drafted is not None:
+            self.board.abandon(self.drafted)
         self.drafted = None
+        self.published = (version, self.published[1]) if self.published else None
+
+    def keep(self, session: bytes, version: int) -> None:
+        """This session looks at the weights that are out, and calls them so from now on."""
+        held, out = self.tokens.get(session, []), self.published[1] if self.published else None
+        self.tokens[session] = [(version if token == out else label, token) for label, token in held]
 
     def lend(self, session: bytes, version: int) -> tuple[int, ...]:
-        """The token of `version` for this session; () where it must go by the socket."""
+        """Where this session finds `version`: a token, and the version that its slot was written as. () where it must go by the
+        socket."""
         if self.published is None or self.published[0] != version:
             return ()
         token = self.published[1]
         self.board.hold(token)
         self.tokens.setdefault(session, []).append((version, token))
-        return token
+        return (*token, self.written)
 
     def moved_on(self, session: bytes, using: int) -> None:
         """This session will not look at versions before `using` any more."""

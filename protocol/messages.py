@@ -179,8 +179,9 @@ class Weights:
     """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait at the coordinator, `nbytes`
     bytes, until the actor wants them.
 
-    base: version since which the arrays are the changes (protocol/changes.py); WHOLE: they are the weights themselves.
-    kept: newest version that is in a snapshot; -1: none.
+    base: version since which the arrays are the changes (protocol/changes.py); WHOLE: they are the weights themselves. If no
+    arrays come at all, weights `version` are weights `base` under a new number. slot: a token (protocol/board.py), then the
+    version as which the slot was written. kept: newest version that is in a snapshot; -1: none.
     """
 
     version: int

@@ -230,6 +230,8 @@ class Life(Process):
         what = (adopt.version,) if adopt.base == WHOLE else (adopt.version, adopt.base)
         if (gathered := self.gathered.pop(what, None)) is not None:
             payload = gathered
+        if payload is None and adopt.base == self.held:
+            payload = self.weights
         if isinstance(payload, Delta) and adopt.base == self.held:
             if payload.since is not self.weights:
                 raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")

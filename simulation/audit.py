@@ -495,6 +495,9 @@ class Audit:
             wrong(f"version {effect.version} is queued behind version {row.sent}")
         if effect.version != self.core.version or effect.version != self.hub.published[0] or effect.version <= row.sent:
             wrong(f"version {effect.version} goes out at version {self.hub.published[0]}, after {row.sent}")
+        shown = self.books.shown
+        if effect.same != (shown.get(effect.held) == shown[effect.version]):
+            wrong(f"{effect}, of weights {shown}")
         row.sent, row.under_way = effect.version, True
 
     def _admit(self, effect: Admit) -> None:

@@ -81,13 +81,14 @@ class Books:
     def begin(self, hub: Hub) -> None:
         """A new life of the coordinator: what was promised to be kept is there, and what is not there has not happened."""
         self.hub = hub
-        version, model = hub.published
+        (version, shown), model = hub.published, hub.learner.adder.model
         folded = [number for _, number in hub.learner.adder.folded]
         kept = {*model.products(), *folded}
         self._promises(kept)
         self._owe(kept)
         self.acked = [taken for taken in self.acked if taken.number in kept]
-        self.published, self.made = version, {version: model.digest}
+        self.published, self.made = version, {version: shown.digest}
+        self.shown = dict(self.made)  # the same, of all versions of this life
         if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
             wrong(f"version {version} had other weights in an earlier life")
         self.lineage = {version: [self.taken[number] for number in folded]}
@@ -213,7 +214,7 @@ class Books:
             wrong(f"{effect} of {len(clients)} clients of {s.cohort}")
 
     def stepped(self, event: Stepped) -> None:
-        version, model = self.hub.published
+        (version, shown), model = self.hub.published, self.hub.learner.adder.model
         if event.version != version or version != self.published + 1 or not self.stepping:
             wrong(f"version {version} follows {self.published}")
         if not self.setting.schedule.streams and any(owed.onto == version - 1 for owed in self.owed.values()):
@@ -222,6 +223,6 @@ class Books:
             wrong(f"version {version} is not the sum of what was accepted for it")
         if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
             wrong(f"version {version} has other weights than in an earlier life")
-        self.made[version] = model.digest
+        self.made[version] = self.shown[version] = shown.digest
         self.made.pop(version - self.setting.schedule.lag - 2, None)
         self.published, self.stepping, self.aside = version, False, 0

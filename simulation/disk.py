@@ -89,19 +89,19 @@ class Adder:
 
     linear: ClassVar[bool] = True
 
-    def __init__(self, exact: bool, changes: bool, briefs: int) -> None:
-        self.exact, self.changes, self.briefs = exact, changes, briefs  # briefs: bytes of each; 0 if there are none
+    def __init__(self, setting: Setting) -> None:
+        self.exact, self.changes, self.rests, self.briefs = setting.exact, setting.changes, setting.rests, setting.brief_nbytes
         self.memory: dict[int, int] = {}  # client -> the product that was folded in of it last
         self.makes = 0  # the version that the next step makes
-        self.model = Model(1)
+        self.model = self.shown = Model(1)  # what is counted, and what actors see of it
         self.folded: list[tuple[tuple[int, ...], int]] = []
 
     def weights(self) -> Any:
-        return self.model
+        return self.shown
 
     def load(self, weights: Any, state: Any) -> None:
-        self.model = weights
-        for model in reversed([*weights.chain()]):
+        self.model, self.shown = state["model"].item(), weights
+        for model in reversed([*self.model.chain()]):
             self.memory.update({client: number for clients, number in model.folded for client in clients})
 
     def brief(self, task: Task) -> Any:
@@ -120,14 +120,16 @@ class Adder:
         told = [client for clients, _ in self.folded for client in clients] if self.exact else [n for _, n in self.folded]
         self.model = Model(hash((self.model.digest, *sorted(told))), self.model, tuple(self.folded))
         self.folded.clear()
-        return Moved()
+        moved = not self.rests or self.model.digest % 3 > 0
+        self.shown = self.model if moved else self.shown
+        return Moved(weights=moved)
 
     def change(self) -> Bundle | None:
         """Stands for what changed in a version by its number."""
         return Bundle.pack({"number": np.array([self.makes])}, LAYOUT) if self.changes else None
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"model": self.model}
 
 
 class Log:
@@ -192,10 +194,14 @@ class Disk:
 
     def recover(self) -> tuple[Recovered, Adder]:
         """As the command line does it: the newest snapshot, then what the journal says came after it."""
-        found, adder, record = Recovered(), Adder(self.setting.exact, self.setting.changes, self.setting.brief_nbytes), 0
+        found, adder, record = (
+            Recovered(),
+            Adder(self.setting),
+            0,
+        )
         if self.shelf.kept:
             snapshot = self.shelf.kept[-1]
-            adder.load(snapshot.weights, {})
+            adder.load(snapshot.weights, snapshot.state)
             record = found.begin(snapshot.version, snapshot.counters)
         if self.setting.journal != "off":
             Rebuilding(found, adder, {LAYOUT.digest: LAYOUT}).follow(self.log.after(record))

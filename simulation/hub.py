@@ -304,6 +304,9 @@ class Hub(Process):
 
     def _weights(self, effect: SendWeights) -> Iterable[Event]:
         version, base, nbytes = effect.version, effect.held, self.world.setting.weights_bytes
+        if effect.same:
+            same = Weights(version, base=base, kept=self.core.kept)
+            return self._down(effect.peer, Envelope(effect.session, self.core.epoch, same), None)
         told: Model | Delta = self.published[1]
         if (changed := self.lately.since(base)) is None:
             base = WHOLE

@@ -196,6 +196,9 @@ MUTANTS = (
     Mutant("a task is told before its brief is made", membership, "_resume", " or lease.briefing", ""),
     Mutant("work is taken that nobody was told of", Core, "_lease", " and not lease.briefing", ""),
     Mutant("a brief on its way is late", patience, "_stick", " and not lease.left", ""),
+    Mutant("weights that rest are told to who holds others", Core, "_settle", "actor.held >= self.since", "actor.held >= 0"),
+    Mutant("weights that rest go out again", Core, "_advance", "version if moved else self.since", "version"),
+    Mutant("weights that moved are told to rest", Learner, "_step", "moved.metrics, moved.weights", "moved.metrics, False"),
     # Plans
     Mutant("rounds do not wait", Rounds, "enough", "(all_out and outstanding == 0)", "all_out"),
     Mutant("rounds do not ask for a quorum", Rounds, "enough", " and folded >= self.quorum", ""),

@@ -143,6 +143,7 @@ class Setting:
     weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
     changes: bool = False  # do weights go to who holds those of late as what changed since?
     brief_bytes: int = 0  # of briefs that are fetched in pieces; 0 where they go with their message
+    rests: bool = False  # do some steps leave the weights as they are?
     work_bytes: int = 0  # the same of contributions
     work_room: int = 1  # bytes of these that may be fetched at a time
     share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
@@ -203,6 +204,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
+        rests=schedule.seed % 4 == 1,
         brief_bytes=(0, LEAST // 2, 2 * LEAST + 1)[schedule.seed % 7 % 3],
         work_bytes=work,
         work_room=rng.choice((1, work, 3 * work)),

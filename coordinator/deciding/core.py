@@ -83,6 +83,7 @@ class Core:
     ) -> None:
         self.plan, self.goal, self.rules = plan, goal, rules
         self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
+        self.since = version  # which the weights are of: later steps have left them as they were
         self.roster = Roster(rules.ahead, rules.most)
         self.seats = Seats(0, self.roster.seats)
         self.ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(self.roster.most))
@@ -120,8 +121,8 @@ class Core:
                 return self._moved(session, task, left)
             case Tick():
                 return patience.tick(self)
-            case Stepped(version):
-                return self._advance(version)
+            case Stepped(version, _, moved):
+                return self._advance(version, moved)
             case Kept(version):
                 self.kept = version
                 return ()
@@ -353,9 +354,10 @@ class Core:
 
     # Versions
 
-    def _advance(self, version: int) -> Iterator[Effect]:
+    def _advance(self, version: int, moved: bool) -> Iterator[Effect]:
         self.ledger.folded.pop(self.version, None)
         self.version = version
+        self.since = version if moved else self.since
         self.stepping = False
         self.moved_at = self.now
         self.roster.fall_behind()
@@ -387,7 +389,7 @@ class Core:
         if not self.ended and not self.reached:
             yield from self._step()
             for actor in self.roster.refresh(self.version) if self.roster.behind else ():
-                yield SendWeights(actor.peer, actor.session, self.version, actor.held)
+                yield SendWeights(actor.peer, actor.session, self.version, actor.held, actor.held >= self.since)
             if self.roster.room or desk.stalls(self):
                 yield from desk.employ(self)
             if self.ledger.counts.aside:

@@ -89,10 +89,12 @@ class Briefed:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Weights `version` are there, and its record in the journal is durable, where the run has a journal."""
+    """Weights `version` are there, and its record in the journal is durable, where the run has a journal. moved: False if these
+    weights are those of the version before."""
 
     version: int
     metrics: Metrics
+    moved: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,13 @@ class Admit:
 @dataclass(frozen=True, slots=True)
 class SendWeights:
     """The newest weights, which are `version`, go to `peer`. One is under way to an actor at a time. held: the version that it
-    has, -1 if none."""
+    has, -1 if none. same: those of version `held` are the same weights, so that only their number is to be told."""
 
     peer: bytes
     session: bytes
     version: int
     held: int = -1
+    same: bool = False
 
 
 @dataclass(frozen=True, slots=True)

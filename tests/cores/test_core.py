@@ -652,6 +652,20 @@ def test_clients_that_failed_together_are_tried_again_one_by_one() -> None:
 # Weights
 
 
+def test_who_holds_weights_that_a_step_left_as_they_were_hears_their_new_number_alone() -> None:
+    run = Run(Stream(1, 9), Rules(ahead=2)).join("a", "b")
+    run.slow.add("b")
+    run.contribute("a").event(Stepped(1, {}, moved=False))
+    assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 1, 0, same=True)]
+    run.contribute("a").event(Stepped(2, {}, moved=False))
+    assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 2, 1, same=True)]
+    assert run.hear("b", Have(0)).all(SendWeights) == [SendWeights(b"b", b"session of b", 2, 0, same=True)]
+    run.contribute("a").event(Stepped(3, {}))
+    assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 3, 2)]
+    run.contribute("a").event(Stepped(4, {}, moved=False))
+    assert run.hear("b", Have(2)).all(SendWeights) == [SendWeights(b"b", b"session of b", 4, 2)]  # which are others
+
+
 def test_weights_are_never_queued_behind_weights() -> None:
     run = Run(Stream(1, 9)).join("a")
     run.slow = {"a"}

@@ -16,7 +16,7 @@ from shoal.coordinator.sharing import Sharing
 from shoal.protocol.board import Board, BoardReader
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
-from shoal.protocol.work import Task
+from shoal.protocol.work import Moved, Task
 
 START = Bundle.pack({"w": np.zeros(5, np.float32)})
 
@@ -67,9 +67,9 @@ def test_the_learner_writes_the_next_weights_where_actors_of_this_machine_read_t
         learner.put([intake(0), Make(Step(1, 0, 0), room)])
         assert shared.lend(b"a", 1) == ()  # not before it is published
         shared.publish(1)
-        slot, generation = shared.lend(b"a", 1)
+        *token, written = shared.lend(b"a", 1)
         reader = BoardReader(shared.offer)
-        assert (reader.view((slot, generation), 1) == learner.newest[1].data).all()
+        assert (reader.view(tuple(token), written) == learner.newest[1].data).all()
 
 
 def test_where_no_slot_is_free_a_version_goes_by_the_socket() -> None:
@@ -103,4 +103,45 @@ def test_a_slot_is_free_again_when_its_reader_is_gone() -> None:
         assert shared.draft() is None
         shared.gone(b"1")
         shared.gone(b"1")
+        assert shared.draft() is not None
+
+
+class Resting(FedAvgServer):
+    """Every second step leaves the weights as they are."""
+
+    turns = 0
+
+    def step(self) -> Moved:
+        self.turns += 1
+        return super().step() if self.turns % 2 else Moved({"rested": 1.0}, weights=False)
+
+
+def test_weights_that_a_step_leaves_as_they_were_are_copied_nowhere() -> None:
+    learner = Learner(Resting(START), Inspector(), time.monotonic)
+    room = np.zeros(START.layout.nbytes, np.uint8)
+    learner.put([intake(0), Make(Step(1, 0, 0))])
+    before = learner.newest[1]
+    learner.put([intake(1, onto=1), Make(Step(2, 0, 0), room)])
+    assert (learner.newest[0], learner.newest[1] is before) == (2, True)
+    assert not room.any()
+    assert [(one.version, one.moved) for one in learner.outcomes if isinstance(one, Stepped)] == [(1, True), (2, False)]
+
+
+def test_the_slot_of_weights_that_rest_is_lent_on_and_stays_while_it_is_looked_at() -> None:
+    with contextlib.closing(Sharing(Board(START.layout.nbytes, slots=2))) as shared:
+        assert shared.draft() is not None
+        shared.publish(1)
+        token = shared.lend(b"a", 1)
+        assert shared.draft() is not None
+        shared.relabel(2)
+        assert (shared.lend(b"a", 1), shared.lend(b"b", 2)) == ((), token)
+        assert BoardReader(shared.offer).view(token[:-1], token[-1]) is not None
+        shared.keep(b"a", 2)
+        shared.moved_on(b"a", 2)  # it calls them so now, and looks at them
+        shared.gone(b"b")
+        shared.draft()
+        shared.publish(3)
+        assert shared.lend(b"b", 3)[0] != token[0]
+        assert shared.draft() is None
+        shared.moved_on(b"a", 3)
         assert shared.draft() is not None

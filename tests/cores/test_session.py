@@ -32,6 +32,7 @@ from shoal.actors.events import (
 from shoal.actors.session import AT_HAND, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (
+    WHOLE,
     Assign,
     Beat,
     Bye,
@@ -371,6 +372,14 @@ def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
     assert story.all(Adopt) == [Adopt(6, 4)]
     assert story.said(Have) == [Have(6, 6)]
     assert story.hear(Weights(6, base=4)).said(Have) == [Have(6, 6)]  # said again
+
+
+def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all() -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Weights(6, base=4))
+    assert (story.all(Adopt), story.all(Gather)) == ([Adopt(6, 4)], [])
+    story.hear(Weights(9, base=7)).tick()
+    assert story.all(Adopt) == []
+    assert [hello.held for hello in story.said(Hello)] == [WHOLE]
 
 
 def test_what_changed_is_fetched_by_its_own_name() -> None:
