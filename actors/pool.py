@@ -1,7 +1,7 @@
-"""A small process that forks actors on demand, and tells which of them ended: the nursery, and its parent's hold on it.
+"""The nursery, a small process that forks actors on demand and tells which of them ended; and its parent's hold on it.
 
-The one idea: the nursery begins when everything heavy is imported and has one thread, so an actor costs a fork instead of an
-import, and a new one can be had at any time. Nobody outlives the one above: parent, nursery, actor.
+The one idea: the nursery has everything heavy imported and one thread, so an actor costs a fork instead of an import, and a new
+actor can be had at any time. A process ends with the process above it: parent, nursery, actor.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Life: TypeAlias = Callable[[Mapping[str, Any]], int]
 """What an actor process does, from plain data to an exit code. Called in the forked process."""
 
 GRACE = 3.0  # seconds that actors have to leave by themselves
-STARTING = 10.0  # seconds until a forked nursery that says nothing is taken for hung: a lock that no thread of it holds
+STARTING = 10.0  # seconds without a word after which a forked nursery is ended: a lock hangs it that another thread held
 ENDED = "the process from which this machine's actors are forked has ended"
 
 
 class Pool:
-    """The parent's hold on a nursery. The nursery ends with the thread that made it: make it in a thread that outlives the run.
+    """The parent's hold on a nursery. A nursery ends with the thread that made it, so a thread makes it that outlives the run.
 
-    alive: process ids of the actors. fault: why there will be no more actors; "" as long as there can be.
+    alive: process ids of the actors. fault: why the nursery forks no more actors; "" as long as it can.
     """
 
     def __init__(self, line: socket.socket, pid: int, await_end: Callable[[], object], starting: float | None) -> None:
@@ -47,11 +47,11 @@ class Pool:
 
     @classmethod
     def forked(cls, life: Life) -> Pool:
-        """A nursery that is a copy of this process: it has the user's functions and data as they are here."""
+        """A nursery that is a copy of this process, with the user's functions and data as they are here."""
         if not hasattr(os, "fork"):
             raise UserError("this system cannot fork: run `shoal actor` in terminals of their own, or use --actors 0")
         ours, theirs = socket.socketpair()
-        gc.freeze()  # what is here now is shared with every actor: the collector must not touch its pages
+        gc.freeze()  # actors share the pages of these objects until the collector touches them
         parent = os.getpid()
 
         def nursery() -> NoReturn:
@@ -65,11 +65,11 @@ class Pool:
 
     @classmethod
     def started(cls, module: str, word: str) -> Pool:
-        """A nursery in a fresh interpreter: `python -m MODULE DESCRIPTOR PARENT`, which is told one line, and becomes one."""
+        """A nursery in a fresh interpreter: `python -m MODULE DESCRIPTOR PARENT`. word: the first line that it is sent."""
         ours, theirs = socket.socketpair()
         program = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
         path = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        child = subprocess.Popen(  # in a group of its own: Ctrl-C is the parent's to hear
+        child = subprocess.Popen(  # in a process group of its own, which a terminal's Ctrl-C does not reach
             program, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=path, process_group=0
         )
         theirs.close()
@@ -77,7 +77,7 @@ class Pool:
         return cls(ours, child.pid, child.wait, None)
 
     def ready(self, given_up: Callable[[], object] = str) -> None:
-        """Waits until the nursery can fork, or `given_up`. Raises UserError where it never will."""
+        """Wait until the nursery can fork, or until `given_up` is true. Raises UserError if the nursery has a fault."""
         waited = 0.0
         while not (self._begun or self.fault or given_up()):
             select.select([self._line], [], [], 0.1)
@@ -85,18 +85,19 @@ class Pool:
             waited += 0.1
             if self._starting is not None and waited > self._starting:
                 os.kill(self.pid, signal.SIGKILL)
-                self.fault = "a process forked from this one hangs: another thread held a lock; give the job as FILE.py:job"
+                why = "another thread held a lock; put the job into a file and run FILE.py:job"
+                self.fault = f"a copy of this process hangs, because {why}"
         if self.fault:
             raise UserError(self.fault)
 
     def grow(self, many: int, arguments: Mapping[str, Any]) -> None:
-        """So many more actors, each living with `arguments` (plain data)."""
+        """Fork `many` more actors. arguments: plain data that each of them lives with."""
         with suppress(BrokenPipeError):  # `fault` will say so
             self._line.sendall(json.dumps([many, dict(arguments)]).encode() + b"\n")
 
     def ended(self) -> dict[int, int]:
-        """Process ids of actors that have ended since the last call, with their exit statuses; a negative one is the signal
-        that ended it."""
+        """Process id -> exit status of actors that have ended since the last call. A negative status is the signal that ended
+        the actor."""
         return {pid: status for pid, status in self._note() if status is not None}
 
     def _note(self) -> list[tuple[int, int | None]]:
@@ -110,7 +111,7 @@ class Pool:
         *lines, self._read = self._read.split(b"\n")
         news: list[tuple[int, int | None]] = []
         for word in map(json.loads, lines):
-            if isinstance(word, str):  # its first: why it cannot begin, or ""
+            if isinstance(word, str):  # the nursery's first word: why it cannot begin, or ""
                 self._begun, self.fault = True, word or self.fault
                 continue
             pid, status = word
@@ -119,25 +120,28 @@ class Pool:
         return news
 
     def fileno(self) -> int:
-        """To wait on, for news."""
+        """The descriptor that has something to read when there is news."""
         return self._line.fileno()
 
     def close(self) -> None:
-        """No actor is left when this returns: they have a moment to leave, then they are ended."""
-        with suppress(OSError):  # it has ended
-            self._line.shutdown(socket.SHUT_RDWR)  # not only closed: a process forked meanwhile may hold a copy
+        """End the nursery and its actors, which have GRACE seconds to leave by themselves. None is left when this returns."""
+        with suppress(OSError):  # the nursery has ended
+            self._line.shutdown(socket.SHUT_RDWR)  # not only closed: a process forked meanwhile may hold a copy of the socket
         self._line.close()
-        with suppress(ChildProcessError):  # somebody else in this process waits for every child
+        with suppress(ChildProcessError):  # another part of this process waits for every child
             self._await_end()
         gc.unfreeze()
 
 
 def _let_go(line: socket.socket) -> None:
-    """In a copy of a process that may be anything: its sockets with a name (a notebook's ports, another run's actors) would
-    stay open here after their owners closed them. Their numbers stay taken, because objects in this copy may close them yet."""
+    """Replace the inherited sockets that have a name (a notebook's ports, the line to another run's actors) by /dev/null.
+
+    Open here, such a socket would outlive its owner. The descriptors stay taken, because objects in this copy may still close
+    them.
+    """
     folder, nothing = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd", os.open(os.devnull, os.O_RDWR)
     for number in map(int, os.listdir(folder)):
-        with suppress(OSError):  # the listing's own, closed by now
+        with suppress(OSError):  # the descriptor of the listing itself is closed by now
             if stat.S_ISSOCK(os.fstat(number).st_mode) and number != line.fileno():
                 with socket.socket(fileno=os.dup(number)) as copy:
                     named = bool(copy.getsockname())
@@ -146,7 +150,7 @@ def _let_go(line: socket.socket) -> None:
 
 
 class Nursery:
-    """The process itself: one thread, no sockets but the one to its parent."""
+    """The nursery process: one thread, and no socket but the line to its parent."""
 
     def __init__(self, line: socket.socket, life: Life, parent: int) -> None:
         die_with_parent(parent)
@@ -161,7 +165,7 @@ class Nursery:
         signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
 
     def serve(self) -> NoReturn:
-        """Until its parent is gone or closes its end."""
+        """Fork actors as the parent asks, until the parent is gone or closes its end of the line."""
         buffer = b""
         self.say("")
         while chunk := self._wait():
@@ -205,7 +209,7 @@ class Nursery:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            if pid in self._children:  # else the job's own process
+            if pid in self._children:  # else a process that the job started
                 self._children.discard(pid)
                 self.say([pid, os.waitstatus_to_exitcode(status)])
 

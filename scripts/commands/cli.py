@@ -199,9 +199,10 @@ def _crowd(pool: Any, many: int, called: dict[str, Any]) -> int:
     for number in range(many):
         pool.grow(1, {**called, "number": number, "many": many})
     try:
-        while len(codes) < many:
+        while len(codes) < many and not pool.fault:
             select.select([pool], [], [])
             codes += pool.ended().values()
+        codes += [1] * (many - len(codes))
     except KeyboardInterrupt:
         codes.append(130)
     finally:

@@ -1,7 +1,7 @@
-"""What is to be run, as a user says it: a job by any of its names or as an object, with settings.
+"""The choice of a job, from what a user says: a name or an object, and settings.
 
-The one idea: the command line and `shoal.run` choose here, so that the same words mean the same run. What is chosen says
-whether another process would find the same job by its name.
+The one idea: the command line and `shoal.run` choose here, so the same words mean the same run. The choice says whether another
+process would find the same job by its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN = (str, int, float, bool, list, tuple, type(None))
 
 @dataclass(frozen=True)
 class Choice:
-    """job: with its settings. config: what repeats the run. named: config.job is the same job in any process."""
+    """A job with its settings. config: what repeats the run. named: True if config.job is the same job in any process."""
 
     job: Job
     config: Config
@@ -32,7 +32,11 @@ class Choice:
 
 
 def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **given: Any) -> Choice:
-    """given: seed, actors, transport, device; None is what a TOML file or the job says, else the default. Raises UserError."""
+    """The job that is meant. given: seed, actors, transport, device; None is what a TOML file or the job says, else the
+    default.
+
+    Raises UserError.
+    """
     named = all(isinstance(value, PLAIN) for value in settings.values())  # a method of the user's own has a name only here
     if isinstance(job, Job):
         name, anywhere = place_of(job)
@@ -53,14 +57,17 @@ def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **giv
 
 
 def absolute(name: str) -> str:
-    """A file's job is found again from anywhere; where no attribute is named, it is called `job`."""
+    """A job's name that holds in any folder: a file's path is absolute. An attribute that is not named is `job`."""
     place, _, attribute = f"{name}:job".rpartition(":") if name.endswith(".py") else name.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
 def place_of(job: Job) -> tuple[str, bool]:
-    """A name by which this very object is found again, and whether another process may look there at once: it may not read
-    the script that is running, which would run in it too. A job that was made in a cell or a function has no such place."""
+    """A name by which this object is found again, and whether another process may import it by that name.
+
+    Another process may not import the script that is running, because it would run the script. A job that was made in a cell or
+    a function stands nowhere, and its name begins with INLINE.
+    """
     found = [
         (name, module, attribute)
         for name, module in list(sys.modules.items())
@@ -78,7 +85,7 @@ def place_of(job: Job) -> tuple[str, bool]:
 
 
 def refuse_within_find() -> None:
-    """Raises UserError if a file that is being read for its job starts a run, which nobody has asked for."""
+    """Raises UserError if a file starts a run while the file is read for its job."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
         if frame.f_code is catalog.find.__code__:

@@ -9,6 +9,7 @@ from typing import Any
 from shoal.coordinator.tally import add
 from shoal.protocol.work import Task, Totals
 from shoal.runs.run import Run
+from shoal.runs.threads import few
 
 
 def evaluated(run: Run, episodes: int) -> dict[str, float]:
@@ -17,12 +18,14 @@ def evaluated(run: Run, episodes: int) -> dict[str, float]:
     job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
     if (central := job.central()) is not None:
+        few()
         return {**version, **central(snapshot.weights)}
     settings = job.plain()
     plays = "eval_episodes" in settings
     job = job.configured({"eval_episodes": episodes} if plays else {})
     job.prepare()
     worker = job.worker()
+    few()
     job.problem.close()  # the worker holds what it needs
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}

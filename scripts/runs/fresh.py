@@ -1,6 +1,7 @@
-"""A nursery in a fresh interpreter (actors/pool.py): it finds the job by its name, as its user's own process did.
+"""A nursery in a fresh interpreter (actors/pool.py), which finds the job by its name, as the user's own process did.
 
-The one idea: what comes over the line is a name and plain settings. The parent says them, so the name may be a file's.
+The one idea: a name, plain settings and a seed come over the line, and nothing is unpickled. The parent is the same user, so
+the name may be a file's.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from shoal.runs.threads import few
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serves until the parent is gone."""
+    """Read the job's name, settings and seed from the line, import the job, and fork actors until the parent is gone."""
     die_with_parent(parent)
     line, heard = socket.socket(fileno=descriptor), b""
-    while not heard.endswith(b"\n"):
+    while b"\n" not in heard:
         if not (chunk := line.recv(65_536)):
             return
         heard += chunk
-    name, settings, seed = json.loads(heard)
+    name, settings, seed = json.loads(heard.partition(b"\n")[0])
     try:
         job = recalled(name, settings, seed)
         job.prepare()

@@ -1,9 +1,9 @@
-"""Where this machine's actors are forked from: a copy of this process, or a fresh interpreter.
+"""The choice of a nursery, from which this machine's actors are forked: a copy of this process, or a fresh interpreter.
 
-The one idea: a fork copies one thread, and the locks that the others hold. Where this process has one thread, a copy costs
-nothing and has the job as it is. Where it has more (a notebook has), or CUDA, a job that another process can find by its name
-is imported by a fresh interpreter. A job that was made here, in a cell say, exists in a copy alone: nothing is ever pickled.
-Then the copy forks at once and touches nothing of the other threads' (actors/pool.py).
+The one idea: a fork copies one thread, and the locks that other threads hold. If this process has one thread, a copy is safe,
+costs nothing and has the job as it is. If this process has more threads (a notebook has), or CUDA, a fresh interpreter
+imports the job by its name. A job that was made in a cell has no name that another process could find, and nothing is ever
+pickled, so a copy is its only way; the copy touches nothing that belongs to other threads (actors/pool.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TASKS = Path("/proc/self/task")
 
 
 def hired(job: Job, config: Config, named: bool) -> Pool | None:
-    """A nursery for this job's actors; None where there are to be none here. named: config.job finds this job anywhere.
+    """A nursery for this job's actors; None if the run has none. named: True if config.job is this job in any process.
 
-    Raises UserError where a copy of this process could not train, and the job has no name.
+    Raises UserError if the job has no name and a copy of this process could not train.
     """
     if not config.actors:
         return None
@@ -45,5 +45,6 @@ def _uses_cuda() -> bool:
 
 
 def _differentiates() -> bool:
-    """Where torch sees a GPU, the first backward pass starts threads, and a copy of the process can differentiate no more."""
+    """True if torch runs autograd threads. Its first backward pass on a machine with a GPU starts them, and from then on torch
+    refuses backward passes in a copy of the process."""
     return any(task.read_text().startswith("pt_autograd") for task in TASKS.glob("*/comm"))

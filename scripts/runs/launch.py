@@ -1,7 +1,7 @@
-"""Putting a run together: a job, a run directory, a coordinator, and actors on this machine if asked for.
+"""A run put together: a job, a run directory, a coordinator, and actors on this machine if asked for.
 
 The one idea: every way to run (`shoal.run`, simulate, coordinator, resume, the plain loop) is the same few constructors in a
-row. What must come before this process has more threads is done in `ready`; all else in `launch`, in any thread.
+row. `ready` does what must come before this process has more threads; `launch` does the rest, in any thread.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Launch:
-    """What is decided before a run begins. bind: an address for actors from elsewhere; "" for this machine's own only. keys:
-    asked for there. gateway: a process of its own faces them; beyond this machine that is always so. named: another process
-    finds the same job by config.job."""
+    """What is decided before a run begins.
+
+    bind: the address at which other actors join; "" if only the run's own take part. keys: the coordinator's keys, which actors
+    are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
+    always does. named: True if another process finds the same job by config.job.
+    """
 
     config: Config
     run: RunDir
@@ -59,7 +62,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. reason: "done", or why it stopped before its goal. failed: it could not go on."""
+    """How a run ended. reason: "done", or why the run stopped before its goal. failed: True if the run could not go on."""
 
     summary: dict[str, Any]
     version: int
@@ -80,7 +83,7 @@ class Ready:
 
 @contextmanager
 def ready(job: Job, options: Launch) -> Iterator[Ready]:
-    """Prepares the job and makes the process from which actors are forked, which ends with this block and this thread."""
+    """Prepare the job, and make the nursery from which actors are forked. The nursery ends with this block and this thread."""
     with few_threads():
         heap.keep()
         job.prepare()
@@ -97,8 +100,10 @@ def ready(job: Job, options: Launch) -> Iterator[Ready]:
 
 
 def device_of(name: str) -> str:
-    """auto is cuda where there is one, and where the job needs torch at all. Raises UserError where cuda is asked for in
-    vain."""
+    """The torch device that a name means. "auto" is cuda if torch is loaded and sees a CUDA device, else cpu.
+
+    Raises UserError for "cuda" if there is none.
+    """
     if name == "cpu" or (name == "auto" and not sys.modules.get("torch")):
         return "cpu"
     import torch
@@ -117,12 +122,13 @@ def launch(
     clock: Clock = time.monotonic,
     wall: Clock = time.time,
 ) -> Ended:
-    """A run to its end. interrupted: looked at some twenty times a second; a reason to end here in good order, or ""."""
+    """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
+    second."""
     job, options, device, pool = ready.job, ready.options, ready.device, ready.pool
     config, keys = options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
-        stack.enter_context(Lock(options.run.path))  # after the fork, which would share it and hold it beyond our own end
+        stack.enter_context(Lock(options.run.path))  # after the fork: a copy of the lock would outlive this process
         observer = Together(stack.enter_context(Record(options.run, wall())), observer)  # a row is there when it is told
         aggregator = job.aggregator(device)
         threads = few()
@@ -203,17 +209,17 @@ def _alone(crew: Crew | None, options: Launch) -> str:
 
 
 def preload(job: Job) -> None:
-    """Import whatever a run of this job needs: a life that is forked from here begins at once."""
+    """Import all that a run of this job needs, so that a process forked from here begins at once."""
     job.prepare()
     job.check_parts()
     few()
     job.central()
     observers.preload()
-    gc.freeze()  # the collector must not touch, and so copy, what all lives share
+    gc.freeze()  # the collector would copy the pages that all these processes share
 
 
 def new_run(config: Config, path: Path | str | None, name: str = "") -> RunDir:
-    """A fresh run directory with its config.toml. name: what the folder is called after, if not the job."""
+    """A fresh run directory with its config.toml. name: the first part of the folder's name, if it is not the job's."""
     run = RunDir.create(name or config.job, datetime.now(), path=path)
     run.write_config(config)
     return run

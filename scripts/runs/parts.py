@@ -1,6 +1,6 @@
-"""The parts of a run whose choice depends on how it is run: the book, the wire, shared memory, the learner.
+"""The parts of a run that depend on how it is run: the recording, the wire, shared memory, the learner.
 
-The one idea: each is a constructor with an `if` in front of it. `launch` puts them together.
+The one idea: each part is a constructor with an `if` in front of it. `launch` puts the parts together.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Clock = Callable[[], float]
 
 
 def rules_of(job: Job, config: Config) -> Rules:
-    """Where clients stay with their actors, these are shared out when all are here."""
+    """The job's rules. If clients stay with their actors, the first tasks wait until all of this machine's actors are here."""
     rules = job.rules()
     return replace(rules, gather=config.actors) if rules.sticky else rules
 
@@ -47,7 +47,7 @@ def rules_of(job: Job, config: Config) -> Rules:
 def recording_of(
     job: Job, options: Launch, aggregator: Aggregator, layouts: Sequence[Layout], observer: Observer, clock: Clock
 ) -> tuple[Recording, Recovered]:
-    """The run's book, opened where the last life of this run closed it, and what that life had promised."""
+    """The run's recording, which goes on where the last life of the run ended, and what that life had promised."""
 
     def report(text: str) -> None:
         observer.report(Report("durable", text, "warning"))
@@ -81,7 +81,7 @@ def recording_of(
 
 
 def wire_of(options: Launch, job: Job, stack: ExitStack, clock: Clock) -> Wire:
-    """Sockets, or the plain loop where there are no actors."""
+    """The coordinator's wire: sockets, or the plain loop if there are no actors."""
     if not options.config.actors and not options.bind:
         return PlainWire(lambda workload: job.worker(), clock)
     address = options.bind or _local_address(options.config.transport, stack)
@@ -96,13 +96,13 @@ def wire_of(options: Launch, job: Job, stack: ExitStack, clock: Clock) -> Wire:
 
 
 def invitation(wire: Wire, keys: ServerKeys | None) -> str:
-    """What to type on a machine that is to join."""
+    """The command that a person types on a machine that is to join."""
     place = wire.address.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
     return f"shoal actor {place}" + (f" --key NAME --server {keys.pair.public}" if keys else "")
 
 
 def shared_of(config: Config, options: Launch, layout: Layout, observer: Observer) -> Sharing | None:
-    """Shared memory for actors of this machine, if it is asked for and to be had."""
+    """Shared memory for actors of this machine; None if it is not asked for or not to be had."""
     if config.transport != "shm" or not (config.actors or options.bind):
         return None
     shared, why = sharing(layout.nbytes)
@@ -127,7 +127,7 @@ def learner_of(
     clock: Clock,
     briefs: Sequence[Layout],
 ) -> Learner:
-    """On a thread of its own, but in the plain loop."""
+    """The learner, on a thread of its own; in the plain loop on the caller's."""
     inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
     central = {"evaluate": job.central(device), "due": job.due}
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **central}

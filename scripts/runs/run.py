@@ -1,7 +1,7 @@
-"""A run as its user holds it in Python: what came of it, its weights, its model, and the way on.
+"""A run as its user holds it in Python: metrics, history, weights, model, and the way on.
 
-The one idea: the folder says it all. Everything here is read from there when it is asked for, so a run that was loaded, one
-that has just ended and one that is under way are looked at in the same way.
+The one idea: the folder holds everything, and is read when something is asked for. So a run that was loaded, a run that has
+just ended and a run that is under way are looked at in the same way.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class History(list[dict[str, Any]]):
 class Run:
     """A run: `shoal.run(...)` returns one, `shoal.load(RUN_DIR)` opens one.
 
-    folder: where it lies. reason: "done", or why it stopped before its goal; "" if it was loaded. job: the job with the
-    settings of the run. named: config.toml names the same job for every process; a job that was made in Python is found again
-    only if it was handed to `load`.
+    folder: the folder of the run. reason: "done", or why the run stopped before its goal; "" if it was loaded. named: True if
+    config.toml names the same job for every process; a job that was made in Python is found again only if it is handed to
+    `load`.
     """
 
     def __init__(self, folder: Path, job: Job | None = None, named: bool = True) -> None:
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def job(self) -> Job:
-        """Raises UserError if the job was made in Python in another process."""
+        """The job with the settings of the run. Raises UserError if the job was made in Python in another process."""
         if self._job is None:
             from shoal.jobs.catalog import recalled
 
@@ -80,13 +80,14 @@ class Run:
 
     @property
     def job_name(self) -> str:
+        """The job's name as a person reads it."""
         from shoal.jobs.catalog import INLINE
 
         return self.config.job.removeprefix(INLINE)
 
     @property
     def history(self) -> History:
-        """All rows so far."""
+        """All rows that the run has written so far."""
         return History(self.dir.rows())
 
     @property
@@ -99,14 +100,14 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds (docs/running.md); empty before the run has ended once."""
+        """The content of summary.json (docs/running.md); empty before the run has ended once."""
         file = self.dir.summary_file
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return found
 
     @property
     def weights(self) -> dict[str, npt.NDArray[Any]]:
-        """Name -> array, of the newest snapshot; bfloat16 as float32. Raises UserError before there is one."""
+        """Name -> array, from the newest snapshot; bfloat16 as float32. Raises UserError before there is a snapshot."""
         bundle = self.snapshot().weights
         return {place.name: _plain(bundle, place.name, place.dtype) for place in bundle.layout.places}
 
@@ -119,7 +120,7 @@ class Run:
         return module
 
     def snapshot(self) -> Snapshot:
-        """The newest whole snapshot. Raises UserError before there is one."""
+        """The newest whole snapshot. Raises UserError before there is a snapshot."""
         if self._snapshot is not None:
             return self._snapshot
         found = newest(self.folder, lambda text: print(f"shoal: {text}", file=sys.stderr))
@@ -137,16 +138,17 @@ class Run:
         stop_when: Callable[[Mapping[str, Any]], object] | None = None,
         show: bool | None = None,
     ) -> Run:
-        """Goes on from the newest snapshot, to the run's end or a later one: `run.resume(settings={"rounds": 200})`.
+        """Go on from the newest snapshot, to the run's end or to a later one: `run.resume(settings={"rounds": 200})`.
 
-        A run that has reached its end is returned as it is. The other arguments are those of `shoal.run`.
+        Returns the longer run. A run that has reached its end is returned as it is. The other arguments are those of
+        `shoal.run`.
         """
         from shoal.runs.running import resume
 
         return resume(self, settings or {}, actors, bind, observers, stop_when, show)
 
     def ended(self, snapshot: Snapshot, reason: str) -> None:
-        """Told when the run has ended: its last weights are at hand then, whatever becomes of the folder."""
+        """Keep the last weights of a run that has just ended, whatever becomes of its folder."""
         self._snapshot, self.reason = snapshot, reason
 
     def _state(self) -> str:
@@ -174,13 +176,13 @@ def _plain(bundle: Bundle, name: str, dtype: str) -> npt.NDArray[Any]:
 
 
 def load(folder: Place, job: Job | None = None) -> Run:
-    """The run in `folder`, whether it has ended or not. job: the run's job, if it was made in Python and not in a file.
+    """The run in `folder`, whether it has ended or not. job: the run's job, if it was made in Python and stands in no file.
 
     Raises UserError if there is no run.
     """
     found = RunDir.open(folder)
     path = found.path
-    if path.is_symlink():  # runs/latest will be another one
+    if path.is_symlink():  # runs/latest points at another run later
         path = path.parent / path.readlink()
     if job is not None:
         config = found.config()
@@ -189,27 +191,35 @@ def load(folder: Place, job: Job | None = None) -> Run:
 
 
 def opened(run: Run | Place) -> Run:
-    """A run, or the run in a folder. Its path stays as it was typed."""
+    """The run that is given, or the run in a folder, whose path stays as it was typed."""
     return run if isinstance(run, Run) else Run(RunDir.open(run).path)
 
 
 def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
-    """Metrics of a run's weights: on held-out data, or of greedy episodes in fresh environments, or over all clients."""
-    from shoal.runs.evaluate import evaluated
+    """Metrics of a run's weights: on held-out data, or of greedy episodes in fresh environments, or over all clients.
 
-    return evaluated(opened(run), episodes)
+    episodes: number of such episodes.
+    """
+    from shoal.runs.evaluate import evaluated
+    from shoal.runs.threads import few_threads
+
+    with few_threads():
+        return evaluated(opened(run), episodes)
 
 
 def plot(*runs: Run | Place, out: Place | None = None) -> Path:
-    """Draws learning curves over each other, and returns the picture: `out`, .png, .svg or .pdf; else the one run's
-    learning.png, or ./learning.png of several. Runs that differ in their seed alone get a mean."""
+    """Draw learning curves over each other, and return the picture's path.
+
+    out: a .png, .svg or .pdf file; None is learning.png in the folder of one run, or ./learning.png for several runs. Runs that
+    differ in their seed alone get a mean.
+    """
     from shoal.runs.plot import plot as drawn
 
     return drawn([opened(run).dir for run in runs], out)
 
 
 def export(run: Run | Place, to: Place) -> Path:
-    """Writes a run's weights to a new file .safetensors, or its model with them to .pt2, a torch.export program."""
+    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program."""
     from shoal.runs.evaluate import exported
 
     return exported(opened(run), Path(to))

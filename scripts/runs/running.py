@@ -1,7 +1,7 @@
 """`shoal.run` and `shoal.start`: how a job is run from Python.
 
-The one idea: `run` is a run in this thread, to its end; `start` is the same in a thread of its own, and hands on rows as they
-come. Both make what `shoal simulate` makes, with the same numbers.
+The one idea: `run` runs a job in this thread, to its end; `start` does the same in a new thread, and hands on rows as they
+come. Both give what `shoal simulate` gives, with the same numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from shoal.runs.watching import Row, StopWhen, Watch
 
 
 class RunError(UserError):
-    """A run that could not go on, or whose observer or `stop_when` failed. run: what there is of it."""
+    """A run could not go on, or an observer or `stop_when` raised. run: the run as far as it came."""
 
     def __init__(self, text: str, run: Run) -> None:
         super().__init__(text)
@@ -59,16 +59,17 @@ def run(
     stop_when: StopWhen | None = None,
     show: bool | None = None,
 ) -> Run:
-    """Runs a job to its end, and returns what there is.
+    """Run a job to its end, and return the run.
 
     job: a Job, or a name as `shoal simulate` takes it: "digits", "gymnasium:Pendulum-v1", "file.py:job", "config.toml".
-    actors: processes that do the work (2; 0 is the plain loop in this process). settings: the job's own, as `shoal jobs JOB`
-    lists them. seed: decides everything random (0, or the job's). device: where the learner works, "auto", "cpu" or "cuda".
-    transport: how arrays travel on this machine, "shm", "ipc" or "tcp". A config.toml says what is left out of these four.
-    bind: an address at which actors of this machine may join as well, tcp://127.0.0.1:5555 say. folder: a new folder for the
-    run; runs/JOB-DATE-TIME if there is none. observers: objects with stepped, moved and report (docs/python.md). stop_when: a
-    function of a row (version, seconds, steps, metrics by name); the run ends in good order when it is true. show: progress
-    on the screen; None shows it on a terminal and in a notebook.
+    actors: number of processes that do the work (default 2; 0 is the plain loop in this process). settings: settings of the
+    job by name, as `shoal jobs JOB` lists them. seed: decides everything random (default 0, or the job's own). device: where
+    the learner works, "auto", "cpu" or "cuda". transport: how arrays travel on this machine, "shm", "ipc" or "tcp". A
+    config.toml gives those of actors, seed, device and transport that are left out. bind: an address at which other actors of
+    this machine may join, tcp://127.0.0.1:5555 for one. folder: a new folder for the run; None is runs/JOB-DATE-TIME.
+    observers: objects with the methods stepped, moved and report (docs/python.md). stop_when: a function of a row (version,
+    seconds, steps, metrics by name); the run ends in good order when it returns something true. show: True shows progress on
+    the screen; None shows it on a terminal and in a notebook.
 
     Ctrl-C ends the run in good order. Raises UserError for a mistake in what was asked for, RunError if the run failed.
     """
@@ -92,7 +93,10 @@ def start(
     stop_when: StopWhen | None = None,
     show: bool | None = None,
 ) -> Started:
-    """The same in the background: `with shoal.start("digits") as run:`, `for row in run: ...`, `run.stop()`."""
+    """Run a job in the background: `with shoal.start("digits") as run:`, `for row in run: ...`, `run.stop()`.
+
+    The arguments are those of `shoal.run`.
+    """
     with _in_one_line():
         begun = Started(observers, stop_when, show)
         begun._begin(*_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
@@ -108,7 +112,7 @@ def resume(
     stop_when: StopWhen | None,
     show: bool | None,
 ) -> Run:
-    """What `Run.resume` does."""
+    """Go on with a run, as `Run.resume` says."""
     refuse_within_find()
     _check_address(bind)
     watch = Watch(observers, stop_when)
@@ -121,11 +125,11 @@ def resume(
 
 
 class Started(Run):
-    """A run in the background. Iterating gives its rows as they come, one a step and one an evaluation, until it has ended.
+    """A run in the background. Iteration gives its rows as they come, until the run has ended.
 
-    A row is a dict: version, seconds, steps, contributions, actors, and the last value of each metric by name. Leaving the
-    `with` block stops the run in good order. An error that ended it is raised where the iteration ends, by `wait`, or by the
-    block.
+    There is a row a step, and one more a central evaluation. A row is a dict of version, seconds, steps, contributions, actors,
+    and the last value of each metric by name. Leaving the `with` block stops the run in good order. An error that ended the run
+    is raised where the iteration ends, by `wait`, or at the end of the block.
     """
 
     def __init__(self, observers: Iterable[Observer], stop_when: StopWhen | None, show: bool | None) -> None:
@@ -140,7 +144,7 @@ class Started(Run):
         super().__init__(options.run.path.absolute(), job, options.named)
         stack = ExitStack()
         made = ready(job, options)
-        if threading.current_thread() is threading.main_thread():  # it outlives the run, and may be the only thread there is
+        if threading.current_thread() is threading.main_thread():  # it outlives the run, and may be the only one so far
             begun = stack.enter_context(made)
             make: Callable[[], Ready] = lambda: begun  # noqa: E731
         else:
@@ -167,11 +171,11 @@ class Started(Run):
         self._over.wait()
 
     def stop(self, reason: str = "stopped by stop()") -> None:
-        """Ends the run in good order, soon; rows still come until it has ended."""
+        """Ask for the end of the run, in good order. Rows still come until the run has ended."""
         self._watch.stop(reason)
 
     def wait(self) -> Self:
-        """Waits until the run has ended."""
+        """Wait until the run has ended. Raises the error that ended it."""
         self._over.wait()
         if self._error is not None:
             self._raised = True
@@ -181,7 +185,7 @@ class Started(Run):
     def __iter__(self) -> Iterator[Row]:
         while (row := self._rows.get()) is not None:
             yield row
-        self._rows.put(None)  # for whoever iterates again
+        self._rows.put(None)  # for another iteration
         self.wait()
 
     def __enter__(self) -> Self:
@@ -197,7 +201,7 @@ class Started(Run):
 def _asked(
     job: Job | Place, settings: Mapping[str, Any] | None, bind: str, folder: Place | None, **given: Any
 ) -> tuple[Launch, Job]:
-    """What to launch. Whatever is wrong with it shows before there is a folder."""
+    """The launch and the job that are asked for. A mistake in them is told before the run's folder is made."""
     refuse_within_find()
     _check_address(bind)
     choice = chosen(job, settings or {}, **given)
@@ -213,13 +217,13 @@ def _carried_out(run: Run, job: Job, options: Launch, watch: Watch, show: bool |
     with ready(job, options) as begun, Stopper() as stopper, _display(options, show) as shown:
         ended = launch(begun, Together(shown, watch), lambda: stopper.reason or watch.reason)
     if stopper.number == signal.SIGTERM:
-        signal.raise_signal(signal.SIGTERM)  # the run has ended in good order; what the program does now is its own affair
+        signal.raise_signal(signal.SIGTERM)  # now it does what it does to the program
     _settle(run, ended, watch)
     return run
 
 
 def _settle(run: Run, ended: Ended, watch: Watch) -> None:
-    """Raises what is to be raised of a run that has ended."""
+    """Tell a run how it ended. Raises RunError if it failed."""
     run.ended(Snapshot(ended.version, ended.weights), ended.reason)
     if watch.raised is not None:
         raise RunError(watch.raised[0], run) from watch.raised[1]
@@ -239,7 +243,8 @@ def _check_address(bind: str) -> None:
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """A module that is missing is a line that says what to install. Any other exception in the user's code is theirs to see."""
+    """Turn a missing module into a UserError that says what to install. Other exceptions in the user's code stay as they
+    are."""
     try:
         yield
     except ModuleNotFoundError as missing:

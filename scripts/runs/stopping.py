@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM, for a run in the main thread.
+"""Ctrl-C and SIGTERM during a run in the main thread.
 
-The one idea: the first one is a reason to end in good order; a second one does what it did before the run.
+The one idea: the first signal is a reason to end the run in good order; a second one does what it did before the run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, Self
 
 
 class Stopper:
-    """`reason` says which signal came; "" as long as none did. again: what a second one does; None is what it did before.
+    """Hears SIGINT and SIGTERM in a `with` block. In a thread other than the main one it hears nothing.
 
-    In another thread than the main one, which hears no signals, it hears none.
+    reason: which signal came, in words; "" as long as none came. number: the signal's number; 0 as long as none came. again:
+    the handler of a second signal; None is the handler of before.
     """
 
     def __init__(self, again: Any = None) -> None:

@@ -1,8 +1,9 @@
-"""How many threads a process of a run computes with: one, unless the user's OMP_NUM_THREADS says more.
+"""The number of threads that a process of a run computes with: 1, unless the user's OMP_NUM_THREADS says more.
 
 The one idea: actors and learner share the cores, so torch's own threads would only fight over them; and a sum that is split
-over threads has other bits. The user's own process gets its number back. torch has one number for each thread that has
-computed, and one for those to come; it sets both at once, so what is to hold for one alone is set in a thread of its own.
+over threads has other bits. The user's own process gets its number back when its last run has ended. torch has a number for
+each thread that has computed and a number for new threads, and sets both at once. So the number for new threads alone is read
+and set in a new thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class _Held:
-    """Of this process: how many runs are under way, and torch's number for threads to come before them (0: unknown)."""
+    """State of this process. runs: runs under way. before: torch's number for new threads before these runs (0: unknown)."""
 
     runs: int = 0
     before: int = 0
@@ -32,7 +33,7 @@ _HELD = _Held()
 
 
 def few() -> int:
-    """The number that OMP_NUM_THREADS asks for; torch computes with it from now on, where torch is loaded."""
+    """Set torch's number, if torch is loaded, to what OMP_NUM_THREADS asks for. Returns the number."""
     with _HELD.lock:
         _HELD.note()
     return _set()
@@ -56,7 +57,8 @@ def _elsewhere(act: Callable[[], int | None]) -> int:
 
 @contextmanager
 def few_threads() -> Iterator[None]:
-    """For the length of a run, in the thread that runs it. Whoever imports torch meanwhile calls `few` afterwards."""
+    """Few threads in this block, for the thread that runs it and for new ones. Code in the block that may have imported torch
+    calls `few` afterwards."""
     torch = sys.modules.get("torch")
     own = torch.get_num_threads() if torch else 0
     with _HELD.lock:
@@ -70,17 +72,17 @@ def few_threads() -> Iterator[None]:
             _HELD.runs -= 1
             if torch := sys.modules.get("torch"):
                 torch.set_num_threads(own or _HELD.before or few_here)
-                with suppress(RuntimeError):  # the program ends: there are no threads to come
+                with suppress(RuntimeError):  # the program ends, and no thread can be started
                     to_come = few_here if _HELD.runs else _HELD.before or few_here
                     _elsewhere(lambda: torch.set_num_threads(to_come))
             _HELD.before = _HELD.before if _HELD.runs else 0
 
 
 def few_for_good() -> None:
-    """For an actor's process. numpy's threads too, where numpy was loaded without OMP_NUM_THREADS."""
+    """Set the numbers of torch and numpy in an actor's process, which never takes them back."""
     unset = "OMP_NUM_THREADS" not in os.environ
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the job imports later
-    _set()  # no lock: another thread of the process that this one was forked from may have held it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that the job imports later
+    _set()  # without the lock, which a thread may have held when this process was forked
     if unset:
         with suppress(ModuleNotFoundError):  # it comes with scikit-learn
             from threadpoolctl import threadpool_limits
@@ -89,12 +91,12 @@ def few_for_good() -> None:
 
 
 def crowded(actors: int, threads: int, cores: int) -> str:
-    """What to say of actors whose threads are more than the cores, by the user's own wish; "" otherwise."""
+    """A warning if the user asked for more threads of all actors together than there are cores; "" otherwise."""
     if threads == 1 or actors * threads <= cores:
         return ""
     return f"{actors} actors of {threads} threads each on {cores} cores get in each other's way: OMP_NUM_THREADS=1 is the usual"
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The user's eyes on a run: observers, `stop_when`, and whoever iterates over its rows.
+"""The user's eyes on a run: observers, `stop_when`, and iteration over rows.
 
-The one idea: what is the user's may fail, and the run does not fail with it: it ends in good order, and what was raised is
-raised to the user, with a line that says which observer it was.
+The one idea: the user's code may raise, and the run still ends in good order. The user gets the exception afterwards, with a
+line that names the observer.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.protocol.errors import UserError
 from shoal.protocol.work import Metrics
 
-SEES = ("stepped", "moved", "report")  # what an observer has
+SEES = ("stepped", "moved", "report")  # the methods of an observer
 StopWhen = Callable[[Mapping[str, Any]], object]
 
 
 class NotYetError(KeyError):
-    """A row has no such metric so far."""
+    """A metric that no row has so far."""
 
 
 class Row(dict[str, Any]):
-    """Where a run stands after a step: version, seconds, steps, contributions, actors, and the last value of every metric by
+    """The state of a run after a step: version, seconds, steps, contributions, actors, and the last value of every metric by
     name."""
 
     def __missing__(self, name: str) -> Any:
@@ -35,9 +35,10 @@ def row_of(version: int, progress: Progress) -> Row:
 
 
 class Watch:
-    """One observer that stands for all of the user's. `reason`: why the run is to end here; "" as long as it is not.
+    """All observers of the user, and `stop_when`, as one observer that never raises.
 
-    told: is handed each row. Raises UserError for an observer that lacks a method.
+    reason: why the run is to end here; "" as long as it is to go on. told: a function that is handed each row.
+    Raises UserError for an observer that lacks a method.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class Watch:
         self.observers = list(observers)
         self.stop_when, self.told = stop_when, told
         self.reason = ""
-        self.raised: tuple[str, Exception] | None = None  # the first failure: where, and what
-        self._lacked, self._seen = "", 0  # what stop_when asked for in vain, and the rows in which it found what it asked for
+        self.raised: tuple[str, Exception] | None = None  # the first failure: a line that says where, and the exception
+        self._lacked, self._seen = "", 0  # a metric that stop_when missed, and the number of rows in which it missed none
         for one in self.observers:
             if lacking := [name for name in SEES if not callable(getattr(one, name, None))]:
                 raise UserError(
@@ -60,7 +61,7 @@ class Watch:
             )
 
     def stop(self, reason: str) -> None:
-        """End the run here, in good order. The first reason counts."""
+        """Ask for the end of the run, in good order. The first reason counts."""
         self.reason = self.reason or reason
 
     # As an observer
@@ -106,7 +107,7 @@ class Watch:
     # Afterwards
 
     def complaint(self) -> str:
-        """What to say of a `stop_when` that found in no row what it asked for; "" otherwise."""
+        """A line if `stop_when` asked for a metric that no row had; "" otherwise."""
         if self._seen or not self._lacked:
             return ""
         return f"stop_when never applied: no row of this run had {self._lacked!r}"
