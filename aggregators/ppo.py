@@ -77,7 +77,7 @@ class PPOLearner:
         """Make all passes over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
         if len(batch.rows) < 2:  # fewer than 2 rows have no spread to divide by
-            return Moved()
+            return Moved(weights=False)
         self.descent.anneal()
         targets, explained = self._targets(batch)
         observation, action = batch.observation[:-1].flatten(0, 1), batch.action.flatten(0, 1)

@@ -83,12 +83,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def among(name: str, given: Any, choices: Iterable[str]) -> str:
     """The line for a value that is none of the choices: all of them, and the one that was probably meant."""
     names = list(choices)
-    close = (
-        nearest(str(given), names)
-        if difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-        else f"{name}={names[0]}, say"
-    )
-    return f"{name}={shown(given)}: allowed is one of {', '.join(names)}; {close}"
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    say = f"did you mean {close[0]}?" if close else f"{name}={names[0]}, say"
+    return f"{name}={shown(given)}: allowed is one of {', '.join(names)}; {say}"
 
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
