@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
 from typing import TypeAlias
@@ -99,21 +100,35 @@ def batches(arrays: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield [array[which] for array in arrays]
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside. After it each submodule is in the mode in which it was before."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before[0][1])  # a module may override `train`, to split merged weights again, say
+        for part, training in before:
+            part.training = training
+
+
 @torch.no_grad()
 def tallied(
     module: nn.Module, data: Sequence[Tensor], loss: Loss, batch_size: int, metrics: Mapping[str, Metric] | None = None
 ) -> Totals:
-    """The totals of a module on `data`, in evaluation mode. data: x [n, ...], y [n, ...], perhaps weight [n], on its device.
+    """The totals of a module on `data`, in evaluation mode, which ends with the call. data: x [n, ...], y [n, ...], perhaps
+    weight [n], on the module's device.
 
     Each metric adds (value * n, n), or nothing if its value is nan.
     """
-    module.eval()
     loss, tally, kept = loss_for(data, loss), Tally(), list[Tensor]()
-    for xs, ys, *weight in batches(data, batch_size):
-        logits = module(xs)
-        tally.add(logits, ys, mean_loss(loss(logits, ys), ys, *weight), *weight)
-        if metrics:
-            kept.append(logits.cpu())
+    with evaluating(module):
+        for xs, ys, *weight in batches(data, batch_size):
+            logits = module(xs)
+            tally.add(logits, ys, mean_loss(loss(logits, ys), ys, *weight), *weight)
+            if metrics:
+                kept.append(logits.cpu())
     totals = tally.totals()
     if metrics:
         n = float(len(data[1]))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -76,6 +77,18 @@ class FlatModule:
                 tensor.grad = self.grad[used : used + tensor.numel()].view(place.shape)
                 used += tensor.numel()
 
+    def trained(self) -> FlatModule:
+        """Returns self. Raises UserError unless the module has trainable parameters and all of them are float32, because only
+        those are in `vector` and `grad`."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                raise UserError(
+                    f"model: parameter {name!r} is {parameter.dtype}; only torch.float32 is trained: use module.float()"
+                )
+        if not self.trainable:
+            raise UserError("model: no trainable parameter; training needs at least one")
+        return self
+
     def read(self, bundle: Bundle) -> None:
         """Take weights in, with one copy. Raises ValueError for a bundle of another layout."""
         if bundle.layout.digest != self.layout.digest:
@@ -97,9 +110,10 @@ class FlatModule:
 
 def as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A CPU tensor over a numpy array's memory. torch has no read-only tensors: do not write to the tensor of a read-only
-    array, which must be C-contiguous."""
+    array. A read-only array that is not C-contiguous is copied."""
     if array.flags.writeable:
         return torch.from_numpy(array)
+    array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray gives an array of 0 dimensions one
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
     memory.owner = array  # type: ignore[attr-defined]  # the tensor keeps `memory`, and so the array, alive
     return torch.from_numpy(np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape))

@@ -30,7 +30,8 @@ class LocalSGD:
     """FedAvg's ClientUpdate (McMahan et al. 2017, algorithm 1); with mu > 0 FedProx's (Li et al. 2020, algorithm 2).
 
     model: factory of the module. Only the module's shape counts, because weights come with each task. Trained parameters are
-    float32.
+    float32. A submodule that the factory leaves in evaluation mode (a frozen batch norm) is trained in that mode; a module that
+    is in evaluation mode as a whole is trained in training mode.
     loss: (logits, y) -> the mean over the batch, or one loss per example, [B], whose mean is weighted by the examples' weights.
     local_epochs: number of passes over the client's data. local_steps: number of steps in place of passes; 0: local_epochs
     decides.
@@ -73,9 +74,14 @@ class LocalSGD:
         device: torch.device | str = "cpu",
         kept_bytes: int = 2**28,
     ) -> None:
-        within("local_epochs", local_epochs, first=1)
-        within("local_steps", local_steps)
-        within("batch_size", batch_size, first=1)
+        for name, number, least in (
+            ("local_epochs", local_epochs, 1),
+            ("local_steps", local_steps, 0),
+            ("batch_size", batch_size, 1),
+        ):
+            within(name, number, first=least)
+            if not hasattr(number, "__index__"):
+                raise UserError(f"{name}={number!r}: must be a whole number")
         within("lr", lr, above=0.0)
         within("clip_grad_norm", clip_grad_norm)
         within("mu", mu)
@@ -89,7 +95,9 @@ class LocalSGD:
         self.lr_schedule, self.clip_grad_norm, self.mu = lr_schedule, clip_grad_norm, mu
         self.factor_at(0)
         self.weighting, self.seed = weighting, seed
-        self.flat = _checked(FlatModule(seeded(model, 0), device))  # each task brings the weights
+        self.flat = FlatModule(seeded(model, 0), device).trained()  # each task brings the weights
+        if not self.flat.module.training:
+            self.flat.module.train()
         self.own_buffers = {name: buffer.data_ptr() for name, buffer in self.flat.module.named_buffers()}
         self.w = self.flat.vector[: self.flat.trainable]
         self.w_global = torch.empty_like(self.w)
@@ -147,9 +155,7 @@ class LocalSGD:
             left -= each
 
     def _start(self) -> None:
-        """Begin a task: mode, moments and global weights, so that nothing is left of the client before."""
-        if not self.flat.module.training:
-            self.flat.module.train()
+        """Begin a task: moments and global weights, so that nothing is left of the client before."""
         for moment, first in zip(self.moments, self.update.moments.values(), strict=True):
             moment.fill_(first)
         if self.mu:
@@ -235,12 +241,3 @@ def _subtract(local: Bundle, start: Bundle, dtype: str) -> None:
             as_tensor(into).view(torch.bfloat16).sub_(as_tensor(other).view(torch.bfloat16))
         case _:
             np.subtract(into, other, out=into)
-
-
-def _checked(flat: FlatModule) -> FlatModule:
-    for name, parameter in flat.module.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise UserError(f"model: parameter {name!r} is {parameter.dtype}, but local SGD trains float32: use model.float()")
-    if not flat.trainable:
-        raise UserError("model: no trainable parameter; local SGD needs at least one")
-    return flat

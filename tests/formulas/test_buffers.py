@@ -215,3 +215,11 @@ def test_the_smallest_deltas_are_no_alarm(deterministic: bool) -> None:
     aggregator.fold(contribution(vector([2.0**-33, 0.0]), 1.0))
     aggregator.step()
     assert abs(aggregator.weights()["w"]).max() <= 2.0**-32
+
+
+@pytest.mark.parametrize("turned", [lambda x: x.T, lambda x: x[:, ::-1], lambda x: x[1:, 2:4], lambda x: x[2, 3]])
+def test_a_read_only_array_of_any_order_becomes_a_tensor_of_the_same_numbers(turned: Callable[[Any], Any]) -> None:
+    array = np.asarray(turned(np.arange(20, dtype=np.float64).reshape(4, 5)))
+    array.flags.writeable = False
+    assert np.array_equal(as_tensor(array).numpy(), array)
+    assert as_tensor(array).shape == array.shape

@@ -17,7 +17,7 @@ from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.envs.datasets import Examples
 from shoal.envs.partition import quantity_skew
 from shoal.envs.population import Population
-from shoal.nets.evaluation import Evaluation
+from shoal.nets.evaluation import Evaluation, tallied, tensors
 from shoal.nets.flat import FlatModule
 from shoal.nets.models import fedavg_cnn, mlp, seeded
 from shoal.nets.updates import SGD, AdamW, RMSprop
@@ -532,3 +532,49 @@ def test_a_model_is_a_function_of_its_seed_and_leaves_the_generator_alone():
     assert first != weights_of(seeded(mlp, 1)).sha256()
     torch.default_generator.manual_seed(3)
     assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("name", ["local_epochs", "local_steps", "batch_size"])
+def test_numbers_of_steps_and_examples_are_whole(name):
+    for value in (1.5, 4.0):
+        with pytest.raises(UserError, match=f"{name}={value}: must be a whole number"):
+            LocalSGD(small, population(), cross_entropy, **{name: value})
+    LocalSGD(small, population(), cross_entropy, **{name: np.int64(4)})
+
+
+def test_a_norm_that_the_factory_froze_stays_frozen_after_an_evaluation():
+    def frozen() -> nn.Module:
+        module = normalised()
+        module[1].eval()
+        return module
+
+    people, weights = population(), weights_of(frozen())
+    worker = LocalSGD(frozen, people, cross_entropy, batch_size=7, seed=2)
+    first = worker.run(weights, 3, Task(1, 0, (3,))).bundle
+    assert not first["1.num_batches_tracked"].any()
+    worker.run(weights, 2, Task(1, 1, (2,), "evaluate"))
+    assert worker.run(weights, 3, Task(1, 0, (3,))).bundle.sha256() == first.sha256()
+
+
+def test_an_evaluation_leaves_every_mode_as_it_found_it():
+    class Merged(nn.Sequential):
+        """Changes its weights with its mode, as low-rank adapters do."""
+
+        def train(self, mode: bool = True) -> nn.Module:
+            if mode != self.training:
+                self[0].weight.data.mul_(0.5 if mode else 2.0)
+            return super().train(mode)
+
+    module = Merged(nn.Linear(6, 3), nn.Sequential(nn.Dropout(0.4)))
+    module[1][0].eval()
+    before = module[0].weight.detach().clone()
+    tallied(module, tensors(population().examples(0), "cpu"), cross_entropy, 9)
+    assert [part.training for part in module.modules()] == [True, True, True, False]
+    assert torch.equal(module[0].weight, before)
+
+
+def test_a_module_in_evaluation_mode_as_a_whole_is_trained_in_training_mode():
+    people, weights = population(), weights_of(normalised())
+    one, other = (LocalSGD(f, people, cross_entropy) for f in (normalised, lambda: normalised().eval()))
+    found = [worker.run(weights, 0, Task(0, 0, (0,))).bundle.sha256() for worker in (one, other)]
+    assert found[0] == found[1]
