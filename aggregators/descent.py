@@ -25,12 +25,13 @@ class Descent:
     lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; total_timesteps=None: it stays.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
     updates, steps: numbers of gradient steps made and of environment steps learned from.
+    Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
     """
 
     def __init__(
         self, flat: FlatModule, *, lr: float, max_grad_norm: float, optimizer: str = "adam", total_timesteps: int | None = None
     ) -> None:
-        self.flat, self.lr, self.max_grad_norm, self.total_timesteps = flat, lr, max_grad_norm, total_timesteps
+        self.flat, self.lr, self.max_grad_norm, self.total_timesteps = flat.trained(), lr, max_grad_norm, total_timesteps
         self.vector = nn.Parameter(flat.vector[: flat.trainable])
         self.vector.grad = flat.grad
         self.optimizer = _optimizer(optimizer, self.vector, lr)

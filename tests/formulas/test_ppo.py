@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
+from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, entropy, log_prob
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics, Moved, Task
 
@@ -161,3 +163,11 @@ def test_a_round_without_a_row_to_learn_from_leaves_the_weights() -> None:
     learner.fold(empty)
     assert learner.step() == Moved(weights=False)
     assert learner.weights().sha256() == before
+
+
+@pytest.mark.parametrize("learner", [PPOLearner, IMPALALearner])
+def test_a_policy_that_would_not_be_trained_is_refused(learner: type[PPOLearner | IMPALALearner]) -> None:
+    with pytest.raises(UserError, match=r"parameter '.+' is torch.float64; only torch.float32 is trained"):
+        learner(policy().double())
+    with pytest.raises(UserError, match="no trainable parameter"):
+        learner(policy().requires_grad_(False))
