@@ -1,6 +1,6 @@
 """Shoal: federated and reinforcement learning over long-lived actors.
 
-The one idea: `import shoal` costs nothing. A public name is imported from its module when it is named.
+The one idea: `import shoal` imports no other module. Python imports a public name's module when the name is first used.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ MODULES = {
     "runs.run": "Run evaluate export load plot",
     "runs.running": "RunError run start",
 }
-"""Module -> the public names that it has."""
+"""Module -> the public names that it defines."""
 PLACES = {name: module for module, names in MODULES.items() for name in names.split()}
 
 if (_here := Path(__file__).parent).name == "scripts":  # a checkout
-    # scripts/coordinator.py must not hide the room coordinator/; and simulation/ and tests/faults/ are in a checkout alone
+    # the root comes first, or scripts/coordinator.py would hide the room coordinator/; only a checkout has tests/faults/
     __path__[:0] = [str(_here.parent), str(_here.parent / "tests")]
 
 

@@ -1,8 +1,8 @@
 """From a fresh clone to a run: `python3 scripts/up.py demo`, `... test [arguments for pytest]`, `... check`.
 
-The one idea: everything lives in .venv, and a stamp in it says what was installed there, so that the second time starts
-at once. Only the standard library, and only words that Pythons too old for Shoal can read, so that they can say so:
-hence quoted annotations. What goes wrong is one line with a remedy.
+The one idea: everything is installed in .venv, and a stamp file in .venv says what was installed, so that a second call starts
+at once. This script uses only the standard library. Pythons that are too old for Shoal must still read it, to print which
+version is needed: hence quoted annotations. Every error is one line with a remedy.
 """
 
 import argparse
@@ -22,9 +22,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "up.log"
 ASKED = ("pyproject.toml", "constraints.txt")
-COVERED_BY = {"all": ("all", "test"), "test": ("test",)}  # extra -> the extras that bring all of it
+COVERED_BY = {"all": ("all", "test"), "test": ("test",)}  # extra -> the extras whose installation contains it
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "-p", "shoal"))
-REMEDIES = (  # what pip or uv said -> what to do; the first that fits
+REMEDIES = (  # pattern in the output of pip or uv -> remedy; the first pattern that matches counts
     (r"No space left|Errno 28", "free some disk space: 2 GB, or 8 GB where torch comes with CUDA"),
     (
         r"(?i)retrying|connection (refused|reset)|connect error|resolve host|timed out|certificate",
@@ -40,7 +40,7 @@ NEXT = "\n`source .venv/bin/activate` puts shoal on your path. Then also: shoal 
 
 
 class UserError(Exception):
-    """Something the user can put right, in one line."""
+    """A mistake that the user can put right, told in one line."""
 
 
 def main(arguments: "list[str]") -> int:
@@ -54,9 +54,9 @@ def main(arguments: "list[str]") -> int:
     except UserError as mistake:
         print(f"up.py: {mistake}", file=sys.stderr)
     except OSError as error:
-        print(f"up.py: {error}. Remedy: look at free space and at whose {ROOT} is.", file=sys.stderr)
+        print(f"up.py: {error}. Remedy: check the free disk space, and who owns {ROOT}.", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nup.py: stopped; the same command goes on from here.", file=sys.stderr)
+        print("\nup.py: stopped; type the same command again to go on from here.", file=sys.stderr)
     return 1
 
 
@@ -77,7 +77,7 @@ def check(_: "list[str]") -> int:
     for step in CHECKS:
         if follow(PYTHON, "-m", *step):
             raise UserError(
-                f"{' '.join(step)} is not content. Remedy: the lines above; `ruff format .` and `ruff check --fix .` do some."
+                f"{' '.join(step)} found faults, see above. Remedy: `ruff format .` and `ruff check --fix .` mend some of them."
             )
     return 0
 
@@ -94,7 +94,7 @@ def accept_python(version: "tuple[int, ...]", system: str) -> None:
 
 
 def install(extra: str) -> None:
-    """Bring .venv to what pyproject.toml and constraints.txt ask for. Nothing to do where a stamp says it is there."""
+    """Install in .venv what pyproject.toml and constraints.txt ask for, unless a stamp says that it is installed."""
     digest = wanted()
     if PYTHON.exists() and digest in (stamped(other) for other in COVERED_BY[extra]):
         return
@@ -109,7 +109,7 @@ def install(extra: str) -> None:
 
 
 def wanted() -> str:
-    """Of what is asked for, and of the place: an editable install in a folder that moved is none."""
+    """The digest of the files ASKED and of this folder's path: an editable install stops working when its folder moves."""
     digest = hashlib.sha256(str(ROOT).encode())
     for name in ASKED:
         digest.update((ROOT / name).read_bytes())
@@ -164,14 +164,14 @@ def give_up(said: "list[str]") -> UserError:
 
 
 def reason(said: "list[str]") -> str:
-    """The first line that calls itself an error, else the last line."""
+    """The first line of the output that begins with "error"; if there is none, the last line."""
     lines = [line.strip() for line in "".join(said).splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(?i)error", line)]
     return [*errors, *lines[-1:], "no reason given"][0].rstrip(".")
 
 
 def quietly(said: "list[str]", *command: "str | Path") -> bool:
-    """Run it and keep what it says; on a terminal its newest line is to be seen. False when it failed or is not there."""
+    """Run a command, add its output to `said`, and show the newest line on a terminal. False if it failed or does not exist."""
     live = sys.stdout.isatty()
     try:
         child = subprocess.Popen(
@@ -191,7 +191,8 @@ def quietly(said: "list[str]", *command: "str | Path") -> bool:
 
 
 def follow(*command: "str | Path") -> int:
-    """Run it in the foreground. A Ctrl-C is the child's to answer, a SIGTERM is handed on, so that neither orphans it."""
+    """Run a command in the foreground and return its exit code. The child answers a Ctrl-C, and this process passes a SIGTERM
+    on to the child, so that neither signal leaves an orphan."""
     child = subprocess.Popen(command, cwd=ROOT)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()

@@ -1,6 +1,6 @@
-"""`shoal keys`: make key pairs, and say whom a coordinator lets in.
+"""`shoal keys`: make key pairs, and list which keys a coordinator lets in.
 
-The one idea: what a next command needs is the only thing on standard output; advice goes to standard error.
+The one idea: standard output has only the key that the next command needs; advice goes to standard error.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def keys(words: Sequence[str]) -> None:
             _show(folder)
         case ["new", name]:
             print(folder.new(name).public)
-            _advise(f"{name} is in {folder.path}; where the coordinator runs, let it in: shoal keys allow PUBLIC {name}")
+            _advise(f"key {name} is in {folder.path}; type on the coordinator's machine: shoal keys allow PUBLIC {name}")
         case ["allow", public, *name] if len(name) <= 1:
             print(folder.allow(folder.public(public), *name))
         case ["revoke", who]:
             print(folder.revoke(who))
-            _advise("shut out; coordinators that run notice within a second")
+            _advise(f"{who} is shut out; coordinators that run notice within a second")
         case _:
             forms = ", ".join(f"shoal keys {form}".strip() for form in FORMS)
             raise UserError(f"shoal keys {' '.join(words)}: the forms are {forms}")
@@ -48,16 +48,16 @@ def _advise(text: str) -> None:
 
 
 def of_coordinator(key: str | None) -> ServerKeys | None:
-    """From --key. Raises UserError."""
+    """The keys of a coordinator, by its --key; None without --key. Raises UserError."""
     return server_keys(KeyFolder(), key) if key else None
 
 
 def of_actor(key: str | None, server: str | None) -> ClientKeys | None:
-    """From --key and --server. Raises UserError."""
+    """The keys of an actor, by its --key and --server; None without both. Raises UserError."""
     if not key and not server:
         return None
     if not key:
         raise UserError("--server without --key: give the name of your own key too; make one with `shoal keys new NAME`")
     if not server:
-        raise UserError("--key without --server: give the coordinator's public key too, as it printed it at its start")
+        raise UserError("--key without --server: give the coordinator's public key too, which it printed when it started")
     return client_keys(KeyFolder(), key, server)

@@ -1,6 +1,7 @@
-"""The command line: flags to constructors, one straight line each.
+"""The command line: one function for each command, which turns flags into the arguments of constructors.
 
-The one idea: nothing is imported before it is needed, so that `shoal --help` answers at once and an edge actor needs no torch.
+The one idea: a module is imported when a command needs it, so that `shoal --help` answers at once and an edge actor needs no
+torch.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
+    """Carries out one command and returns the exit code: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
     top = parser(ACTS)
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
         argcomplete.autocomplete(top)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes times threads must not exceed the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores, over all processes, slow each other down
     asked = argparse.Namespace()
     try:
         asked = _asked(top, arguments)
@@ -49,15 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script(path: str) -> NoReturn:
-    """For scripts/NAME.py, run as a file: `shoal NAME`. Its folder leaves the path, where Python had put it first: the names
-    in it are shoal's own (`evaluate`, say, is also a package that a user's job may want)."""
+    """Runs `shoal NAME`, for scripts/NAME.py run as a file. Python had put the folder scripts/ first in sys.path; this function
+    removes it, because names in it would hide packages that a user's job may import (`evaluate`, say)."""
     folder = os.path.dirname(os.path.abspath(path))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
     sys.exit(main([Path(path).stem, *sys.argv[1:]]))
 
 
 def _asked(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """key=value may stand anywhere, also behind options, where argparse takes no more of them."""
+    """The parsed arguments. Words key=value may stand anywhere, also behind options, where argparse by itself refuses them."""
     asked, rest = top.parse_known_args(arguments)
     if wrong := [word for word in rest if word.startswith("-") or "settings" not in asked]:
         asked.parser.unknown(wrong)
@@ -88,7 +89,7 @@ def simulate(asked: argparse.Namespace) -> int:
 
 def coordinator(asked: argparse.Namespace) -> int:
     asked.actors = asked.actors or 0
-    asked.transport = "shm"  # for actors of this machine; the others' arrays go by the socket
+    asked.transport = "shm"  # for actors of this machine; arrays of actors elsewhere go by the socket
     shown = _shown(asked)
     if not asked.restart:
         return _start(asked, bind=asked.bind, **shown)
@@ -110,7 +111,8 @@ def coordinator(asked: argparse.Namespace) -> int:
 
 
 def _shown(asked: argparse.Namespace) -> dict[str, Any]:
-    """What strangers meet. Said before anything is begun: where strangers could come, a key must be asked for."""
+    """The keys and gateway arguments of Launch. Raises UserError, before the run has a folder, if other machines can reach the
+    address and no --key is given."""
     from shoal.commands.access import of_coordinator
     from shoal.protocol.door import check_bind
 
@@ -124,14 +126,14 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     from shoal.runs.launch import Launch, device_of, new_run
 
     job, config = _configured(asked)
-    job.prepare()  # whatever is wrong with the job shows before there is a folder for its run
+    job.prepare()  # a fault in the job is raised before the run has a folder
     job.check_parts()
     device_of(config.device)
     return _run(job, Launch(config, new_run(config, asked.run_dir), bind, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
-    """JOB and key=value, on top of a TOML file where JOB is one."""
+    """The job and config that JOB and key=value ask for. If JOB is a TOML file, key=value and flags override its settings."""
     from shoal.jobs.settings import pairs
     from shoal.runs.choosing import chosen
 
@@ -192,7 +194,7 @@ def keys(asked: argparse.Namespace) -> int:
 
 
 def _crowd(pool: Any, many: int, called: dict[str, Any]) -> int:
-    """Until all have left, or Ctrl-C."""
+    """Starts `many` actors, waits until all have ended or Ctrl-C, and returns the largest exit code."""
     import select
 
     codes: list[int] = []

@@ -1,6 +1,6 @@
-"""What a shell is offered for a word that has begun: `eval "$(register-python-argcomplete shoal)"` switches it on.
+"""Completion of words in a shell: `eval "$(register-python-argcomplete shoal)"` switches it on.
 
-The one idea: the same tables that answer a wrong name complete a right one.
+The one idea: the tables of names that serve the error for a wrong name also complete a right name.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any
 
 
 def jobs(**_: Any) -> list[str]:
-    """Names of jobs. (Files are the shell's own business.)"""
+    """The names of the built-in jobs. (The shell completes names of files by itself.)"""
     from shoal.jobs.catalog import BUILT_IN
 
     return list(BUILT_IN)
 
 
 def settings(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
-    """`key=` of the job that is named already, and its values where they are few."""
+    """`key=` for each setting of the job on the line; after `key=`, the setting's choices if it has a list of choices."""
     from shoal.jobs.catalog import built_in
 
     job = built_in(parsed_args.job)

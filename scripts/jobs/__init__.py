@@ -1,1 +1,1 @@
-"""Jobs: what a run is made of, its settings, and the jobs that are built in."""
+"""Jobs: the parts of a run, their settings, and the built-in jobs."""

@@ -1,7 +1,7 @@
-"""The built-in jobs, and how any JOB on the command line is found.
+"""The built-in jobs, and the lookup of a JOB that a user names.
 
-The one idea: a name is looked up in a literal table; a file or a module is imported because the *user of this machine*
-named it. What comes over a wire can only ever choose from the table.
+The one idea: a built-in name is looked up in a literal table. A file or a module is imported only if the *user of this machine*
+named it. A name that comes over the network can choose only from the table.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def lunarlander() -> Job:
     return Reinforcement("LunarLander-v3", name="lunarlander", total_timesteps=1_000_000, **LONG_EPISODES)
 
 
-# Tuned on five to eight seeds each (benchmarks/README.md). Rewards are scaled so that the value's gradient does not fill the
-# bound on the gradient's norm and leave nothing to the policy.
+# Each table was tuned on five to eight seeds (benchmarks/README.md). Rewards are scaled: otherwise the value loss alone would
+# reach max_grad_norm, and the scaled gradient would leave nothing to the policy.
 IMPALA: Mapping[str, Any] = MappingProxyType(
     {"method": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
 )
@@ -103,11 +103,11 @@ BUILT_IN: Mapping[str, Callable[[], Job]] = {
     "lunarlander": lunarlander,
 }
 GYMNASIUM = "gymnasium:"
-INLINE = "inline:"  # what config.toml calls a job that was made in Python and stands in no file
+INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file
 
 
 def built_in(name: str) -> Job | None:
-    """A job by a name of the table, or any gymnasium environment by PPO; None where it is neither."""
+    """The job of this name in the table, or PPO on any gymnasium environment; None if the name is neither."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
     if name.startswith(GYMNASIUM):
@@ -116,18 +116,18 @@ def built_in(name: str) -> Job | None:
 
 
 def find(name: str) -> Job:
-    """A built-in job, `module:attribute` or `file.py:attribute`. Raises UserError."""
+    """The job that `name` means: a built-in name, `module:attribute` or `file.py:attribute`. Raises UserError."""
     if (job := built_in(name)) is not None:
         return job
     if name.startswith(INLINE):
         called = name.removeprefix(INLINE)
         raise UserError(
-            f"job {called} was made in Python and stands in no file: in Python, shoal.load(RUN_DIR, job=...) takes it; "
-            "a job in a file is found again as FILE.py:job"
+            f"job {called} was made in Python and stands in no file: in Python, give it as shoal.load(RUN_DIR, job=...); "
+            "or put the job into a file, which is found again as FILE.py:job"
         )
     place, sign, attribute = name.rpartition(":")
     if not sign:
-        more = "; a job of your own is FILE.py:job or MODULE:job, a run again is its config.toml"
+        more = "; a job of your own is FILE.py:job or MODULE:job; to repeat a run, give its config.toml"
         raise UserError(f"unknown job {name!r}: {nearest(name, BUILT_IN)}{more}")
     found = getattr(_file(Path(place)) if place.endswith(".py") else _module(place), attribute, None)
     if found is None:
@@ -140,7 +140,7 @@ def find(name: str) -> Job:
 
 
 def recalled(name: str, settings: Mapping[str, Any], seed: int) -> Job:
-    """A job as a config.toml says, of this version or an earlier one. Raises UserError."""
+    """The job that a config.toml describes, written by this version or an earlier one. Raises UserError."""
     from shoal.jobs.older import translated
 
     job = find(name)
@@ -155,7 +155,7 @@ def _file(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
-    there = sys.modules.setdefault(path.stem, module)  # dataclasses, say, look their module up
+    there = sys.modules.setdefault(path.stem, module)  # dataclasses look their module up in sys.modules
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -176,5 +176,5 @@ def _module(name: str) -> Any:
 
 
 def about(name: str) -> str:
-    """A line on a built-in job."""
+    """One line that describes a built-in job."""
     return (BUILT_IN[name].__doc__ or "").strip()

@@ -1,6 +1,7 @@
 """Federated learning as a job: a model, data that stays where it is, a loss.
 
-The one idea: the user's part is at most a model, the data and a loss; every other choice has a field's own name and a default.
+The one idea: a user gives at most a model, the data and a loss. Every other choice is a setting with the name that the field
+of federated learning uses, and has a default.
 """
 
 from __future__ import annotations
@@ -38,23 +39,24 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     seed: int = 0,
     **settings: Any,
 ) -> Job:
-    """A job: `job = Federated(model=..., data=..., loss=...)`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
+    """A federated job: `job = Federated(model=..., data=...)`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
 
     model: () -> nn.Module, or a module, which is copied.
-    data: (x, y) arrays or a pair of such pairs (training, held out), an envs.population.Population,
-    or a function that gives any of these: () or of the settings (called once a process, where it is needed).
-    loss: (logits, y) -> mean loss, or a loss an example; cross entropy by default.
-    metrics: name -> (logits [n, ...], y [n, ...]) -> a number, of a whole evaluation set: what is held out, or a client's data.
+    data: arrays (x, y); a pair (training, held out) of such pairs; an envs.population.Population; or a function, () or of the
+    settings, that returns any of these. Each process that needs the data calls the function once.
+    loss: (logits, y) -> the mean loss, or one loss for each example. Default: cross entropy.
+    metrics: name -> (logits [n, ...], y [n, ...]) -> a number, over a whole evaluation set: the held-out data, or one client's.
     method: a name, or a method of your own (docs/own.md). worker: (settings, population) -> Worker, in place of local SGD.
     around: wraps around the aggregator, innermost first. Further keywords are settings: `shoal jobs digits` lists them.
 
-    Without torch at the actors: worker: () -> Worker and weights: () -> name -> array, in place of model, data and loss.
+    If actors are to work without torch, give worker: () -> Worker and weights: () -> name -> array, in place of model, data
+    and loss.
     """
     problem: Problem
     if worker is not None and weights is not None:
         problem = Calls(worker, weights)
     elif model is not None and data is not None:
-        if not isinstance(model, type) and hasattr(model, "state_dict"):  # a module in place of a function that makes one
+        if not isinstance(model, type) and hasattr(model, "state_dict"):  # `model` is a module, not a function
             model = cast("Callable[[], nn.Module]", partial(deepcopy, model))
         problem = Supervised(model, data, loss, metrics, worker)
     else:

@@ -1,7 +1,7 @@
-"""A job: what a run is made of. A problem, a method, how it is kept, what it bears with, what it accepts, what stands around.
+"""A job: the parts of a run. They are a problem, a method, keeping, bearing, checks, and the wraps around the aggregator.
 
-The one idea: a job is concrete. Each part is a dataclass whose fields are its settings, a setting stands in one part only, and
-so `key=value` finds its part by itself. Everything that knows a learning method by name is on this side of the machinery.
+The one idea: a job is concrete. Each part is a dataclass whose fields are its settings. A setting stands in one part only, so
+`key=value` needs no name of a part. Only the code in jobs/ knows learning methods by name; the machinery does not.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ PLAN = ("assign", "admits", "enough")
 
 @dataclass(frozen=True)
 class Job:
-    """What `shoal.run` and `shoal simulate` run. `Federated` and `Reinforcement` make one of a user's part and settings.
+    """A job for `shoal.run` and `shoal simulate`. `Federated` and `Reinforcement` make a job from a user's part and settings.
 
-    around: wraps, innermost first; a function from an aggregator to an aggregator is one too. seed: of the whole run.
-    Raises UserError, one line, for parts that lack something and for settings that do not go together.
+    around: wraps, innermost first; a function from an aggregator to an aggregator counts as a wrap. seed: decides every random
+    number of the run. Raises UserError, one line, if a part lacks something or if settings contradict each other.
     """
 
     problem: Problem
@@ -79,7 +79,7 @@ class Job:
                 stands[name] = group
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
-        """Each part with the group that its settings stand under in config.toml."""
+        """Each part, and before it the group of config.toml that holds the part's settings."""
         yield "method", self.method
         yield "problem", self.problem
         yield "keeping", self.keeping
@@ -90,8 +90,8 @@ class Job:
     # Settings
 
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Job:
-        """The same job with other settings, whose values may be strings. `method` chooses another method, which takes over what
-        was set of the last one and is a setting of it too. Raises UserError."""
+        """The same job with other settings, whose values may be strings. `method` chooses another method; the new method takes
+        over each value that was set for the old method, if it has a setting of that name. Raises UserError."""
         changes = dict(changes)
         job = replace(self, seed=self.seed if seed is None else seed)
         for word in ("method", *OTHER_WORDS):
@@ -121,7 +121,8 @@ class Job:
         return f"unknown setting {name!r}: {nearest(name, [*self.options(), 'method'])}"
 
     def _chosen(self, word: str, given: Any) -> Method:
-        """The method of this name, with what was set of the job's own. A method of the user's own may be given itself."""
+        """The method of this name, with the values that were set for the job's method. `given` may also be a Method or a
+        subclass of Method."""
         if isinstance(given, Method):
             return given
         if isinstance(given, type) and issubclass(given, Method):
@@ -161,14 +162,14 @@ class Job:
         return found
 
     def described(self) -> list[tuple[str, str, str]]:
-        """A row a setting: `name=value` as one types it, what is allowed, what it means."""
+        """One row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
         method = (f"method={self.method.name}", "one of " + ", ".join(self.fitting()), "how the weights are learned")
         return [method, *(row for _, part in self._parts() for row in described(part))]
 
     # In the coordinator
 
     def aggregator(self, device: str) -> Aggregator:
-        """The method's, with what stands around it. Raises UserError for one that lacks a part."""
+        """The method's aggregator inside the job's wraps. Raises UserError if an aggregator lacks a part."""
         from shoal.aggregators import amiss, lacking
 
         start = Start(self.problem, self.seed, self.checks.norm_bound)
@@ -189,7 +190,7 @@ class Job:
 
     @property
     def sums(self) -> bool:
-        """True if actors send one sum over their clients: the aggregator needs no more, and no check looks at each client's."""
+        """True if an actor sends one sum over its clients: the aggregator is linear, and no check looks at single clients."""
         if self.checks.each or not self.keeping.partial_sums:
             return False
         if "linear" not in self._seen:
@@ -197,7 +198,8 @@ class Job:
         return self._seen["linear"]
 
     def plan(self, asked: Asked) -> Plan:
-        """The schedule. asked: what earlier lives of the run asked for. Raises UserError for one that lacks a part."""
+        """The method's plan. asked: the tasks that earlier lives of the run asked for. Raises UserError if the plan lacks a
+        part."""
         made = self.method.plan(asked, self.seed, self.sums)
         if lacking := [part for part in PLAN if not callable(getattr(made, part, None))]:
             raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(lacking)}")
@@ -225,11 +227,11 @@ class Job:
         return reduce(lambda layouts, wrap: wrap.layouts(layouts), self.around, inner)
 
     def briefs(self, weights: Layout) -> Sequence[Layout]:
-        """The layouts that the aggregator's briefs may have; none where it gives no task arrays of its own."""
+        """The layouts that the aggregator's briefs may have; none if the aggregator gives no briefs."""
         return self.method.briefs(self.problem, weights)
 
     def central(self, device: str = "cpu") -> Evaluate | None:
-        """Evaluates weights where the coordinator is, on its device; None where only actors can."""
+        """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""
         return self.problem.central(self.method, self.seed, device)
 
     def due(self, version: int) -> bool:
@@ -239,30 +241,30 @@ class Job:
     # In an actor
 
     def prepare(self) -> None:
-        """Make what processes can share, before they are forked, and find out what of the user's part is wrong."""
+        """Make the data and processes that forked actors share. Raises UserError for a fault in the user's part."""
         self.problem.prepare(self.method, self.seed)
 
     def check_parts(self) -> None:
-        """Raises UserError, one line, for an aggregator or a plan that lacks a part: before anything of a run exists."""
+        """Raises UserError, one line, if the aggregator or the plan lacks a part. Called before the run has a folder."""
         if "linear" not in self._seen:
             self.aggregator("cpu")
         self.plan(_afresh())
         ours = type(self.method).worker.__module__.startswith("shoal.")
-        if ours and getattr(self.problem, "worker", None) is None:  # a user's own worker is made where it works, and only there
+        if ours and getattr(self.problem, "worker", None) is None:  # a user's own worker is made only in its actor
             self.worker()
 
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
 
-    # For whoever wants the model
+    # For evaluation and export
 
     def module(self) -> nn.Module:
-        """The torch model, with the weights that this seed starts from. Raises UserError if the job has none."""
+        """The torch model with the weights of version 0. Raises UserError if the job has no torch model."""
         return self.problem.module(self.seed)
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Inputs that the torch model takes: a batch of two."""
+        """Inputs for the torch model: a batch of two."""
         return self.problem.example(self.method, self.seed)
 
 

@@ -1,6 +1,6 @@
-"""From what a user calls data to a population of clients.
+"""A population of clients, made from the data that a user gives in one of several forms.
 
-The one idea: every form of data ends as one function from a client to its examples.
+The one idea: every form of data becomes one function from a client to its examples.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from shoal.protocol.errors import UserError
 
 
 def populated(data: Any, settings: Any, seed: int) -> Population:
-    """data: a Population; one data set (envs/sources.py), or a list of them, one a client; a pair (training, held out) of such;
-    or a function that gives one of these, of the settings or of nothing.
+    """The population that `data` describes.
+
+    data: a Population; one data set (envs/sources.py); a list of data sets, one for each client; a pair (training, held out) of
+    these; or a function, () or of the settings, that returns one of these.
 
     settings.partition is a name of PARTITIONS, or a function (labels, clients, seed) -> an array of indices for each client.
     Raises UserError.
@@ -51,14 +53,16 @@ def _parts(data: Any) -> tuple[Any, Any]:
 
 
 def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Population:
-    """The held-out part is the same for every seed of a run, as a test set is, so that curves over seeds compare."""
+    """The training data divided among clients. The held-out part is the same for every seed, so that curves of several seeds
+    can be compared."""
     examples = examples_of(training)
     rest, held = split(examples, settings.held_out) if held_out is None else (examples, examples_of(held_out))
     return Population.divided(rest, _partition(settings)(rest.y, settings.clients, seed=seed), held)
 
 
 def _one_a_client(entries: list[Any], held_out: Any) -> Population:
-    """Entries are read when their client is asked for; the first at once, so that a mistake shows."""
+    """A population with one entry for each client. An entry is read when its client is asked for; the first entry is read at
+    once, so that a mistake in it is raised here."""
     for client, entry in enumerate(entries):
         if not is_set(entry):
             raise UserError(f"client {client}: data is {told(entry)}: expected {ACCEPTED}")

@@ -1,7 +1,7 @@
-"""Problems: what there is to learn from. Labelled data, an environment, or workers of a user's own.
+"""Problems: labelled data, an environment, or workers of a user's own.
 
-The one idea: a problem knows the user's part (a model, data, an environment) and no learning method; whatever it makes of that
-is made once a process.
+The one idea: a problem knows the user's part (a model, data, an environment) and no learning method. A problem makes a
+population, spaces or processes from the user's part once in each process.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from shoal.nets.numpy_policy import Policy
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
-HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain names are the training's; accuracy is held out
+HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain "loss" is of training, "accuracy" held out
 SPLITS = ("iid", "dirichlet", "shards", "pathological", "quantity_skew")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What there is to learn from. A subclass overrides what it has.
+    """A problem to learn from. A subclass overrides the functions that it can answer.
 
-    kind: the word by which a method says that it can work on it. made: what was made of the user's part in this process.
+    kind: the word for this kind of problem in `Method.problems`. made: objects made from the user's part in this process.
     """
 
     kind: ClassVar[str] = ""
@@ -55,43 +55,43 @@ class Problem:
                 raise UserError(why)
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
-        """Version 0 of the weights, and how many of the float32 entries are trained (None: all)."""
+        """Version 0 of the weights, and the number of their first float32 entries that are trained (None: all)."""
         raise NotImplementedError
 
     def module(self, seed: int) -> nn.Module:
-        """The torch model, with the weights that this seed starts from."""
-        raise UserError("this job has no torch model: its worker is its own")
+        """The torch model with the weights of version 0. Raises UserError if there is no torch model."""
+        raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
-        """Inputs that the torch model takes: a batch of two."""
-        raise UserError("this job has no torch model: its worker is its own")
+        """Inputs for the torch model: a batch of two. Raises UserError if there is no torch model."""
+        raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
-        """The worker that the user brought, if there is one."""
+        """The user's own worker; None if the user gave no worker."""
         return None
 
     def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
-        """Evaluates weights where the coordinator is; None where only actors can."""
+        """The function that evaluates weights in the coordinator's process; None if only actors can evaluate."""
         return None
 
     def prepare(self, method: Method, seed: int) -> None:
-        """Make what processes can share, before they are forked, and find out what of the user's part is wrong."""
+        """Make the data and processes that forked actors share. Raises UserError for a fault in the user's part."""
 
     def hatch(self) -> None:
-        """Start what must be started before there are threads, for settings that are not known yet."""
+        """Start the process that must be forked while this process has one thread, before the settings of a run are known."""
 
     def close(self) -> None:
-        """End what was started. It is started anew when it is needed again."""
+        """End the processes that `prepare` or `hatch` started. A later `prepare` starts them again."""
 
 
 @dataclass(frozen=True)
 class Supervised(Problem):
-    """A model, data, a loss.
+    """A model, data and a loss.
 
-    model: () -> nn.Module. source: arrays (x, y), a pair (training, held out) of such, a Population, or a function that gives
-    one of these: of the settings, or of nothing. loss: (logits, y) -> mean loss, or a loss an example; None is cross entropy.
-    metrics: name -> (logits [n, ...], y [n, ...]) -> a number, of a whole evaluation set. worker: (settings, population) ->
-    Worker, or () -> Worker, in place of SGD on the loss.
+    model: () -> nn.Module. source: arrays (x, y), a pair (training, held out) of such pairs, a Population, or a function, () or
+    of the settings, that returns one of these. loss: (logits, y) -> the mean loss, or one loss for each example; None is cross
+    entropy. metrics: name -> (logits [n, ...], y [n, ...]) -> a number, over a whole evaluation set. worker: (settings,
+    population) -> Worker, or () -> Worker, in place of SGD on the loss.
     """
 
     kind: ClassVar[str] = "supervised"
@@ -103,13 +103,18 @@ class Supervised(Problem):
     worker: Callable[..., Worker] | None = None
     partition: str = option("dirichlet", "how the training data is divided among clients", choices=SPLITS, own=True)
     alpha: float = option(
-        0.5, "concentration of the Dirichlet distribution", above=0, of=("partition", ("dirichlet", "quantity_skew"))
+        0.5,
+        "concentration of the Dirichlet distribution that divides the training data: smaller makes clients differ more",
+        above=0,
+        of=("partition", ("dirichlet", "quantity_skew")),
     )
-    shards_per_client: int = option(2, "shards that each client gets", least=1, of=("partition", ("shards",)))
-    classes: int = option(2, "classes that each client has", least=1, of=("partition", ("pathological",)))
+    shards_per_client: int = option(
+        2, "shards of the training data, sorted by class, that each client gets", least=1, of=("partition", ("shards",))
+    )
+    classes: int = option(2, "classes that each client has examples of", least=1, of=("partition", ("pathological",)))
     held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
-    data: str = option("", "folder of data files, for jobs that read some")
-    initial_weights: str = option("", "file .safetensors that the weights start from (empty: from the seed)")
+    data: str = option("", "folder of data files, for a job that reads files (empty: the job's own default)")
+    initial_weights: str = option("", "file .safetensors with the weights of version 0 (empty: drawn with the seed)")
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         from shoal.nets.flat import FlatModule
@@ -158,26 +163,26 @@ class Supervised(Problem):
         return cross_entropy
 
     def population(self, method: Method, seed: int) -> Population:
-        """Clients and their data, made once a process and setting."""
+        """The clients and their data, made once in each process and for each combination of settings."""
         from shoal.jobs.populations import populated
 
         settings = self.settings(method)
         asks = callable(self.source) and not hasattr(self.source, "examples") and inspect.signature(self.source).parameters
         key = repr((plain(self), self.partition, settings.clients, seed, vars(settings) if asks else ()))
         if key not in self.made:
-            self.made.clear()  # one at a time: data may be large
+            self.made.clear()  # keep one population at most: data may be large
             self.made[key] = populated(self.source, settings, seed)
         found: Population = self.made[key]
         return found
 
     def settings(self, method: Method) -> SimpleNamespace:
-        """What a user's function of the settings is handed: those of the problem and of the method, as attributes."""
+        """The settings of the problem and of the method as attributes, for a user's function of the settings."""
         return SimpleNamespace(**{"clients": 1, **_values(method), **_values(self)})
 
 
 @dataclass(frozen=True)
 class Calls(Problem):
-    """Workers of a user's own, and the weights that they start from; no torch is needed for it.
+    """Workers of a user's own, and the weights of version 0. This problem needs no torch.
 
     worker: () -> Worker. weights: () -> name -> array.
     """
@@ -196,10 +201,10 @@ class Calls(Problem):
 
 @dataclass(frozen=True)
 class Environment(Problem):
-    """An environment, and a policy if one likes.
+    """An environment, and optionally a policy.
 
     env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) ->
-    (logits | (mean, log_std), value); None is a multi-layer perceptron that actors run without torch.
+    (logits | (mean, log_std), value). None: a multi-layer perceptron that actors run without torch.
     """
 
     kind: ClassVar[str] = "environment"
@@ -210,17 +215,18 @@ class Environment(Problem):
     activation: str = option("tanh", "activation of the built-in policy", choices=("tanh", "relu"))
     step_timeout: float = option(
         0.0,
-        "seconds that a step or reset of an environment may take, each in its own process (0: any, in the actor's)",
+        "seconds that a step or reset of an environment may take, in its own process (0: no limit, in the actor's process)",
         least=0,
     )
 
     def check(self, bearing: Bearing) -> None:
         super().check(bearing)
         if not all(units > 0 for units in self.hidden):
-            raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are numbers from 1; hidden=64,64, say")
+            raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
         if self.step_timeout >= bearing.lease > 0:
             raise UserError(
-                f"step_timeout={self.step_timeout:g}: must be below lease={bearing.lease:g}, after which the actor is ended"
+                f"step_timeout={self.step_timeout:g}: must be below lease={bearing.lease:g}, the seconds after which the actor "
+                "is ended; give a larger lease or a smaller step_timeout"
             )
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
@@ -255,7 +261,7 @@ class Environment(Problem):
         return found
 
     def acts(self, seed: int) -> Policy:
-        """The policy as actors run it."""
+        """The policy in the form that actors run."""
         if self.policy is None:
             from shoal.nets.numpy_policy import NumpyPolicy
 
@@ -270,21 +276,21 @@ class Environment(Problem):
             self._hatched()
 
     def hatch(self) -> None:
-        if callable(self.env):  # only a fork can hand a function on; an id is hatched when it is needed
+        if callable(self.env):  # a function reaches the new process only by fork; an id starts its process in `worlds`
             self._hatched()
 
     def close(self) -> None:
-        self.made.pop("hatchery", None)  # it ends with the last look at it
+        self.made.pop("hatchery", None)  # the process ends with the last reference to the Hatchery
 
     def _hatched(self) -> None:
-        """Have the process from which environments' processes are forked."""
+        """Start the process from which the environments' processes are forked, unless it runs already."""
         if "hatchery" not in self.made:
             from shoal.envs.hatchery import Hatchery
 
             self.made["hatchery"] = Hatchery.forked(self.env)
 
     def worlds(self) -> Callable[[int], Worlds]:
-        """How an actor makes its environments: of their number."""
+        """The function that makes an actor's environments: their number -> Worlds."""
         from shoal.envs.vector import make_vector
 
         if not self.step_timeout:
@@ -297,7 +303,9 @@ class Environment(Problem):
         if hatchery is None and isinstance(self.env, str):
             hatchery = Hatchery.started(self.env)
         if hatchery is None:
-            raise UserError("step_timeout: a function's environments need job.prepare() before there are threads")
+            raise UserError(
+                f"step_timeout={timeout:g}: environments that a function makes need job.prepare() before there are threads"
+            )
         return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic)
 
 

@@ -1,6 +1,6 @@
-"""Reinforcement learning as a job: an environment, and a policy if one likes.
+"""Reinforcement learning as a job: an environment, and optionally a policy.
 
-The one idea: it is the same machinery. A contribution is a trajectory instead of a delta, and nothing else differs.
+The one idea: the machinery is that of a federated job. A contribution is a trajectory instead of a delta; nothing else differs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     seed: int = 0,
     **settings: Any,
 ) -> Job:
-    """A job: `job = Reinforcement(env="CartPole-v1", method="ppo")`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
+    """An RL job: `job = Reinforcement("CartPole-v1", method="ppo")`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
 
     env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) ->
-    (logits | (mean, log_std), value); by default a multi-layer perceptron that actors run without torch.
+    (logits | (mean, log_std), value). Default: a multi-layer perceptron that actors run without torch.
     method: a name, or a method of your own (docs/own.md). around: wraps around the aggregator, innermost first.
     Further keywords are settings: `shoal jobs cartpole` lists them.
     """

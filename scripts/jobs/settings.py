@@ -1,7 +1,7 @@
-"""Settings: fields of frozen dataclasses that know their range and what they mean.
+"""Settings: fields of frozen dataclasses that carry their range and their meaning.
 
 The one idea: one description of a setting serves the constructor, `key=value` on the command line, config.toml, the error
-that a wrong value gets, and `shoal jobs`. Nothing here needs more than the standard library, so that an edge actor has it.
+for a wrong value, and `shoal jobs`. This module needs only the standard library, so that an edge actor can import it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What a setting may be: numbers from `least` to `most`, both included; above `above`; below `below`; or one of `choices`.
+    """The values that a setting may have: numbers from `least` to `most`, both included; above `above`; below `below`; or one
+    of `choices`. about: the meaning, in one line.
 
-    own: a user's function or object may take the place of a name from `choices`. of: (name, values): the setting is used only
-    where another setting, `name`, has one of `values`.
+    own: a user's function or object may take the place of a name from `choices`. of: (name, values): the setting has an effect
+    only if another setting, `name`, has one of `values`.
     """
 
     about: str
@@ -53,35 +54,35 @@ class Range:
         )
 
 
-OWN: Mapping[type, Range] = dict.fromkeys((bool, int, float, str, tuple), Range("a setting of its own"))
+OWN: Mapping[type, Range] = dict.fromkeys((bool, int, float, str, tuple), Range("a setting of your own method or wrap"))
 
 
 def option(default: Any, about: str, **bounds: Any) -> Any:
-    """A field of a dataclass that is a setting: its default, what it means, and its range (see Range)."""
+    """A field of a dataclass that is a setting, made from its default, its meaning `about`, and its range (see Range)."""
     return field(default=default, metadata={"range": Range(about, **bounds)})
 
 
 def ranges(settings: Any) -> dict[str, Range]:
-    """Name -> range of each setting of a dataclass, or of its type: a field made by `option`, or one whose default is a plain
-    value (a number, a text, true or false, a tuple), which may then be any of its kind. Other fields are no settings."""
+    """Name -> range of each setting of a dataclass or of its type. A setting is a field made by `option`, or a field whose
+    default is a plain value (a number, a text, true or false, a tuple); a plain field may have any value of its type."""
     found = {each.name: each.metadata.get("range") or OWN.get(type(each.default)) for each in fields(settings)}
     return {name: allowed for name, allowed in found.items() if allowed is not None}
 
 
 def default_of(settings: Any, name: str) -> Any:
-    """The value that a setting has where nobody gives one."""
+    """The default value of a setting."""
     return next(each.default for each in fields(settings) if each.name == name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error's line: the name that was probably meant, or all of them."""
+    """The end of an error's line: the known name that the user probably meant, or all known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else "known are " + ", ".join(names)
 
 
 def among(name: str, given: Any, choices: Iterable[str]) -> str:
-    """The line for a value that is none of the choices: all of them, and the one that was probably meant."""
+    """The error's line for a value that is none of the choices: all choices, and the choice that was probably meant."""
     names = list(choices)
     close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     say = f"did you mean {close[0]}?" if close else f"{name}={names[0]}, say"
@@ -99,7 +100,8 @@ def changed(settings: S, changes: Mapping[str, Any]) -> S:
 
 
 def checked(settings: Any) -> None:
-    """Raises UserError for a value that a setting may not have, naming setting, value and range."""
+    """Raises UserError if a setting has a value outside its range, naming setting, value and range. Converts a value of a
+    similar type to the type of the default."""
     for name, allowed in ranges(settings).items():
         value = getattr(settings, name)
         default = default_of(settings, name)
@@ -109,7 +111,7 @@ def checked(settings: Any) -> None:
 
 
 def unused(settings: Any, name: str) -> str:
-    """Why a setting has no effect as the others stand; "" if it has one, or has its default."""
+    """Why a setting has no effect beside the other settings; "" if the setting has an effect, or has its default."""
     allowed, value = ranges(settings)[name], getattr(settings, name)
     if allowed.of is None or value == default_of(settings, name):
         return ""
@@ -121,7 +123,7 @@ def unused(settings: Any, name: str) -> str:
 
 
 def coerced(name: str, given: Any, default: Any, allowed: Range) -> Any:
-    """The value that was given, as the type of the default. Raises UserError."""
+    """The value `given` in the type of the default. Raises UserError if that is impossible or the value is out of range."""
     if allowed.own and not isinstance(given, str):
         if callable(given):
             return given
@@ -167,7 +169,7 @@ def _truth(given: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as one types it; a user's own function by its name."""
+    """A value as a user types it; a user's own function by its name."""
     if isinstance(value, bool):
         return str(value).lower()
     if callable(value):
@@ -176,21 +178,21 @@ def shown(value: Any) -> str:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Settings as plain data, for config.toml and for actors elsewhere. A user's own function is not in it: it stands in the
+    """Settings as plain data, for config.toml and for actors elsewhere. A user's own functions are left out: they stand in the
     job's file."""
     values = {name: getattr(settings, name) for name in ranges(settings)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if not callable(value)}
 
 
 def described(settings: Any) -> list[tuple[str, str, str]]:
-    """A row a setting: `name=value` as one types it, what is allowed, what it means."""
+    """One row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
     return [
         (f"{name}={shown(getattr(settings, name))}", str(allowed), allowed.about) for name, allowed in ranges(settings).items()
     ]
 
 
 def pairs(words: Iterable[str]) -> dict[str, str]:
-    """From the command line's key=value."""
+    """Name -> value, from the words key=value of the command line. Raises UserError."""
     found: dict[str, str] = {}
     for word in words:
         name, sign, value = word.partition("=")

@@ -1,7 +1,7 @@
-"""Wraps: what stands around a job's aggregator, and around its workers where both ends must agree.
+"""Wraps: parts of a job that stand around its aggregator, and around its workers if both ends must agree.
 
-The one idea: wraps form a chain, innermost first. Each says whether it looks at contributions and whether they reach it packed,
-so an order that cannot work is refused when the job is read.
+The one idea: wraps form a chain, innermost first. Each wrap says whether it looks at contributions, and whether contributions
+reach it packed. So an order that cannot work is refused when the job is read.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wrap:
-    """A link of the chain. A subclass overrides what it changes; one that changes nothing hands on what it got."""
+    """A link of the chain. A subclass overrides what it changes; this class changes nothing."""
 
     @property
     def looks(self) -> bool:
-        """True if it looks at the arrays of contributions, so that nothing inside of it may want them packed."""
+        """True if the wrap looks at the arrays of contributions, so that no wrap inside it may need them packed."""
         return True
 
     @property
     def packs(self) -> bool:
-        """True if contributions reach it packed, in fewer bytes, and it unpacks them for the inner aggregator."""
+        """True if contributions reach the wrap packed, in fewer bytes, and the wrap unpacks them for the inner aggregator."""
         return False
 
     def check(self, exact: bool) -> None:
-        """Raises UserError, one line, for settings that do not go together. exact: the method's sums are."""
+        """Raises UserError, one line, for settings that contradict each other. exact: `Method.exact` of the job's method."""
         for name in ranges(self):
             if why := unused(self, name):
                 raise UserError(why)
@@ -48,7 +48,7 @@ class Wrap:
         return inner
 
     def layouts(self, inner: Sequence[Layout]) -> Sequence[Layout]:
-        """The layouts of contributions as they arrive, from those that the inner aggregator gets."""
+        """The layouts of contributions as they arrive. inner: the layouts that the inner aggregator folds."""
         return inner
 
 
@@ -64,9 +64,11 @@ class Calling(Wrap):
 
 @dataclass(frozen=True)
 class Bound(Wrap):
-    """Refuses deltas that are far longer than is usual (aggregators/around/bounded.py)."""
+    """Refuses a delta whose L2 norm is far above the median of recent deltas (aggregators/around/bounded.py)."""
 
-    norm_factor: float = option(0.0, "largest L2 norm of a delta, as a multiple of the median of recent ones (0: any)", least=0)
+    norm_factor: float = option(
+        0.0, "largest L2 norm of a delta that is accepted, as a multiple of the median of recent deltas (0: any)", least=0
+    )
 
     @property
     def looks(self) -> bool:
@@ -82,11 +84,15 @@ class Bound(Wrap):
 
 @dataclass(frozen=True)
 class CompressWeights(Wrap):
-    """Tells weights to actors as what changed, in fewer bytes (aggregators/around/told.py)."""
+    """Sends actors the change of the weights in place of the weights, in fewer bytes (aggregators/around/told.py)."""
 
-    compress_weights: str = option("none", "codec by which actors are told what changed in weights", choices=("none", *CODECS))
+    compress_weights: str = option(
+        "none",
+        "codec by which the coordinator sends actors the change of the weights (none: it sends whole weights)",
+        choices=("none", *CODECS),
+    )
     compress_ratio: float = option(0.1, "share of the entries that the codecs topk and randk send", above=0, most=1)
-    compress_block: int = option(256, "entries that share one scale in the codecs int8 and int4", least=1)
+    compress_block: int = option(256, "number of entries that share one scale in the codecs int8 and int4", least=1)
 
     def check(self, exact: bool) -> None:
         super().check(exact)
@@ -94,7 +100,10 @@ class CompressWeights(Wrap):
         for name, codecs in {"compress_ratio": ("topk", "randk"), "compress_block": ("int8", "int4")}.items():
             value = getattr(self, name)
             if value != default_of(self, name) and not used.intersection(codecs):
-                raise UserError(f"{name}={value}: it is a setting of the codecs {' and '.join(codecs)}; none of them is used")
+                raise UserError(
+                    f"{name}={value}: {name} is a setting of the codecs {' and '.join(codecs)}, and this job uses neither; "
+                    f"compress_weights={codecs[0]}, say"
+                )
 
     @property
     def looks(self) -> bool:
@@ -111,11 +120,11 @@ class CompressWeights(Wrap):
 
 @dataclass(frozen=True)
 class Compress(CompressWeights):
-    """The same, and clients' deltas in fewer bytes too (aggregators/around/compressed.py)."""
+    """Sends clients' deltas in fewer bytes (aggregators/around/compressed.py), and weights as CompressWeights does."""
 
-    compress: str = option("none", "codec by which clients' deltas are sent", choices=("none", *CODECS))
+    compress: str = option("none", "codec by which actors send clients' deltas (none: as they are)", choices=("none", *CODECS))
     compress_feedback: bool = option(
-        False, "what compression leaves out of a client's delta is sent with a later one (error feedback)"
+        False, "what compression leaves out of a client's delta is added to the client's next delta (error feedback)"
     )
 
     @property
@@ -129,12 +138,14 @@ class Compress(CompressWeights):
     def check(self, exact: bool) -> None:
         super().check(exact)
         if self.compress_feedback and self.compress == "none":
-            raise UserError("compress_feedback=true: nothing is compressed; compress=topk, say")
+            raise UserError("compress_feedback=true: compress=none compresses no delta; compress=topk, say")
         if self.compress_feedback and exact:
-            raise UserError("compress_feedback=true: what was left out stays with its actor; it needs deterministic=false")
+            raise UserError(
+                "compress_feedback=true: the sums depend on which actor did which task; it needs deterministic=false"
+            )
 
     def codec(self) -> Codec | None:
-        """How deltas are sent; None as they are."""
+        """The codec of clients' deltas; None if actors send them as they are."""
         if self.compress == "none":
             return None
         return codec_of(self.compress, share=self.compress_ratio, block=self.compress_block, feedback=self.compress_feedback)
@@ -159,7 +170,7 @@ class Compress(CompressWeights):
 
 
 def chain(around: Sequence[Any]) -> tuple[Wrap, ...]:
-    """Links and users' functions as links, in an order that works. Raises UserError for one that does not."""
+    """The wraps as links, users' functions included, in the same order. Raises UserError for an order that cannot work."""
     links: list[Wrap] = []
     for each in around:
         if not (isinstance(each, Wrap) or callable(each)):

@@ -94,7 +94,7 @@ def test_a_person_gets_the_result_where_it_lies_and_what_to_try_next(place: Path
     run = os.readlink("runs/latest")
     assert said.out.startswith("digits: held-out accuracy ")
     for line in (
-        f"It lies in runs/{run}",
+        f"The run lies in runs/{run}",
         f"shoal evaluate runs/{run}",
         "shoal simulate digits --seed 1",
         f"shoal export runs/{run}",
@@ -170,10 +170,12 @@ def test_jobs_with_a_name_lists_every_setting_with_its_value_and_range(job: str)
             "of",
             "the",
             "weights",
-            "that",
+            "after",
+            "which",
             "the",
             "run",
-            "makes",
+            "is",
+            "done",
         ]
 
 

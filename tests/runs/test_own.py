@@ -60,7 +60,7 @@ def test_an_optimizer_of_one_s_own_is_one_too_and_has_its_own_rate() -> None:
     assert run(job(optimizer=Half, lr=0.2), 0).sha256 != run(job(lr=0.2), 0).sha256
     assert run(job(optimizer=Adam(lr=0.01)), 0).sha256 == run(job(optimizer="adam", lr=0.01), 0).sha256
     assert run(job(server_optimizer=Adam(lr=0.01)), 0).sha256 == run(job(server_optimizer="adam", server_lr=0.01), 0).sha256
-    with pytest.raises(UserError, match=r"lr=0.3: optimizer=Adam was made with its own rate"):
+    with pytest.raises(UserError, match=r"lr=0.3: optimizer=Adam was made with its own learning rate"):
         job(optimizer=Adam(lr=0.01), lr=0.3)
     with pytest.raises(UserError, match="optimizer=3: must be a function of yours, or one of sgd"):
         job(optimizer=3)

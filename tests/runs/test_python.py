@@ -319,7 +319,7 @@ def test_what_is_loaded_is_the_run_and_not_whatever_latest_points_at_later() -> 
         ({"seed": "x"}, "seed = 'x'; it must be a whole number from 0"),
         ({"device": "cdua"}, "device = 'cdua'; it must be one of auto, cpu, cuda"),
         ({"transport": "pigeon"}, "transport = 'pigeon'; it must be one of shm, ipc, tcp"),
-        ({"bind": "5555"}, "bind=5555: it has the form tcp://HOST:PORT"),
+        ({"bind": "5555"}, "bind=5555: an address has the form tcp://HOST:PORT"),
         ({"bind": "tcp://0.0.0.0:5555"}, "other machines can reach"),
         ({"folder": "full"}, "full exists and is not empty: name another folder"),
         ({"observers": [Seen]}, "observer type has no"),

@@ -1,4 +1,7 @@
-"""Learning methods by name. A method is one file here and one row in METHODS, or a class in a user's own file."""
+"""Learning methods by name.
+
+The one idea: a method is one file here and one row in METHODS, or a class in a user's own file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reinforcement-learning methods whose actors send trajectories to one learner: the settings that all of them share."""
+"""Settings shared by all reinforcement-learning methods whose actors send trajectories to one learner."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ OPTIMIZERS = ("adam", "rmsprop")
 
 @dataclass(frozen=True)
 class Acting(Method):
-    """Settings of the actors' environments, and of every learner of trajectories."""
+    """A method that learns from trajectories: settings of the actors' environments and of the learner."""
 
     problems: ClassVar[tuple[str, ...]] = ("environment",)
     end: ClassVar[str] = "total_timesteps"
 
-    total_timesteps: int = option(500_000, "environment steps that the run learns from", least=1)
-    num_envs: int = option(32, "environments that one trajectory comes from", least=1)
+    total_timesteps: int = option(500_000, "environment steps after which the run is done", least=1)
+    num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
     rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
-    gamma: float = option(0.99, "discount of later rewards", least=0, most=1)
-    lr: float = option(1e-3, "learning rate of the learner", above=0)
-    anneal_lr: bool = option(True, "the learning rate falls to 0 over total_timesteps")
+    gamma: float = option(0.99, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
+    lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
+    anneal_lr: bool = option(True, "the learner's learning rate falls linearly to 0 over total_timesteps")
     ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
     vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
-    max_grad_norm: float = option(0.5, "largest L2 norm of the gradient, which is scaled down to it", above=0)
+    max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
     optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
-    reward_scale: float = option(1.0, "factor of rewards for the learner; returns are of unscaled rewards", above=0)
-    eval_every: int = option(0, "versions between greedy evaluations (0: none)", least=0)
-    eval_episodes: int = option(20, "episodes of one evaluation", least=1)
+    reward_scale: float = option(
+        1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
+    )
+    eval_every: int = option(0, "versions between evaluations by greedy episodes (0: no evaluation)", least=0)
+    eval_episodes: int = option(20, "episodes of one greedy evaluation", least=1)
 
     def goal(self) -> Goal:
         from shoal.coordinator.deciding.rules import Goal
@@ -55,7 +57,7 @@ class Acting(Method):
         return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)
 
     def shared(self, device: str) -> dict[str, Any]:
-        """Arguments that every learner of this family takes."""
+        """The arguments that IMPALALearner and PPOLearner share."""
         return {
             "device": device,
             "lr": self.lr,

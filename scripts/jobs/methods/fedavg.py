@@ -1,4 +1,4 @@
-"""FedAvg and FedProx: rounds of a cohort, and the weighted mean of what its clients send."""
+"""FedAvg and FedProx: synchronous rounds, and the weighted mean of the deltas of a round's clients."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InRounds(LocalTraining):
-    """Federated methods in synchronous rounds: a cohort works on one version, and its contributions make the next."""
+    """Federated methods in synchronous rounds: a cohort works on one version, and its contributions make the next version."""
 
-    cohort: int = option(10, "clients that one round asks", least=1)
+    cohort: int = option(10, "number of clients that train in one round", least=1)
     select: str = option("uniform", "how a round's clients are chosen", choices=("uniform", "power_of_choice"), own=True)
     candidates: int = option(
         0,
-        "clients of which those with the largest loss are chosen (0: twice the cohort)",
+        "number of clients from which a round takes those with the largest loss (0: twice the cohort)",
         least=0,
         of=("select", ("power_of_choice",)),
     )
-    quorum: int = option(0, "clients that suffice for a round once its deadline has passed (0: the whole cohort)", least=0)
-    deadline: float = option(0.0, "seconds of a round after which the quorum suffices (0: none)", least=0)
-    eval_cohort: int = option(0, "clients that evaluate the weights too, every eval_every rounds (0: none)", least=0)
+    quorum: int = option(0, "clients that suffice for a round after its deadline (0: the whole cohort)", least=0)
+    deadline: float = option(0.0, "seconds from a round's start after which the quorum suffices (0: no deadline)", least=0)
+    eval_cohort: int = option(
+        0, "clients that evaluate the weights on their own data, every eval_every rounds (0: none)", least=0
+    )
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -44,10 +46,10 @@ class InRounds(LocalTraining):
         if self.quorum > self.cohort:
             raise UserError(f"quorum={self.quorum}: allowed is from 0 to cohort={self.cohort}")
         if self.quorum and not self.deadline:
-            raise UserError(f"quorum={self.quorum}: a quorum suffices once a deadline has passed; deadline=60, say")
+            raise UserError(f"quorum={self.quorum}: without a deadline a quorum has no effect; deadline=60, say")
         if self.deadline and not self.quorum:
             raise UserError(
-                f"deadline={self.deadline:g}: it ends no round without a quorum; quorum={self.cohort // 2 or 1}, say"
+                f"deadline={self.deadline:g}: without a quorum a deadline has no effect; quorum={self.cohort // 2 or 1}, say"
             )
         if self.eval_cohort and not self.eval_every:
             raise UserError(f"eval_cohort={self.eval_cohort}: with eval_every=0 no client evaluates; eval_every=10, say")
@@ -69,7 +71,7 @@ class InRounds(LocalTraining):
         )
 
     def selection(self, seed: int) -> Select | None:
-        """(version, how many, news) -> clients; None is uniform."""
+        """The function (version, how many, news) -> clients that chooses a round's clients; None means uniform."""
         if callable(self.select):
             return self.select
         if self.select == "uniform":
@@ -84,7 +86,7 @@ class InRounds(LocalTraining):
         return Rules(most=2 if sums else 32)
 
     def update(self) -> Update:
-        """The server's optimizer, for which the mean of the clients' deltas is the way to go."""
+        """The server's optimizer, which takes the mean of the clients' deltas as the negative gradient."""
         raise NotImplementedError
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
@@ -96,12 +98,12 @@ class InRounds(LocalTraining):
 
 @dataclass(frozen=True)
 class FedAvg(InRounds):
-    """Federated averaging (McMahan et al. 2017); with another server_optimizer than SGD, of FedOpt's kind."""
+    """Federated averaging (McMahan et al. 2017). With a server_optimizer other than SGD it is a form of FedOpt."""
 
     name: ClassVar[str] = "fedavg"
 
     server_optimizer: str = option(
-        "sgd", "optimizer of the server, for which the mean of the deltas is the way to go", choices=OPTIMIZERS, own=True
+        "sgd", "optimizer of the server; the negative mean of the clients' deltas is its gradient", choices=OPTIMIZERS, own=True
     )
 
     def update(self) -> Update:
@@ -116,7 +118,7 @@ class FedAvg(InRounds):
 
 @dataclass(frozen=True)
 class FedProx(FedAvg):
-    """FedAvg whose clients stay near the weights they were sent (Li et al. 2020): a proximal term in their loss."""
+    """FedAvg with a proximal term in the clients' loss, which keeps clients near the round's weights (Li et al. 2020)."""
 
     name: ClassVar[str] = "fedprox"
 

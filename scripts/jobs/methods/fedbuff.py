@@ -1,4 +1,4 @@
-"""FedBuff: clients on a stream; a step follows every so many contributions, and late ones count less."""
+"""FedBuff: clients on a stream. Every `buffer` contributions make a step, and a contribution with more lag counts less."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class FedBuff(LocalTraining):
     name: ClassVar[str] = "fedbuff"
 
     buffer: int = option(10, "contributions that make one step (the paper's K)", least=1)
-    max_lag: int = option(20, "most versions that a contribution may be behind", least=0)
-    staleness: float = option(0.5, "exponent of a contribution's weight, (1 + lag) ** -staleness", least=0)
+    max_lag: int = option(20, "largest lag of a contribution that is used, in versions", least=0)
+    staleness: float = option(
+        0.5, "exponent of the factor (1 + lag) ** -staleness of a contribution's weight (0: lag has no effect)", least=0
+    )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         from shoal.coordinator.deciding.plans.stream import Stream

@@ -1,4 +1,4 @@
-"""FedAvgM, FedAdagrad, FedAdam, FedYogi: the mean of a round as a pseudo-gradient for the server's optimizer."""
+"""FedAvgM, FedAdagrad, FedAdam, FedYogi: the mean delta of a round is a pseudo-gradient for the server's optimizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FedAdagrad(InRounds):
     name: ClassVar[str] = "fedadagrad"
 
     server_lr: float = option(0.03, "learning rate of the server's step", above=0)
-    tau: float = option(1e-3, "adaptivity: added to the root of the second moment", above=0)
+    tau: float = option(1e-3, "number added to the root of the second moment in the server's step", above=0)
 
     def update(self) -> Update:
         from shoal.aggregators.fedopt import fedadagrad
@@ -47,8 +47,8 @@ class FedAdam(FedAdagrad):
 
     name: ClassVar[str] = "fedadam"
 
-    beta1: float = option(0.9, "decay of the first moment", least=0, below=1)
-    beta2: float = option(0.99, "decay of the second moment", least=0, below=1)
+    beta1: float = option(0.9, "decay of the first moment in the server's step, for each round", least=0, below=1)
+    beta2: float = option(0.99, "decay of the second moment in the server's step, for each round", least=0, below=1)
 
     def update(self) -> Update:
         from shoal.aggregators.fedopt import fedadam

@@ -1,4 +1,4 @@
-"""IMPALA: trajectories on a stream, corrected by V-trace for the weights that made them."""
+"""IMPALA: trajectories on a stream. V-trace corrects for the lag of the weights that a trajectory was made from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class IMPALA(Acting):
 
     name: ClassVar[str] = "impala"
 
-    batch: int = option(2, "trajectories that make one step", least=1)
-    max_lag: int = option(8, "most versions that a trajectory may be behind", least=0)
-    clip_rho: float = option(1.0, "V-trace's bound on the ratio rho", above=0)
-    clip_c: float = option(1.0, "V-trace's bound on the ratio c", above=0)
-    lam: float = option(1.0, "V-trace's lambda", least=0, most=1)
+    batch: int = option(2, "trajectories that make one step of the learner", least=1)
+    max_lag: int = option(8, "largest lag of a trajectory that is used, in versions", least=0)
+    clip_rho: float = option(1.0, "V-trace's upper bound on the importance ratio rho", above=0)
+    clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
+    lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         from shoal.coordinator.deciding.plans.stream import Stream
@@ -33,7 +33,7 @@ class IMPALA(Acting):
         return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
 
     def rules(self, sums: bool) -> Rules:
-        """One rollout an actor at a time: a second one would wait, and every trajectory would be a step older."""
+        """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
         from shoal.coordinator.deciding.rules import Rules
 
         return Rules(ahead=1)

@@ -1,6 +1,6 @@
-"""Federated methods whose clients train the model on their own data: the settings that all of them share.
+"""Settings shared by all federated methods whose clients train the model on their own data.
 
-The one idea: what a client does is one thing, what the server does with it another; methods differ in the second.
+The one idea: the clients' training is the same for all these methods; the methods differ in the server's step.
 """
 
 from __future__ import annotations
@@ -24,29 +24,37 @@ OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
 
 @dataclass(frozen=True)
 class LocalTraining(Method):
-    """Settings of the clients, and of every server that averages what they send."""
+    """A method with local training: settings of the clients, and of every server that averages their deltas."""
 
     problems: ClassVar[tuple[str, ...]] = ("supervised", "calls")
 
-    rounds: int = option(100, "versions of the weights that the run makes", least=1)
-    clients: int = option(100, "number of clients", least=1)
+    rounds: int = option(100, "versions of the weights after which the run is done", least=1)
+    clients: int = option(100, "number of clients that the training data is divided among", least=1)
     local_epochs: int = option(5, "passes over a client's data in one task", least=1)
-    local_steps: int = option(0, "steps of a client in one task, in place of local_epochs (0: as many as these take)", least=0)
-    batch_size: int = option(10, "examples in one step of a client", least=1)
+    local_steps: int = option(
+        0, "optimizer steps of a client in one task, in place of local_epochs (0: as many as local_epochs take)", least=0
+    )
+    batch_size: int = option(10, "examples in one optimizer step of a client", least=1)
     drop_last: bool = option(False, "a client leaves out the last batch of a pass if it is smaller than batch_size")
-    optimizer: str = option("sgd", "optimizer of the clients, which begins anew in each task", choices=OPTIMIZERS, own=True)
+    optimizer: str = option("sgd", "optimizer of the clients, whose state is new in each task", choices=OPTIMIZERS, own=True)
     lr: float = option(0.1, "learning rate of the clients' optimizer", above=0)
     momentum: float = option(
         0.0, "momentum of the clients' optimizer", least=0, below=1, of=("optimizer", ("sgd", "momentum", "rmsprop"))
     )
-    weight_decay: float = option(0.0, "weight decay of the clients' optimizer", least=0)
+    weight_decay: float = option(0.0, "weight decay of the clients' optimizer (0: none)", least=0)
     lr_schedule: str = option("constant", "how the clients' learning rate changes by round", choices=tuple(SCHEDULES), own=True)
-    clip_grad_norm: float = option(0.0, "largest L2 norm of a client's gradient, which is scaled down to it (0: any)", least=0)
-    mu: float = option(0.0, "weight of FedProx's proximal term in a client's loss (0: none)", least=0)
-    weighting: str = option("samples", "what a client counts by: its number of samples, or 1", choices=WEIGHTINGS)
+    clip_grad_norm: float = option(
+        0.0, "largest L2 norm of a client's gradient; a longer one is scaled down to it (0: any)", least=0
+    )
+    mu: float = option(0.0, "weight of FedProx's proximal term in a client's loss (0: no such term)", least=0)
+    weighting: str = option(
+        "samples", "weight of a client's delta in the mean: its number of examples (samples), or 1 (users)", choices=WEIGHTINGS
+    )
     server_lr: float = option(1.0, "learning rate of the server's step", above=0)
-    deterministic: bool = option(True, "the same bits for any number of actors and any order of arrival")
-    eval_every: int = option(10, "rounds between central evaluations (0: only at the end)", least=0)
+    deterministic: bool = option(
+        True, "the weights have the same bits for any number of actors and any order in which contributions arrive"
+    )
+    eval_every: int = option(10, "rounds between central evaluations (0: only one, at the run's end)", least=0)
 
     @property
     def exact(self) -> bool:
@@ -98,7 +106,7 @@ class LocalTraining(Method):
 
 
 def check_made(settings: Method, optimizer: str, lr: str) -> None:
-    """Raises UserError for a rate beside an optimizer object, which was made with a rate of its own."""
+    """Raises UserError for a learning rate beside an optimizer object, which was made with a learning rate of its own."""
     given, rate = getattr(settings, optimizer), getattr(settings, lr)
     if not isinstance(given, str | type) and rate != default_of(settings, lr):
-        raise UserError(f"{lr}={rate:g}: {optimizer}={shown(given)} was made with its own rate; give it there")
+        raise UserError(f"{lr}={rate:g}: {optimizer}={shown(given)} was made with its own learning rate; give {rate:g} there")

@@ -1,7 +1,7 @@
-"""What a method is: a frozen dataclass whose fields are its settings and which brings the parts of a run.
+"""Method: a frozen dataclass whose fields are settings, and whose functions make the plan, aggregator and worker of a run.
 
-The one idea: a method of a user's own is as good as a built-in one. It is a subclass with fields and three functions, in any
-file. `key=value` on the command line sets its fields, and a part that it lacks is told when the job is read.
+The one idea: a user's own method can do all that a built-in method can. It is a subclass of Method with fields and three
+functions, in any file. `key=value` on the command line sets its fields. A missing part is an error when the job is read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, de
 
 @dataclass
 class Start:
-    """What a run starts from. An aggregator is made of it.
+    """The start of a run, from which a method makes its aggregator.
 
-    seed: the run's. problem: the job's. norm_bound: largest L2 norm of one client's delta that is accepted (0: any).
+    problem: the job's. seed: the run's. norm_bound: largest L2 norm of one client's delta that is accepted (0: any).
     """
 
     problem: Problem
@@ -43,16 +43,16 @@ class Start:
 
     @property
     def weights(self) -> Bundle:
-        """Version 0."""
+        """Version 0 of the weights."""
         return self._weights[0]
 
     @property
     def trainable(self) -> int | None:
-        """How many of the float32 entries are trained: the first so many. None: all."""
+        """The number of float32 entries that are trained, from the first one. None: all."""
         return self._weights[1]
 
     def module(self) -> nn.Module:
-        """The torch model with version 0 in it. Raises UserError if the problem has none."""
+        """The torch model with the weights of version 0. Raises UserError if the problem has no torch model."""
         return self.problem.module(self.seed)
 
 
@@ -60,27 +60,28 @@ class Start:
 class Method:
     """A learning method. A subclass is a frozen dataclass in a file of its own, and its fields are settings.
 
-    A subclass gives at least `name`, `plan`, `aggregator` and `worker`. name: what `method=NAME` calls it.
-    problems: the kinds of problem that it can work on ("supervised", "environment", "calls").
-    linear needs nothing here: the aggregator says it. exact: sums are exact, so that no order of arrival changes a bit.
+    A subclass gives at least `name`, `plan`, `aggregator` and `worker`. name: the NAME in `method=NAME`.
+    problems: the kinds of problem that the method can work on ("supervised", "environment", "calls").
+    exact: True if sums are exact, so that no order of arrival changes a bit. Whether actors may send sums is said by the
+    aggregator (`linear`), not here.
     """
 
     name: ClassVar[str] = ""
     problems: ClassVar[tuple[str, ...]] = ("supervised", "environment", "calls")
     end: ClassVar[str] = "rounds"
-    """The setting that says when a run is done. A resumed run may put it off."""
+    """The setting that says when a run is done. `shoal resume` may raise it."""
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        """The schedule. asked: what earlier lives of the run asked for. sums: a task may hold several clients, whose weighted
-        sum comes back."""
+        """The plan, which decides which clients work when. asked: the tasks that earlier lives of the run asked for. sums: True
+        if a task may name several clients, whose weighted sum comes back as one contribution."""
         raise NotImplementedError
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        """The arithmetic, on a torch device."""
+        """The aggregator, which computes on the torch device `device`."""
         raise NotImplementedError
 
     def worker(self, problem: Problem, seed: int) -> Worker:
-        """What an actor does with weights. Called in the actor's process."""
+        """The worker, which does an actor's tasks. Called in the actor's process."""
         raise NotImplementedError
 
     # With defaults
@@ -90,26 +91,26 @@ class Method:
         return False
 
     def check(self, problem: Problem) -> None:
-        """Raises UserError, one line, for settings that do not go together or a problem that the method cannot work on."""
+        """Raises UserError, one line, if settings contradict each other or the method cannot work on the problem."""
 
     def goal(self) -> Goal:
-        """When the run is done: after `rounds` versions, if the method has a setting of that name; else never."""
+        """The goal of the run: `rounds` versions if the method has a setting of that name; else the run never ends."""
         from shoal.coordinator.deciding.rules import Goal
 
         return Goal(versions=int(getattr(self, "rounds", 0)))
 
     def rules(self, sums: bool) -> Rules:
-        """What the method asks of actors. The job adds lease, quarantine and the like."""
+        """The bounds that the core keeps for this method. The job adds those of `Bearing`: lease, strikes, quarantine."""
         from shoal.coordinator.deciding.rules import Rules
 
         return Rules()
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
-        """The layouts that one client's contribution may have: by default that of the weights."""
+        """The layouts that one client's contribution may have. Default: the layout of the weights."""
         return [weights]
 
     def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
-        """The layouts of what the aggregator's `brief(task)` gives, a task's own arrays: by default it gives none."""
+        """The layouts of the briefs that the aggregator's `brief(task)` returns. Default: no layouts, and no briefs."""
         return ()
 
     def due(self, version: int) -> bool:
@@ -118,10 +119,10 @@ class Method:
 
 
 def fault(method: Any) -> str:
-    """Why an object is no method that a job can have, in one line; "" if it is one."""
+    """Why a job cannot have this object as its method, in one line; "" if it can."""
     kind = type(method).__name__
     if not isinstance(method, Method):
-        return f"method={method!r}: must be a name, or a method such as FedAvg(); your own is a subclass of shoal.Method"
+        return f"method={method!r}: must be a name, a method such as FedAvg(), or your own subclass of shoal.Method"
     cls = type(method)
     new = [name for name, value in vars(cls).get("__annotations__", {}).items() if "ClassVar" not in str(value)]
     if not is_dataclass(cls) or (new and "__dataclass_fields__" not in vars(cls)):

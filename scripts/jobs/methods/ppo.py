@@ -1,4 +1,4 @@
-"""PPO: synchronous rounds of trajectories, and several passes over each."""
+"""PPO: synchronous rounds of trajectories, and several passes over the trajectories of each round."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class PPO(Acting):
 
     name: ClassVar[str] = "ppo"
 
-    clients: int = option(4, "trajectories of one round, each from environments of its own", least=1)
-    gae_lambda: float = option(0.95, "lambda of the advantage estimate", least=0, most=1)
-    clip_coef: float = option(0.2, "bound on how far the ratio of probabilities may be from 1", above=0)
-    update_epochs: int = option(4, "passes over a round's trajectories", least=1)
-    num_minibatches: int = option(4, "parts of one pass, a gradient step each", least=1)
-    norm_adv: bool = option(True, "advantages of a minibatch are brought to mean 0 and deviation 1")
+    clients: int = option(4, "trajectories of one round, each from num_envs environments of its own", least=1)
+    gae_lambda: float = option(0.95, "lambda of generalized advantage estimation", least=0, most=1)
+    clip_coef: float = option(0.2, "largest distance from 1 of the ratio of probabilities in the clipped loss", above=0)
+    update_epochs: int = option(4, "passes over the trajectories of one round", least=1)
+    num_minibatches: int = option(4, "minibatches that one pass is divided into, with one gradient step each", least=1)
+    norm_adv: bool = option(True, "the advantages of a minibatch are scaled to mean 0 and standard deviation 1")
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         from shoal.coordinator.deciding.plans.rounds import Rounds
@@ -40,7 +40,7 @@ class PPO(Acting):
         )
 
     def rules(self, sums: bool) -> Rules:
-        """A client stays with its actor, where its environments live."""
+        """Bounds that keep a client with one actor: its environments live in the actor's process."""
         from shoal.coordinator.deciding.rules import Rules
 
         return Rules(sticky=True)
