@@ -1,1 +1,1 @@
-"""Runs: how a job is started, watched, stopped, resumed, and what it leaves in its folder."""
+"""Runs: how a job is started, watched, stopped and resumed, and the files that a run leaves in its folder."""

@@ -1,6 +1,7 @@
-"""This machine's own actors: one that dies is replaced.
+"""This machine's own actors: an actor that dies is replaced.
 
-The one idea: a death is an event like any other, but many deaths in a short time are a fault that no replacement mends.
+The one idea: a death is an event like any other. But more than three deaths for each actor within 60 s are a fault that no
+replacement mends.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 from shoal.actors.pool import Pool
 from shoal.coordinator.reports import Report
 
-WITHIN = 60.0  # seconds in which an actor's place may be filled anew three times
+WITHIN = 60.0  # seconds in which the crew replaces at most three dead actors for each place in it
 
 
 class Crew:
-    """A pool that keeps its number. `gone` is for the server, which hands on what the dead ones held."""
+    """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others."""
 
     def __init__(self, pool: Pool, many: int, report: Callable[[Report], None], clock: Callable[[], float]) -> None:
         self.pool, self.many, self.report, self.clock = pool, many, report, clock
@@ -27,12 +28,12 @@ class Crew:
         self.arguments: Mapping[str, Any] = {}
 
     def hire(self, arguments: Mapping[str, Any]) -> None:
-        """All of them; each lives with `arguments` (actors/pool.py)."""
+        """Start all actors; each lives with `arguments` (actors/pool.py)."""
         self.arguments = arguments
         self.pool.grow(self.many, arguments)
 
     def gone(self) -> list[int]:
-        """Process ids of those that have ended since the last call; a place whose actor was killed is filled again."""
+        """Process ids of the actors that have ended since the last call. An actor that did not end with code 0 is replaced."""
         ended = self.pool.ended()
         for pid, status in ended.items():
             if status != 0:
@@ -56,10 +57,10 @@ class Crew:
         self.pool.grow(1, self.arguments)
 
     def evict(self, pids: Sequence[int]) -> None:
-        """End those of ours that are named: their workers hang, and no word reaches them."""
+        """Kill those processes of `pids` that belong to this crew: their workers hang, and read no message."""
         for pid in self.pool.alive.intersection(pids):
             os.kill(pid, signal.SIGKILL)
 
     def spent(self) -> str:
-        """Why the run cannot go on without them; "" as long as there are some."""
+        """Why the run cannot go on, if no actor of this machine is left; "" as long as there are actors."""
         return self.pool.fault or ("" if self.left > 0 else f"all {self.many} actors of this machine have ended")

@@ -1,4 +1,4 @@
-"""Trained weights put to the test, and taken elsewhere: `shoal evaluate` and `shoal export`."""
+"""The work of `shoal evaluate` and `shoal export`: metrics of a run's newest weights, and files with them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shoal.runs.threads import few
 
 
 def evaluated(run: Run, episodes: int) -> dict[str, float]:
-    """Metrics of the newest weights: centrally on held-out data where the job has some, else what its worker says of them:
-    of greedy episodes in environments of their own, or over all clients."""
+    """Metrics of a run's newest weights: on held-out data if the job has any; else from the job's worker, over `episodes` greedy
+    episodes in fresh environments, or over all clients."""
     job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
     if (central := job.central()) is not None:
@@ -50,7 +50,7 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def exported(run: Run, to: Path) -> Path:
-    """The newest weights as FILE.safetensors, or the model with them as a torch.export program FILE.pt2."""
+    """Write a run's newest weights to FILE.safetensors, or its model with them to FILE.pt2, a torch.export program."""
     from shoal.runs.export import export
 
     job, snapshot = run.job, run.snapshot()

@@ -1,6 +1,6 @@
 """A trained model for use elsewhere: its weights as safetensors, or the whole forward pass as a torch.export program.
 
-The one idea: neither file needs Shoal to be read, and neither can run code when it is.
+The one idea: a reader of either file needs no Shoal, and reading it cannot run code.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     Model = Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
-    """The job's module, any weights, and example inputs: tensors whose first dimension is the batch."""
+    """() -> the job's module, with any weights, and example inputs: tensors whose first dimension is the batch."""
 
 
 def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, str] | None = None) -> Path:
-    """Write `weights` to a new file; its suffix says how. `model` is called for .pt2 alone; `about` is .safetensors' metadata.
+    """Write `weights` to a new file and return its path. The suffix .safetensors or .pt2 decides the form. `model` is called
+    only for .pt2; `about` becomes the metadata of .safetensors.
 
-    Raises UserError for another suffix, for a folder that is missing, and for a file that exists: it is not overwritten.
+    Raises UserError for another suffix, for a missing folder, and for a file that exists: an existing file is kept.
     """
     target = Path(to)
     if target.suffix not in (".safetensors", ".pt2"):
@@ -57,20 +58,20 @@ def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tupl
     load(module, weights)
     inputs = tuple(
         x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu() for x in example
-    )  # a batch of 1 would be taken for a fixed size
+    )  # torch.export would take a batch of 1 for a fixed size
     any_batch = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     torch.export.save(torch.export.export(module, inputs, dynamic_shapes=any_batch), path)
 
 
 def tensors_of(weights: Bundle) -> dict[str, torch.Tensor]:
-    """Each array as a tensor with memory of its own, bfloat16 as such."""
+    """Name -> tensor with memory of its own; bfloat16 arrays become torch.bfloat16 tensors."""
     from shoal.nets.flat import TORCH_DTYPES, as_tensor
 
     return {p.name: as_tensor(weights[p.name]).view(TORCH_DTYPES[p.dtype]).clone() for p in weights.layout.places}
 
 
 def load(module: nn.Module, weights: Bundle) -> None:
-    """Copy weights into a module of the same layout. Raises UserError where they are another model's."""
+    """Copy weights into a module of the same layout. Raises UserError if the weights have another layout."""
     from shoal.nets.flat import layout_of
 
     difference = layout_of(module).difference(weights.layout)

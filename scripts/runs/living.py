@@ -1,7 +1,7 @@
-"""What an actor process does from its first moment to its last.
+"""The life of an actor process, from its start to its exit code.
 
-The one idea: a forked actor has its job already and trusts its parent; one from elsewhere gets a name over the wire, and
-takes it only from the table of built-in jobs or from what its own user named.
+The one idea: a forked actor has its job already and trusts its parent. An actor elsewhere gets the name of a job over the
+network; it accepts only a built-in job or the job that its own user named.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from shoal.runs.threads import few_for_good
 
 
 def life_of(job: Job) -> Life:
-    """For a forked actor of the coordinator's own machine."""
+    """The life of an actor that is forked on the coordinator's machine."""
 
     def live(arguments: Mapping[str, Any]) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to hear
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the coordinator answers a Ctrl-C
         flag = threading.Event()
         on_signals(flag, [signal.SIGTERM])
         return _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)
@@ -38,7 +38,8 @@ def life_of(job: Job) -> Life:
 
 
 def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
-    """For an actor that joins a coordinator, whatever its job. own: a job that this machine's user trusts, and its name."""
+    """The life of an actor that joins a coordinator from elsewhere. name: the actor's name. own, own_name: the job that this
+    machine's user named with --job, and its name; None and "" if there is no --job."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
         job = _trusted(str(workload.get("job")), own, own_name)
@@ -46,7 +47,7 @@ def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
 
     def live(arguments: Mapping[str, Any]) -> int:
         if own is not None:
-            own.problem.hatch()  # now, before there are threads: a coordinator may want a step_timeout
+            own.problem.hatch()  # before this process has threads: the coordinator's settings may have a step_timeout
         number = arguments.get("number", 0)
         called = f"{name}-{number}" if arguments.get("many", 1) > 1 else name
         flag = threading.Event()
@@ -61,21 +62,22 @@ def _trusted(asked: str, own: Job | None, own_name: str) -> Job:
 
     if own is not None:
         return own
-    by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module: none that a peer may choose
+    by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose
     if by_module or (job := built_in(asked)) is None:
         raise UserError(f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job")
     return job
 
 
 def called_on(address: str, keys: ClientKeys | None) -> dict[str, Any]:
-    """Where a forked actor goes and with which keys, as plain data."""
+    """The coordinator's address and the actor's keys as plain data, which a forked actor lives with."""
     return {"address": address, "keys": [keys.pair.public, keys.pair.secret, keys.server] if keys else []}
 
 
 def _live(
     arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Callable[[str], None], told: threading.Event
 ) -> int:
-    """Until the run is over or this process is told to stop. Returns an exit code."""
+    """Works until the run is over or this process is told to stop, and returns the exit code: 0 in good order, 1 refused by the
+    coordinator, 2 the user's mistake."""
     heap.keep()
     few_for_good()
     try:

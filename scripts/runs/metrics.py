@@ -1,13 +1,13 @@
-"""Names of metrics: those that Shoal gives itself, and in which order a person sees metrics.
+"""Names of metrics: the names that Shoal itself gives, and the order in which a person sees metrics.
 
-The one idea: a metric that Shoal does not give is the user's own, and a person who brought a metric wants to see it.
+The one idea: a metric that Shoal does not give is the user's own, and a user who brought a metric wants to see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-FIRST = ("accuracy", "return_mean", "loss")  # what people look for, before all other metrics
+FIRST = ("accuracy", "return_mean", "loss")  # shown before all other metrics
 # fmt: off
 OURS = frozenset({
     "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "held_out_loss",
@@ -19,7 +19,7 @@ OURS = frozenset({
 
 
 def own(names: Iterable[str]) -> list[str]:
-    """The names of metrics that a user's own code gives, in their order; those of clients (eval/...) after the others."""
+    """The names of metrics that a user's own code gives, in their order; metrics over clients (eval/...) come last."""
     found = [name for name in names if name.removeprefix("eval/") not in OURS and name.removeprefix("eval/") not in FIRST]
     return sorted(found, key=lambda name: name.startswith("eval/"))
 

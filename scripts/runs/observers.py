@@ -1,7 +1,7 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard events and log.txt.
+"""The record that a run writes while it goes on: metrics.jsonl, TensorBoard events and log.txt.
 
-The one idea: an observer is handed everything, the time included, and only writes. Nothing here reads a clock or has a
-thread of its own: a step costs two short writes of some tens of microseconds.
+The one idea: an observer is given all values, the time included, and only writes. This module reads no clock and starts no
+thread: a step costs two short writes of some tens of microseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shoal.runs.rundir import RunDir, finite
 
 
 class Together:
-    """Several observers as one, in order."""
+    """An observer that calls several observers, in order."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
@@ -39,9 +39,9 @@ class Together:
 
 
 class Record:
-    """Writes a run's history into its folder. `started` is the wall clock at progress.seconds == 0, in seconds of the epoch.
+    """An observer that writes a run's history into its folder. started: Unix time, in seconds, when progress.seconds was 0.
 
-    Opened again on the same folder, as by `shoal resume`, it goes on after what is there.
+    A Record of a folder that has a history (`shoal resume`) appends to it.
     """
 
     def __init__(self, run: RunDir, started: float) -> None:
@@ -52,7 +52,7 @@ class Record:
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         with _as_far_as_possible():
             self.metrics.write(json.dumps(row(version, metrics, progress), allow_nan=False) + "\n")
-            self.metrics.flush()  # a line is there as soon as it is written: people follow the file while it grows
+            self.metrics.flush()  # people follow the file while it grows
             self.events.scalars(version, metrics, progress)
 
     def moved(self, progress: Progress) -> None:
@@ -77,12 +77,13 @@ class Record:
 
 
 def _as_far_as_possible() -> suppress:
-    """A full disk may cost a run's history some lines (most stay buffered until there is room), but not the run."""
+    """A block that ignores OSError: if the disk is full, the history may lose lines (most stay buffered until there is room),
+    but the run goes on."""
     return suppress(OSError)
 
 
 def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
-    """One line of metrics.jsonl: seconds and steps since the run's start, lag as [min, mean, max] versions."""
+    """One line of metrics.jsonl: seconds and environment steps since the run's start, lag as [min, mean, max] versions."""
     counters = {"version": version, "seconds": round(progress.seconds, 6), "steps": progress.steps}
     state = {"contributions": progress.contributions, "actors": progress.actors, "lag": progress.lag}
     line: dict[str, Any] = finite({**counters, **state, "metrics": metrics})
@@ -90,11 +91,11 @@ def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
 
 
 class Events:
-    """Scalars for TensorBoard: over environment steps where there are any, else over versions. Rates once a second.
+    """Scalars for TensorBoard: over environment steps if the run counts any, else over versions. Rates once a second.
 
-    The file's form is TensorBoard's own (a record is length, checksum, protobuf event). Its protobuf classes and record
-    writer are used straight: 0.05 s to import beyond numpy, where torch.utils.tensorboard takes 1.6 s and TensorBoard's
-    EventFileWriter loads all of TensorFlow where it is installed. Without TensorBoard there are no events.
+    The file has TensorBoard's own form (a record is length, checksum, protobuf event). This class uses TensorBoard's protobuf
+    classes and record writer directly: they import in 0.05 s beyond numpy. torch.utils.tensorboard takes 1.6 s, and
+    TensorBoard's EventFileWriter loads all of TensorFlow if that is installed. Without TensorBoard no events are written.
     """
 
     def __init__(self, folder: Path, started: float) -> None:
@@ -126,11 +127,11 @@ class Events:
             self.writer.close()
 
     def _open(self, step: int, seconds: float) -> None:
-        """At the first scalar, so that a run that never steps leaves no empty file."""
+        """Open the file. Called at the first scalar, so that a run that never steps leaves no empty file."""
         _, session_log, record_writer = self.kinds
         self.writer = record_writer(_next_events(self.folder, self.started).open("xb"))
         self._write(0, seconds, file_version="brain.Event:2")
-        self._write(step, seconds, session_log={"status": session_log.START})  # a resumed run: drop older points from here on
+        self._write(step, seconds, session_log={"status": session_log.START})  # drop a resumed run's older points from here on
 
     def _write(self, step: int, seconds: float, **what: Any) -> None:
         event, _, _ = self.kinds
@@ -138,12 +139,13 @@ class Events:
 
 
 def preload() -> None:
-    """Import what a Record will need: once above processes that are forked, instead of in each."""
+    """Import the modules that a Record needs: once before processes are forked, instead of in each of them."""
     _tensorboard()
 
 
 def _tensorboard() -> Any:
-    """Its (Event, SessionLog, RecordWriter), or None. Imported when a run begins, not at its first step, which would stall."""
+    """TensorBoard's (Event, SessionLog, RecordWriter); None without TensorBoard. Called when a run begins, because the import
+    would delay the first step."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -160,13 +162,13 @@ def _rates(progress: Progress) -> dict[str, float]:
 
 
 def _next_events(folder: Path, started: float) -> Path:
-    """TensorBoard reads a folder's event files in the order of their names."""
+    """A new name that sorts after the folder's other event files: TensorBoard reads them in the order of their names."""
     number = len(list(folder.glob("events.out.tfevents.*")))
     return folder / f"events.out.tfevents.{int(started):010d}.shoal.{number}"
 
 
 def _append(path: Path) -> IO[str]:
-    """Open to go on, behind a line's end: a run that was killed may have left half a line."""
+    """The file, opened to append whole lines: if a run that was killed left half a line, a line's end is added first."""
     torn = path.exists() and _last_byte(path) not in (b"", b"\n")
     file = path.open("a", encoding="utf-8")
     if torn:

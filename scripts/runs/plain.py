@@ -1,7 +1,7 @@
 """The plain loop: coordinator and one actor in one process and one thread, without sockets (`--actors 0`).
 
-The one idea: only the wire is another. Core, session, worker and learner are the very same code as in a run over sockets,
-so that the two must have the same numbers.
+The one idea: the plain loop differs from a run over sockets in the wire alone. Core, session, worker and learner are the same
+code, so that both runs must have the same numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PEER = b"here"
 
 
 class PlainWire:
-    """A wire with one actor at its other end, which works when the coordinator waits."""
+    """A wire with one actor at its other end. The actor works while the coordinator waits."""
 
     inline = NEAR
 
@@ -54,7 +54,7 @@ class PlainWire:
             yield self._outbox.popleft()
 
     def wait(self, seconds: float) -> None:
-        """The actor's turn: it hears what was said, and does one task."""
+        """Give the actor its turn: it takes all messages that were sent, and does one task."""
         self._handle(Tick(), None)
         while self._inbox:
             envelope, payload = self._inbox.popleft()

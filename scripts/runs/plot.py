@@ -1,7 +1,7 @@
 """Learning curves of one or several runs, as a picture.
 
-The one idea: a panel a metric, a colour a group of runs that differ in nothing but their seed. One run is a line; several
-seeds are thin lines with their mean drawn over them, so that luck can be told from a better setting.
+The one idea: each metric has a panel, and each group of runs that differ only in their seed has a colour. One run is a line.
+Several seeds are thin lines with their mean over them, so that luck can be told from a better setting.
 """
 
 from __future__ import annotations
@@ -32,15 +32,24 @@ PANELS = {
     "eval/return_mean": "return of greedy episodes (mean)",
     "loss": "training loss",
 }
-MOST = 3  # panels
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: for all eyes
-FEW = 30  # points: so few are shown as such
+MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#000000",
+)  # Okabe and Ito: safe for all eyes
+FEW = 30  # a curve of fewer points than this shows each point
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """One run as read: a row a step. x: environment steps where the run counts any, else versions. Gaps are NaN."""
+    """The curves of one run, with one value for each row of metrics.jsonl. x: environment steps if the run counts any, else
+    versions. A missing value is NaN."""
 
     name: str
     config: Config
@@ -53,11 +62,11 @@ Groups = list[tuple[str, list[Curves]]]
 
 
 def read(run: RunDir) -> Curves:
-    """Raises UserError for a run that has not written a metric yet."""
+    """The curves of a run. Raises UserError for a run that has not written a metric yet."""
     rows = run.rows()
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     if not names:
-        raise UserError(f"{run.path} has no metrics yet: metrics.jsonl is empty; let it make its first step")
+        raise UserError(f"{run.path} has no metrics yet: metrics.jsonl is empty; let the run make its first step")
     counts_steps = any(row["steps"] for row in rows)
     x = np.array([row["steps" if counts_steps else "version"] for row in rows], dtype=np.float64)
     columns = {name: [_number(row["metrics"].get(name)) for row in rows] for name in names}
@@ -65,9 +74,10 @@ def read(run: RunDir) -> Curves:
 
 
 def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
-    """Draw the runs over each other; one run alone goes to its learning.png. An older picture is replaced.
+    """Draw the runs in one picture and return its path: `out`; else the learning.png of one run, or ./learning.png of several.
+    An older picture is replaced.
 
-    Raises UserError for a run without metrics, for a file that is no picture, and where matplotlib is missing.
+    Raises UserError for a run without metrics, for a suffix that is no picture's, and if matplotlib is not installed.
     """
     target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else Path("learning.png")
     if target.suffix not in SUFFIXES:
@@ -79,7 +89,8 @@ def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
 
 
 def groups(curves: Iterable[Curves]) -> Groups:
-    """Runs that differ in their seed alone, with what to call them: a run's own name, or the job and what sets it apart."""
+    """Groups of runs that differ only in their seed, each with its label: the run's name, or the job and the settings in which
+    the group differs from other groups."""
     alike: dict[str, list[Curves]] = {}
     for each in curves:
         alike.setdefault(repr((each.config.job, sorted(_settings(each).items()))), []).append(each)
@@ -89,7 +100,8 @@ def groups(curves: Iterable[Curves]) -> Groups:
 
 
 def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:
-    """(x, mean over runs), on the stretch of x that all runs with this metric cover; points are joined by straight lines."""
+    """(x, mean over runs), where all runs that have this metric have values; between points a run's value is interpolated
+    linearly."""
     known = [(x, y) for x, y in (_known(each, metric) for each in curves) if len(x)]
     if not known:
         return np.empty(0), np.empty(0)
@@ -99,7 +111,7 @@ def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:
 
 
 def panels(curves: Sequence[Curves]) -> list[str]:
-    """The metrics to draw: MOST of those people look for, and MOST of the user's own; if there are none, the first two."""
+    """The metrics to draw: at most MOST of PANELS and MOST of the user's own; if there are none, the first two by name."""
     there = sorted({name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()})
     return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or there[:2]
 

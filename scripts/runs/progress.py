@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on: a small live table on a terminal, a line now and then elsewhere.
+"""The display of a run while it goes on: a live table of a few lines on a terminal, a line every 5 s elsewhere.
 
-The one idea: one Progress becomes the same few phrases everywhere; terminals only lay them out. Every text that may come
-from a peer is escaped here, at the boundary, and a stream that closes ends the display, never the run.
+The one idea: a Progress becomes the same few phrases everywhere, and a terminal only lays them out. This module escapes every
+text that may come from a peer. A stream that closes ends the display, never the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MOST = 6  # metrics shown at once
-SHOWN = "waiting"  # reports of this kind are not told: Progress.waiting_for says the same, anew for as long as it holds
+SHOWN = "waiting"  # the kind of reports that are not displayed: Progress.waiting_for says the same while it holds
 SHARES = ("training", "waiting", "moving", "stepping")
 
 
@@ -33,7 +33,7 @@ class Display(Observer, Protocol):
 
 
 def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0) -> Display:
-    """What fits a stream: errors alone when quiet, a live table on a terminal, else a line each `every` seconds."""
+    """The display for a stream: only errors if quiet; a live table on a terminal; else a line every `every` seconds."""
     if quiet:
         return Errors(stream)
     if Lasting(stream).isatty():
@@ -48,12 +48,12 @@ def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0)
 
 
 def escaped(text: str) -> str:
-    """Printable characters as they are; control, bidirectional and broken ones as \\x1b and the like."""
+    """The text with control, bidirectional and broken characters replaced by escapes such as \\x1b."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def indented(report: Report) -> str:
-    """A report's text, escaped. Further lines (a traceback) stand behind a bar, so that none can pass for a line of ours."""
+    """A report's text, escaped. Lines after the first (a traceback) begin with a bar, so that a peer cannot forge a line."""
     first, *rest = report.text.rstrip().split("\n")
     often = f" ({report.count} times)" if report.count > 1 else ""
     return "\n    | ".join([escaped(first) + often, *map(escaped, rest)])
@@ -96,7 +96,7 @@ def clock(seconds: float) -> str:
 
 
 def line(progress: Progress) -> str:
-    """All of it in one line, for where there is no terminal."""
+    """All phrases of a Progress in one line, for a stream that is no terminal."""
     count = f"{progress.actors} actor{'' if progress.actors == 1 else 's'}"
     parts = [clock(progress.seconds), position(progress), metrics(progress), rates(progress), lag(progress), shares(progress)]
     return " | ".join(part for part in [*parts, count] if part)
@@ -106,9 +106,9 @@ def line(progress: Progress) -> str:
 
 
 class Lasting:
-    """A text stream that goes quiet, instead of raising, once its reader or its terminal has gone.
+    """A text stream that writes nothing more, instead of raising, when its reader or its terminal has gone.
 
-    Characters that its encoding lacks are written as escapes.
+    Characters that the stream's encoding lacks are written as escapes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -139,7 +139,7 @@ class Lasting:
 
 
 class Errors:
-    """Nothing but errors."""
+    """A display of errors only."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = Lasting(stream)
@@ -166,13 +166,13 @@ class Errors:
 
 
 class Lines(Errors):
-    """A line every `every` seconds of the run's own clock, the last state at the end, and each report as it comes."""
+    """A display that prints a line every `every` seconds of the run's clock, each report when it comes, and the last state."""
 
     def __init__(self, stream: TextIO, title: str, every: float = 5.0) -> None:
         super().__init__(stream)
         self.title = title
         self.every = every
-        self.due = 0.0  # the first line comes at once: a run is seen to have begun
+        self.due = 0.0  # the first line comes at once, to show that the run has begun
         self.newest: Progress | None = None
         self.told: Progress | None = None
 
@@ -212,9 +212,9 @@ def _console(stream: TextIO) -> Console:
 
 
 class Live:
-    """A table of a few lines that stays at the bottom, refreshed about four times a second; reports scroll above it."""
+    """A display whose table stays at the terminal's bottom, drawn at most every REFRESH seconds; reports scroll above it."""
 
-    REFRESH = 0.25  # seconds: drawing takes some milliseconds of the thread that runs the coordinator
+    REFRESH = 0.25  # seconds: drawing takes some milliseconds of the coordinator's thread
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.live import Live as RichLive
@@ -223,7 +223,7 @@ class Live:
         self.title = title
         self.due = 0.0
         self.newest: Progress | None = None
-        out, err = sys.stdout.isatty(), sys.stderr.isatty()  # what a job prints scrolls above too, but files get their own
+        out, err = sys.stdout.isatty(), sys.stderr.isatty()  # a job's prints scroll above; a file is left alone
         self.live = RichLive(console=console, auto_refresh=False, redirect_stdout=out, redirect_stderr=err)
 
     def moved(self, progress: Progress) -> None:
@@ -253,7 +253,7 @@ class Live:
 
 
 def table(title: str, progress: Progress) -> Group:
-    """The display of one moment, at most 80 characters wide where names and numbers allow."""
+    """The table for one Progress, at most 80 characters wide if names and numbers are short enough."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

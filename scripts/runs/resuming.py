@@ -1,6 +1,7 @@
-"""What `shoal resume` goes on with: a run's own settings, and perhaps a later end.
+"""The config and job that `shoal resume` goes on with: the run's own, and perhaps with a later end.
 
-The one idea: a run keeps what it was begun with, so that its config.toml still repeats it; only its end can be put off.
+The one idea: a run keeps the settings that it was begun with, so that its config.toml still repeats the run; only its end may
+become later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shoal.runs.rundir import Config, RunDir
 
 
 def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | None) -> tuple[Config, Job]:
-    """What the run goes on with. A later end is written into its config.toml. Raises UserError."""
+    """The config and job that the run goes on with. A later end is written into the run's config.toml. Raises UserError."""
     config = run.config()
     if changes:
         job = _later(job, changes)
@@ -29,13 +30,13 @@ def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | Non
 
 
 def is_done(run: RunDir, job: Job) -> bool:
-    """True if the run has reached its end already."""
+    """True if the run's newest snapshot has reached the job's goal."""
     snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
     return snapshot is not None and job.goal().reached(snapshot.version, int(snapshot.counters.get("steps", 0)))
 
 
 def what_next(run: RunDir, job: Job) -> str:
-    """What to say of a run that is done."""
+    """The line for a run that is done, with the command that makes it go on."""
     end = job.method.end
     more = f". To go on: shoal resume {run.path} {end}={2 * job.plain()[end]}, say" if end in job.options() else ""
     return f"{run.path} is done: {job.goal()} are made{more}"

@@ -1,7 +1,7 @@
-"""A run's folder: what a run leaves behind, and how it is found again.
+"""A run's folder: the files that a run writes, and how a run is found again.
 
-The one idea: the folder alone says what was run and what came of it. `config.toml` repeats the run, `metrics.jsonl` is its
-history, line by line and never rewritten, `summary.json` its end; nothing that exists is ever overwritten.
+The one idea: the folder alone says what was run and with what result. `config.toml` repeats the run; `metrics.jsonl` is its
+history, appended line by line and never rewritten; `summary.json` is its end. A new run never overwrites an old one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ GROUPS = ("method", "problem", "keeping", "bearing", "checks", "around", "settin
 
 @dataclass(frozen=True)
 class Config:
-    """Everything `shoal simulate` needs to do a run again.
+    """The config of a run: all that `shoal simulate` needs to repeat it.
 
-    job: a built-in name or `module:attribute` / `file.py:attribute`. settings: the job's own, complete: numbers, strings,
-    booleans, None, and lists or tables of them. TOML has no null: settings that are None stand by name in the list `unset`.
+    job: a built-in name, `module:attribute` or `file.py:attribute`. settings: all settings of the job: numbers, strings,
+    booleans, None, and lists or tables of these. TOML has no null: the list `unset` names the settings that are None.
     groups: group -> names of its settings. In the file each group is a table, the method's name stands as `name` in
-    [method], and a setting of no group stands in [settings]; when a file is read it does not matter where a setting stands.
+    [method], and a setting of no group stands in [settings]. A setting is read from any of these tables.
     """
 
     job: str
@@ -50,7 +50,7 @@ class Config:
     }
 
     def dumps(self) -> str:
-        """As TOML. Raises TypeError for a value that TOML cannot hold."""
+        """The config as TOML. Raises TypeError for a value that TOML cannot hold."""
         import tomli_w
 
         top = {name: getattr(self, name) for name in OWN}
@@ -67,7 +67,7 @@ class Config:
 
     @classmethod
     def load(cls, path: Path | str) -> Config:
-        """From a TOML file, a user's own included: only `job` must be there. Raises UserError, one line."""
+        """The config in a TOML file, which a user may have written: only `job` must be there. Raises UserError, one line."""
         table = _read_toml(Path(path))
         for key in table:
             if key not in (*OWN, *GROUPS, "unset"):
@@ -88,7 +88,7 @@ class Config:
         return config
 
     def check(self, path: Path | str) -> None:
-        """Raises UserError, one line that begins with `path`, for a value of another kind."""
+        """Raises UserError, one line that begins with `path`, for a value of the wrong type or outside its range."""
         for name in ("job", "transport", "device"):
             value = getattr(self, name)
             if type(value) is not str or not value:
@@ -103,7 +103,7 @@ class Config:
 
 
 class RunDir:
-    """The folder of one run. `path` as given (not resolved), so that what is printed can be typed again."""
+    """The folder of one run. path: as the user gave it (not resolved), so that a printed path can be typed again."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -116,9 +116,10 @@ class RunDir:
 
     @classmethod
     def create(cls, job: str, when: datetime, parent: Path | str = "runs", path: Path | str | None = None) -> RunDir:
-        """A new folder `parent/JOB-YYYYmmdd-HHMMSS`, or `path` where the user named one; `parent/latest` points at it.
+        """A new folder: `path` if the user named a path, else `parent/JOB-YYYYmmdd-HHMMSS`. A folder in `parent` becomes the
+        target of the link `parent/latest`.
 
-        Raises UserError where `path` holds something already.
+        Raises UserError if `path` is a file or a folder that is not empty, or if the folder cannot be made.
         """
         try:
             made = _claim(Path(path)) if path is not None else _fresh(Path(parent), f"{short_name(job)}-{when:%Y%m%d-%H%M%S}")
@@ -133,7 +134,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """A run that is there. Raises UserError, naming the nearest run, for a path that is none."""
+        """The run in the folder `path`. If there is no run, raises UserError naming the run whose path is most similar."""
         run = cls(path)
         if not run.config_file.is_file():
             why = "has no config.toml" if run.path.is_dir() else "does not exist"
@@ -142,30 +143,30 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        """The folder's own name, also when it was opened through `latest`."""
+        """The folder's own name, also if the run was opened through the link `latest`."""
         return self.path.resolve().name
 
     def write_config(self, config: Config) -> None:
-        """Once, at the start. Raises FileExistsError the second time."""
+        """Write config.toml. Raises FileExistsError if there is a config.toml."""
         with self.config_file.open("x", encoding="utf-8") as file:
             file.write(config.dumps())
 
     def extend(self, config: Config) -> None:
-        """For a run that gets a later end: config.toml anew, whole or not at all."""
+        """Replace config.toml, atomically, for a run that gets a later end."""
         _replace(self.config_file, config.dumps())
 
     def config(self) -> Config:
         return Config.load(self.config_file)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Whole or not at all; a resumed run's summary takes the place of the one before."""
+        """Write summary.json, atomically. The summary of a resumed run replaces the summary from before."""
         _replace(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one a version, version rising: what was told of a version later (its evaluation) joins
-        what was told first. Where a resumed run went over versions again, the later lines count.
+        """The history: one row for each version, versions rising. Several lines of one version (training, then evaluation)
+        become one row. If a resumed run made versions again, the later lines count.
 
-        A line that was cut short by a sudden end is left out. Empty where nothing has been written yet.
+        A line that was cut short by a sudden end is left out. The list is empty if nothing has been written yet.
         """
         kept: list[dict[str, Any]] = []
         for row in _json_lines(self.metrics_file):
@@ -177,14 +178,15 @@ class RunDir:
 
 
 def short_name(job: str) -> str:
-    """A job as part of a folder's name: `some/where/mine.py:job` is `mine`, `gymnasium:CartPole-v1` is as it reads."""
+    """A job's name as part of a folder's name: `some/where/mine.py:job` gives `mine`, `gymnasium:CartPole-v1` gives
+    `gymnasium-CartPole-v1`."""
     where, _, attribute = job.rpartition(":")
     parts = [Path(where).name.removesuffix(".py"), attribute if attribute != "job" else ""] if where else [Path(job).name]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(p for p in parts if p)).strip("-") or "run"
 
 
 def finite(value: Any) -> Any:
-    """The same as plain JSON values: NaN and infinities, which JSON lacks, become None; numpy's numbers become Python's."""
+    """The value as plain JSON data: NaN and infinities, which JSON lacks, become None; numpy's numbers become Python's."""
     if isinstance(value, Mapping):
         return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -208,7 +210,7 @@ def _fresh(parent: Path, name: str) -> Path:
 
 def _claim(path: Path) -> Path:
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: name a folder that does not exist yet")
+        raise UserError(f"{path} is a file, and a run needs a folder: name a folder that does not exist yet")
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} exists and is not empty: name another folder, or go on with its run: shoal resume {path}")
     path.mkdir(parents=True, exist_ok=True)
@@ -222,7 +224,8 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _point(link: Path, target: str) -> None:
-    """Atomically: whoever looks finds the old run or the new one. A convenience: where links cannot be made, there is none."""
+    """Point the link at `target`, atomically: a reader finds the old run or the new run. On a file system without links nothing
+    is made."""
     part = link.with_name(f".{link.name}-{target}")
     with contextlib.suppress(OSError, NotImplementedError):
         part.symlink_to(target, target_is_directory=True)
@@ -248,7 +251,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file; give the path of a TOML file, runs/latest/config.toml say") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise UserError(f"{path}: is not TOML: {broken}") from None
 
@@ -286,5 +289,5 @@ def _with_none(settings: dict[str, Any], unset: Any, path: Path | str) -> dict[s
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the end of a run that was killed while it wrote
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed while it wrote
                 yield json.loads(line)

@@ -1,7 +1,7 @@
-"""A folder of this user's alone for a run's local socket, gone with the run.
+"""A folder for a run's local socket, which only this user can enter, and which the run removes when it ends.
 
-The one idea: whoever lives in such a folder holds a lock on it. A run that was killed can clear nothing away, but its lock
-is gone with it, so that the next run knows what to sweep.
+The one idea: a run holds a lock on its folder. A run that was killed cannot remove its folder, but the system releases its
+lock; so the next run knows which folders to remove.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX = "shoal-ipc-"
 
 @contextmanager
 def socket_folder() -> Iterator[Path]:
-    """0700: nobody else's actors. What killed runs left behind is swept first."""
+    """A folder of mode 0700, so that no other user's actors join. Folders that killed runs left behind are removed first."""
     sweep(Path(tempfile.gettempdir()))
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -37,7 +37,7 @@ def socket_folder() -> Iterator[Path]:
 
 
 def sweep(temporary: Path) -> None:
-    """Away with folders of this user that nobody lives in any more."""
+    """Remove this user's socket folders that no run holds a lock on."""
     for folder in temporary.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # gone already, or not ours
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

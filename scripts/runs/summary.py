@@ -1,6 +1,6 @@
-"""How a run ended: in numbers for programs, in a few lines for a person.
+"""The summary of a run that has ended: numbers for programs, and a few lines for a person.
 
-The one idea: `--json`, summary.json and the closing words are one dict, so that they cannot disagree.
+The one idea: `--json`, summary.json and the closing lines are made from one dict, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from shoal.runs.rundir import finite
 def summary(
     progress: Progress, *, job: str, seed: int, actors: int, threads: int, weights_sha256: str, run_dir: Path | str | None
 ) -> dict[str, Any]:
-    """The fields of `--json` and summary.json. Rates are means over the whole run; None where a number is not known.
-    threads: that each process, learner or actor, computes with."""
+    """The fields of `--json` and summary.json. Rates are means over the whole run; None means that a number is not known.
+    threads: the number of threads that each process, learner or actor, computes with."""
     seconds = progress.seconds
     return {
         "job": job,
@@ -41,20 +41,20 @@ def summary(
 
 
 def json_line(summary: Mapping[str, Any]) -> str:
-    """One line of strict JSON: a NaN is a null."""
+    """The summary as one line of strict JSON: NaN and infinities become null."""
     return json.dumps(finite(summary), allow_nan=False)
 
 
 def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
-    """For a person: the result, where it lies, and what to try next, as commands that can be pasted. whole: it came to its
-    end; else the first of these goes on with it."""
+    """The closing lines for a person: the result, the run's folder, and commands to try next, which can be pasted. whole: the
+    run has reached its goal; if not, the first command goes on with it."""
     run = summary["run_dir"]
     lines = [_result(summary)]
     if run is not None:
         kept = "learning.png, metrics.jsonl, checkpoints/ and more" if summary["version"] else "log.txt and more"
         tries = [_go_on(summary)] * (not whole) + _next(summary) * (summary["version"] > 0)
         widest = max((len(command) for command, _ in tries), default=0)
-        lines += [f"It lies in {run}: {kept}."]
+        lines += [f"The run lies in {run}: {kept}."]
         lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """A coordinator that is started again when it dies (`shoal coordinator --restart`).
 
-The one idea: the process above the coordinator holds nothing but its place in line. What the run had promised is in its
-journal; the next life goes on from there, at the same address, with a higher epoch.
+The one idea: the parent process of the coordinator holds no state of the run. The contributions that the run has acknowledged
+are in its journal; the next life goes on from the journal, at the same address, with a higher epoch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from shoal.actors.pool import die_with_parent
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.protocol.errors import UserError
 
-MOST = 20  # lives in a row that get nowhere, after which something is wrong that a restart does not mend
-PAUSE = (0.05, 0.5)  # seconds before the next life where the last one ended by itself, and the most that grows to
+MOST = 20  # lives in a row without a new row of metrics, after which the coordinator is not started again
+PAUSE = (0.05, 0.5)  # seconds before the next life if the last life exited by itself: the first pause, and the longest
 BROKEN = 70  # exit code of a life that ended in an error of ours (sysexits' EX_SOFTWARE)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LATER = 75  # of one that found no room on the disk (EX_TEMPFAIL)
+LATER = 75  # exit code of a life that found no room on the disk (sysexits' EX_TEMPFAIL)
 
 
 def supervised(
     life: Callable[[bool], int], say: Callable[[str], None], moved: Callable[[], object], wait: Callable[[float], object]
 ) -> int:
-    """Runs `life(resume)` in a process of its own, again and again until it ends by itself. Returns its exit code.
+    """Runs `life(resume)` in a process of its own, again and again until a life ends in good order. Returns its exit code.
 
-    moved: differs between two calls if the run got anywhere in between. wait: as time goes by, in seconds. A life that a
-    signal to this process ended is the last.
+    moved: returns another value if the run made progress since the last call. wait: sleeps for a number of seconds. say: prints
+    a line for a person. After a SIGINT or SIGTERM to this process there is no further life.
     """
     fruitless, pause, resume, told = 0, PAUSE[0], False, Told()
     while True:
@@ -45,7 +45,7 @@ def supervised(
         why = f"was ended by {signal.Signals(-code).name}" if code < 0 else "broke down" if code == BROKEN else "finds no room"
         fruitless, pause = (0, PAUSE[0]) if moved() != before else (fruitless + (code != LATER), pause)
         if fruitless > MOST:
-            say(f"the coordinator {why}, for the {fruitless}th time without getting anywhere: given up")
+            say(f"the coordinator {why}, {fruitless} times in a row without a new row of metrics: given up")
             return 1
         say(f"the coordinator {why}; it goes on from its journal")
         if code > 0:
@@ -55,7 +55,7 @@ def supervised(
 
 
 class Told:
-    """Hands SIGINT and SIGTERM on to the life that is going on. number: the last of them, 0 for none."""
+    """A handler that passes SIGINT and SIGTERM on to the running life. number: the last signal that came; 0: none came."""
 
     number = 0
     child = 0
@@ -63,18 +63,18 @@ class Told:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         if self.child:
-            with suppress(ProcessLookupError):  # it has ended this very moment
+            with suppress(ProcessLookupError):  # the life has just ended
                 os.kill(self.child, number)
 
 
 def _lived(life: Callable[[bool], int], resume: bool, told: Told) -> int:
-    """One life, to its end: its exit code, or minus the signal that ended it."""
+    """The exit code of one life, which this function runs to its end; if a signal ended it, minus the signal's number."""
     parent, told.child = os.getpid(), 0
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes before there is a child waits until there is one
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes before the fork waits until the child exists
     before = {number: signal.signal(number, told) for number in SIGNALS}
     child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C comes from the parent, once
+        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the child only through the parent, once
         _restore(before)
         _live(life, resume, parent)
     told.child = child
@@ -87,7 +87,8 @@ def _lived(life: Callable[[bool], int], resume: bool, told: Told) -> int:
 
 
 def _awaited(child: int) -> int:
-    """The status that a child ends with. A signal that another thread takes wakes this one too; waitpid would sleep on."""
+    """The status that a child ends with. If another thread takes a signal, the wakeup pipe wakes this thread too; a blocking
+    waitpid would sleep on."""
     bell, wake = os.pipe()
     os.set_blocking(wake, False)
     before = signal.signal(signal.SIGCHLD, lambda *_: None), signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -114,14 +115,14 @@ def _live(life: Callable[[bool], int], resume: bool, parent: int) -> NoReturn:
         die_with_parent(parent)
         code = life(resume)
     except UserError as wrong:
-        code = BROKEN if resume else 2  # a port that the last life held may be free in a moment
+        code = BROKEN if resume else 2  # the port of the last life may become free, so a later life is tried
         print(f"shoal: {wrong}", file=sys.stderr)
     except SyncFailed as trouble:
         print(f"shoal: {trouble}", file=sys.stderr)
     except DiskTrouble as trouble:
         code = LATER
         print(f"shoal: {trouble}", file=sys.stderr)
-    except Exception:  # noqa: BLE001  whatever it was is printed, and the next life goes on
+    except Exception:  # noqa: BLE001  any error is printed, and the next life goes on
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
@@ -130,7 +131,7 @@ def _live(life: Callable[[bool], int], resume: bool, parent: int) -> NoReturn:
 
 
 def settled(address: str) -> str:
-    """The same address with a port that every life can bind: a free one where it says `*`."""
+    """The address with a port that every life can bind: `*` and `0` are replaced by a port that is free now."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     if not address.startswith("tcp://") or port not in ("*", "0"):
         return address

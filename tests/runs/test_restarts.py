@@ -69,7 +69,7 @@ def test_lives_that_get_nowhere_are_given_up_in_the_end(tmp_path: Path, capfd: p
     lives = Lives(tmp_path, lambda: 1 // 0)
     assert lives.run() == 1
     assert len(lives.lived()) == MOST + 1
-    assert lives.said[-1] == f"the coordinator broke down, for the {MOST + 1}th time without getting anywhere: given up"
+    assert lives.said[-1] == f"the coordinator broke down, {MOST + 1} times in a row without a new row of metrics: given up"
     assert lives.waits[0] < lives.waits[-1] <= 1.0
     assert "ZeroDivisionError" in capfd.readouterr().err
 
