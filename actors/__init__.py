@@ -1,4 +1,7 @@
-"""The long-lived processes that do the work: clients that train, environments that run."""
+"""Actors: the long-lived processes that do the tasks of a run.
+
+The one idea: all that an actor needs of a job is a Worker, one function from weights and a task to arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from shoal.protocol.work import Task, Work
 
 
 class Worker(Protocol):
-    """What an actor does with weights."""
+    """The part of a job that does the tasks in an actor."""
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
-        """Work for one client of the task. `weights` and `brief` are read-only and only valid until this returns.
+        """The work of one client of the task. `weights` and `brief` are read-only, and valid only until this function returns.
 
-        brief: the task's own arrays, where the aggregator has some for it. A worker that never gets any may leave the
-        parameter out.
+        brief: the task's own arrays, from the aggregator's `brief(task)`; None if it has none for this task. A worker that
+        never gets a brief may leave the parameter out.
         """
         ...
 
 
 def work_of(worker: Worker, weights: Bundle, client: int, task: Task, brief: Bundle | None) -> Work:
-    """The worker's work. A worker is told of a brief only where there is one, so that it need not take any."""
+    """The result of `worker.run`. The brief is passed only if there is one, so that a worker may lack the parameter."""
     return worker.run(weights, client, task) if brief is None else worker.run(weights, client, task, brief)

@@ -1,6 +1,6 @@
 """Arrays that come to an actor in pieces: weights, changes of weights, and briefs of tasks.
 
-The one idea: one of them is fetched at a time, and the one that was told of first goes first; so none is starved by the others.
+The one idea: an actor fetches one transfer at a time, in the order in which the coordinator announced them; so none is starved.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from shoal.protocol.fetching import Fetch, Way, to_go
 from shoal.protocol.messages import Want
 
 What: TypeAlias = tuple[int, ...]
-"""(version,), (version, base), or (version, index, attempt), as in Want."""
+"""The name of arrays, as in Want: (version,) of weights; (version, base) of a change; (version, index, attempt) of a brief."""
 
 
 @dataclass(slots=True)
 class Transfer:
-    """What is fetched, or waits for its turn. moved_at: when its turn came, or a piece of it came last."""
+    """Arrays that are being fetched, or wait for their turn. moved_at: when the turn came, or the last piece came."""
 
     what: What
     nbytes: int
@@ -31,7 +31,7 @@ class Transfer:
 
 
 class Fetching:
-    """Everything that an actor has to fetch. Times are in seconds of a clock that never goes back."""
+    """All arrays that an actor has to fetch. Times are in seconds of a clock that never goes back."""
 
     def __init__(self) -> None:
         self.way = Way()
@@ -39,11 +39,11 @@ class Fetching:
 
     @property
     def first(self) -> Transfer | None:
-        """What is fetched now."""
+        """The transfer that is being fetched now; None if there is nothing to fetch."""
         return self.queue[0] if self.queue else None
 
     def begin(self, what: What, nbytes: int, now: float) -> bool:
-        """False if it is on its way already: it goes on where it is."""
+        """Add a transfer, and return True. If the same transfer is in the queue already, it goes on: return False."""
         if any((one.what, one.nbytes) == (what, nbytes) for one in self.queue):
             return False
         self.queue.append(Transfer(what, nbytes, Fetch(nbytes, self.way), now))
@@ -53,20 +53,21 @@ class Fetching:
         self.queue = deque(one for one in self.queue if one.what != what)
 
     def weights(self) -> list[What]:
-        """The weights that are on their way, or what changed in them."""
+        """The names of the weights, or changes of weights, in the queue."""
         return [one.what for one in self.queue if len(one.what) < 3]
 
     def cut(self) -> None:
-        """The connection is another one: nothing that is under way will come."""
+        """Forget which pieces are under way. Called for a new connection, on which none of them will come."""
         if self.queue:
             self.queue[0].fetch.cut()
 
     def ask(self, now: float) -> list[Want]:
-        """What to ask for now."""
+        """The pieces to ask the coordinator for now."""
         return [Want(one.what, *piece) for one in list(self.queue)[:1] for piece in one.fetch.ask(now)]
 
     def came(self, what: What, first: int, last: int, now: float) -> Transfer | None:
-        """A piece came: of what, if it was asked for. When nothing more is to come of that, the next has its turn."""
+        """The transfer that a piece belongs to; None if the piece was not asked for. After a transfer's last piece the next
+        transfer has its turn."""
         one = self.first
         if one is None or one.what != what or not one.fetch.arrived(first, last, now):
             return None

@@ -1,7 +1,7 @@
-"""What an actor's session takes and what it gives: events in, effects out, plain values all.
+"""The events that an actor's session takes, and the effects that it returns: plain values all.
 
-The one idea: whatever happens to an actor reaches what decides as one of a few kinds of event, and whatever it decides is one
-of a few things that its shell can do; so a life can be played without a process.
+The one idea: everything that happens to an actor reaches its session as one of a few kinds of event, and every decision of the
+session is one of a few effects that the actor's shell carries out. So a test can play an actor's life without a process.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from shoal.protocol.work import Task
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message came from the coordinator; the payload of a Weights, Chunk or Welcome is the shell's."""
+    """A message came from the coordinator. The shell keeps the payload of a Weights, Chunk, Assign or Welcome."""
 
     envelope: Envelope
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A line leads to the coordinator over another connection than before. arrays: the one for these."""
+    """A line to the coordinator has a new connection. arrays: True for the line for arrays, False for that of messages."""
 
     arrays: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The worker finished a task. The shell keeps the payload until Forget. nbytes: of its arrays, whichever way they go."""
+    """The worker finished a task. The shell keeps the payload until Forget. clients: number of clients that were done. nbytes:
+    bytes of the contribution's arrays, whichever way they are sent (0: no arrays)."""
 
     message: Contribute | Failed
     clients: int = 1
@@ -40,12 +41,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed."""
+    """Time passed. The shell says so at least ten times a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """Whoever runs this actor wants it to leave."""
+    """The process was told to stop, so the actor is to leave. reason: a line for the coordinator and for a person."""
 
     reason: str
 
@@ -57,14 +58,14 @@ Event: TypeAlias = Heard | Opened | Done | Tick | Quit
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Send this; for a Contribute with the payload kept for its task."""
+    """Send this message to the coordinator. A Contribute is sent with the payload that is kept for its task."""
 
     envelope: Envelope
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Arrays will come in pieces, of weights or of a task's brief: have room for so many bytes of `what` (as in Want)."""
+    """Make room for `nbytes` bytes of weights or a brief, which will come in pieces. what: the name of the arrays in Want."""
 
     what: tuple[int, ...]
     nbytes: int
@@ -72,7 +73,7 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Stow:
-    """The payload of the Chunk just heard belongs there in what is being gathered, from byte `first`."""
+    """Copy the payload of the Chunk just heard into the room for the arrays `what`, from byte `first`."""
 
     what: tuple[int, ...]
     first: int
@@ -80,21 +81,21 @@ class Stow:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The payload of the Assign just heard is all of the brief `what`."""
+    """Keep the payload of the Assign just heard: it is the whole brief `what`."""
 
     what: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What was gathered or placed under this name is not wanted."""
+    """Drop the arrays that were gathered or placed under the name `what`: nobody needs them."""
 
     what: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Give:
-    """Send these bytes of what a task has made, if they are still kept."""
+    """Send the bytes from `first` to before `last` of a task's contribution, if the contribution is still kept."""
 
     task: TaskName
     attempt: int
@@ -104,8 +105,11 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The payload of the Weights just heard, or what has been gathered, is now the newest there is; or what changed in it
-    since `base`, which was the newest until now."""
+    """Make `version` the newest weights, from the payload of the Weights just heard or from the gathered arrays.
+
+    base: WHOLE for whole weights; else the arrays are the change since version `base`, which was the newest. If there are no
+    arrays, the weights of `base` get the number `version`.
+    """
 
     version: int
     base: int = WHOLE
@@ -113,8 +117,11 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Give the task to the worker, with the newest weights, which are `made_from`. brief: the layout of the task's own arrays,
-    which have been gathered or placed; "" where it has none."""
+    """Give the task to the worker, with the newest weights, which are version `made_from`.
+
+    summed: True if the clients' sum is sent. exact: True for an exact sum. brief: digest of the layout of the task's brief,
+    which has been gathered or placed; "": the task has no brief.
+    """
 
     task: Task
     attempt: int
@@ -126,33 +133,33 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The payload of this task need not be kept any more."""
+    """Drop the payload that is kept for this task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Retain:
-    """The coordinator has used the payload of this task, and may ask for it again: keep it where nobody else can reach it."""
+    """Keep this task's payload in the actor's own memory: the coordinator has used it, and may ask for it again."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A coordinator (another one, or another life of it) has welcomed us: what belonged to the last one is void."""
+    """The actor has a new place, at another coordinator, another life of it, or the same: drop the weights and terms it had."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a person should know."""
+    """A line for the person who runs this actor."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """This life is over. failed: by a refusal that trying again will not change."""
+    """This life is over. failed: True if the coordinator refused the actor for good."""
 
     reason: str
     failed: bool = False

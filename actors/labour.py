@@ -1,6 +1,6 @@
-"""Doing one task: the worker runs for each of its clients, and what it made becomes one message with one payload.
+"""The doing of one task: the worker runs for each client, and the clients' work becomes one message with one payload.
 
-The one idea: the same function serves an actor process and the plain loop, so that both have the same numbers.
+The one idea: an actor process and the plain loop call the same function, so that both have the same numbers.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute, Failed
 from shoal.protocol.work import Task, Work
 
-MOST_TEXT = 3_900  # characters of an error or a traceback that travel
-MOST_SAMPLES = 900  # of a name: as many as a header takes
+MOST_TEXT = 3_900  # characters of an error, and of a traceback, that are sent
+MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a header
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What came of a task: a Contribute with its arrays, or a Failed. clients: how many were done."""
+    """The result of a task: a Contribute with its arrays, or a Failed. clients: number of clients that were done."""
 
     message: Contribute | Failed
     bundle: Bundle | None = None
     clients: int = 0
 
     def sealed(self) -> Product:
-        """With the digest of its arrays."""
+        """The product with the digest of its arrays in the message."""
         if self.bundle is None or not isinstance(self.message, Contribute):
             return self
         return replace(self, message=replace(self.message, digest=self.bundle.sha256()))
@@ -47,7 +47,10 @@ def perform(
     clock: Callable[[], float],
     brief: Bundle | None = None,
 ) -> Product:
-    """Never raises for what a worker does: whatever it raises is the task's failure, and the actor lives."""
+    """The product of one task. An exception of the worker becomes a Failed, and the actor lives.
+
+    waited: seconds that the worker had been idle before this task.
+    """
     stage, client, began = "setup", run.task.clients[0], clock()
     works: list[Work] = []
     try:
@@ -62,7 +65,7 @@ def perform(
                 work = replace(work, bundle=None)
             works.append(work)
         bundle = works[0].bundle if total is None else total.bundle()
-    except Exception as raised:  # noqa: BLE001  a worker is the user's code and may raise anything at all
+    except Exception as raised:  # noqa: BLE001  a worker is the user's code and may raise any exception
         return Product(_failed(run, client, stage, raised))
     weight = works[0].weight if total is None else total.weight
     return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
@@ -73,11 +76,11 @@ def _check(work: Work, task: Task) -> None:
         raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
-        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...) and not as a total; it gave {found}")
+        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
 
 
 def _adder() -> Adder:
-    """torch's where a worker has brought torch in: it adds plain sums in half the time."""
+    """The adder of plain sums. torch adds in half the time, so it is used if the worker has loaded torch."""
     if "torch" not in sys.modules:
         return Adder()
     from shoal.nets.adding import TorchAdder
@@ -110,7 +113,7 @@ def _total(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _failed(run: Run, client: int, stage: str, raised: Exception) -> Failed:
-    plain = isinstance(raised, UserError | ProtocolError)  # a user's mistake, or numbers that are none: no traceback helps
+    plain = isinstance(raised, UserError | ProtocolError)  # a user's mistake, or NaNs: a traceback is no help
     text = "" if plain else "".join(traceback.format_exception(raised))[-MOST_TEXT:]
     what = str(raised) if plain else f"{type(raised).__name__}: {raised}"
     return Failed((run.task.version, run.task.index), run.attempt, client, stage, what[:MOST_TEXT], text)

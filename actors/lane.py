@@ -1,7 +1,7 @@
 """The actor's line for arrays that are too large to go with their message.
 
-The one idea: it is opened when it is first needed, so that ten thousand actors of small models cost a connection each and not
-two; and what is said on it never holds up a word on the other line.
+The one idea: the line for arrays is opened when it is first needed, so that an actor of a small model costs one connection and
+not two. Arrays on this line never delay a message on the other line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shoal.protocol.messages import Envelope
 
 
 class Lane:
-    """Beside `line`, which waits for both and is closed after this one."""
+    """The line for arrays, beside `line`. `line.wait` waits for both, and `line` is closed after this one."""
 
     def __init__(self, line: Line, keys: ClientKeys | None, clock: Callable[[], float]) -> None:
         self._beside, self._keys, self._clock = line, keys, clock

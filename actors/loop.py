@@ -1,6 +1,6 @@
 """The doing half of an actor: a socket and a clock on one thread, the worker on another.
 
-The one idea: a task that takes an hour never delays a heartbeat, because the thread that speaks never works.
+The one idea: a task that takes an hour never delays a heartbeat, because the thread with the socket does no task.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
 Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
-"""Makes the worker for a workload (what Welcome carries). Called on the worker's own thread, once a coordinator."""
+"""Makes the worker for a workload (from the Terms of a Welcome). Called in the worker's thread, once for each Welcome."""
 
 Clock: TypeAlias = Callable[[], float]
 TURN = 0.1  # seconds: the longest wait between looks at the clock
@@ -77,7 +77,7 @@ TURN = 0.1  # seconds: the longest wait between looks at the clock
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A task for the worker's thread, with the weights it starts from."""
+    """A task for the worker's thread, with its weights, brief and workload."""
 
     run: Run
     weights: Bundle
@@ -86,7 +86,8 @@ class Order:
 
 
 class Hand(threading.Thread):
-    """The thread that works. Orders in, products out, their arrays placed where they leave from; `wake` tells of each."""
+    """The thread that does tasks. It takes orders, places the arrays of each product where they are sent from, appends the
+    product to `products`, and calls `wake`."""
 
     def __init__(self, workshop: Workshop, clock: Clock, wake: Wake, shared: Shared) -> None:
         super().__init__(name="worker", daemon=True)
@@ -94,7 +95,7 @@ class Hand(threading.Thread):
         self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self.products: deque[Product] = deque()
         self._workshop, self._clock, self._wake = workshop, clock, wake
-        self.retains = False  # what is accepted is kept, and offered again
+        self.retains = False  # True: accepted contributions are kept, to be offered again
         self._made: tuple[Mapping[str, Any], Worker] | None = None
 
     def run(self) -> None:
@@ -103,7 +104,7 @@ class Hand(threading.Thread):
             waited = self._clock() - idle_since
             product = self._obey(order, waited)
             self.products.append(self._shared.place(product.sealed() if self.retains else product, self.retains))
-            del order  # or the weights would be kept while there is nothing to do
+            del order  # or an idle worker would keep the weights in memory
             idle_since = self._clock()
             self._wake()
         self._shared.close()
@@ -119,23 +120,23 @@ class Hand(threading.Thread):
 
 @dataclass(slots=True)
 class Shelf:
-    """Arrays that this life holds: the newest weights, and what has no verdict yet."""
+    """Arrays that this life holds: the newest weights, arrays that are coming, and contributions that may be sent again."""
 
     layout: Layout | None = None
     changes: Changes | None = None
     weights: Bundle | None = None
     briefs: Mapping[str, Layout] = field(default_factory=dict)
-    coming: dict[tuple[int, ...], Bytes] = field(default_factory=dict)  # what comes in pieces, and briefs of tasks that wait
+    coming: dict[tuple[int, ...], Bytes] = field(default_factory=dict)  # arrays that come in pieces, and waiting briefs
     workload: Mapping[str, Any] = field(default_factory=dict)
     kept: dict[TaskName, Product] = field(default_factory=dict)
     buffers: Buffers = field(default_factory=Buffers)
 
 
 class Actor:
-    """One life of an actor at one coordinator, until it is told to stop.
+    """One life of an actor at one coordinator, until the run is over or the actor is told to stop.
 
-    say: where notes for a person go. interrupted: looked at a few times a second; a reason to leave, or "". keys: our own
-    and the coordinator's, without which nothing is said beyond this machine.
+    say: prints a line for a person. interrupted: returns a reason to leave, or ""; called at least every TURN seconds. keys:
+    the actor's own and the coordinator's, needed if the coordinator is on another machine.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Actor:
         self.left: Leave | None = None
 
     def live(self) -> Leave:
-        """Until the run is over, the coordinator refuses us for good, or `interrupted` gives a reason."""
+        """Works until the run is over, the coordinator refuses the actor for good, or `interrupted` gives a reason."""
         self.hand.start()
         try:
             while self.left is None:
@@ -202,7 +203,7 @@ class Actor:
         self.arrived = None
 
     def _made(self, product: Product) -> None:
-        self._forget(product.message.task)  # an earlier attempt's, if there was one
+        self._forget(product.message.task)  # the payload of an earlier attempt, if there is one
         message, nbytes = product.message, 0 if product.bundle is None else product.bundle.data.nbytes
         if isinstance(message, Contribute) and not message.slot and nbytes > INLINE:
             message = replace(message, nbytes=nbytes)
@@ -260,15 +261,15 @@ class Actor:
     def _place(self, what: tuple[int, ...]) -> None:
         _, payload = self._heard()
         if payload is None:
-            raise ProtocolError(f"the brief of task {what[:2]} is to come with its Assign, and is not there")
+            raise ProtocolError(f"the Assign of task {what[:2]} announced a brief as its payload, and came without a payload")
         self.shelf.coming[what] = np.frombuffer(payload, np.uint8)
 
     def _brief(self, run: Run) -> Bundle | None:
-        """The task's own arrays, which are its alone."""
+        """The brief of a task, taken from the shelf; None if the task has none."""
         if not run.brief:
             return None
         if run.brief not in self.shelf.briefs:
-            raise ProtocolError(f"a brief of layout {run.brief[:16]!a}, of which the coordinator told nothing")
+            raise ProtocolError(f"the coordinator sent a brief of layout {run.brief[:16]!a}, which is not in its Welcome")
         return Bundle(self.shelf.briefs[run.brief], self.shelf.coming.pop((run.task.version, run.task.index, run.attempt)))
 
     def _give(self, asked: Give) -> None:
@@ -297,7 +298,7 @@ class Actor:
     def _reset(self) -> None:
         welcome, payload = self._heard()
         if not isinstance(welcome, Welcome) or payload is None:
-            raise ProtocolError("a Welcome without workload and layout")
+            raise ProtocolError("the coordinator sent a Welcome without a payload, which is to hold workload and layout")
         terms = unpack_welcome(payload)
         self.shelf.workload, self.shelf.layout = terms.workload, terms.layout
         self.shelf.changes = Changes(terms.coding, terms.layout) if terms.coding else None
@@ -311,7 +312,7 @@ class Actor:
         layout = self.shelf.layout
         gathered = self.shelf.coming.pop((version,) if base == WHOLE else (version, base), None)
         if layout is None:
-            raise ProtocolError("Weights before a Welcome")
+            raise ProtocolError("the coordinator sent Weights before its Welcome")
         if isinstance(message, Weights) and message.slot:
             self.shelf.weights = self.shared.weights(layout, message.slot)
         elif gathered is not None:
@@ -320,12 +321,12 @@ class Actor:
             came = np.frombuffer(payload, np.uint8)
             self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
         elif base == WHOLE or self.shelf.weights is None:
-            raise ProtocolError("Weights without their bytes")
+            raise ProtocolError("the coordinator sent Weights without their bytes")
 
     def _changed(self, layout: Layout, told: Bytes) -> Bundle:
-        """The weights that are here and what changed since; elsewhere in memory, because the worker may look at these."""
+        """The weights that are here plus a change, in other memory: the worker may still read the old weights."""
         if self.shelf.changes is None or self.shelf.weights is None:
-            raise ProtocolError("what changed in weights, where these are not here or go as they are")
+            raise ProtocolError("the coordinator sent a change of weights, but this actor has no weights or no codec for it")
         changed = Bundle(layout, self.shelf.buffers.take(layout.nbytes))
         self.shelf.changes.follow(self.shelf.weights, told, changed)
         return changed
@@ -338,19 +339,19 @@ class Actor:
 
 
 def _misfit(message: Message, payload: memoryview | None) -> str:
-    """What is wrong between a message and its payload, "" if nothing."""
+    """Why a payload does not fit its message; "" if it fits."""
     if isinstance(message, Chunk) and (0 if payload is None else len(payload)) != message.last - message.first:
         return f"a piece of {message.last - message.first} bytes has {0 if payload is None else len(payload)}"
     return ""
 
 
 def host_id() -> str:
-    """Names this machine and its boot: two ends with the same one may share memory."""
+    """The identity of this machine and its boot. Two processes with the same host_id may share memory."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
 def on_signals(flag: threading.Event, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
-    """These signals end this actor in good order: its tasks go to others at once."""
+    """Set `flag` when one of these signals comes, so that the actor leaves in good order and its tasks go to others at once."""
     for number in numbers:
         signal.signal(number, lambda *_: flag.set())

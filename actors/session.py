@@ -1,8 +1,8 @@
 """The deciding half of an actor: one life, from Hello to Bye. Events in, effects out; no sockets, no arrays, no clock.
 
-The one idea: everything said is safe to say again. Hello is repeated until Welcome, a contribution until its Verdict, and a
-coordinator that has forgotten us (it restarted, or gave us up) gets a new Hello and then whatever it has not judged yet. One
-that has not, because only the connection is new, tells us again what we have to do.
+The one idea: every message is safe to send again. The actor repeats Hello until Welcome, and a contribution until its Verdict.
+If the coordinator has forgotten the actor (it restarted, or gave the actor up), it gets a new Hello, and then every
+contribution without a verdict. If only the connection is new, the coordinator tells the actor its tasks again.
 """
 
 from __future__ import annotations
@@ -60,16 +60,19 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task
 
-HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is said again, and the most that grows to
-SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is said again
-AT_HAND = 8  # tasks with the worker at once, so that short ones do not wait for each other's answers
+HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is sent again: the first pause, which doubles, and the longest
+SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is sent again
+AT_HAND = 8  # most tasks with the worker at once, so that a short task need not wait for the verdict of the one before
 UNREACHED = 5.0  # seconds of silence after which a person is told
-LOOK = 0.02  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
+LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a Tick does is more urgent
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A contribution that has no verdict yet; or that was accepted for what follows version `onto`."""
+    """A contribution without a verdict; or, if `onto` is not -1, an accepted contribution that was folded onto version `onto`.
+
+    said_at: when it was sent last. nbytes: bytes of its arrays (0: none).
+    """
 
     message: Contribute | Failed
     said_at: float
@@ -79,35 +82,39 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task with the worker, and the version it starts from."""
+    """A task with the worker. made_from: the version of the weights that the worker starts from."""
 
     attempt: int
     made_from: int
 
 
 class Session:
-    """One life of an actor. `session` is 8 random bytes, drawn by whoever starts this life."""
+    """One life of an actor.
+
+    session: 8 random bytes, drawn for this life by its caller. where: the coordinator's address, for notes. Times (`now`) are
+    in seconds of a clock that never goes back.
+    """
 
     def __init__(self, session: bytes, hello: Hello, where: str, now: float) -> None:
         self.session, self.hello, self.where = session, hello, where
-        self.epoch = 0  # 0: not welcomed yet
-        self.place = 0  # the epoch in which we were welcomed last, and have a place if it still is
-        self.greeting = 0  # how often we lost our place
-        self.number = -1
-        self.held = -1  # the newest version that is here
-        self.astray = False  # the coordinator takes it for another
-        self.tasks: dict[TaskName, Assign] = {}  # in the order they came
-        self.running: dict[TaskName, Running] = {}  # in the order they went to the worker
+        self.epoch = 0  # the coordinator's; 0: the actor is not welcomed
+        self.place = 0  # the epoch of the last Welcome (0: none came)
+        self.greeting = 0  # how often the actor lost its place
+        self.number = -1  # the actor's place at the coordinator (-1: none yet)
+        self.held = -1  # the newest version that is here (-1: none)
+        self.astray = False  # True: the coordinator believes that another version is here
+        self.tasks: dict[TaskName, Assign] = {}  # waiting tasks, in the order in which they came
+        self.running: dict[TaskName, Running] = {}  # in the order in which the worker got them
         self.fetching = Fetching()
-        self.briefs: dict[TaskName, int] = {}  # attempts whose brief is here, of tasks that wait
-        self.lacking: dict[TaskName, int] = {}  # attempts whose brief is on its way
-        self.unready = False  # the line for arrays is another one, and the coordinator has not heard of it
-        self.unjudged: dict[TaskName, Waiting] = {}
-        self.retain = 0  # bytes
-        self.retained: OrderedDict[TaskName, Waiting] = OrderedDict()  # accepted, and in no snapshot yet
+        self.briefs: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is here
+        self.lacking: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is coming
+        self.unready = False  # True: the line for arrays has a new connection, and the coordinator has not been told
+        self.unjudged: dict[TaskName, Waiting] = {}  # contributions without a verdict
+        self.retain = 0  # most bytes of accepted contributions that are kept
+        self.retained: OrderedDict[TaskName, Waiting] = OrderedDict()  # accepted contributions that are in no snapshot yet
         self.retained_bytes = 0
-        self.beat, self.patience = 0.25, 10.0
-        self.finished = 0
+        self.beat, self.patience = 0.25, 10.0  # seconds: of silence before a Beat is sent; before the coordinator is given up
+        self.finished = 0  # clients done in this life
         self.pause = HELLO_AGAIN[0]
         self.hello_at = now
         self.heard_at = self.said_at = self.noted_at = now
@@ -153,7 +160,7 @@ class Session:
 
     def _stopped(self, reason: str) -> Iterator[Effect]:
         self.over = True
-        yield self._say(Bye("it is over"))  # or we would be told again
+        yield self._say(Bye("it is over"))  # or the coordinator would send Stop again
         yield Leave(reason)
 
     def _opened(self, arrays: bool) -> Iterator[Effect]:
@@ -163,7 +170,7 @@ class Session:
             self.unready = True
             yield from self._ready()
         elif self.epoch:
-            self._lose_place()  # the coordinator does not know this connection for ours
+            self._lose_place()  # the coordinator does not know that this connection is this actor's
 
     def _ready(self) -> Iterator[Effect]:
         if self.epoch and self.unready:
@@ -172,14 +179,14 @@ class Session:
 
     def _welcomed(self, welcome: Welcome, epoch: int) -> Iterator[Effect]:
         if epoch <= self.epoch or welcome.greeting != self.greeting:
-            return  # Hello was said twice, or this is late and answers one from before we lost our place
+            return  # Hello was sent twice, or this late Welcome answers a Hello from before the place was lost
         another = epoch != self.place
         kept, self.epoch, self.place = welcome.resumed and not another, epoch, epoch
         if not kept:
             yield from self._forget_arrays(another)
         self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
         self.astray = False
-        self.tasks.clear()  # those that are still ours will be told again
+        self.tasks.clear()  # the coordinator tells this actor's tasks again
         self._offer_again(welcome, another)
         if not kept:
             self.held = -1
@@ -190,13 +197,13 @@ class Session:
             yield self._say_contribution(waiting)
 
     def _forget_arrays(self, another: bool) -> Iterator[Effect]:
-        """We have a new place: briefs are of tasks that are ours no longer. another: in another life of the coordinator, whose
-        weights are others."""
+        """Drop arrays after a new place: briefs belong to tasks that are now another actor's. another: True for another life of
+        the coordinator, which has other weights."""
         for name in [*self.briefs, *self.lacking]:
             yield from self._unbrief(name)
         if another:
             yield from self._drop_weights()
-        self.fetching.cut()  # what was asked for while we had no place, nobody heard
+        self.fetching.cut()  # the coordinator did not hear requests from an actor without a place
 
     def _refused(self, reason: str, final: bool) -> Iterator[Effect]:
         if final:
@@ -206,7 +213,7 @@ class Session:
             self._lose_place()
 
     def _lose_place(self) -> None:
-        """We are nobody there, or nobody answers: Hello from the start."""
+        """Begin again with Hello, because the coordinator does not know the actor, or does not answer."""
         self.epoch, self.greeting = 0, self.greeting + 1
         self.pause, self.hello_at, self.look_at = HELLO_AGAIN[0], self.now, self.now
 
@@ -236,7 +243,7 @@ class Session:
                 return ()
 
     def _keep_time(self, beat: float) -> None:
-        """As many as there are now, we need not say so often that we live as when we came."""
+        """Take a new interval of beats: with more actors, the coordinator asks each for fewer beats. 0: keep the interval."""
         if beat > 0:
             self.beat, self.patience = beat, max(self.patience, BEATS * beat)
 
@@ -257,7 +264,8 @@ class Session:
     # Briefs
 
     def _brief(self, assign: Assign) -> Iterator[Effect]:
-        """Said again, it goes on where it was; of another attempt, what is here is of no use."""
+        """Fetch or place the brief of a task. If an Assign came again, its brief goes on. A brief of another attempt is
+        dropped."""
         name, attempt = assign.task, assign.attempt
         if assign.brief and attempt in (self.briefs.get(name), self.lacking.get(name)):
             return
@@ -279,23 +287,24 @@ class Session:
                 yield Drop((*name, attempt))
 
     def _told_all(self, kept: int) -> Iterator[Effect]:
-        """Drop briefs of tasks that were ours before a connection was lost and are not now. A beat comes when there is nothing
-        else to say, so tasks that still are ours have been told again."""
+        """Drop briefs of tasks that this actor had before a connection was lost, and has no longer. The coordinator sends a
+        Beat only when it has nothing else to send, so it has told this actor's tasks again before."""
         yield from self._in_snapshot(kept)
         for name in [name for name in (*self.briefs, *self.lacking) if name not in self.tasks]:
             yield from self._unbrief(name)
 
     def _attempt(self, task: TaskName) -> int:
-        """The newest that is with the worker or done; -1 if none is. What was made of one is never made again."""
+        """The newest attempt at a task that the worker has or has done, -1 if there is none. No attempt is done twice."""
         running, done = self.running.get(task), self.unjudged.get(task) or self.retained.get(task)
         return max(running.attempt if running else -1, done.message.attempt if done else -1)
 
-    # What a coordinator that dies will ask for again
+    # Contributions that the coordinator's next life will ask for
 
     def _keep(self, done: Waiting, onto: int) -> Iterator[Effect]:
-        """It is accepted, and all that is durable of it is its digest."""
+        """Keep an accepted contribution: the coordinator has only its digest on disk. If more than `retain` bytes are kept, the
+        oldest contributions are dropped."""
         done.onto = onto
-        if isinstance(done.message, Contribute):  # where it lay it need not stay, and it is fetched when it is wanted
+        if isinstance(done.message, Contribute):  # its slot is given back; a later coordinator fetches the bytes
             done.message = replace(done.message, slot=(), nbytes=done.nbytes)
         self.retained[done.message.task] = done
         self.retained_bytes += done.nbytes
@@ -308,12 +317,12 @@ class Session:
         yield Forget(task)
 
     def _in_snapshot(self, kept: int) -> Iterator[Effect]:
-        """What versions to this one are made of need not be kept."""
+        """Drop the contributions to versions up to `kept`, which is in a snapshot (-1: none is)."""
         while self.retained and self.retained[oldest := next(iter(self.retained))].onto < kept:
             yield from self._let_go(oldest)
 
     def _offer_again(self, welcome: Welcome, another: bool) -> None:
-        """Another life of the coordinator has no more of what the last one accepted than a snapshot and digests."""
+        """Offer accepted contributions again to another life of the coordinator, which has only a snapshot and digests."""
         self.retain = welcome.retain
         if another:
             self.unjudged = {**self.retained, **self.unjudged}
@@ -331,7 +340,8 @@ class Session:
         yield self._say(Have(version, min((one.made_from for one in self.running.values()), default=self.held)))
 
     def _fits(self, base: int) -> bool:
-        """Are the weights here that changed? A late Hello may have told the coordinator of older ones: another asks for all."""
+        """True if the change since `base` fits the weights that are here. If not (a late Hello may have told the coordinator
+        of older weights), a new Hello asks for whole weights."""
         if base in (WHOLE, self.held):
             return True
         self.astray = True
@@ -339,7 +349,7 @@ class Session:
         return False
 
     def _gather(self, version: int, base: int, nbytes: int) -> Iterator[Effect]:
-        """Said again, it goes on where it was."""
+        """Fetch weights in pieces. If the same weights are told again, the transfer goes on where it was."""
         if not self._fits(base):
             return
         what = (version,) if base == WHOLE else (version, base)
@@ -378,10 +388,12 @@ class Session:
 
     def _done(self, done: Done) -> Iterator[Effect]:
         task = done.message.task
-        if (running := self.running.get(task)) and running.attempt == done.message.attempt:  # else the next is with the worker
+        if (
+            running := self.running.get(task)
+        ) and running.attempt == done.message.attempt:  # else the next one is with the worker
             del self.running[task]
         self.finished += done.clients
-        if before := self.retained.pop(task, None):  # of an earlier attempt, whose payload has gone
+        if before := self.retained.pop(task, None):  # an earlier attempt's, whose payload the shell has dropped
             self.retained_bytes -= before.nbytes
         self.unjudged[task] = waiting = Waiting(done.message, self.now, done.nbytes)
         if self.epoch:
@@ -409,12 +421,12 @@ class Session:
         elif (first := self.fetching.first) and self.now - max(first.moved_at, self.noted_at) > UNREACHED:
             self.noted_at = self.now
             silent = self.now - first.moved_at
-            yield Note(f"nothing of what is fetched from {self.where} came for {silent:.0f} s; {first}")
+            yield Note(f"no piece came from {self.where} for {silent:.0f} s; {first}")
         if not self.epoch:
             return
         if self.now - self.heard_at > self.patience:
             self._lose_place()
-            return  # whatever is said now would be refused
+            return  # the coordinator would refuse a message now
         if self.now - self.said_at >= self.beat:
             yield self._say(Beat(self.finished))
         yield from self._ask()
@@ -431,7 +443,7 @@ class Session:
     # Rules that hold after any event
 
     def _settle(self) -> Iterator[Effect]:
-        """The worker has something to do whenever there is a task whose weights are here."""
+        """Give the worker each task whose weights and brief are here, up to AT_HAND tasks."""
         while not self.over and self.epoch and (name := self._next()) is not None:
             assign = self.tasks.pop(name)
             self.running[name] = Running(assign.attempt, self.held)
@@ -440,7 +452,8 @@ class Session:
             yield Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)
 
     def _next(self) -> TaskName | None:
-        """A task to start. Behind one that runs only where no newer weights can come for it in the meantime."""
+        """The next task for the worker; None if there is none. Behind a running task only a task of the version that is here
+        is taken, because for another task newer weights may come while it waits."""
         if not self.tasks:
             return None
         if not self.running:
@@ -455,4 +468,5 @@ class Session:
 
 
 def hello(name: str, host: str, pid: int, offers: tuple[str, ...]) -> Hello:
+    """The Hello of a new life."""
     return Hello(PROTOCOL, name, host, pid, offers)

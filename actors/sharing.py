@@ -1,6 +1,6 @@
 """The actor's side of shared memory: weights read in place, contributions left where the coordinator reads them.
 
-The one idea: it is only another way for the same bytes. Where a slot is not to be had in a short while, they go by the socket.
+The one idea: shared memory is another way for the same bytes. If no slot is free within WAIT seconds, they go by the socket.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from shoal.protocol.link import ZERO_COPY
 from shoal.protocol.messages import Contribute
 from shoal.protocol.ring import Ring
 
-SLOTS = 4  # of contributions: one being written, one with the coordinator, and room for the next
-FEW, LARGE = 2, 1 << 25  # slots where a contribution has more bytes than that: two more would cost more than they gain
-WAIT = 0.25  # seconds for one of them to come back: by the socket the same arrays take both ends several times as much work
+SLOTS = 4  # slots for contributions: one being written, one with the coordinator, and two for the next
+FEW, LARGE = 2, 1 << 25  # FEW slots if a contribution has more than LARGE bytes: more memory would cost more than it gains
+WAIT = 0.25  # seconds to wait for a free slot: by the socket, arrays take both ends several times as much work
 
 
 class Shared:
-    """What this actor shares with a coordinator of its machine: nothing, until it joins one that offers to.
+    """The memory that this actor shares with a coordinator on its machine: none, until it joins a coordinator that offers some.
 
-    `place` is for the worker's thread, the rest for the socket's. refused: why contributions go by the socket after all.
+    Only the worker's thread calls `place`; the socket's thread calls the other functions. refused: why contributions go by the
+    socket after all; "" if they do not.
     """
 
     def __init__(self) -> None:
@@ -35,19 +36,21 @@ class Shared:
         self.refused = ""
 
     def join(self, offer: tuple[int, ...]) -> None:
-        """offer: the coordinator's board; () where it shares nothing. Raises ProtocolError where it cannot be opened."""
+        """Open the board that a coordinator offers. offer: the board; (): no shared memory. Raises ProtocolError if the board
+        cannot be opened."""
         if self._board is not None:
             self._board.close()
         self._board = BoardReader(offer) if offer else None
 
     def weights(self, layout: Layout, slot: tuple[int, ...]) -> Bundle:
-        """Where they lie, until this actor says that it has moved on. Raises ProtocolError."""
+        """The weights in place. They stay valid until a Have of this actor says that it has moved on. Raises ProtocolError."""
         if self._board is None:
-            raise ProtocolError("weights in shared memory that was not offered")
+            raise ProtocolError("the coordinator sent weights in shared memory, which its Welcome did not offer")
         return Bundle(layout, self._board.view(slot[:-1], slot[-1]))
 
     def place(self, product: Product, retains: bool) -> Product:
-        """The product with its arrays in a slot of the ring, if there is one free in WAIT seconds. retains: and here."""
+        """The product with its arrays in a slot of the ring; unchanged if no slot is free within WAIT seconds. retains: True if
+        the actor keeps its own copy too."""
         bundle, message = product.bundle, product.message
         if bundle is None or not isinstance(message, Contribute) or bundle.data.nbytes < ZERO_COPY:
             return product

@@ -13,8 +13,8 @@ from shoal.runs.threads import few
 
 
 def evaluated(run: Run, episodes: int) -> dict[str, float]:
-    """Metrics of a run's newest weights: on held-out data if the job has any; else from the job's worker, over `episodes` greedy
-    episodes in fresh environments, or over all clients."""
+    """Metrics of a run's newest weights: on held-out data if the job has any; else from the job's worker, over `episodes`
+    greedy episodes in fresh environments, or over all clients."""
     job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
     if (central := job.central()) is not None:

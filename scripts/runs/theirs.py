@@ -49,9 +49,7 @@ def _theirs(raised: BaseException, job: str) -> Iterator[str]:
     module, sign, _ = job.partition(":")
     for frame, line in traceback.walk_tb(raised.__traceback__):
         name, path = str(frame.f_globals.get("__name__")).split(".")[0], frame.f_code.co_filename
-        own = (
-            sign != "" and module != "gymnasium" and name == module.split(".")[0]
-        )  # the job itself is the user's
+        own = sign != "" and module != "gymnasium" and name == module.split(".")[0]  # the job itself is the user's
         if own or not (name in ("shoal", "__main__") or path.startswith("<") or _installed(path)):
             function = "" if frame.f_code.co_name.startswith("<") else f", in {frame.f_code.co_name}"
             yield f"{_shown(path)}, line {line}{function}"

@@ -305,7 +305,7 @@ def test_a_person_is_told_which_brief_does_not_come() -> None:
     life = Life().assign(3, nbytes=2_000_000)
     life.hear(Beat(0)).event(Tick(), after=4.9).hear(Beat(0)).event(Tick(), after=1.0)
     assert [note.text for note in life.all(Note)] == [
-        "nothing of what is fetched from here came for 6 s; brief of task (0, 3): 2.0 of 2.0 MB still to come"
+        "no piece came from here for 6 s; brief of task (0, 3): 2.0 of 2.0 MB still to come"
     ]
 
 

@@ -445,7 +445,7 @@ def test_a_person_is_told_of_weights_that_stall_and_how_much_of_them_is_still_to
         story.hear(Beat(4), after=0.5)  # its other line goes on
         assert story.tick().all(Note) == []
     [note] = story.hear(Beat(4), after=0.1).tick().all(Note)
-    assert note.text == "nothing of what is fetched from tcp://there came for 5 s; weights 4: 0.7 of 1.0 MB still to come"
+    assert note.text == "no piece came from tcp://there for 5 s; weights 4: 0.7 of 1.0 MB still to come"
     [note] = story.tick(after=UNREACHED + 0.1).all(Note)
     assert note.text.startswith("no answer from tcp://there")
     assert note.text.endswith("weights 4: 0.7 of 1.0 MB still to come")
