@@ -65,7 +65,7 @@ def perform(
                 work = replace(work, bundle=None)
             works.append(work)
         bundle = works[0].bundle if total is None else total.bundle()
-    except Exception as raised:  # noqa: BLE001  a worker is the user's code and may raise any exception
+    except (Exception, SystemExit) as raised:  # noqa: BLE001  a worker is the user's code, and may even call sys.exit
         return Product(_failed(run, client, stage, raised))
     weight = works[0].weight if total is None else total.weight
     return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
@@ -112,7 +112,7 @@ def _total(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return (math.fsum(total for total, _ in pairs), math.fsum(count for _, count in pairs))
 
 
-def _failed(run: Run, client: int, stage: str, raised: Exception) -> Failed:
+def _failed(run: Run, client: int, stage: str, raised: BaseException) -> Failed:
     plain = isinstance(raised, UserError | ProtocolError)  # a user's mistake, or NaNs: a traceback is no help
     text = "" if plain else "".join(traceback.format_exception(raised))[-MOST_TEXT:]
     what = str(raised) if plain else f"{type(raised).__name__}: {raised}"

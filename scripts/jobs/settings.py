@@ -154,8 +154,10 @@ def _as(kind: type, given: Any) -> Any:
             raise ValueError
         return float(given)
     if kind is tuple:
-        parts = given.replace(",", " ").split() if isinstance(given, str) else [given] if isinstance(given, int) else given
-        return tuple(int(part) for part in parts)
+        parts = (
+            given.replace(",", " ").split() if isinstance(given, str) else [given] if isinstance(given, int | float) else given
+        )
+        return tuple(_as(int, part) for part in parts)
     if not isinstance(given, str):
         raise ValueError
     return given

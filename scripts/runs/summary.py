@@ -77,10 +77,10 @@ def _go_on(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    run, job = shlex.quote(summary["run_dir"]), shlex.quote(summary["job"])
+    run, config = shlex.quote(summary["run_dir"]), shlex.quote(f"{summary['run_dir']}/config.toml")
     fresh = "fresh episodes" if summary["steps"] else "held-out data"
     return [
         (f"shoal evaluate {run}", f"the trained weights on {fresh}"),
-        (f"shoal simulate {job} --seed {summary['seed'] + 1}", f"again with other luck; then: shoal plot {run} runs/latest"),
+        (f"shoal simulate {config} --seed {summary['seed'] + 1}", f"again with other luck; then: shoal plot {run} runs/latest"),
         (f"shoal export {run} --to model.safetensors", "the weights, for use elsewhere"),
     ]

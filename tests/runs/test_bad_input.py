@@ -79,6 +79,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate cartpole clip_coef=0.1", "clip_coef=0.1", "a setting of ppo; this job's method is impala"),
         ("simulate cartpole method=fedavg", "method=fedavg", "allowed is one of impala, ppo"),
         ("simulate digits partition=iid alpha=0.1", "alpha=0.1", "partition=dirichlet or quantity_skew"),
+        ("simulate digits select=power_of_choice candidates=3", "candidates=3", "from cohort=10 to clients=100"),
+        ("simulate cartpole hidden=64.5", "hidden=64.5", "whole numbers like 64,64"),
         ("simulate digits quorum=3", "quorum=3", "deadline=60, say"),
         ("simulate digits deadline=3", "deadline=3", "quorum=5, say"),
         ("simulate digits eval_cohort=3 eval_every=0", "eval_cohort=3", "eval_every=10, say"),
@@ -360,6 +362,13 @@ def test_a_worker_that_raises_is_reported_with_client_stage_and_traceback_and_th
     assert "client 3 failed in train: RuntimeError: client three is ill" in reports(said)
     assert f'File "{folder}/mine.py", line 14, in run' in reports(said)
     assert reports(said).count("set aside after 3 attempts") == 3  # once a round
+
+
+def test_a_worker_that_calls_sys_exit_is_a_failure_of_its_task_and_not_a_hang(folder: Path) -> None:
+    numpy_job(folder, 'raise SystemExit("enough")')
+    said = ran("simulate", "mine.py", "--actors", 1, "--json")
+    assert (said.result["version"], said.result["contributions"]) == (3, 9)
+    assert "client 3 failed in train: SystemExit: enough" in reports(said)
 
 
 def test_or_it_stops_where_the_job_says_so(folder: Path) -> None:

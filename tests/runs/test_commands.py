@@ -96,7 +96,7 @@ def test_a_person_gets_the_result_where_it_lies_and_what_to_try_next(place: Path
     for line in (
         f"The run lies in runs/{run}",
         f"shoal evaluate runs/{run}",
-        "shoal simulate digits --seed 1",
+        f"shoal simulate runs/{run}/config.toml --seed 1",
         f"shoal export runs/{run}",
     ):
         assert line in said.out

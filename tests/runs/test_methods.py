@@ -231,6 +231,13 @@ def test_another_method_takes_over_what_was_said_and_not_what_was_not() -> None:
     assert find("digits").configured({"method": "fedprox"}).plain()["mu"] == 0.01
 
 
+def test_a_tuple_of_numbers_is_of_whole_numbers() -> None:
+    assert Reinforcement("x", hidden=[32, 16]).plain()["hidden"] == [32, 16]
+    for wrong in ([64.7, 3], True, [True], 64.5, [None]):
+        with pytest.raises(UserError, match=r"hidden=.*whole numbers like 64,64"):
+            Reinforcement("x", hidden=wrong)
+
+
 def test_the_two_other_words_for_the_method_are_accepted_everywhere() -> None:
     assert Federated(1, 2, aggregator="fedadam", beta1=0.5).plain() == Federated(1, 2, method="fedadam", beta1=0.5).plain()  # type: ignore[arg-type]
     assert Reinforcement("x", algorithm="ppo", clip_coef=0.3).plain() == Reinforcement("x", method="ppo", clip_coef=0.3).plain()

@@ -39,10 +39,11 @@ class InRounds(LocalTraining):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
-        if self.candidates > self.clients:
-            raise UserError(f"candidates={self.candidates}: allowed is from 0 to clients={self.clients}")
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 1 to clients={self.clients}")
+        if self.candidates and not self.cohort <= self.candidates <= self.clients:
+            allowed = f"0, or from cohort={self.cohort} to clients={self.clients}"
+            raise UserError(f"candidates={self.candidates}: allowed is {allowed}")
         if self.quorum > self.cohort:
             raise UserError(f"quorum={self.quorum}: allowed is from 0 to cohort={self.cohort}")
         if self.quorum and not self.deadline:
