@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import msgpack
 import numpy as np
 
-from shoal.coordinator.deciding.events import Step
 from shoal.coordinator.keeping.recording import ACCEPTED, Rebuilding, Recording, Recovered
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.protocol.layout import Bundle, Bytes, Layout
@@ -226,8 +225,10 @@ class Disk:
             share=self.setting.share,
             promises=found.promises,
             kept=found.kept,
+            stepped=found.stepped,
+            record=found.record,
         )
         if journal is None:
             aggregator: Any = adder
-            recording.snapshot(Step(found.version, found.steps, found.drawn), adder.weights(), aggregator)
+            recording.snapshot(adder.weights(), aggregator)
         return recording

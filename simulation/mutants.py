@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant("arrays are not recorded", Recording, "accept", "if self.payload:", "if False:"),
     Mutant("early work is folded at once", Learner, "_do", "if job.fold.onto > self.newest[0]", "if False"),
     Mutant("early work is forgotten", Learner, "_after", "self._early.pop(step.version, ())", "()"),
-    Mutant("snapshots cover too much of the journal", Recording, "snapshot", "self._durable()}", "self._durable() + 1}"),
+    Mutant("snapshots cover too much of the journal", Recording, "snapshot", "self.record}", "self.record + 1}"),
     Mutant("a replay redoes what it has", Rebuilding, "_accepted", ".update(clients)", ".update(())"),
     Mutant("a replay forgets what was folded", Rebuilding, "_accepted", "self.found.folded += len(clients)", "pass"),
     Mutant("a replay carries folds over", Rebuilding, "_committed", "found.folded = 0", "pass"),

@@ -34,7 +34,9 @@ SHARE = 0.02  # part of the time that may go to snapshots beside those that are 
 @dataclass(slots=True)
 class Recovered:
     """The state that a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first:
-    version -> the lowest index that is free for its tasks. kept: version of the snapshot that was loaded, -1 if none was."""
+    version -> the lowest index that is free for its tasks. kept: version of the snapshot that was loaded, -1 if none was.
+    stepped: the step that made `version`. record: number of the last record up to that step; later records are of contributions
+    to the next version."""
 
     version: int = 0
     kept: int = -1
@@ -48,6 +50,8 @@ class Recovered:
     newest: int = 0  # the highest version that was ever committed
     first: dict[int, int] = field(default_factory=dict)
     promises: list[Promise] = field(default_factory=list)
+    stepped: Step = field(default_factory=lambda: Step(0, 0, 0))
+    record: int = 0
 
     @property
     def asked(self) -> Asked:
@@ -61,7 +65,8 @@ class Recovered:
         self.promises = [Promise.of_plain(row) for row in counters.get("promises", ())]
         self.made = {int(version): digest for version, digest in counters.get("made", {}).items()}
         self.newest = max([version, *self.made])
-        return int(counters.get("record", 0))
+        self.stepped, self.record = Step(version, self.steps, self.drawn), int(counters.get("record", 0))
+        return self.record
 
     def settle(self, streams: bool) -> None:
         """Decide for which version each promise counts. Rounds are made again as they were: promises for closed rounds are
@@ -70,6 +75,7 @@ class Recovered:
         if streams:
             self.promises = [replace(promise, onto=ANY) for promise in self.promises]
             self.version = max(self.version, self.newest + (self.newest > self.version))
+            self.stepped = replace(self.stepped, version=self.version)
             return
         self.promises = [promise for promise in self.promises if promise.onto >= self.version]
         for promise in self.promises:
@@ -82,8 +88,10 @@ class Recording:
     journal: None writes snapshots only. payload: True records the arrays of contributions too. every: seconds between
     snapshots, at most. retain: bytes that an actor keeps for the coordinator; 0: none. If retain is not 0, a snapshot is also
     made when the last snapshot took less than `share` of the time since, and when half of these bytes may be in use.
-    promises: promises of earlier lives that stand. past: number of the last record of an earlier life, up to which the
-    snapshots of a life without a journal cover all. kept: version of the newest snapshot, -1 if there is none.
+    promises: promises of earlier lives that stand. past: number of the last record of an earlier life. kept: version of the
+    newest snapshot, -1 if there is none.
+    stepped: the step that made the current version. record: number of the last record that this version covers: that of its
+    commit, or `past` if this life has made it without a journal.
     """
 
     def __init__(
@@ -97,17 +105,20 @@ class Recording:
         report: Callable[[str], None],
         epoch: int,
         made: Mapping[int, str],
+        stepped: Step,
         retain: int = 0,
         share: float = SHARE,
         promises: Iterable[Promise] = (),
         past: int = 0,
         kept: int = -1,
+        record: int = 0,
     ) -> None:
         self.store, self.journal, self.payload = store, journal, payload
         self.every, self.clock, self.report = every, clock, report
         self.epoch, self.made = epoch, made
         self.retain, self.share, self.past = retain, share, past
         self.promises = Promises.of(promises)
+        self.stepped, self.record = stepped, record
         self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
         self._with_actors = 0  # bytes accepted since the last snapshot
@@ -132,21 +143,21 @@ class Recording:
 
     def commit(self, step: Step, weights: Bundle) -> None:
         """Record that everything accepted so far made this version. The next `sync` makes the record durable."""
+        self.stepped, self.record = step, self.past
         if self.journal is None:
             return
         digest = weights.sha256()
         if self.made.get(step.version, digest) != digest:
             self.report(f"version {step.version}, made again, differs from the published version: its digest is {digest[:16]}")
         head = msgpack.packb([COMMITTED, step.version, step.steps, step.drawn, digest])
-        self.journal.append(len(head).to_bytes(4, "little") + head)
+        self.record = self.journal.append(len(head).to_bytes(4, "little") + head)
 
     def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> bool:
-        """Make a snapshot, if one is due. Returns whether a snapshot of this version exists now. The caller has folded nothing
-        in since `commit`, because a snapshot covers every record that is durable when it is made."""
+        """Make a snapshot, if one is due. Returns whether a snapshot of this version exists now."""
         since = self.clock() - self.kept_at
         cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
         if step.last or since >= self.every or cheap:
-            self.snapshot(step, weights, aggregator)
+            self.snapshot(weights, aggregator)
         return self.kept == step.version
 
     def sync(self) -> None:
@@ -154,29 +165,27 @@ class Recording:
         if self.journal is not None:
             self.journal.commit()
 
-    def snapshot(self, step: Step, weights: Bundle, aggregator: Aggregator) -> None:
-        """Make a snapshot of this version. If the disk does not take the snapshot, that is reported and the run goes on."""
-        state = aggregator.state()
-        counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self._durable()}
+    def snapshot(self, weights: Bundle, aggregator: Aggregator) -> None:
+        """Make a snapshot of the current version. If the disk does not take the snapshot, that is reported and the run goes on.
+        Contributions folded in since `commit` are in no weights yet: the snapshot does not cover their records."""
+        step, state = self.stepped, aggregator.state()
+        counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self.record}
         if self.promises.by_name:  # this snapshot covers the records of these promises
             made = {str(version): digest for version, digest in self.made.items() if version > step.version}
             counters |= {"made": made, "promises": [promise.plain() for promise in self.promises.by_name.values()]}
         own = {name: np.asarray(value) for name, value in state.items()}
-        began = self.clock()
+        began, saved = self.clock(), False
         try:
             self.store.save(Snapshot(step.version, weights, own, counters))
-            self.kept, self._with_actors = step.version, 0
+            self.kept, self._with_actors, saved = step.version, 0, True
             self._forget()
-            self.kept_at = self.clock()
-            self._cost = self.kept_at - began
+            self._cost = self.clock() - began
         except SyncFailed:
             raise
-        except DiskTrouble as trouble:
-            self.kept_at = self.clock()  # tried again when the next snapshot is due
-            self.report(f"no snapshot of version {step.version}: {trouble}")
-
-    def _durable(self) -> int:
-        return self.past if self.journal is None else self.journal.durable
+        except DiskTrouble as trouble:  # tried again when the next snapshot is due
+            what = "the snapshot is made, but the journal before it stays" if saved else "no snapshot is made"
+            self.report(f"version {step.version}: {what}: {trouble}")
+        self.kept_at = self.clock()
 
     def _forget(self) -> None:
         """Drop journal segments that every kept snapshot covers."""
@@ -214,13 +223,13 @@ class Rebuilding:
         self.whole = True
 
     def follow(self, records: Iterable[bytes]) -> None:
-        for raw in records:
+        for number, raw in enumerate(records, self.found.record + 1):
             length = int.from_bytes(raw[:4], "little")
             match msgpack.unpackb(raw[4 : 4 + length]):
                 case [kind, *rest] if kind == ACCEPTED:
                     self._accepted(rest, raw[4 + length :])
                 case [kind, version, steps, drawn, digest] if kind == COMMITTED:
-                    self._committed(version, steps, drawn, digest)
+                    self._committed(Step(version, steps, drawn), digest, number)
         self.found.promises, self.found.first = list(self.promises.by_name.values()), self.promises.first
 
     def _accepted(self, row: list[Any], payload: bytes) -> None:
@@ -244,13 +253,14 @@ class Rebuilding:
         self.found.drawn = max(self.found.drawn, index + 1)  # a stream must not draw it again
         self.found.counted += 1
 
-    def _committed(self, version: int, steps: int, drawn: int, digest: str) -> None:
-        found = self.found
+    def _committed(self, step: Step, digest: str, number: int) -> None:
+        found, version = self.found, step.version
         found.made[version], found.newest = digest, max(found.newest, version)
         if not self.whole or version != found.version + 1 or not found.folded:
             self.whole = False
             return
         self.aggregator.step()
-        found.version, found.steps, found.drawn = version, steps, drawn
+        found.version, found.steps, found.drawn = version, step.steps, step.drawn
+        found.stepped, found.record = step, number
         found.done.clear()
         found.folded = 0

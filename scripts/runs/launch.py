@@ -19,7 +19,6 @@ from typing import Any
 from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.events import Step
 from shoal.coordinator.keeping.disk import Lock
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Outside, Server
@@ -183,7 +182,7 @@ def launch(
         end = server.run()
         version, weights = learner.newest
         if recording.kept != version:
-            recording.snapshot(Step(version, core.steps, core.drawn), weights, aggregator)
+            recording.snapshot(weights, aggregator)
         result = summary(
             server.progress(),
             job=config.job,

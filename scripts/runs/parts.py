@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Step
 from shoal.coordinator.deciding.rules import Rules
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.recording import Recording, Recovered, recover
@@ -74,9 +73,11 @@ def recording_of(
         promises=found.promises,
         past=max(replay.last, replay.after),
         kept=found.kept,
+        stepped=found.stepped,
+        record=found.record,
     )
     if kind == "off":  # or the next life might take this one's epoch for its own
-        recording.snapshot(Step(found.version, found.steps, found.drawn), aggregator.weights(), aggregator)
+        recording.snapshot(aggregator.weights(), aggregator)
     return recording, found
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from shoal.aggregators import Aggregator
 from shoal.benchmarks.case import Finding
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Fold, Folded
+from shoal.coordinator.deciding.events import Fold, Folded, Step
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.keeping.replay import Replay
@@ -153,6 +153,7 @@ class Lived:
             report=_quiet,
             epoch=epoch,
             made={},
+            stepped=Step(0, 0, 0),
         )
         summed: Aggregator = Sum()
         self.learner = LearnerThread(summed, Inspector(), time.monotonic, wake=lambda: None, recording=self.recording)

@@ -436,6 +436,17 @@ def test_ctrl_c_ends_the_plain_loop_in_good_order_and_resume_goes_on_to_the_same
     assert (resumed["version"], resumed["weights_sha256"]) == (3, whole["weights_sha256"])
 
 
+def test_ctrl_c_in_the_middle_of_a_round_loses_no_contribution_that_the_journal_holds(folder: Path) -> None:
+    once = 'if task.version == 2 and not Path("heard").exists():\n'
+    kill = '                Path("heard").touch()\n                os.kill(os.getpid(), signal.SIGINT)\n'
+    note = '        with open("done", "a") as done:\n            done.write(f"{task.version} {client}\\n")'
+    numpy_job(folder, once + kill + note)
+    assert shoal("simulate", "mine.py", "journal=payload", "--actors", 0, "--run-dir", "broken").code == 130
+    assert ran("resume", "broken", "--json").result["version"] == 3
+    done = (folder / "done").read_text().split("\n")[:-1]
+    assert sorted(done) == [f"{version} {client}" for version in range(3) for client in range(4)]
+
+
 def test_a_finished_run_says_that_it_is_done_and_goes_on_only_to_a_later_end(folder: Path) -> None:
     numpy_job(folder)
     first = ran("simulate", "mine.py", "--actors", 0, "--run-dir", "run", "--json").result

@@ -234,6 +234,10 @@ def test_a_version_with_two_contents_is_seen() -> None:
 def test_a_life_without_a_journal_covers_what_the_last_one_wrote(tmp_path: Path) -> None:
     """Or a third life, with a journal again, would look for records that were forgotten long ago."""
     store = Store(tmp_path)
-    recording = Recording(store, None, payload=False, every=0.0, clock=lambda: 0.0, report=print, epoch=2, made={}, past=77)
-    recording.snapshot(Step(5, 0, 0), Bundle.pack({"w": np.zeros(3, np.float32)}), Still(3))
+    recording = Recording(
+        store, None, payload=False, every=0.0, clock=lambda: 0.0, report=print, epoch=2, made={}, stepped=Step(4, 0, 0), past=77
+    )
+    weights = Bundle.pack({"w": np.zeros(3, np.float32)})
+    recording.commit(Step(5, 0, 0), weights)
+    recording.snapshot(weights, Still(3))
     assert store.kept[5]["record"] == 77
