@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import STORED, Bundle
 from shoal.protocol.work import Contribution, Moved
 
 PARTS = ("weights", "fold", "step", "state", "load")
@@ -66,5 +66,9 @@ def amiss(aggregator: Aggregator) -> str:
         return f"weights() gave {type(weights).__name__}; expected a Bundle: Bundle.pack({{name: array}})"
     if not isinstance(state, Mapping):
         return f"state() gave {type(state).__name__}; expected a dict of numpy arrays by name, {{}} if there is nothing to keep"
-    wrong = [name for name, value in state.items() if not isinstance(value, np.ndarray | np.generic) or value.dtype.hasobject]
-    return f"state()[{wrong[0]!r}] is {type(state[wrong[0]]).__name__}; expected a numpy array" if wrong else ""
+    for name, value in state.items():
+        if not isinstance(value, np.ndarray | np.generic):
+            return f"state()[{name!r}] is {type(value).__name__}; expected a numpy array"
+        if value.dtype.str not in STORED:
+            return f"state()[{name!r}] has dtype {value.dtype}; a snapshot holds {', '.join(STORED.values())}"
+    return ""

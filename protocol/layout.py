@@ -34,6 +34,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 NAMES: Mapping[str, str] = {dtype.str: name for name, dtype in DTYPES.items() if name != "bf16"}
+UNSIGNED: Mapping[str, np.dtype[Any]] = {"u2": np.dtype("<u2"), "u4": np.dtype("<u4"), "u8": np.dtype("<u8")}
+STORED: Mapping[str, str] = {**NAMES, **{dtype.str: name for name, dtype in UNSIGNED.items()}}
+"""numpy's name of a dtype -> a snapshot's name of it, for each dtype that an aggregator's state may have."""
 ALIGNMENT = 64  # bytes: a cache line, so that every segment can be summed with aligned vector loads
 MAX_ARRAYS = 65_536  # arrays of a layout
 MAX_RANK = 8  # dimensions of an array

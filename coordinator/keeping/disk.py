@@ -222,15 +222,21 @@ class Lock:
     `lock` stays."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if another process holds the lock."""
+        """Raises UserError if another process holds the lock; DiskTrouble, holding nothing, if the file system fails."""
         self.path = folder / "lock"
         with trouble(f"lock {folder}"):
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self._take(folder)
+            except (OSError, UserError):
+                os.close(self.fd)
+                raise
+
+    def _take(self, folder: Path) -> None:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self.fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self.fd)
             pid = holder if holder.isdigit() else "unknown"
             raise UserError(
                 f"run directory {folder} is in use by the coordinator with pid {pid}: stop that one, or name another directory"

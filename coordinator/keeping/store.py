@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from shoal.coordinator.keeping import disk as disks
 from shoal.coordinator.keeping.disk import Disk, trouble
-from shoal.protocol.layout import ALIGNMENT, DTYPES, Bundle, Layout
+from shoal.protocol.layout import ALIGNMENT, DTYPES, STORED, UNSIGNED, Bundle, Layout
 
 Array = npt.NDArray[Any]
 Counters = Mapping[str, Any]
@@ -37,8 +37,7 @@ FOLDER = "checkpoints"
 NAME = re.compile(r"(\d{8,})\.safetensors")
 DAMAGED = ".damaged"
 LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
-UNSIGNED: Mapping[str, np.dtype[Any]] = {"u2": np.dtype("<u2"), "u4": np.dtype("<u4"), "u8": np.dtype("<u8")}
-STORED: Mapping[str, np.dtype[Any]] = {**DTYPES, **UNSIGNED}
+ITEMS: Mapping[str, np.dtype[Any]] = {**DTYPES, **UNSIGNED}
 CODES: Mapping[str, str] = {  # our dtype -> safetensors'
     **{"f8": "F64", "f4": "F32", "f2": "F16", "bf16": "BF16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8"},
     **{"u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64", "b1": "BOOL"},
@@ -172,7 +171,7 @@ def read(path: Path, disk: Disk = disks.REAL) -> Snapshot:
 
 def _buffers(snapshot: Snapshot) -> list[memoryview]:
     """The bytes of a snapshot's file; the arrays are their own memory, not copies."""
-    parts = sorted(_parts(snapshot), key=lambda part: -STORED[part[1]].itemsize)  # so that every tensor is aligned
+    parts = sorted(_parts(snapshot), key=lambda part: -ITEMS[part[1]].itemsize)  # so that every tensor is aligned
     rows: dict[str, Any] = {"__metadata__": _metadata(snapshot)}
     offset = 0
     for name, dtype, array in parts:
@@ -196,9 +195,8 @@ def _parts(snapshot: Snapshot) -> Iterator[tuple[str, str, Array]]:
 
 
 def _dtype(name: str, array: Array) -> str:
-    for dtype, its in STORED.items():
-        if dtype != "bf16" and its == array.dtype:
-            return dtype
+    if found := STORED.get(array.dtype.str):
+        return found
     raise TypeError(f"state {name!a} has dtype {array.dtype}; a snapshot holds {', '.join(CODES)}")
 
 
@@ -269,7 +267,7 @@ def _tensors(rows: Mapping[str, Any], nbytes: int) -> list[_Tensor]:
     end = 0
     for tensor in found:
         dtype = _known(tensor)
-        if tensor.first != end or tensor.last - end != math.prod(tensor.shape) * STORED[dtype].itemsize:
+        if tensor.first != end or tensor.last - end != math.prod(tensor.shape) * ITEMS[dtype].itemsize:
             raise CorruptError(f"tensor {tensor.name!a} does not lie where its shape says")
         end = tensor.last
     if end != nbytes:
@@ -297,7 +295,7 @@ def _empty(about: Mapping[str, Any], tensors: list[_Tensor]) -> Snapshot:
     if weights != held:
         raise CorruptError("the weights are not those of the layout")
     with _corrupt("the state has impossible shapes", ValueError):  # of a tensor without bytes; others are checked by now
-        state = {tensor.name[6:]: np.zeros(tensor.shape, STORED[_known(tensor)]) for tensor in states}
+        state = {tensor.name[6:]: np.zeros(tensor.shape, ITEMS[_known(tensor)]) for tensor in states}
     return Snapshot(version, Bundle.zeros(layout), state, counters)
 
 

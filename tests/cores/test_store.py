@@ -350,3 +350,17 @@ def test_names_that_cannot_be_listed_for_want_of_a_descriptor_are_trouble_too() 
     disk.fault = lambda call, path: errno.EMFILE if call == "names" else 0
     with pytest.raises(DiskTrouble):
         store.oldest()
+
+
+@pytest.mark.parametrize(("module", "call"), [("fcntl", "flock"), ("os", "ftruncate"), ("os", "pwrite")])
+def test_a_lock_that_the_file_system_refuses_is_trouble_and_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, call: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "none left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{module}.{call}", fail)
+        with pytest.raises(DiskTrouble, match=r"^\[Errno \d+\] cannot lock .*: none left"):
+            Lock(tmp_path)
+    Lock(tmp_path).close()

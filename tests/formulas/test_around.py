@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from servers import FedAdamServer
 
-from shoal.aggregators import lacking
+from shoal.aggregators import amiss, lacking
 from shoal.aggregators.around import Around
 from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
@@ -76,3 +78,14 @@ def test_what_an_aggregator_lacks_is_named() -> None:
 @pytest.mark.parametrize("name", ["change", "brief", "anything"])
 def test_what_the_other_one_has_not_the_wrapper_has_not(name: str) -> None:
     assert not hasattr(Around(FedAvgServer(START)), name)
+
+
+@pytest.mark.parametrize(
+    "value", [np.array("x"), np.ones(2, complex), np.array("2024-05-06", "datetime64[s]"), np.ones(3, ">f4")]
+)
+def test_a_state_that_no_snapshot_holds_is_refused_at_the_start(value: np.ndarray[Any, Any]) -> None:
+    class Odd(Around):
+        def state(self) -> dict[str, Any]:
+            return {"fine": np.ones(2, np.uint32), "odd": value}
+
+    assert amiss(Odd(FedAvgServer(START))).startswith(f"state()['odd'] has dtype {value.dtype}; a snapshot holds f4, f8, ")
