@@ -37,7 +37,7 @@ METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
     {"accuracy", "change_bytes", "dense_bytes", "down_bytes", "dropped_residuals", "episodes", "examples", "held_out_examples"}
     | {"held_out_loss", "lag_max", "lag_mean", "lag_min", "loss", "norm_bound", "sent_bytes", "steps", "train_accuracy"}
-    | {"untold", "up_bytes", "update_norm", "version", "weights_bytes"}
+    | {"actors", "contributions", "lag", "seconds", "untold", "up_bytes", "update_norm", "version", "weights_bytes"}
 )
 
 
@@ -138,15 +138,18 @@ def tallied(
 
 
 def measured(metrics: Mapping[str, Metric], logits: Tensor, y: Tensor) -> dict[str, float]:
-    """The number of each metric, by name. Raises UserError for a metric that does not give one number."""
+    """The number of each metric, by name. Raises UserError for a metric that raises or does not give one number."""
     found = {}
+    given = f"logits {list(logits.shape)} and y {list(y.shape)}"
     for name, metric in metrics.items():
-        value = metric(logits, y)
+        try:
+            value = metric(logits, y)
+        except Exception as raised:
+            raise UserError(f"metric {name} raised {raised!r} for {given}: math.nan says that it is not defined") from raised
         try:
             found[name] = float(value)
         except (TypeError, ValueError, RuntimeError):
             shape = f"shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-            given = f"logits {list(logits.shape)} and y {list(y.shape)}"
             raise UserError(f"metric {name} gave {shape} for {given}: expected one number for all of them") from None
     return found
 
@@ -163,8 +166,8 @@ def named(metrics: Mapping[str, Metric] | None) -> Mapping[str, Metric]:
 class Evaluation:
     """A function: weights -> {"loss", "accuracy", "examples", each metric} on examples that stay on the device.
 
-    batch_size: examples per forward pass. The metrics are tried on the first batch when this object is made: UserError if
-    one of them does not give one number.
+    batch_size: examples per forward pass. When this object is made, the metrics are tried on all y, with the logits of the
+    first batch repeated: UserError if a metric raises or does not give one number.
     """
 
     def __init__(
@@ -180,7 +183,9 @@ class Evaluation:
         self.loss, self.batch_size, self.metrics = loss, batch_size, named(metrics)
         self.data = tensors(examples, device)
         if metrics:
-            tallied(self.flat.module, [array[:batch_size] for array in self.data], loss, batch_size, metrics)
+            with evaluating(self.flat.module), torch.no_grad():
+                logits, y = self.flat.module(self.data[0][:batch_size]).cpu(), self.data[1].cpu()
+            measured(metrics, logits[torch.arange(len(y)) % len(logits)], y)
 
     def __call__(self, weights: Bundle) -> Metrics:
         self.flat.read(weights)

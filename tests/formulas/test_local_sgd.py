@@ -288,7 +288,25 @@ def test_a_metric_that_is_not_defined_for_a_client_is_left_out_of_its_totals():
     assert set(worker.run(weights_of(small()), 2, task).totals) == {"loss", "accuracy"}
 
 
-@pytest.mark.parametrize("name", ["loss", "accuracy", "examples", "steps", "", "f 1", "f1\n", "eval/f1", "f" * 65, 3])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss",
+        "accuracy",
+        "examples",
+        "steps",
+        "lag",
+        "seconds",
+        "actors",
+        "contributions",
+        "",
+        "f 1",
+        "f1\n",
+        "eval/f1",
+        "f" * 65,
+        3,
+    ],
+)
 def test_a_metric_of_a_name_that_means_something_else_is_refused(name):
     with pytest.raises(UserError, match=r"^metric .*: expected a name of letters"):
         LocalSGD(small, population(), cross_entropy, metrics={name: macro_f1})
@@ -578,3 +596,19 @@ def test_a_module_in_evaluation_mode_as_a_whole_is_trained_in_training_mode():
     one, other = (LocalSGD(f, people, cross_entropy) for f in (normalised, lambda: normalised().eval()))
     found = [worker.run(weights, 0, Task(0, 0, (0,))).bundle.sha256() for worker in (one, other)]
     assert found[0] == found[1]
+
+
+def test_a_metric_is_tried_on_every_class_and_its_own_fault_is_one_line():
+    def both(logits, y):
+        if len(set(y.tolist())) < 2:
+            raise IndexError("one class only")
+        return 0.25
+
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(30, 6)), np.repeat([0, 2], 15)
+    found = Evaluation(small, Examples(x, y), cross_entropy, batch_size=7, metrics={"both": both})(weights_of(small()))
+    assert found["both"] == 0.25
+    with pytest.raises(
+        UserError, match=r"^metric both raised IndexError\('one class only'\) for logits \[15, 3\] and y \[15\]: "
+    ):
+        Evaluation(small, Examples(x[:15], y[:15]), cross_entropy, batch_size=7, metrics={"both": both})
