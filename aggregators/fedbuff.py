@@ -12,7 +12,7 @@ import torch
 
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.nets.updates import Update, within
-from shoal.protocol.grid import exact_weight
+from shoal.protocol.grid import exact_weight, plain_weight
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
@@ -46,7 +46,8 @@ class FedBuffServer(FedAvgServer):
         self.undiscounted = 0.0
 
     def fold(self, contribution: Contribution) -> None:
-        undiscounted = self.undiscounted + exact_weight(contribution.work.weight)
+        weight = contribution.work.weight
+        undiscounted = self.undiscounted + (exact_weight(weight) if self.sum.gauge.exact else plain_weight(weight))
         super().fold(contribution)  # may raise: nothing is counted then
         self.undiscounted = undiscounted
 

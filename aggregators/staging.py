@@ -62,7 +62,7 @@ class Staging:
         self.device = torch.device(device)
         self.layout: Layout | None = None
         self.slots: list[Slot] = []
-        self.keys: list[tuple[tuple[int, ...], int]] = []
+        self.keys: list[tuple[tuple[int, ...], int, int, int]] = []
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -75,7 +75,8 @@ class Staging:
         if slot.device is not slot.host:
             with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
                 slot.device.copy_(slot.host, non_blocking=True)
-        self.keys.append((contribution.task.clients, contribution.made_from))
+        task = contribution.task
+        self.keys.append((task.clients, contribution.made_from, task.version, task.index))
 
     def _free(self, bundle: Bundle | None) -> Slot:
         if bundle is None:
@@ -88,7 +89,7 @@ class Staging:
         return self.slots[len(self.keys)]
 
     def batch(self) -> Batch:
-        """Everything folded, which is then forgotten. Ordered by client and version: the order of arrival changes no bit."""
+        """Everything folded, which is then forgotten. Ordered by client, version, task: the order of arrival changes no bit."""
         if not self.keys:
             raise ValueError("a step needs at least one trajectory; fold one in first")
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)

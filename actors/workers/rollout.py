@@ -6,7 +6,8 @@ trajectory is a function of the weights and of the client's own past, and of not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,8 @@ class Rollout:
 
     def _trained(self, client: int, task: Task) -> Work:
         life = self._lives.pop(client, None) or self._begun(client, task.version)
-        work = self._rollout(client, life)
+        with _closed_on_failure(life.envs):
+            work = self._rollout(client, life)
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
 
@@ -135,7 +137,8 @@ class Rollout:
 
     def _begun(self, client: int, version: int) -> Life:
         envs = self.make_envs(self.num_envs)
-        step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
+        with _closed_on_failure(envs):
+            step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
         return Life(envs, step, Episodes.none(self.num_envs), born=version)
 
     def _rollout(self, client: int, life: Life) -> Work:
@@ -187,7 +190,8 @@ class Rollout:
         wanted = np.full(abreast, self.episodes // abreast)
         wanted[: self.episodes % abreast] += 1
         seed = key(self.seed, "evaluate", client, task.version, task.index) % SEEDS
-        returns, lengths, replaced = self._played(stage, wanted, seed)
+        with _closed_on_failure(stage):
+            returns, lengths, replaced = self._played(stage, wanted, seed)
         self._stage = stage  # not before: after a failure half-way it is made anew
         return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))
 
@@ -227,6 +231,14 @@ class Rollout:
                 f"an environment lost {MOST_LOST + 1} evaluation episodes in a row with its process, and finished none: "
                 "if the environment is not broken, a larger step_timeout may help"
             )
+
+
+@contextmanager
+def _closed_on_failure(envs: Worlds) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.callback(envs.close)
+        yield
+        stack.pop_all()
 
 
 def _totals(replaced: int) -> dict[str, tuple[float, float]]:

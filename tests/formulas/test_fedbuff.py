@@ -101,3 +101,10 @@ def test_a_refused_delta_does_not_count_in_the_divisor():
 def test_an_exponent_below_zero_is_refused():
     with pytest.raises(UserError, match=r"exponent=-1.0: must be a number from 0"):
         FedBuffServer(vector([0.0]), exponent=-1.0)
+
+
+def test_without_exact_sums_the_divisor_is_the_sum_of_the_weights_themselves():
+    aggregator = FedBuffServer(vector([0.0]), normalise=False, deterministic=False)
+    weights = [3e-6, 0.7e-6 + 1e-6]  # far from the grid of exact weights
+    found = stepped(aggregator, [contribution(vector([2.0]), weight, client=i) for i, weight in enumerate(weights)])
+    assert found == pytest.approx([2.0], rel=1e-6)

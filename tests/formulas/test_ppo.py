@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -171,3 +172,8 @@ def test_a_policy_that_would_not_be_trained_is_refused(learner: type[PPOLearner 
         learner(policy().double())
     with pytest.raises(UserError, match="no trainable parameter"):
         learner(policy().requires_grad_(False))
+
+
+def test_the_order_of_arrival_of_one_clients_tasks_changes_no_bit() -> None:
+    a, b = (replace(contribution(policy(), seed=s, client=4), task=Task(0, s, (4,))) for s in (6, 7))
+    assert stepped(a, b)[0].sha256() == stepped(b, a)[0].sha256()

@@ -315,3 +315,20 @@ assert "torch" not in sys.modules
 
 def test_an_actor_with_the_built_in_policy_never_imports_torch() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_TORCH], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("task", [TRAIN, EVALUATE], ids=["train", "evaluate"])
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_environments_that_fail_are_closed(task: Task, call: str) -> None:
+    closed: list[bool] = []
+
+    def make(num_envs: int) -> Envs:
+        envs = make_vector("CartPole-v1", num_envs)
+        setattr(envs.vector, call, lambda *_, **__: 1 / 0)
+        envs.close = lambda: closed.append(True)  # type: ignore[method-assign]
+        return envs
+
+    worker = Rollout(make, NumpyPolicy(), 8, 3, 0)
+    with pytest.raises(ZeroDivisionError):
+        worker.run(weights(), 0, task)
+    assert closed == [True]
