@@ -142,8 +142,9 @@ def test_a_job_in_a_module_is_imported_by_a_fresh_interpreter_where_there_are_th
     assert len((folder / "imported").read_text().split()) == 2
     assert run.config.job == f"{folder}/mine.py:job"
     assert ran("evaluate", run.folder, "--json").result["version"] == 2
-    shoal.run(mine.job)  # a copy of this process has it
-    assert len((folder / "imported").read_text().split()) == 3  # `evaluate` above
+    others = threading.active_count() > 1  # daemons that other tests have left
+    shoal.run(mine.job)  # a copy of this process has it, if there are no others
+    assert len((folder / "imported").read_text().split()) == 3 + others  # `evaluate` above
 
 
 def test_where_torch_has_threads_for_a_gpu_a_job_made_here_is_refused_and_one_with_a_name_is_not(
