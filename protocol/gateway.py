@@ -64,7 +64,8 @@ class Gateway:
         self.wake = self._waiting.wake
         self._peers: OrderedDict[bytes, None] = OrderedDict()
         self._news: deque[Arrival] = deque()
-        self._kept: deque[bytes] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[int, ...]] = deque(maxlen=KEPT)  # names of the payloads that the gateway process keeps
+        self._plain: dict[tuple[int, ...], int] = {}  # name of one that it does not -> bytes of it sent since one was kept
         self._pause = AGAIN[0]
         self._again_at = float("inf")
         self._bound = False
@@ -114,8 +115,8 @@ class Gateway:
         header = encode(envelope)
         if payload is None:
             self._pipe.put([SEND, peer, header])
-        elif isinstance(envelope.message, Weights | Chunk) and len(payload) >= ZERO_COPY:
-            self._pipe.put([SEND_KEPT, peer, header, *self._kept_part(envelope, payload)])
+        elif kept := self._kept_part(self._pipe, envelope, payload):
+            self._pipe.put([SEND_KEPT, peer, header, *kept])
         else:
             self._pipe.put([SEND, peer, header, bytes_of(payload)])
         return ""
@@ -136,18 +137,33 @@ class Gateway:
             self._listener.close()
         self.wake.close()
 
-    def _kept_part(self, envelope: Envelope, payload: Payload) -> tuple[bytes, bytes]:
-        """Send weights through once a version; the gateway process keeps them for all peers. Returns the name of the weights
-        there, and the part of them that this peer gets."""
-        message = envelope.message
-        name = f"{envelope.epoch} {message.what if isinstance(message, Chunk) else message}".encode()
+    def _kept_part(self, pipe: Pipe, envelope: Envelope, payload: Payload) -> tuple[bytes, bytes] | None:
+        """Send weights, or changes of them, through once; the gateway process keeps them for all peers. Returns their name
+        there, and the part of them that this peer gets; None if the gateway process does not keep them.
+
+        Payloads of an older version make room at once. Those of the same or a newer version do so if as many bytes have gone
+        through of the payload as it has. So beside KEPT payloads a version, at most twice the bytes that peers get go through,
+        however many payloads they fetch by turns.
+        """
+        match envelope.message:
+            case Weights(version, base=base) if len(payload) >= ZERO_COPY:
+                name: tuple[int, ...] = (envelope.epoch, version, base)
+            case Chunk(what) if len(what) < 3 and len(payload) >= ZERO_COPY:  # else it is the brief of one actor's task
+                name = (envelope.epoch, *what)
+            case _:
+                return None
         whole, first, last = (
             (payload.whole, payload.first, payload.last) if isinstance(payload, Part) else (payload, 0, len(payload))
         )
-        if name not in self._kept and self._pipe:
+        known, gone = repr(name).encode(), self._plain.get(name, 0)
+        if name not in self._kept:
+            if len(self._kept) == KEPT and self._kept[0][:2] >= name[:2] and gone < len(whole):
+                self._plain[name] = gone + last - first
+                return None
             self._kept.append(name)
-            self._pipe.put([KEEP, name, whole])
-        return name, PART.pack(first, last)
+            self._plain.clear()
+            pipe.put([KEEP, known, whole])
+        return known, PART.pack(first, last)
 
     def _arrival(self, kind: bytearray, *frames: bytearray) -> Iterator[Arrival]:
         match bytes(kind), frames:

@@ -85,19 +85,17 @@ class Wake:
 
     def __init__(self) -> None:
         self.out, self._in = os.pipe()
-        self._open = threading.Lock()  # held for ever after `close`: a closed descriptor's number may be another file's
+        self._lock, self._open = threading.Lock(), True
         os.set_blocking(self.out, False)
         os.set_blocking(self._in, False)
 
     def __call__(self) -> None:
-        if not self._open.acquire(blocking=False):
-            return  # closed, or another thread is writing its byte now
-        try:
-            os.write(self._in, b".")
-        except BlockingIOError:
-            pass  # the pipe is full of bytes that wake
-        finally:
-            self._open.release()
+        with self._lock:  # a byte for every call: the byte that another thread has just written may be cleared already
+            try:
+                if self._open:  # a closed descriptor's number may be another file's
+                    os.write(self._in, b".")
+            except BlockingIOError:
+                pass  # the pipe is full of bytes that wake
 
     def clear(self) -> None:
         try:
@@ -106,9 +104,10 @@ class Wake:
             return
 
     def close(self) -> None:
-        self._open.acquire()
-        os.close(self.out)
-        os.close(self._in)
+        with self._lock:
+            self._open = False
+            os.close(self.out)
+            os.close(self._in)
 
 
 class Waiting:
