@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from shoal.protocol.errors import ProtocolError
+from shoal.protocol.errors import ProtocolError, UserError
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "f4": np.dtype("<f4"),
@@ -168,10 +168,26 @@ class Bundle:
 
     @staticmethod
     def pack(arrays: Mapping[str, npt.NDArray[Any]], layout: Layout | None = None) -> Bundle:
-        """A bundle with a copy of every array. layout: one that the arrays fit; None: the layout of the arrays."""
+        """A bundle with a copy of every array. layout: one of the same names and shapes; None: the layout of the arrays.
+
+        An array of another dtype is cast if numpy calls the cast 'same_kind' (float64 to float32, int64 to float32), and from
+        integers or bools to integers or bools if no number changes. bf16 is given as its bits, uint16. Raises UserError, with
+        the array's name, for arrays that do not fit, and for names that are missing or not in the layout.
+        """
         packed = Bundle.zeros(layout or Layout.like(arrays))
-        for name, array in packed.items():
-            array[...] = arrays[name]
+        if odd := arrays.keys() ^ packed.layout.by_name.keys():
+            says = (f"{name!r} is {'missing' if name in packed else 'not in the layout'}" for name in sorted(odd, key=str)[:8])
+            raise UserError(f"arrays that do not fit their layout: {', '.join(says)}")
+        for place in packed.layout.places:
+            array, into = np.asarray(arrays[place.name]), packed[place.name]
+            same, whole = array.dtype == into.dtype, array.dtype.kind in "biu" and into.dtype.kind in "biu"
+            casts = same or (place.dtype != "bf16" and (whole or np.can_cast(array.dtype, into.dtype, "same_kind")))
+            if not casts or array.shape != into.shape:
+                found, expected = f"{array.dtype}{list(array.shape)}", f"{place.dtype} as {into.dtype}{list(into.shape)}"
+                raise UserError(f"array {place.name!r}: found {found}, expected {expected}")
+            into[...] = array
+            if not same and whole and (into != array).any():
+                raise UserError(f"array {place.name!r}: found a number of {array.dtype} that {into.dtype} cannot hold")
         return packed
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:

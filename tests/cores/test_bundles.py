@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.coordinator.checks import Inspector
-from shoal.protocol.errors import ProtocolError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.layout import ALIGNMENT, DTYPES, Bundle, Bytes, Layout, Place, Scattered
 from shoal.protocol.messages import Contribute
@@ -45,7 +45,8 @@ def filled(layout: Layout, seed: int = 0) -> Bundle:
 
     def numbers(place: Place) -> Any:
         x = draw.normal(0, 5, place.shape).astype(np.float32)
-        return x.view(np.uint32) >> 16 if place.dtype == "bf16" else x.astype(np.int64) if place.dtype in WHOLE else x
+        bits = x.view(np.uint32) >> 16 if place.dtype == "bf16" else x.astype(np.int64)
+        return bits.astype(DTYPES[place.dtype]) if place.dtype in {*WHOLE, "bf16"} else x
 
     return Bundle.pack({place.name: numbers(place) for place in layout.places}, layout)
 
@@ -97,6 +98,45 @@ def test_a_float64_that_ends_a_piece_is_whole() -> None:
     blocks = list(Scattered(whole.layout, every_line(whole)).blocks("f8"))
     assert [(first, x.size) for first, x in blocks] == [(0, 8), (8, 8), (16, 1)]
     assert np.concatenate([x for _, x in blocks]).tolist() == whole["double"].tolist()
+
+
+FEW = Layout.of({"w": ("f4", (10,)), "n": ("i4", (2,)), "half": ("bf16", (3,)), "mask": ("b1", (2,))})
+FIT: dict[str, Any] = {
+    "w": np.ones(10, np.float32),
+    "n": np.ones(2, np.int32),
+    "half": np.ones(3, np.uint16),
+    "mask": np.zeros(2, np.bool_),
+}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"w": np.ones(1, np.float32)}, "array 'w': found float32[1], expected f4 as float32[10]"),
+        ({"w": np.ones((1, 10), np.float32)}, "array 'w': found float32[1, 10], expected f4 as float32[10]"),
+        ({"w": np.ones(10) + 2j}, "array 'w': found complex128[10], expected f4 as float32[10]"),
+        ({"n": np.ones(2)}, "array 'n': found float64[2], expected i4 as int32[2]"),
+        ({"n": np.array([1, 2**31])}, "array 'n': found a number of int64 that int32 cannot hold"),
+        ({"mask": np.array([0, 2])}, "array 'mask': found a number of int64 that bool cannot hold"),
+        ({"mask": np.ones(2)}, "array 'mask': found float64[2], expected b1 as bool[2]"),
+        ({"half": np.ones(3, np.float32)}, "array 'half': found float32[3], expected bf16 as uint16[3]"),
+        ({"half": np.ones(3, np.uint8)}, "array 'half': found uint8[3], expected bf16 as uint16[3]"),
+        ({"v": np.ones(10), "u": 1}, "arrays that do not fit their layout: 'u' is not in the layout, 'v' is not in the layout"),
+        ({"w": None, "W": np.ones(10)}, "arrays that do not fit their layout: 'W' is not in the layout, 'w' is missing"),
+    ],
+)
+def test_arrays_that_do_not_fit_their_layout_are_refused_by_name(arrays: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Bundle.pack({name: array for name, array in {**FIT, **arrays}.items() if array is not None}, FEW)
+    assert str(refused.value) == says
+
+
+def test_floats_and_integers_of_other_widths_are_cast() -> None:
+    packed = Bundle.pack({**FIT, "w": np.arange(10) / 8, "n": np.array([-(2**31), 2**31 - 1]), "mask": [1, 0]}, FEW)
+    assert packed["w"].tolist() == [n / 8 for n in range(10)]
+    assert packed["mask"].tolist() == [True, False]
+    assert packed["n"].tolist() == [-(2**31), 2**31 - 1]
+    assert Bundle.pack({**FIT, "w": [True] * 10, "n": [3, 4]}, FEW)["w"].sum() == 10
 
 
 def test_joined_it_is_a_bundle_like_any_other() -> None:
