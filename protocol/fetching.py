@@ -130,7 +130,10 @@ class Fetch:
         if self._under_way and self._under_way + chunk > min(self.way.window, most):
             return None
         if self._lost:
-            return self._lost.popleft()
+            first, last = self._lost.popleft()
+            if last > first + chunk:  # it was asked for when chunks were larger
+                self._lost.appendleft((first + chunk, last))
+            return first, min(last, first + chunk)
         first, self._next = self._next, min(self._nbytes, self._next + chunk)
         return first, self._next
 

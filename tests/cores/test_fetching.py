@@ -159,6 +159,28 @@ def test_what_does_not_come_is_asked_for_again_later_and_later() -> None:
     assert fetch.again == 200
 
 
+def test_after_a_cut_no_more_is_asked_for_than_there_is_room_for_now() -> None:
+    fetch = Fetch(40 * MB, Way(rtt=0.01, rate=1e9))
+    assert next(last - first for first, last in fetch.ask(0.0)) == MOST
+    fetch.cut()
+    pieces = []
+    for turn in range(10 * MOST // LEAST):
+        (piece,) = fetch.ask(turn / 10, most=LEAST)
+        pieces.append(piece)
+        assert fetch.arrived(*piece, turn / 10)
+    assert pieces == [(first, first + LEAST) for first in range(0, 10 * MOST, LEAST)]
+
+
+def test_late_pieces_are_cut_to_what_a_way_carries_that_became_slow() -> None:
+    fetch = Fetch(7 * MB, way := Way(rtt=0.25, rate=2e7))
+    first, (begin, end), *_ = fetch.ask(0.0)
+    assert fetch.arrived(*first, 30.0)
+    for _ in range(50):
+        way.took(LEAST, 10.0)
+    assert fetch.ask(30.0 + 3_600) == [(begin, begin + way.chunk)]
+    assert way.chunk < end - begin
+
+
 def test_what_was_not_asked_for_is_not_wanted() -> None:
     fetch = Fetch(100, Way(rtt=0.1))
     assert not fetch.arrived(0, 100, 0.0)
