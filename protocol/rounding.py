@@ -112,12 +112,13 @@ class Blocks:
             yield slice(first * self.block, min(n, (first + blocks) * self.block)), slice(first, first + blocks)
 
     def _spread(self, scales: Vector, part: slice) -> Vector:
-        return np.repeat(scales, self.block)[: part.stop - part.start]
+        n = part.stop - part.start
+        return np.repeat(scales, min(self.block, n))[:n]  # one block may be far longer than all entries
 
 
 def _scales(x: Vector, block: int, top: int) -> Vector:
     """The least float32, for each block, that times `top` reaches its largest |x|: so no entry is more than `top` scales."""
-    peak = np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block))
+    peak = np.maximum.reduceat(np.abs(x), np.arange(0, x.size, min(block, x.size)))
     scale = peak / np.float32(top)
     return np.where(scale.astype(np.float64) * top < peak, np.nextafter(scale, np.float32(np.inf)), scale)
 

@@ -92,7 +92,7 @@ class CompressWeights(Wrap):
         choices=("none", *CODECS),
     )
     compress_ratio: float = option(0.1, "share of the entries that the codecs topk and randk send", above=0, most=1)
-    compress_block: int = option(256, "number of entries that share one scale in the codecs int8 and int4", least=1)
+    compress_block: int = option(256, "number of entries that share one scale in the codecs int8 and int4", least=1, most=10**9)
 
     def check(self, exact: bool) -> None:
         super().check(exact)

@@ -105,6 +105,15 @@ def test_the_nearest_is_off_by_half_a_scale_and_the_stochastic_by_less_than_one(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_a_block_may_be_far_longer_than_all_entries(bits, stochastic):
+    x = normal(11)
+    expected = told(Blocks(bits, 11, stochastic), x, 6)
+    for block in (12, 2**33, 2**64 - 1, 10**30):
+        np.testing.assert_array_equal(told(Blocks(bits, block, stochastic), x, 6), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_stochastic_rounding_has_the_mean_and_the_variance_of_the_definition(bits):
     """Up with probability f, the fraction: mean x, variance scale^2 f (1 - f)."""
     x, draws = normal(512), 1_000
