@@ -12,9 +12,10 @@ import struct
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
-    """A 128-bit number for (seed, purpose, numbers), e.g. key(0, "shuffle", client, version)."""
+    """A 128-bit number for (seed, purpose, numbers), e.g. key(0, "shuffle", client, version). purpose: 16 bytes at most, else
+    ValueError."""
     packed = struct.pack(f"<{1 + len(numbers)}q", seed, *numbers)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=16, person=purpose.encode()[:16]).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=16, person=purpose.encode()).digest(), "little")
 
 
 def draw(seed: int, purpose: str, *numbers: int) -> random.Random:

@@ -8,9 +8,7 @@ The gateway and the coordinator exchange messages of a `Pipe`; a message's first
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import resource
 import select
 import signal
@@ -29,6 +27,7 @@ from shoal.protocol.door import News, ServerKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.front import Came, Front, Gone, raise_descriptor_limit
 from shoal.protocol.keys import Allowed, Pair
+from shoal.protocol.parent import die_with_parent
 from shoal.protocol.pipe import Pipe
 
 CAME, GONE, NEWS, FULL = b"came", b"gone", b"news", b"full"  # kinds of messages from the gateway
@@ -40,7 +39,6 @@ AHEAD = 4 << 20  # bytes that the coordinator has not taken, above which nothing
 TURN = 0.25  # seconds of a turn, at most; after a silent turn the gateway says that it is alive
 TOOK = 64  # messages taken from either side in a turn, at most
 FAREWELL = 0.5  # seconds that last messages have to leave
-PR_SET_PDEATHSIG = 1
 
 
 class Gate:
@@ -168,10 +166,7 @@ def configured(pipe: Pipe) -> Gate | None:
 
 def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            return
+    die_with_parent(parent)
     pipe = Pipe(socket.socket(fileno=descriptor), largest=sys.maxsize)
     gate = configured(pipe)
     pipe.flush()

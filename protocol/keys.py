@@ -106,7 +106,7 @@ class KeyFolder:
     def public(self, text: str) -> str:
         """The public key that `text` is, or that the .pub of that name in this folder holds. Raises UserError."""
         path = self._file(text, "pub") if NAME.fullmatch(text) else None
-        return public_of(path.read_text().strip() if path and path.exists() else text)
+        return public_of(self._text(path).strip() if path and path.exists() else text)
 
     def names(self) -> list[str]:
         """Names of the owner's pairs, sorted."""
@@ -157,7 +157,7 @@ class KeyFolder:
     def _own_name(self, public: str) -> str:
         for name in self.names():
             path = self._file(name, "pub")
-            if path.exists() and path.read_text().strip() == public:
+            if path.exists() and self._text(path).strip() == public:
                 return name
         return f"key-{public[:8]}"
 
@@ -185,10 +185,16 @@ class KeyFolder:
         if loose:
             verb = "read" if private else "changed"
             raise UserError(f"{path} can be {verb} by others (mode {path.stat().st_mode & 0o777:o}): chmod 600 {path}")
+        return self._text(path)
+
+    @staticmethod
+    def _text(path: Path) -> str:
         try:
             return path.read_text("ascii")
         except UnicodeDecodeError:
             raise UserError(f"{path} is not text: remove it") from None
+        except OSError as wrong:
+            raise UserError(f"{path} cannot be read ({wrong.strerror}): give it mode 600, or remove it") from None
 
     def _write(self, path: Path, text: str) -> None:
         """Replace a file, durably; after a crash the file is the new one or the one before, whole."""

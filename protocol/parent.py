@@ -47,10 +47,11 @@ def forked(life: Callable[[], int | None]) -> int:
 def lived(life: Callable[[], int | None]) -> NoReturn:
     """Run `life` in this very process, and exit as a copy made by `forked` does."""
     code: int | None = 1
+    outer = sys.exc_info()[1]  # the caller's, if it forks where it deals with one
     try:
         code = life()
     finally:
-        if sys.exc_info()[0] is not None:
+        if sys.exc_info()[1] is not outer:
             sys.__excepthook__(*sys.exc_info())
         _flush()  # os._exit flushes nothing
         os._exit(code or 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -88,6 +90,16 @@ def test_a_damaged_secret_is_told(folder: KeyFolder) -> None:
     (folder.path / "laptop.key").write_text("00")
     with pytest.raises(UserError, match=r"laptop\.key holds no key"):
         folder.pair("laptop")
+
+
+@pytest.mark.parametrize("ruin", [lambda path: path.write_bytes(b"\xff\xfe\x00"), lambda path: (path.unlink(), path.mkdir())])
+def test_a_public_key_that_cannot_be_read_is_told_in_one_line(folder: KeyFolder, ruin: Callable[[Path], Any]) -> None:
+    folder.new("laptop")
+    ruin(folder.path / "laptop.pub")
+    for reader in (lambda: folder.public("laptop"), lambda: folder.allow(BOB)):
+        with pytest.raises(UserError, match=r"laptop\.pub (is not text|cannot be read \(Is a directory\)).* remove it") as told:
+            reader()
+        assert "\n" not in str(told.value)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(folder: KeyFolder) -> None:

@@ -17,7 +17,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.selection import power_of_choice, uniform
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.rules import Rules
-from shoal.protocol.draws import draw
+from shoal.protocol.draws import draw, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Assign, Failed
 from shoal.protocol.work import Task
@@ -217,3 +217,9 @@ def test_the_plan_of_a_run_folds_what_a_selection_chose() -> None:
             run.event(Folded((fold.task.version, fold.task.index)))
         run.step()
     assert len(set(seen)) == 6  # whoever never contributed comes first
+
+
+def test_purposes_that_agree_in_sixteen_bytes_are_refused_and_not_taken_for_one() -> None:
+    assert key(5, "a" * 15, 1) != key(5, "a" * 16, 1)
+    with pytest.raises(ValueError, match="16"):
+        key(5, "a" * 17, 1)

@@ -1,0 +1,45 @@
+"""Facts about processes that end with their parent, and print no error but their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORK = """
+import os
+from shoal.protocol.parent import forked
+
+def life():
+    {life}
+
+try:
+    {{}}["what the caller deals with"]
+except KeyError:
+    _, status = os.waitpid(forked(life), 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("life", "code", "error"),
+    [
+        ("return 7", 7, ""),
+        ("return None", 0, ""),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("raise SystemExit(3)", 1, "SystemExit: 3"),
+    ],
+)
+def test_a_copy_made_where_an_exception_is_dealt_with_prints_none_unless_it_has_its_own(
+    life: str, code: int, error: str
+) -> None:
+    ran = subprocess.run([sys.executable, "-c", FORK.format(life=life)], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == f"{code}\n"
+    assert bool(ran.stderr) == bool(error)
+    assert error in ran.stderr.strip().rpartition("\n")[2]
+
+
+def test_a_gateway_process_whose_parent_has_ended_ends_at_once() -> None:
+    orphan = [sys.executable, "-m", "shoal.protocol.gate", "0", "0"]  # no process has a parent of number 0 but the first
+    assert subprocess.run(orphan, stdin=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
