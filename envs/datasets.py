@@ -20,6 +20,7 @@ import numpy.typing as npt
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 
+READ = 1 << 24  # bytes of a file asked for at once: room is made for all of them, whether they are there or not
 MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
@@ -132,9 +133,12 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
         raise ValueError("the header is cut off")
     shape = tuple(int(n) for n in np.frombuffer(header, dtype=">u4"))
     announced = math.prod(shape)
-    body = file.read(announced + 1) if announced < 2**31 else b""
-    if len(body) != announced:
-        raise ValueError(f"{'fewer' if len(body) < announced else 'more'} than the {announced} bytes of its dimensions {shape}")
+    body = bytearray()
+    while len(body) <= announced and (more := file.read(min(READ, announced + 1 - len(body)))):
+        body += more
+    if (n := len(body)) != announced:
+        found = f"{n} bytes are fewer" if n < announced else "there are more"
+        raise ValueError(f"{found} than the {announced} bytes of its dimensions {shape}")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 

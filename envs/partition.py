@@ -115,18 +115,23 @@ def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: 
         gave = len(found) if hasattr(found, "__len__") else type(found).__name__
         raise UserError(f"partition {name} gave {gave}: expected a list of {clients} arrays of indices, one a client")
     owner = np.full(n, -1)
-    parts = [np.asarray(part) for part in found]
-    for client, part in enumerate(parts):
+    parts: Parts = []
+    for client, its in enumerate(found):
+        try:
+            part = np.asarray(its)
+        except ValueError:
+            raise UserError(f"partition {name}, client {client}: lists of unequal lengths, not whole numbers [n]") from None
         if part.ndim != 1 or not part.size or part.dtype.kind not in "iu":
             shown = f"{part.dtype}{list(part.shape)}"
             raise UserError(f"partition {name}, client {client}: {shown}; expected at least one index, whole numbers [n]")
         if (outside := part[(part < 0) | (part >= n)]).size:
             raise UserError(f"partition {name}, client {client}: index {outside[0]}; expected 0 to {n - 1}")
-        its, times = np.unique(part, return_counts=True)
-        if (twice := its[(times > 1) | (owner[its] >= 0)]).size:
+        each, times = np.unique(part, return_counts=True)
+        if (twice := each[(times > 1) | (owner[each] >= 0)]).size:
             raise UserError(f"partition {name}, client {client}: index {twice[0]} is given twice; expected once at most")
         owner[part] = client
-    return [part.astype(np.int64) for part in parts]
+        parts.append(part.astype(np.int64))
+    return parts
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -142,7 +147,7 @@ def _by_owner(owner: npt.NDArray[np.int64], clients: int, rng: np.random.Generat
 
 def _shares(total: int, clients: int, alpha: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """`total` cut into `clients` whole numbers, in proportions from Dirichlet(alpha): cut where the running sum says."""
-    running = np.cumsum(rng.dirichlet(np.full(clients, alpha)))
+    running = np.cumsum(rng.dirichlet(np.full(clients, min(alpha, 1e290))))  # equal long before; the sum of draws stays finite
     cuts = np.minimum((running[:-1] * total).astype(np.int64), total)
     return np.diff(cuts, prepend=0, append=total)
 

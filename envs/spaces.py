@@ -157,7 +157,7 @@ def _actions(space: Any) -> Actions:
                 tuple(space.shape), _numbers(space.low), _numbers(space.high), "f8" if space.dtype == np.float64 else "f4"
             )
     raise UserError(
-        f"action space {_short(space)} is not supported (Discrete and Box of floats are); "
+        f"action space {_short(space)} is not supported (Discrete and Box of float32 or float64 are); "
         "wrap the environment in a gymnasium.ActionWrapper that offers one of those"
     )
 

@@ -78,6 +78,14 @@ def test_a_larger_alpha_is_more_even():
     assert spread[0] > spread[1] > spread[2]
 
 
+@pytest.mark.parametrize("partition", [dirichlet, quantity_skew])
+def test_shares_are_equal_for_the_largest_alpha_there_is(partition):
+    for alpha in (1e100, 1e308, np.finfo(np.float64).max):
+        found = sizes(partition(LABELS, 40, seed=3, alpha=alpha))
+        assert found.min() >= 40  # 50 of 2,000 each, or 5 of the 200 of each class, give or take one
+        assert found.max() <= 60
+
+
 @pytest.mark.parametrize("alpha", [1e-9, 0.01, 0.5])
 @pytest.mark.parametrize("partition", [dirichlet, quantity_skew])
 def test_everybody_has_the_least_number_even_where_the_draw_gave_nothing(partition, alpha):

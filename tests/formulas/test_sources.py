@@ -255,6 +255,8 @@ def test_a_partition_may_be_a_function() -> None:
         ([[0, 1], [0.5]], ", client 1: float64[1]; expected at least one index, whole numbers [n]"),
         ([[[0, 1]], [2]], ", client 0: int64[1, 2]; expected at least one index, whole numbers [n]"),
         ([[0, 1], [True]], ", client 1: bool[1]; expected at least one index, whole numbers [n]"),
+        ([[0, 1], [2, [3, 4]]], ", client 1: lists of unequal lengths, not whole numbers [n]"),
+        ([[0, 1], ["two"]], ", client 1: <U3[1]; expected at least one index, whole numbers [n]"),
         ([[0, 1], [2, 60]], ", client 1: index 60; expected 0 to 59"),
         ([[-1, 1], [2]], ", client 0: index -1; expected 0 to 59"),
         ([[0, 1], [5, 1]], ", client 1: index 1 is given twice; expected once at most"),

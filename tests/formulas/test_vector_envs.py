@@ -265,6 +265,11 @@ def test_discrete_observations_go_through_every_mode(mode: str) -> None:
         (spaces.Dict(a=spaces.Discrete(2)), spaces.Discrete(2), "observation space Dict"),
         (spaces.Discrete(2), spaces.MultiDiscrete([2, 2]), "action space MultiDiscrete"),
         (spaces.Discrete(2), spaces.Box(0, 3, (2,), np.int64), "action space Box"),
+        (
+            spaces.Discrete(2),
+            spaces.Box(-2, 2, (3,), np.float16),
+            r"Box\(.*float16.* \(Discrete and Box of float32 or float64 are",
+        ),
     ],
 )
 def test_spaces_that_are_not_supported_are_named_in_one_line(observation: Any, action: Any, said: str) -> None:
