@@ -71,7 +71,7 @@ def trips(seconds: float, readers: int, floats: int = FLOATS) -> Trips:
         reader.stay()
 
     given = 0
-    serve = desk.server.arrays.part
+    serve = desk.server.arrays.cut
 
     def counted(*asked: Any) -> Any:
         nonlocal given
@@ -79,7 +79,7 @@ def trips(seconds: float, readers: int, floats: int = FLOATS) -> Trips:
         given += 0 if part is None else len(part)
         return part
 
-    with mock.patch.object(desk.server.arrays, "part", counted), others(1 + readers, live):
+    with mock.patch.object(desk.server.arrays, "cut", counted), others(1 + readers, live):
         desk.turns(lambda here: here == 1 + readers)
         began, given = time.monotonic(), 0
         desk.turns(lambda here: here == readers)

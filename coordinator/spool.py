@@ -20,8 +20,8 @@ from shoal.protocol.layout import Bundle, Bytes, Layout, Scattered
 READ = 1 << 22  # bytes read at a time
 
 
-class Store(Protocol):
-    """What pieces are put in, as they come, and what is made of them when all have."""
+class Gathered(Protocol):
+    """What pieces are put in as they come, and what is made of them when all have."""
 
     def put(self, first: int, piece: Any) -> None: ...
 

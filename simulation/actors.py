@@ -24,6 +24,7 @@ from shoal.actors.events import (
     Place,
     Quit,
     Reset,
+    Retain,
     Run,
     Say,
     Stow,
@@ -48,8 +49,10 @@ from shoal.protocol.messages import (
     TaskName,
     Want,
     Weights,
+    Welcome,
 )
 from shoal.simulation.books import ViolationError
+from shoal.simulation.common import RING, Common
 from shoal.simulation.disk import LAYOUT, Delta, Handout, Model
 from shoal.simulation.wire import Act, Connection, Process
 
@@ -63,7 +66,8 @@ OF_ARRAYS = (Want, Ready)  # what goes by the line for arrays
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Stands for a contribution's arrays. number: used once, odd if they are not finite; model: what it was made from."""
+    """Stands for a contribution's arrays. number: used once, odd if they are not finite; model: what it was made from; user:
+    whose key it came under; torn: the weights were written anew while it was made."""
 
     number: int
     model: Model | None
@@ -71,6 +75,8 @@ class Product:
     honest: bool = True
     attempt: int = 0
     handout: Handout | None = None  # the brief that it was made with
+    user: str = ""
+    torn: bool = False
 
     @property
     def bundle(self) -> Bundle:
@@ -79,6 +85,8 @@ class Product:
 
 Payload: TypeAlias = Product | Model | Delta | Handout
 """What stands for arrays on the wire."""
+Token: TypeAlias = tuple[Common, tuple[int, ...]]
+"""Where weights lie that are shared: with which coordinator, and what its board calls the place."""
 
 
 class Lane:
@@ -87,7 +95,7 @@ class Lane:
     keeps = False
 
     def __init__(self, life: Life) -> None:
-        self.life, self.place = life, life.place
+        self.life, self.place, self.user = life, life.place, life.user
         self.connection: Connection | None = None
         self.connected = True
         self.outbox: list[tuple[Envelope, Payload | None]] = []
@@ -119,8 +127,14 @@ class Life(Process):
     def __init__(self, world: World, place: int, pace: float) -> None:
         super().__init__(world.time, world.rng.uniform(0, 1e6), TURN)  # every machine's clock starts elsewhere
         self.world, self.place, self.pace = world, place, pace
-        name = f"actor-{place}"
-        self.session = Session(world.rng.randbytes(8), hello(name, name, place, ()), "here", self.clock())
+        self.user = f"key {place}" if world.setting.keyed else ""
+        self.pid = world.pid()
+        name, near = f"actor-{place}", world.setting.shares and place % 2 == 0
+        said = hello(name, "host" if near else name, self.pid, ("shm",) if near else ())
+        self.session = Session(world.rng.randbytes(8), said, "here", self.clock())
+        self.shares = False  # memory with the coordinator that it is at
+        self.slots: dict[int, TaskName] = {}  # that it lent, by their product's number
+        self.token: Token | None = None  # where its weights lie, if in shared memory
         self.connection: Connection | None = None
         self.connected = False  # it was, once
         self.outbox: list[tuple[Envelope, Payload | None]] = []
@@ -129,7 +143,7 @@ class Life(Process):
         self.gathered: dict[tuple[int, ...], Model | Delta | Handout | None] = {}
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
-        self.orders: deque[tuple[Run, Product]] = deque()
+        self.orders: deque[tuple[Run, Product, Token | None]] = deque()
         self.hangs = False
         self.epoch = 0
         world.wire.connect(self)
@@ -173,7 +187,7 @@ class Life(Process):
                 case Gather():
                     self.gathered[effect.what] = None
                 case Stow():
-                    self._stow(effect, event, payload)
+                    self._stow(effect, self._heard(event), payload)
                 case Place():
                     if not isinstance(payload, Handout):
                         raise ViolationError(f"actor {self.place} hears of {effect.what}, which is not there")
@@ -183,13 +197,16 @@ class Life(Process):
                 case Give():
                     self._give(effect)
                 case Adopt():
-                    self._adopt(effect, payload)
+                    self._adopt(effect, self._heard(event), payload)
                 case Run():
                     self._order(effect)
                 case Forget():
+                    self._take_back(effect.task)
                     self.shelf.pop(effect.task, None)
+                case Retain():
+                    self._take_back(effect.task)
                 case Reset():
-                    self._reset()
+                    self._reset(self._heard(event))
                 case Leave():
                     self.gone = True
 
@@ -204,7 +221,7 @@ class Life(Process):
             payload = self.shelf.get(message.task)
             if payload is None:
                 raise ViolationError(f"actor {self.place} says task {message.task}, whose arrays it has forgotten")
-            payload = None if message.nbytes else payload
+            payload = None if message.nbytes or message.slot or not message.layout else payload
         self.world.wire.up(self.lane if isinstance(message, OF_ARRAYS) else self, envelope, payload)
 
     def _give(self, asked: Give) -> None:
@@ -213,25 +230,39 @@ class Life(Process):
             chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
             self.world.wire.up(self.lane, Envelope(self.session.session, self.session.epoch, chunk), product)
 
-    def _stow(self, stow: Stow, event: Event, payload: Payload | None) -> None:
-        chunk = event.envelope.message if isinstance(event, Heard) else None
+    def _heard(self, event: Event) -> Message | None:
+        return event.envelope.message if isinstance(event, Heard) else None
+
+    def _take_back(self, task: TaskName) -> None:
+        """What it lent of this task is its own again, and it writes something else there."""
+        for number in [number for number, its in self.slots.items() if its == task]:
+            del self.slots[number], self.world.lent[number]
+
+    def _stow(self, stow: Stow, chunk: Message | None, payload: Payload | None) -> None:
         fits = isinstance(payload, Handout if len(stow.what) == 3 else Model | Delta)
         if not isinstance(chunk, Chunk) or chunk.what != stow.what or stow.what not in self.gathered or not fits:
             raise ViolationError(f"actor {self.place} gathers {stow.what} from pieces of others")
         self.gathered[stow.what] = payload  # type: ignore[assignment]
 
-    def _reset(self) -> None:
+    def _reset(self, welcome: Message | None) -> None:
+        self.shares = isinstance(welcome, Welcome) and welcome.shares != ()
         if self.session.epoch < self.epoch and not self.world.wire.wild:
             raise ViolationError(f"actor {self.place} went back from epoch {self.epoch} to {self.session.epoch}")
+        if self.session.briefs or self.session.lacking:
+            raise ViolationError(f"actor {self.place} has a new place, and briefs of tasks that are others' now")
         self.epoch = self.session.epoch
-        self.weights, self.held = None, -1
+        self.weights, self.held, self.token = None, -1, None
 
-    def _adopt(self, adopt: Adopt, payload: Payload | None) -> None:
+    def _adopt(self, adopt: Adopt, told: Message | None, payload: Payload | None) -> None:
         what = (adopt.version,) if adopt.base == WHOLE else (adopt.version, adopt.base)
         if (gathered := self.gathered.pop(what, None)) is not None:
             payload = gathered
         if payload is None and adopt.base == self.held:
             payload = self.weights
+        elif isinstance(told, Weights) and told.slot and self.world.hub and self.world.hub.common:
+            self.token = self.world.hub.common, told.slot
+        else:
+            self.token = None
         if isinstance(payload, Delta) and adopt.base == self.held:
             if payload.since is not self.weights:
                 raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")
@@ -252,7 +283,7 @@ class Life(Process):
         handout = self.gathered.pop((task.version, task.index, run.attempt), None) if run.brief else None
         if not isinstance(handout, Handout | None) or (run.brief and handout is None):
             raise ViolationError(f"actor {self.place} starts task {task} without its brief")
-        self.orders.append((run, self._product(run.task.clients, run.attempt, handout)))
+        self.orders.append((run, self._product(run.task.clients, run.attempt, handout), self.token))
         if len(self.orders) == 1:
             self._work()
 
@@ -263,7 +294,7 @@ class Life(Process):
 
     def _product(self, clients: tuple[int, ...], attempt: int = 0, handout: Handout | None = None) -> Product:
         poisoned = self.time.random() < self.world.setting.weather.poisoned and not self.world.healed
-        return Product(self.world.number(poisoned), self.weights, clients, True, attempt, handout)
+        return Product(self.world.number(poisoned), self.weights, clients, True, attempt, handout, self.user)
 
     def _finish(self, seconds: float) -> None:
         if self.gone:
@@ -271,22 +302,28 @@ class Life(Process):
         if self.frozen:
             self.later(self._finish, seconds)
             return
-        run, product = self.orders.popleft()
+        run, product, token = self.orders.popleft()
+        if token and not token[0].holds(token[1]):
+            product = replace(product, torn=True)
         self._work()
         name = (run.task.version, run.task.index)
         if self.time.random() < self.world.setting.weather.raising and not self.world.healed:
             self.take(Done(Failed(name, run.attempt, run.task.clients[0], "training", "ValueError: no", "")))
             return
+        self._take_back(name)
         self.shelf[name] = product
         counts, clients = run.task.counts, len(run.task.clients)
         layout, nbytes, digest = ("layout", self.world.setting.work_bytes, "") if counts else ("", 0, "")
         if counts and self.session.retain:
             digest = product.bundle.sha256()
         weight, totals = float(product.number), {"number": (float(product.number), 1.0)}
-        message = Contribute(
-            name, run.attempt, run.made_from, weight, layout, run.summed, totals, {}, 0.0, seconds, (), nbytes, digest, clients
-        )
-        self.take(Done(message, clients, (nbytes or LAYOUT.nbytes) if counts else 0))
+        room = (nbytes or LAYOUT.nbytes) if counts else 0
+        slot: tuple[int, ...] = ()
+        if counts and self.shares and len(self.slots) < RING:
+            slot, nbytes = (product.number,), 0
+            self.slots[product.number], self.world.lent[product.number] = name, product
+        made = (name, run.attempt, run.made_from, weight, layout, run.summed, totals)
+        self.take(Done(Contribute(*made, {}, 0.0, seconds, slot, nbytes, digest, clients), clients, room))
 
 
 class Liar(Life):
@@ -315,12 +352,24 @@ class Liar(Life):
             self._tell(replace(envelope, epoch=self.session.epoch, message=self._claim()))
         if self.time.random() < 0.2 and (piece := self._piece()):
             self._tell(replace(envelope, epoch=self.session.epoch, message=piece))
+        if self.user and self.time.random() < 0.3:
+            self._steal()
+
+    def _steal(self) -> None:
+        """Speaks for another's session, whose key it has not."""
+        rng, newest = self.world.rng, self.world.newest()
+        session = rng.choice(self.world.lives).session.session
+        piece, work = self._piece() or Ready(), self._claim()
+        said: tuple[Message, ...] = (Ready(), Want((newest,), 0, 100), Have(newest, newest), work, piece)
+        line = rng.choice((self, self.lane))
+        self.world.wire.up(line, Envelope(session, self.session.epoch, rng.choice(said)), self._product(()))
 
     def _tell(self, envelope: Envelope) -> None:
         self.world.wire.up(self, envelope, self._product(()) if self.time.random() < 0.7 else None)
 
     def _product(self, clients: tuple[int, ...], attempt: int = 0, handout: Handout | None = None) -> Product:
-        return Product(self.world.number(self.time.random() < self.poison), self.weights, clients, False, attempt)
+        number = self.world.number(self.time.random() < self.poison)
+        return Product(number, self.weights, clients, False, attempt, user=self.user)
 
     def _lie(self, envelope: Envelope, message: Contribute) -> None:
         """About its own task."""
@@ -349,8 +398,8 @@ class Liar(Life):
 
     def _piece(self) -> Chunk | None:
         """Of what is being fetched from somebody."""
-        streams = self.world.hub.receiving.streams.values() if self.world.hub else ()
-        asked = [(stream.what, one) for stream in streams if stream.fetch for one in stream.fetch._asked]
+        fetched = self.world.hub.traffic.receiving._fetching.values() if self.world.hub else ()
+        asked = [(delivery.what, one) for delivery in fetched if delivery.fetch for one in delivery.fetch._asked]
         return Chunk(asked[0][0], *asked[0][1]) if asked else None
 
     def _nonsense(self) -> Message:

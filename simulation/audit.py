@@ -59,7 +59,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task, Totals, Words
 from shoal.simulation.books import Books, Holding, Taken, wrong
-from shoal.simulation.look import look
+from shoal.simulation.look import held, look
 from shoal.simulation.setting import Setting
 
 if TYPE_CHECKING:
@@ -189,6 +189,11 @@ class Audit:
         self.latest = event
         if self.events % LOOK == 0 and not self.over:
             look(self)
+
+    def settled(self, hub: Hub) -> None:
+        """After all that came of an event was carried out."""
+        if self.events % LOOK == 0 and not self.over:
+            held(hub)
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
         self.event, self.product, self.answers, self.expected = event, product, 0, 0
@@ -324,7 +329,7 @@ class Audit:
             self.briefs.add((event.task, event.attempt))
         holding = self.held.get(event.task)
         if holding and holding.attempt == event.attempt:
-            holding.handout, holding.left = self.hub.handouts.get((event.task, event.attempt)), event.nbytes
+            holding.handout, holding.left = self.hub.handout(event.task, event.attempt), event.nbytes
             holding.briefing, holding.since = False, self.core.now
 
     def _unbrief(self, effect: Unbrief) -> None:

@@ -157,6 +157,8 @@ class Books:
         if not 0 <= effect.onto - message.made_from <= self.setting.schedule.lag:
             wrong(f"{message} goes onto version {effect.onto}")
         if product and product.honest:
+            if product.torn:
+                wrong(f"{message} was made from weights that were written anew meanwhile")
             if product.model is None or self.made.get(message.made_from) != product.model.digest:
                 wrong(f"{message} was made from other weights of that version")
             if product.handout is not handout:

@@ -1,50 +1,58 @@
-"""A simulated coordinator's process: the production's core, learner and recording, and a shell around them.
+"""A simulated coordinator's process: the production's traffic, core, learner and recording, and a shell around them.
 
-The one idea: one life is made of what the disk holds and of nothing else, exactly as the command line makes it.
+The one idea: one life is made of what the disk holds and of nothing else, exactly as the command line makes it; and the shell
+does what it is told, as the production's does, with products in place of arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.deeds import (
+    Ended,
+    Greet,
+    Happening,
+    Lend,
+    LetGo,
+    Open,
+    Opened,
+    Release,
+    Rename,
+    Ship,
+    Store,
+    Stored,
+    Unlent,
+)
 from shoal.coordinator.deciding.events import (
-    Admit,
     Brief,
+    Effect,
     Event,
     Evict,
     Finish,
     Fold,
-    Folded,
     Gone,
     Heard,
     Lost,
-    Moved,
-    Outdated,
-    Pull,
     Send,
-    SendTask,
-    SendWeights,
-    Stalled,
     Step,
     Stepped,
     Tick,
-    Unbrief,
-    Unfit,
-    Unpull,
 )
+from shoal.coordinator.deciding.receiving import Delivery
+from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.keeping.recording import Recording
+from shoal.coordinator.lately import Lately
 from shoal.coordinator.learner import Handed, Intake, Job, Learner, Make
-from shoal.coordinator.receiving import Receiving, Stream
-from shoal.coordinator.serving import Serving
 from shoal.protocol.layout import ALIGNMENT, Bundle
-from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, TaskName, Want, Welcome
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
+from shoal.simulation.common import Common
 from shoal.simulation.disk import LAYOUT, RECENT, Adder, Delta, Handout, Model
 from shoal.simulation.wire import Process
 
@@ -63,11 +71,54 @@ class Finite:
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
-    """Arrays as Serving sees them: a model, or what changed in one, and how many bytes it is said to have."""
+class Stuff:
+    """Stands for arrays: weights, what changed in them, or a contribution's; and how many bytes these are said to have."""
 
-    model: Model | Delta
+    what: Any
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What changed lately, as Traffic is told of it. models: of late, by version; nbytes: of any change."""
+
+    lately: Lately
+    models: Mapping[int, Model]
+    nbytes: int
+
+    def since(self, base: int) -> Stuff | None:
+        if (changed := self.lately.since(base)) is None:
+            return None
+        version = self.lately.version
+        if [*changed.view(np.int64)[:: ALIGNMENT // 8]] != list(range(base + 1, version + 1)):
+            raise ViolationError(f"what changed from version {base} to {version} is told by {changed}")
+        return Stuff(Delta(self.models[base], self.models[version]), self.nbytes)
+
+
+class Watched(Core):
+    """The production's core, whose every word the audit hears before anybody acts on it."""
+
+    hub: Hub
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        effects = super().handle(event, now)
+        self.hub.time.events += 1 + len(effects)
+        self.hub.audit.saw(event, effects, product(self.hub.traffic.judged))
+        return effects
+
+
+def product(delivery: Delivery | None) -> Product | None:
+    """The arrays of a delivery: what came with it, or one of its pieces."""
+    arrays = delivery.arrays if delivery else None
+    found: Product | None = arrays.what if isinstance(arrays, Stuff) else next(iter(arrays.values()), None) if arrays else None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Intake):
+    """A contribution whose arrays must be there when it is folded in."""
+
+    delivery: Delivery
 
 
 class Slow(Learner):
@@ -92,6 +143,16 @@ class Slow(Learner):
             if isinstance(job, Make):
                 self._free_at += setting.step  # a snapshot's
                 time.at(self._free_at, self._rest, job.step)
+
+    def _take(self, intake: Intake) -> None:
+        assert isinstance(intake, Loaded)
+        delivery = intake.delivery
+        made = product(delivery)
+        if made is None:
+            raise ViolationError(f"task {delivery.task} is folded in when its arrays were let go of")
+        if delivery.message.slot and made.honest and made.number not in self.hub.world.lent:
+            raise ViolationError(f"task {delivery.task} is folded in when its actor writes something else where it lay")
+        super()._take(intake)
 
     def _due(self, job: Job) -> None:
         if self.hub.gone:
@@ -131,7 +192,7 @@ class Hub(Process):
         self.found, adder = world.disk.recover()
         recording = world.disk.recording(self.found, adder, self.clock, self._told)
         self.plan = s.schedule.plan(self.found.asked)
-        self.core = Core(
+        self.core = Watched(
             self.plan,
             s.goal,
             s.rules,
@@ -144,106 +205,67 @@ class Hub(Process):
             promises=self.found.promises,
             now=self.clock(),
         )
+        self.core.hub = self
         self.learner = Slow(self, adder, recording, self.found.version)
-        self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
-        self.serving, self.receiving = Serving(), Receiving(s.work_room)
         self.models: dict[int, Model] = {}  # of late, by version
-        self.handouts: dict[tuple[TaskName, int], Handout] = {}  # by task and attempt
-        self.arrived: dict[TaskName, dict[tuple[int, int], Product]] = {}  # pieces of what is fetched
-        self._publish()
+        self.nbytes = s.work_bytes or LAYOUT.nbytes  # of a contribution's arrays
+        self.common = Common() if s.shares else None
+        self.opened: set[int] = set()  # numbers of what lies in memory that actors lent
+        self.returned: set[int] = set()  # and of what lay there
+        local = ("", *(f"key {place}" for place in range(0, s.actors, 2)))
+        shares = self.common.sharing.offer if self.common else ()
+        premises = Premises("run", "host", local, shares, {"layout": self.nbytes}, LAYOUT.nbytes, False, s.work_room)
+        self.traffic = Traffic(self.core, premises, *self._newest())
         self.finished: Finish | None = None
-        self.payload: Product | None = None
-        self.folding: dict[tuple[int, int], Contribute] = {}
-        self._acts: Mapping[type[Any], Callable[[Any], Iterable[Event]]] = {
+        self.lost: dict[bytes, float] = {}  # peers that cannot be reached, since when that is known
+        self._acts: Mapping[type[Any], Callable[[Any], Happening | None]] = {
             Send: self._send,
-            SendWeights: self._weights,
+            Greet: self._greet,
+            Ship: self._ship,
+            Store: self._store,
+            Open: self._open,
+            LetGo: self._let_go,
+            Lend: self._lend,
+            Release: self._release,
+            Rename: self._rename,
             Brief: self._brief,
-            SendTask: self._send_task,
-            Unbrief: self._unbrief,
-            Pull: self._pull,
-            Unpull: self._unpull,
-            Admit: self._admit,
+            Gone: self._gone,
             Fold: self._fold,
             Step: self._step,
             Evict: self._evict,
-            Gone: self._parted,
             Finish: self._finish,
         }
         self.audit.begin(self)
 
     # Events in
 
-    def hear(self, peer: bytes, envelope: Envelope, payload: Product | None) -> None:
-        message = envelope.message
-        match message:
-            case Want() | Chunk() | Ready():
-                self._moved(peer, envelope, message, payload)
-            case Contribute():
-                waits = message.nbytes > 0 and payload is None
-                fault = "0 bytes of arrays" if message.layout and payload is None and not waits else ""
-                self.payload = payload
-                self.handle(Heard(peer, envelope, fault, whole=not waits or message.task in self.folding))
-            case _:
-                if isinstance(message, Have):
-                    self.serving.end(envelope.session, message.version)
-                self.payload = None
-                self.handle(Heard(peer, envelope))
+    def hear(self, peer: bytes, envelope: Envelope, payload: Product | None, user: str) -> None:
+        arrays = None
+        match envelope.message:
+            case Chunk(_, first, last) if payload is not None and last > first:
+                arrays = Stuff(payload, last - first)
+            case Contribute() if payload is not None:
+                arrays = Stuff(payload, self.nbytes)
+        self.handle(Heard(peer, envelope, user=user, arrays=arrays))
+        actor = self.core.roster.actors.get(envelope.session) if isinstance(envelope.message, Ready) else None
+        if actor and actor.user == user and envelope.epoch == self.core.epoch:
+            if self.traffic.lanes.by_session.get(actor.session) != peer:
+                raise ViolationError(f"{actor.name} has another line for arrays, and is asked on the last one")
+            self._reconnected(actor.session)
         self.tick()  # a turn of the server ends with a look at the clock
 
-    def _moved(self, peer: bytes, envelope: Envelope, message: Want | Chunk | Ready, payload: Product | None) -> None:
-        """As the server does it."""
-        session = envelope.session
-        actor = self.core.roster.actors.get(session)
-        if actor is None or envelope.epoch != self.core.epoch:
-            return
-        self.receiving.lanes.setdefault(session, peer)
-        match message:
-            case Want((_,) | (_, _) as what, first, last):
-                part = self.serving.part(session, what, first, last)
-                self.handle(Outdated(session, what[0]) if part is None else Moved(session))
-                if part is not None:
-                    chunk = Envelope(session, self.core.epoch, Chunk(what, first, last))
-                    sized: Any = part.whole
-                    self.world.wire.down(peer, chunk, sized.model)
-            case Want((version, index, attempt) as what, first, last):
-                self._hand(peer, session, (version, index), attempt, Chunk(what, first, last))
-            case Chunk():
-                whole = payload is not None or message.last == message.first
-                stream = self.receiving.came(session, message, self.clock()) if whole else None
-                self.handle(Moved(session, *self.receiving.to_go(session, message)))
-                if stream is not None and payload is not None and message.last > message.first:
-                    self._came(stream, message, payload)
-            case Ready():
-                self.receiving.lanes[session] = peer
-                self.receiving.cut(session)
+    def _reconnected(self, session: bytes) -> None:
+        """Nothing that was under way on the session's last line is waited for."""
+        fetched = self.traffic.receiving._fetching.get(session)
+        if fetched and fetched.fetch and fetched.fetch._asked:
+            raise ViolationError(f"pieces of {fetched.task} are waited for that were under way on a connection that is lost")
 
-    def _hand(self, peer: bytes, session: bytes, task: TaskName, attempt: int, chunk: Chunk) -> None:
-        lease, handout = self.core.ledger.leases.get(task), self.handouts.get((task, attempt))
-        if lease is None or (lease.session, lease.attempt) != (session, attempt) or handout is None:
-            self.handle(Moved(session))
-        elif 0 <= chunk.first <= chunk.last <= handout.memory.nbytes:
-            self.handle(Moved(session, task, handout.memory.nbytes - chunk.last))
-            self.world.wire.down(peer, Envelope(session, self.core.epoch, chunk), handout)
-
-    def _came(self, stream: Stream, chunk: Chunk, product: Product) -> None:
-        message = stream.message
-        pieces = self.arrived.setdefault(message.task, {})
-        pieces[chunk.first, chunk.last] = product
-        if len(set(pieces.values())) > 1 and any(one.honest for one in pieces.values()):
-            raise ViolationError(f"task {message.task} is put together from what was made twice")
-        if stream.whole and (actor := self.core.roster.actors.get(stream.session)):
-            if sum(last - first for first, last in self.arrived.pop(message.task)) != message.nbytes:
-                raise ViolationError(f"task {message.task} is taken for whole with pieces {sorted(pieces)}")
-            self.payload = product
-            self.handle(Heard(actor.peer, Envelope(stream.session, self.core.epoch, message)))
-            if message.task not in self.folding:
-                self._drop(message.task)
-
-    def _publish(self) -> None:
-        version, self.models[version] = self.published
-        self.lately = self.learner.lately
-        self.models.pop(version - RECENT, None)
-        self.serving.publish(version)
+    def ended(self, pid: int) -> None:
+        """A process of this machine has."""
+        if self.frozen:
+            self.later(self.ended, pid)
+        elif not self.gone and not self.finished:
+            self.handle(Ended(pid))
 
     def learned(self, _: None = None) -> None:
         """What the learner has to tell; waits where this process is stopped."""
@@ -252,19 +274,26 @@ class Hub(Process):
             return
         while self.learner.outcomes and not self.gone:
             outcome = self.learner.outcomes.popleft()
-            if isinstance(outcome, Stepped):
-                self.published = self.learner.newest  # type: ignore[assignment]
-                self._publish()
-            elif isinstance(outcome, Folded | Unfit):
-                del self.folding[outcome.task]
-                self._drop(outcome.task)
-            elif isinstance(outcome, Handed):
-                briefed, memory = outcome.told, outcome.bundle
-                if memory is not None:
-                    self.handouts[briefed.task, briefed.attempt] = Handout(briefed.attempt, memory)  # type: ignore[arg-type]
-                self.handle(briefed)
-                continue
-            self.handle(outcome)  # type: ignore[arg-type]
+            match outcome:
+                case Stepped(version, _, moved):
+                    if self.common:
+                        self.common.sharing.publish(version) if moved else self.common.sharing.relabel(version)
+                    self.traffic.publish(*self._newest())
+                    self.handle(outcome)
+                case Handed(briefed, bundle):
+                    if bundle is not None:
+                        handout = Handout(briefed.attempt, bundle)  # type: ignore[arg-type]
+                        self.traffic.hand(briefed.task, briefed.attempt, Stuff(handout, briefed.nbytes))
+                    self.handle(briefed)
+                case _:
+                    self.handle(outcome)  # type: ignore[arg-type]
+
+    def _newest(self) -> tuple[int, Stuff, Changed]:
+        self.published: tuple[int, Model] = self.learner.newest  # type: ignore[assignment]
+        version, self.models[version] = self.published
+        self.models.pop(version - RECENT, None)
+        nbytes = self.world.setting.weights_bytes
+        return version, Stuff(self.published[1], nbytes), Changed(self.learner.lately, self.models, nbytes // 2)
 
     def _told(self, text: str) -> None:
         if not self.world.setting.forks:
@@ -272,122 +301,114 @@ class Hub(Process):
 
     def tick(self) -> None:
         self.handle(TICK)
-        if not self.receiving.streams:
-            return
-        lease = self.core.rules.lease
-        for task in self.receiving.stalled(self.clock() - lease) if lease else ():
-            self.handle(Stalled(task))
-        for session, want in self.receiving.ask(self.clock(), self.core.starves()):
-            envelope, lanes = Envelope(session, self.core.epoch, want), self.receiving.lanes
-            if session in lanes:
-                if any(self._down(lanes[session], envelope, None)):
-                    del lanes[session]
-                continue
-            for lost in self._down(self.core.roster.actors[session].peer, envelope, None):
-                self.handle(lost)
 
-    def handle(self, event: Event) -> None:
-        """An event, and whatever comes of carrying out its effects, as the server does it."""
-        events, time, acts = [event], self.time, self._acts
-        for one in events:
-            effects = self.core.handle(one, time.now + self.offset)
-            time.events += 1 + len(effects)
-            self.audit.saw(one, effects, self.payload)
-            for effect in effects:
-                if act := acts.get(type(effect)):
-                    events += act(effect)
+    def handle(self, happening: Happening) -> None:
+        """What happens, and whatever comes of carrying out what is to be done then, as the server does it."""
+        happenings, now, acts = [happening], self.clock(), self._acts
+        for one in happenings:
+            deeds = self.traffic.handle(one, now)
+            happenings += [answer for deed in deeds if (act := acts.get(type(deed))) and (answer := act(deed))]
+        self.audit.settled(self)
 
-    # Effects out
+    # Deeds out
 
-    def _send(self, effect: Send) -> Iterable[Event]:
-        return self._down(effect.peer, effect.envelope, None)
+    def _send(self, send: Send) -> Lost | None:
+        peer, envelope = send.peer, send.envelope
+        known = self.lost.get(peer, self.time.now) < self.time.now
+        if isinstance(envelope.message, Want) and known and peer != self.core.roster.actors[envelope.session].peer:
+            raise ViolationError(f"{envelope.message} goes over a connection that is lost")
+        return self._down(peer, envelope, None)
 
-    def _weights(self, effect: SendWeights) -> Iterable[Event]:
-        version, base, nbytes = effect.version, effect.held, self.world.setting.weights_bytes
-        if effect.same:
-            same = Weights(version, base=base, kept=self.core.kept)
-            return self._down(effect.peer, Envelope(effect.session, self.core.epoch, same), None)
-        told: Model | Delta = self.published[1]
-        if (changed := self.lately.since(base)) is None:
-            base = WHOLE
-        else:
-            if [*changed.view(np.int64)[:: ALIGNMENT // 8]] != list(range(base + 1, version + 1)):
-                raise ViolationError(f"what changed from version {base} to {version} is told by {changed}")
-            told, nbytes = Delta(self.models[base], self.published[1]), nbytes // 2
-        if nbytes:
-            sized: Any = Sized(told, nbytes)
-            self.serving.begin(effect.session, (version,) if base == WHOLE else (version, base), sized)
-        weights = Envelope(effect.session, self.core.epoch, Weights(version, (), nbytes, base, self.core.kept))
-        return self._down(effect.peer, weights, None if nbytes else told)
+    def _greet(self, greet: Greet) -> Lost | None:
+        welcome = greet.envelope.message
+        if isinstance(welcome, Welcome) and welcome.resumed and greet.envelope.session not in self.traffic.lanes.by_session:
+            self._reconnected(greet.envelope.session)
+        return self._down(greet.peer, greet.envelope, None)
 
-    def _brief(self, brief: Brief) -> Iterable[Event]:
+    def _ship(self, ship: Ship) -> Lost | None:
+        stuff: Any = ship.arrays
+        return self._down(ship.peer, ship.envelope, stuff.what)
+
+    def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | Handout | None) -> Lost | None:
+        actor, connection = self.core.roster.actors.get(envelope.session), self.world.wire.peers.get(peer)
+        if actor and connection and connection.life.user != actor.user and not isinstance(envelope.message, Refused):
+            raise ViolationError(f"{envelope.message} for {actor.name} goes to who has another key")
+        if not (why := self.world.wire.down(peer, envelope, payload)):
+            return None
+        self.lost.setdefault(peer, self.time.now)
+        return Lost(peer, why)
+
+    def _store(self, store: Store) -> Stored:
+        delivery, piece = store.delivery, store.piece
+        assert isinstance(piece, Stuff)
+        if (actor := self.core.roster.actors[delivery.session]).user != piece.what.user:
+            raise ViolationError(f"a piece of task {delivery.task} of {actor.name} comes under another key")
+        delivery.arrays = delivery.arrays or {}
+        delivery.arrays[store.first, store.first + piece.nbytes] = piece.what
+        if len(set(delivery.arrays.values())) > 1 and any(one.honest for one in delivery.arrays.values()):
+            raise ViolationError(f"task {delivery.task} is put together from what was made twice")
+        return Stored(delivery)
+
+    def _open(self, asked: Open) -> Opened:
+        number = asked.message.slot[0]
+        lent = self.world.lent.get(number)
+        if lent is None or number in self.returned:
+            return Opened(asked, None, "shared memory: it was given back")
+        self.opened.add(number)
+        return Opened(asked, Stuff(lent, self.nbytes))
+
+    def _let_go(self, deed: LetGo) -> None:
+        delivery = deed.delivery
+        if delivery.arrays is None:
+            raise ViolationError(f"the arrays of task {delivery.task} are let go of twice")
+        if delivery.message.slot:
+            self.opened.discard(delivery.message.slot[0])
+            self.returned.add(delivery.message.slot[0])
+        delivery.arrays = None
+
+    def _lend(self, lend: Lend) -> Lost | Unlent | None:
+        wanted = lend.wanted
+        assert self.common is not None
+        if not (slot := self.common.sharing.lend(wanted.session, lend.weights.version)):
+            return Unlent(wanted)
+        weights = Envelope(wanted.session, self.core.epoch, replace(lend.weights, slot=slot))
+        return self._down(wanted.peer, weights, self.published[1])
+
+    def _rename(self, rename: Rename) -> None:
+        if self.common:
+            self.common.sharing.keep(rename.session, rename.version)
+
+    def _brief(self, brief: Brief) -> None:
         self.learner.put([brief])
-        return ()
 
-    def _send_task(self, effect: SendTask) -> Iterable[Event]:
-        session, assign = effect.envelope.session, effect.envelope.message
-        assert isinstance(assign, Assign)
-        if self.world.setting.brief_bytes:
-            return self._down(effect.peer, effect.envelope, None)
-        handout, said = self.handouts[assign.task, assign.attempt], replace(assign, nbytes=0)
-        inline = self._down(effect.peer, replace(effect.envelope, message=said), handout)
-        return (Moved(session, assign.task), *inline)
+    def handout(self, task: TaskName, attempt: int) -> Handout | None:
+        """The brief that this attempt has, if any."""
+        stuff: Any = self.traffic.briefs.get((task, attempt))
+        return stuff and stuff.what  # type: ignore[no-any-return]
 
-    def _unbrief(self, unbrief: Unbrief) -> Iterable[Event]:
-        self.handouts.pop((unbrief.task, unbrief.attempt), None)
-        return ()
+    def _release(self, release: Release) -> None:
+        if self.common:
+            self.common.sharing.moved_on(release.session, release.version)
 
-    def _pull(self, pull: Pull) -> Iterable[Event]:
-        self.receiving.pull(pull.session, pull.message)
-        return ()
+    def _gone(self, gone: Gone) -> None:
+        if self.common:
+            self.common.sharing.gone(gone.session)
 
-    def _unpull(self, unpull: Unpull) -> Iterable[Event]:
-        self._drop(unpull.task)
-        return ()
+    def _fold(self, fold: Fold) -> None:
+        delivery = self.traffic.deliveries[fold.message.task]
+        found = product(delivery)
+        if found is None:
+            raise ViolationError(f"task {delivery.task} goes to the learner without arrays")
+        if delivery.fetch and sum(last - first for first, last in delivery.arrays) != delivery.message.nbytes:
+            raise ViolationError(f"task {delivery.task} is taken for whole with pieces {sorted(delivery.arrays)}")
+        self.learner.put([Loaded(fold, found.bundle, delivery)])
 
-    def _drop(self, task: TaskName) -> None:
-        self.receiving.drop(task)
-        self.arrived.pop(task, None)
+    def _step(self, step: Step) -> None:
+        self.learner.put([Make(step, self.common.sharing.draft() if self.common else None)])
 
-    def _admit(self, effect: Admit) -> Iterable[Event]:
-        rules, many = self.core.rules, len(self.core.roster)
-        if not effect.resumed:
-            self.receiving.lanes.pop(effect.session, None)
-        elif effect.session not in self.receiving.lanes:
-            self.receiving.cut(effect.session)
-        beat, patience = rules.beat_for(many), rules.patience_for(many)
-        place = (effect.hello.greeting, effect.resumed, rules.retain)
-        welcome = Welcome("run", effect.number, beat, patience, "host", (), *place)
-        return self._down(effect.peer, Envelope(effect.session, self.core.epoch, welcome), None)
-
-    def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | Handout | None) -> Iterable[Event]:
-        why = self.world.wire.down(peer, envelope, payload)
-        return (Lost(peer, why),) if why else ()
-
-    def _fold(self, fold: Fold) -> Iterable[Event]:
-        name = fold.message.task
-        if not fold.task.counts:
-            return (Folded(name),)
-        self.folding[name] = fold.message
-        if self.payload is None:
-            raise ViolationError(f"task {name} goes to the learner without arrays")
-        self.learner.put([Intake(fold, self.payload.bundle)])
-        return ()
-
-    def _step(self, step: Step) -> Iterable[Event]:
-        self.learner.put([Make(step)])
-        return ()
-
-    def _evict(self, evict: Evict) -> Iterable[Event]:
+    def _evict(self, evict: Evict) -> None:
         self.world.evict(evict.peer)
-        return ()
 
-    def _parted(self, gone: Gone) -> Iterable[Event]:
-        self.receiving.gone(gone.session)
-        self.serving.gone(gone.session)
-        return ()
-
-    def _finish(self, finish: Finish) -> Iterable[Event]:
+    def _finish(self, finish: Finish) -> None:
         self.finished = finish
         self.time.stopped = True
-        return ()

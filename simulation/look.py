@@ -18,6 +18,7 @@ from shoal.simulation.books import wrong
 if TYPE_CHECKING:
     from shoal.simulation.actors import Life
     from shoal.simulation.audit import Audit
+    from shoal.simulation.hub import Hub
 
 BACKLOG = 400  # results that an actor can make before a stalled connection is given up
 
@@ -32,12 +33,27 @@ def look(audit: Audit) -> None:
             wrong(f"{what}: {is_}, and at most {bound} are expected")
 
 
+def held(hub: Hub) -> None:
+    """What the shell holds of contributions' arrays is what is on its way in. Raises ViolationError."""
+    deliveries = hub.traffic.deliveries
+    lying = {one.message.slot[0] for one in deliveries.values() if one.message.slot}
+    if lying != hub.opened:
+        wrong(f"what is read in actors' memory: {hub.opened} is open, {lying} is on its way to the learner")
+    folding = {task for task, one in deliveries.items() if one.state == "folding"}
+    if folding != set(hub.audit.folding):
+        wrong(f"what is with the learner: {folding} in the traffic, {set(hub.audit.folding)} in the books")
+    fetched = sum(one.message.nbytes for one in deliveries.values() if one.fetch and not one.large)
+    if fetched != hub.traffic.receiving.held:
+        wrong(f"bytes that are fetched: {hub.traffic.receiving.held} are counted, and there are {fetched}")
+
+
 def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
     """What the core has, and what it should have."""
     core, ledger, roster = audit.core, audit.core.ledger, audit.core.roster
     folding = [lease for lease in ledger.leases.values() if lease.folding]
     actors = list(roster.actors.values())
-    fetched = {task for task in audit.hub.receiving.streams if task not in audit.folding}
+    deliveries = audit.hub.traffic.deliveries.values()
+    fetched = {one.task for one in deliveries if one.state != "folding" and one.task not in audit.folding}
     return {
         "who is here": (roster.actors.keys(), audit.rows.keys()),
         "what they hold": ({a.session: a.tasks for a in actors}, {s: row.tasks for s, row in audit.rows.items()}),
@@ -91,7 +107,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "seconds of silence": (silent, rules.patience_for(len(roster)) + LOOK if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
-        "bytes that are fetched": (audit.hub.receiving.held, setting.work_room + 2 * setting.work_bytes),
+        "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
         "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
         "bytes retained": (max(one.session.retained_bytes for one in lives), rules.retain),
     }
@@ -126,8 +142,8 @@ def _believed(audit: Audit) -> list[int]:
 
 def _left_behind(audit: Audit) -> set[bytes]:
     """Sessions that are not here, and of which something is kept outside the core."""
-    receiving, serving = audit.hub.receiving, audit.hub.serving
-    kept = {*receiving.lanes, *receiving._ways, *receiving._due, *serving._readers}
+    traffic = audit.hub.traffic
+    kept = {*traffic.lanes.by_session, *traffic.receiving._ways, *traffic.receiving._due, *traffic.serving._readers}
     return kept - audit.core.roster.actors.keys() - audit.leaving
 
 

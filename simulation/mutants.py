@@ -21,11 +21,12 @@ from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import selection
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.receiving import Receiving
 from shoal.coordinator.deciding.roster import Roster
+from shoal.coordinator.deciding.traffic import Traffic
 from shoal.coordinator.keeping.recording import Rebuilding, Recording, Recovered
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.learner import Learner
-from shoal.coordinator.receiving import Receiving
 from shoal.protocol.fetching import Fetch
 from shoal.protocol.work import Task
 
@@ -152,10 +153,27 @@ MUTANTS = (
     ),
     Mutant("one told again does it again", Session, "_attempt", "running.attempt if running else -1", "-1"),
     Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
+    # Lines, and what comes by them
+    Mutant("what is with the learner is opened again", Traffic, "_contributed", " and message.slot not in self.slots", ""),
+    Mutant("arrays of any size are taken", Traffic, "_fault", "nbytes == layouts[message.layout]", "True"),
+    Mutant("a line under another key is believed", Traffic, "_on_lane", "actor.user != event.user or ", ""),
+    Mutant("what is read is free", Traffic, "_arrived", "Release(session, have.using)", "Release(session, have.version + 1)"),
+    Mutant("what is folded in is held", Traffic, "_over", "self.deliveries.get(event.task)", "None"),
+    Mutant("what is refused is held", Traffic, "_judge", 'if delivery.state == "announced" or', "if False and"),
+    Mutant("what is with the learner is let go", Traffic, "_judge", ' and delivery.state != "folding"', ""),
+    Mutant("what is not wanted is held", Traffic, "_unpull", "self.deliveries.get(effect.task)", "None"),
+    Mutant("what another offers takes up the room of both", Traffic, "_put", "self._let_go(before)", "self._let_go(None)"),
+    Mutant("a cut is not told to what is fetched", Traffic, "_on_lane", "self.receiving.cut(session)", "pass"),
+    Mutant("who comes back is waited for on its last line", Traffic, "_admit", "self.receiving.cut(session)", "pass"),
+    Mutant("a line is for ever", Traffic, "_on_lane", "isinstance(message, Ready) or ", ""),
+    Mutant("a line that is lost is asked on", Traffic, "_lost", "self.lanes.lost(event.peer)", "pass"),
+    Mutant("who is gone keeps its line", Traffic, "_gone", "self.lanes.forget(gone.session)", "pass"),
+    Mutant("weights that are not shared go no other way", Traffic, "_unlent", "self._tell(unlent.wanted) if", "() if"),
+    Mutant("what is whole is not heard of", Traffic, "_stored", 'if delivery.state != "here":', "if True:"),
     # Arrays in pieces
     Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),
-    Mutant("anyone's pieces are taken", Receiving, "_stream", "(stream.session, stream.what) == (session, chunk.what)", "True"),
-    Mutant("room is never given back", Receiving, "drop", "self._count(stream, -1)", "pass"),
+    Mutant("pieces of anything are taken", Receiving, "came", " or delivery.what != chunk.what", ""),
+    Mutant("room is never given back", Receiving, "drop", "self._count(delivery, -1)", "pass"),
     Mutant("nobody's arrays are fetched on", desk, "unpull", "if lease.pulled:", "if False:"),
     Mutant("an old want ends what is on its way", Roster, "outdate", " and actor.sent == version", ""),
     Mutant("what changed is added to any weights", Session, "_fits", "if base in (WHOLE, self.held):", "if True:"),

@@ -147,6 +147,8 @@ class Setting:
     work_bytes: int = 0  # the same of contributions
     work_room: int = 1  # bytes of these that may be fetched at a time
     share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
+    shares: bool = False  # do actors in even places share memory with the coordinator?
+    keyed: bool = False  # has every actor a key of its own?
 
     @property
     def brief_nbytes(self) -> int:
@@ -210,6 +212,8 @@ def drawn(rng: Random, seconds: float) -> Setting:
         work_room=rng.choice((1, work, 3 * work)),
         share=rng.choice((0.0, 0.0, 0.0, 1.0)),
         changes=schedule.seed % 2 == 0,  # no draw of its own: schedules stay those that found something
+        shares=schedule.seed % 5 < 2,
+        keyed=schedule.seed % 4 < 2,
     )
     return _keeping(rng, setting, seconds) if rng.random() < 0.25 else setting
 

@@ -223,9 +223,9 @@ class Wire:
         if hub.frozen:
             hub.later(self._arrive_up, item)
         elif self.time.random() >= CODED:
-            hub.hear(connection.peer, envelope, payload)
+            hub.hear(connection.peer, envelope, payload, connection.life.user)
         elif coded := self._coded(envelope):
-            hub.hear(connection.peer, coded, payload)
+            hub.hear(connection.peer, coded, payload, connection.life.user)
 
     def _arrive_down(self, item: tuple[Connection, Envelope, Any]) -> None:
         connection, envelope, payload = item

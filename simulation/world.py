@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal.coordinator.deciding.events import Interrupt
 from shoal.coordinator.deciding.patience import waiting_for
-from shoal.simulation.actors import Liar, Life
+from shoal.simulation.actors import Liar, Life, Product
 from shoal.simulation.audit import Audit
 from shoal.simulation.books import ViolationError
 from shoal.simulation.disk import Disk
@@ -38,7 +38,8 @@ class World:
         self.audit = Audit(self.setting)
         self.disk = Disk(self.setting)
         self.healed = False
-        self._number = 0
+        self.lent: dict[int, Product] = {}  # what lies in memory that its actor lent to the coordinator, by number
+        self._number = self._pids = 0
         self._healed_at = self._healed_version = 0
         self.hub: Hub | None = None
         self._restart(None)
@@ -51,6 +52,11 @@ class World:
         """For a product."""
         self._number += 2
         return self._number + odd
+
+    def pid(self) -> int:
+        """For a process."""
+        self._pids += 1
+        return self._pids
 
     def newest(self) -> int:
         return self.audit.books.published
@@ -110,6 +116,8 @@ class World:
         """It is gone; another life begins in its place some time later."""
         self.wire.cut(life, math.inf)
         life.die()
+        if life.shares and self.hub:
+            self.time.at(self.time.now + 0.05, self.hub.ended, life.pid)
         self.time.at(self.time.now + self.rng.choice((0.05, 1.0, 5.0)), self._return, life)
 
     def evict(self, peer: bytes) -> None:

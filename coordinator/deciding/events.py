@@ -7,7 +7,7 @@ that failed, a step that is done) is just another event.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import Contribute, Envelope, Hello, TaskName
@@ -19,13 +19,15 @@ from shoal.protocol.work import Metrics, Task
 @dataclass(frozen=True, slots=True)
 class Heard:
     """A message came from `peer`. fault: what the shell found wrong with its payload, or "". user: the public key that it
-    came under, proven; "" where none is asked for. whole: its arrays are here too, if it has any; else they can be pulled."""
+    came under, proven; "" where none is asked for. whole: its arrays are here too, if it has any; else they can be pulled.
+    arrays: those that came with it, for the shell; the core does not look at them."""
 
     peer: bytes
     envelope: Envelope
     fault: str = ""
     user: str = ""
     whole: bool = True
+    arrays: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from shoal.coordinator.arrays import Arrays
+from shoal.coordinator.deciding.deeds import Ship
+from shoal.coordinator.deciding.receiving import LARGE, Delivery, Receiving
+from shoal.coordinator.deciding.serving import KEPT, Serving
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.lately import Lately
-from shoal.coordinator.receiving import LARGE, Receiving
-from shoal.coordinator.serving import KEPT, Serving
-from shoal.coordinator.spool import Frames, Spool, Store
+from shoal.coordinator.spool import Frames, Gathered, Spool
 from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
-from shoal.protocol.link import NEAR
-from shoal.protocol.messages import Chunk, Contribute, TaskName, Want, Weights
+from shoal.protocol.link import Part
+from shoal.protocol.messages import Chunk, Contribute, Envelope, TaskName, Want, Weights
 
 ROOM = 4 * LEAST
 
@@ -28,26 +29,33 @@ def made(task: TaskName, nbytes: int, attempt: int = 1) -> Contribute:
 
 
 class Story:
-    """A Receiving, a clock, and what was asked for last."""
+    """A Receiving, a clock, and what was asked for last, and in vain."""
 
     def __init__(self, room: int = ROOM) -> None:
         self.now, self.receiving = 100.0, Receiving(room)
+        self.deliveries: dict[TaskName, Delivery] = {}
         self.wants: list[tuple[bytes, Want]] = []
+        self.in_vain: list[bytes] = []
 
     def pull(self, session: str, task: TaskName, nbytes: int, attempt: int = 1) -> Story:
-        self.receiving.pull(session.encode(), made(task, nbytes, attempt))
+        self.deliveries[task] = Delivery(session.encode(), made(task, nbytes, attempt))
+        self.receiving.pull(self.deliveries[task])
+        return self
+
+    def drop(self, task: TaskName) -> Story:
+        self.receiving.drop(self.deliveries[task])
         return self
 
     def ask(self, after: float = 0.0, starved: bool = False) -> Story:
         self.now += after
-        self.wants = self.receiving.ask(self.now, starved)
+        self.wants, self.in_vain = self.receiving.ask(self.now, starved)
         return self
 
     def come(self, session: str, want: Want) -> bool:
         """What was wanted comes. Is it whole?"""
-        stream = self.receiving.came(session.encode(), Chunk(want.what, want.first, want.last), self.now)
-        assert stream is not None
-        return stream.whole
+        delivery = self.receiving.came(session.encode(), Chunk(want.what, want.first, want.last), self.now)
+        assert delivery is not None
+        return delivery.state == "here"
 
     def all(self, session: str) -> int:
         """Everything that this session is asked for comes. How many bytes that was."""
@@ -74,7 +82,7 @@ def test_the_way_of_a_session_is_tried_once() -> None:
     story.come("a", story.wants[0][1])
     story.ask()
     story.come("a", story.wants[0][1])
-    story.receiving.drop((0, 0))
+    story.drop((0, 0))
     story.pull("a", (0, 1), 10).ask()
     assert [(want.first, want.last) for _, want in story.wants] == [(0, 10)]
 
@@ -96,7 +104,7 @@ def test_what_is_here_and_not_folded_in_has_a_bound() -> None:
         story.come(session.decode(), want)
     story.all("a")
     assert "c" not in [session for session, _ in story.ask().asked()]  # it is here, and waits for the learner
-    story.receiving.drop((0, 0))
+    story.drop((0, 0))
     assert story.receiving.held == LEAST
     assert "c" in [session for session, _ in story.ask().asked()]
 
@@ -129,12 +137,12 @@ def test_what_is_larger_than_the_room_goes_elsewhere_and_does_not_count() -> Non
         story.pull(f"actor {at}", (0, at), 2 * LEAST)
     assert len(story.ask().wants) == LARGE
     assert (story.receiving.held, story.receiving.large) == (0, LARGE)
-    story.receiving.drop((0, 0))
+    story.drop((0, 0))
     assert len(story.ask().wants) == 1
 
 
 def test_another_attempt_takes_the_place_of_the_last() -> None:
-    story = Story().pull("a", (0, 0), 10).ask()
+    story = Story().pull("a", (0, 0), 10).ask().drop((0, 0))
     story.pull("b", (0, 0), 10, attempt=2).ask()
     assert story.asked() == [("b", (0, 0, 2))]
     assert story.receiving.held == 10
@@ -170,16 +178,11 @@ def test_after_a_cut_what_was_under_way_is_asked_for_again() -> None:
     story.receiving.cut(b"nobody")
 
 
-def test_after_it_was_waited_for_in_vain_another_way_is_tried() -> None:
+def test_it_is_told_when_pieces_were_waited_for_in_vain() -> None:
     story = Story().pull("a", (0, 0), LEAST).ask()
-    story.receiving.lanes[b"a"] = b"lane of a"
-    assert story.ask(UNKNOWN - 1.0).wants == []
-    assert story.receiving.lanes == {b"a": b"lane of a"}
+    assert (story.ask(UNKNOWN - 1.0).wants, story.in_vain) == ([], [])
     assert [(want.first, want.last) for _, want in story.ask(2.0).wants] == [PROBE]
-    assert story.receiving.lanes == {}
-    story.receiving.lanes[b"a"] = b"lane of a"
-    story.receiving.gone(b"a")
-    assert story.receiving.lanes == {}
+    assert story.in_vain == [b"a"]
 
 
 def test_what_does_not_move_is_told() -> None:
@@ -190,15 +193,12 @@ def test_what_does_not_move_is_told() -> None:
     assert story.receiving.stalled(story.now - 4.0) == []
 
 
-def test_how_much_is_still_to_come_is_known_of_what_is_fetched_and_of_nothing_else() -> None:
-    story = Story().pull("a", (0, 0), LEAST + 7).ask()
-    piece = Chunk((0, 0, 1), 0, 1)
-    assert story.receiving.to_go(b"a", piece) == ((0, 0), LEAST + 7)
-    story.come("a", story.wants[0][1])
-    story.ask().come("a", story.wants[0][1])
-    assert story.receiving.to_go(b"a", piece) == ((0, 0), 7)
-    for session, what in ((b"b", (0, 0, 1)), (b"a", (0, 0, 2)), (b"a", (0, 1, 1)), (b"a", (0,))):
-        assert story.receiving.to_go(session, Chunk(what, 0, 1)) == (None, 0)
+def test_what_leaves_the_queue_lets_those_behind_it_go_on() -> None:
+    story = Story(room=2 * LEAST).pull("a", (0, 0), LEAST).pull("b", (0, 1), 2 * LEAST).pull("c", (0, 2), LEAST).ask()
+    assert [session for session, _ in story.asked()] == ["a"]
+    assert [session for session, _ in story.drop((0, 1)).ask().asked()] == ["c"]
+    assert not story.drop((0, 0)).drop((0, 2)).receiving.held
+    assert story.receiving.idle
 
 
 # Weights
@@ -211,14 +211,12 @@ def weights(number: int) -> Bundle:
 def test_weights_are_had_by_those_who_were_told_of_them() -> None:
     serving = Serving()
     serving.publish(1)
-    assert serving.part(b"a", (1,), 0, 400) is None
+    assert serving.wanted(b"a", (1,), 0, 400) is None
     serving.begin(b"a", (1,), weights(1).data)
-    part = serving.part(b"a", (1,), 40, 80)
-    assert part is not None
-    assert part.whole[part.first : part.last].view(np.float32).tolist() == [1.0] * 10
+    assert serving.wanted(b"a", (1,), 40, 80) is not None
     for first, last in ((-1, 10), (0, 401), (50, 40), (0, MOST + 1)):
-        assert serving.part(b"a", (1,), first, last) is None
-    assert serving.part(b"a", (1, 0), 0, 4) is None
+        assert serving.wanted(b"a", (1,), first, last) is None
+    assert serving.wanted(b"a", (1, 0), 0, 4) is None
 
 
 def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
@@ -227,11 +225,11 @@ def test_a_version_stays_while_somebody_fetches_it_and_no_longer() -> None:
     serving.begin(b"a", (1,), weights(1).data)
     for version in (2, 3, 4):
         serving.publish(version)
-    assert serving.part(b"a", (1,), 0, 4) is not None
+    assert serving.wanted(b"a", (1,), 0, 4) is not None
     serving.end(b"a", 2)  # an old word of another version
-    assert serving.part(b"a", (1,), 0, 4) is not None
+    assert serving.wanted(b"a", (1,), 0, 4) is not None
     serving.end(b"a", 1)
-    assert serving.part(b"a", (1,), 0, 4) is None
+    assert serving.wanted(b"a", (1,), 0, 4) is None
     assert not serving._kept
 
 
@@ -251,10 +249,10 @@ def test_of_many_versions_those_go_first_that_nobody_asks_for_any_more() -> None
     for version in range(9):
         serving.publish(version)
         serving.begin(b"%d" % version, (version,), weights(version).data)
-        assert serving.part(b"0", (0,), 0, 4) is not None  # slow, but it goes on
+        assert serving.wanted(b"0", (0,), 0, 4) is not None  # slow, but it goes on
     assert len(serving._kept) == KEPT + 1
-    assert serving.part(b"1", (1,), 0, 4) is None
-    assert serving.part(b"8", (8,), 0, 4) is not None
+    assert serving.wanted(b"1", (1,), 0, 4) is None
+    assert serving.wanted(b"8", (8,), 0, 4) is not None
 
 
 # What changed
@@ -294,42 +292,19 @@ def test_nothing_is_told_across_a_version_that_does_not_say_what_changed() -> No
     assert [told(lately, version) for version in (0, 1, 2)] == [[], [], [3]]
 
 
-def test_arrays_go_as_what_changed_to_who_holds_a_version_of_late_and_whole_to_others() -> None:
-    arrays = Arrays([], 100, 400, None, None)
-    arrays.publish(0, weights(0), Lately(0))
-    assert arrays.weights(b"a", -1)[0] == Weights(0, (), 400)
-    arrays.publish(1, weights(1), after(Lately(0), 1))
-    message, payload = arrays.weights(b"a", 0)
-    assert message == Weights(1, base=0)
-    assert payload is not None
-    assert len(payload) == 12
-    assert arrays.weights(b"b", -1) == (Weights(1, (), 400), None)
-    assert arrays.flush() == {"down_bytes": 12.0, "up_bytes": 0.0}
-    assert arrays.part(b"b", (1,), 0, 300) is not None
-    assert arrays.part(b"a", (1,), 0, 300) is None  # which it was not told of
-    assert arrays.flush() == {"down_bytes": 300.0, "up_bytes": 0.0}
-
-
-def test_what_changed_is_fetched_where_it_is_large_and_each_reader_gets_its_own() -> None:
-    arrays = Arrays([], 5, 400, None, None)
-    lately = after(Lately(0), 1, 2, 3)
-    arrays.publish(3, weights(3), lately)
-    assert arrays.weights(b"a", 2) == (Weights(3, (), 12, 2), None)
-    assert arrays.weights(b"b", 1) == (Weights(3, (), ALIGNMENT + 12, 1), None)
-    part = arrays.part(b"b", (3, 1), ALIGNMENT, ALIGNMENT + 12)
-    assert part is not None
-    assert part.whole[part.first : part.last].view(np.float32).tolist() == [3.0] * 3
-    assert arrays.part(b"a", (3, 1), 0, 12) is None
-    assert arrays.part(b"a", (3, 2), 0, 13) is None
-    arrays.publish(4, weights(4), after(lately, 4))
-    assert arrays.part(b"a", (3, 2), 0, 12) is not None  # it goes on with what it has begun
-
-
-def test_in_the_plain_loop_weights_are_whole_and_no_bytes_are_counted() -> None:
-    arrays = Arrays([], NEAR, 400, None, None)
-    arrays.publish(1, weights(1), after(Lately(0), 1))
-    assert arrays.weights(b"a", 0)[0] == Weights(1)
-    assert arrays.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
+def test_bytes_that_go_by_the_socket_are_counted_where_they_have_far_to_go() -> None:
+    near, far = (Arrays([], None, None, near) for near in (True, False))
+    data, envelope = weights(1).data, Envelope(b"a", 1, Weights(1))
+    for arrays in (near, far):
+        part = arrays.cut(Ship(b"a", envelope, data, 40, 80))
+        assert isinstance(part, Part)
+        assert part.whole[part.first : part.last].view(np.float32).tolist() == [1.0] * 10
+        assert arrays.cut(Ship(b"a", envelope, data, 0, 400)) is data
+        assert arrays.cut(Ship(b"a", envelope, data, 0, 0)) is None
+        arrays.came(memoryview(b"1234567"))
+    assert near.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
+    assert far.flush() == {"down_bytes": 440.0, "up_bytes": 7.0}
+    assert far.flush() == {"down_bytes": 0.0, "up_bytes": 0.0}
 
 
 # Where pieces wait
@@ -341,7 +316,7 @@ def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path) -> 
     whole = Bundle.zeros(layout)
     whole["w"][...] = np.arange(whole["w"].size)
     whole["n"][...] = (1, 2, 3)
-    store: Store = Frames() if kind == "memory" else Spool(tmp_path)
+    store: Gathered = Frames() if kind == "memory" else Spool(tmp_path)
     cuts = [0, LEAST, 2 * LEAST, 3 * LEAST, layout.nbytes]
     for first, last in sorted(itertools.pairwise(cuts), reverse=True):
         store.put(first, memoryview(whole.data[first:last]))

@@ -104,7 +104,7 @@ def run(
         sharing=shared,
     )
     if room:
-        server.arrays.receiving.room = room
+        server.traffic.receiving.room = room
     finish = server.run()
     if gateway:
         wire.close()  # what it was told to say leaves now

@@ -1,0 +1,428 @@
+"""Which line, which arrays, whose word: what is decided between a coordinator's sockets and its core. No sockets, no arrays.
+
+The one idea: the core knows tasks and actors, and this knows connections and bytes. Everything that happens comes in here; what
+is the core's business goes on to it, and what the core wants done comes out as deeds that the shell carries out without an
+opinion. Arrays pass through as values that nothing here looks into, but for their number of bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.deeds import (
+    Deed,
+    Ended,
+    Evaluate,
+    Greet,
+    Happening,
+    Lend,
+    LetGo,
+    Open,
+    Opened,
+    Release,
+    Rename,
+    Ship,
+    Store,
+    Stored,
+    Unlent,
+)
+from shoal.coordinator.deciding.events import (
+    Admit,
+    Event,
+    Fold,
+    Folded,
+    Gone,
+    Heard,
+    Lost,
+    Moved,
+    Outdated,
+    Pull,
+    Send,
+    SendTask,
+    SendWeights,
+    Stalled,
+    Tick,
+    Unbrief,
+    Unfit,
+    Unpull,
+)
+from shoal.coordinator.deciding.lanes import Lanes
+from shoal.coordinator.deciding.receiving import Delivery, Receiving
+from shoal.coordinator.deciding.serving import Serving, Sized
+from shoal.coordinator.reports import Report
+from shoal.protocol.fetching import MOST
+from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
+
+
+class Since(Protocol):
+    """What changed lately in the weights."""
+
+    def since(self, version: int) -> Sized | None:
+        """All changes since then; None where that is too long ago, or they are not told."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """Where a coordinator is, and what goes which way there.
+
+    local: the users whose word about which machine and process they are is believed. shares: the handle of the weights' shared
+    memory, () where there is none. layouts: bytes of arrays that contributions may have, by their layout's digest. inline:
+    bytes of arrays that go with their message at most. whole: weights always go as they are. room: bytes of contributions that
+    may be here, fetched and not yet folded in.
+    """
+
+    run: str
+    host: str
+    local: Container[str]
+    shares: tuple[int, ...]
+    layouts: Mapping[str, int]
+    inline: int
+    whole: bool
+    room: int
+
+
+class Traffic:
+    """Around a core. deliveries: contributions that are on their way in, one a task; every one is let go of in one place."""
+
+    def __init__(self, core: Core, premises: Premises, version: int, weights: Sized, lately: Since) -> None:
+        self.core, self.premises = core, premises
+        self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
+        self.deliveries: dict[TaskName, Delivery] = {}
+        self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
+        self.briefs: dict[tuple[TaskName, int], Sized] = {}  # by task and attempt
+        self.slots: set[tuple[int, ...]] = set()  # of actors' memory, that the learner reads
+        self.pids: dict[int, bytes] = {}  # of this machine's actors -> their connections
+        self.judged: Delivery | None = None  # the core is asked about it now
+        self._then: deque[Event] = deque()  # what the core is told next
+        self._takes: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
+            Heard: self._hear,
+            Tick: self._tick,
+            Folded: self._over,
+            Unfit: self._over,
+            Opened: self._opened,
+            Stored: self._stored,
+            Unlent: self._unlent,
+            Lost: self._lost,
+            Ended: self._ended,
+        }
+        self._hears: Mapping[type[Any], Callable[[Any, Any], Sequence[Deed]]] = {
+            Contribute: self._contributed,
+            Have: self._arrived,
+            Want: self._on_lane,
+            Chunk: self._on_lane,
+            Ready: self._on_lane,
+        }
+        self._of_core: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
+            SendWeights: self._weights,
+            Fold: self._fold,
+            Pull: self._pull,
+            Unpull: self._unpull,
+            Admit: self._admit,
+            SendTask: self._send_task,
+            Unbrief: self._unbrief,
+            Gone: self._gone,
+        }
+        self.publish(version, weights, lately)
+
+    def publish(self, version: int, weights: Sized, lately: Since) -> None:
+        """These weights go out from now on, whole or as what changed lately."""
+        self.version, self.weights, self.lately = version, weights, lately
+        self.serving.publish(version)
+
+    def handle(self, event: Happening, now: float) -> Sequence[Deed]:
+        """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
+        self.now = now
+        take = self._takes.get(type(event), self._decide)
+        deeds = take(event)
+        while self._then:
+            deeds = [*deeds, *self.handle(self._then.popleft(), now)]
+        return deeds
+
+    def _hear(self, event: Heard) -> Sequence[Deed]:
+        message = event.envelope.message
+        hear = self._hears.get(type(message))
+        return self._decide(event) if hear is None else hear(event, message)
+
+    def _decide(self, event: Event) -> list[Deed]:
+        """The core hears of it; what it wants done comes out, or is seen to here."""
+        deeds: list[Deed] = []
+        for effect in self.core.handle(event, self.now):
+            if of_core := self._of_core.get(type(effect)):
+                deeds.extend(of_core(effect))
+            else:
+                deeds.append(effect)
+        return deeds
+
+    # Contributions
+
+    def _contributed(self, event: Heard, message: Contribute) -> Sequence[Deed]:
+        if not message.slot:
+            return self._offered(event, message)
+        offered = self._speaks(event) and event.envelope.session in self.sharers
+        if offered and message.slot not in self.slots:
+            return (Open(event, message),)
+        fault = "shared memory: that slot is with the learner" if offered else "arrays in shared memory, where none was offered"
+        return self._offered(replace(event, arrays=None, fault=fault), message)
+
+    def _opened(self, opened: Opened) -> Sequence[Deed]:
+        event, message = replace(opened.asked.heard, arrays=opened.arrays, fault=opened.fault), opened.asked.message
+        moved_on = () if opened.fault else (Release(event.envelope.session, message.made_from),)
+        return (*moved_on, *self._offered(event, message))
+
+    def _offered(self, event: Heard, message: Contribute) -> Sequence[Deed]:
+        """Its arrays are here, or wait to be fetched, or something is wrong with them."""
+        session, arrays = event.envelope.session, event.arrays
+        waits = message.nbytes > 0 and arrays is None
+        nbytes = message.nbytes if waits else 0 if arrays is None else arrays.nbytes
+        if fault := event.fault or self._fault(message, nbytes):
+            event = replace(event, fault=fault)
+        elif waits:
+            event = replace(event, whole=False)
+            delivery = self.deliveries.get(message.task)
+            if delivery is not None and delivery.answers(session, message):
+                return self._judge(event, delivery)
+        return self._judge(event, Delivery(session, message, arrays))
+
+    def _fault(self, message: Contribute, nbytes: int) -> str:
+        """What is wrong with a contribution's arrays, before anyone looks at their numbers; "" if nothing."""
+        if not message.layout:
+            return "arrays without a layout" if nbytes else ""
+        layouts = self.premises.layouts
+        if message.layout not in layouts:
+            known = ", ".join(layouts)
+            return f"layout {message.layout!a} is none of this run's ({known}): the actor runs another model or environment"
+        fits = nbytes == layouts[message.layout]
+        return "" if fits else f"{nbytes} bytes of arrays where its layout has {layouts[message.layout]}"
+
+    def _judge(self, event: Heard, delivery: Delivery) -> Sequence[Deed]:
+        """The core says what becomes of it: it goes to the learner, is fetched, or is let go of."""
+        self.judged = delivery
+        deeds = self._decide(event)
+        self.judged = None
+        if delivery.state == "announced" or (event.whole and delivery.state != "folding"):
+            deeds.extend(self._let_go(delivery))
+        return deeds
+
+    def _fold(self, effect: Fold) -> Sequence[Deed]:
+        delivery = self.judged
+        assert delivery is not None  # the core folds what it was just asked about
+        before = self._put(delivery)
+        delivery.state, delivery.lag = "folding", effect.onto - effect.message.made_from
+        self.slots.add(delivery.message.slot)
+        if effect.task.counts:
+            return (*before, effect)
+        self._then.append(Folded(delivery.task))
+        return (*before, Evaluate(effect.message))
+
+    def _pull(self, effect: Pull) -> Sequence[Deed]:
+        message, delivery = effect.message, self.deliveries.get(effect.message.task)
+        if delivery is not None and delivery.answers(effect.session, message):
+            return ()  # it is on its way
+        judged = self.judged
+        delivery = judged if judged is not None and judged.message is message else Delivery(effect.session, message)
+        before = self._put(delivery)
+        self.receiving.pull(delivery)
+        return before
+
+    def _put(self, delivery: Delivery) -> Sequence[Deed]:
+        """This is the delivery of its task from now on."""
+        before = self.deliveries.get(delivery.task)
+        deeds = () if before is delivery else self._let_go(before)
+        self.deliveries[delivery.task] = delivery
+        return deeds
+
+    def _unpull(self, effect: Unpull) -> Sequence[Deed]:
+        return self._let_go(self.deliveries.get(effect.task))
+
+    def _over(self, event: Folded | Unfit) -> Sequence[Deed]:
+        """The learner has done with it."""
+        return (*self._let_go(self.deliveries.get(event.task)), *self._decide(event))
+
+    def _let_go(self, delivery: Delivery | None) -> Sequence[Deed]:
+        """The one place where a delivery ends."""
+        if delivery is None or delivery.state == "gone":
+            return ()
+        if delivery.pulled:
+            self.receiving.drop(delivery)
+        if delivery.state == "folding":
+            self.slots.discard(delivery.message.slot)
+        if self.deliveries.get(delivery.task) is delivery:
+            del self.deliveries[delivery.task]
+        delivery.state = "gone"
+        return (LetGo(delivery),) if delivery.arrays is not None and (delivery.fetch or delivery.message.slot) else ()
+
+    # Arrays in pieces
+
+    def _speaks(self, event: Heard) -> bool:
+        """Does this session have a place here, and this connection for its words?"""
+        actor, envelope = self.core.roster.at(event.peer), event.envelope
+        mine = actor is not None and (actor.session, actor.user) == (envelope.session, event.user)
+        return mine and envelope.epoch == self.core.epoch
+
+    def _on_lane(self, event: Heard, message: Want | Chunk | Ready) -> Sequence[Deed]:
+        """What is said on a line for arrays, which is known by nothing but its session and key."""
+        session, peer = event.envelope.session, event.peer
+        actor = self.core.roster.actors.get(session)
+        if actor is None or actor.user != event.user or event.envelope.epoch != self.core.epoch:
+            return ()  # what it says on its other line is answered
+        if isinstance(message, Ready) or session not in self.lanes.by_session:
+            self.lanes.take(session, peer)
+        match message:
+            case Want((_,) | (_, _)):
+                return self._wanted(peer, session, message)
+            case Want((_, _, _)):
+                return self._brief_wanted(peer, session, message)
+            case Chunk():
+                return self._came(session, message, event.arrays)
+            case Ready():
+                self.receiving.cut(session)
+        return ()
+
+    def _wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
+        if (arrays := self.serving.wanted(session, want.what, want.first, want.last)) is None:
+            return self._decide(Outdated(session, want.what[0]))
+        return (*self._decide(Moved(session)), self._piece(peer, session, want, arrays))
+
+    def _piece(self, peer: bytes, session: bytes, want: Want, arrays: Sized) -> Ship:
+        """If it does not arrive it will be asked for again."""
+        chunk = Chunk(want.what, want.first, want.last)
+        return Ship(peer, Envelope(session, self.core.epoch, chunk), arrays, want.first, want.last)
+
+    def _came(self, session: bytes, chunk: Chunk, piece: Sized | None) -> Sequence[Deed]:
+        nbytes = 0 if piece is None else piece.nbytes
+        delivery = self.receiving.came(session, chunk, self.now) if nbytes == chunk.last - chunk.first else None
+        if delivery is None:
+            return self._decide(Moved(session))
+        return (Store(delivery, chunk.first, piece),) if piece is not None and nbytes else self._stored(Stored(delivery))
+
+    def _stored(self, stored: Stored) -> Sequence[Deed]:
+        delivery, trouble = stored.delivery, stored.trouble
+        session, actor, fetch = delivery.session, self.core.roster.actors[delivery.session], delivery.fetch
+        assert fetch is not None  # it was asked for
+        if trouble:  # when it is said again it is fetched anew
+            report = Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error")
+            return (*self._let_go(delivery), *self._decide(Moved(session)), report)
+        moved = self._decide(Moved(session, delivery.task, fetch.left))
+        if delivery.state != "here":
+            return moved
+        envelope = Envelope(session, self.core.epoch, delivery.message)
+        return (*moved, *self._judge(Heard(actor.peer, envelope, user=actor.user), delivery))
+
+    def _tick(self, event: Tick) -> Sequence[Deed]:
+        deeds = self._decide(event)
+        if self.receiving.idle:
+            return deeds
+        lease = self.core.rules.lease
+        for task in self.receiving.stalled(self.now - lease) if lease else ():
+            deeds.extend(self._decide(Stalled(task)))
+        wants, in_vain = self.receiving.ask(self.now, self.core.starves())
+        for session in in_vain:
+            self.lanes.forget(session)  # what should have come by it has not: ask on the other line
+        for session, want in wants:  # by one connection with its answer, so that its end is the end of both
+            peer = self.lanes.by_session.get(session) or self.core.roster.actors[session].peer
+            deeds.append(Send(peer, Envelope(session, self.core.epoch, want)))
+        return deeds
+
+    # Weights
+
+    def _weights(self, wanted: SendWeights) -> Sequence[Deed]:
+        shares = wanted.session in self.sharers
+        if wanted.same:
+            weights = Envelope(wanted.session, self.core.epoch, Weights(self.version, base=wanted.held, kept=self.core.kept))
+            renamed = (Rename(wanted.session, self.version),) if shares else ()
+            return (*renamed, Send(wanted.peer, weights))
+        return (Lend(wanted, Weights(self.version, kept=self.core.kept)),) if shares else self._tell(wanted)
+
+    def _unlent(self, unlent: Unlent) -> Sequence[Deed]:
+        return self._tell(unlent.wanted) if unlent.wanted.session in self.core.roster.actors else ()
+
+    def _tell(self, wanted: SendWeights) -> Sequence[Deed]:
+        """Of the newest weights, by the socket: as what changed where the session holds those of lately."""
+        session = wanted.session
+        base, arrays = wanted.held, None if self.premises.whole else self.lately.since(wanted.held)
+        if arrays is None:
+            base, arrays = WHOLE, self.weights
+        nbytes = arrays.nbytes
+        fetched = nbytes > self.premises.inline
+        if fetched:
+            self.serving.begin(session, (self.version,) if base == WHOLE else (self.version, base), arrays)
+        weights = Weights(self.version, (), nbytes if fetched else 0, base, self.core.kept)
+        envelope = Envelope(session, self.core.epoch, weights)
+        return (Send(wanted.peer, envelope) if fetched else Ship(wanted.peer, envelope, arrays, 0, nbytes),)
+
+    def _arrived(self, event: Heard, have: Have) -> Sequence[Deed]:
+        session = event.envelope.session
+        released: Sequence[Deed] = ()
+        if self._speaks(event):
+            self.serving.end(session, have.version)
+            released = (Release(session, have.using),) if session in self.sharers else ()
+        return (*released, *self._decide(event))
+
+    # Briefs
+
+    def hand(self, task: TaskName, attempt: int, arrays: Sized) -> None:
+        """An attempt's own arrays, kept until they are not needed any more."""
+        self.briefs[task, attempt] = arrays
+
+    def _send_task(self, effect: SendTask) -> Sequence[Deed]:
+        session, assign = effect.envelope.session, effect.envelope.message
+        assert isinstance(assign, Assign)
+        arrays = self.briefs[assign.task, assign.attempt]
+        if arrays.nbytes > self.premises.inline:
+            return (Send(effect.peer, effect.envelope),)
+        self._then.append(Moved(session, assign.task))
+        return (Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
+
+    def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
+        """By whoever has the task. What is over is not to be had, as its Cancel says."""
+        task, attempt = (want.what[0], want.what[1]), want.what[2]
+        lease, arrays = self.core.ledger.leases.get(task), self.briefs.get((task, attempt))
+        mine = lease is not None and (lease.session, lease.attempt) == (session, attempt)
+        if not mine or arrays is None or not 0 <= want.first <= want.last <= min(arrays.nbytes, want.first + MOST):
+            return self._decide(Moved(session))
+        moved = self._decide(Moved(session, task, arrays.nbytes - want.last))
+        return (*moved, self._piece(peer, session, want, arrays))
+
+    def _unbrief(self, effect: Unbrief) -> Sequence[Deed]:
+        self.briefs.pop((effect.task, effect.attempt), None)
+        return ()
+
+    # Sessions
+
+    def _admit(self, admit: Admit) -> Sequence[Deed]:
+        core, hello, session = self.core, admit.hello, admit.session
+        actor = core.roster.actors[session]
+        here = actor.user in self.premises.local and hello.host == self.premises.host
+        if here:
+            self.pids[hello.pid] = admit.peer
+        shares = self.premises.shares if here and "shm" in hello.offers else ()
+        if shares:
+            self.sharers.add(session)
+        if admit.resumed and session not in self.lanes.by_session:
+            self.receiving.cut(session)
+        rules, many = core.rules, len(core.roster)
+        beat, patience = rules.beat_for(many), rules.patience_for(many)
+        place = (hello.greeting, admit.resumed, rules.retain)
+        welcome = Welcome(self.premises.run, admit.number, beat, patience, self.premises.host, shares, *place)
+        return (Greet(admit.peer, Envelope(session, core.epoch, welcome)),)
+
+    def _lost(self, event: Lost) -> Sequence[Deed]:
+        self.lanes.lost(event.peer)
+        return self._decide(event)
+
+    def _ended(self, ended: Ended) -> Sequence[Deed]:
+        peer = self.pids.pop(ended.pid, None)
+        return self._lost(Lost(peer, f"ended (process {ended.pid})", dead=True)) if peer else ()
+
+    def _gone(self, gone: Gone) -> Sequence[Deed]:
+        """Nothing is kept of this session, but for what the learner has of it."""
+        self.lanes.forget(gone.session)
+        self.receiving.gone(gone.session)
+        self.serving.gone(gone.session)
+        self.sharers.discard(gone.session)
+        return (gone,)

@@ -1,0 +1,89 @@
+"""What a person is told of a run: reports, metrics, progress.
+
+The one idea: whoever runs the server says what happened, and how it looks to a person is made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.learner import Learner
+from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.tally import Rate, Tally
+from shoal.protocol.work import Metrics
+
+LOOK = 0.25  # seconds between two looks of an observer
+CHATTY = 10  # reports of one kind in a second; more are counted, not shown
+
+
+@dataclass(slots=True)
+class Chatter:
+    """Keeps a flood of reports of one kind from drowning the rest."""
+
+    since: float = 0.0
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def admits(self, report: Report, now: float) -> bool:
+        if now - self.since > 1.0:
+            self.since, self.seen = now, {}
+        self.seen[report.kind] = self.seen.get(report.kind, 0) + 1
+        return self.seen[report.kind] <= CHATTY
+
+
+class Telling:
+    """Of one core and its learner, to an observer."""
+
+    def __init__(self, core: Core, learner: Learner, observer: Observer, clock: Callable[[], float]) -> None:
+        self.core, self.learner, self.observer, self.clock = core, learner, observer, clock
+        self.tally = Tally()
+        self.metrics: dict[str, float] = {}
+        self.began = clock()
+        self._looked_at = 0.0
+        self._chatter = Chatter()
+        self._rates = (Rate(), Rate())
+
+    def report(self, report: Report) -> None:
+        if self._chatter.admits(report, self.clock()):
+            self.observer.report(report)
+
+    def stepped(self, version: int, metrics: Metrics) -> None:
+        """These are new of weights `version`."""
+        self.metrics.update(metrics)
+        self.observer.stepped(version, metrics, self.progress())
+
+    def look(self) -> None:
+        """A few times a second, however often this is called."""
+        now = self.clock()
+        if now - self._looked_at >= LOOK:
+            self._looked_at = now
+            self.observer.moved(self.progress())
+
+    def progress(self) -> Progress:
+        now, core = self.clock(), self.core
+        seconds = now - self.began
+        clients = core.ledger.counts.clients
+        return Progress(
+            version=core.version,
+            goal=str(core.goal),
+            done=core.goal.share(core.version, core.steps),
+            seconds=seconds,
+            contributions=clients,
+            contributions_per_second=self._rates[0].at(now, clients),
+            steps=core.steps,
+            steps_per_second=self._rates[1].at(now, core.steps),
+            actors=len(core.roster),
+            lag=(self.metrics.get("lag_min", 0.0), self.metrics.get("lag_mean", 0.0), self.metrics.get("lag_max", 0.0)),
+            shares=self._shares(seconds),
+            metrics=dict(self.metrics),
+            waiting_for=tuple(waiting_for(core)) if now - core.moved_at > core.rules.quiet else (),
+        )
+
+    def _shares(self, seconds: float) -> Mapping[str, float]:
+        """Of the actors' time, and of the learner's."""
+        whole = max(1e-9, seconds * max(1, len(self.core.roster)))
+        trained, waited = min(1.0, self.tally.trained / whole), min(1.0, self.tally.waited / whole)
+        moving = max(0.0, 1.0 - trained - waited)
+        return {"waiting": waited, "training": trained, "moving": moving, "stepping": self.learner.busy / max(1e-9, seconds)}

@@ -1,0 +1,442 @@
+"""Facts about what is decided between the sockets and the core: whose line, whose arrays, which way, and until when.
+
+No sockets, no arrays but their number of bytes, and a clock wound by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import pytest
+
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.deeds import (
+    Deed,
+    Ended,
+    Evaluate,
+    Greet,
+    Happening,
+    Lend,
+    LetGo,
+    Open,
+    Opened,
+    Release,
+    Ship,
+    Store,
+    Stored,
+    Unlent,
+)
+from shoal.coordinator.deciding.events import Fold, Folded, Gone, Heard, Lost, Send, Step, Stepped, Tick, Unfit
+from shoal.coordinator.deciding.lanes import Lanes
+from shoal.coordinator.deciding.plans import Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.rules import Goal, Rules
+from shoal.coordinator.deciding.traffic import Premises, Traffic
+from shoal.coordinator.reports import Report
+from shoal.protocol.fetching import LEAST, PROBE, UNKNOWN
+from shoal.protocol.messages import (
+    PROTOCOL,
+    WHOLE,
+    Chunk,
+    Contribute,
+    Envelope,
+    Have,
+    Hello,
+    Message,
+    Ready,
+    Verdict,
+    Want,
+    Weights,
+    Welcome,
+)
+
+E = TypeVar("E")
+MODEL, WORK, INLINE = 10 * LEAST, 2 * LEAST, 100
+
+
+@dataclass(frozen=True)
+class Bytes:
+    nbytes: int
+
+
+@dataclass
+class Changes:
+    """What changed since these versions, in so many bytes."""
+
+    known: dict[int, int]
+
+    def since(self, version: int) -> Bytes | None:
+        return Bytes(self.known[version]) if version in self.known else None
+
+
+class Run:
+    """A traffic, a clock, and the deeds of what happened last. Actors are called by their names; "a" joins with memory to share
+    when it is named so."""
+
+    def __init__(self, plan: Plan | None = None, rules: Rules | None = None, whole: bool = False, model: int = MODEL) -> None:
+        self.now = 1_000.0
+        self.core = Core(plan or Rounds(9), Goal(), rules or Rules(), now=self.now)
+        premises = Premises("run", "host", ("", "key"), (7,), {"layout": WORK, "small": 8}, INLINE, whole, 3 * WORK)
+        self.traffic = Traffic(self.core, premises, 0, Bytes(model), Changes({}))
+        self.deeds: list[Deed] = []
+
+    def event(self, event: Happening, after: float = 0.0) -> Run:
+        self.now += after
+        self.deeds = list(self.traffic.handle(event, self.now))
+        return self
+
+    def join(self, *names: str, host: str = "elsewhere", user: str = "", **again: Any) -> Run:
+        for number, name in enumerate(names):
+            hello = Hello(PROTOCOL, name, host, 100 + number, ("shm",), **again)
+            self.event(Heard(name.encode(), Envelope(name.encode(), 0, hello), user=user))
+        return self
+
+    def say(self, name: str, message: Message, *, line: str = "", arrays: int = -1, user: str = "", epoch: int = 1) -> Run:
+        """Over the actor's connection for words, or over another line."""
+        envelope = Envelope(name.encode(), epoch, message)
+        payload = None if arrays < 0 else Bytes(arrays)
+        return self.event(Heard((line or name).encode(), envelope, user=user, arrays=payload))
+
+    def tick(self, after: float = 0.0) -> Run:
+        return self.event(Tick(), after)
+
+    def all(self, kind: type[E]) -> list[E]:
+        return [deed for deed in self.deeds if isinstance(deed, kind)]
+
+    def said(self, kind: type[E]) -> list[tuple[bytes, E]]:
+        sent = [(one.peer, one.envelope.message) for one in self.deeds if isinstance(one, Send | Ship | Greet)]
+        return [(peer, message) for peer, message in sent if isinstance(message, kind)]
+
+    def verdicts(self) -> list[str]:
+        return [verdict.verdict for _, verdict in self.said(Verdict)]
+
+    def arrived(self, name: str) -> Run:
+        return self.say(name, Have(0))
+
+    def work(self, name: str, at: int = 0, **claims: Any) -> Contribute:
+        """Of the actor's oldest task, or one after it."""
+        lease = self.core.ledger.leases[sorted(self.core.roster.actors[name.encode()].tasks)[at]]
+        done = Contribute(lease.name, lease.attempt, 0, 1.0, "layout", False, {}, {}, 0.0, 1.0, nbytes=WORK)
+        return replace(done, **claims)
+
+    def fetch(self, name: str) -> Run:
+        """Everything that this actor is asked for comes by its line, until its contribution is whole."""
+        while not self.all(Fold):
+            wants = self.said(Want) or self.tick(0.01).said(Want)
+            assert wants
+            for _, want in wants:
+                self.piece(name, want)
+        return self
+
+    def piece(self, name: str, want: Want) -> Run:
+        nbytes = want.last - want.first
+        self.say(name, Chunk(want.what, want.first, want.last), line=f"lane of {name}", arrays=nbytes if nbytes else -1)
+        for store in self.all(Store):
+            store.delivery.arrays = [*(store.delivery.arrays or []), (store.first, store.piece)]
+            self.event(Stored(store.delivery))
+        return self
+
+
+def fetching(*names: str) -> Run:
+    """Each of these has announced a contribution, and was asked for its first bytes over its line for arrays."""
+    run = Run().join(*names)
+    for name in names:
+        run.arrived(name).say(name, Ready(), line=f"lane of {name}").say(name, run.work(name))
+    return run.tick()
+
+
+# Contributions
+
+
+def test_a_small_contribution_goes_to_the_learner_with_what_came_with_it() -> None:
+    run = Run().join("a").arrived("a")
+    done = run.work("a", layout="small", nbytes=0)
+    run.say("a", done, arrays=8)
+    assert [fold.message for fold in run.all(Fold)] == [done]
+    delivery = run.traffic.deliveries[done.task]
+    assert (delivery.state, delivery.arrays, delivery.lag) == ("folding", Bytes(8), 0)
+    run.event(Folded(done.task))
+    assert (run.verdicts(), run.all(LetGo), run.traffic.deliveries) == (["accepted"], [], {})
+
+
+def test_a_large_contribution_is_fetched_by_its_actors_line_and_let_go_of_once_it_is_folded_in() -> None:
+    run = fetching("a")
+    [(peer, want)] = run.said(Want)
+    assert (peer, want.first, want.last) == (b"lane of a", *PROBE)
+    done = run.work("a")
+    run.fetch("a")
+    assert [fold.message for fold in run.all(Fold)] == [done]
+    delivery = run.traffic.deliveries[done.task]
+    assert sorted(delivery.arrays) == [(0, Bytes(LEAST)), (LEAST, Bytes(LEAST))]
+    run.event(Folded(done.task))
+    assert run.all(LetGo) == [LetGo(delivery)]
+    assert (run.traffic.deliveries, run.traffic.receiving.held) == ({}, 0)
+
+
+def test_one_that_the_learner_refuses_is_let_go_of_and_the_actor_is_told() -> None:
+    run = fetching("a").fetch("a")
+    run.event(Unfit(run.all(Fold)[0].message.task, "not finite"))
+    assert run.verdicts() == ["refused"]
+    assert len(run.all(LetGo)) == 1
+    assert run.traffic.deliveries == {}
+
+
+def test_said_again_while_it_is_fetched_it_is_fetched_on() -> None:
+    run = fetching("a")
+    delivery = run.traffic.deliveries[run.work("a").task]
+    run.say("a", run.work("a"))
+    assert run.traffic.deliveries[delivery.task] is delivery
+    assert run.tick(0.01).said(Want) == []  # what was asked for is under way
+
+
+def test_said_again_while_it_is_with_the_learner_it_is_not_taken_twice() -> None:
+    run = fetching("a")
+    done = run.work("a")
+    delivery = run.fetch("a").traffic.deliveries[done.task]
+    for message, arrays in ((done, -1), (replace(done, nbytes=0), WORK)):
+        run.say("a", message, arrays=arrays)
+        assert (run.all(Fold), run.all(LetGo), run.verdicts()) == ([], [], [])
+        assert run.traffic.deliveries[done.task] is delivery
+    assert delivery.state == "folding"
+
+
+def test_what_another_says_of_a_task_leaves_what_is_fetched_of_it_alone() -> None:
+    run = fetching("a", "b")
+    done = run.work("a")
+    delivery = run.traffic.deliveries[done.task]
+    for message, arrays in ((done, -1), (replace(done, nbytes=0), WORK), (replace(done, attempt=3), -1)):
+        run.say("b", message, arrays=arrays)
+        assert run.verdicts() == ["stale"]
+        assert (run.traffic.deliveries[done.task], delivery.state) == (delivery, "fetching")
+
+
+def test_all_of_it_at_once_takes_the_place_of_what_is_fetched() -> None:
+    run = fetching("a")
+    run.piece("a", run.said(Want)[0][1])
+    run.piece("a", run.tick(0.01).said(Want)[0][1])
+    before, done = run.traffic.deliveries[run.work("a").task], run.work("a", nbytes=0)
+    run.say("a", done, arrays=WORK)
+    assert (len(run.all(Fold)), run.all(LetGo)) == (1, [LetGo(before)])
+    assert run.traffic.deliveries[done.task].arrays == Bytes(WORK)
+    assert run.traffic.receiving.held == 0
+
+
+def test_what_is_not_wanted_any_more_is_let_go_of_in_the_middle() -> None:
+    run = fetching("a", "b")
+    run.piece("a", next(want for peer, want in run.said(Want) if peer == b"lane of a"))
+    run.piece("a", run.tick(0.01).said(Want)[0][1])
+    delivery = run.traffic.deliveries[run.work("a").task]
+    run.event(Lost(b"a", "ended", dead=True))
+    assert [deed for deed in run.deeds if isinstance(deed, LetGo | Gone)] == [LetGo(delivery), Gone(b"a")]
+    assert run.tick(1.0).said(Want) == []
+
+
+def test_an_evaluation_goes_to_the_statistics_and_is_accepted() -> None:
+    run = Run(Rounds(3, evaluate_every=1, evaluate_cohort=1), Rules(ahead=4)).join("a").arrived("a")
+    tasks = [run.core.ledger.leases[task].task for task in sorted(run.core.roster.actors[b"a"].tasks)]
+    [at] = [at for at, task in enumerate(tasks) if not task.counts]
+    done = run.work("a", at, layout="", nbytes=0)
+    run.say("a", done)
+    assert (run.all(Evaluate), run.all(Fold), run.verdicts()) == ([Evaluate(done)], [], ["accepted"])
+    assert run.traffic.deliveries == {}
+
+
+@pytest.mark.parametrize(
+    ("claims", "arrays", "why"),
+    [
+        ({"layout": "other"}, -1, "is none of this run's (layout, small)"),
+        ({"layout": "small"}, -1, f"{WORK} bytes of arrays where its layout has 8"),
+        ({"nbytes": 0}, 7, f"7 bytes of arrays where its layout has {WORK}"),
+        ({"nbytes": 0}, -1, f"0 bytes of arrays where its layout has {WORK}"),
+        ({"layout": ""}, -1, "arrays without a layout"),
+        ({"slot": (1, 2)}, WORK, "shared memory, where none was offered"),
+    ],
+)
+def test_arrays_that_are_not_those_of_a_contribution_are_refused(claims: dict[str, Any], arrays: int, why: str) -> None:
+    run = Run().join("a").arrived("a")
+    run.say("a", run.work("a", **claims), arrays=arrays)
+    [(_, verdict)] = run.said(Verdict)
+    assert (verdict.verdict, why in verdict.reason) == ("refused", True)
+    assert run.traffic.deliveries == {}
+
+
+def test_where_the_disk_takes_no_piece_a_contribution_is_fetched_anew_when_it_is_said_again() -> None:
+    run = fetching("a")
+    done = run.work("a")
+    run.piece("a", run.said(Want)[0][1])
+    [(_, want)] = run.tick(0.01).said(Want)
+    run.say("a", Chunk(want.what, want.first, want.last), line="lane of a", arrays=LEAST)
+    [store] = run.all(Store)
+    run.event(Stored(store.delivery, "the disk is full"))
+    assert [report.text for report in run.all(Report)] == ["the disk is full: a contribution of a waits until there is room"]
+    assert (run.traffic.deliveries, run.traffic.receiving.held) == ({}, 0)
+    run.say("a", done).tick(0.01)
+    assert [want.first for _, want in run.said(Want)] == [0]
+
+
+# In shared memory
+
+
+def sharing(*names: str) -> Run:
+    run = Run().join(*names, host="host")
+    for name in names:
+        run.arrived(name)
+    return run
+
+
+def test_who_is_of_this_machine_is_offered_its_memory_and_others_are_not() -> None:
+    [(_, welcome)] = Run().join("a", host="host").said(Welcome)
+    assert (welcome.host, welcome.shares) == ("host", (7,))
+    assert Run().join("a").said(Welcome)[0][1].shares == ()
+    assert Run().join("a", host="host", user="key").said(Welcome)[0][1].shares == (7,)
+    assert Run().join("a", host="host", user="another key").said(Welcome)[0][1].shares == ()
+
+
+def test_arrays_in_shared_memory_are_opened_before_they_are_judged_and_let_go_of_after() -> None:
+    run = sharing("a")
+    done = run.work("a", slot=(1, 2), nbytes=0)
+    [asked] = run.say("a", done).all(Open)
+    assert (asked.message, run.all(Fold)) == (done, [])
+    run.event(Opened(asked, Bytes(WORK)))
+    assert run.deeds == [Release(b"a", 0), *run.all(Fold)]
+    assert run.say("a", done).deeds == []  # said again, it is not opened again
+    delivery = run.traffic.deliveries[done.task]
+    assert run.event(Folded(done.task)).all(LetGo) == [LetGo(delivery)]
+
+
+def test_what_is_wrong_with_shared_memory_is_told_to_the_actor() -> None:
+    run = sharing("a")
+    [asked] = run.say("a", run.work("a", slot=(1, 2), nbytes=0)).all(Open)
+    run.event(Opened(asked, None, "shared memory: no such slot"))
+    assert [verdict.reason for _, verdict in run.said(Verdict)] == ["shared memory: no such slot"]
+    assert run.all(LetGo) == []
+
+
+def test_arrays_that_nobody_wants_are_let_go_of_at_once() -> None:
+    run = sharing("a", "b")
+    [asked] = run.say("b", run.work("a", slot=(1, 2), nbytes=0)).all(Open)
+    run.event(Opened(asked, Bytes(WORK)))
+    assert (run.verdicts(), len(run.all(LetGo))) == (["stale"], 1)
+
+
+def test_a_slot_that_the_learner_reads_is_not_opened_for_anyone() -> None:
+    run = sharing("a", "b")
+    done = run.work("a", slot=(1, 2), nbytes=0)
+    run.event(Opened(run.say("a", done).all(Open)[0], Bytes(WORK)))
+    run.say("b", run.work("b", slot=(1, 2), nbytes=0))
+    assert (run.all(Open), run.verdicts()) == ([], ["refused"])
+
+
+# Lines
+
+
+@pytest.mark.parametrize("told", [Ready(), Chunk((0, 0, 65537), *PROBE), Want((0,), 0, 10)])
+def test_a_line_under_another_key_or_of_an_earlier_life_is_not_believed(told: Message) -> None:
+    run = Run().join("a", user="key").say("a", Have(0), user="key")
+    run.say("a", run.work("a"), user="key").tick()
+    for user, epoch in (("another key", 1), ("", 1), ("key", 0), ("key", 2)):
+        run.say("a", told, line="lane of a", user=user, epoch=epoch)
+        assert (run.deeds, run.traffic.lanes.by_session) == ([], {})
+    run.say("a", told, line="lane of a", user="key")
+    assert run.traffic.lanes.by_session == {b"a": b"lane of a"}
+
+
+def test_after_ready_what_was_under_way_is_asked_for_again_on_the_new_line() -> None:
+    run = fetching("a")
+    run.say("a", Ready(), line="another lane").tick(0.01)
+    assert [(peer, want.first, want.last) for peer, want in run.said(Want)] == [(b"another lane", *PROBE)]
+
+
+def test_a_line_that_is_lost_or_was_asked_in_vain_is_asked_no_more() -> None:
+    run = fetching("a").event(Lost(b"lane of a", "cannot be reached"))
+    assert run.traffic.lanes.by_session == {}
+    assert b"a" in run.core.roster.actors  # its other line is not lost
+    run = fetching("a")
+    for _ in range(int(UNKNOWN) - 1):
+        assert run.arrived("a").tick(1.0).said(Want) == []
+    run.arrived("a").tick(2.0)
+    assert [peer for peer, _ in run.said(Want)] == [b"a"]
+
+
+def test_the_line_of_one_connection_is_one_sessions() -> None:
+    lanes = Lanes()
+    lanes.take(b"a", b"one")
+    lanes.take(b"a", b"two")
+    lanes.lost(b"one")
+    assert lanes.by_session == {b"a": b"two"}
+    lanes.take(b"b", b"two")
+    assert lanes.by_session == {b"b": b"two"}
+    lanes.lost(b"two")
+    assert lanes.by_session == {}
+
+
+def test_of_who_is_gone_nothing_is_kept() -> None:
+    run = fetching("a")
+    run.event(Lost(b"a", "ended", dead=True))
+    traffic = run.traffic
+    kept = (traffic.lanes.by_session, traffic.receiving._ways, traffic.serving._readers, traffic.sharers, traffic.deliveries)
+    assert not any(kept)
+
+
+def test_a_process_of_this_machine_that_ends_is_lost_at_once() -> None:
+    run = Run().join("a", "b", host="host")
+    assert run.event(Ended(100)).all(Gone) == [Gone(b"a")]
+    assert run.event(Ended(100)).deeds == []
+    assert Run().join("a").event(Ended(100)).deeds == []  # a number that another machine told
+
+
+# Weights
+
+
+def test_large_weights_are_announced_and_fetched_by_who_was_told_of_them() -> None:
+    run = Run().join("a")
+    assert run.said(Weights) == [(b"a", Weights(0, (), MODEL))]
+    run.say("a", Want((0,), 0, 10), line="lane of a")
+    assert run.all(Ship) == [Ship(b"lane of a", Envelope(b"a", 1, Chunk((0,), 0, 10)), Bytes(MODEL), 0, 10)]
+    run.arrived("a").say("a", Want((0,), 0, 10), line="lane of a")
+    assert run.all(Ship) == []  # it has them
+
+
+def test_small_weights_go_with_their_message() -> None:
+    [ship] = [deed for deed in Run(model=INLINE).join("a").all(Ship) if isinstance(deed.envelope.message, Weights)]
+    assert (ship.envelope.message, ship.arrays, ship.first, ship.last) == (Weights(0), Bytes(INLINE), 0, INLINE)
+
+
+def stepped(run: Run, changes: dict[int, int]) -> Run:
+    """The next version is there."""
+    for task in sorted(run.core.roster.actors[b"a"].tasks)[:1]:
+        run.say("a", run.work("a", layout="small", nbytes=0), arrays=8).event(Folded(task))
+    [step] = run.all(Step)
+    run.traffic.publish(step.version, Bytes(MODEL), Changes(changes))
+    return run.event(Stepped(step.version, {}))
+
+
+def test_weights_go_as_what_changed_to_who_holds_a_version_of_lately() -> None:
+    run = Run(Stream(1, 9)).join("a").arrived("a")
+    assert [weights for _, weights in stepped(run, {0: 10}).said(Weights)] == [Weights(1, base=0)]
+    run = Run(Stream(1, 9)).join("a").arrived("a")
+    assert [weights for _, weights in stepped(run, {0: LEAST}).said(Weights)] == [Weights(1, (), LEAST, 0)]
+    run.say("a", Want((1, 0), 0, 10), line="lane of a")
+    assert [ship.arrays for ship in run.all(Ship)] == [Bytes(LEAST)]
+    run = Run(Stream(1, 9)).join("a").arrived("a")
+    assert [weights for _, weights in stepped(run, {}).said(Weights)] == [Weights(1, (), MODEL, WHOLE)]
+    run = Run(Stream(1, 9), whole=True).join("a").arrived("a")
+    assert [weights for _, weights in stepped(run, {0: 10}).said(Weights)] == [Weights(1, (), MODEL, WHOLE)]
+
+
+def test_weights_of_this_machine_are_lent_and_go_by_the_socket_where_they_cannot_be() -> None:
+    run = Run().join("a", host="host")
+    [lend] = run.all(Lend)
+    assert (lend.weights, run.said(Weights)) == (Weights(0), [])
+    assert run.event(Unlent(lend.wanted)).said(Weights) == [(b"a", Weights(0, (), MODEL))]
+    run.event(Lost(b"a", "ended", dead=True))
+    assert run.event(Unlent(lend.wanted)).deeds == []
+
+
+def test_only_the_actor_itself_says_which_weights_it_reads() -> None:
+    run = Run().join("a", "b", host="host")
+    for line, user, epoch in (("b", "", 1), ("a", "key", 1), ("a", "", 2)):
+        assert run.say("a", Have(0, 9), line=line, user=user, epoch=epoch).all(Release) == []
+    assert run.say("a", Have(0, 9)).all(Release) == [Release(b"a", 9)]
