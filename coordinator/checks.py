@@ -1,7 +1,7 @@
 """What a contribution's numbers must be before they touch the weights.
 
-The one idea: one pass. The dot product of a vector with itself is finite only if every element is, and it is the norm, which
-is handed on to whatever else needs it.
+The one idea: one pass. The dot product of a vector with itself is finite only if every element is finite, and its root is the
+norm, which is handed on to the other readers of the norm.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from shoal.protocol.messages import Contribute
 
 @dataclass(frozen=True, slots=True)
 class Inspector:
-    """norm: the largest L2 norm of a contribution's delta (0: any finite one). examples: the largest weight (0: any)."""
+    """The check of a contribution. norm: the largest L2 norm of a delta (0: any finite norm). examples: the largest weight of a
+    contribution, in examples (0: any)."""
 
     norm: float = 0.0
     examples: float = 0.0
 
     def look(self, bundle: Bundle, message: Contribute) -> tuple[str, float | None]:
-        """Why it must not be folded in, or ""; and the norm that Contribution.norm is, so that nobody has to look again.
+        """Why the contribution must not be folded in, or ""; and its norm, for Contribution.norm: it is computed only once.
 
-        None where it was not asked: sums are whole numbers, whose range is the sum's own to check.
+        The norm is None for a summed contribution: its sums are whole numbers, and the sum checks their range.
         """
         if self.examples and message.weight > self.examples:
             return f"weight {message.weight:g} is above the cap of {self.examples:g}", None
@@ -42,7 +43,8 @@ class Inspector:
 
 
 def _square_of_sum(bundle: Bundle) -> float:
-    """Of sum(weight * delta), the float32 entries. In the exact form these are whole multiples of the grid, always finite."""
+    """The squared norm of the float32 entries of sum(weight * delta). In the exact form the entries are whole multiples of the
+    grid, always finite."""
     place = bundle.layout.by_name.get("sum/f4")
     if place is None:
         return 0.0

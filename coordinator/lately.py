@@ -1,7 +1,7 @@
 """What changed in the weights lately, for actors that hold a recent version.
 
-The one idea: changes are cheaper than the whole only for an actor that holds a recent version, so no more of them are kept than
-the whole has bytes. The learner's thread joins them in one buffer, once a version; whoever sends them only cuts.
+The one idea: changes are cheaper than the weights only for an actor that holds a recent version, so the changes kept have fewer
+bytes than the weights. The learner's thread joins the changes in one buffer, once a version; the socket thread only cuts it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from shoal.protocol.layout import Bundle, Bytes
 
 @dataclass(frozen=True, slots=True)
 class Lately:
-    """changes: of the versions up to `version`, oldest first, each as long as the others. data: all of them, joined. A value:
-    any thread may read it."""
+    """Recent changes of the weights, a value that any thread may read. changes: one for each version up to `version`, oldest
+    first, all of one length. data: all changes joined; None if there are none."""
 
     version: int = -1
     changes: tuple[Bundle, ...] = ()
     data: Bytes | None = None
 
     def then(self, version: int, change: Bundle | None, room: int) -> Lately:
-        """What changed lately once `version` is there. change: since the version before; None where that is not told. room:
-        bytes of the whole."""
+        """The recent changes once `version` is there. change: since the version before; None if the aggregator tells none.
+        room: bytes of the weights."""
         changes = () if change is None else (*self.changes, change)
         while sum(one.data.nbytes for one in changes) >= room:
             changes = changes[1:]
         return Lately(version, changes, joined(changes) if len(changes) > 1 else changes[0].data if changes else None)
 
     def since(self, version: int) -> Bytes | None:
-        """All that changed since then, in one buffer; None where that is too long ago, or no time at all."""
+        """All changes since `version`, in one buffer; None if that version is too old for the changes kept, or not older than
+        the newest."""
         count = self.version - version
         if self.data is None or not 0 < count <= len(self.changes):
             return None

@@ -1,7 +1,7 @@
 """The thread that owns the aggregator and its device. It never waits on a socket.
 
-The one idea: jobs go in and events come out, in order; a contribution meant for a later version than the aggregator is at
-waits here, so that every step is made of exactly what the core meant for it.
+The one idea: jobs go in and events come out, in order; a contribution meant for a later version than the aggregator's waits
+here, so that every step is made of exactly the contributions that the core meant for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Intake:
 
 @dataclass(frozen=True, slots=True)
 class Make:
-    """A step. room: uint8, as large as the weights: memory shared with actors, where the next weights are written too."""
+    """A step. room: uint8, as large as the weights: memory shared with actors, where the next weights are written too; None
+    if there is no such memory."""
 
     step: Step
     room: Bytes | None = None
@@ -45,7 +46,8 @@ class Make:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A brief that the aggregator handed out, and what the core hears of it. bundle: None where it has none for the task."""
+    """A brief that the aggregator handed out, and the event that the core hears of it. bundle: None if the aggregator has no
+    brief for the task."""
 
     told: Briefed
     bundle: Bundle | None
@@ -53,7 +55,7 @@ class Handed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A central evaluation of weights `version`. Not the core's business: for whoever observes."""
+    """A central evaluation of weights `version`: for observers, not for the core."""
 
     version: int
     metrics: Metrics
@@ -69,17 +71,17 @@ class Broke:
 Job: TypeAlias = Intake | Make | Brief
 Answer: TypeAlias = Event | Handed | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
-LONG = 2e-4  # seconds of a job that is told of at once: its actor may be waiting for the memory that its arrays lie in
-DEARER = 4  # times what telling took last, making durable included, that is spent on jobs before it is done again
+LONG = 2e-4  # seconds of a job after which its outcome is told: its actor may be waiting for the memory that its arrays lie in
+DEARER = 4  # times the seconds of the last telling, sync included: jobs take this long before the next telling
 AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 
 class Learner:
-    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `lately` what changed
-    in them, where the aggregator tells it (aggregators/around/told.py).
+    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `lately` their recent
+    changes, if the aggregator tells changes (aggregators/around/told.py).
 
-    evaluate: central evaluation, of every version that `due` says. recording: what makes promises durable.
-    briefs: the layouts that briefs may have.
+    evaluate: central evaluation, of every version for which `due` is True; None: no evaluation. recording: makes promises
+    durable; None: nothing is recorded. briefs: the layouts that briefs may have.
     """
 
     def __init__(
@@ -102,16 +104,16 @@ class Learner:
         self.outcomes: deque[Answer] = deque()
         self.busy = 0.0  # seconds spent on jobs
         self._early: dict[int, list[Intake]] = {}
-        self._unsaid: list[Answer] = []  # not to be told before their records are durable
+        self._unsaid: list[Answer] = []  # answers not to be told before their records are durable
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """To be done in this order."""
+        """Do these jobs in this order."""
         for job in jobs:
             self._do(job)
         self._flush()
 
     def finish(self) -> None:
-        """No more jobs will come; returns when all are done."""
+        """Return when all jobs are done; no job may be put after this."""
 
     def _do(self, job: Job) -> None:
         began = self.clock()
@@ -131,7 +133,7 @@ class Learner:
         self._unsaid.append(self._fold(intake))
 
     def _flush(self) -> None:
-        """Tell what happened, once it is durable."""
+        """Tell the answers, once their records are durable."""
         if self._unsaid:
             self._sync()
         told, self._unsaid = self._unsaid, []
@@ -152,14 +154,14 @@ class Learner:
         lag = fold.onto - message.made_from
         try:
             self.aggregator.fold(Contribution(task, message.made_from, lag, work, message.summed, norm))
-        except ValueError as unfit:  # what an aggregator raises for values it cannot take in; nothing was changed
+        except ValueError as unfit:  # an aggregator raises it for values it cannot take in; nothing was changed
             return Unfit(name, str(unfit))
         if self.recording is not None:
             self.recording.accept(fold, intake.bundle)
         return Folded(name)
 
     def _brief(self, task: Task, attempt: int) -> Handed:
-        """Raises UserError for one of a layout that actors were not told of."""
+        """The brief of this attempt. Raises UserError if its layout is none that actors were told of."""
         bundle = self.aggregator.brief(task) if hasattr(self.aggregator, "brief") else None
         name = (task.version, task.index)
         if bundle is None:
@@ -186,14 +188,14 @@ class Learner:
         if self.recording is not None:
             self.recording.commit(step, weights)
             self._sync()
-        if step.last:  # who is told of it leaves, and can be asked for nothing again
+        if step.last:  # actors that are told of the last step leave, and can be asked for nothing again
             self._keep(step)
         self._unsaid.append(Stepped(version, moved.metrics, moved.weights))
         self._flush()
         self._published()
 
     def _after(self, step: Step) -> None:
-        """What can wait until the version is told: its snapshot, contributions that came early for it, its evaluation."""
+        """Do the work that can wait until the version is told: snapshot, contributions that came early for it, evaluation."""
         if not step.last:
             self._keep(step)
         for intake in self._early.pop(step.version, ()):
@@ -206,23 +208,23 @@ class Learner:
             self._unsaid.append(Kept(step.version))
 
     def _sync(self) -> None:
-        """What is recorded is durable when this returns."""
+        """Make all records durable before this returns."""
         if self.recording is not None:
             self.recording.sync()
 
     def _published(self) -> None:
-        """Others may be waiting for this version: do not let them wait for what comes after."""
+        """Wake the socket thread for a new version, before the learner does the work that comes after."""
 
 
 class LearnerThread(Learner):
-    """The same on a thread of its own; `wake` is called whenever there is an outcome."""
+    """A learner on a thread of its own. wake: called whenever there is an outcome."""
 
     def __init__(self, *arguments: object, wake: Callable[[], None], **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._wake = wake
         self._jobs: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
-        self._telling = 0.0  # seconds that it took last
-        self._pause = threading.Event().wait  # never set: only ever waits its time out
+        self._telling = 0.0  # seconds of the last telling
+        self._pause = threading.Event().wait  # the event is never set: a wait always lasts its whole time
         self._thread = threading.Thread(target=self._work, name="learner", daemon=True)
         self._thread.start()
 
@@ -241,12 +243,12 @@ class LearnerThread(Learner):
             while (jobs := self._jobs.get()) is not None:
                 self._group(jobs)
                 del jobs  # or their arrays would be kept while there is nothing to do
-        except BaseException as error:  # noqa: BLE001  handed on to the thread that can end the run
+        except BaseException as error:  # noqa: BLE001  handed on to the socket thread, which can end the run
             self.outcomes.append(Broke(error))
             self._wake()
 
     def _group(self, jobs: Sequence[Job]) -> None:
-        """These and what else is waiting, up to a bound; one sync and one wake for as many short ones as there are."""
+        """Do these jobs and the waiting ones, until GROUP are done; all jobs shorter than LONG share one sync and one wake."""
         done, told_at = 0, self.clock()
         while True:
             for job in jobs:
@@ -261,7 +263,7 @@ class LearnerThread(Learner):
             except queue.Empty:
                 more = ()
             if more is None:
-                self._jobs.put(None)  # the end, which is for the loop outside to see
+                self._jobs.put(None)  # the end of all jobs, for the loop in _work to see
             if not more:
                 break
             jobs = more
@@ -274,7 +276,8 @@ class LearnerThread(Learner):
         self._telling = self.clock() - began
 
     def _sync(self) -> None:
-        """Nothing is acknowledged or published while the disk is full; actors keep what they have, and wait."""
+        """Make all records durable, and try again every AGAIN seconds while the disk is full: nothing is acknowledged or
+        published meanwhile, actors keep their work and wait."""
         while True:
             try:
                 super()._sync()

@@ -53,13 +53,13 @@ from shoal.protocol.link import NEAR, Arrival, Payload
 from shoal.protocol.messages import Chunk, Contribute, Envelope
 
 TURN = 0.05  # seconds: the longest wait between looks at the clock
-ROOM = 1 << 25  # bytes of contributions that are fetched and not yet folded in, where models are small
-SHARE = 0.4  # of a model, that these may be where it is large
+ROOM = 1 << 25  # bytes of contributions that may be fetched and not yet folded in; more if SHARE of a model is more
+SHARE = 0.4  # of a model's bytes, that these contributions may have
 
 
 class Wire(Protocol):
-    """What the server needs of a Hub; the plain loop has one without sockets. inline: bytes of arrays that go with their
-    message at most."""
+    """The part of a Hub that the server needs; the plain loop has a wire without sockets. inline: the most bytes of arrays that
+    go with their message."""
 
     address: str
     inline: int
@@ -77,9 +77,9 @@ class Wire(Protocol):
 
 @dataclass(slots=True)
 class Outside:
-    """What a server is told from outside its sockets. interrupted: a reason to end the run here, or "".
-    nudged: whether the plan was fed since the last call; whoever feeds it wakes the wire. gone: process ids of this machine's
-    actors that have ended since the last call. evict: end these, whose workers hang."""
+    """News for a server that does not come by its sockets. interrupted: a reason to end the run here, or "".
+    nudged: True if the plan was fed since the last call; the feeder wakes the wire. gone: process ids of this machine's
+    actors that have ended since the last call. evict: ends these processes, whose workers hang."""
 
     interrupted: Callable[[], str] = str
     nudged: Callable[[], bool] = bool
@@ -91,8 +91,8 @@ class Server:
     """Runs a core over a wire with a learner, to the run's end.
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: those that contributions may have, by digest.
-    local: the users whose word about which machine and process they are is believed. folder: for contributions too large for
-    memory.
+    local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
+    None: the system's temporary folder.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class Server:
         self.traffic = Traffic(core, premises, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock)
         self.finished: Finish | None = None
-        self._jobs: list[Job] = []  # for the learner, put at the end of a turn: a thread that is woken once is cheaper
+        self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None
 
     def run(self) -> Finish:
-        """Until the core says Finish. Raises what broke the learner."""
+        """Turn until the core says Finish, and return it. Raises the error that broke the learner."""
         while self.finished is None:
             self.wire.wait(TURN)
             self.turn()
@@ -144,7 +144,7 @@ class Server:
         return self.finished
 
     def turn(self) -> None:
-        """One look at everything that may have happened."""
+        """Look once at everything that may have happened: outcomes, messages, interrupt, nudge, clock."""
         self._learned()
         self._hear()
         if reason := self.outside.interrupted():
@@ -184,7 +184,7 @@ class Server:
         self.handle(Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
 
     def _amiss(self, arrival: Arrival) -> None:
-        """No message, but something that befell one, or the wire."""
+        """Take a fault of a message or of the wire, which came in place of a message."""
         if arrival.kind == "lost":
             self.handle(Lost(arrival.peer, arrival.fault))
         else:
@@ -224,7 +224,7 @@ class Server:
     # Deeds out
 
     def handle(self, happening: Happening) -> None:
-        """What happens, and whatever comes of carrying out what is to be done then."""
+        """Take a happening, carry out the deeds that follow, and take the happenings that these deeds return."""
         happenings = [happening]
         for one in happenings:
             happenings.extend(filter(None, map(self._do, self.traffic.handle(one, self.clock()))))

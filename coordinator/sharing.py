@@ -1,7 +1,7 @@
 """The coordinator's side of shared memory: weights written once for this machine's actors, contributions read in place.
 
-The one idea: a token is held for a reader before it is sent and released when that reader has moved on or is gone; whatever
-cannot go this way goes by the socket, so that nobody ever waits for a slot.
+The one idea: a token is held for a reader before it is sent, and released when that reader has moved on or is gone; weights
+that find no slot go by the socket, so that no actor ever waits for a slot.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ from shoal.protocol.ring import RingReader
 from shoal.protocol.shared import Bytes, available
 
 OFFER = 6  # numbers of a ring's offer, before the token's three
-SLOTS = 8  # of weights: memory is used by as many as are held at once; with 4, one stopped reader slowed ten others to a third
+SLOTS = 8  # of weights: only slots held at once use memory; with 4 slots, one stopped reader slowed ten others to a third
 
 
 @dataclass(slots=True)
 class Sharing:
-    """Slots for weights, and who holds which. Used by the socket thread alone."""
+    """Slots for weights, and the sessions that hold each slot. Used by the socket thread alone."""
 
     board: Board
-    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # by session, with versions, oldest first
+    tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # session -> versions and tokens, oldest first
     rings: dict[tuple[int, ...], RingReader] = field(default_factory=dict)
     published: tuple[int, Token] | None = None
     written: int = -1  # the version that the published slot was written as
-    drafted: int | None = None  # the slot of the next version
+    drafted: int | None = None  # the slot of the next version; None if there is no draft
 
     @property
     def offer(self) -> tuple[int, ...]:
         return self.board.offer
 
     def draft(self) -> Bytes | None:
-        """A slot that nobody reads, to be written on any thread before `publish`; None where there is none."""
+        """A slot that no actor reads, to be written on any thread before `publish`; None if no slot is free."""
         slot, memory = self.board.draft() or (None, None)
         self.drafted = slot
-        if self.board.newest is None:  # no other slot was free than that of the version that is out
+        if self.board.newest is None:  # the only free slot was the published version's
             self.published = None
         return memory
 
     def publish(self, version: int) -> None:
-        """What was written where the last draft is; where that was nowhere, this version goes by the socket."""
+        """Publish the last draft as `version`; if there was no draft, this version goes by the socket."""
         self.published = None if self.drafted is None else (version, self.board.commit(self.drafted, version))
         self.drafted, self.written = None, version
 
     def relabel(self, version: int) -> None:
-        """The weights that are out are those of this version too."""
+        """Publish the published weights as those of `version` too, and abandon the draft."""
         if self.drafted is not None:
             self.board.abandon(self.drafted)
         self.drafted = None
         self.published = (version, self.published[1]) if self.published else None
 
     def keep(self, session: bytes, version: int) -> None:
-        """This session looks at the weights that are out, and calls them so from now on."""
+        """Note that this session, if it looks at the published weights, calls them `version` from now on."""
         held, out = self.tokens.get(session, []), self.published[1] if self.published else None
         self.tokens[session] = [(version if token == out else label, token) for label, token in held]
 
     def lend(self, session: bytes, version: int) -> tuple[int, ...]:
-        """Where this session finds `version`: a token, and the version that its slot was written as. () where it must go by the
-        socket."""
+        """Where this session finds `version`: a token, and the version that the slot was written as; () if the weights must go
+        by the socket."""
         if self.published is None or self.published[0] != version:
             return ()
         token = self.published[1]
@@ -69,7 +69,7 @@ class Sharing:
         return (*token, self.written)
 
     def moved_on(self, session: bytes, using: int) -> None:
-        """This session will not look at versions before `using` any more."""
+        """Release versions before `using`: this session does not look at them any more."""
         held = self.tokens.get(session, [])
         while held and held[0][0] < using:
             self.board.release(held.pop(0)[1])
@@ -86,7 +86,7 @@ class Sharing:
         return self.rings[offer].view(token)
 
     def done(self, slot: tuple[int, ...]) -> None:
-        """They are folded in, or refused."""
+        """Give the slot back: its arrays are folded in, or refused."""
         self.rings[slot[:OFFER]].done(slot[OFFER:])
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class Sharing:
 
 
 def sharing(nbytes: int) -> tuple[Sharing | None, str]:
-    """For weights of `nbytes`, or None and why not."""
+    """Shared memory for weights of `nbytes`, and ""; or None, and the reason, which is "" for a model too small for it."""
     if nbytes < ZERO_COPY:
         return None, ""  # a model this small is cheaper in a frame
     if why := available():

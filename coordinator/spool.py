@@ -1,7 +1,7 @@
-"""Where a contribution that comes in pieces waits until all of it is here.
+"""Where a contribution that comes in pieces waits until all pieces are here.
 
-The one idea: a contribution must be whole before anything of it touches the sum, and a large one must not cost a model of
-memory meanwhile: it waits in a file that has no name, and is read back a piece at a time while it is folded in.
+The one idea: a contribution must be whole before anything of it touches the sum, and a large contribution must not cost a model
+of memory meanwhile: it waits in a file that has no name, and is read back a piece at a time while it is folded in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READ = 1 << 22  # bytes read at a time
 
 
 class Gathered(Protocol):
-    """What pieces are put in as they come, and what is made of them when all have."""
+    """A place for pieces as they come, which makes a bundle of them once all have come."""
 
     def put(self, first: int, piece: Any) -> None: ...
 
@@ -31,7 +31,7 @@ class Gathered(Protocol):
 
 
 class Frames:
-    """In memory, as they came: nothing is copied."""
+    """Pieces in memory, as they came: nothing is copied."""
 
     def __init__(self) -> None:
         self._pieces: dict[int, Bytes] = {}
@@ -47,7 +47,7 @@ class Frames:
 
 
 class Spool:
-    """In a file without a name, which is gone with this process, however that ends. Raises DiskTrouble."""
+    """Pieces in a file without a name, which is gone with this process, however the process ends. Raises DiskTrouble."""
 
     def __init__(self, folder: Path | None) -> None:
         with trouble("make a file for what comes in pieces"):

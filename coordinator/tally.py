@@ -1,6 +1,6 @@
-"""Statistics of a run, from what contributions say of themselves.
+"""Statistics of a run, from the contributions' own numbers.
 
-The one idea: everything that adds up is kept as (total, count), so that a mean over clients is right however the clients
+The one idea: every quantity that adds up is kept as (total, count), so that a mean over clients is right however the clients
 were grouped on the way.
 """
 
@@ -15,17 +15,17 @@ from shoal.protocol.messages import Contribute
 
 WINDOW = 100  # episodes that a mean return is over
 RECENT = 5.0  # seconds that rates are over
-REPLACED = "env_replaced"  # how many environments' processes, in all; their mean would say nothing
+REPLACED = "env_replaced"  # environments' processes that were replaced, a total; a mean of them would say nothing
 
 
 @dataclass(slots=True)
 class Rate:
-    """How fast a count grows, over the last few seconds."""
+    """How fast a count grows, over the last RECENT seconds."""
 
     marks: deque[tuple[float, float]] = field(default_factory=deque)
 
     def at(self, now: float, count: float) -> float:
-        """Units a second; 0 until two marks are apart."""
+        """Units a second; 0 until two marks differ in time."""
         self.marks.append((now, count))
         while len(self.marks) > 2 and self.marks[0][0] < now - RECENT:
             self.marks.popleft()
@@ -48,7 +48,7 @@ class Tally:
     trained: float = 0.0
 
     def train(self, message: Contribute, lag: int) -> None:
-        """A contribution was folded in, `lag` versions old."""
+        """Count a contribution that was folded in, `lag` versions old."""
         add(self.totals, self._means_of(message))
         self.returns.extend(message.samples.get("return", ()))
         self.lengths.extend(message.samples.get("length", ()))
@@ -58,18 +58,19 @@ class Tally:
         self.trained += max(0.0, message.trained)
 
     def evaluate(self, message: Contribute) -> None:
-        """An evaluation came in. Its episodes and examples are no training."""
+        """Count an evaluation. Its episodes and examples do not count as training."""
         samples = {name: (math.fsum(values), float(len(values))) for name, values in message.samples.items()}
         add(self.evaluated, self._means_of(message))
         add(self.evaluated, samples)
 
     def _means_of(self, message: Contribute) -> Mapping[str, tuple[float, float]]:
-        """What is to be shown as means. Environments that were replaced are counted instead, wherever they were."""
+        """The (total, count) of every metric shown as a mean. Replaced environments are counted instead, in training and
+        evaluation."""
         self.replaced += message.totals.get(REPLACED, (0.0, 0.0))[0]
         return {name: total for name, total in message.totals.items() if name != REPLACED}
 
     def flush(self) -> dict[str, float]:
-        """Means since the last flush. What was evaluated comes under eval/; an accuracy of training is train_accuracy."""
+        """Means since the last flush. Metrics of evaluations are named eval/...; the accuracy of training is train_accuracy."""
         metrics = {_trained(name): total / count for name, (total, count) in self.totals.items() if count}
         metrics |= {f"eval/{_named(name)}": total / count for name, (total, count) in self.evaluated.items() if count}
         if self.returns:
@@ -91,7 +92,7 @@ def add(into: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, fl
 
 
 def _trained(name: str) -> str:
-    """An accuracy on what is being learned is not what people ask for when they say accuracy."""
+    """The metric's name in training: people who ask for accuracy do not mean that on the training examples."""
     return "train_accuracy" if name == "accuracy" else name
 
 

@@ -1,6 +1,6 @@
 """What a person is told of a run: reports, metrics, progress.
 
-The one idea: whoever runs the server says what happened, and how it looks to a person is made here.
+The one idea: the server says what happened, and this module makes the form in which a person sees it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.tally import Rate, Tally
 from shoal.protocol.work import Metrics
 
-LOOK = 0.25  # seconds between two looks of an observer
-CHATTY = 10  # reports of one kind in a second; more are counted, not shown
+LOOK = 0.25  # seconds, at least, between two looks of an observer
+CHATTY = 10  # reports of one kind that are shown in a second; more are counted, not shown
 
 
 @dataclass(slots=True)
 class Chatter:
-    """Keeps a flood of reports of one kind from drowning the rest."""
+    """Admits CHATTY reports of one kind a second, so that a flood of them does not drown the rest."""
 
     since: float = 0.0
     seen: dict[str, int] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Chatter:
 
 
 class Telling:
-    """Of one core and its learner, to an observer."""
+    """Tells an observer of one core and its learner."""
 
     def __init__(self, core: Core, learner: Learner, observer: Observer, clock: Callable[[], float]) -> None:
         self.core, self.learner, self.observer, self.clock = core, learner, observer, clock
@@ -50,12 +50,12 @@ class Telling:
             self.observer.report(report)
 
     def stepped(self, version: int, metrics: Metrics) -> None:
-        """These are new of weights `version`."""
+        """Tell the observer these metrics, which are new, of weights `version`."""
         self.metrics.update(metrics)
         self.observer.stepped(version, metrics, self.progress())
 
     def look(self) -> None:
-        """A few times a second, however often this is called."""
+        """Tell the observer the progress, every LOOK seconds at most, however often this is called."""
         now = self.clock()
         if now - self._looked_at >= LOOK:
             self._looked_at = now
@@ -82,7 +82,7 @@ class Telling:
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:
-        """Of the actors' time, and of the learner's."""
+        """Shares, 0 to 1, of the actors' time by activity, and of wall time that the learner spends on jobs."""
         whole = max(1e-9, seconds * max(1, len(self.core.roster)))
         trained, waited = min(1.0, self.tally.trained / whole), min(1.0, self.tally.waited / whole)
         moving = max(0.0, 1.0 - trained - waited)
