@@ -1,1 +1,1 @@
-"""What a coordinator decides: events in, effects out. No sockets, no arrays, no clock."""
+"""A coordinator's decisions: events in, effects out. No sockets, no arrays, no clock."""

@@ -1,6 +1,6 @@
-"""What a contribution says of itself, checked against the lease it answers, before anybody looks at its arrays.
+"""A contribution's claims about itself, checked against the lease it answers, before its arrays are looked at.
 
-The one idea: an actor may claim what it likes about its own work, within what it was given; nothing it claims is about others.
+The one idea: an actor may claim anything about its own work, within its lease; no claim of an actor is about other actors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shoal.protocol.messages import Contribute
 
 
 def amiss(lease: Lease, message: Contribute, sent: int, rules: Rules) -> str:
-    """What is wrong with it; "" if nothing. sent: the newest weights that went to its actor."""
+    """Return the fault of a contribution's claims, "" if there is none. sent: newest version that went to its actor."""
     if lease.promise:
         if (message.made_from, message.digest) != (lease.promise.made_from, lease.promise.digest):
             return f"it is not what was accepted before the restart: digest {message.digest[:16]!a}"

@@ -1,6 +1,6 @@
-"""What happens at a coordinator, and what is to be done, beside what its core hears and asks for (events.py).
+"""Events at a coordinator, and deeds for its shell, beside the events and effects of its core (events.py).
 
-The one idea: a deed is a plain value that the shell carries out, and whatever comes of it is just another event.
+The one idea: a deed is a plain value that the shell carries out, and its outcome is just another event.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shoal.protocol.messages import Contribute, Envelope, Weights
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The shell put a piece where its delivery's arrays are gathered. trouble: why it could not, or ""."""
+    """The shell stored a piece of a delivery. trouble: why it could not store the piece; "" if it could."""
 
     delivery: Delivery
     trouble: str = ""
@@ -26,7 +26,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The arrays that `asked` looked for in shared memory; or None, and what is wrong with them."""
+    """The shell answers an Open, `asked`. arrays: the arrays in shared memory; None if there is a fault. fault: "" if none."""
 
     asked: Open
     arrays: Sized | None
@@ -35,14 +35,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Unlent:
-    """These weights lie nowhere in shared memory."""
+    """The weights of a Lend lie nowhere in shared memory. wanted: the SendWeights of that Lend."""
 
     wanted: SendWeights
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process of this machine has ended."""
+    """A process of this machine has ended. pid: its process number."""
 
     pid: int
 
@@ -52,7 +52,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """This session looks at the weights in shared memory that are out, and calls them `version` from now on."""
+    """Count this session's weights in shared memory as `version` from now on: a step has left the weights as they were."""
 
     session: bytes
     version: int
@@ -60,7 +60,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Look up the arrays of this Contribute in its actor's shared memory; the answer is Opened."""
+    """Look up the arrays of this Contribute in its actor's shared memory; the shell answers Opened."""
 
     heard: Heard
     message: Contribute
@@ -68,7 +68,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Greet:
-    """Say this Welcome, with the run's workload and layout as its payload."""
+    """Say the Welcome in `envelope` to `peer`, with the run's workload and layout as its payload."""
 
     peer: bytes
     envelope: Envelope
@@ -76,7 +76,7 @@ class Greet:
 
 @dataclass(frozen=True, slots=True)
 class Ship:
-    """Say this with the bytes from `first` to before `last` of some arrays."""
+    """Say `envelope` to `peer`, with the bytes from `first` to before `last` of `arrays`."""
 
     peer: bytes
     envelope: Envelope
@@ -87,7 +87,7 @@ class Ship:
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """Say this with the place of the newest weights in shared memory; where they are in none, the answer is Unlent."""
+    """Say `weights` with the newest weights' place in shared memory; if they lie in none, the shell answers Unlent."""
 
     wanted: SendWeights
     weights: Weights
@@ -95,7 +95,7 @@ class Lend:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """This session looks at no weights in shared memory that are older than `version`."""
+    """Release this session's weights in shared memory that are older than `version`: the session reads them no more."""
 
     session: bytes
     version: int
@@ -103,7 +103,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Put a piece of a delivery's arrays, which begins at byte `first`, to those that are here; the answer is Stored."""
+    """Store a piece of a delivery's arrays, which begins at byte `first` of them; the shell answers Stored."""
 
     delivery: Delivery
     first: int
@@ -112,14 +112,14 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """This contribution does not count towards a step: it is for the statistics."""
+    """Add this contribution to the statistics: it does not count towards a step."""
 
     message: Contribute
 
 
 @dataclass(frozen=True, slots=True)
 class LetGo:
-    """The arrays of this delivery are folded in, or not wanted: their memory, file or slot is free."""
+    """Free the memory, file or slot of this delivery's arrays: they are folded in, or not wanted."""
 
     delivery: Delivery
 

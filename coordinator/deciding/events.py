@@ -1,7 +1,7 @@
-"""What a coordinator core takes and what it gives: events in, effects out.
+"""The events that a coordinator core takes, and the effects that it returns.
 
-The one idea: every effect is a plain value that the shell carries out without an opinion, and whatever comes of it (a send
-that failed, a step that is done) is just another event.
+The one idea: every effect is a plain value that the shell carries out without an opinion, and its outcome (a send that
+failed, a step that is done) is just another event.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from shoal.protocol.work import Metrics, Task
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message came from `peer`. fault: what the shell found wrong with its payload, or "". user: the public key that it
-    came under, proven; "" where none is asked for. whole: its arrays are here too, if it has any; else they can be pulled.
-    arrays: those that came with it, for the shell; the core does not look at them."""
+    """A message came from `peer`. fault: the payload's fault that the shell found; "" if none. user: the sender's proven
+    public key; "" if the run asks for none. whole: all arrays of the message are here; False if they are still to be pulled.
+    arrays: the arrays that came with the message, for the shell; None if none did. The core does not look at them."""
 
     peer: bytes
     envelope: Envelope
@@ -32,8 +32,8 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Arrays are on their way from or to this session: it lives. task, left: the task whose contribution or brief they are, and
-    bytes that are still to come, where that is known."""
+    """Arrays moved from or to this session: it lives. task: the task whose contribution or brief they are; None if neither.
+    left: bytes of that contribution or brief that are still to come; 0 without a task."""
 
     session: bytes
     task: TaskName | None = None
@@ -42,14 +42,14 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """Nothing has come of the arrays of this task for as long as a lease may take."""
+    """No piece of this task's contribution has come for the time of a lease, though its arrays were asked for."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """This session wants weights `version`, which are not to be had any more."""
+    """This session wants weights `version`, which cannot be had any more."""
 
     session: bytes
     version: int
@@ -66,14 +66,14 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """The learner took the contribution of this task in."""
+    """The learner folded in the contribution of this task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """The learner refused it (not finite, too large ...): nothing of it touched the weights."""
+    """The learner refused this task's contribution (not finite, too large ...), which has not touched the weights."""
 
     task: TaskName
     reason: str
@@ -81,7 +81,7 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Briefed:
-    """The learner made the brief of this attempt, which has so many bytes. layout: "" where the aggregator has none for it."""
+    """The learner made the brief of this attempt. layout: of the brief, "" if there is none. nbytes: bytes of the brief."""
 
     task: TaskName
     attempt: int
@@ -91,8 +91,8 @@ class Briefed:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Weights `version` are there, and its record in the journal is durable, where the run has a journal. moved: False if these
-    weights are those of the version before."""
+    """The learner made weights `version`, whose record in the journal, if the run has a journal, is durable. moved: False if
+    the step left the weights as they were."""
 
     version: int
     metrics: Metrics
@@ -101,7 +101,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A snapshot holds weights `version`. It comes after Stepped; before it for the last version of a run."""
+    """A snapshot holds weights `version`. Kept comes after the version's Stepped; before it for the last version of a run."""
 
     version: int
 
@@ -113,7 +113,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """The plan, which somebody feeds from outside, has something new to ask for."""
+    """The plan, which is fed from outside, has new tasks to ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """The newest weights, which are `version`, go to `peer`. One is under way to an actor at a time. held: the version that it
-    has, -1 if none. same: those of version `held` are the same weights, so that only their number is to be told."""
+    """Send the newest weights, which are `version`, to `peer`. One version is under way to an actor at a time. held: newest
+    version that the actor has, -1 if none. same: version `held` has the same weights, so that only the number is to be told."""
 
     peer: bytes
     session: bytes
@@ -161,7 +161,7 @@ class SendWeights:
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """Ask the aggregator for this task's own arrays; the learner answers with Briefed. task: with those who are to do it."""
+    """Ask the aggregator for this task's own arrays; the learner answers with Briefed. task: names the clients that do it."""
 
     task: Task
     attempt: int
@@ -169,7 +169,7 @@ class Brief:
 
 @dataclass(frozen=True, slots=True)
 class SendTask:
-    """This Assign, whose brief goes with it or waits to be fetched, goes to `peer`."""
+    """Send this Assign to `peer`; its brief goes with it or waits to be fetched."""
 
     peer: bytes
     envelope: Envelope
@@ -177,7 +177,7 @@ class SendTask:
 
 @dataclass(frozen=True, slots=True)
 class Unbrief:
-    """The brief of this attempt is not needed any more."""
+    """Drop the brief of this attempt: it is not needed any more."""
 
     task: TaskName
     attempt: int
@@ -185,7 +185,7 @@ class Unbrief:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Fetch the arrays of this contribution, then let it be heard again, whole. Said again it changes nothing."""
+    """Fetch the arrays of this contribution, then let the core hear it again, whole. A repeated Pull changes nothing."""
 
     session: bytes
     message: Contribute
@@ -193,18 +193,18 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Unpull:
-    """They are not wanted any more."""
+    """Drop the arrays of this task's contribution: they are not wanted any more."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """The contribution just heard goes to the learner; it answers with Folded or Unfit.
+    """Give the contribution just heard to the learner, which answers with Folded or Unfit.
 
-    onto: it builds on this version, so that it is folded after the step that makes `onto` and before the next.
-    clients: who did the work (the actor's own number for a task that names nobody). session: of whom it came from.
-    promised: an earlier life acknowledged it, so that its arrays must be those of message.digest.
+    onto: version that the contribution builds on; it is folded after the step that makes `onto` and before the next.
+    clients: the clients that did the work (the actor's own number for a task without clients). session: of its actor.
+    promised: an earlier life acknowledged the contribution, so that its arrays must have message.digest.
     """
 
     task: Task
@@ -217,10 +217,10 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Everything folded becomes weights `version`; the learner answers with Stepped.
+    """Make weights `version` of the folded contributions; the learner answers with Stepped.
 
-    steps: environment steps folded in since the run began; drawn: tasks that its plan has given out. Both go in snapshots.
-    last: the goal is reached with it.
+    steps: environment steps folded in since the run began. drawn: tasks that the run's plan has given out. Both go in
+    snapshots. last: the goal is reached with `version`.
     """
 
     version: int
@@ -231,21 +231,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """This actor's worker hangs: where its process is ours, end it."""
+    """End this actor's process, if it is ours: its worker hangs."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """This session's life here is over: whatever is kept of it outside the core may go. It may begin another."""
+    """Forget this session outside the core: its life here is over. The session may begin another."""
 
     session: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run is over. failed: it could not reach its goal."""
+    """End the run. failed: the run could not reach its goal."""
 
     reason: str
     failed: bool = False

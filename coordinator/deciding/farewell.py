@@ -1,7 +1,7 @@
-"""The end of a run, as its actors hear of it: who has not said yet that it knows.
+"""The end of a run, as its actors hear of it: which actors have not yet acknowledged Stop.
 
-The one idea: the word that the run is over may be lost with a connection like any other word, and an actor that is between
-two connections has none that leads to it. So whoever still speaks is told again, until each has said Bye or a moment is over.
+The one idea: a Stop may be lost with a connection like any other message, and no connection leads to an actor that is between
+two. So the coordinator answers every message with Stop again, until each actor has said Bye or MOMENT seconds are over.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from shoal.coordinator.deciding.events import Effect, Event, Heard, Lost, Send
 from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.messages import Bye, Envelope, Stop
 
-MOMENT = 3.0  # seconds that actors have to come back and hear of the end: longer than any is silent between two Hellos
-ASTRAY = 10.0  # seconds for which one whose connection was lost is thought to be on its way back
+MOMENT = 3.0  # seconds that actors have to come back and hear Stop: longer than an actor's silence between two Hellos
+ASTRAY = 10.0  # seconds after the loss of its connection for which an actor is expected back
 
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """An actor whose connection was lost, and when."""
+    """An actor that may not know of the end. since: time when its connection was lost, or when the run ended."""
 
     peer: bytes
     user: str
@@ -28,16 +28,19 @@ class Stray:
 
 @dataclass(slots=True)
 class Farewell:
-    """Times are in seconds of a clock that never goes back. strays, unaware: by session."""
+    """Actors that may not know of the end, by session. strays: actors whose connection was lost; unaware: actors without Bye.
 
-    strays: OrderedDict[bytes, Stray] = field(default_factory=OrderedDict)  # lost first, first
+    until: time when the coordinator stops listening. Times are in seconds of a clock that never goes back.
+    """
+
+    strays: OrderedDict[bytes, Stray] = field(default_factory=OrderedDict)  # earliest loss first
     unaware: dict[bytes, Stray] = field(default_factory=dict)
     until: float = 0.0
     last: Stop = field(default_factory=lambda: Stop(""))
     epoch: int = 0
 
     def lost(self, actor: Actor, now: float) -> None:
-        """Its connection is; it may be back over another."""
+        """Record that the actor's connection is lost; the actor may come back over another connection."""
         self.strays[actor.session] = Stray(actor.peer, actor.user, now)
         self.strays.move_to_end(actor.session)
         while next(iter(self.strays.values())).since < now - ASTRAY:
@@ -47,24 +50,24 @@ class Farewell:
         self.strays.pop(session, None)
 
     def dead(self, peer: bytes) -> None:
-        """Its process has ended: it will not come back."""
+        """Forget the actor at `peer`: its process has ended and will not come back."""
         for astray in (self.strays, self.unaware):
             for session in [session for session, its in astray.items() if its.peer == peer]:
                 del astray[session]
 
     def begin(self, last: Stop, epoch: int, actors: dict[bytes, Actor], now: float) -> None:
-        """All who are here have been told, once."""
+        """Begin the farewell: the core has said Stop once to each of `actors`, who are here."""
         self.last, self.epoch, self.until = last, epoch, now + MOMENT
         recent = {session: its for session, its in self.strays.items() if its.since >= now - ASTRAY}
         self.unaware = recent | {session: Stray(actor.peer, actor.user, now) for session, actor in actors.items()}
 
     def answer(self, event: Event) -> list[Effect]:
-        """To what happens when the run is over."""
+        """Return the effects that answer an event after the end of the run."""
         match event:
             case Heard(peer, envelope, user=user):
                 its = self.unaware.get(envelope.session)
                 if its is not None and its.user != user:
-                    return []  # it speaks for another
+                    return []  # the key of one actor spoke for another
                 if not isinstance(envelope.message, Bye):
                     return [Send(peer, Envelope(envelope.session, self.epoch, self.last))]
                 self.unaware.pop(envelope.session, None)
@@ -73,5 +76,5 @@ class Farewell:
         return []
 
     def waits(self, now: float) -> bool:
-        """Is it worth listening for more?"""
+        """Return whether an actor without Bye may still be heard: before `until`."""
         return bool(self.unaware) and now < self.until

@@ -1,7 +1,7 @@
-"""What time does to a run: beats, silence, leases that run out, promises that nobody keeps, actors whose work is no good.
+"""The effects of time on a run: beats, silence, leases that run out, promises that are not kept, quarantines.
 
-The one idea: whoever is waited for has a limit, and what happens at that limit is always the same: the work goes to others, and
-a person is told.
+The one idea: every wait for an actor has a limit, and the core does the same at every limit: it gives the work to other actors
+and reports that to the person.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 def tick(core: Core) -> Iterator[Effect]:
     if core.goal.reached(core.version, core.steps) and not (core.stepping or core.ledger.leases or core.ledger.folded):
-        yield from core.end("done", failed=False)  # it was reached in an earlier life
+        yield from core.end("done", failed=False)  # an earlier life reached the goal
         return
     for freed in core.roster.unbar(core.now):
-        desk.unpark(core)  # some of it is for those who are free now
+        desk.unpark(core)  # a parked task may be for a freed actor
         yield Report("quarantine", f"{freed.name} may have work again")
     if core.ledger.promised and core.now >= core.back_by and not core.reached:
         yield from _recall(core)
@@ -43,15 +43,15 @@ def tick(core: Core) -> Iterator[Effect]:
 
 
 def _expire(core: Core) -> Iterator[Effect]:
-    """Leases whose time is up."""
+    """Take back the leases whose time is up."""
     for lease in _late(core):
         yield from _stick(core, lease)
         yield from overdue(core, lease, f"no result within its lease of {core.rules.lease:g} s")
 
 
 def _late(core: Core) -> list[Lease]:
-    """The oldest come first, because leases are kept in the order they were given. What is done, and waits for its turn
-    here or with the learner, is not late, and must not hide others."""
+    """Return the leases whose time is up, oldest first, because leases are kept in the order they were given. A lease whose
+    contribution waits here or with the learner is not late, and must not hide others."""
     late: list[Lease] = []
     for lease in core.ledger.leases.values():
         if core.now - lease.since <= core.rules.lease:
@@ -68,8 +68,8 @@ def overdue(core: Core, lease: Lease, why: str) -> Iterator[Effect]:
 
 
 def _stick(core: Core, lease: Lease) -> Iterator[Effect]:
-    """Its actor may hang in it: no more work for that one until its worker has something to say. One whose weights
-    have not arrived has not begun; nor has one whose brief is on its way."""
+    """Give the lease's actor no more tasks until its worker speaks: the worker may hang in the task. A worker whose weights or
+    brief have not arrived has not begun."""
     actor = core.roster.actors.get(lease.session)
     if actor is not None and lease.task.version <= actor.held and not lease.left:
         actor.stuck = True
@@ -79,7 +79,7 @@ def _stick(core: Core, lease: Lease) -> Iterator[Effect]:
 
 
 def unstick(core: Core, actor: Actor) -> None:
-    """Its worker moves, whatever it speaks of: what was cancelled before it began will never be spoken of."""
+    """Give a stuck actor tasks again: its worker spoke. A worker never speaks of a task cancelled early, so any word counts."""
     if actor.stuck:
         actor.stuck = False
         if not actor.idles:
@@ -87,7 +87,7 @@ def unstick(core: Core, actor: Actor) -> None:
 
 
 def strike(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
-    """Whose work is no good time after time gets none for a while, if there is somebody else to do it."""
+    """Count a refused or failed result; at `strikes` in a row quarantine the actor, if another actor can have work."""
     actor.strikes += 1
     if not 0 < core.rules.strikes <= actor.strikes or actor.idles or core.roster.alone(actor):
         return
@@ -100,7 +100,7 @@ def strike(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
 
 
 def _recall(core: Core) -> Iterator[Effect]:
-    """Who made this is not back, or has it no more: it is done again, when its version comes."""
+    """Take back the promises whose actor is not back or lacks the contribution: the task is done again at its version."""
     for lease in core.ledger.promises(upto=core.version):
         if not (lease.folding or lease.pulled):
             yield from desk.revoke(core, lease)
@@ -108,7 +108,7 @@ def _recall(core: Core) -> Iterator[Effect]:
 
 
 def waiting_for(core: Core, most: int = 5) -> list[str]:
-    """Whom the run waits for, and since when: a line each."""
+    """Return a line for each thing that the run waits for, with the seconds it has waited; at most `most` and a count."""
     if core.stepping:
         return [f"the learner, on the step to version {core.version + 1}, for {core.now - core.moved_at:.0f} s"]
     if not core.roster:
@@ -121,7 +121,7 @@ def waiting_for(core: Core, most: int = 5) -> list[str]:
 
 
 def _awaited(core: Core, actor: Actor, lease: Lease) -> str:
-    """A task that is out, and what is on its way for it, in words."""
+    """Return a line on a task that is out, and on the arrays under way for it."""
     line = f"{actor.name}, on task {lease.name}, for {core.now - lease.since:.0f} s"
     if lease.briefing:
         return f"{line}: the learner, which makes its brief"

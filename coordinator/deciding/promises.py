@@ -1,7 +1,7 @@
-"""What an earlier life of the coordinator acknowledged and no snapshot holds: whose it is, and where it was to go.
+"""Promises: contributions that an earlier life of the coordinator acknowledged and no snapshot holds.
 
-The one idea: a promise is a lease whose work is done. Its actor kept what it made and offers it again; until then it counts as
-work that is out, so that nobody else is asked for it, and what was acknowledged is counted once more and once only.
+The one idea: a promise is a lease whose work is done. Its actor kept the contribution and offers it again; until then the task
+counts as outstanding, so that no other actor gets it, and each acknowledged contribution is counted once more and once only.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Task
 
-ANY = -1  # onto: whichever version is not full
+ANY = -1  # as `onto`: the first version that is not full
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One acceptance, as the journal has it. onto: the version that it was accepted for, or ANY. digest: of its arrays."""
+    """One acceptance, as the journal has it. onto: version that the contribution was accepted for, or ANY. digest: of the
+    contribution's arrays."""
 
     task: Task
     clients: tuple[int, ...]
@@ -33,7 +34,7 @@ class Promise:
         return (self.task.version, self.task.index)
 
     def plain(self) -> list[Any]:
-        """For JSON."""
+        """Return the promise as plain data for JSON; `of_plain` reads it."""
         task = [self.task.version, self.task.index, list(self.task.clients)]
         whose = [list(self.clients), self.attempt, self.session.hex(), self.made_from, self.onto, self.digest]
         return [*task, *whose, self.task.kind, self.task.words]
@@ -41,22 +42,22 @@ class Promise:
     @staticmethod
     def of_plain(row: Sequence[Any]) -> Promise:
         version, index, named, clients, attempt, session, made_from, onto, digest, *told = row
-        kind, words = told or ("train", {})  # version 0.1 knew nothing else that counts
+        kind, words = told or ("train", {})  # in version 0.1 only "train" tasks counted
         task = Task(version, index, tuple(named), kind, True, words)
         return Promise(task, tuple(clients), attempt, bytes.fromhex(session), made_from, onto, digest)
 
 
 @dataclass(slots=True)
 class Promises:
-    """Those that stand, of acceptances in the order they were recorded.
+    """The promises that stand, of acceptances added in the order they were recorded.
 
-    Where one was not kept, its task was done again: under its own name, or in parts, whose indices count its clients. What
-    came later stands. first: version -> the lowest index that no task of it has had, so that new ones get names of their own.
+    If a promise was not kept, its task was done again: under its own name, or in parts, whose indices count its clients. The
+    later acceptance stands. first: version -> lowest index that none of its tasks has had, so that new tasks get new names.
     """
 
     by_name: dict[TaskName, Promise] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
-    _covered: dict[TaskName, Promise] = field(default_factory=dict)  # by each name that a part of its task may have
+    _covered: dict[TaskName, Promise] = field(default_factory=dict)  # by each name that a part of the promise's task may have
 
     @staticmethod
     def of(promises: Iterable[Promise]) -> Promises:
@@ -73,7 +74,7 @@ class Promises:
         self.first[version] = max(self.first.get(version, 0), index + len(promise.clients))
 
     def drop(self, task: TaskName, clients: int) -> None:
-        """A task of so many clients was done: none that it is of, or is part of, stands any more."""
+        """Drop every promise that overlaps this task of `clients` clients: the task was done."""
         for name in _names(task, clients):
             if promise := self._covered.get(name):
                 del self.by_name[promise.name]

@@ -1,7 +1,7 @@
-"""Contributions on their way in: which of them are fetched now, and how far they are.
+"""Contributions on their way in: the order in which they are fetched, and their progress.
 
-The one idea: a contribution that is only announced costs a few hundred bytes, so any number may wait; what is fetched and not
-yet folded in has a bound, so that a cohort of ten thousand costs no more memory than one of ten.
+The one idea: an announced contribution costs a few hundred bytes, so any number may wait; the bytes fetched and not yet folded
+in have a bound, so that a cohort of ten thousand costs no more memory than a cohort of ten.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 from shoal.protocol.fetching import Fetch, Way
 from shoal.protocol.messages import Chunk, Contribute, TaskName, Want
 
-LOOK = 0.25  # seconds between two looks at what does not come
-LARGE = 64  # contributions too large for the room that are fetched at a time
+LOOK = 0.25  # seconds between two looks for pieces that do not come
+LARGE = 64  # most contributions larger than the room that are fetched at a time
 State: TypeAlias = Literal["announced", "waiting", "fetching", "here", "folding", "gone"]
 
 
@@ -22,10 +22,10 @@ State: TypeAlias = Literal["announced", "waiting", "fetching", "here", "folding"
 class Delivery:
     """One contribution on its way from an actor's session to the learner.
 
-    state: announced (the core has not judged it), waiting (for its turn to be fetched), fetching, here (all of it is), folding
-    (with the learner) or gone. arrays: what the shell has of its arrays, which nothing here looks into. large: it is too large
-    for the room in memory. lag: versions between made_from and the one that it is folded into. moved_at: when fetching began,
-    or a piece came last.
+    state: announced (the core has not judged it), waiting (for its turn to be fetched), fetching, here (with all its pieces),
+    folding (with the learner) or gone. arrays: the shell's arrays of the contribution, never looked into here; None if there
+    are none. large: the arrays are larger than the room. lag: versions from made_from to the one that the contribution builds
+    on. moved_at: time when fetching began or the last piece came.
     """
 
     session: bytes
@@ -43,7 +43,7 @@ class Delivery:
 
     @property
     def pulled(self) -> bool:
-        """Is it fetched, was it, or does it wait for that?"""
+        """Return whether the delivery is or was fetched, or waits to be."""
         return self.fetch is not None or self.state == "waiting"
 
     @property
@@ -51,38 +51,38 @@ class Delivery:
         return (*self.message.task, self.message.attempt)
 
     def answers(self, session: bytes, message: Contribute) -> bool:
-        """Is this message of the same session about the same attempt?"""
+        """Return whether this message is from the same session and about the same attempt."""
         return self.session == session and self.message.attempt == message.attempt and self.message.task == message.task
 
 
 class Receiving:
-    """room: bytes that may be fetched, and wait to be folded in, at a time; what is larger than that goes somewhere else, and
-    of it only what is under way counts. Times are in seconds of a clock that never goes back."""
+    """The deliveries that wait or are fetched. room: most bytes that may be fetched and not yet folded in at a time; larger
+    deliveries lie elsewhere, at most LARGE at a time. Times are in seconds of a clock that never goes back."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.held = self.large = 0
         self._waiting: OrderedDict[Delivery, None] = OrderedDict()
-        self._fetching: dict[bytes, Delivery] = {}  # one at a time from a session: they have one way
+        self._fetching: dict[bytes, Delivery] = {}  # by session: one at a time, because a session has one way
         self._ways: dict[bytes, Way] = {}
         self._due: dict[bytes, None] = {}  # sessions that may be asked for more
-        self._news = False  # may somebody who waits have a turn since we looked?
+        self._news = False  # a waiting delivery may have its turn since the last look
         self._looked_at = 0.0
 
     @property
     def idle(self) -> bool:
-        """Is there nothing to ask for?"""
+        """Return whether no delivery waits or is fetched."""
         return not (self._waiting or self._fetching)
 
     def pull(self, delivery: Delivery) -> None:
-        """It is wanted: fetch it when there is room."""
+        """Queue a delivery, to be fetched when there is room."""
         delivery.state = "waiting"
         delivery.large = delivery.message.nbytes > self.room
         self._waiting[delivery] = None
         self._news = True
 
     def drop(self, delivery: Delivery) -> None:
-        """It is folded in, or not wanted any more; or was never pulled."""
+        """Drop a delivery that is folded in or not wanted any more; one that was never pulled changes nothing."""
         if delivery in self._waiting:
             del self._waiting[delivery]
             self._news = True
@@ -92,18 +92,18 @@ class Receiving:
             self._next(delivery)
 
     def gone(self, session: bytes) -> None:
-        """It will not come back."""
+        """Forget a session that is gone."""
         self._ways.pop(session, None)
         self._due.pop(session, None)
 
     def cut(self, session: bytes) -> None:
-        """Its connection is another one: what was under way is lost."""
+        """Ask again for the pieces under way from a session whose connection was replaced: they are lost."""
         if (delivery := self._fetching.get(session)) and delivery.fetch:
             delivery.fetch.cut()
             self._due[session] = None
 
     def came(self, session: bytes, chunk: Chunk, now: float) -> Delivery | None:
-        """A piece came. Of which delivery it is, if it was asked for."""
+        """Take in a piece. Return its delivery, or None if the piece was not asked for."""
         delivery = self._fetching.get(session)
         if delivery is None or delivery.fetch is None or delivery.what != chunk.what:
             return None
@@ -118,14 +118,14 @@ class Receiving:
         return delivery
 
     def ask(self, now: float, starved: bool) -> tuple[list[tuple[bytes, Want]], list[bytes]]:
-        """What to ask which session for; and the sessions that were asked in vain by the way that was taken last. starved:
-        nothing that is here can be folded in before something else has come."""
+        """Return the Wants with their sessions, and the sessions that did not answer on the line they were last asked on.
+        starved: the learner has no contribution to fold before another has come."""
         self._begin(now, starved and not self._fetching)
         if now - self._looked_at >= LOOK:
             self._looked_at = now
             self._due.update(dict.fromkeys(self._fetching))
         due, self._due = self._due, {}
-        share = self.room // max(1, len(self._fetching))  # what is under way lies in memory too, and nowhere else is it counted
+        share = self.room // max(1, len(self._fetching))  # pieces under way lie in memory too, and are counted nowhere else
         wants: list[tuple[bytes, Want]] = []
         in_vain: list[bytes] = []
         for session in due:
@@ -137,11 +137,11 @@ class Receiving:
         return wants, in_vain
 
     def stalled(self, since: float) -> list[TaskName]:
-        """Of what nothing has come since then, though it was asked for."""
+        """Return the tasks whose arrays were asked for and of which no piece has come since `since`."""
         return [delivery.task for delivery in self._fetching.values() if delivery.moved_at < since]
 
     def _begin(self, now: float, one: bool) -> None:
-        """Those that wait have their turn, in order, as far as there is room; `one` of them in any case."""
+        """Begin to fetch waiting deliveries, in order, while there is room; with `one`, one of them in any case."""
         if not (self._waiting and (one or (self._news and self.held < self.room))):
             return
         self._news = False
@@ -167,7 +167,7 @@ class Receiving:
             self.held += sign * delivery.message.nbytes
 
     def _next(self, delivery: Delivery) -> None:
-        """Nothing of this one is to come: the way is free for another of the same session."""
+        """Free the way of the delivery's session for its next delivery: no piece of this one is to come."""
         if self._fetching.get(delivery.session) is delivery:
             del self._fetching[delivery.session]
             self._news = True

@@ -1,4 +1,4 @@
-"""What a run is for, and what it asks of its actors."""
+"""The goal of a run, and its rules for actors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shoal.protocol.messages import BEATS
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """When a run is done: after so many versions, or so many environment steps. 0 is no bound."""
+    """The end of a run: after `versions` versions or `steps` environment steps, whichever comes first. 0: no such bound."""
 
     versions: int = 0
     steps: int = 0
@@ -18,7 +18,7 @@ class Goal:
         return (0 < self.versions <= version) or (0 < self.steps <= steps)
 
     def share(self, version: int, steps: int) -> float:
-        """How much of it is done, from 0 to 1."""
+        """Return the part of the goal that is reached, from 0 to 1; 0 without a goal."""
         shares = [have / want for have, want in ((version, self.versions), (steps, self.steps)) if want]
         return min(1.0, max(shares, default=0.0))
 
@@ -29,22 +29,22 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a run asks of its actors. Times in seconds.
+    """The rules of a run for its actors. Times in seconds.
 
-    ahead: tasks an actor holds at once, so that it starts the next while the last is on its way; up to `most` where tasks
-    are so short that fewer would not last for `stock` seconds. attempts: how often a
-    task is given out before it is set aside. lease: how long one attempt may take (0: for ever). sticky: a client stays
-    with the actor that plays it (its environments live there). summed: actors send one sum over a task's clients, exact: of
-    whole numbers. gather: the first tasks wait for so many actors, though
-    not for longer than `patience`. on_failure: "continue" or "stop" when a task is set aside. strikes: pieces of work in a
-    row that are refused or fail, after which an actor gets no more for `quarantine` seconds, twice as many each time up to
-    eight times (0: never). retain: bytes of accepted contributions that an actor keeps for a coordinator that does not.
-    briefs: the aggregator may have arrays of its own for a task (`brief`). back: for so long actors of an earlier life may
-    come back, with what it accepted, or to hear that all is done.
+    ahead: tasks that an actor holds at once, so that it starts the next while the last result is on its way; up to `most` if
+    `ahead` tasks last for less than `stock` seconds. attempts: times that a task is given out before it is set aside. lease:
+    longest time of one attempt (0: no limit). beat, patience: shortest silence before a Beat, and before the other side is
+    given up (`beat_for`, `patience_for`). quiet: time without progress before a warning. sticky: a client stays with the actor
+    that plays it (its environments live there). summed: actors send one sum over a task's clients; exact: the sum is of whole
+    numbers. gather: actors that the first tasks wait for, at most `patience` seconds (0: none). on_failure: "continue" or
+    "stop" when a task is set aside. strikes: results in a row refused or failed before an actor gets no tasks for `quarantine`
+    seconds, doubled each time up to 8 times as many (0: never). retain: bytes of accepted contributions that an actor keeps
+    for a coordinator that keeps none (0: no bytes). briefs: the aggregator may have arrays of its own for a task (`brief`).
+    back: seconds after a restart in which actors of the last life may offer again its accepted contributions, or hear Stop.
     """
 
     ahead: int = 2
-    most: int = 0  # never fewer than `ahead`
+    most: int = 0  # below `ahead`: `ahead`
     stock: float = 0.01
     attempts: int = 3
     lease: float = 0.0
@@ -63,10 +63,9 @@ class Rules:
     back: float = 2.0
 
     def beat_for(self, actors: int) -> float:
-        """Seconds of silence before either side says that it lives: longer for many, who together say it 2,000 times a
-        second at most."""
+        """Return the seconds of silence before either side says Beat: all actors together say at most 2,000 Beats a second."""
         return max(self.beat, actors / 2_000)
 
     def patience_for(self, actors: int) -> float:
-        """Seconds of silence after which the other side is given up: a few beats at least."""
+        """Return the seconds of silence after which the other side is given up: at least BEATS beats."""
         return max(self.patience, BEATS * self.beat_for(actors))

@@ -1,7 +1,7 @@
-"""Weights that actors fetch piece by piece: which versions are still to be had, and which changes of them.
+"""Weights that actors fetch piece by piece: the versions, and changes between versions, that can still be had.
 
-The one idea: a version stays for as long as an actor fetches it, so that a slow link gets to the end of what it has begun; but
-only so many versions do, and one whose readers have stopped asking goes first.
+The one idea: arrays stay for as long as an actor fetches them, so that a slow link gets to the end of a fetch; but at most KEPT
+arrays of older versions stay, and the arrays that were asked for longest ago go first.
 """
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ from typing import Protocol, TypeAlias
 
 from shoal.protocol.fetching import MOST
 
-KEPT = 2  # beside what is of the newest version
+KEPT = 2  # most arrays of older versions, beside those of the newest
 What: TypeAlias = tuple[int, ...]
-"""(version,) or (version, base), as in Want."""
+"""(version,): whole weights; (version, base): the changes from `base` to `version`; as in Want."""
 
 
 class Sized(Protocol):
-    """Arrays, as the deciding half sees them: so many bytes, and nothing that it looks into."""
+    """Arrays, as the deciding half sees them: a number of bytes, and contents never looked into."""
 
     @property
     def nbytes(self) -> int: ...
 
 
 class Serving:
-    """Who fetches what, and the arrays for it."""
+    """The sessions that fetch weights, and the arrays that each of them fetches."""
 
     def __init__(self) -> None:
-        self._kept: dict[What, Sized] = {}  # by when they were wanted last
-        self._readers: dict[bytes, What] = {}  # session -> what it fetches
+        self._kept: dict[What, Sized] = {}  # those asked for longest ago first
+        self._readers: dict[bytes, What] = {}  # session -> arrays that it fetches
         self._newest = -1
 
     def publish(self, version: int) -> None:
-        """This version is the newest; sessions may still be fetching others."""
+        """Make this version the newest; sessions may still be fetching others."""
         self._newest = version
         self._tidy()
 
     def gone(self, session: bytes) -> None:
-        """This session fetches nothing any more."""
+        """Forget a session that is gone and fetches nothing any more."""
         if self._readers.pop(session, None):
             self._tidy()
 
     def begin(self, session: bytes, what: What, arrays: Sized) -> None:
-        """The session is told of these, which are of the newest version, and will fetch them."""
+        """Keep these arrays of the newest version for a session that is told of them and will fetch them."""
         self._readers[session] = what
         self._kept.setdefault(what, arrays)
 
     def end(self, session: bytes, version: int) -> None:
-        """The session has this version."""
+        """End the session's fetch of this version: the session has it."""
         if (what := self._readers.get(session)) is not None and what[0] == version:
             del self._readers[session]
             self._tidy()
 
     def wanted(self, session: bytes, what: What, first: int, last: int) -> Sized | None:
-        """The arrays of which a session wants the bytes from `first` to before `last`; None where it was not told of them, or
-        they are not to be had any more."""
+        """Return the arrays of which a session wants the bytes from `first` to before `last`; None if the session was not told
+        of them, they cannot be had any more, or the range is not theirs."""
         arrays = self._kept.get(what)
         if arrays is None or self._readers.get(session) != what:
             return None

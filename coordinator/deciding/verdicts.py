@@ -1,7 +1,7 @@
-"""What was said of contributions, remembered so that one that comes again gets the same answer.
+"""Verdicts on contributions, remembered so that a repeated contribution gets the same answer.
 
-The one idea: a verdict is remembered for as long as its contribution may come again. From an actor that is here, that is one
-of the last few; and from any, gone and back again, it is what it keeps until a snapshot holds it.
+The one idea: a verdict is remembered for as long as its contribution may come again. An actor that is here may repeat one of
+its last few; any actor, here or back after a loss, may repeat a contribution that it keeps until a snapshot holds it.
 """
 
 from __future__ import annotations
@@ -13,51 +13,52 @@ from typing import TypeAlias
 from shoal.protocol.messages import Contribute, Failed, TaskName, Verdict
 
 Judged: TypeAlias = OrderedDict[TaskName, Verdict]
-JUDGED = 8  # remembered an actor, beside as many as it can have tasks: more than it can have unacknowledged
+JUDGED = 8  # verdicts remembered for an actor, beside one for each task that it may hold: more than it can have unacknowledged
 
 
 @dataclass(slots=True)
 class Verdicts:
-    """By session. most: tasks that an actor may hold.
+    """The remembered verdicts, by session. most: tasks that an actor may hold.
 
-    last: of who is here, on what it does not keep. accepted: of the same, on what it keeps until a snapshot holds it; of who is
-    gone that is in `parted`. Two memories, because what is kept must not hold up the forgetting of the rest.
+    last: verdicts for actors that are here, on contributions that they do not keep. accepted: for the same actors, on
+    contributions that they keep until a snapshot holds them; for actors that are gone these are in `parted`. Two memories,
+    because kept contributions must not delay the forgetting of the others.
     """
 
     most: int = 0
     last: dict[bytes, Judged] = field(default_factory=dict)
     accepted: dict[bytes, Judged] = field(default_factory=dict)
     parted: dict[bytes, Judged] = field(default_factory=dict)
-    kept: int = 0  # the newest version that is in a snapshot; what is for later ones may be offered again by who has it
+    kept: int = 0  # newest version in a snapshot; an actor may offer again a contribution to a later version
 
     def join(self, session: bytes) -> None:
         self.last[session] = OrderedDict()
         self.accepted[session] = self.parted.pop(session, OrderedDict())
 
     def part(self, session: bytes) -> None:
-        """It may come back with what was accepted of it, and not know that it was."""
+        """Move an actor's verdicts to `parted`: it may come back with accepted contributions, unaware of their acceptance."""
         del self.last[session]
         if accepted := self.accepted.pop(session):
             self.parted[session] = accepted
 
     def on(self, session: bytes, message: Contribute | Failed) -> Verdict | None:
-        """What was said of this attempt to who is here, if that is remembered."""
+        """Return the remembered verdict on this attempt of an actor that is here, or None."""
         known = (self.accepted[session].get(message.task), self.last[session].get(message.task))
         return next((verdict for verdict in known if verdict and verdict.attempt == message.attempt), None)
 
     def remember(self, session: bytes, verdict: Verdict) -> None:
         memory = (self.last if verdict.onto < 0 else self.accepted).get(session)
-        if memory is None:  # it is gone, and will ask again only about what it keeps
+        if memory is None:  # the actor is gone, and will repeat only contributions that it keeps
             if verdict.onto >= 0:
                 self.parted.setdefault(session, OrderedDict())[verdict.task] = verdict
             return
         memory[verdict.task] = verdict
-        memory.move_to_end(verdict.task)  # where an earlier attempt's was
+        memory.move_to_end(verdict.task)  # an earlier attempt's verdict stood further up
         while len(memory) > JUDGED + self.most and next(iter(memory.values())).onto < self.kept:
             memory.popitem(last=False)
 
     def forget(self, kept: int) -> None:
-        """What versions to this one are made of is in a snapshot."""
+        """Forget the verdicts of gone actors on contributions to versions up to `kept`: a snapshot holds these versions."""
         self.kept = max(0, kept)
         for session, judged in list(self.parted.items()):
             for task in [task for task, verdict in judged.items() if verdict.onto < kept]:
