@@ -1,7 +1,7 @@
 """The deciding half of a coordinator: events in, effects out. No sockets, no arrays, no clock, no torch.
 
 The one idea: facts change in `_take`; the rules that must hold after *any* event stand once, in `_settle`: step if the
-plan says enough, refresh whoever holds old weights, give idle actors work.
+plan says enough, send new weights to actors that hold old ones, give idle actors tasks.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ from shoal.protocol.messages import (
 )
 
 NOTHING = Coming()
-LOOK = 0.05  # seconds between looks at what is due, however often the clock is looked at: nothing here is as pressing as that
+LOOK = 0.05  # shortest time between two Ticks that are acted on, in seconds: no rule needs a shorter one
 
 
 class Core:
-    """`version`, `steps`, `drawn`, `folded` (clients already folded into what follows `version`), `kept` (the newest version
-    in a snapshot) and `promises` go on from what was recovered; `epoch` is larger at every restart."""
+    """The deciding half. A restart hands in the recovered `version`, `steps`, `drawn`, `folded` (clients folded in after
+    `version`), `kept` (newest version in a snapshot, -1 if none) and `promises`; `epoch` is larger at every restart."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class Core:
     ) -> None:
         self.plan, self.goal, self.rules = plan, goal, rules
         self.version, self.steps, self.drawn, self.epoch, self.kept = version, steps, drawn, epoch, kept
-        self.since = version  # which the weights are of: later steps have left them as they were
+        self.since = version  # version whose step last changed the weights
         self.roster = Roster(rules.ahead, rules.most)
         self.seats = Seats(0, self.roster.seats)
         self.ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(self.roster.most))
         self.stepping = False
-        self.reached = not folded and goal.reached(version, steps)  # by an earlier life, which could not say so
+        self.reached = not folded and goal.reached(version, steps)  # an earlier life reached the goal, and could not say so
         self.back_by = now + rules.back
         self.ends_at = self.back_by if self.reached else now
         for promise in promises:
@@ -99,7 +99,7 @@ class Core:
         self.now = self.began = self.moved_at = self.complained_at = self.look_at = now
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
+        """Take an event, the one way in. Return the effects, in order. `now` is in seconds of a clock that never goes back."""
         if self.ended:
             return self.farewell.answer(event)
         if type(event) is Tick:
@@ -109,7 +109,7 @@ class Core:
         self.now = now
         return [*self._take(event), *(() if _sign_of_life(event) else self._settle())]
 
-    # What happens
+    # Events
 
     def _take(self, event: Event) -> Iterable[Effect]:
         match event:
@@ -182,7 +182,7 @@ class Core:
         yield from patience.strike(self, actor, what)
 
     def _moved(self, session: bytes, task: TaskName | None, left: int) -> Iterable[Effect]:
-        """Some of an actor's arrays came, or went to it."""
+        """Record that some of an actor's arrays came, or went to it; `left` bytes of the task's arrays are to come."""
         if actor := self.roster.actors.get(session):
             self.roster.hear(actor, self.now)
         if task and (lease := self.ledger.leases.get(task)) and (lease.pulled or lease.brief) and left < lease.left:
@@ -212,7 +212,7 @@ class Core:
         if lease is None:
             self.ledger.counts.heard += 1
             yield self._repeat(actor, message)
-        elif lease.folding:  # its verdict is on its way
+        elif lease.folding:  # the verdict on this attempt is on its way
             self.ledger.counts.heard += whole
             self.ledger.counts.duplicate += whole
         elif why := fault or amiss(lease, message, actor.sent, self.rules):
@@ -228,7 +228,7 @@ class Core:
 
     def _fetch(self, actor: Actor, lease: Lease, message: Contribute) -> Iterator[Effect]:
         if lease.promise and (self.reached or lease.promise.onto > self.version):
-            lease.offered = message  # when its version is there, if it comes: until then it would take up room
+            lease.offered = message  # fetched when its version is there: until then the arrays would take up room
             return
         if not lease.pulled:
             lease.pulled, lease.nbytes, lease.left = True, message.nbytes, message.nbytes
@@ -245,7 +245,7 @@ class Core:
         yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
 
     def _onto_for(self, lease: Lease) -> int:
-        """The version that its contribution builds on: what was promised is for the one that it was accepted for."""
+        """Return the version that a lease's contribution builds on: for a promise, the version it was accepted for."""
         if not lease.counts:
             return self.version
         if lease.promise and lease.promise.onto != ANY:
@@ -253,12 +253,12 @@ class Core:
         return self._onto()
 
     def _late_for(self, lease: Lease, message: Contribute, onto: int) -> str:
-        """Why a contribution is too old, "" if it is not. What was accepted once is not."""
+        """Return why a contribution is too old, "" if it is not. A promised contribution is never too old."""
         late = lease.counts and not lease.promise and not self.plan.admits(message.made_from, onto)
         return f"made from version {message.made_from}, {onto - message.made_from} behind" if late else ""
 
     def _pace(self, actor: Actor, message: Contribute) -> None:
-        """An actor whose tasks are short holds more of them: enough to last until the answer to the first is back."""
+        """Let an actor whose tasks are short hold more of them, so that they last until the answer to the first is back."""
         took = min(max(message.trained, 1e-6), 1e6)
         actor.pace = took if actor.pace < 0 else 0.9 * actor.pace + 0.1 * took
         wanted = max(self.rules.ahead, min(self.roster.most, 1 + int(self.rules.stock / actor.pace)))
@@ -266,26 +266,26 @@ class Core:
             self.roster.allow(actor, wanted)
 
     def _lease(self, actor: Actor, message: Contribute | Failed) -> Lease | None:
-        """The lease that a message answers: this actor's, and this attempt's."""
+        """Return the lease that a message answers, of this actor and this attempt; None if there is none."""
         lease = self.ledger.leases.get(message.task)
         mine = lease is not None and lease.session == actor.session and lease.attempt == message.attempt
         return lease if mine and lease is not None and not lease.briefing else None
 
     def _onto(self) -> int:
-        """The version that what comes now builds on: the first that is not full yet."""
+        """Return the version that a contribution which comes now builds on: the first that is not full."""
         onto = self.version + self.stepping
         while self._full(onto):
             onto += 1
         return onto
 
     def _full(self, onto: int) -> bool:
-        """With what is at the learner already, will there be enough for the step after `onto`?"""
+        """Return whether the contributions folded in or with the learner are enough for the step after `onto`."""
         coming = self.ledger.coming.get(onto, NOTHING)
         clients = self.ledger.folded.get(onto, 0) + coming.clients
         return clients > 0 and self.plan.enough(clients, self.ledger.outstanding(onto, coming.leases), onto, self.now)
 
     def _repeat(self, actor: Actor, message: Contribute) -> Effect:
-        """A contribution whose lease is gone: the same answer as the first time, or stale."""
+        """Answer a contribution whose lease is gone: the same verdict as the first time, or stale."""
         if self.ledger.verdicts.on(actor.session, message):
             self.ledger.counts.duplicate += 1
         else:
@@ -293,7 +293,7 @@ class Core:
         return self._again(actor, message)
 
     def _again(self, actor: Actor, message: Contribute | Failed) -> Effect:
-        """What was said of it the first time; of what is long over that it is stale."""
+        """Repeat the verdict on an attempt; if that is forgotten, say stale."""
         over = Verdict(message.task, message.attempt, "stale", "this attempt is over")
         return self.say(actor, self.ledger.verdicts.on(actor.session, message) or over)
 
@@ -378,7 +378,7 @@ class Core:
             yield Finish(reason, failed)
 
     def starves(self) -> bool:
-        """Has the learner nothing that the next step is made of? It may have what is meant for later ones."""
+        """Return whether the learner makes no step and holds none for the next; it may hold contributions for later ones."""
         return not self.stepping and self.version not in self.ledger.coming
 
     # Rules that hold after any event
@@ -396,7 +396,7 @@ class Core:
                 yield from self._despair()
 
     def _step(self) -> Iterator[Effect]:
-        """Only when the learner has taken in everything that was meant for this step."""
+        """Step if the plan has enough, once the learner has folded in every contribution to this step."""
         if not self.starves() or self.ledger.promised[self.version]:
             return
         folded, outstanding = self.ledger.folded.get(self.version, 0), self.ledger.outstanding(self.version)
@@ -405,11 +405,11 @@ class Core:
             yield Step(following, self.steps, self.drawn, self.goal.reached(following, self.steps))
 
     def _despair(self) -> Iterator[Effect]:
-        """A round that has lost every task it gave out, and can neither step nor give out more, would wait for ever."""
+        """End a run whose round has lost every task and can neither step nor give out more: it would wait for ever."""
         if not self.stepping and not self.ledger.outstanding(self.version) and self.roster:
             yield from self.end(f"no contribution to version {self.version + 1} could be had", failed=True)
 
-    # Small words
+    # Messages
 
     def say(self, actor: Actor, message: Message) -> Send:
         if actor.session in self.roster.actors:
@@ -421,7 +421,7 @@ class Core:
 
 
 def _sign_of_life(event: Event) -> bool:
-    """One that changes nothing a rule looks at, and the most frequent one: the rules hold as they did before it."""
+    """Return whether an event, of the most frequent ones, changes nothing that a rule of `_settle` looks at."""
     match event:
         case Moved():
             return True

@@ -1,7 +1,7 @@
-"""Where work goes out to actors, and comes back unfinished.
+"""The desk, where tasks go out to actors and come back unfinished.
 
-The one idea: a task is in one place at a time: with the plan, under a lease, waiting for room at its actor, or come back; and
-whatever takes it from one of these puts it into the next.
+The one idea: a task is in one place at a time: with the plan, under a lease, parked until its actor has room, or returned; and
+the function that takes a task from one place puts it into the next.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def employ(core: Core) -> Iterator[Effect]:
     if core.stepping and not core.plan.admits(core.version, core.version + 1):
-        return  # a synchronous round is closing: what is asked now would be stale
+        return  # a synchronous round is closing: a task given out now would be stale
     if not _gathered(core):
         return
     while core.ledger.returned and core.roster.room:
         yield from _place(core, *core.ledger.returned.popleft())
-    draws = len(core.roster)  # what is drawn may be for actors that are busy, and leave the others idle
+    draws = len(core.roster)  # drawn tasks may be for busy actors, and leave the others idle
     while draws and core.roster.room and (tasks := _new(core)):
         draws -= 1
         for task in tasks:
@@ -41,7 +41,7 @@ def employ(core: Core) -> Iterator[Effect]:
 
 
 def _new(core: Core) -> Sequence[Task]:
-    """What the plan asks for next; it hears what became of the rest."""
+    """Return the plan's next tasks, and tell the plan the outcomes of earlier ones."""
     core.seats.room, news = core.roster.room, core.ledger.news
     told = tuple(news)
     news.clear()
@@ -49,7 +49,7 @@ def _new(core: Core) -> Sequence[Task]:
 
 
 def _gathered(core: Core) -> bool:
-    """Who comes first must not get what was meant to be shared out: clients that stay with their actor."""
+    """Return whether tasks may go out: the first actors must not get all the clients, which then stay with them."""
     core.gathering = core.gathering and len(core.roster) < core.rules.gather and core.now - core.began < core.rules.patience
     return not core.gathering
 
@@ -67,7 +67,7 @@ def _place(core: Core, task: Task, tried: int) -> Iterator[Effect]:
 
 
 def _give(core: Core, actor: Actor, task: Task, tried: int) -> Effect:
-    clients = task.clients or (actor.number,)  # a task for nobody in particular is for the actor's own environments
+    clients = task.clients or (actor.number,)  # a task without clients is for the actor's own environments
     attempt = core.epoch * TRIES + tried + 1
     lease = Lease(task, clients, attempt, actor.session, core.now)
     core.ledger.leases[lease.name] = lease
@@ -79,13 +79,13 @@ def _give(core: Core, actor: Actor, task: Task, tried: int) -> Effect:
 
 
 def tell(core: Core, actor: Actor, lease: Lease) -> Effect:
-    """Its actor what it has to do."""
+    """Return the effect that tells the actor its task."""
     said = core.say(actor, assign(core, lease))
     return SendTask(said.peer, said.envelope) if lease.brief else said
 
 
 def briefed(core: Core, event: Briefed) -> Iterator[Effect]:
-    """Its time begins when all that is needed for it is here."""
+    """Tell the actor its task now that the brief is made, and begin the lease's time."""
     lease = core.ledger.leases.get(event.task)
     if lease is None or lease.attempt != event.attempt:
         yield Unbrief(event.task, event.attempt)
@@ -94,7 +94,7 @@ def briefed(core: Core, event: Briefed) -> Iterator[Effect]:
     core.ledger.renew(lease, core.now)
     if event.layout:
         lease.brief, lease.nbytes, lease.left = event, event.nbytes, event.nbytes
-    yield tell(core, core.roster.actors[lease.session], lease)  # one that is away is told again when it comes back
+    yield tell(core, core.roster.actors[lease.session], lease)  # an actor that is away is told again when it comes back
 
 
 def unbrief(lease: Lease) -> Iterator[Effect]:
@@ -111,8 +111,8 @@ def assign(core: Core, lease: Lease) -> Assign:
 
 
 def stalls(core: Core) -> bool:
-    """Does everybody wait for a version that nobody works on, because what was meant for it was refused? Then one of
-    them may take a task more."""
+    """Return True, and let one actor hold one task more, if all leases wait for a version that no actor works on, because a
+    contribution to it was refused."""
     ledger = core.ledger
     if not core.starves() or ledger.counts.folding < len(ledger.leases):
         return False
@@ -131,20 +131,20 @@ def unburden(core: Core, actor: Actor, name: TaskName) -> None:
 
 
 def unpark(core: Core) -> None:
-    """What waits for room at one actor is free to go to any."""
+    """Free all tasks that wait for room at one actor for any actor."""
     for actor in core.roster.actors.values() if core.ledger.parked else ():
         core.ledger.unpark(actor)
 
 
 def revoke(core: Core, lease: Lease) -> Iterator[Effect]:
-    """The actor may stop; a result that still comes is stale."""
+    """Tell the lease's actor that it may stop; a contribution that still comes is stale."""
     if actor := core.roster.actors.get(lease.session):
         unburden(core, actor, lease.name)
         yield core.say(actor, Cancel(lease.name))
 
 
 def end(core: Core, lease: Lease) -> Iterator[Effect]:
-    """Without a contribution that counts."""
+    """End a lease without a contribution that counts, and drop its arrays."""
     core.ledger.end(lease)
     yield from unbrief(lease)
     yield from unpull(core, lease)
@@ -157,7 +157,7 @@ def unpull(core: Core, lease: Lease) -> Iterator[Effect]:
 
 
 def take_back(core: Core, lease: Lease, why: str, word: str = "") -> Iterator[Effect]:
-    """A task comes back unfinished: to be tried again, or set aside for good. word: what the plan hears of this attempt."""
+    """End a lease unfinished; its task is tried again or set aside. word: the plan's Outcome of this attempt, "" for none."""
     yield from end(core, lease)
     if word:
         core.ledger.note(lease, word, core.now)
@@ -177,7 +177,7 @@ def take_back(core: Core, lease: Lease, why: str, word: str = "") -> Iterator[Ef
 
 
 def close(core: Core) -> Iterator[Effect]:
-    """Where the plan takes nothing old (a synchronous round), tasks of the round that closed are not wanted any more."""
+    """Revoke the tasks of the round that closed, if the plan admits no lag (a synchronous round)."""
     if core.plan.admits(core.version - 1, core.version):
         return
     for lease in [one for one in core.ledger.leases.values() if one.task.version < core.version]:

@@ -1,7 +1,7 @@
-"""Who joins, who comes back and who is gone.
+"""Membership: actors that join, come back, and are gone.
 
-The one idea: an actor is known by its session, whatever connection it speaks over; so it is one that is new, one that has its
-place still, or one that has lost it, and each of these is seen to once, however often Hello is said.
+The one idea: an actor is known by its session, over any connection; so an actor is new, still has its place, or has lost its
+place, and each case is handled once, however often the actor says Hello.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def greet(core: Core, event: Heard, hello: Hello, actor: Actor | None) -> Iterat
         yield Report("refused", f"{name} speaks protocol {theirs}, not {ours}", "warning")
         return
     if actor is not None and (hello.greeting < actor.greeting or (hello.greeting == actor.greeting and actor.spoke)):
-        return  # it comes late: it was answered, and more was said since
+        return  # a late Hello: it was answered, and the actor has said more since
     if actor is not None and hello.epoch == core.epoch and (hello.greeting > actor.greeting or actor.resumed):
         yield from _resume(core, actor, peer, hello)
         return
@@ -43,7 +43,7 @@ def greet(core: Core, event: Heard, hello: Hello, actor: Actor | None) -> Iterat
         core.farewell.back(session)
         actor.greeting = hello.greeting
         core.ledger.verdicts.join(session)
-        desk.unpark(core)  # it may be the newcomer's now
+        desk.unpark(core)  # a parked task may be the newcomer's now
         yield Report("joined", f"{name} joined as actor {actor.number}")
     core.roster.hear(actor, core.now)
     core.roster.say(actor, core.now)
@@ -51,14 +51,14 @@ def greet(core: Core, event: Heard, hello: Hello, actor: Actor | None) -> Iterat
 
 
 def _resume(core: Core, actor: Actor, peer: bytes, hello: Hello) -> Iterator[Effect]:
-    """It remembers its place, and so do we: only what was on its way is lost."""
+    """Give an actor back its place, which both sides remember: only messages and arrays under way are lost."""
     if peer != actor.peer and (stranger := core.roster.at(peer)):
         yield from part(core, stranger, "said Hello as another session")
     if peer != actor.peer:
         yield Report("resumed", f"{actor.name} is back over another connection")
     actor.greeting, actor.stuck = hello.greeting, actor.stuck and hello.busy
     core.roster.resume(actor, peer, hello.held, core.version, core.now)
-    desk.unpark(core)  # some of it may be its own now
+    desk.unpark(core)  # a parked task may be this actor's now
     yield Admit(peer, actor.session, actor.number, hello, resumed=True)
     for name in sorted(actor.tasks):
         lease = core.ledger.leases[name]
@@ -67,7 +67,7 @@ def _resume(core: Core, actor: Actor, peer: bytes, hello: Hello) -> Iterator[Eff
 
 
 def lose(core: Core, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
-    """Its connection is lost. Where arrays were half-way to it or from it, it has as long to come back as silence is borne."""
+    """Part an actor whose connection is lost; if its arrays were half-way, keep its place until `patience_for` is over."""
     if actor.away and not dead:
         return
     if not dead and any(core.ledger.leases[name].moving for name in actor.tasks):
@@ -80,7 +80,7 @@ def lose(core: Core, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
 
 
 def part(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
-    """An actor is gone: what it held goes to others."""
+    """Remove an actor that is gone; its tasks go to others."""
     core.roster.part(actor)
     core.ledger.verdicts.part(actor.session)
     yield Report("lost", f"{actor.name} {why}; {len(actor.tasks)} of its tasks go to others", "warning")
@@ -92,5 +92,5 @@ def part(core: Core, actor: Actor, why: str) -> Iterator[Effect]:
     for lease in core.ledger.promises():
         if lease.session == actor.session and not lease.folding:
             lease.offered = None
-            yield from desk.unpull(core, lease)  # it may come back with it
+            yield from desk.unpull(core, lease)  # the actor may come back with the contribution
     yield Gone(actor.session)

@@ -1,7 +1,7 @@
-"""Who is here: actors, how much each has to do, who holds old weights, who has been silent.
+"""The actors that are here: their tasks, their versions, their silence.
 
-The one idea: every question the core asks after every event (who is idle? who is behind? whose silence is longest?) is
-answered by an index that is kept in order, so that the answer costs the same at ten actors and at ten thousand.
+The one idea: an index that is kept in order answers each question that the core asks after every event (which actors are idle,
+which are behind, which has been silent longest), so that an answer costs the same at ten actors and at ten thousand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from shoal.protocol.work import Task
 
 @dataclass(slots=True)
 class Actor:
-    """One life of an actor, as the coordinator sees it. sent: the newest weights version that went to it, or -1. user: the
-    public key that it proved, "" where none is asked for; nobody else can speak for it."""
+    """One session of an actor, as the coordinator sees it. user: the public key that the actor proved, without which
+    nobody can speak for it; "" if the run asks for none. sent: newest version that went to the actor, -1 if none. under_way:
+    `sent` has not arrived. progress: highest progress in the actor's Beats."""
 
     session: bytes
     peer: bytes
@@ -28,24 +29,24 @@ class Actor:
     user: str = ""
     sent: int = -1
     under_way: bool = False
-    held: int = -1  # the newest version that it said has arrived
+    held: int = -1  # newest version that the actor said has arrived, -1 if none
     tasks: set[TaskName] = field(default_factory=set)
     parked: deque[tuple[Task, int]] = field(default_factory=deque)  # sticky tasks that wait for room here
     progress: int = 0
-    capacity: int = 0  # how many tasks it may hold
-    pace: float = -1.0  # seconds that a task takes it, a running mean; -1 before the first
-    stuck: bool = False  # a lease of its ran out, and its worker has said nothing since
-    away: bool = False  # its connection was lost, and it may come back over another
-    greeting: int = 0  # of the Hello that it has its place by
-    resumed: bool = False  # and by it came back to a place that it had
-    spoke: bool = False  # it has said more since: that Hello need not be answered again
-    strikes: int = 0  # pieces of its work in a row that were no good
-    barred: int = 0  # how often it was in quarantine since its work was good
-    barred_until: float = 0.0  # where it is now; 0.0 if it is not
+    capacity: int = 0  # tasks that the actor may hold
+    pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
+    stuck: bool = False  # a lease of the actor ran out, and its worker has said nothing since
+    away: bool = False  # the actor's connection was lost, and the actor may come back over another
+    greeting: int = 0  # number of the Hello that gave the actor its place
+    resumed: bool = False  # with that Hello the actor came back to a place that it had
+    spoke: bool = False  # the actor has said more since: that Hello need not be answered again
+    strikes: int = 0  # results of the actor in a row that were refused or failed
+    barred: int = 0  # times in quarantine since the actor's last accepted contribution
+    barred_until: float = 0.0  # time when the quarantine ends; 0.0 outside quarantine
 
     @property
     def idles(self) -> bool:
-        """Nothing can be given to it now."""
+        """Return whether no task can be given to the actor now."""
         return self.stuck or self.away or self.barred_until > 0
 
 
@@ -55,10 +56,10 @@ class Roster:
     def __init__(self, ahead: int, most: int = 0) -> None:
         self.ahead, self.most = ahead, max(ahead, most)
         self.actors: dict[bytes, Actor] = {}
-        self.room = 0  # how many more tasks all actors together have room for
+        self.room = 0  # further tasks that all actors together can take
         self.homes: dict[int, bytes] = {}  # client -> the actor that plays it
-        self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions by how many tasks they hold
-        self.behind: dict[bytes, None] = {}  # sessions that want newer weights than went to them
+        self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions with room, by tasks held
+        self.behind: dict[bytes, None] = {}  # sessions that want newer weights than those sent to them
         self._heard: OrderedDict[bytes, float] = OrderedDict()  # longest silence first
         self._said: OrderedDict[bytes, float] = OrderedDict()
         self._free: list[int] = []  # numbers that actors gave back, a heap
@@ -69,7 +70,7 @@ class Roster:
         return len(self.actors)
 
     def join(self, session: bytes, peer: bytes, name: str, now: float, user: str = "") -> Actor:
-        """A new life. Its number is the lowest that is free."""
+        """Add the actor of a new session. Its number is the lowest that is free."""
         number = heapq.heappop(self._free) if self._free else len(self.actors)
         actor = self.actors[session] = Actor(session, peer, name, number, user)
         self._by_peer[peer] = session
@@ -82,7 +83,7 @@ class Roster:
         return actor
 
     def part(self, actor: Actor) -> None:
-        """Its tasks are the caller's to hand on."""
+        """Remove an actor. The caller hands on its tasks."""
         del self.actors[actor.session], self._by_peer[actor.peer]
         self.allow(actor, 0)
         self.behind.pop(actor.session, None)
@@ -92,15 +93,15 @@ class Roster:
         heapq.heappush(self._free, actor.number)
 
     def leave(self, actor: Actor) -> None:
-        """Its connection is lost; it keeps its place and what it has to do, for as long as its silence is borne."""
+        """Mark an actor as away: its connection is lost. The actor keeps its place and tasks until the bound on silence."""
         actor.away = True
         self.allow(actor, 0)
         self.behind.pop(actor.session, None)
         self._said.pop(actor.session, None)
 
     def resume(self, actor: Actor, peer: bytes, held: int, newest: int, now: float) -> None:
-        """It is back, maybe over another connection; what was on its way to it is lost. held: the weights that it says it
-        has."""
+        """Bring an actor back, maybe over another connection; the weights under way to it are lost. held: version that the
+        actor says it has, -1 if none."""
         del self._by_peer[actor.peer]
         self._by_peer[peer] = actor.session
         actor.peer, actor.away, actor.under_way = peer, False, False
@@ -121,14 +122,14 @@ class Roster:
     # Work
 
     def idlest(self) -> Actor | None:
-        """Of those with room, one with the fewest tasks; among these, the one that has waited longest."""
+        """Return the actor with room and fewest tasks, among equals the one that has waited longest; None without room."""
         for sessions in self._idle:
             if sessions:
                 return self.actors[next(iter(sessions))]
         return None
 
     def seats(self) -> Iterator[Seat]:
-        """Those with room, the least busy first."""
+        """Return a Seat for each actor with room, the least busy first."""
         for sessions in self._idle:
             for session in sessions:
                 actor = self.actors[session]
@@ -146,19 +147,19 @@ class Roster:
             self._enter(actor)
 
     def allow(self, actor: Actor, capacity: int) -> None:
-        """From now on it may hold so many tasks; 0: none but those that it has."""
+        """Let an actor hold `capacity` tasks from now on; 0: none but those that it has."""
         self._leave(actor)
         actor.capacity = capacity
         self._enter(actor)
 
     def bar(self, actor: Actor, until: float) -> None:
-        """Nothing is given to it until then."""
+        """Put an actor in quarantine until the time `until`: it gets no tasks."""
         actor.barred_until = until
         self._barred[actor.session] = None
         self.allow(actor, 0)
 
     def unbar(self, now: float) -> list[Actor]:
-        """Those whose time in quarantine is over, or all if nobody else is left; they may have work again."""
+        """Free and return the actors whose quarantine is over, or all in quarantine if no other actor can have tasks."""
         if not self._barred:
             return []
         alone = all(actor.idles for actor in self.actors.values())
@@ -172,7 +173,7 @@ class Roster:
         return freed
 
     def alone(self, actor: Actor) -> bool:
-        """Can nobody else be given work?"""
+        """Return whether no other actor can be given tasks."""
         return all(one is actor or one.idles for one in self.actors.values())
 
     def _leave(self, actor: Actor) -> None:
@@ -188,15 +189,15 @@ class Roster:
             self.room += actor.capacity - load
 
     def home(self, client: int) -> Actor:
-        """The actor that plays this client: a new one, with the fewest clients so far, if the last is gone, away or hangs."""
+        """Return the actor that plays this client: the one with the fewest clients if the last idles or is gone."""
         session = self.homes.get(client)
         if session not in self.actors or self.actors[session].idles:
             session = self.homes[client] = self._fewest_clients()
         return self.actors[session]
 
     def _share(self) -> None:
-        """Clients of those with most go to those with fewest, until none has two more than another: a newcomer gets its share,
-        and one that comes back with all it had leaves theirs to those who came meanwhile."""
+        """Move clients from the actors with most to the actors with fewest, until none has two more than another: a newcomer
+        gets its share, and an actor that comes back with all its clients leaves a share to the actors that came meanwhile."""
         held: dict[bytes, list[int]] = {session: [] for session in self.actors}
         for client, session in self.homes.items():
             if session in held:
@@ -215,26 +216,26 @@ class Roster:
     # Weights
 
     def fall_behind(self) -> None:
-        """There are newer weights: everyone wants them who is not being sent some already."""
+        """Mark as behind every actor that has no weights under way and is not away: there are newer weights."""
         for session, actor in self.actors.items():
             if not (actor.under_way or actor.away):
                 self.behind[session] = None
 
     def arrived(self, actor: Actor, version: int, newest: int) -> None:
-        """Weights reached it: the way is free, and if these are old by now it wants the newest."""
+        """Record that weights reached an actor. The actor is behind if they are older than `newest`."""
         if actor.under_way and version == actor.sent:
             actor.under_way, actor.held = False, version
             if version < newest:
                 self.behind[actor.session] = None
 
     def outdate(self, actor: Actor, version: int) -> None:
-        """This version will not come to it: if it was on its way, the newest is wanted."""
+        """Mark an actor as behind if this version was under way to it: the version can no longer be had."""
         if actor.under_way and actor.sent == version and not actor.away:
             actor.under_way, actor.sent = False, actor.held
             self.behind[actor.session] = None
 
     def refresh(self, version: int) -> Iterator[Actor]:
-        """Those to send `version` to now; each is marked as being sent it."""
+        """Return the actors to send `version` to now, and mark it as under way to each."""
         behind, self.behind = self.behind, {}
         for session in behind:
             actor = self.actors[session]
@@ -255,11 +256,11 @@ class Roster:
         self._said.move_to_end(actor.session)
 
     def silent(self, since: float) -> Actor | None:
-        """One that nothing was heard of since then, if any."""
+        """Return the actor with the longest silence, if nothing was heard of it since `since`; else None."""
         return self._oldest(self._heard, since)
 
     def unspoken(self, since: float) -> Actor | None:
-        """One that nothing was said to since then, if any."""
+        """Return the actor longest without a word from here, if nothing was said to it since `since`; else None."""
         return self._oldest(self._said, since)
 
     def heard_at(self, actor: Actor) -> float:

@@ -1,8 +1,8 @@
-"""Which line, which arrays, whose word: what is decided between a coordinator's sockets and its core. No sockets, no arrays.
+"""Traffic: decisions on lines, arrays and identities between a coordinator's sockets and its core. No sockets, no arrays.
 
-The one idea: the core knows tasks and actors, and this knows connections and bytes. Everything that happens comes in here; what
-is the core's business goes on to it, and what the core wants done comes out as deeds that the shell carries out without an
-opinion. Arrays pass through as values that nothing here looks into, but for their number of bytes.
+The one idea: the core knows tasks and actors, and Traffic knows connections and bytes. Every event comes in here; Traffic hands
+the core's events on to the core, and returns the core's effects as deeds that the shell carries out without an opinion. Arrays
+pass through as values of which only the number of bytes is looked at.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, Envelope, 
 
 
 class Since(Protocol):
-    """What changed lately in the weights."""
+    """The latest changes of the weights."""
 
     def since(self, version: int) -> Sized | None:
-        """All changes since then; None where that is too long ago, or they are not told."""
+        """Return all changes since `version`; None if `version` is too old, or changes are not sent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Premises:
-    """Where a coordinator is, and what goes which way there.
+    """The place of a coordinator, and the bounds on arrays there.
 
-    local: the users whose word about which machine and process they are is believed. shares: the handle of the weights' shared
-    memory, () where there is none. layouts: bytes of arrays that contributions may have, by their layout's digest. inline:
-    bytes of arrays that go with their message at most. whole: weights always go as they are. room: bytes of contributions that
-    may be here, fetched and not yet folded in.
+    run: name of the run, for the Welcome. host: name of the coordinator's machine and its boot. local: users whose claims about
+    machine and process are believed. shares: handle of the weights' shared memory, () if there is none. layouts: digest of a
+    layout -> bytes of a contribution's arrays. inline: most bytes of arrays that go with their message. whole: weights always
+    go whole, never as changes. room: most bytes of contributions fetched and not yet folded in.
     """
 
     run: str
@@ -87,7 +87,7 @@ class Premises:
 
 
 class Traffic:
-    """Around a core. deliveries: contributions that are on their way in, one a task; every one is let go of in one place."""
+    """The traffic around a core. deliveries: contributions on their way in, one for each task; `_let_go` alone ends them."""
 
     def __init__(self, core: Core, premises: Premises, version: int, weights: Sized, lately: Since) -> None:
         self.core, self.premises = core, premises
@@ -95,10 +95,10 @@ class Traffic:
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
         self.briefs: dict[tuple[TaskName, int], Sized] = {}  # by task and attempt
-        self.slots: set[tuple[int, ...]] = set()  # of actors' memory, that the learner reads
-        self.pids: dict[int, bytes] = {}  # of this machine's actors -> their connections
-        self.judged: Delivery | None = None  # the core is asked about it now
-        self._then: deque[Event] = deque()  # what the core is told next
+        self.slots: set[tuple[int, ...]] = set()  # slots of actors' shared memory that the learner reads
+        self.pids: dict[int, bytes] = {}  # process number of an actor of this machine -> its connection
+        self.judged: Delivery | None = None  # delivery that the core is asked about now
+        self._then: deque[Event] = deque()  # events to handle next
         self._takes: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
             Heard: self._hear,
             Tick: self._tick,
@@ -130,12 +130,12 @@ class Traffic:
         self.publish(version, weights, lately)
 
     def publish(self, version: int, weights: Sized, lately: Since) -> None:
-        """These weights go out from now on, whole or as what changed lately."""
+        """Send these weights from now on, whole or as their latest changes."""
         self.version, self.weights, self.lately = version, weights, lately
         self.serving.publish(version)
 
     def handle(self, event: Happening, now: float) -> Sequence[Deed]:
-        """The one way in. Returns what to do, in order. `now` is in seconds of a clock that never goes back."""
+        """Take an event, the one way in. Return the deeds, in order. `now` is in seconds of a clock that never goes back."""
         self.now = now
         take = self._takes.get(type(event), self._decide)
         deeds = take(event)
@@ -149,7 +149,7 @@ class Traffic:
         return self._decide(event) if hear is None else hear(event, message)
 
     def _decide(self, event: Event) -> list[Deed]:
-        """The core hears of it; what it wants done comes out, or is seen to here."""
+        """Hand an event to the core; return its effects, or the deeds that Traffic makes of them."""
         deeds: list[Deed] = []
         for effect in self.core.handle(event, self.now):
             if of_core := self._of_core.get(type(effect)):
@@ -175,7 +175,7 @@ class Traffic:
         return (*moved_on, *self._offered(event, message))
 
     def _offered(self, event: Heard, message: Contribute) -> Sequence[Deed]:
-        """Its arrays are here, or wait to be fetched, or something is wrong with them."""
+        """Judge a contribution whose arrays are here, wait to be fetched, or have a fault."""
         session, arrays = event.envelope.session, event.arrays
         waits = message.nbytes > 0 and arrays is None
         nbytes = message.nbytes if waits else 0 if arrays is None else arrays.nbytes
@@ -189,7 +189,7 @@ class Traffic:
         return self._judge(event, Delivery(session, message, arrays))
 
     def _fault(self, message: Contribute, nbytes: int) -> str:
-        """What is wrong with a contribution's arrays, before anyone looks at their numbers; "" if nothing."""
+        """Return the fault of a contribution's layout or number of bytes, "" if there is none."""
         if not message.layout:
             return "arrays without a layout" if nbytes else ""
         layouts = self.premises.layouts
@@ -200,7 +200,7 @@ class Traffic:
         return "" if fits else f"{nbytes} bytes of arrays where its layout has {layouts[message.layout]}"
 
     def _judge(self, event: Heard, delivery: Delivery) -> Sequence[Deed]:
-        """The core says what becomes of it: it goes to the learner, is fetched, or is let go of."""
+        """Ask the core about a delivery, which then goes to the learner, is fetched, or is let go of."""
         self.judged = delivery
         deeds = self._decide(event)
         self.judged = None
@@ -210,7 +210,7 @@ class Traffic:
 
     def _fold(self, effect: Fold) -> Sequence[Deed]:
         delivery = self.judged
-        assert delivery is not None  # the core folds what it was just asked about
+        assert delivery is not None  # the core folds the delivery that it was just asked about
         before = self._put(delivery)
         delivery.state, delivery.lag = "folding", effect.onto - effect.message.made_from
         self.slots.add(delivery.message.slot)
@@ -222,7 +222,7 @@ class Traffic:
     def _pull(self, effect: Pull) -> Sequence[Deed]:
         message, delivery = effect.message, self.deliveries.get(effect.message.task)
         if delivery is not None and delivery.answers(effect.session, message):
-            return ()  # it is on its way
+            return ()  # the delivery is on its way
         judged = self.judged
         delivery = judged if judged is not None and judged.message is message else Delivery(effect.session, message)
         before = self._put(delivery)
@@ -230,7 +230,7 @@ class Traffic:
         return before
 
     def _put(self, delivery: Delivery) -> Sequence[Deed]:
-        """This is the delivery of its task from now on."""
+        """Make this the delivery of its task, and let go of an earlier one."""
         before = self.deliveries.get(delivery.task)
         deeds = () if before is delivery else self._let_go(before)
         self.deliveries[delivery.task] = delivery
@@ -240,11 +240,11 @@ class Traffic:
         return self._let_go(self.deliveries.get(effect.task))
 
     def _over(self, event: Folded | Unfit) -> Sequence[Deed]:
-        """The learner has done with it."""
+        """Let go of a delivery that the learner has folded in or refused, and tell the core."""
         return (*self._let_go(self.deliveries.get(event.task)), *self._decide(event))
 
     def _let_go(self, delivery: Delivery | None) -> Sequence[Deed]:
-        """The one place where a delivery ends."""
+        """End a delivery: the one place where a delivery ends."""
         if delivery is None or delivery.state == "gone":
             return ()
         if delivery.pulled:
@@ -259,17 +259,17 @@ class Traffic:
     # Arrays in pieces
 
     def _speaks(self, event: Heard) -> bool:
-        """Does this session have a place here, and this connection for its words?"""
+        """Return whether the message's session has a place here, and speaks over this connection with its own key."""
         actor, envelope = self.core.roster.at(event.peer), event.envelope
         mine = actor is not None and (actor.session, actor.user) == (envelope.session, event.user)
         return mine and envelope.epoch == self.core.epoch
 
     def _on_lane(self, event: Heard, message: Want | Chunk | Ready) -> Sequence[Deed]:
-        """What is said on a line for arrays, which is known by nothing but its session and key."""
+        """Take a message on a line for arrays, which is known only by its session and key."""
         session, peer = event.envelope.session, event.peer
         actor = self.core.roster.actors.get(session)
         if actor is None or actor.user != event.user or event.envelope.epoch != self.core.epoch:
-            return ()  # what it says on its other line is answered
+            return ()  # the session gets its answer on its other line
         if isinstance(message, Ready) or session not in self.lanes.by_session:
             self.lanes.take(session, peer)
         match message:
@@ -289,7 +289,7 @@ class Traffic:
         return (*self._decide(Moved(session)), self._piece(peer, session, want, arrays))
 
     def _piece(self, peer: bytes, session: bytes, want: Want, arrays: Sized) -> Ship:
-        """If it does not arrive it will be asked for again."""
+        """Return the deed that sends a piece. The session asks again for a piece that does not arrive."""
         chunk = Chunk(want.what, want.first, want.last)
         return Ship(peer, Envelope(session, self.core.epoch, chunk), arrays, want.first, want.last)
 
@@ -303,8 +303,8 @@ class Traffic:
     def _stored(self, stored: Stored) -> Sequence[Deed]:
         delivery, trouble = stored.delivery, stored.trouble
         session, actor, fetch = delivery.session, self.core.roster.actors[delivery.session], delivery.fetch
-        assert fetch is not None  # it was asked for
-        if trouble:  # when it is said again it is fetched anew
+        assert fetch is not None  # the delivery's arrays were asked for
+        if trouble:  # a repeated Contribute is fetched anew
             report = Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error")
             return (*self._let_go(delivery), *self._decide(Moved(session)), report)
         moved = self._decide(Moved(session, delivery.task, fetch.left))
@@ -322,8 +322,8 @@ class Traffic:
             deeds.extend(self._decide(Stalled(task)))
         wants, in_vain = self.receiving.ask(self.now, self.core.starves())
         for session in in_vain:
-            self.lanes.forget(session)  # what should have come by it has not: ask on the other line
-        for session, want in wants:  # by one connection with its answer, so that its end is the end of both
+            self.lanes.forget(session)  # pieces asked for on this line have not come: ask on the other line
+        for session, want in wants:  # a Want goes by the connection of its Chunk, whose end is the end of both
             peer = self.lanes.by_session.get(session) or self.core.roster.actors[session].peer
             deeds.append(Send(peer, Envelope(session, self.core.epoch, want)))
         return deeds
@@ -342,7 +342,7 @@ class Traffic:
         return self._tell(unlent.wanted) if unlent.wanted.session in self.core.roster.actors else ()
 
     def _tell(self, wanted: SendWeights) -> Sequence[Deed]:
-        """Of the newest weights, by the socket: as what changed where the session holds those of lately."""
+        """Send the newest weights by the socket; as changes if the session holds a version that is recent enough."""
         session = wanted.session
         base, arrays = wanted.held, None if self.premises.whole else self.lately.since(wanted.held)
         if arrays is None:
@@ -366,7 +366,7 @@ class Traffic:
     # Briefs
 
     def hand(self, task: TaskName, attempt: int, arrays: Sized) -> None:
-        """An attempt's own arrays, kept until they are not needed any more."""
+        """Keep an attempt's brief until its Unbrief."""
         self.briefs[task, attempt] = arrays
 
     def _send_task(self, effect: SendTask) -> Sequence[Deed]:
@@ -379,7 +379,7 @@ class Traffic:
         return (Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
 
     def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
-        """By whoever has the task. What is over is not to be had, as its Cancel says."""
+        """Send a piece of a brief to the session that has the task. The brief of a cancelled task cannot be had."""
         task, attempt = (want.what[0], want.what[1]), want.what[2]
         lease, arrays = self.core.ledger.leases.get(task), self.briefs.get((task, attempt))
         mine = lease is not None and (lease.session, lease.attempt) == (session, attempt)
@@ -420,7 +420,7 @@ class Traffic:
         return self._lost(Lost(peer, f"ended (process {ended.pid})", dead=True)) if peer else ()
 
     def _gone(self, gone: Gone) -> Sequence[Deed]:
-        """Nothing is kept of this session, but for what the learner has of it."""
+        """Forget a session, but for its deliveries that are with the learner."""
         self.lanes.forget(gone.session)
         self.receiving.gone(gone.session)
         self.serving.gone(gone.session)

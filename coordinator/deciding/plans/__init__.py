@@ -1,4 +1,4 @@
-"""Schedules: who does what next, what is fresh enough, when to step. Pure: no arrays, no clock, no sockets."""
+"""Schedules: the next tasks, the bound on lag, the time to step. Pure: no arrays, no clock, no sockets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shoal.protocol.work import Task, Totals
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What earlier lives of a run asked for, so that a schedule does not ask for it again.
+    """The tasks of a run's earlier lives, so that a schedule does not ask for them again.
 
-    drawn: how many tasks, of all versions. done: version -> clients whose contributions are folded in, or promised. first:
-    version -> the lowest index that no task of it has had.
+    drawn: number of tasks given out, of all versions. done: version -> clients whose contributions are folded in, or promised.
+    first: version -> lowest index that none of its tasks has had.
     """
 
     drawn: int = 0
@@ -22,13 +22,13 @@ class Asked:
     first: Mapping[int, int] = field(default_factory=dict)
 
 
-AFRESH = Asked()  # a run that begins
-NEWS = 10_000  # outcomes that are kept for a plan that is not asked for a while
+AFRESH = Asked()  # for a run without earlier lives
+NEWS = 10_000  # most outcomes that are kept between two calls of a plan
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """An actor that has room. free: tasks that it can take now. width: how many clients it can work for at the same time."""
+    """Room at an actor. actor: its number. free: tasks that it can take now. width: clients that it can work for at once."""
 
     actor: int
     free: int
@@ -36,8 +36,8 @@ class Seat:
 
 
 class Seats:
-    """Where tasks can go now; good until the plan returns. room: free places of all actors together, known without a look at
-    each. Iterating gives a Seat for each actor that has room, the least busy first."""
+    """The actors that have room now; valid until the plan returns. room: tasks that all actors together can take, known
+    without a look at each actor. Iterating gives a Seat for each actor that has room, the least busy first."""
 
     __slots__ = ("_each", "room")
 
@@ -49,11 +49,11 @@ class Seats:
 
 
 class Outcome(NamedTuple):
-    """What became of a task that was given out.
+    """The outcome of a task that was given out.
 
     word: "accepted", "stale" or "aside" (tried too often), which are final; "refused" or "failed" (its worker raised) of an
-    attempt, after which the task is tried again or set aside. seconds: since it was given to its actor, 0 if it was not.
-    totals: those of the contribution, where it was accepted or stale.
+    attempt, after which the task is tried again or set aside. seconds: time since an actor got the task, 0 if none has it.
+    totals: of the contribution, if it was accepted or stale; else empty.
     """
 
     task: Task
@@ -66,16 +66,16 @@ class Plan(Protocol):
     """A run's schedule. `now` is in seconds of a monotonic clock that is handed in."""
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
-        """At most `seats.room` new tasks against `version`. Tasks of dead actors are handed out again by the core, not here.
+        """Return at most `seats.room` new tasks against `version`. The core hands out the tasks of dead actors again.
 
-        news: what became of tasks since the last call, oldest first; those before the last 10,000 are left out.
+        news: outcomes of tasks since the last call, oldest first; only the last NEWS (10,000) are kept.
         """
         ...
 
     def admits(self, made_from: int, version: int) -> bool:
-        """Is a contribution made from `made_from` fresh enough to be folded into what follows `version`?"""
+        """Return whether a contribution made from `made_from` may be folded into the step after `version`."""
         ...
 
     def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
-        """Do `folded` clients' contributions suffice for a step, `outstanding` more being on their way?"""
+        """Return whether `folded` clients' contributions suffice for a step while `outstanding` tasks are out."""
         ...

@@ -1,7 +1,7 @@
 """Synchronous rounds: a cohort works on one version, and its contributions make the next.
 
 The one idea: the cohort of a round is drawn from (seed, version) alone, so that it is the same for any number of actors,
-after any crash, and for any number of registered clients. Only a selection that looks at what became of tasks gives that up.
+after any crash, and for any number of registered clients. Only a selection that looks at the outcomes of tasks gives that up.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from shoal.coordinator.deciding.plans import AFRESH, NEWS, Asked, Outcome, Seats
 from shoal.coordinator.deciding.plans.selection import Select
 from shoal.protocol.work import Task
 
-MOST_CLIENTS = 500  # in one task: its message stays small, and a lost actor costs little
+MOST_CLIENTS = 500  # most clients in one task: its message stays small, and a lost actor costs little
 
 
 class Rounds:
     """FedAvg's schedule (McMahan et al. 2017, Algorithm 1), and that of synchronous reinforcement learning.
 
-    clients: how many there are; cohort: how many are drawn for a round, without replacement (0: all, in order). select: which
-    (plans/selection.py; None: `uniform`).
-    quorum: how many suffice once `deadline` seconds have passed since the round began (0: the deadline never cuts).
-    summed: one task may hold several clients, whose weighted sum comes back. evaluate_every: every so many versions,
-    `evaluate_cohort` clients score the weights as well.
+    clients: number of clients. cohort: clients drawn for a round, without replacement (0: all, in order). select: function
+    that draws them (plans/selection.py; None: `uniform`). quorum: clients that suffice after the deadline (0: the cohort).
+    deadline: seconds from the start of a round to its cut (0: no cut). summed: one task may hold several clients, whose
+    weighted sum comes back. evaluate_every: versions from one evaluation to the next (0: none). evaluate_cohort: clients that
+    score the weights then. asked: tasks of earlier lives.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Rounds:
         self.asked = asked
         self.select = selection.checked(select, clients) if select else selection.uniform(clients, seed)
         self.evaluators = selection.uniform(clients, seed, "evaluate")
-        self.news: deque[Outcome] = deque(maxlen=NEWS if select else 0)  # since the last round began
+        self.news: deque[Outcome] = deque(maxlen=NEWS if select else 0)  # outcomes since the last round began
         self.version = -1
         self.began = 0.0
         self.train: list[int] = []
@@ -83,8 +83,8 @@ class Rounds:
         self.evaluate = self.evaluators(version, min(self.clients, self.evaluate_cohort), ()) if due else ()
 
     def _next(self, idle: int) -> Task | None:
-        """The next clients of the round: as many pieces as there is room for, because each costs a message and a thread's
-        waking; a cohort larger than that goes out piece by piece, as actors have room again."""
+        """Return the next task of the round, None if there is none. A summed cohort is cut into as many tasks as there is room
+        for, because each task costs a message and a thread's waking; further tasks go out when actors have room again."""
         left = len(self.train) - self.issued
         if left > 0:
             size = min(MOST_CLIENTS, math.ceil(left / idle)) if self.summed else 1

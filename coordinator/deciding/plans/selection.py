@@ -1,7 +1,7 @@
-"""Selection: which clients a round asks.
+"""Selection: the functions that draw a round's clients.
 
-The one idea: a selection is a function of the version, of how many clients are wanted, and of what became of earlier tasks. It
-draws from (seed, version) alone.
+The one idea: a selection is a function of the version, of the number of clients wanted, and of the outcomes of earlier tasks.
+Its random numbers come from (seed, version) alone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from shoal.protocol.draws import draw
 from shoal.protocol.errors import UserError
 
 Select: TypeAlias = Callable[[int, int, Sequence[Outcome]], Sequence[int]]
-"""(version, how_many, news) -> that many clients, each once. news: what became of tasks since the last call, oldest first."""
+"""(version, how_many, news) -> `how_many` clients, each once. news: outcomes of tasks since the last call, oldest first."""
 
 
 def checked(select: Select, clients: int) -> Select:
-    """The same selection, which raises UserError where it gives no client, one twice, or one that there is not."""
+    """Return `select` with a check: UserError if it gives no client, a client twice, or a number outside 0 to `clients` - 1."""
 
     def selected(version: int, how_many: int, news: Sequence[Outcome]) -> Sequence[int]:
         chosen = select(version, how_many, news)
@@ -33,8 +33,8 @@ def checked(select: Select, clients: int) -> Select:
 
 
 def uniform(clients: int, seed: int, purpose: str = "cohort") -> Select:
-    """Every client with the same chance, without replacement; in order where all are wanted. purpose: draws of another purpose
-    are independent."""
+    """Return a selection of clients with equal chances, without replacement; in order if all are wanted. purpose: draws of
+    different purposes are independent."""
 
     def select(version: int, how_many: int, news: Sequence[Outcome]) -> Sequence[int]:
         if how_many == clients:
@@ -45,12 +45,13 @@ def uniform(clients: int, seed: int, purpose: str = "cohort") -> Select:
 
 
 def power_of_choice(clients: int, seed: int, candidates: int, *, shares: Sequence[float] = (), metric: str = "loss") -> Select:
-    """The clients with the largest loss among some that are drawn (Cho et al. 2020, in the variant rpow-d).
+    """Return a selection of the clients with the largest loss among drawn candidates (Cho et al. 2020, variant rpow-d).
 
-    candidates: how many are drawn (the paper's d), without replacement, with the chances `shares`: each client's part of the
-    data, all above 0 (none given: the same for all). A client's loss is the mean of `metric` in the totals of its latest
-    accepted contribution, and infinite before its first. Ties are broken at random. A sum over several clients gives each of
-    them the sum's mean. Memory: a number for every client that ever contributed. A restart forgets all losses.
+    candidates: clients drawn first (the paper's d; at least as many as are wanted), without replacement. shares: the chances,
+    each client's part of the data, all above 0 (none given: equal chances). A client's loss is the mean of `metric` in the
+    totals of its latest accepted contribution, and infinite before its first. Ties are broken at random. A sum over several
+    clients gives each of them the sum's mean. Memory: one number for every client that ever contributed. A restart forgets all
+    losses.
     """
     if not 0 < candidates <= clients or (shares and (len(shares) != clients or not min(shares) > 0)):
         raise UserError(f"candidates={candidates}: from 1 to clients={clients}; shares: none, or one above 0 for each client")

@@ -1,4 +1,4 @@
-"""A stream with a bound on staleness: every actor always has work, and a step follows every so many contributions.
+"""A stream with a bound on lag: every actor always has work, and a step follows every `batch` contributions.
 
 The one idea: FedBuff (Nguyen et al. 2022), FedAsync and IMPALA (Espeholt et al. 2018) are this same schedule.
 """
@@ -13,10 +13,11 @@ from shoal.protocol.work import Task
 
 
 class Stream:
-    """batch: contributions a step (FedBuff's K). max_lag: a contribution older than this many versions is stale.
+    """The schedule of a stream.
 
-    clients: a client is drawn for each task; 0 means that each actor works for itself (its own environments).
-    evaluate_every: every so many versions one actor scores the weights for once. Tasks are numbered on from what was asked.
+    batch: contributions for a step (FedBuff's K). max_lag: versions of lag above which a contribution is stale. clients: number
+    of clients, one drawn for each task (0: each actor works for itself, in its own environments). evaluate_every: versions
+    from one evaluation, by one actor, to the next (0: none). asked: tasks of earlier lives, after which tasks are numbered on.
     """
 
     def __init__(
