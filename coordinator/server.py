@@ -90,7 +90,7 @@ class Outside:
 class Server:
     """Runs a core over a wire with a learner, to the run's end.
 
-    welcome: workload and layout, packed (protocol/codec.py). layouts: those that contributions may have, by digest.
+    welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
     None: the system's temporary folder.
     """

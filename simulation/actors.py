@@ -1,7 +1,7 @@
-"""A simulated actor: the production session, a worker that takes its time, and the shelf of what must be kept.
+"""A simulated actor: the production session, a worker that takes its time, and the shelf of products that must be kept.
 
-The one idea: a product is a number that is used once. Arrays do not matter to the protocol; whose they are, and which
-weights they were made from, do.
+The one idea: a product is a number that is used once. Arrays do not matter to the protocol; their owner, and the weights that
+they were made from, do.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ if TYPE_CHECKING:
 
 TICK = Tick()
 TURN = 0.1  # seconds between looks at the clock
-OF_ARRAYS = (Want, Ready)  # what goes by the line for arrays
+OF_ARRAYS = (Want, Ready)  # messages that go by the line for arrays
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Stands for a contribution's arrays. number: used once, odd if they are not finite; model: what it was made from; user:
-    whose key it came under; torn: the weights were written anew while it was made."""
+    """Stands for a contribution's arrays. number: used once, odd if the arrays are not finite. model: the weights that the
+    arrays were made from. user: the actor's key; "" if it has none. torn: True if the weights were written anew meanwhile."""
 
     number: int
     model: Model | None
     clients: tuple[int, ...]
     honest: bool = True
     attempt: int = 0
-    handout: Handout | None = None  # the brief that it was made with
+    handout: Handout | None = None  # the brief that the product was made with
     user: str = ""
     torn: bool = False
 
@@ -84,13 +84,13 @@ class Product:
 
 
 Payload: TypeAlias = Product | Model | Delta | Handout
-"""What stands for arrays on the wire."""
+"""Stands for arrays on the wire."""
 Token: TypeAlias = tuple[Common, tuple[int, ...]]
-"""Where weights lie that are shared: with which coordinator, and what its board calls the place."""
+"""Where shared weights lie: the coordinator's shared memory, and the place's token on its board."""
 
 
 class Lane:
-    """An actor's line for arrays: what is said on it while there is no connection is lost, and its first is told of as well."""
+    """An actor's line for arrays. Messages on it are lost while there is no connection; its first connection is told of too."""
 
     keeps = False
 
@@ -132,11 +132,11 @@ class Life(Process):
         name, near = f"actor-{place}", world.setting.shares and place % 2 == 0
         said = hello(name, "host" if near else name, self.pid, ("shm",) if near else ())
         self.session = Session(world.rng.randbytes(8), said, "here", self.clock())
-        self.shares = False  # memory with the coordinator that it is at
-        self.slots: dict[int, TaskName] = {}  # that it lent, by their product's number
-        self.token: Token | None = None  # where its weights lie, if in shared memory
+        self.shares = False  # whether the actor shares memory with its coordinator
+        self.slots: dict[int, TaskName] = {}  # product number -> task, of the slots that the actor lent
+        self.token: Token | None = None  # where the actor's weights lie; None if not in shared memory
         self.connection: Connection | None = None
-        self.connected = False  # it was, once
+        self.connected = False  # whether the actor was ever connected
         self.outbox: list[tuple[Envelope, Payload | None]] = []
         self.lane = Lane(self)
         self.weights: Model | None = None
@@ -155,7 +155,7 @@ class Life(Process):
         self.soon(Opened(arrays=False))
 
     def soon(self, event: Event) -> None:
-        """Its socket tells it in its next turn."""
+        """Have the actor take an event of its socket within 1 ms."""
         self.time.at(self.time.now + 0.001 * self.time.random(), self._told, event)
 
     def _told(self, event: Event) -> None:
@@ -175,7 +175,7 @@ class Life(Process):
         self.gone = True
 
     def take(self, event: Event, payload: Payload | None = None) -> None:
-        """An event, unless this process is over."""
+        """Take an event and carry out its effects, unless this process is over."""
         if self.gone:
             return
         effects = self.session.handle(event, self.time.now + self.offset)
@@ -234,7 +234,7 @@ class Life(Process):
         return event.envelope.message if isinstance(event, Heard) else None
 
     def _take_back(self, task: TaskName) -> None:
-        """What it lent of this task is its own again, and it writes something else there."""
+        """Take back the slots that the actor lent for this task: it writes other arrays there."""
         for number in [number for number, its in self.slots.items() if its == task]:
             del self.slots[number], self.world.lent[number]
 
@@ -274,7 +274,7 @@ class Life(Process):
         self.weights, self.held = payload, adopt.version
 
     def _order(self, run: Run) -> None:
-        """For the worker, which does one task after the other."""
+        """Put a task to the worker, which does one task after the other."""
         if run.made_from < run.task.version or run.made_from != self.held or self.weights is None:
             raise ViolationError(f"actor {self.place} starts task {run.task} from weights {run.made_from}, holding {self.held}")
         task = run.task
@@ -327,20 +327,20 @@ class Life(Process):
 
 
 class Liar(Life):
-    """Knows the protocol and everything that goes on, and claims whatever it likes about its own work and that of others."""
+    """An actor that knows the protocol and the whole run, and makes false claims about its own work and that of others."""
 
     honest = False
 
     def __init__(self, world: World, place: int, pace: float) -> None:
         super().__init__(world, place, pace)
-        self.poison = world.rng.choice((0.1, 0.5, 1.0))  # how often its arrays are not finite
+        self.poison = world.rng.choice((0.1, 0.5, 1.0))  # share of its products that are not finite
 
     def say(self, envelope: Envelope) -> None:
         roll = self.time.random()
         message = envelope.message
         if roll < 0.5:
             super().say(envelope)
-            if roll < 0.1 and isinstance(message, Contribute):  # and takes it back
+            if roll < 0.1 and isinstance(message, Contribute):  # the liar takes its contribution back
                 self._tell(replace(envelope, message=Failed(message.task, message.attempt, 0, "training", "no", "")))
         elif isinstance(message, Contribute):
             self._lie(envelope, message)
@@ -356,7 +356,7 @@ class Liar(Life):
             self._steal()
 
     def _steal(self) -> None:
-        """Speaks for another's session, whose key it has not."""
+        """Send a message for the session of another actor, whose key the liar lacks."""
         rng, newest = self.world.rng, self.world.newest()
         session = rng.choice(self.world.lives).session.session
         piece, work = self._piece() or Ready(), self._claim()
@@ -372,7 +372,7 @@ class Liar(Life):
         return Product(number, self.weights, clients, False, attempt, user=self.user)
 
     def _lie(self, envelope: Envelope, message: Contribute) -> None:
-        """About its own task."""
+        """Send a contribution to the liar's own task, with one field wrong."""
         rng = self.world.rng
         newest = self.world.newest()
         wrong = rng.choice(
@@ -389,7 +389,7 @@ class Liar(Life):
         self._tell(replace(envelope, message=wrong))
 
     def _claim(self) -> Message:
-        """That it did what was somebody else's to do, or what is long done."""
+        """A claim to have done a task that another actor has, or that is long done."""
         rng = self.world.rng
         task, attempt, version = self.world.audit.anything(rng)
         rules, digest = self.world.setting.rules, rng.choice(("", "0" * 64))
@@ -397,7 +397,7 @@ class Liar(Life):
         return rng.choice((work, work, Failed(task, attempt, 0, "training", "no", ""), Have(self.world.newest())))
 
     def _piece(self) -> Chunk | None:
-        """Of what is being fetched from somebody."""
+        """A piece of a contribution that the coordinator fetches from some actor; None if it fetches nothing."""
         fetched = self.world.hub.traffic.receiving._fetching.values() if self.world.hub else ()
         asked = [(delivery.what, one) for delivery in fetched if delivery.fetch for one in delivery.fetch._asked]
         return Chunk(asked[0][0], *asked[0][1]) if asked else None

@@ -1,7 +1,7 @@
-"""The invariants, asserted after every event of a coordinator: what it was told, and what it had done because of it.
+"""The invariants, asserted after every event of a coordinator, from the event and its effects.
 
-The one idea: the audit keeps books of its own from events and effects alone, and compares; only what has no outward sign
-(indices that must agree with each other and must not grow) is looked up in the core, now and then.
+The one idea: the audit keeps books of its own from events and effects alone, and compares; only invariants without outward sign
+(indices that must agree with each other and must not grow) are looked up in the core, every LOOK events.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
 
 @dataclass(slots=True)
 class Row:
-    """One life of an actor at one life of the coordinator. actor: the core's own, whose identity tells lives apart."""
+    """One life of an actor at one life of the coordinator. actor: the core's own object, whose identity tells lives apart."""
 
     actor: Actor
     peer: bytes
@@ -86,12 +86,12 @@ class Row:
     stuck: bool = False
     away: bool = False
     barred: bool = False
-    settled: bool = False  # it has spoken of more than its work since it was welcomed, and so has offered what it has
+    settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
     heard_at: float = 0.0
 
 
 class Audit:
-    """Of one run, over all lives of its coordinator."""
+    """The audit of one run, over all lives of its coordinator."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -126,7 +126,7 @@ class Audit:
         }
 
     def begin(self, hub: Hub) -> None:
-        """A new life of the coordinator."""
+        """Begin the books of a new life of the coordinator."""
         self.books.begin(hub)
         self.hub, self.core, self.plan = hub, hub.core, hub.plan
         self.counted: dict[TaskName, Taken] = {}
@@ -141,16 +141,16 @@ class Audit:
         self.changes = False
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
-        self.leaving: set[bytes] = set()  # of whom the shell is about to hear
-        self.due: deque[tuple[TaskName, str]] = deque()  # what the plan has to hear
-        self.briefs: set[tuple[TaskName, int]] = set()  # task and attempt of those that are kept
-        self.final: set[TaskName] = set()  # tasks that it heard are over
+        self.leaving: set[bytes] = set()  # sessions that are gone, of which the shell is about to hear
+        self.due: deque[tuple[TaskName, str]] = deque()  # tasks and their outcomes that the plan has to hear
+        self.briefs: set[tuple[TaskName, int]] = set()  # task and attempt of the briefs that are kept
+        self.final: set[TaskName] = set()  # tasks of which the plan heard that they are over
         self.newest_task, self.round_at = -1, 0.0
         self._round(self.core.version)
         self.over = False
 
     def _owed(self, promise: Promise) -> Taken:
-        """What the core is promised; an acknowledgement need not have been sent for that."""
+        """The contribution that the core is promised; its acknowledgement need not have been sent."""
         if owed := self.books.owed.get((promise.name, promise.attempt)):
             return owed
         of_it = [one for one in self.books.taken.values() if (one.task, one.holding.attempt) == (promise.name, promise.attempt)]
@@ -159,7 +159,7 @@ class Audit:
         return of_it[-1]
 
     def anything(self, rng: Random) -> tuple[TaskName, int, int]:
-        """For a liar: a task that is somebody's now, or was; its attempt; and the newest version."""
+        """A task that an actor has, or had; its attempt; and the newest version: for a liar to claim."""
         tasks = [*self.held, *list(self.counted)[-5:]]
         task = rng.choice(tasks) if tasks else (0, 0)
         return task, self._attempt(task), self.core.version
@@ -170,7 +170,7 @@ class Audit:
     # One event
 
     def saw(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
-        """After the core took the event, before its effects are carried out."""
+        """Check an event and its effects: called after the core took the event, before its effects are carried out."""
         if self.over:
             if not all(isinstance(one, Send) and isinstance(one.envelope.message, Stop) for one in effects):
                 wrong(f"{effects} after the end")
@@ -191,14 +191,14 @@ class Audit:
             look(self)
 
     def settled(self, hub: Hub) -> None:
-        """After all that came of an event was carried out."""
+        """Check the shell, every LOOK events: called after all effects of an event were carried out."""
         if self.events % LOOK == 0 and not self.over:
             held(hub)
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
         self.event, self.product, self.answers, self.expected = event, product, 0, 0
-        self.pulls = self.changes = False  # is something fetched, or not any more?
-        self.parted: set[bytes] = set()  # of whom nobody outside the core has heard
+        self.pulls = self.changes = False  # whether a fetch begins; whether a fetch begins or ends
+        self.parted: set[bytes] = set()  # sessions that are gone, of which the core has told nobody yet
         self.leaving.clear()
         for effect in effects:
             if type(effect) is Pull:
@@ -219,7 +219,7 @@ class Audit:
                 wrong(f"arrays are fetched for what is nobody's, after {event}")
 
     def _heard(self) -> None:
-        """The plan was asked for tasks, and so has heard all that became of others, once."""
+        """Check that the plan, which was asked for tasks, has heard the outcome of every other task, once."""
         plan = self.plan
         heard, plan.heard, plan.asked = plan.heard, [], False
         for task, word, _, totals in heard:
@@ -227,7 +227,7 @@ class Audit:
             if self.due and self.due[0] == (name, word):
                 self.due.popleft()
                 self._said_so(name, word, totals)
-            elif word != "stale" or name in self.held or task.version >= self.core.version:  # it waited to be done again
+            elif word != "stale" or name in self.held or task.version >= self.core.version:  # stale while it waited for a redo
                 wrong(f"the plan hears that {task} is {word}, and {list(self.due)[:3]} is what became of others")
             if word in FINAL and name in self.final:
                 wrong(f"the plan hears that {task} is {word}, which was over")
@@ -264,7 +264,7 @@ class Audit:
         return [snapshot.version for snapshot in self.hub.world.disk.shelf.kept]
 
     def _round(self, version: int) -> None:
-        """Where work was promised, a round may begin without a task that is given out."""
+        """Note the round's beginning if work is promised: then a round may begin without a task that is given out."""
         if any(holding.owed for holding in self.held.values()):
             self.newest_task, self.round_at = version, self.core.now
 
@@ -293,14 +293,14 @@ class Audit:
         self.heard += isinstance(message, Contribute) and not self._goes_on(event)
 
     def _goes_on(self, event: Heard) -> bool:
-        """Is it a contribution whose arrays are on their way, or with the learner already?"""
+        """Whether the event is a contribution whose arrays are on their way, or with the learner already."""
         message = event.envelope.message
         if event.whole or not isinstance(message, Contribute):
             return False
         return self.pulls or self._with_learner(event, message) or self._to_come(event, message)
 
     def _to_come(self, event: Heard, message: Contribute) -> bool:
-        """Is it promised, and its version still to come?"""
+        """Whether the contribution is promised, and its version still to come."""
         lease = self.core.ledger.leases.get(message.task)
         return lease is not None and lease.offered == message and lease.session == event.envelope.session
 
@@ -324,7 +324,7 @@ class Audit:
         self.held[name].briefing = True
 
     def _briefed(self, event: Briefed) -> None:
-        """Only who has the task still is told."""
+        """Note a brief; only the actor that still has the task and attempt is told of it."""
         if event.layout:
             self.briefs.add((event.task, event.attempt))
         holding = self.held.get(event.task)
@@ -339,7 +339,7 @@ class Audit:
             wrong(f"{effect} is still to be done")
 
     def _folds(self, effect: Unbrief) -> bool:
-        """Is it done, and on its way to the learner?"""
+        """Whether the task of this brief is done, and its contribution on its way to the learner."""
         done = self.event.envelope.message if isinstance(self.event, Heard) else None
         return isinstance(done, Contribute) and done.task == effect.task
 
@@ -349,7 +349,7 @@ class Audit:
             row.under_way, row.sent = False, row.held
 
     def _expected(self, event: Heard, row: Row | None) -> int:
-        """How many answers it gets: one, or none if nothing is asked, or if the answer is on its way with the learner."""
+        """The number of answers to the message: 1; 0 if it asks nothing, or if the answer is on its way with the learner."""
         message = event.envelope.message
         if isinstance(message, Hello):
             return int(not self._late(event.envelope.session, message))
@@ -360,7 +360,7 @@ class Audit:
         return int(not self._with_learner(event, message) and not self._goes_on(event))
 
     def _late(self, session: bytes, hello: Hello) -> bool:
-        """Was it answered before, and has its sender said more since?"""
+        """Whether this Hello was answered before, and its sender has said more since."""
         row, same = self.rows.get(session), hello.protocol >> 8 == PROTOCOL >> 8
         return same and row is not None and (hello.greeting, not row.spoke) < (row.greeting, True)
 
@@ -399,7 +399,7 @@ class Audit:
     def _assign(self, row: Row, session: bytes, message: Assign) -> None:
         task = message.task
         if isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Hello) and task in row.tasks:
-            holding = self.held[task]  # told again to one who came back
+            holding = self.held[task]  # told again to an actor that came back
             if (holding.session, holding.attempt, holding.clients, holding.told) != (
                 session,
                 message.attempt,
@@ -429,7 +429,7 @@ class Audit:
         if task in self.counted:
             wrong(f"task {task} is given out, and was counted")
         tries = self.tries.get(task, 0) + 1
-        for part in range(len(clients)):  # it may come back in parts, a client each
+        for part in range(len(clients)):  # the task may come back in parts, of one client each
             self.tries[(task[0], task[1] + part)] = tries
         if attempt != self._attempt(task) or tries > self.setting.rules.attempts:
             wrong(f"task {task} is given out with attempt {attempt}, for the {tries}. time")
@@ -461,7 +461,7 @@ class Audit:
     def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
         self._only_own(session)
         if message.verdict == "stale" and (self.setting.schedule.streams or self.setting.schedule.deadline):
-            self.served.add(session)  # too slow for this run, which is no fault
+            self.served.add(session)  # the actor is too slow for this run, which is no fault
         self.answers += isinstance(self.event, Heard)
         counted = self.counted.get(message.task)
         its = counted is not None and (counted.holding.session, counted.holding.attempt) == (session, message.attempt)
@@ -480,12 +480,13 @@ class Audit:
             self._end(message.task, holding)
 
     def _remembered(self, row: Row, counted: Taken) -> bool:
-        """Only so many verdicts are: enough for one who says again what it has no answer to, where messages keep order."""
+        """Whether the core must remember this verdict, of a bounded number: for an honest actor that repeats an unanswered
+        contribution, if messages keep order."""
         said_again = counted.product is not None and counted.product.honest and not self.setting.weather.wild
         return said_again and counted.actor is row.actor
 
     def _end(self, task: TaskName, holding: Holding) -> None:
-        """It is nobody's any more."""
+        """End a holding: no actor has the task any more."""
         self.held.pop(task, None)
         if holding.owed:
             self.books.owed.pop((task, holding.attempt), None)
@@ -556,14 +557,14 @@ class Audit:
         self.leaving.add(effect.session)
 
     def _made_again(self, owed: Product) -> bool:
-        """Did an order that came twice, where such things happen, have its actor make anew what it had no room to keep?"""
+        """Whether the actor made anew the work that it had no room to keep, for an order that came twice (wild weather)."""
         offered = self.event.envelope.message if isinstance(self.event, Heard) else None
         other = isinstance(offered, Contribute) and offered.digest != owed.bundle.sha256()
         return other and self.setting.weather.wild and not self.setting.keeps
 
     def _recalled(self, task: TaskName, holding: Holding) -> None:
-        """What was acknowledged is done again: nobody who is here, and has said all that he has, still had it."""
-        owed = self.books.owed.get((task, holding.attempt))  # else it was given up before, and its actor may have done it again
+        """Check that acknowledged work is done again only if no actor that is here, and has offered all its work, had it."""
+        owed = self.books.owed.get((task, holding.attempt))  # None: given up before, and its actor may have done it again
         row = self.rows.get(owed.holding.session) if owed else None
         honest = owed is not None and owed.product is not None and owed.product.honest
         here = row is not None and row.settled and not row.away
@@ -634,5 +635,5 @@ class Audit:
 
 
 def _told(task: Task | Assign) -> tuple[str, bool, Words]:
-    """What a worker learns of a task beside its name and clients, and whether it counts."""
+    """The kind, counts and words of a task: all that a worker learns of a task beside its name and clients."""
     return (task.kind, task.counts, task.words)

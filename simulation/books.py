@@ -1,7 +1,7 @@
-"""What is counted and what it makes: the books of a run over all lives of its coordinator.
+"""Contributions that count, and the versions made of them: the books of a run over all lives of its coordinator.
 
-The one idea: the weights themselves list what is in them, so the books are compared with the weights, never with what the
-core says of itself.
+The one idea: the weights themselves list the contributions in them, so the books are compared with the weights, never with the
+core's word about itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def wrong(what: str) -> NoReturn:
 
 @dataclass(slots=True)
 class Holding:
-    """Who has a task now."""
+    """The hold of a session on a task now."""
 
     session: bytes
     attempt: int
@@ -41,9 +41,9 @@ class Holding:
     told: tuple[str, bool, Words]  # kind, counts and words of the task
     since: float
     handout: Handout | None = None
-    briefing: bool = False  # the learner makes its brief
-    left: int = 0  # bytes of its brief that are still to come
-    owed: Taken | None = None  # an earlier life acknowledged it, and has not kept it
+    briefing: bool = False  # the learner makes the task's brief
+    left: int = 0  # bytes of the task's brief that are still to come
+    owed: Taken | None = None  # the contribution that an earlier life acknowledged, and did not keep
 
     @property
     def counts(self) -> bool:
@@ -59,7 +59,7 @@ class Taken:
     actor: Actor
     onto: int
     steps: int
-    product: Product | None  # of what trains
+    product: Product | None  # None if the task does not count as training
 
     @property
     def number(self) -> int:
@@ -67,8 +67,8 @@ class Taken:
 
 
 class Books:
-    """taken: by the product's number, in any life. acked: what was acknowledged and is still promised. owed: by task and
-    attempt, of these what no life has kept, and actors have."""
+    """The books. taken: contributions of any life, by product number. acked: acknowledged contributions, still promised.
+    owed: acknowledged contributions that no life has kept and actors have, by task and attempt."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -79,7 +79,7 @@ class Books:
         self.epoch = self.published = 0
 
     def begin(self, hub: Hub) -> None:
-        """A new life of the coordinator: what was promised to be kept is there, and what is not there has not happened."""
+        """Begin a new life of the coordinator: contributions promised to be kept are there; others not there do not count."""
         self.hub = hub
         (version, shown), model = hub.published, hub.learner.adder.model
         folded = [number for _, number in hub.learner.adder.folded]
@@ -88,7 +88,7 @@ class Books:
         self._owe(kept)
         self.acked = [taken for taken in self.acked if taken.number in kept]
         self.published, self.made = version, {version: shown.digest}
-        self.shown = dict(self.made)  # the same, of all versions of this life
+        self.shown = dict(self.made)  # version -> digest, of all versions of this life
         if not self.setting.forks and self.digests.setdefault(version, model.digest) != model.digest:
             wrong(f"version {version} had other weights in an earlier life")
         self.lineage = {version: [self.taken[number] for number in folded]}
@@ -98,7 +98,7 @@ class Books:
         self.stepping, self.aside = False, 0
 
     def _promises(self, kept: set[int]) -> None:
-        """Of the lives before: what was acknowledged and published is still known, whatever died."""
+        """Check the promises of earlier lives: acknowledged contributions and published versions are known after any death."""
         if self.hub.core.epoch <= self.epoch:
             wrong(f"epoch {self.hub.core.epoch} follows {self.epoch}")
         self.epoch = self.hub.core.epoch
@@ -115,7 +115,7 @@ class Books:
                 wrong(f"task {taken.task} was acknowledged, and is lost")
 
     def _owe(self, kept: set[int]) -> None:
-        """What is not kept must be had from whoever made it, and the core knows that."""
+        """Check that the core asks actors for the acknowledged contributions that are not kept, if actors retain them."""
         self.owed = {name: taken for name, taken in self.owed.items() if taken.number not in kept}
         if not self.setting.rules.retain:
             return
@@ -127,7 +127,7 @@ class Books:
             wrong(f"{missing} were acknowledged, and nobody is asked for them")
 
     def paid(self, taken: Taken) -> None:
-        """What an earlier life had acknowledged is counted once more: the same work, for the same version."""
+        """Check a contribution that counts now, if an earlier life had acknowledged it: the same work, for the same version."""
         owed = self.owed.pop((taken.task, taken.holding.attempt), None)
         if owed is None:
             return
@@ -137,16 +137,16 @@ class Books:
             wrong(f"task {taken.task} was acknowledged for version {owed.onto}, and counts for {taken.onto}")
 
     def _identities(self, taken: Taken) -> list[tuple[int, int]]:
-        """What must be counted once and never again: a stream's task by its number, a client of a round."""
+        """Names of work that must count once and never again: a stream's task number, or each client of a round."""
         if self.setting.schedule.streams:
             return [(0, taken.task[1])]
         return [(taken.onto, client) for client in taken.holding.clients]
 
-    # What is counted
+    # Contributions
 
     def fits(self, effect: Fold, product: Product | None, handout: Handout | None) -> None:
-        """A contribution that trains: fresh enough for what it goes into, from the very weights that it names; unless all that
-        was seen to in an earlier life."""
+        """Check a contribution that trains: it is fresh enough for its version, and made from the very weights that it names. A
+        promised contribution was checked in an earlier life."""
         message = effect.message
         if message.summed != self.setting.rules.summed:
             wrong(f"{message}: summed is {message.summed}")
@@ -167,7 +167,7 @@ class Books:
                 wrong(f"{message} is of clients {product.clients}, and counts for {effect.clients}")
 
     def count(self, taken: Taken) -> None:
-        """The learner has taken in a contribution that trains."""
+        """Count a contribution that trains, which the learner has folded in."""
         identities = self._identities(taken)
         if taken.number in self.numbers or not self.identities.isdisjoint(identities):
             wrong(f"the work of task {taken.task}, for {taken.holding.clients}, is counted twice")
@@ -180,7 +180,7 @@ class Books:
     # Versions
 
     def step(self, effect: Step, folding: Iterable[Taken], seconds: float) -> None:
-        """folding: what is on its way to the learner; seconds: since the round began."""
+        """Check a step. folding: contributions on their way to the learner; seconds: since the round began."""
         version = self.hub.core.version
         if effect.version != version + 1 or self.stepping:
             wrong(f"{effect} at version {version}")
@@ -196,14 +196,14 @@ class Books:
             self._closed(effect, counted, seconds)
 
     def _full(self, effect: Step, counted: list[Taken]) -> None:
-        """A stream's step is of exactly a batch, and its snapshot knows every task that is in it."""
+        """Check a stream's step: it is of exactly a batch, and its snapshot knows every task in it."""
         if len(counted) != self.setting.schedule.batch:
             wrong(f"{effect} of {len(counted)} contributions, not {self.setting.schedule.batch}")
         if any(taken.task[1] >= effect.drawn for taken in counted):
             wrong(f"{effect} counts a task that is drawn again after a restart")
 
     def _closed(self, effect: Step, counted: list[Taken], seconds: float) -> None:
-        """A round's step is of its cohort, each client once; of fewer only after the deadline, or with tasks set aside."""
+        """Check a round's step: of its cohort, each client once; of fewer only after the deadline, or with tasks set aside."""
         s, version = self.setting.schedule, self.hub.core.version
         clients = [client for taken in counted for client in taken.holding.clients]
         cohort = (

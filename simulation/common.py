@@ -1,7 +1,7 @@
 """Memory that processes of one simulated machine share: slots of weights, and slots of contributions.
 
-The one idea: nothing is written in it. What can go wrong is that a slot is written anew while another process reads it, and
-that shows in who has a slot and when.
+The one idea: no bytes are written in this memory. The only possible fault is that a slot is written anew while another process
+reads it, and the times at which processes hold slots show that fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RING = 2  # of an actor's contributions
 
 
 class Blank:
-    """Slots without memory: all of them are the same bytes."""
+    """Slots without memory of their own: all slots are the same bytes."""
 
     offer = (0, 0, 0, 0, 0, 0)
     nbytes = Model.data.nbytes
@@ -45,13 +45,13 @@ class Blackboard(Board):
 
 
 class Common:
-    """What a coordinator shares with the actors of its machine. tokens of weights are (slot, generation)."""
+    """Memory that a coordinator shares with the actors of its machine. Tokens of weights are (slot, generation)."""
 
     def __init__(self) -> None:
         self.board = Blackboard()
         self.sharing = Sharing(self.board)
 
     def holds(self, token: tuple[int, ...]) -> bool:
-        """Do the weights that this token stands for lie there still, as they were?"""
+        """Whether the token's weights still lie in their slot, unchanged."""
         state = self.board._states[token[0]]
         return state.generation == token[1] and not state.drafted

@@ -1,7 +1,7 @@
-"""What a simulated coordinator writes down and starts again from: the production's own recording over a pretended disk.
+"""The records from which a simulated coordinator starts again: the production's own recording over a pretended disk.
 
-The one idea: the weights are the list of everything that was folded into them. So a restart can be asked what it has kept,
-and two models are the same if, and only if, the same work was counted.
+The one idea: the weights are the list of everything that was folded into them. So a restart shows what it has kept, and two
+models are the same if, and only if, the same work was counted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from shoal.protocol.work import Contribution, Moved, Task
 from shoal.simulation.setting import Setting
 
 LAYOUT = Layout.of({"number": ("i8", (1,))})
-KEPT = 3  # snapshots
-RECENT = 4  # versions that an actor may hold and be told what changed since
+KEPT = 3  # snapshots that the shelf keeps
+RECENT = 4  # versions back to which changes are kept: an actor that holds one of them may be sent changes
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Weights: those before, and the clients and products folded in since. digest: of all that makes two models the same.
+    """Weights: the weights before, and the clients and products folded in since. digest: of all that makes two models the same.
     data: as many bytes as RECENT changes have."""
 
     digest: int
-    before: Model | None = field(default=None, repr=False, compare=False)  # the digest tells of it
+    before: Model | None = field(default=None, repr=False, compare=False)  # not compared: the digest covers it
     folded: tuple[tuple[tuple[int, ...], int], ...] = ()
     data: ClassVar[Bytes] = Bundle.zeros(Layout.of({"whole": ("i8", (RECENT * LAYOUT.nbytes // 8,))})).data
 
@@ -46,13 +46,13 @@ class Model:
             model = model.before
 
     def products(self) -> Iterator[int]:
-        """Numbers of all that was ever folded in."""
+        """Numbers of all products that were ever folded in."""
         return (number for model in self.chain() for _, number in model.folded)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A task's own arrays: what its clients sent last. It looks like a bundle, of which only the size counts."""
+    """A task's brief: the products that its clients sent last, in the form of a bundle, of which only the size counts."""
 
     task: tuple[int, int]
     numbers: tuple[int, ...]
@@ -69,7 +69,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Handout:
-    """A brief on its way to who has the task."""
+    """A brief on its way to the actor that has the task."""
 
     attempt: int
     memory: Memory
@@ -77,22 +77,22 @@ class Handout:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What changed since other weights."""
+    """The changes from the weights `since` to the weights `model`."""
 
     since: Model
     model: Model
 
 
 class Adder:
-    """The aggregator. exact: what is equal in every life of a coordinator is whose work it was, not which product."""
+    """The aggregator. exact: True if models are the same when they are made of the same clients' work, whichever products."""
 
     linear: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         self.exact, self.changes, self.rests, self.briefs = setting.exact, setting.changes, setting.rests, setting.brief_nbytes
-        self.memory: dict[int, int] = {}  # client -> the product that was folded in of it last
+        self.memory: dict[int, int] = {}  # client -> number of its product that was folded in last
         self.makes = 0  # the version that the next step makes
-        self.model = self.shown = Model(1)  # what is counted, and what actors see of it
+        self.model = self.shown = Model(1)  # the model of all work that counts, and the model that actors see
         self.folded: list[tuple[tuple[int, ...], int]] = []
 
     def weights(self) -> Any:
@@ -124,7 +124,7 @@ class Adder:
         return Moved(weights=moved)
 
     def change(self) -> Bundle | None:
-        """Stands for what changed in a version by its number."""
+        """The version's number, which stands for the changes in it; None if this setting has no changes."""
         return Bundle.pack({"number": np.array([self.makes])}, LAYOUT) if self.changes else None
 
     def state(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Adder:
 
 
 class Log:
-    """A journal: what is appended is durable after `commit`; a crash keeps some first part of the rest."""
+    """A journal: appended records are durable after `commit`; a crash keeps some first part of the other records."""
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -165,7 +165,7 @@ class Log:
         return self.records[record - self.before :]
 
     def accepted(self) -> set[tuple[int, int, int]]:
-        """Task and attempt of every acceptance that can be read."""
+        """The task and attempt of every acceptance in the records that are there."""
         rows = (msgpack.unpackb(raw[4 : 4 + int.from_bytes(raw[:4], "little")]) for raw in self.records)
         return {tuple(row[1][:3]) for row in rows if row[0] == ACCEPTED}
 
@@ -185,14 +185,14 @@ class Shelf:
 
 @dataclass(slots=True)
 class Disk:
-    """What outlives a coordinator. The seam for whatever else will."""
+    """The records that outlive a coordinator. The seam for further durable parts."""
 
     setting: Setting
     log: Log = field(default_factory=Log)
     shelf: Shelf = field(default_factory=Shelf)
 
     def recover(self) -> tuple[Recovered, Adder]:
-        """As the command line does it: the newest snapshot, then what the journal says came after it."""
+        """The state and aggregator after a restart, as the command line does it: newest snapshot, then the journal after it."""
         found, adder, record = (
             Recovered(),
             Adder(self.setting),

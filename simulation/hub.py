@@ -1,7 +1,7 @@
 """A simulated coordinator's process: the production's traffic, core, learner and recording, and a shell around them.
 
-The one idea: one life is made of what the disk holds and of nothing else, exactly as the command line makes it; and the shell
-does what it is told, as the production's does, with products in place of arrays.
+The one idea: one life is made of the disk's content and of nothing else, exactly as the command line makes a life; and the
+shell carries out its deeds as the production's does, with products in place of arrays.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TICK = Tick()
 
 
 class Finite:
-    """The check of a contribution's numbers: a product that is odd is not finite."""
+    """The check of a contribution's numbers: a product with an odd number is not finite."""
 
     def look(self, bundle: Bundle, message: Contribute) -> tuple[str, None]:
         return "not finite" if bundle.data[0] & 1 else "", None
@@ -72,7 +72,7 @@ class Finite:
 
 @dataclass(frozen=True, slots=True)
 class Stuff:
-    """Stands for arrays: weights, what changed in them, or a contribution's; and how many bytes these are said to have."""
+    """Stands for arrays. what: the weights, changes, brief or product that the arrays are. nbytes: their alleged bytes."""
 
     what: Any
     nbytes: int
@@ -80,7 +80,7 @@ class Stuff:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What changed lately, as Traffic is told of it. models: of late, by version; nbytes: of any change."""
+    """Recent changes, in the form that Traffic takes. models: the last RECENT models, by version. nbytes: of any change."""
 
     lately: Lately
     models: Mapping[int, Model]
@@ -96,7 +96,7 @@ class Changed:
 
 
 class Watched(Core):
-    """The production's core, whose every word the audit hears before anybody acts on it."""
+    """The production's core; the audit sees every effect before the shell carries it out."""
 
     hub: Hub
 
@@ -108,7 +108,7 @@ class Watched(Core):
 
 
 def product(delivery: Delivery | None) -> Product | None:
-    """The arrays of a delivery: what came with it, or one of its pieces."""
+    """The product of a delivery, from the arrays that came with its message or in one of its pieces; None if none came."""
     arrays = delivery.arrays if delivery else None
     found: Product | None = arrays.what if isinstance(arrays, Stuff) else next(iter(arrays.values()), None) if arrays else None
     return found
@@ -122,7 +122,7 @@ class Loaded(Intake):
 
 
 class Slow(Learner):
-    """The production's learner, each of whose jobs takes a while, and each sync of its journal another."""
+    """The production's learner, each of whose jobs takes up to Setting.step or fold seconds, and each sync up to 5 ms."""
 
     def __init__(self, hub: Hub, adder: Adder, recording: Recording, version: int) -> None:
         self.hub = hub
@@ -141,7 +141,7 @@ class Slow(Learner):
             )
             time.at(self._free_at, self._due, job)
             if isinstance(job, Make):
-                self._free_at += setting.step  # a snapshot's
+                self._free_at += setting.step  # the time of a snapshot
                 time.at(self._free_at, self._rest, job.step)
 
     def _take(self, intake: Intake) -> None:
@@ -207,17 +207,17 @@ class Hub(Process):
         )
         self.core.hub = self
         self.learner = Slow(self, adder, recording, self.found.version)
-        self.models: dict[int, Model] = {}  # of late, by version
-        self.nbytes = s.work_bytes or LAYOUT.nbytes  # of a contribution's arrays
+        self.models: dict[int, Model] = {}  # version -> model, of the last RECENT versions
+        self.nbytes = s.work_bytes or LAYOUT.nbytes  # bytes of a contribution's arrays
         self.common = Common() if s.shares else None
-        self.opened: set[int] = set()  # numbers of what lies in memory that actors lent
-        self.returned: set[int] = set()  # and of what lay there
+        self.opened: set[int] = set()  # numbers of products that are read in memory that actors lent
+        self.returned: set[int] = set()  # numbers of products that were read there, and given back
         local = ("", *(f"key {place}" for place in range(0, s.actors, 2)))
         shares = self.common.sharing.offer if self.common else ()
         premises = Premises("run", "host", local, shares, {"layout": self.nbytes}, LAYOUT.nbytes, False, s.work_room)
         self.traffic = Traffic(self.core, premises, *self._newest())
         self.finished: Finish | None = None
-        self.lost: dict[bytes, float] = {}  # peers that cannot be reached, since when that is known
+        self.lost: dict[bytes, float] = {}  # unreachable peer -> time at which the shell heard of it
         self._acts: Mapping[type[Any], Callable[[Any], Happening | None]] = {
             Send: self._send,
             Greet: self._greet,
@@ -255,20 +255,20 @@ class Hub(Process):
         self.tick()  # a turn of the server ends with a look at the clock
 
     def _reconnected(self, session: bytes) -> None:
-        """Nothing that was under way on the session's last line is waited for."""
+        """Check that the traffic waits for no piece that was under way on the session's lost line. Raises ViolationError."""
         fetched = self.traffic.receiving._fetching.get(session)
         if fetched and fetched.fetch and fetched.fetch._asked:
             raise ViolationError(f"pieces of {fetched.task} are waited for that were under way on a connection that is lost")
 
     def ended(self, pid: int) -> None:
-        """A process of this machine has."""
+        """Tell the core that a process of this machine has ended; later, if this process is stopped."""
         if self.frozen:
             self.later(self.ended, pid)
         elif not self.gone and not self.finished:
             self.handle(Ended(pid))
 
     def learned(self, _: None = None) -> None:
-        """What the learner has to tell; waits where this process is stopped."""
+        """Handle the learner's outcomes; later, if this process is stopped."""
         if self.frozen:
             self.later(self.learned, None)
             return
@@ -303,7 +303,7 @@ class Hub(Process):
         self.handle(TICK)
 
     def handle(self, happening: Happening) -> None:
-        """What happens, and whatever comes of carrying out what is to be done then, as the server does it."""
+        """Take a happening, carry out the deeds that follow, and take their answers, as the server does."""
         happenings, now, acts = [happening], self.clock(), self._acts
         for one in happenings:
             deeds = self.traffic.handle(one, now)
@@ -382,7 +382,7 @@ class Hub(Process):
         self.learner.put([brief])
 
     def handout(self, task: TaskName, attempt: int) -> Handout | None:
-        """The brief that this attempt has, if any."""
+        """The brief of this attempt; None if it has none."""
         stuff: Any = self.traffic.briefs.get((task, attempt))
         return stuff and stuff.what  # type: ignore[no-any-return]
 

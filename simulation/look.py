@@ -1,6 +1,6 @@
-"""What has no outward sign: that the core's indices agree with each other, and that none of them grows with the run.
+"""Invariants without outward sign: the core's indices agree with each other, and no index grows with the run.
 
-The one idea: whatever answers a question quickly can be counted slowly, now and then, and must say the same.
+The one idea: an index answers a question quickly; a slow count, every LOOK (64) events, must give the same answer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from shoal.simulation.audit import Audit
     from shoal.simulation.hub import Hub
 
-BACKLOG = 400  # results that an actor can make before a stalled connection is given up
+BACKLOG = 400  # results that an actor can make before its stalled connection is given up
 
 
 def look(audit: Audit) -> None:
-    """Raises ViolationError."""
+    """Compare the core's indices with slow counts and bounds. Raises ViolationError."""
     for what, (is_, should) in _facts(audit).items():
         if is_ != should:
             wrong(f"{what}: {is_} in the core, {should} in the books")
@@ -34,7 +34,7 @@ def look(audit: Audit) -> None:
 
 
 def held(hub: Hub) -> None:
-    """What the shell holds of contributions' arrays is what is on its way in. Raises ViolationError."""
+    """Check that the shell holds exactly the arrays of contributions on their way in. Raises ViolationError."""
     deliveries = hub.traffic.deliveries
     lying = {one.message.slot[0] for one in deliveries.values() if one.message.slot}
     if lying != hub.opened:
@@ -48,7 +48,7 @@ def held(hub: Hub) -> None:
 
 
 def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
-    """What the core has, and what it should have."""
+    """Facts by name: the core's value, and the value that it should be."""
     core, ledger, roster = audit.core, audit.core.ledger, audit.core.roster
     folding = [lease for lease in ledger.leases.values() if lease.folding]
     actors = list(roster.actors.values())
@@ -76,10 +76,10 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
 
 
 def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
-    """How much of it there is, and how much at most there should be."""
+    """Quantities by name: the amount that there is, and the most that there may be."""
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.ledger, audit.core.roster
     most, rules = setting.most, setting.rules
-    ticks = isinstance(audit.latest, Tick)  # whatever is late is seen to then
+    ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
     oldest = min(
         (
             held.since
@@ -114,7 +114,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
 
 
 def _retained(life: Life) -> list[TaskName]:
-    """What was accepted, in this life of the coordinator or an earlier one."""
+    """Tasks whose work was accepted, in this life of the coordinator or an earlier one, and that this actor still keeps."""
     session = life.session
     again = [task for task, waiting in session.unjudged.items() if waiting.onto >= 0]
     return [*session.retained, *again]
@@ -131,7 +131,7 @@ def _most_outstanding(audit: Audit) -> int:
 
 
 def _believed(audit: Audit) -> list[int]:
-    """Places of honest actors that have older weights than the core thinks, where messages keep order."""
+    """Places of honest actors that have older weights than the core thinks; none if messages do not keep order (wild)."""
     if audit.setting.weather.wild:
         return []
     actors, lives = audit.core.roster.actors, [life for life in audit.hub.world.lives if life.honest]
@@ -141,14 +141,14 @@ def _believed(audit: Audit) -> list[int]:
 
 
 def _left_behind(audit: Audit) -> set[bytes]:
-    """Sessions that are not here, and of which something is kept outside the core."""
+    """Sessions that the core does not have, and of which something is kept outside the core."""
     traffic = audit.hub.traffic
     kept = {*traffic.lanes.by_session, *traffic.receiving._ways, *traffic.receiving._due, *traffic.serving._readers}
     return kept - audit.core.roster.actors.keys() - audit.leaving
 
 
 def _closed(audit: Audit) -> list[TaskName]:
-    """Tasks that wait, though their round is over."""
+    """Tasks that wait, though their round is over; none in a stream."""
     waiting = [*audit.core.ledger.returned, *(one for actor in audit.core.roster.actors.values() for one in actor.parked)]
     over = audit.core.version if not audit.setting.schedule.streams else -1
     return [(task.version, task.index) for task, _ in waiting if task.version < over]

@@ -1,6 +1,6 @@
-"""Bugs to plant in the protocol, one at a time, each as a line of the production's source and what stands there instead.
+"""Bugs to plant in the protocol, one at a time, each as a piece of the production's source and its replacement.
 
-The one idea: a mutant is read as a diff, and one whose line is no longer there fails instead of testing nothing.
+The one idea: a mutant is read as a diff, and a mutant whose source is no longer there fails instead of testing nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shoal.protocol.work import Task
 
 
 class Mutant(NamedTuple):
-    """In `owner.method`, `was` becomes `now`."""
+    """A bug: in the source of `owner.method`, `was` becomes `now`."""
 
     name: str
     owner: type | ModuleType
@@ -43,7 +43,7 @@ class Mutant(NamedTuple):
 
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
-    """Within it, the production has this bug."""
+    """Plant this bug in the production while the context lasts."""
     original = mutant.owner.__dict__[mutant.method]
     source = textwrap.dedent(inspect.getsource(original))
     assert source.count(mutant.was) == 1, f"{mutant.name}: {mutant.was!r} is {source.count(mutant.was)} times in the source"
@@ -58,13 +58,13 @@ def planted(mutant: Mutant) -> Iterator[None]:
 
 
 MUTANTS = (
-    # Who may say what
+    # Senders, and the messages they may send
     Mutant("an old attempt counts for the new", Core, "_lease", " and lease.attempt == message.attempt", ""),
     Mutant("anyone may do anyone's task", Core, "_lease", "lease.session == actor.session and ", ""),
     Mutant("a session speaks from any connection", Core, "_hear", "actor.peer != event.peer or ", ""),
     Mutant("messages to an earlier life are obeyed", Core, "_hear", " or envelope.epoch != self.epoch", ""),
     Mutant("attempts begin again in every life", desk, "_give", "core.epoch * TRIES + ", ""),
-    # What is counted
+    # Counting
     Mutant("no dedupe of what is with the learner", Core, "_contributed", "elif lease.folding:", "elif False:"),
     Mutant("staleness is not asked", Core, "_late_for", "not self.plan.admits(message.made_from, onto)", "False"),
     Mutant("the claimed version is trusted", core, "amiss", "if not lease.task.version <= message.made_from", "if not 0"),
@@ -153,7 +153,7 @@ MUTANTS = (
     ),
     Mutant("one told again does it again", Session, "_attempt", "running.attempt if running else -1", "-1"),
     Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
-    # Lines, and what comes by them
+    # Lines, and the arrays that come by them
     Mutant("what is with the learner is opened again", Traffic, "_contributed", " and message.slot not in self.slots", ""),
     Mutant("arrays of any size are taken", Traffic, "_fault", "nbytes == layouts[message.layout]", "True"),
     Mutant("a line under another key is believed", Traffic, "_on_lane", "actor.user != event.user or ", ""),
@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant("the plan hears of failures as refusals", Core, "_failed", '"failed")\n', '"refused")\n'),
     Mutant("the plan hears none of the numbers", Core, "_folded", ", lease.done.totals", ""),
     Mutant("seats are counted that are taken", Roster, "seats", "actor.capacity - len(actor.tasks)", "actor.capacity"),
-    # What is durable
+    # Durable records
     Mutant(
         "acknowledged before it is durable",
         Learner,
@@ -267,7 +267,7 @@ MUTANTS = (
     Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),
     Mutant("the worker is taken for busy for ever", Session, "_done", "del self.running[task]", "pass"),
     Mutant("verdicts are not heard", Session, "_judged", "(Forget(verdict.task),)", "()"),
-    # What actors keep for a coordinator that dies
+    # Work that actors keep for a coordinator that dies
     Mutant("what is accepted is not kept", Session, "_judged", "if verdict.onto >= 0 else", "if False else"),
     Mutant("what is kept is not offered again", Session, "_offer_again", "if another:", "if False:"),
     Mutant("what is in no snapshot is dropped", Session, "_in_snapshot", ".onto < kept", ".onto <= kept"),

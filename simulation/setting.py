@@ -1,7 +1,7 @@
-"""What one simulated schedule is made of: a plan, rules, a network, and which faults it has to bear.
+"""The setting of one simulated schedule: a plan, rules, a network, and the faults that the run has to bear.
 
-The one idea: swarm testing. A seed switches most kinds of trouble off, so that the few that are left can happen often
-enough, in every combination, to meet.
+The one idea: swarm testing. A seed switches most kinds of trouble off, so that the few kinds left can happen often enough, in
+every combination, to meet.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from shoal.protocol.fetching import LEAST
 from shoal.protocol.work import Task, Words
 
 FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
-UNLIMITED = 1_000_000  # attempts: no task is ever set aside
-RETAIN = 1 << 40  # bytes: actors keep all that was accepted and is in no snapshot
+UNLIMITED = 1_000_000  # attempts: so many that no task is ever set aside
+RETAIN = 1 << 40  # bytes: so many that actors keep all accepted contributions that are in no snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Schedule:
     seed: int = 0
 
     def plan(self, asked: Asked) -> Overheard:
-        """A fresh one, as a coordinator makes it at its start."""
+        """A fresh plan, as a coordinator makes it at its start."""
         return Overheard(self._bare(asked), self)
 
     def _bare(self, asked: Asked) -> Plan:
@@ -60,8 +60,8 @@ class Schedule:
 
     @property
     def worded(self) -> bool:
-        """Do tasks have words, and kinds that mislead who looks at them?"""
-        return self.seed % 5 < 2  # no draw of its own: schedules stay those that found something
+        """Whether tasks have words, and misleading kinds ("evaluate" for training, "train" for evaluation)."""
+        return self.seed % 5 < 2  # no draw of its own, so that the schedules that found bugs stay the same
 
     def told(self, version: int, counts: bool) -> tuple[str, bool, Words]:
         """Kind, counts and words of a task for this version."""
@@ -70,18 +70,19 @@ class Schedule:
 
     @property
     def lag(self) -> int:
-        """The most versions that a contribution may be behind."""
+        """The most versions that a contribution may be behind; 0 in rounds."""
         return self.max_lag if self.streams else 0
 
 
 @dataclass(slots=True)
 class Overheard:
-    """Another plan, whose tasks get words. heard: what it was told of them, oldest first, until somebody takes it away."""
+    """A plan around another, whose tasks get words. heard: outcomes that the plan was told, oldest first, until the audit
+    takes them away."""
 
     plan: Plan
     schedule: Schedule
     heard: list[Outcome] = field(default_factory=list)
-    asked: bool = False  # for tasks, since then
+    asked: bool = False  # whether the plan was asked for tasks since then
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         self.heard += news
@@ -103,7 +104,8 @@ class Overheard:
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """What the network and the machines do. Rates are chances a message (wild) or a task; times in seconds.
+    """The behaviour of network and machines. lost, twice, late: chances, 0 to 1, for each message, if wild; raising, poisoned:
+    for each task. delay, every: seconds. liars: actors that lie.
 
     wild: messages are also lost, repeated and reordered within a connection, which ZeroMQ does not do.
     """
@@ -124,8 +126,9 @@ class Weather:
 class Setting:
     """Everything about a schedule that is decided before it begins.
 
-    journal: off, ids or payload; snapshot_every: seconds between snapshots. step, fold: the most seconds these take. heal_at:
-    when faults end. within: seconds after that in which the run must move on, and every healthy actor be counted.
+    journal: off, ids or payload. snapshot_every: seconds between snapshots. step, fold: the most seconds of one step, one fold.
+    heal_at: second at which faults end. within: seconds after heal_at, in which the run must move on, and work of every healthy
+    actor count.
     """
 
     schedule: Schedule
@@ -139,50 +142,51 @@ class Setting:
     fold: float
     heal_at: float
     within: float
-    paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, an actor each
-    weights_bytes: int = 0  # of weights that are fetched in pieces; 0 where they go with their message
-    changes: bool = False  # do weights go to who holds those of late as what changed since?
-    brief_bytes: int = 0  # of briefs that are fetched in pieces; 0 where they go with their message
-    rests: bool = False  # do some steps leave the weights as they are?
-    work_bytes: int = 0  # the same of contributions
-    work_room: int = 1  # bytes of these that may be fetched at a time
-    share: float = 0.0  # of the time, for snapshots; any is enough for one of every version
-    shares: bool = False  # do actors in even places share memory with the coordinator?
-    keyed: bool = False  # has every actor a key of its own?
+    paces: tuple[float, ...] = field(default=(0.1,))  # mean seconds of a task, one pace for each actor
+    weights_bytes: int = 0  # bytes of weights that are fetched in pieces; 0: weights go with their message
+    changes: bool = False  # whether actors that hold recent weights are sent the changes since
+    brief_bytes: int = 0  # bytes of briefs that are fetched in pieces; 0: briefs go with their message
+    rests: bool = False  # whether some steps leave the weights as they are
+    work_bytes: int = 0  # bytes of contributions that are fetched in pieces; 0: contributions go with their message
+    work_room: int = 1  # bytes of contributions that may be fetched at a time
+    share: float = 0.0  # share of the time for snapshots; any above 0 is enough for a snapshot of every version
+    shares: bool = False  # whether actors in even places share memory with the coordinator
+    keyed: bool = False  # whether every actor has a key of its own
 
     @property
     def brief_nbytes(self) -> int:
-        """Of a brief, whichever way it goes; 0 if there are none."""
+        """Bytes of a brief, in pieces or with its message; 0 if there are no briefs."""
         return (self.brief_bytes or 8) * self.rules.briefs
 
     @property
     def most(self) -> int:
-        """Tasks that an actor may ever hold."""
+        """The most tasks that an actor may ever hold."""
         return max(self.rules.ahead, self.rules.most)
 
     @property
     def keeps(self) -> bool:
-        """Does every actor keep all that was accepted and is in no snapshot?"""
+        """Whether every actor keeps all its accepted contributions that are in no snapshot."""
         return self.rules.retain == RETAIN
 
     @property
     def unlimited(self) -> bool:
-        """Is no task ever set aside? Then one who always lies about it, or hangs in it, holds up its round for ever."""
+        """Whether no task is ever set aside. Then an actor that always lies about a task, or hangs in it, holds up its round
+        for ever."""
         return self.rules.attempts == UNLIMITED
 
     @property
     def exact(self) -> bool:
-        """Must every life of the coordinator make the same weights of a version?"""
+        """Whether every life of the coordinator must make the same weights of a version."""
         return not self.schedule.streams and not self.schedule.deadline and self.unlimited
 
     @property
     def forks(self) -> bool:
-        """May two lives make different weights of one version? Where a version is published before it is durable."""
+        """Whether two lives may make different weights of one version: if a version is published before it is durable."""
         return not self.exact and (self.journal == "off" or not (self.schedule.streams or self.journal == "payload"))
 
 
 def drawn(rng: Random, seconds: float) -> Setting:
-    """A setting whose faults last about so many seconds."""
+    """A drawn setting, whose faults last about `seconds` seconds."""
     actors = rng.choice((1, 2, 3, 4, 4, 5, 6))
     quickest = rng.choice((0.003, 0.01, 0.03, 0.1))
     paces = tuple(quickest * 16 ** rng.random() for _ in range(actors))
@@ -211,7 +215,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         work_bytes=work,
         work_room=rng.choice((1, work, 3 * work)),
         share=rng.choice((0.0, 0.0, 0.0, 1.0)),
-        changes=schedule.seed % 2 == 0,  # no draw of its own: schedules stay those that found something
+        changes=schedule.seed % 2 == 0,  # no draw of its own, so that the schedules that found bugs stay the same
         shares=schedule.seed % 5 < 2,
         keyed=schedule.seed % 4 < 2,
     )
@@ -219,7 +223,8 @@ def drawn(rng: Random, seconds: float) -> Setting:
 
 
 def _keeping(rng: Random, setting: Setting, seconds: float) -> Setting:
-    """The same, of a coordinator that dies every few versions, with all of them in its actors' hands and little else amiss."""
+    """The setting with a coordinator that dies every few versions, actors that keep all their accepted work (journal ids), and
+    few other faults."""
     faults = ("restart", *rng.sample(setting.weather.faults, min(1, len(setting.weather.faults))))
     weather = replace(setting.weather, faults=faults, every=seconds / rng.choice((3, 6)), raising=0.0, poisoned=0.0)
     journal = "payload" if setting.schedule.seed % 3 == 1 else "ids"  # no draw of its own
@@ -244,7 +249,7 @@ def _schedule(rng: Random) -> Schedule:
 def _rules(rng: Random, schedule: Schedule, pace: float, delay: float, actors: int) -> Rules:
     sticky = not schedule.streams and not schedule.summed
     ahead = rng.choice((1, 2, 2, 3))
-    enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds for which a lease is too short
+    enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds; a shorter lease is too short
     return Rules(
         ahead=ahead,
         most=rng.choice((0, 0, 4, 12)),

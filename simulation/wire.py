@@ -1,7 +1,7 @@
 """The simulated network, as ZeroMQ shows it: connections that keep order while they live and lose everything when they die.
 
-The one idea: an actor's socket never tells it that the connection is another one. What it said meanwhile is kept and goes to
-whoever answers at the address next, and the coordinator sees a peer that it does not know.
+The one idea: an actor's socket never tells its actor that the connection is a new one. The socket keeps the actor's messages
+meanwhile, the coordinator that answers at the address next gets them, and that coordinator sees an unknown peer.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from shoal.simulation.actors import Lane, Life
     from shoal.simulation.hub import Hub
 
-QUEUED = 1_000  # messages that a socket keeps for a peer that is not there
-CODED = 0.02  # the share of messages that travels as bytes
+QUEUED = 1_000  # messages that a socket keeps while its peer is not there
+CODED = 0.02  # share of messages that travel as bytes
 NEVER = float("inf")
 
 Act: TypeAlias = Callable[[Any], None]
 
 
 class Timeline:
-    """What is due when, and the one clock, in seconds. Entries of the same time come in the order they were made."""
+    """Acts by the time when they are due, and the one clock, in seconds. Acts of one time come in the order they were made."""
 
     def __init__(self, rng: Random) -> None:
         self.now = 0.0
         self.stopped = False
-        self.events = 0  # what cores took in, and effects of theirs that were carried out
+        self.events = 0  # events that cores took, and effects that were carried out
         self.random = rng.random
         self._due: list[tuple[float, int, Act, Any]] = []
         self._made = 0
@@ -44,7 +44,7 @@ class Timeline:
         heappush(self._due, (when, self._made, act, what))
 
     def run(self, most: int) -> None:
-        """One entry after the other until somebody sets `stopped`, nothing is due, or so many have been taken."""
+        """Do one act after the other until `stopped` is set, no act is due, or `most` acts are done."""
         due, pop = self._due, heappop
         while due and most and not self.stopped:
             most -= 1
@@ -53,7 +53,7 @@ class Timeline:
 
 
 class Process:
-    """Something with a clock of its own that can be stopped for a while: what comes meanwhile waits, in order."""
+    """A process with a clock of its own. It can be frozen: acts that come meanwhile wait, in order."""
 
     def __init__(self, time: Timeline, offset: float, turn: float) -> None:
         self.time, self.offset, self.turn = time, offset, turn
@@ -67,7 +67,7 @@ class Process:
         return self.time.now + self.offset
 
     def tick(self) -> None:
-        """Every `turn` seconds, after what waited in its socket."""
+        """Called every `turn` seconds, after the messages that waited in the process's socket."""
         raise NotImplementedError
 
     def freeze(self, seconds: float) -> None:
@@ -80,7 +80,7 @@ class Process:
         self._thaw()
 
     def later(self, act: Act, what: Any) -> None:
-        """For what comes while it is frozen."""
+        """Keep an act that comes while the process is frozen."""
         self._waiting.append((act, what))
 
     def _thaw(self, _: None = None) -> None:
@@ -100,30 +100,31 @@ class Process:
 
 
 class Connection:
-    """One life of a connection. peer: the name that the coordinator's socket gave it; until: nothing arrives later."""
+    """One life of a connection. peer: its name at the coordinator's socket. until: the time after which nothing arrives."""
 
     __slots__ = ("down_at", "life", "peer", "until", "up_at")
 
     def __init__(self, peer: bytes, life: Life | Lane) -> None:
         self.peer, self.life = peer, life
         self.until = NEVER
-        self.up_at = self.down_at = 0.0  # when the last message in each direction arrives
+        self.up_at = self.down_at = 0.0  # the time at which the last message in each direction arrives
 
 
 class Wire:
-    """All connections to the one address. `hub` is the coordinator that answers there now, if any."""
+    """All connections to the one address. hub: the coordinator that answers there now; None if there is none."""
 
     def __init__(self, time: Timeline, weather: Weather, rng: Random) -> None:
         self.time, self.weather, self.rng = time, weather, rng
         self.hub: Hub | None = None
         self.wild, self.delay = weather.wild, weather.delay
-        self.peers: dict[bytes, Connection] = {}  # those that the coordinator's socket believes in
+        self.peers: dict[bytes, Connection] = {}  # connections that the coordinator's socket takes for living
         self._named = 0
 
     # Connections
 
     def connect(self, life: Life | Lane) -> None:
-        """A new connection, or another try a little later. What waited in the actor's socket goes out on it."""
+        """Make a new connection, on which waiting messages of the actor's socket go out. If no coordinator answers, try again
+        0.02 to 0.2 s later."""
         if life.gone or life.connection is not None:
             return
         if self.hub is None:
@@ -140,12 +141,12 @@ class Wire:
             self.up(life, envelope, payload)
 
     def cut(self, life: Life, away: float) -> None:
-        """Both of its connections are lost."""
+        """Cut both of the actor's connections; new ones follow `away` seconds later."""
         self.cut_line(life, away)
         self.cut_line(life.lane, away)
 
     def cut_line(self, life: Life | Lane, away: float) -> None:
-        """A connection is lost with what is in flight on it, or with all but its first part. Another follows."""
+        """Cut a connection; another follows `away` seconds later. Messages in flight are lost, or all but their first part."""
         if (connection := life.connection) is None:
             return
         life.connection = None
@@ -155,7 +156,7 @@ class Wire:
         self.time.at(self.time.now + away, self.connect, life)
 
     def stall(self, life: Life, seconds: float) -> None:
-        """Nothing crosses for a while, one way or both; then everything does."""
+        """Hold back all messages for `seconds`, in one direction or both; then all arrive."""
         connection = self.rng.choice((life.connection, life.lane.connection))
         if connection is None:
             return
@@ -171,7 +172,7 @@ class Wire:
     # Messages
 
     def up(self, life: Life | Lane, envelope: Envelope, payload: Any) -> None:
-        """To the coordinator. Kept while there is no connection, where a line keeps anything."""
+        """Send to the coordinator. While there is no connection, a line that keeps messages keeps this one; others lose it."""
         connection = life.connection
         if connection is None:
             if life.keeps and len(life.outbox) < QUEUED:
@@ -189,7 +190,7 @@ class Wire:
             time.at(when, self._arrive_up, item)
 
     def down(self, peer: bytes, envelope: Envelope, payload: Any) -> str:
-        """To an actor. Returns why it cannot be sent, as the socket does for a peer that it knows to be gone."""
+        """Send to an actor. Returns "", or why the message cannot be sent, as the socket does for a peer known to be gone."""
         connection = self.peers.get(peer)
         if connection is None:
             return "cannot be reached"
@@ -206,7 +207,7 @@ class Wire:
         return ""
 
     def _wild_times(self, when: float) -> tuple[float, ...]:
-        """When a message arrives that may be lost, come twice, or be overtaken by others."""
+        """The times at which a message arrives that may be lost, come twice, or be overtaken by others; () if it is lost."""
         chance, weather = self.time.random(), self.weather
         if chance < weather.lost:
             return ()
@@ -240,11 +241,11 @@ class Wire:
             life.hear(coded, payload)
 
     def _coded(self, envelope: Envelope) -> Envelope | None:
-        """What the other end reads of the real bytes; None if they are damaged and it reads nothing."""
+        """The envelope that the other end reads from the real bytes; None if the bytes are damaged."""
         raw = bytearray(encode(envelope))
         if self.wild and self.time.random() < 0.2:
             raw[self.rng.randrange(len(raw))] ^= 1 << self.rng.randrange(8)
-            with contextlib.suppress(ProtocolError):  # and nothing else; what reads as a message, TCP's checksum caught
+            with contextlib.suppress(ProtocolError):  # no other error; damage that reads as a message, TCP's checksum caught
                 decode(bytes(raw))
             return None
         return decode(bytes(raw))

@@ -1,7 +1,7 @@
 """Deterministic simulation: the production cores of coordinator and actors, a network and a disk in one seeded process.
 
 The one idea: nothing here waits, draws or reads a clock but from the seed; so thousands of schedules of trouble pass in
-seconds, and any that ends badly is played again, event by event, with `schedule(seed)`.
+seconds, and `schedule(seed)` plays a schedule that ended badly again, event by event.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shoal.simulation.hub import Hub
 from shoal.simulation.setting import Setting, drawn
 from shoal.simulation.wire import Timeline, Wire
 
-MOST = 300_000  # entries of one schedule: more is a storm
-QUICK, WHOLE = (1_000, 12.0), (10_000, 40.0)  # schedules, and seconds of faults in each
+MOST = 300_000  # timeline entries of one schedule: more is a storm
+QUICK, WHOLE = (1_000, 12.0), (10_000, 40.0)  # number of schedules, and simulated seconds of faults in each
 FAULTY = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -38,7 +38,7 @@ class World:
         self.audit = Audit(self.setting)
         self.disk = Disk(self.setting)
         self.healed = False
-        self.lent: dict[int, Product] = {}  # what lies in memory that its actor lent to the coordinator, by number
+        self.lent: dict[int, Product] = {}  # number -> product in memory that its actor lent to the coordinator
         self._number = self._pids = 0
         self._healed_at = self._healed_version = 0
         self.hub: Hub | None = None
@@ -49,12 +49,12 @@ class World:
             self.time.at(rng.expovariate(1 / self.setting.weather.every), self._fault)
 
     def number(self, odd: bool) -> int:
-        """For a product."""
+        """A new number for a product."""
         self._number += 2
         return self._number + odd
 
     def pid(self) -> int:
-        """For a process."""
+        """A new process id."""
         self._pids += 1
         return self._pids
 
@@ -62,7 +62,7 @@ class World:
         return self.audit.books.published
 
     def run(self) -> None:
-        """To the run's end, or until it has shown after the faults that it lives. Raises ViolationError."""
+        """Play the run to its end, or until the run has shown after the faults that it lives. Raises ViolationError."""
         self.time.run(MOST)
         if not self.time.stopped:
             raise ViolationError(f"after {MOST} entries there is no end")
@@ -113,7 +113,7 @@ class World:
                 self.wire.stall(life, seconds)
 
     def _crash(self, life: Life) -> None:
-        """It is gone; another life begins in its place some time later."""
+        """End an actor's life; another life begins in its place 0.05 to 5 s later."""
         self.wire.cut(life, math.inf)
         life.die()
         if life.shares and self.hub:
@@ -121,7 +121,7 @@ class World:
         self.time.at(self.time.now + self.rng.choice((0.05, 1.0, 5.0)), self._return, life)
 
     def evict(self, peer: bytes) -> None:
-        """Its process is ended if it is of the coordinator's own machine, as some are."""
+        """End the peer's process if it runs on the coordinator's own machine: here, if the actor's place is odd."""
         connection = self.wire.peers.get(peer)
         if connection and isinstance(connection.life, Life) and connection.life.place % 2:
             self._crash(connection.life)
@@ -131,7 +131,7 @@ class World:
             self.lives[life.place] = self._life(life.place)
 
     def _kill(self) -> None:
-        """The coordinator dies, and is started again from what is durable."""
+        """End the coordinator's life; the next life starts from the durable records."""
         if self.hub is None:
             return
         self.hub.gone = True
@@ -149,7 +149,7 @@ class World:
     # Its end
 
     def _heal(self, _: None) -> None:
-        """No fault from here on. What was wild is cut once, so that nothing of it is left."""
+        """End all faults. Wild connections are cut once, so that none of their late messages is left."""
         self.healed = True
         self._restart(None)
         self._healed_version = self.newest()
@@ -173,14 +173,14 @@ class World:
         return [life for life in self.lives if life.honest and not life.hangs]
 
     def _watch(self, _: None) -> None:
-        """Over as soon as all is well."""
+        """End the schedule as soon as nothing is amiss."""
         if not self._amiss():
             self._interrupt()
         else:
             self.time.at(self.time.now + 0.5, self._watch)
 
     def _amiss(self) -> str:
-        """What still fails to show that the run lives; "" if nothing."""
+        """Why the run has not shown yet that it lives; "" if it has."""
         if self.newest() < self._healed_version + 3:
             return f"version {self.newest()}, from {self._healed_version} when the faults ended"
         starving = [life.place for life in self._healthy() if life.session.session not in self.audit.served]
@@ -201,7 +201,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a schedule went. violation: "" if well."""
+    """The outcome of a schedule. violation: the broken invariant; "" if none."""
 
     seed: int
     events: int
@@ -209,7 +209,7 @@ class Played:
 
 
 def schedule(seed: int, seconds: float) -> Played:
-    """Play one schedule, whose faults last about so many simulated seconds."""
+    """Play one schedule, whose faults last about `seconds` simulated seconds."""
     world = World(seed, seconds)
     try:
         world.run()
