@@ -24,9 +24,9 @@ from shoal.benchmarks.floors import FORK, others
 from shoal.benchmarks.jobs import Still, vector
 from shoal.benchmarks.machine import resident
 from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.server import Server
 from shoal.protocol.codec import Terms, encode, pack_welcome
@@ -94,7 +94,7 @@ class House:
 
     def __init__(self, address: str, epoch: int) -> None:
         self.hub = Hub(address)
-        core = Core(Rounds(1), Goal(), Rules(attempts=1_000_000), epoch=epoch, now=time.monotonic())
+        core = Core(Rounds(1), Goal(), Bounds(attempts=1_000_000), epoch=epoch, now=time.monotonic())
         self.server = Server(
             core,
             self.hub,
@@ -109,14 +109,14 @@ class House:
 
     @property
     def here(self) -> int:
-        return len(self.server.core.roster)
+        return len(self.server.core.facts.roster)
 
     def all_have(self) -> bool:
-        actors = self.server.core.roster.actors.values()
-        return all(actor.sent >= self.server.core.version and not actor.under_way for actor in actors)
+        actors = self.server.core.facts.roster.actors.values()
+        return all(actor.sent >= self.server.core.facts.version and not actor.under_way for actor in actors)
 
     def all_have_the_next(self) -> bool:
-        return self.server.core.version > 0 and self.all_have()
+        return self.server.core.facts.version > 0 and self.all_have()
 
     def until(self, there: Callable[[], bool], what: str) -> float:
         """Runs turns until `there()` is true and returns the seconds. Raises TimeoutError after PATIENCE seconds."""

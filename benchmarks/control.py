@@ -19,9 +19,9 @@ from shoal.benchmarks.case import Finding
 from shoal.benchmarks.floors import FORK, others, parsed, ping_pong
 from shoal.benchmarks.timing import interleaved, quantile
 from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Server
@@ -52,7 +52,7 @@ class Desk:
     def __init__(self, floats: int = 16) -> None:
         weights = Bundle.pack({"w": np.zeros(floats, np.float32)})
         self.hub = Hub("tcp://127.0.0.1:*")
-        core = Core(Rounds(1), Goal(), Rules(patience=60.0, attempts=1_000_000), now=time.monotonic())
+        core = Core(Rounds(1), Goal(), Bounds(patience=60.0, attempts=1_000_000), now=time.monotonic())
         self.server = Server(
             core,
             self.hub,
@@ -67,7 +67,7 @@ class Desk:
 
     def turns(self, until: Callable[[int], bool]) -> None:
         """Runs turns until `until(number of actors that are here)` is true."""
-        while not until(len(self.server.core.roster)):
+        while not until(len(self.server.core.facts.roster)):
             self.hub.wait(0.05)
             self.server.turn()
 

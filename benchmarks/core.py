@@ -11,10 +11,10 @@ from collections import deque
 
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.timing import interleaved
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Admit, Effect, Event, Fold, Folded, Heard, Send, SendWeights, Step, Stepped, Tick
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.messages import PROTOCOL, Assign, Contribute, Envelope, Have, Hello
 
 FEW, MANY = 10, 10_000
@@ -41,7 +41,7 @@ class Crowd:
     """A core and actors that answer at once. A step takes as many contributions as there are actors."""
 
     def __init__(self, actors: int) -> None:
-        self.core = Core(Stream(actors, max_lag=8), Goal(), Rules(patience=1e9))
+        self.core = Core(Stream(actors, max_lag=8), Goal(), Bounds(patience=1e9))
         self.now = 0.0
         self.heard = 0
         self.assigned: deque[tuple[bytes, bytes, Assign]] = deque()

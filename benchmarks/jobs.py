@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Outcome, Plan, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.rules import Rules
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
@@ -72,9 +72,9 @@ class Broadcasting(FedAvg):
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         return Assembled(self.actors)
 
-    def rules(self, sums: bool) -> Rules:
-        """Returns rules with one task for each actor, so that no actor skips a version."""
-        return Rules(ahead=1, most=1, sticky=True)
+    def bounds(self, sums: bool) -> Bounds:
+        """Returns bounds with one task for each actor, so that no actor skips a version."""
+        return Bounds(ahead=1, most=1, sticky=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         still: Still = self.still

@@ -132,7 +132,7 @@ class Server:
         while self.finished is None:
             self.wire.wait(TURN)
             self.turn()
-        while self.core.farewell.waits(self.clock()):
+        while self.core.facts.farewell.waits(self.clock()):
             self.wire.wait(TURN)
             self._hear()
             self._flush()
@@ -273,6 +273,6 @@ class Server:
 
     def _lend(self, lend: Lend) -> Lost | Unlent | None:
         if slot := self.arrays.lend(lend.wanted.session, lend.weights):
-            envelope = Envelope(lend.wanted.session, self.core.epoch, replace(lend.weights, slot=slot))
+            envelope = Envelope(lend.wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
             return self._say(lend.wanted.peer, envelope, None)
         return Unlent(lend.wanted)

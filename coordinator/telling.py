@@ -64,26 +64,26 @@ class Telling:
     def progress(self) -> Progress:
         now, core = self.clock(), self.core
         seconds = now - self.began
-        clients = core.ledger.counts.clients
+        clients = core.facts.ledger.counts.clients
         return Progress(
-            version=core.version,
-            goal=str(core.goal),
-            done=core.goal.share(core.version, core.steps),
+            version=core.facts.version,
+            goal=str(core.facts.goal),
+            done=core.facts.goal.share(core.facts.version, core.facts.steps),
             seconds=seconds,
             contributions=clients,
             contributions_per_second=self._rates[0].at(now, clients),
-            steps=core.steps,
-            steps_per_second=self._rates[1].at(now, core.steps),
-            actors=len(core.roster),
+            steps=core.facts.steps,
+            steps_per_second=self._rates[1].at(now, core.facts.steps),
+            actors=len(core.facts.roster),
             lag=(self.metrics.get("lag_min", 0.0), self.metrics.get("lag_mean", 0.0), self.metrics.get("lag_max", 0.0)),
             shares=self._shares(seconds),
             metrics=dict(self.metrics),
-            waiting_for=tuple(waiting_for(core)) if now - core.moved_at > core.rules.quiet else (),
+            waiting_for=tuple(waiting_for(core.facts)) if now - core.facts.moved_at > core.facts.bounds.quiet else (),
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:
         """Shares, 0 to 1, of the actors' time by activity, and of wall time that the learner spends on jobs."""
-        whole = max(1e-9, seconds * max(1, len(self.core.roster)))
+        whole = max(1e-9, seconds * max(1, len(self.core.facts.roster)))
         trained, waited = min(1.0, self.tally.trained / whole), min(1.0, self.tally.waited / whole)
         moving = max(0.0, 1.0 - trained - waited)
         return {"waiting": waited, "training": trained, "moving": moving, "stepping": self.learner.busy / max(1e-9, seconds)}

@@ -392,8 +392,8 @@ class Liar(Life):
         """A claim to have done a task that another actor has, or that is long done."""
         rng = self.world.rng
         task, attempt, version = self.world.audit.anything(rng)
-        rules, digest = self.world.setting.rules, rng.choice(("", "0" * 64))
-        work = Contribute(task, attempt, version, 1.0, "layout", rules.summed, {}, {}, 0.0, 0.0, (), 0, digest)
+        bounds, digest = self.world.setting.bounds, rng.choice(("", "0" * 64))
+        work = Contribute(task, attempt, version, 1.0, "layout", bounds.summed, {}, {}, 0.0, 0.0, (), 0, digest)
         return rng.choice((work, work, Failed(task, attempt, 0, "training", "no", ""), Have(self.world.newest())))
 
     def _piece(self) -> Chunk | None:

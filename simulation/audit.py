@@ -18,6 +18,7 @@ from shoal.coordinator.deciding.events import (
     Admit,
     Brief,
     Briefed,
+    Carried,
     Effect,
     Event,
     Finish,
@@ -26,7 +27,6 @@ from shoal.coordinator.deciding.events import (
     Gone,
     Heard,
     Kept,
-    Moved,
     Outdated,
     Pull,
     Send,
@@ -101,7 +101,7 @@ class Audit:
         self.events = 0
         self._before: Mapping[type[Any], Callable[[Any], None]] = {
             Heard: self._hear,
-            Moved: self._moved,
+            Carried: self._moved,
             Outdated: self._outdated,
             Folded: self._folded,
             Unfit: self._unfit,
@@ -132,7 +132,7 @@ class Audit:
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
         self.held: dict[TaskName, Holding] = {
-            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.now, owed=self._owed(one))
+            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.facts.now, owed=self._owed(one))
             for one in hub.found.promises
         }
         self.tries: dict[TaskName, int] = {}
@@ -146,7 +146,7 @@ class Audit:
         self.briefs: set[tuple[TaskName, int]] = set()  # task and attempt of the briefs that are kept
         self.final: set[TaskName] = set()  # tasks of which the plan heard that they are over
         self.newest_task, self.round_at = -1, 0.0
-        self._round(self.core.version)
+        self._round(self.core.facts.version)
         self.over = False
 
     def _owed(self, promise: Promise) -> Taken:
@@ -162,10 +162,10 @@ class Audit:
         """A task that an actor has, or had; its attempt; and the newest version: for a liar to claim."""
         tasks = [*self.held, *list(self.counted)[-5:]]
         task = rng.choice(tasks) if tasks else (0, 0)
-        return task, self._attempt(task), self.core.version
+        return task, self._attempt(task), self.core.facts.version
 
     def _attempt(self, task: TaskName) -> int:
-        return self.core.epoch * TRIES + self.tries.get(task, 0)
+        return self.core.facts.epoch * TRIES + self.tries.get(task, 0)
 
     # One event
 
@@ -179,7 +179,7 @@ class Audit:
             self._compare(event, effects, product)
         if self.plan.asked:
             self._heard()
-        counts = self.core.ledger.counts
+        counts = self.core.facts.ledger.counts
         heard, accepted, folding = counts.heard, counts.accepted, counts.folding
         balanced = heard == accepted + counts.duplicate + counts.stale + counts.refused + folding
         if not balanced or heard != self.heard or accepted != self.accepted or folding != len(self.folding):
@@ -227,7 +227,7 @@ class Audit:
             if self.due and self.due[0] == (name, word):
                 self.due.popleft()
                 self._said_so(name, word, totals)
-            elif word != "stale" or name in self.held or task.version >= self.core.version:  # stale while it waited for a redo
+            elif word != "stale" or name in self.held or task.version >= self.core.facts.version:  # else it waited for a redo
                 wrong(f"the plan hears that {task} is {word}, and {list(self.due)[:3]} is what became of others")
             if word in FINAL and name in self.final:
                 wrong(f"the plan hears that {task} is {word}, which was over")
@@ -253,8 +253,8 @@ class Audit:
     def _stepped(self, event: Stepped) -> None:
         self.books.stepped(event)
         self._round(event.version)
-        if self.setting.rules.retain and any(self.core.kept < version < event.version for version in self._snapshots()):
-            wrong(f"versions {self._snapshots()} are in snapshots, and the core was told of version {self.core.kept}")
+        if self.setting.bounds.retain and any(self.core.facts.kept < version < event.version for version in self._snapshots()):
+            wrong(f"versions {self._snapshots()} are in snapshots, and the core was told of version {self.core.facts.kept}")
 
     def _kept(self, event: Kept) -> None:
         if event.version not in self._snapshots():
@@ -266,10 +266,10 @@ class Audit:
     def _round(self, version: int) -> None:
         """Note the round's beginning if work is promised: then a round may begin without a task that is given out."""
         if any(holding.owed for holding in self.held.values()):
-            self.newest_task, self.round_at = version, self.core.now
+            self.newest_task, self.round_at = version, self.core.facts.now
 
     def _step(self, effect: Step) -> None:
-        self.books.step(effect, self.folding.values(), self.core.now - self.round_at)
+        self.books.step(effect, self.folding.values(), self.core.facts.now - self.round_at)
 
     def _unfit(self, event: Unfit) -> None:
         self.due.append((event.task, "refused"))
@@ -278,12 +278,12 @@ class Audit:
     def _hear(self, event: Heard) -> None:
         envelope = event.envelope
         row = self.rows.get(envelope.session)
-        if row is not None and (row.peer != event.peer or envelope.epoch != self.core.epoch):
+        if row is not None and (row.peer != event.peer or envelope.epoch != self.core.facts.epoch):
             row = None
         self.expected = self._expected(event, row)
         if row is None:
             return
-        message, row.heard_at = envelope.message, self.core.now
+        message, row.heard_at = envelope.message, self.core.facts.now
         if isinstance(message, Have) and message.version == row.sent:
             row.under_way, row.held = False, message.version
         if isinstance(message, OF_WORK):
@@ -301,25 +301,25 @@ class Audit:
 
     def _to_come(self, event: Heard, message: Contribute) -> bool:
         """Whether the contribution is promised, and its version still to come."""
-        lease = self.core.ledger.leases.get(message.task)
+        lease = self.core.facts.ledger.leases.get(message.task)
         return lease is not None and lease.offered == message and lease.session == event.envelope.session
 
     def _with_learner(self, event: Heard, message: Contribute) -> bool:
         taken, row = self.folding.get(message.task), self.rows[event.envelope.session]
         return taken is not None and (taken.actor.session, taken.holding.attempt) == (row.actor.session, message.attempt)
 
-    def _moved(self, event: Moved) -> None:
+    def _moved(self, event: Carried) -> None:
         if row := self.rows.get(event.session):
-            row.heard_at = self.core.now
+            row.heard_at = self.core.facts.now
         holding = self.held.get(event.task) if event.task else None
         if holding and holding.handout and event.left < holding.left and event.task not in self.pulled:
-            holding.left, holding.since = event.left, self.core.now
+            holding.left, holding.since = event.left, self.core.facts.now
 
     # Briefs
 
     def _brief(self, effect: Brief) -> None:
         name = (effect.task.version, effect.task.index)
-        session = self.core.ledger.leases[name].session
+        session = self.core.facts.ledger.leases[name].session
         self._given(self.rows[session], session, name, effect.attempt, effect.task.clients, _told(effect.task))
         self.held[name].briefing = True
 
@@ -330,7 +330,7 @@ class Audit:
         holding = self.held.get(event.task)
         if holding and holding.attempt == event.attempt:
             holding.handout, holding.left = self.hub.handout(event.task, event.attempt), event.nbytes
-            holding.briefing, holding.since = False, self.core.now
+            holding.briefing, holding.since = False, self.core.facts.now
 
     def _unbrief(self, effect: Unbrief) -> None:
         self.briefs.discard((effect.task, effect.attempt))
@@ -369,7 +369,7 @@ class Audit:
     def _send(self, effect: Send | SendTask) -> None:
         envelope = effect.envelope
         message = envelope.message
-        if envelope.epoch != self.core.epoch:
+        if envelope.epoch != self.core.facts.epoch:
             wrong(f"epoch {envelope.epoch} in {envelope}")
         if isinstance(message, Refused):
             self._refused(effect)
@@ -415,7 +415,7 @@ class Audit:
             if bool(message.brief) != (holding.handout is not None):
                 wrong(f"{message} goes out with brief {holding.handout}")
             return
-        if self.setting.rules.briefs:
+        if self.setting.bounds.briefs:
             wrong(f"{message} goes out before its brief is made")
         self._given(row, session, task, message.attempt, message.clients, _told(message))
 
@@ -431,14 +431,14 @@ class Audit:
         tries = self.tries.get(task, 0) + 1
         for part in range(len(clients)):  # the task may come back in parts, of one client each
             self.tries[(task[0], task[1] + part)] = tries
-        if attempt != self._attempt(task) or tries > self.setting.rules.attempts:
+        if attempt != self._attempt(task) or tries > self.setting.bounds.attempts:
             wrong(f"task {task} is given out with attempt {attempt}, for the {tries}. time")
-        late = task[0] != self.core.version if not self.setting.schedule.streams else task[0] > self.core.version
+        late = task[0] != self.core.facts.version if not self.setting.schedule.streams else task[0] > self.core.facts.version
         if late:
-            wrong(f"task {task} is given out at version {self.core.version}")
+            wrong(f"task {task} is given out at version {self.core.facts.version}")
         if task[0] > self.newest_task:
-            self.newest_task, self.round_at = task[0], self.core.now
-        self.held[task] = Holding(session, attempt, clients, told, self.core.now)
+            self.newest_task, self.round_at = task[0], self.core.facts.now
+        self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now)
         row.tasks.add(task)
         if row.stuck:
             wrong(f"task {task} goes to an actor that hangs")
@@ -499,7 +499,7 @@ class Audit:
             wrong("weights go to a peer that has not joined")
         if row.under_way:
             wrong(f"version {effect.version} is queued behind version {row.sent}")
-        if effect.version != self.core.version or effect.version != self.hub.published[0] or effect.version <= row.sent:
+        if effect.version != self.core.facts.version or effect.version != self.hub.published[0] or effect.version <= row.sent:
             wrong(f"version {effect.version} goes out at version {self.hub.published[0]}, after {row.sent}")
         shown = self.books.shown
         if effect.same != (shown.get(effect.held) == shown[effect.version]):
@@ -508,14 +508,14 @@ class Audit:
 
     def _admit(self, effect: Admit) -> None:
         self.answers += 1
-        actor = self.core.roster.actors[effect.session]
+        actor = self.core.facts.roster.actors[effect.session]
         row = self.rows.get(effect.session)
         if actor.peer != effect.peer:
             wrong(f"{effect.hello} is answered to a connection that is not the actor's")
         if effect.resumed:
-            if row is None or row.actor is not actor or effect.hello.epoch != self.core.epoch:
+            if row is None or row.actor is not actor or effect.hello.epoch != self.core.facts.epoch:
                 wrong(f"{effect.hello} resumes a place that it never had")
-            row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.now
+            row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.facts.now
             row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
             row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
             row.settled = False
@@ -525,7 +525,7 @@ class Audit:
         if row is None or row.actor is not actor:
             row = self.rows[effect.session] = Row(actor, effect.peer, greeting=effect.hello.greeting)
             self.peak = max(self.peak, len(self.rows))
-        row.heard_at = self.core.now
+        row.heard_at = self.core.facts.now
         numbers = {row.actor.number for row in self.rows.values()}
         if len(numbers) < len(self.rows) or effect.number >= self.peak:
             wrong(f"{len(self.rows)} actors have numbers {numbers}")
@@ -547,7 +547,7 @@ class Audit:
                 self._end(task, self.held[task])
         if report.kind == "lost":
             for session, row in list(self.rows.items()):
-                if self.core.roster.actors.get(session) is not row.actor:
+                if self.core.facts.roster.actors.get(session) is not row.actor:
                     self._part(session, row)
 
     def _gone(self, effect: Gone) -> None:

@@ -99,9 +99,9 @@ class Books:
 
     def _promises(self, kept: set[int]) -> None:
         """Check the promises of earlier lives: acknowledged contributions and published versions are known after any death."""
-        if self.hub.core.epoch <= self.epoch:
-            wrong(f"epoch {self.hub.core.epoch} follows {self.epoch}")
-        self.epoch = self.hub.core.epoch
+        if self.hub.core.facts.epoch <= self.epoch:
+            wrong(f"epoch {self.hub.core.facts.epoch} follows {self.epoch}")
+        self.epoch = self.hub.core.facts.epoch
         if self.setting.journal == "off":
             return
         durable = (
@@ -117,7 +117,7 @@ class Books:
     def _owe(self, kept: set[int]) -> None:
         """Check that the core asks actors for the acknowledged contributions that are not kept, if actors retain them."""
         self.owed = {name: taken for name, taken in self.owed.items() if taken.number not in kept}
-        if not self.setting.rules.retain:
+        if not self.setting.bounds.retain:
             return
         for taken in self.acked:
             if taken.number not in kept:
@@ -148,9 +148,9 @@ class Books:
         """Check a contribution that trains: it is fresh enough for its version, and made from the very weights that it names. A
         promised contribution was checked in an earlier life."""
         message = effect.message
-        if message.summed != self.setting.rules.summed:
+        if message.summed != self.setting.bounds.summed:
             wrong(f"{message}: summed is {message.summed}")
-        if effect.onto < self.hub.core.version + self.stepping:
+        if effect.onto < self.hub.core.facts.version + self.stepping:
             wrong(f"{message} goes onto version {effect.onto}, which is closed")
         if effect.promised:
             return
@@ -181,7 +181,7 @@ class Books:
 
     def step(self, effect: Step, folding: Iterable[Taken], seconds: float) -> None:
         """Check a step. folding: contributions on their way to the learner; seconds: since the round began."""
-        version = self.hub.core.version
+        version = self.hub.core.facts.version
         if effect.version != version + 1 or self.stepping:
             wrong(f"{effect} at version {version}")
         self.stepping = True
@@ -204,7 +204,7 @@ class Books:
 
     def _closed(self, effect: Step, counted: list[Taken], seconds: float) -> None:
         """Check a round's step: of its cohort, each client once; of fewer only after the deadline, or with tasks set aside."""
-        s, version = self.setting.schedule, self.hub.core.version
+        s, version = self.setting.schedule, self.hub.core.facts.version
         clients = [client for taken in counted for client in taken.holding.clients]
         cohort = (
             range(s.clients) if s.cohort == s.clients else draw(s.seed, "cohort", version).sample(range(s.clients), s.cohort)

@@ -221,7 +221,7 @@ class Disk:
             report=report,
             epoch=epoch,
             made=found.made,
-            retain=self.setting.rules.retain,
+            retain=self.setting.bounds.retain,
             share=self.setting.share,
             promises=found.promises,
             kept=found.kept,

@@ -195,7 +195,7 @@ class Hub(Process):
         self.core = Watched(
             self.plan,
             s.goal,
-            s.rules,
+            s.bounds,
             version=self.found.version,
             steps=self.found.steps,
             drawn=self.found.drawn,
@@ -247,8 +247,8 @@ class Hub(Process):
             case Contribute() if payload is not None:
                 arrays = Stuff(payload, self.nbytes)
         self.handle(Heard(peer, envelope, user=user, arrays=arrays))
-        actor = self.core.roster.actors.get(envelope.session) if isinstance(envelope.message, Ready) else None
-        if actor and actor.user == user and envelope.epoch == self.core.epoch:
+        actor = self.core.facts.roster.actors.get(envelope.session) if isinstance(envelope.message, Ready) else None
+        if actor and actor.user == user and envelope.epoch == self.core.facts.epoch:
             if self.traffic.lanes.by_session.get(actor.session) != peer:
                 raise ViolationError(f"{actor.name} has another line for arrays, and is asked on the last one")
             self._reconnected(actor.session)
@@ -315,7 +315,7 @@ class Hub(Process):
     def _send(self, send: Send) -> Lost | None:
         peer, envelope = send.peer, send.envelope
         known = self.lost.get(peer, self.time.now) < self.time.now
-        if isinstance(envelope.message, Want) and known and peer != self.core.roster.actors[envelope.session].peer:
+        if isinstance(envelope.message, Want) and known and peer != self.core.facts.roster.actors[envelope.session].peer:
             raise ViolationError(f"{envelope.message} goes over a connection that is lost")
         return self._down(peer, envelope, None)
 
@@ -330,7 +330,7 @@ class Hub(Process):
         return self._down(ship.peer, ship.envelope, stuff.what)
 
     def _down(self, peer: bytes, envelope: Envelope, payload: Model | Delta | Handout | None) -> Lost | None:
-        actor, connection = self.core.roster.actors.get(envelope.session), self.world.wire.peers.get(peer)
+        actor, connection = self.core.facts.roster.actors.get(envelope.session), self.world.wire.peers.get(peer)
         if actor and connection and connection.life.user != actor.user and not isinstance(envelope.message, Refused):
             raise ViolationError(f"{envelope.message} for {actor.name} goes to who has another key")
         if not (why := self.world.wire.down(peer, envelope, payload)):
@@ -341,7 +341,7 @@ class Hub(Process):
     def _store(self, store: Store) -> Stored:
         delivery, piece = store.delivery, store.piece
         assert isinstance(piece, Stuff)
-        if (actor := self.core.roster.actors[delivery.session]).user != piece.what.user:
+        if (actor := self.core.facts.roster.actors[delivery.session]).user != piece.what.user:
             raise ViolationError(f"a piece of task {delivery.task} of {actor.name} comes under another key")
         delivery.arrays = delivery.arrays or {}
         delivery.arrays[store.first, store.first + piece.nbytes] = piece.what
@@ -371,7 +371,7 @@ class Hub(Process):
         assert self.common is not None
         if not (slot := self.common.sharing.lend(wanted.session, lend.weights.version)):
             return Unlent(wanted)
-        weights = Envelope(wanted.session, self.core.epoch, replace(lend.weights, slot=slot))
+        weights = Envelope(wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
         return self._down(wanted.peer, weights, self.published[1])
 
     def _rename(self, rename: Rename) -> None:

@@ -49,7 +49,7 @@ def held(hub: Hub) -> None:
 
 def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
     """Facts by name: the core's value, and the value that it should be."""
-    core, ledger, roster = audit.core, audit.core.ledger, audit.core.roster
+    core, ledger, roster = audit.core, audit.core.facts.ledger, audit.core.facts.roster
     folding = [lease for lease in ledger.leases.values() if lease.folding]
     actors = list(roster.actors.values())
     deliveries = audit.hub.traffic.deliveries.values()
@@ -63,7 +63,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "folding": ({lease.name for lease in folding}, set(audit.folding)),
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
         "briefs": ({(one.name, one.attempt) for one in ledger.leases.values() if one.brief}, audit.briefs),
-        "steps": (core.steps, audit.books.steps),
+        "steps": (core.facts.steps, audit.books.steps),
         "tasks of closed rounds": (_closed(audit), []),
         "who has not what is believed": (_believed(audit), []),
         "who gets no work": (
@@ -77,8 +77,8 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
 
 def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     """Quantities by name: the amount that there is, and the most that there may be."""
-    core, setting, ledger, roster = audit.core, audit.setting, audit.core.ledger, audit.core.roster
-    most, rules = setting.most, setting.rules
+    core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
+    most, bounds = setting.most, setting.bounds
     ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
     oldest = min(
         (
@@ -86,16 +86,16 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
             for task, held in audit.held.items()
             if not (held.owed or held.briefing or task in audit.folding or task in audit.pulled)
         ),
-        default=core.now,
+        default=core.facts.now,
     )
-    silent = max((core.now - row.heard_at for row in audit.rows.values()), default=0.0)
+    silent = max((core.facts.now - row.heard_at for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
-    lopsided = rules.lease or any(row.barred for row in audit.rows.values())
+    lopsided = bounds.lease or any(row.barred for row in audit.rows.values())
     judged = max(map(len, ledger.verdicts.last.values()), default=0)
     return {
-        "outstanding": (ledger.outstanding(core.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
+        "outstanding": (ledger.outstanding(core.facts.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
         "versions with the learner": (
             len(ledger.coming) + len(ledger.folded),
             2 + (most + 1) * audit.peak + len(audit.hub.found.promises),
@@ -103,13 +103,13 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
-        "seconds of a lease": (core.now - oldest, rules.lease + LOOK if rules.lease and ticks else math.inf),
-        "seconds of silence": (silent, rules.patience_for(len(roster)) + LOOK if ticks else math.inf),
+        "seconds of a lease": (core.facts.now - oldest, bounds.lease + LOOK if bounds.lease and ticks else math.inf),
+        "seconds of silence": (silent, bounds.patience_for(len(roster)) + LOOK if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
         "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
-        "bytes retained": (max(one.session.retained_bytes for one in lives), rules.retain),
+        "bytes retained": (max(one.session.retained_bytes for one in lives), bounds.retain),
     }
 
 
@@ -134,9 +134,9 @@ def _believed(audit: Audit) -> list[int]:
     """Places of honest actors that have older weights than the core thinks; none if messages do not keep order (wild)."""
     if audit.setting.weather.wild:
         return []
-    actors, lives = audit.core.roster.actors, [life for life in audit.hub.world.lives if life.honest]
+    actors, lives = audit.core.facts.roster.actors, [life for life in audit.hub.world.lives if life.honest]
     here = [(life, actor) for life in lives if (actor := actors.get(life.session.session))]
-    same = [(life, actor) for life, actor in here if life.session.epoch == audit.core.epoch]
+    same = [(life, actor) for life, actor in here if life.session.epoch == audit.core.facts.epoch]
     return [life.place for life, actor in same if actor.greeting == life.session.greeting and actor.held > life.session.held]
 
 
@@ -144,11 +144,12 @@ def _left_behind(audit: Audit) -> set[bytes]:
     """Sessions that the core does not have, and of which something is kept outside the core."""
     traffic = audit.hub.traffic
     kept = {*traffic.lanes.by_session, *traffic.receiving._ways, *traffic.receiving._due, *traffic.serving._readers}
-    return kept - audit.core.roster.actors.keys() - audit.leaving
+    return kept - audit.core.facts.roster.actors.keys() - audit.leaving
 
 
 def _closed(audit: Audit) -> list[TaskName]:
     """Tasks that wait, though their round is over; none in a stream."""
-    waiting = [*audit.core.ledger.returned, *(one for actor in audit.core.roster.actors.values() for one in actor.parked)]
-    over = audit.core.version if not audit.setting.schedule.streams else -1
+    facts = audit.core.facts
+    waiting = [*facts.ledger.returned, *(one for actor in facts.roster.actors.values() for one in actor.parked)]
+    over = facts.version if not audit.setting.schedule.streams else -1
     return [(task.version, task.index) for task, _ in waiting if task.version < over]

@@ -1,4 +1,4 @@
-"""The setting of one simulated schedule: a plan, rules, a network, and the faults that the run has to bear.
+"""The setting of one simulated schedule: a plan, bounds, a network, and the faults that the run has to bear.
 
 The one idea: swarm testing. A seed switches most kinds of trouble off, so that the few kinds left can happen often enough, in
 every combination, to meet.
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Outcome, Plan, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.fetching import LEAST
 from shoal.protocol.work import Task, Words
 
@@ -132,7 +132,7 @@ class Setting:
     """
 
     schedule: Schedule
-    rules: Rules
+    bounds: Bounds
     goal: Goal
     weather: Weather
     actors: int
@@ -156,23 +156,23 @@ class Setting:
     @property
     def brief_nbytes(self) -> int:
         """Bytes of a brief, in pieces or with its message; 0 if there are no briefs."""
-        return (self.brief_bytes or 8) * self.rules.briefs
+        return (self.brief_bytes or 8) * self.bounds.briefs
 
     @property
     def most(self) -> int:
         """The most tasks that an actor may ever hold."""
-        return max(self.rules.ahead, self.rules.most)
+        return max(self.bounds.ahead, self.bounds.most)
 
     @property
     def keeps(self) -> bool:
         """Whether every actor keeps all its accepted contributions that are in no snapshot."""
-        return self.rules.retain == RETAIN
+        return self.bounds.retain == RETAIN
 
     @property
     def unlimited(self) -> bool:
         """Whether no task is ever set aside. Then an actor that always lies about a task, or hangs in it, holds up its round
         for ever."""
-        return self.rules.attempts == UNLIMITED
+        return self.bounds.attempts == UNLIMITED
 
     @property
     def exact(self) -> bool:
@@ -192,13 +192,13 @@ def drawn(rng: Random, seconds: float) -> Setting:
     paces = tuple(quickest * 16 ** rng.random() for _ in range(actors))
     delay = rng.choice((0.001, 0.001, 0.01, 0.1, 0.3))
     schedule = _schedule(rng)
-    rules = _rules(rng, schedule, max(paces), delay, actors)
+    bounds = _bounds(rng, schedule, max(paces), delay, actors)
     journal = rng.choice(("off", "ids", "ids", "payload", "payload"))
     work = rng.choice((0, LEAST // 2, 2 * LEAST, 3 * LEAST + 1))
     retain = rng.choice((0, 3 * max(work, 8), RETAIN, RETAIN, RETAIN, RETAIN)) if journal == "ids" else 0
     setting = Setting(
         schedule=schedule,
-        rules=replace(rules, retain=retain, briefs=schedule.seed % 3 > 0),  # no draw of its own
+        bounds=replace(bounds, retain=retain, briefs=schedule.seed % 3 > 0),  # no draw of its own
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
         weather=_weather(rng, delay, seconds),
         actors=actors,
@@ -207,7 +207,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         step=rng.choice((0.002, 0.002, 0.02, 0.3)),
         fold=rng.choice((0.003, 0.1)),
         heal_at=seconds * rng.uniform(0.6, 1.2),
-        within=40.0 + 10 * (rules.patience + rules.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
+        within=40.0 + 10 * (bounds.patience + bounds.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
         rests=schedule.seed % 4 == 1,
@@ -228,8 +228,8 @@ def _keeping(rng: Random, setting: Setting, seconds: float) -> Setting:
     faults = ("restart", *rng.sample(setting.weather.faults, min(1, len(setting.weather.faults))))
     weather = replace(setting.weather, faults=faults, every=seconds / rng.choice((3, 6)), raising=0.0, poisoned=0.0)
     journal = "payload" if setting.schedule.seed % 3 == 1 else "ids"  # no draw of its own
-    rules, every = replace(setting.rules, retain=RETAIN * (journal == "ids")), rng.choice((1.0, 3.0, 30.0, 30.0))
-    return replace(setting, weather=weather, rules=rules, journal=journal, snapshot_every=every, share=0.0, goal=Goal())
+    bounds, every = replace(setting.bounds, retain=RETAIN * (journal == "ids")), rng.choice((1.0, 3.0, 30.0, 30.0))
+    return replace(setting, weather=weather, bounds=bounds, journal=journal, snapshot_every=every, share=0.0, goal=Goal())
 
 
 def _schedule(rng: Random) -> Schedule:
@@ -246,11 +246,11 @@ def _schedule(rng: Random) -> Schedule:
     return Schedule(False, clients, cohort, quorum, deadline, summed, evaluate_every=evaluate_every, seed=seed)
 
 
-def _rules(rng: Random, schedule: Schedule, pace: float, delay: float, actors: int) -> Rules:
+def _bounds(rng: Random, schedule: Schedule, pace: float, delay: float, actors: int) -> Bounds:
     sticky = not schedule.streams and not schedule.summed
     ahead = rng.choice((1, 2, 2, 3))
     enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds; a shorter lease is too short
-    return Rules(
+    return Bounds(
         ahead=ahead,
         most=rng.choice((0, 0, 4, 12)),
         stock=rng.choice((0.01, 0.5)),

@@ -78,7 +78,7 @@ class World:
             return
         weather, rng = self.setting.weather, self.rng
         life = rng.choice(self.lives)
-        patience = self.setting.rules.patience_for(len(self.lives))
+        patience = self.setting.bounds.patience_for(len(self.lives))
         match rng.choice(weather.faults):
             case "cut":
                 self.wire.cut(life, rng.choice((0.01, 0.2, 2 * patience)))
@@ -154,7 +154,7 @@ class World:
         self._restart(None)
         self._healed_version = self.newest()
         self.audit.served.clear()
-        bear = self.setting.rules.lease > 0 and any(life.honest and not life.gone and not life.hangs for life in self.lives)
+        bear = self.setting.bounds.lease > 0 and any(life.honest and not life.gone and not life.hangs for life in self.lives)
         for life in list(self.lives):
             life.thaw()
             if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.unlimited):
@@ -195,7 +195,7 @@ class World:
 
     def _despair(self, _: None) -> None:
         if amiss := self._amiss():
-            waiting = waiting_for(self.hub.core) if self.hub else []
+            waiting = waiting_for(self.hub.core.facts) if self.hub else []
             raise ViolationError(f"liveness: {amiss}; waiting for {waiting}")
 
 

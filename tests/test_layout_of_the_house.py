@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,6 +268,12 @@ def test_what_decides_neither_waits_nor_computes_nor_tells_the_time() -> None:
     deciding.pop("shoal", None)
     assert "shoal.coordinator.deciding.plans" in deciding
     assert [breach for module in deciding.values() for breach in impure(module)] == []
+
+
+def test_modules_that_decide_import_each_other_in_one_direction_types_included() -> None:
+    ours = [module for module in MODULES if module.name.startswith("shoal.coordinator.deciding.")]
+    graph = {module.name: {found.name for found in imports(module)} & {one.name for one in ours} for module in ours}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_what_an_edge_actor_imports_needs_the_core_dependencies_only() -> None:

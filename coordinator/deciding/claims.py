@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.ledger import Lease
-from shoal.coordinator.deciding.rules import Rules
 from shoal.protocol.messages import Contribute
 
 
-def amiss(lease: Lease, message: Contribute, sent: int, rules: Rules) -> str:
+def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds) -> str:
     """Return the fault of a contribution's claims, "" if there is none. sent: newest version that went to its actor."""
     if lease.promise:
         if (message.made_from, message.digest) != (lease.promise.made_from, lease.promise.digest):
@@ -27,8 +27,8 @@ def amiss(lease: Lease, message: Contribute, sent: int, rules: Rules) -> str:
         return "its number of steps is out of range"
     if not (0 <= message.trained < math.inf and 0 <= message.waited < math.inf):
         return "the times it took are not finite numbers from 0"
-    if lease.counts and message.summed != (rules.summed and message.layout != ""):
+    if lease.counts and message.summed != (bounds.summed and message.layout != ""):
         return "a sum over clients where none is asked for, or none where one is"
-    if lease.counts and rules.retain and not message.digest:
+    if lease.counts and bounds.retain and not message.digest:
         return "no digest, by which it is known again if it is asked for once more"
     return ""

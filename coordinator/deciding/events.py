@@ -31,7 +31,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Carried:
     """Arrays moved from or to this session: it lives. task: the task whose contribution or brief they are; None if neither.
     left: bytes of that contribution or brief that are still to come; 0 without a task."""
 
@@ -124,7 +124,7 @@ class Interrupt:
 
 
 Event: TypeAlias = (
-    Heard | Moved | Stalled | Outdated | Lost | Folded | Unfit | Briefed | Stepped | Kept | Tick | Nudge | Interrupt
+    Heard | Carried | Stalled | Outdated | Lost | Folded | Unfit | Briefed | Stepped | Kept | Tick | Nudge | Interrupt
 )
 
 # Effects

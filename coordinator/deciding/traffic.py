@@ -32,13 +32,13 @@ from shoal.coordinator.deciding.deeds import (
 )
 from shoal.coordinator.deciding.events import (
     Admit,
+    Carried,
     Event,
     Fold,
     Folded,
     Gone,
     Heard,
     Lost,
-    Moved,
     Outdated,
     Pull,
     Send,
@@ -260,15 +260,15 @@ class Traffic:
 
     def _speaks(self, event: Heard) -> bool:
         """Return whether the message's session has a place here, and speaks over this connection with its own key."""
-        actor, envelope = self.core.roster.at(event.peer), event.envelope
+        actor, envelope = self.core.facts.roster.at(event.peer), event.envelope
         mine = actor is not None and (actor.session, actor.user) == (envelope.session, event.user)
-        return mine and envelope.epoch == self.core.epoch
+        return mine and envelope.epoch == self.core.facts.epoch
 
     def _on_lane(self, event: Heard, message: Want | Chunk | Ready) -> Sequence[Deed]:
         """Take a message on a line for arrays, which is known only by its session and key."""
         session, peer = event.envelope.session, event.peer
-        actor = self.core.roster.actors.get(session)
-        if actor is None or actor.user != event.user or event.envelope.epoch != self.core.epoch:
+        actor = self.core.facts.roster.actors.get(session)
+        if actor is None or actor.user != event.user or event.envelope.epoch != self.core.facts.epoch:
             return ()  # the session gets its answer on its other line
         if isinstance(message, Ready) or session not in self.lanes.by_session:
             self.lanes.take(session, peer)
@@ -286,46 +286,46 @@ class Traffic:
     def _wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
         if (arrays := self.serving.wanted(session, want.what, want.first, want.last)) is None:
             return self._decide(Outdated(session, want.what[0]))
-        return (*self._decide(Moved(session)), self._piece(peer, session, want, arrays))
+        return (*self._decide(Carried(session)), self._piece(peer, session, want, arrays))
 
     def _piece(self, peer: bytes, session: bytes, want: Want, arrays: Sized) -> Ship:
         """Return the deed that sends a piece. The session asks again for a piece that does not arrive."""
         chunk = Chunk(want.what, want.first, want.last)
-        return Ship(peer, Envelope(session, self.core.epoch, chunk), arrays, want.first, want.last)
+        return Ship(peer, Envelope(session, self.core.facts.epoch, chunk), arrays, want.first, want.last)
 
     def _came(self, session: bytes, chunk: Chunk, piece: Sized | None) -> Sequence[Deed]:
         nbytes = 0 if piece is None else piece.nbytes
         delivery = self.receiving.came(session, chunk, self.now) if nbytes == chunk.last - chunk.first else None
         if delivery is None:
-            return self._decide(Moved(session))
+            return self._decide(Carried(session))
         return (Store(delivery, chunk.first, piece),) if piece is not None and nbytes else self._stored(Stored(delivery))
 
     def _stored(self, stored: Stored) -> Sequence[Deed]:
         delivery, trouble = stored.delivery, stored.trouble
-        session, actor, fetch = delivery.session, self.core.roster.actors[delivery.session], delivery.fetch
+        session, actor, fetch = delivery.session, self.core.facts.roster.actors[delivery.session], delivery.fetch
         assert fetch is not None  # the delivery's arrays were asked for
         if trouble:  # a repeated Contribute is fetched anew
             report = Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error")
-            return (*self._let_go(delivery), *self._decide(Moved(session)), report)
-        moved = self._decide(Moved(session, delivery.task, fetch.left))
+            return (*self._let_go(delivery), *self._decide(Carried(session)), report)
+        moved = self._decide(Carried(session, delivery.task, fetch.left))
         if delivery.state != "here":
             return moved
-        envelope = Envelope(session, self.core.epoch, delivery.message)
+        envelope = Envelope(session, self.core.facts.epoch, delivery.message)
         return (*moved, *self._judge(Heard(actor.peer, envelope, user=actor.user), delivery))
 
     def _tick(self, event: Tick) -> Sequence[Deed]:
         deeds = self._decide(event)
         if self.receiving.idle:
             return deeds
-        lease = self.core.rules.lease
+        lease = self.core.facts.bounds.lease
         for task in self.receiving.stalled(self.now - lease) if lease else ():
             deeds.extend(self._decide(Stalled(task)))
-        wants, in_vain = self.receiving.ask(self.now, self.core.starves())
+        wants, in_vain = self.receiving.ask(self.now, self.core.facts.starves())
         for session in in_vain:
             self.lanes.forget(session)  # pieces asked for on this line have not come: ask on the other line
         for session, want in wants:  # a Want goes by the connection of its Chunk, whose end is the end of both
-            peer = self.lanes.by_session.get(session) or self.core.roster.actors[session].peer
-            deeds.append(Send(peer, Envelope(session, self.core.epoch, want)))
+            peer = self.lanes.by_session.get(session) or self.core.facts.roster.actors[session].peer
+            deeds.append(Send(peer, Envelope(session, self.core.facts.epoch, want)))
         return deeds
 
     # Weights
@@ -333,13 +333,14 @@ class Traffic:
     def _weights(self, wanted: SendWeights) -> Sequence[Deed]:
         shares = wanted.session in self.sharers
         if wanted.same:
-            weights = Envelope(wanted.session, self.core.epoch, Weights(self.version, base=wanted.held, kept=self.core.kept))
+            known = Weights(self.version, base=wanted.held, kept=self.core.facts.kept)
+            weights = Envelope(wanted.session, self.core.facts.epoch, known)
             renamed = (Rename(wanted.session, self.version),) if shares else ()
             return (*renamed, Send(wanted.peer, weights))
-        return (Lend(wanted, Weights(self.version, kept=self.core.kept)),) if shares else self._tell(wanted)
+        return (Lend(wanted, Weights(self.version, kept=self.core.facts.kept)),) if shares else self._tell(wanted)
 
     def _unlent(self, unlent: Unlent) -> Sequence[Deed]:
-        return self._tell(unlent.wanted) if unlent.wanted.session in self.core.roster.actors else ()
+        return self._tell(unlent.wanted) if unlent.wanted.session in self.core.facts.roster.actors else ()
 
     def _tell(self, wanted: SendWeights) -> Sequence[Deed]:
         """Send the newest weights by the socket; as changes if the session holds a version that is recent enough."""
@@ -351,8 +352,8 @@ class Traffic:
         fetched = nbytes > self.premises.inline
         if fetched:
             self.serving.begin(session, (self.version,) if base == WHOLE else (self.version, base), arrays)
-        weights = Weights(self.version, (), nbytes if fetched else 0, base, self.core.kept)
-        envelope = Envelope(session, self.core.epoch, weights)
+        weights = Weights(self.version, (), nbytes if fetched else 0, base, self.core.facts.kept)
+        envelope = Envelope(session, self.core.facts.epoch, weights)
         return (Send(wanted.peer, envelope) if fetched else Ship(wanted.peer, envelope, arrays, 0, nbytes),)
 
     def _arrived(self, event: Heard, have: Have) -> Sequence[Deed]:
@@ -375,17 +376,17 @@ class Traffic:
         arrays = self.briefs[assign.task, assign.attempt]
         if arrays.nbytes > self.premises.inline:
             return (Send(effect.peer, effect.envelope),)
-        self._then.append(Moved(session, assign.task))
+        self._then.append(Carried(session, assign.task))
         return (Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
 
     def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
         """Send a piece of a brief to the session that has the task. The brief of a cancelled task cannot be had."""
         task, attempt = (want.what[0], want.what[1]), want.what[2]
-        lease, arrays = self.core.ledger.leases.get(task), self.briefs.get((task, attempt))
+        lease, arrays = self.core.facts.ledger.leases.get(task), self.briefs.get((task, attempt))
         mine = lease is not None and (lease.session, lease.attempt) == (session, attempt)
         if not mine or arrays is None or not 0 <= want.first <= want.last <= min(arrays.nbytes, want.first + MOST):
-            return self._decide(Moved(session))
-        moved = self._decide(Moved(session, task, arrays.nbytes - want.last))
+            return self._decide(Carried(session))
+        moved = self._decide(Carried(session, task, arrays.nbytes - want.last))
         return (*moved, self._piece(peer, session, want, arrays))
 
     def _unbrief(self, effect: Unbrief) -> Sequence[Deed]:
@@ -396,7 +397,7 @@ class Traffic:
 
     def _admit(self, admit: Admit) -> Sequence[Deed]:
         core, hello, session = self.core, admit.hello, admit.session
-        actor = core.roster.actors[session]
+        actor = core.facts.roster.actors[session]
         here = actor.user in self.premises.local and hello.host == self.premises.host
         if here:
             self.pids[hello.pid] = admit.peer
@@ -405,11 +406,11 @@ class Traffic:
             self.sharers.add(session)
         if admit.resumed and session not in self.lanes.by_session:
             self.receiving.cut(session)
-        rules, many = core.rules, len(core.roster)
-        beat, patience = rules.beat_for(many), rules.patience_for(many)
-        place = (hello.greeting, admit.resumed, rules.retain)
+        bounds, many = core.facts.bounds, len(core.facts.roster)
+        beat, patience = bounds.beat_for(many), bounds.patience_for(many)
+        place = (hello.greeting, admit.resumed, bounds.retain)
         welcome = Welcome(self.premises.run, admit.number, beat, patience, self.premises.host, shares, *place)
-        return (Greet(admit.peer, Envelope(session, core.epoch, welcome)),)
+        return (Greet(admit.peer, Envelope(session, core.facts.epoch, welcome)),)
 
     def _lost(self, event: Lost) -> Sequence[Deed]:
         self.lanes.lost(event.peer)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from shoal.actors import Worker
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds, Goal
     from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.rules import Goal, Rules
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
 PLAN = ("assign", "admits", "enough")
@@ -208,9 +208,9 @@ class Job:
     def goal(self) -> Goal:
         return self.method.goal()
 
-    def rules(self) -> Rules:
+    def bounds(self) -> Bounds:
         return replace(
-            self.method.rules(self.sums),
+            self.method.bounds(self.sums),
             summed=self.sums,
             exact=self.method.exact,
             lease=self.bearing.lease,

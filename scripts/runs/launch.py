@@ -33,7 +33,7 @@ from shoal.runs.crew import Crew
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together
-from shoal.runs.parts import invitation, learner_of, recording_of, rules_of, shared_of, wire_of
+from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.summary import summary
 from shoal.runs.threads import cores, crowded, few, few_threads
@@ -142,7 +142,7 @@ def launch(
         core = Core(
             job.plan(found.asked),
             job.goal(),
-            replace(rules_of(job, config), retain=recording.retain, briefs=bool(briefs)),
+            replace(bounds_of(job, config), retain=recording.retain, briefs=bool(briefs)),
             version=found.version,
             steps=found.steps,
             drawn=found.drawn,
@@ -153,7 +153,7 @@ def launch(
             now=clock(),
         )
         wire = wire_of(options, job, stack, clock)
-        learner = learner_of(job, aggregator, wire, recording, core.version, device, clock, briefs)
+        learner = learner_of(job, aggregator, wire, recording, core.facts.version, device, clock, briefs)
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:

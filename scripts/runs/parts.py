@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.rules import Rules
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.recording import Recording, Recovered, recover
 from shoal.coordinator.keeping.store import Store
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 
-def rules_of(job: Job, config: Config) -> Rules:
-    """The job's rules. If clients stay with their actors, the first tasks wait until all of this machine's actors are here."""
-    rules = job.rules()
-    return replace(rules, gather=config.actors) if rules.sticky else rules
+def bounds_of(job: Job, config: Config) -> Bounds:
+    """The job's bounds. If clients stay with their actors, the first tasks wait until all of this machine's actors are here."""
+    bounds = job.bounds()
+    return replace(bounds, gather=config.actors) if bounds.sticky else bounds
 
 
 def recording_of(

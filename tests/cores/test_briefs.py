@@ -12,13 +12,14 @@ from shoal.actors.coming import Fetching
 from shoal.actors.events import Drop, Gather, Heard, Note, Opened, Place, Say, Stow, Tick
 from shoal.actors.events import Run as Order
 from shoal.actors.session import Session, hello
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import (
     Brief,
     Briefed,
+    Carried,
     Evict,
     Fold,
     Lost,
-    Moved,
     SendTask,
     Stepped,
     Unbrief,
@@ -26,7 +27,6 @@ from shoal.coordinator.deciding.events import (
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Rules
 from shoal.coordinator.learner import Handed, Learner
 from shoal.protocol.errors import UserError
 from shoal.protocol.fetching import LEAST
@@ -48,7 +48,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task
 
-BRIEFS = Rules(briefs=True, ahead=1, patience=60.0)
+BRIEFS = Bounds(briefs=True, ahead=1, patience=60.0)
 ATTEMPT = 65_537
 
 
@@ -116,14 +116,14 @@ def test_nobody_can_have_done_what_nobody_was_told_of(said: str) -> None:
 
 
 def test_the_lease_of_a_task_begins_when_its_brief_is_there() -> None:
-    run = Run(Rounds(1), Rules(briefs=True, ahead=1, patience=60.0, lease=10.0)).join("a", "b")
+    run = Run(Rounds(1), Bounds(briefs=True, ahead=1, patience=60.0, lease=10.0)).join("a", "b")
     run.arrive("a")
     run.tick(after=11.0)
     assert run.told("late") == []  # the learner is slow
-    assert waiting_for(run.core) == ["a, on task (0, 0), for 11 s: the learner, which makes its brief"]
+    assert waiting_for(run.core.facts) == ["a, on task (0, 0), for 11 s: the learner, which makes its brief"]
     brief(run, nbytes=1_000_000).tick(after=9.0)
-    run.event(Moved(b"session of a", (0, 0), 600_000), after=0.5)
-    assert waiting_for(run.core)[0].endswith("its brief, 0.6 of 1.0 MB still to come")
+    run.event(Carried(b"session of a", (0, 0), 600_000), after=0.5)
+    assert waiting_for(run.core.facts)[0].endswith("its brief, 0.6 of 1.0 MB still to come")
     assert run.tick(after=9.0).told("late") == []
     run.tick(after=2.0)
     assert len(run.told("late")) == 1
@@ -134,16 +134,16 @@ def test_the_lease_of_a_task_begins_when_its_brief_is_there() -> None:
 def test_an_actor_that_is_cut_off_from_half_of_a_brief_has_time_to_come_back_for_the_rest() -> None:
     run = Run(Rounds(1), BRIEFS).join("a", "b")
     brief(run, nbytes=1_000)
-    run.event(Moved(b"session of a", (0, 0), 400)).event(Lost(b"a", "cannot be reached"))
+    run.event(Carried(b"session of a", (0, 0), 400)).event(Lost(b"a", "cannot be reached"))
     assert run.told("away")
     assert run.all(Brief) == []
 
 
 def test_who_comes_back_to_its_place_is_told_again_of_what_is_briefed_and_of_nothing_else() -> None:
-    run = Run(Rounds(2), Rules(briefs=True, ahead=2, patience=60.0)).join("a")
+    run = Run(Rounds(2), Bounds(briefs=True, ahead=2, patience=60.0)).join("a")
     brief(run)
-    back = run.core.roster.actors[b"session of a"]
-    run.hear("a", replace(hello("a", "host", 1, ()), greeting=1, epoch=run.core.epoch, held=0), epoch=0)
+    back = run.core.facts.roster.actors[b"session of a"]
+    run.hear("a", replace(hello("a", "host", 1, ()), greeting=1, epoch=run.core.facts.epoch, held=0), epoch=0)
     assert back.resumed
     assert [one.task for one in tasks(run)] == [(0, 0)]
     assert run.said("a", Assign) == []

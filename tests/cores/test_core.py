@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import (
     Admit,
+    Carried,
     Effect,
     Event,
     Evict,
@@ -25,7 +27,6 @@ from shoal.coordinator.deciding.events import (
     Heard,
     Interrupt,
     Lost,
-    Moved,
     Outdated,
     Pull,
     Send,
@@ -42,7 +43,6 @@ from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -70,9 +70,9 @@ M = TypeVar("M")
 class Run:
     """A core, a clock, and the effects of what happened last. Actors are called by their names."""
 
-    def __init__(self, plan: Plan, rules: Rules | None = None, goal: Goal | None = None, **recovered: int) -> None:
+    def __init__(self, plan: Plan, bounds: Bounds | None = None, goal: Goal | None = None, **recovered: int) -> None:
         self.now = 1_000.0
-        self.core = Core(plan, goal or Goal(), rules or Rules(), now=self.now, **recovered)
+        self.core = Core(plan, goal or Goal(), bounds or Bounds(), now=self.now, **recovered)
         self.effects: list[Effect] = []
         self.peers: dict[str, bytes] = {}
         self.sessions: dict[str, bytes] = {}
@@ -104,13 +104,13 @@ class Run:
         return self
 
     def hear(self, name: str, message: Message, *, peer: bytes = b"", epoch: int = -1, fault: str = "", user: str = "") -> Run:
-        envelope = Envelope(self.sessions[name], self.core.epoch if epoch < 0 else epoch, message)
+        envelope = Envelope(self.sessions[name], self.core.facts.epoch if epoch < 0 else epoch, message)
         return self.event(Heard(peer or self.peers[name], envelope, fault, user))
 
     def work(self, name: str, task: TaskName | None = None, **claims: Any) -> Contribute:
         """What this actor made of a task of its (the oldest) from the newest weights it has, as it should be said."""
         assign = self.tasks[name][task] if task else next(iter(self.tasks[name].values()))
-        made_from = max(assign.task[0], self.core.roster.actors[self.sessions[name]].held)
+        made_from = max(assign.task[0], self.core.facts.roster.actors[self.sessions[name]].held)
         layout = "layout" if assign.counts else ""
         done = Contribute(assign.task, assign.attempt, made_from, 1.0, layout, assign.summed, {}, {}, 0.0, 1.0)
         return replace(done, **claims)
@@ -124,7 +124,7 @@ class Run:
 
     def arrive(self, name: str) -> None:
         """What weights are on their way to this actor have reached it."""
-        actor = self.core.roster.actors[self.sessions[name]]
+        actor = self.core.facts.roster.actors[self.sessions[name]]
         while actor.under_way and name not in self.slow:
             self.hear(name, Have(actor.sent))
 
@@ -176,7 +176,7 @@ def test_who_says_hello_gets_a_welcome_weights_and_work() -> None:
 def test_hello_said_twice_changes_nothing() -> None:
     run = Run(rounds()).join("a").join("a")
     assert [type(effect) for effect in run.effects] == [Admit]
-    assert len(run.core.ledger.leases) == 2
+    assert len(run.core.facts.ledger.leases) == 2
 
 
 def greet(run: Run, name: str, peer: bytes = b"", **claims: Any) -> Run:
@@ -199,7 +199,7 @@ def test_a_hello_that_comes_late_changes_nothing() -> None:
     assert run.effects == []
     greet(run, "a", b"a'", greeting=2)
     assert greet(run, "a", b"a", greeting=1).effects == []
-    assert run.core.roster.at(b"a'")
+    assert run.core.facts.roster.at(b"a'")
 
 
 def test_one_that_remembers_its_place_keeps_it_over_another_connection() -> None:
@@ -235,7 +235,7 @@ def offer(run: Run, name: str, **claims: Any) -> Contribute:
     """A contribution is told of; its arrays wait at the actor."""
     run.arrive(name)
     message = run.work(name, nbytes=1_000_000, **claims)
-    run.event(Heard(run.peers[name], Envelope(run.sessions[name], run.core.epoch, message), whole=False))
+    run.event(Heard(run.peers[name], Envelope(run.sessions[name], run.core.facts.epoch, message), whole=False))
     return message
 
 
@@ -244,7 +244,7 @@ def test_arrays_of_a_contribution_are_fetched_and_then_it_counts() -> None:
     message = offer(run, "a")
     assert run.all(Pull) == [Pull(b"session of a", message)]
     assert run.all(Fold) == run.verdicts("a") == []
-    assert run.core.ledger.counts.heard == 0
+    assert run.core.facts.ledger.counts.heard == 0
     assert run.hear("a", message).all(Fold)
     assert run.event(Folded(message.task)).verdicts("a") == ["accepted"]
 
@@ -284,14 +284,14 @@ def test_nobody_fetches_for_a_task_that_is_given_up() -> None:
 
 
 def test_what_was_made_of_an_old_version_is_not_fetched_any_further() -> None:
-    run = Run(Rounds(2, quorum=1, deadline=1.0), Rules(ahead=1)).join("a", "b")
+    run = Run(Rounds(2, quorum=1, deadline=1.0), Bounds(ahead=1)).join("a", "b")
     message = offer(run, "b")
     run.contribute("a").tick(after=1.1)
     assert run.step().all(Unpull) == [Unpull(message.task)]
 
 
 def test_who_is_cut_off_while_its_arrays_come_has_as_long_to_come_back_as_silence_is_borne() -> None:
-    run = Run(rounds(), Rules(patience=3.0)).join("a", "b")
+    run = Run(rounds(), Bounds(patience=3.0)).join("a", "b")
     message = offer(run, "a")
     run.event(Lost(b"a", "lost its connection"))
     assert (run.told("away"), run.told("lost"), run.all(Unpull)) != ([], [], [])
@@ -306,7 +306,7 @@ def test_who_is_cut_off_while_its_arrays_come_has_as_long_to_come_back_as_silenc
 
 
 def test_who_does_not_come_back_is_given_up() -> None:
-    run = Run(rounds(), Rules(patience=3.0)).join("a")
+    run = Run(rounds(), Bounds(patience=3.0)).join("a")
     message = offer(run, "a")
     run.event(Lost(b"a", "lost its connection"))
     run.tick(after=3.1)
@@ -315,13 +315,13 @@ def test_who_does_not_come_back_is_given_up() -> None:
 
 
 def test_a_lease_does_not_run_while_arrays_wait_and_ends_when_they_stall() -> None:
-    run = Run(rounds(), Rules(lease=2.0, patience=60.0)).join("a")
+    run = Run(rounds(), Bounds(lease=2.0, patience=60.0)).join("a")
     first, second = offer(run, "a"), run.work("a", (0, 1))
-    assert [lease.task for lease in run.core.ledger.leases.values() if lease.pulled] != []
+    assert [lease.task for lease in run.core.facts.ledger.leases.values() if lease.pulled] != []
     run.tick(after=5.0)
     assert [text for text in run.told("late") if str(first.task) in text] == []
     assert [text for text in run.told("late") if str(second.task) in text] != []
-    run.event(Moved(b"session of a", first.task, 400_000)).event(Stalled(first.task))
+    run.event(Carried(b"session of a", first.task, 400_000)).event(Stalled(first.task))
     why = "nothing came of its arrays from a for 2 s, 0.4 of 1.0 MB still to come"
     assert run.told("late") == [f"task {first.task}: {why}"]
     assert run.all(Unpull) == [Unpull(first.task)]
@@ -329,11 +329,11 @@ def test_a_lease_does_not_run_while_arrays_wait_and_ends_when_they_stall() -> No
 
 
 def test_arrays_that_move_are_no_silence() -> None:
-    run = Run(rounds(), Rules(patience=3.0)).join("a")
+    run = Run(rounds(), Bounds(patience=3.0)).join("a")
     for _ in range(5):
-        run.event(Moved(b"session of a"), after=2.0).tick()
+        run.event(Carried(b"session of a"), after=2.0).tick()
     assert run.told("lost") == []
-    assert run.event(Moved(b"session of nobody")).effects == []
+    assert run.event(Carried(b"session of nobody")).effects == []
 
 
 def test_weights_that_are_not_to_be_had_any_more_give_way_to_the_newest() -> None:
@@ -356,7 +356,7 @@ def test_a_new_life_on_the_same_connection_takes_the_place_of_the_old() -> None:
     run.peers["b"], run.sessions["b"], run.tasks["b"] = b"a", b"session of b", {}
     run.event(Heard(b"a", Envelope(b"session of b", 0, Hello(PROTOCOL, "b", "host", 2, ()))))
     assert run.told("lost")
-    assert list(run.core.roster.actors) == [b"session of b"]
+    assert list(run.core.facts.roster.actors) == [b"session of b"]
     assert names(run.said("b", Assign)) == [(0, 0), (0, 1)]
 
 
@@ -400,7 +400,7 @@ def test_a_session_is_the_key_holders_that_joined_with_it() -> None:
     run = Run(rounds()).join("a").hear("a", Bye("ha"), user="another key")
     assert run.said("a", Refused)
     assert run.told("access")
-    assert len(run.core.roster) == 1
+    assert len(run.core.facts.roster) == 1
 
 
 def test_what_actors_do_not_say_is_reported_and_changes_nothing() -> None:
@@ -410,14 +410,14 @@ def test_what_actors_do_not_say_is_reported_and_changes_nothing() -> None:
 
 
 def test_the_first_tasks_wait_until_enough_actors_have_gathered() -> None:
-    run = Run(rounds(), Rules(gather=2)).join("a")
+    run = Run(rounds(), Bounds(gather=2)).join("a")
     assert run.said("a", Assign) == []
     run.join("b")
     assert (names(run.said("a", Assign)), names(run.said("b", Assign))) == ([(0, 0), (0, 2)], [(0, 1), (0, 3)])
 
 
 def test_nobody_waits_for_actors_beyond_patience() -> None:
-    run = Run(rounds(), Rules(gather=2, patience=10.0)).join("a")
+    run = Run(rounds(), Bounds(gather=2, patience=10.0)).join("a")
     run.hear("a", Beat(0)).tick(after=9.0)
     assert names(run.hear("a", Beat(0)).tick(after=1.5).said("a", Assign)) == [(0, 0), (0, 1)]
 
@@ -426,18 +426,18 @@ def test_nobody_waits_for_actors_beyond_patience() -> None:
 
 
 def test_tasks_of_a_dead_actor_go_to_another_at_once() -> None:
-    run = Run(rounds(), Rules(ahead=4)).join("a", "b").event(Lost(b"a", "cannot be reached"))
+    run = Run(rounds(), Bounds(ahead=4)).join("a", "b").event(Lost(b"a", "cannot be reached"))
     assert names(run.said("b", Assign)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert run.told("lost") == ["a cannot be reached; 4 of its tasks go to others"]
 
 
 def test_who_says_bye_leaves_its_tasks_to_others_at_once() -> None:
-    run = Run(rounds(), Rules(ahead=4)).join("a", "b").hear("a", Bye("told to stop"))
+    run = Run(rounds(), Bounds(ahead=4)).join("a", "b").hear("a", Bye("told to stop"))
     assert len(run.said("b", Assign)) == 4
 
 
 def test_the_silent_are_given_up_after_their_patience() -> None:
-    run = Run(rounds(), Rules(ahead=4, patience=5.0)).join("a").tick(after=4.0).join("b")
+    run = Run(rounds(), Bounds(ahead=4, patience=5.0)).join("a").tick(after=4.0).join("b")
     assert run.tick(after=0.9).told("lost") == []
     assert run.tick(after=0.2).told("lost") == ["a silent for 5.1 s; 4 of its tasks go to others"]
     assert len(run.said("b", Assign)) == 4
@@ -462,7 +462,7 @@ def test_what_a_dead_actor_left_with_the_learner_is_counted() -> None:
     run = Run(rounds(2)).join("a", "b").contribute("a").send("a", task=(0, 1)).event(Lost(b"a", "died"))
     assert run.said("b", Assign) == []  # it is not given out again
     assert run.event(Folded((0, 1))).all(Step) == [Step(1, 0, 2)]
-    assert run.core.ledger.counts.accepted == 2
+    assert run.core.facts.ledger.counts.accepted == 2
 
 
 # Contributions
@@ -482,7 +482,7 @@ def test_a_contribution_said_again_gets_the_same_answer_and_counts_once() -> Non
     run.contribute("a")
     assert run.hear("a", done).verdicts("a") == ["accepted"]
     assert run.all(Fold) == []
-    counts = run.core.ledger.counts
+    counts = run.core.facts.ledger.counts
     assert (counts.heard, counts.accepted, counts.duplicate) == (2, 1, 1)
 
 
@@ -494,7 +494,7 @@ def test_a_contribution_that_is_with_the_learner_is_not_folded_again() -> None:
 
 
 def test_a_refusal_said_again_is_the_same_refusal() -> None:
-    run = Run(rounds(), Rules(attempts=1)).join("a")
+    run = Run(rounds(), Bounds(attempts=1)).join("a")
     wrong = run.work("a", weight=math.nan)
     reason = run.send("a", weight=math.nan).said("a", Verdict)[0].reason
     assert run.hear("a", wrong).said("a", Verdict) == [Verdict((0, 0), wrong.attempt, "refused", reason)]
@@ -559,26 +559,26 @@ def test_what_the_learner_finds_unfit_is_tried_again() -> None:
     run = Run(rounds()).join("a").send("a").event(Unfit((0, 0), "not finite"))
     assert run.verdicts("a") == ["refused"]
     assert names(run.said("a", Assign)) == [(0, 0)]
-    assert run.core.ledger.counts.folding == 0
+    assert run.core.facts.ledger.counts.folding == 0
 
 
 def test_every_contribution_has_one_verdict() -> None:
     run = Run(rounds(3)).join("a")
     first = run.work("a")
     run.contribute("a").hear("a", first).send("a", weight=0.0).hear("a", replace(first, attempt=7)).send("a")
-    counts = run.core.ledger.counts
+    counts = run.core.facts.ledger.counts
     assert (counts.heard, counts.accepted, counts.duplicate, counts.stale, counts.refused, counts.folding) == (5, 1, 1, 1, 1, 1)
 
 
 def test_enough_verdicts_are_remembered_and_no_more() -> None:
-    run = Run(Stream(1_000, 9, clients=5), Rules(ahead=2)).join("a")
+    run = Run(Stream(1_000, 9, clients=5), Bounds(ahead=2)).join("a")
     said = []
     for _ in range(50):
         said.append(run.work("a"))
         run.contribute("a")
     assert run.hear("a", said[-8]).verdicts("a") == ["accepted"]
     assert run.hear("a", said[0]).verdicts("a") == ["stale"]
-    assert len(run.core.ledger.verdicts.last[run.sessions["a"]]) == 10
+    assert len(run.core.facts.ledger.verdicts.last[run.sessions["a"]]) == 10
 
 
 # Failures
@@ -596,7 +596,7 @@ def test_a_failure_is_reported_answered_and_tried_again() -> None:
 def test_a_failure_of_an_old_attempt_is_answered_or_it_would_be_said_for_ever() -> None:
     run = Run(rounds()).join("a").hear("a", Failed((0, 0), 5, 0, "training", "no", ""))
     assert run.verdicts("a") == ["stale"]
-    assert (0, 0) in run.core.ledger.leases
+    assert (0, 0) in run.core.facts.ledger.leases
 
 
 def test_a_failure_does_not_take_back_what_is_with_the_learner() -> None:
@@ -607,7 +607,7 @@ def test_a_failure_does_not_take_back_what_is_with_the_learner() -> None:
 
 
 def test_a_task_is_set_aside_after_three_attempts_and_the_round_goes_on() -> None:
-    run = Run(rounds(2), Rules(ahead=1)).join("a")
+    run = Run(rounds(2), Bounds(ahead=1)).join("a")
     for _ in range(3):
         run.send("a", weight=math.nan)
     assert len(run.told("aside")) == 1
@@ -616,14 +616,14 @@ def test_a_task_is_set_aside_after_three_attempts_and_the_round_goes_on() -> Non
 
 
 def test_three_actors_that_die_of_one_task_set_it_aside() -> None:
-    run = Run(rounds(1), Rules(ahead=1))
+    run = Run(rounds(1), Bounds(ahead=1))
     for name in "abc":
         run.join(name).event(Lost(name.encode(), "died"))
     assert len(run.told("aside")) == 1
 
 
 def test_a_run_can_stop_when_a_task_is_set_aside() -> None:
-    run = Run(rounds(2), Rules(ahead=1, on_failure="stop")).join("a")
+    run = Run(rounds(2), Bounds(ahead=1, on_failure="stop")).join("a")
     for _ in range(3):
         run.send("a", weight=math.nan)
     [finish] = run.all(Finish)
@@ -632,14 +632,14 @@ def test_a_run_can_stop_when_a_task_is_set_aside() -> None:
 
 
 def test_a_round_that_has_lost_every_task_ends_the_run() -> None:
-    run = Run(rounds(1), Rules(ahead=1)).join("a")
+    run = Run(rounds(1), Bounds(ahead=1)).join("a")
     for _ in range(3):
         run.send("a", weight=math.nan)
     assert [finish.failed for finish in run.all(Finish)] == [True]
 
 
 def test_clients_that_failed_together_are_tried_again_one_by_one() -> None:
-    run = Run(rounds(4, summed=True), Rules(ahead=1, summed=True)).join("a")
+    run = Run(rounds(4, summed=True), Bounds(ahead=1, summed=True)).join("a")
     assign = run.tasks["a"].pop((0, 0))
     assert len(assign.clients) > 1
     run.hear("a", Failed((0, 0), assign.attempt, 0, "training", "no", ""))
@@ -653,7 +653,7 @@ def test_clients_that_failed_together_are_tried_again_one_by_one() -> None:
 
 
 def test_who_holds_weights_that_a_step_left_as_they_were_hears_their_new_number_alone() -> None:
-    run = Run(Stream(1, 9), Rules(ahead=2)).join("a", "b")
+    run = Run(Stream(1, 9), Bounds(ahead=2)).join("a", "b")
     run.slow.add("b")
     run.contribute("a").event(Stepped(1, {}, moved=False))
     assert run.all(SendWeights) == [SendWeights(b"a", b"session of a", 1, 0, same=True)]
@@ -711,11 +711,11 @@ def test_a_round_steps_when_all_of_it_is_in() -> None:
 def test_nothing_is_asked_for_a_round_that_is_closing() -> None:
     run = Run(rounds(1)).join("a").contribute("a")
     assert run.join("b").said("b", Assign) == []
-    assert run.event(Stepped(1, {})).core.version == 1
+    assert run.event(Stepped(1, {})).core.facts.version == 1
 
 
 def test_after_the_deadline_a_quorum_suffices_and_who_is_late_is_cancelled() -> None:
-    run = Run(rounds(4, quorum=2, deadline=5.0), Rules(patience=60.0)).join("a", "b").contribute("a", "a")
+    run = Run(rounds(4, quorum=2, deadline=5.0), Bounds(patience=60.0)).join("a", "b").contribute("a", "a")
     late = run.work("b")
     assert run.tick(after=4.9).all(Step) == []
     assert run.tick(after=0.2).all(Step) == [Step(1, 0, 4)]
@@ -724,35 +724,35 @@ def test_after_the_deadline_a_quorum_suffices_and_who_is_late_is_cancelled() -> 
 
 
 def test_after_the_deadline_fewer_than_a_quorum_do_not_suffice() -> None:
-    run = Run(rounds(4, quorum=2, deadline=5.0), Rules(patience=60.0)).join("a", "b").contribute("a").tick(after=6.0)
+    run = Run(rounds(4, quorum=2, deadline=5.0), Bounds(patience=60.0)).join("a", "b").contribute("a").tick(after=6.0)
     assert run.all(Step) == []
     assert run.contribute("b").all(Step) == [Step(1, 0, 4)]
 
 
 def test_what_comes_while_a_round_is_being_closed_is_stale() -> None:
-    run = Run(rounds(4, quorum=2, deadline=5.0), Rules(patience=60.0)).join("a", "b").contribute("a", "a").tick(after=6.0)
+    run = Run(rounds(4, quorum=2, deadline=5.0), Bounds(patience=60.0)).join("a", "b").contribute("a", "a").tick(after=6.0)
     assert run.send("b").verdicts("b") == ["stale"]
 
 
 def test_a_step_waits_for_what_is_on_its_way_to_the_learner() -> None:
-    run = Run(rounds(4, quorum=1, deadline=5.0), Rules(patience=60.0)).join("a", "b").contribute("a").send("b")
+    run = Run(rounds(4, quorum=1, deadline=5.0), Bounds(patience=60.0)).join("a", "b").contribute("a").send("b")
     assert run.tick(after=6.0).all(Step) == []
     assert run.event(Folded((0, 2))).all(Step) == [Step(1, 0, 4)]
 
 
 def test_evaluation_is_waited_for_and_trains_nothing() -> None:
-    run = Run(rounds(1, evaluate_every=1, evaluate_cohort=1), Rules(ahead=2)).join("a")
+    run = Run(rounds(1, evaluate_every=1, evaluate_cohort=1), Bounds(ahead=2)).join("a")
     assert [assign.kind for assign in run.said("a", Assign)] == ["train", "evaluate"]
     run.contribute("a", steps=10)
     assert run.all(Step) == []
     run.contribute("a", steps=90)
     assert run.all(Step) == [Step(1, 10, 2)]
-    assert run.core.ledger.counts.clients == 1
+    assert run.core.facts.ledger.counts.clients == 1
 
 
 def test_a_cohort_is_a_function_of_seed_and_version() -> None:
     def cohort(seed: int, actors: str) -> list[set[int]]:
-        run = Run(rounds(50, 5, seed=seed), Rules(ahead=5)).join(*actors)
+        run = Run(rounds(50, 5, seed=seed), Bounds(ahead=5)).join(*actors)
         seen: list[set[int]] = []
         for _ in range(3):
             clients: set[int] = set()
@@ -779,7 +779,7 @@ def test_a_restarted_round_asks_only_those_who_have_not_answered() -> None:
 
 
 def test_a_stream_steps_for_every_batch_and_every_actor_always_has_work() -> None:
-    run = Run(Stream(2, 9), Rules(ahead=2)).join("a").contribute("a")
+    run = Run(Stream(2, 9), Bounds(ahead=2)).join("a").contribute("a")
     assert run.all(Step) == []
     run.contribute("a")
     assert run.all(Step) == [Step(1, 0, 3)]
@@ -787,7 +787,7 @@ def test_a_stream_steps_for_every_batch_and_every_actor_always_has_work() -> Non
 
 
 def test_what_a_batch_has_no_room_for_goes_onto_the_next_version() -> None:
-    run = Run(Stream(1, 9), Rules(ahead=3)).join("a")
+    run = Run(Stream(1, 9), Bounds(ahead=3)).join("a")
     assert [run.send("a").all(Fold)[0].onto for _ in range(3)] == [0, 1, 2]
     run.event(Folded((0, 0)))
     assert run.all(Step) == [Step(1, 0, 3)]
@@ -801,7 +801,7 @@ def test_what_comes_during_a_step_goes_onto_the_version_it_makes() -> None:
 
 
 def test_a_contribution_may_be_as_many_versions_behind_as_the_plan_allows() -> None:
-    run = Run(Stream(1, 2), Rules(ahead=2)).join("a", "slow")
+    run = Run(Stream(1, 2), Bounds(ahead=2)).join("a", "slow")
     for _ in range(2):
         run.contribute("a").step()
     assert run.send("slow", made_from=0).all(Fold)[0].onto == 2
@@ -823,7 +823,7 @@ def test_a_task_for_nobody_is_for_the_actors_own_environments() -> None:
 
 
 def test_when_all_wait_for_a_version_that_nobody_works_on_one_of_them_takes_a_task_more() -> None:
-    run = Run(Stream(1, 9), Rules(ahead=1)).join("a", "b").send("a").send("b")  # onto versions 0 and 1
+    run = Run(Stream(1, 9), Bounds(ahead=1)).join("a", "b").send("a").send("b")  # onto versions 0 and 1
     run.event(Unfit((0, 0), "not finite")).send("a").event(Lost(b"a", "died"))
     run.event(Unfit((0, 0), "not finite"))
     assert names(run.said("b", Assign)) == [(0, 0)]
@@ -834,7 +834,7 @@ def test_when_all_wait_for_a_version_that_nobody_works_on_one_of_them_takes_a_ta
 
 
 def test_a_task_whose_lease_ends_goes_to_another_and_a_late_result_is_stale() -> None:
-    run = Run(rounds(1), Rules(lease=5.0, patience=60.0)).join("a", "b").hear("a", Have(0))
+    run = Run(rounds(1), Bounds(lease=5.0, patience=60.0)).join("a", "b").hear("a", Have(0))
     late = run.work("a")
     assert run.tick(after=5.0).told("late") == []
     run.tick(after=0.1)
@@ -845,7 +845,7 @@ def test_a_task_whose_lease_ends_goes_to_another_and_a_late_result_is_stale() ->
 
 
 def test_an_actor_that_hangs_gets_no_more_until_its_worker_speaks() -> None:
-    run = Run(Stream(9, 9), Rules(ahead=1, lease=5.0, patience=60.0)).join("a").hear("a", Have(0))
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a").hear("a", Have(0))
     late = run.work("a")
     run.tick(after=5.1)
     assert run.all(Evict) == [Evict(b"a")]
@@ -855,13 +855,13 @@ def test_an_actor_that_hangs_gets_no_more_until_its_worker_speaks() -> None:
 
 
 def test_an_actor_whose_weights_are_still_on_their_way_does_not_hang() -> None:
-    run = Run(Stream(9, 9), Rules(ahead=1, lease=5.0, patience=60.0)).join("a").tick(after=5.1)
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a").tick(after=5.1)
     assert run.all(Evict) == []
     assert names(run.said("a", Assign)) == [(0, 0)]
 
 
 def test_what_is_with_the_learner_hides_no_lease_that_ends() -> None:
-    run = Run(Stream(2, 9), Rules(ahead=1, lease=5.0, patience=60.0)).join("a", "b").send("a").tick(after=5.1)
+    run = Run(Stream(2, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a", "b").send("a").tick(after=5.1)
     assert run.told("late") == ["task (0, 1): no result within its lease of 5 s"]
 
 
@@ -869,7 +869,7 @@ def test_what_is_with_the_learner_hides_no_lease_that_ends() -> None:
 
 
 def test_a_client_stays_with_the_actor_that_plays_it() -> None:
-    run = Run(rounds(4), Rules(ahead=2, sticky=True, gather=2)).join("a", "b")
+    run = Run(rounds(4), Bounds(ahead=2, sticky=True, gather=2)).join("a", "b")
     home = {assign.clients: name for name in "ab" for assign in run.tasks[name].values()}
     assert sorted(home) == [(0,), (1,), (2,), (3,)]
     for order in ("abab", "bbaa", "aabb"):
@@ -878,8 +878,9 @@ def test_a_client_stays_with_the_actor_that_plays_it() -> None:
 
 
 def test_a_task_waits_for_room_where_its_client_lives() -> None:
-    run = Run(rounds(4), Rules(ahead=1, sticky=True, gather=2)).join("a", "b").tick()
-    lives = {client: name for name in "ab" for client, home in run.core.roster.homes.items() if home == run.sessions[name]}
+    run = Run(rounds(4), Bounds(ahead=1, sticky=True, gather=2)).join("a", "b").tick()
+    homes = run.core.facts.roster.homes
+    lives = {client: name for name in "ab" for client, home in homes.items() if home == run.sessions[name]}
     [client] = next(iter(run.tasks["a"].values())).clients
     run.contribute("b")
     assert len(run.tasks["a"]) == 1  # though b has nothing left to do but what is a's
@@ -891,31 +892,31 @@ def test_a_task_waits_for_room_where_its_client_lives() -> None:
 
 
 def test_clients_of_a_dead_actor_move_to_the_one_with_fewest() -> None:
-    run = Run(rounds(4), Rules(ahead=2, sticky=True)).join("a", "b").event(Lost(b"a", "died"))
+    run = Run(rounds(4), Bounds(ahead=2, sticky=True)).join("a", "b").event(Lost(b"a", "died"))
     run.contribute("b", "b").contribute("b", "b")
     assert run.all(Step) == [Step(1, 0, 4)]
 
 
 def test_a_newcomer_gets_its_share_of_the_clients() -> None:
-    run = Run(rounds(4), Rules(ahead=4, sticky=True)).join("a").contribute("a", "a", "a", "a").join("b")
+    run = Run(rounds(4), Bounds(ahead=4, sticky=True)).join("a").contribute("a", "a", "a", "a").join("b")
     run.event(Stepped(1, {}))
     assert (len(run.tasks["a"]), len(run.tasks["b"])) == (2, 2)
 
 
 def test_a_closed_round_leaves_nothing_waiting_for_an_actor() -> None:
-    run = Run(rounds(4, quorum=1, deadline=5.0), Rules(ahead=1, sticky=True, gather=2, patience=60.0)).join("a", "b").tick()
+    run = Run(rounds(4, quorum=1, deadline=5.0), Bounds(ahead=1, sticky=True, gather=2, patience=60.0)).join("a", "b").tick()
     run.contribute("b").tick().contribute("b")
-    assert run.core.ledger.parked == 1  # for a, which is busy
+    assert run.core.facts.ledger.parked == 1  # for a, which is busy
     run.tick(after=6.0).step()
     assert [assign.task for name in "ab" for assign in run.tasks[name].values()] == [(1, 0), (1, 1)]
-    assert run.core.ledger.outstanding(1) == 2
+    assert run.core.facts.ledger.outstanding(1) == 2
 
 
 # Short tasks
 
 
 def test_an_actor_whose_tasks_are_short_holds_more_of_them() -> None:
-    run = Run(Stream(1_000, 9), Rules(ahead=2, most=6, stock=0.01)).join("a")
+    run = Run(Stream(1_000, 9), Bounds(ahead=2, most=6, stock=0.01)).join("a")
     assert len(run.tasks["a"]) == 2
     run.contribute("a", trained=0.0001)
     assert len(run.tasks["a"]) == 6
@@ -928,14 +929,14 @@ def test_an_actor_whose_tasks_are_short_holds_more_of_them() -> None:
 
 
 def test_a_beat_is_said_to_whoever_was_told_nothing_else() -> None:
-    run = Run(rounds(), Rules(beat=0.25)).join("a", "b")
+    run = Run(rounds(), Bounds(beat=0.25)).join("a", "b")
     run.tick(after=0.2).contribute("a")
-    assert run.tick(after=0.06).said("b", Beat) == [Beat(0, beat=Rules().beat)]
+    assert run.tick(after=0.06).said("b", Beat) == [Beat(0, beat=Bounds().beat)]
     assert run.said("a", Beat) == []
 
 
 def test_whom_the_run_waits_for_is_told_and_since_when() -> None:
-    run = Run(rounds(1), Rules(quiet=5.0, patience=60.0))
+    run = Run(rounds(1), Bounds(quiet=5.0, patience=60.0))
     assert run.tick(after=5.1).told("waiting") == ["nothing moves: waiting for an actor to join, for 5 s"]
     assert run.tick(after=1.0).told("waiting") == []
     run.join("a").tick(after=7.0)
@@ -947,21 +948,21 @@ def test_whom_the_run_waits_for_is_told_and_since_when() -> None:
 
 
 def test_arrays_that_stall_are_told_with_what_is_still_to_come() -> None:
-    run = Run(rounds(1), Rules(quiet=5.0, patience=60.0)).join("a")
+    run = Run(rounds(1), Bounds(quiet=5.0, patience=60.0)).join("a")
     task = offer(run, "a").task
-    run.event(Moved(b"session of a", task, 600_000), after=4.0)
+    run.event(Carried(b"session of a", task, 600_000), after=4.0)
     assert run.tick(after=4.0).told("waiting") == []  # a piece has come since
-    run.event(Moved(b"session of a", task, 600_000))
-    run.event(Moved(b"session of a", (3, 3), 1))
+    run.event(Carried(b"session of a", task, 600_000))
+    run.event(Carried(b"session of a", (3, 3), 1))
     text = "a, on task (0, 0), for 10 s: its arrays, 0.6 of 1.0 MB still to come"
     assert run.tick(after=2.0).told("waiting") == [f"nothing moves: waiting for {text}"]
-    assert waiting_for(run.core) == [text]
+    assert waiting_for(run.core.facts) == [text]
 
 
 def test_only_so_many_of_those_waited_for_are_named() -> None:
-    run = Run(rounds(8), Rules(ahead=8)).join("a")
-    assert len(waiting_for(run.core, most=3)) == 4
-    assert waiting_for(run.core, most=3)[-1] == "5 tasks more"
+    run = Run(rounds(8), Bounds(ahead=8)).join("a")
+    assert len(waiting_for(run.core.facts, most=3)) == 4
+    assert waiting_for(run.core.facts, most=3)[-1] == "5 tasks more"
 
 
 def test_a_goal_of_versions_ends_the_run_and_all_are_told() -> None:
@@ -994,7 +995,7 @@ def over(run: Run) -> Run:
 
 
 def lingers(run: Run, after: float = 0.0) -> bool:
-    return run.core.farewell.waits(run.now + after)
+    return run.core.facts.farewell.waits(run.now + after)
 
 
 def test_a_hello_that_comes_after_the_end_is_told_of_it() -> None:

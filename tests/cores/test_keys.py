@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
 
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Admit, Heard, Send
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.reports import Report
 from shoal.protocol.budget import Buckets, Budget
 from shoal.protocol.door import check_bind, check_connect, client_keys, is_local, server_keys
@@ -337,11 +337,11 @@ class Talk:
     """A core that hears messages under keys."""
 
     def __init__(self) -> None:
-        self.core = Core(Stream(1, 9), Goal(versions=9), Rules())
+        self.core = Core(Stream(1, 9), Goal(versions=9), Bounds())
         self.effects: list[object] = []
 
     def hear(self, peer: bytes, session: bytes, message: object, user: str) -> list[object]:
-        envelope = Envelope(session, self.core.epoch, message)  # type: ignore[arg-type]
+        envelope = Envelope(session, self.core.facts.epoch, message)  # type: ignore[arg-type]
         self.effects = list(self.core.handle(Heard(peer, envelope, user=user), 1.0))
         return self.effects
 
@@ -366,12 +366,12 @@ class Talk:
 @pytest.mark.parametrize("user", [BOB, ""])
 def test_nobody_speaks_for_anothers_session(message: object, peer: bytes, user: str) -> None:
     talk = Talk().join(b"alice's", b"alice", ALICE)
-    before = dict(talk.core.ledger.leases), talk.core.roster.actors[b"alice"].progress
+    before = dict(talk.core.facts.ledger.leases), talk.core.facts.roster.actors[b"alice"].progress
     assert before[0]
     effects = talk.hear(peer, b"alice", message, user)
-    assert (dict(talk.core.ledger.leases), talk.core.roster.actors[b"alice"].progress) == before
-    assert talk.core.roster.actors[b"alice"].peer == b"alice's"
-    assert talk.core.ledger.counts.heard == 0
+    assert (dict(talk.core.facts.ledger.leases), talk.core.facts.roster.actors[b"alice"].progress) == before
+    assert talk.core.facts.roster.actors[b"alice"].peer == b"alice's"
+    assert talk.core.facts.ledger.counts.heard == 0
     assert [type(effect) for effect in effects] == [Send, Report]
     assert isinstance(effects[0], Send)
     assert isinstance(effects[0].envelope.message, Refused)
@@ -380,7 +380,7 @@ def test_nobody_speaks_for_anothers_session(message: object, peer: bytes, user: 
 
 def test_a_session_goes_on_over_another_connection_of_the_same_key() -> None:
     talk = Talk().join(b"first", b"alice", ALICE).join(b"second", b"alice", ALICE)
-    assert talk.core.roster.actors[b"alice"].peer == b"second"
+    assert talk.core.facts.roster.actors[b"alice"].peer == b"second"
     assert any(isinstance(effect, Admit) for effect in talk.effects)
 
 
@@ -388,7 +388,7 @@ def test_a_session_is_free_again_when_its_actor_has_left() -> None:
     talk = Talk().join(b"first", b"alice", ALICE)
     talk.hear(b"first", b"alice", Bye("done"), ALICE)
     talk.join(b"second", b"alice", BOB)
-    assert talk.core.roster.actors[b"alice"].user == BOB
+    assert talk.core.facts.roster.actors[b"alice"].user == BOB
 
 
 # A peer's words

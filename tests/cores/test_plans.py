@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from test_core import Run
 
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Fold, Folded, Nudge, Step, Unfit
 from shoal.coordinator.deciding.plans import NEWS, Outcome, Seat, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.selection import power_of_choice, uniform
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Rules
 from shoal.protocol.draws import draw, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Assign, Failed
@@ -45,7 +45,7 @@ class Listening(Rounds):
 
 def test_a_plan_sees_who_has_room_the_least_busy_first() -> None:
     plan = Listening(9)
-    run = Run(plan, Rules(ahead=2)).join("a")
+    run = Run(plan, Bounds(ahead=2)).join("a")
     assert plan.seen[0] == [Seat(0, 2)]
     run.join("b").contribute("a")
     assert plan.seen[-1] == [Seat(0, 1)]
@@ -53,7 +53,7 @@ def test_a_plan_sees_who_has_room_the_least_busy_first() -> None:
 
 def test_a_plan_hears_once_what_was_accepted_when_and_with_which_totals() -> None:
     plan = Listening(9)
-    run = Run(plan, Rules(ahead=1)).join("a").tick(after=1.5)
+    run = Run(plan, Bounds(ahead=1)).join("a").tick(after=1.5)
     run.contribute("a", totals={"loss": (6.0, 3.0)})
     [one] = plan.heard
     assert (one.task, one.word, one.totals) == (Task(0, 0, (0,)), "accepted", {"loss": (6.0, 3.0)})
@@ -64,7 +64,7 @@ def test_a_plan_hears_once_what_was_accepted_when_and_with_which_totals() -> Non
 
 def test_a_plan_hears_of_each_attempt_that_was_no_good_and_of_what_is_set_aside() -> None:
     plan = Listening(2)
-    run = Run(plan, Rules(ahead=3, attempts=2, strikes=0)).join("a")
+    run = Run(plan, Bounds(ahead=3, attempts=2, strikes=0)).join("a")
     first = run.said("a", Assign)[0]
     run.hear("a", Failed(first.task, first.attempt, 0, "training", "no", ""))
     assert plan.words() == [(0, "failed")]
@@ -76,7 +76,7 @@ def test_a_plan_hears_of_each_attempt_that_was_no_good_and_of_what_is_set_aside(
 
 def test_a_plan_hears_that_a_closed_rounds_tasks_are_over_wherever_they_are() -> None:
     plan = Listening(4, quorum=1, deadline=5.0)
-    run = Run(plan, Rules(ahead=1, patience=60.0)).join("a", "b", "c").contribute("a")
+    run = Run(plan, Bounds(ahead=1, patience=60.0)).join("a", "b", "c").contribute("a")
     assert plan.words() == [(0, "accepted")]
     run.tasks["c"].clear()
     run.tick(after=6.0).step()
@@ -91,7 +91,7 @@ def test_a_plan_hears_of_what_came_too_late_and_its_totals() -> None:
             heard.extend(news)
             return super().assign(seats, news, version, now)
 
-    run = Run(Hearing(1, 1), Rules(ahead=2)).join("a", "b")
+    run = Run(Hearing(1, 1), Bounds(ahead=2)).join("a", "b")
     run.slow.add("b")
     for _ in range(3):
         run.contribute("a").step()
@@ -102,7 +102,7 @@ def test_a_plan_hears_of_what_came_too_late_and_its_totals() -> None:
 
 def test_what_a_plan_has_not_heard_has_a_bound() -> None:
     run = Run(Rounds(1)).join("a")
-    assert run.core.ledger.news.maxlen == NEWS
+    assert run.core.facts.ledger.news.maxlen == NEWS
 
 
 class Fed(Rounds):
@@ -141,7 +141,7 @@ def test_rounds_ask_whom_the_selection_names_and_tell_it_what_became_of_the_roun
         heard.append([(one.task.clients[0], one.word) for one in news])
         return [version, version + 3]
 
-    run = Run(Rounds(8, 2, select=select), Rules(ahead=1, strikes=0)).join("a")
+    run = Run(Rounds(8, 2, select=select), Bounds(ahead=1, strikes=0)).join("a")
     run.send("a", weight=-1.0).contribute("a", "a")
     assert len(run.all(Step)) == 1
     assert [one.clients for one in run.step().said("a", Assign)] == [(1,)]

@@ -10,13 +10,13 @@ from test_core import Run
 
 from shoal.actors.events import Done, Forget, Heard, Retain, Say
 from shoal.actors.session import Session, hello
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Fold, Folded, Pull, Step
 from shoal.coordinator.deciding.events import Heard as AtCore
 from shoal.coordinator.deciding.plans import Asked
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.promises import ANY, Promise, Promises
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.keeping.recording import Recovered
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import Assign, Beat, Contribute, Envelope, Message, Verdict, Welcome
@@ -25,7 +25,7 @@ from shoal.protocol.work import Task
 OLD = 65_537  # an attempt of the life before
 DIGEST = "d" * 64
 ME = b"12345678"
-KEEPS = Rules(retain=1_000, back=2.0)
+KEEPS = Bounds(retain=1_000, back=2.0)
 
 
 def promise(
@@ -41,13 +41,13 @@ def offer(run: Run, name: str, one: Promise, **claims: Any) -> Run:
 
 
 def _heard(run: Run, name: str, message: Contribute, whole: bool) -> Run:
-    envelope = Envelope(run.sessions[name], run.core.epoch, message)
+    envelope = Envelope(run.sessions[name], run.core.facts.epoch, message)
     return run.event(AtCore(run.peers[name], envelope, whole=whole))
 
 
-def restarted(plan: Any, *promises: Promise, version: int = 0, rules: Rules = KEEPS, goal: Goal | None = None) -> Run:
+def restarted(plan: Any, *promises: Promise, version: int = 0, bounds: Bounds = KEEPS, goal: Goal | None = None) -> Run:
     told: Any = {"version": version, "epoch": 2, "promises": promises}
-    return Run(plan, rules, goal, **told)
+    return Run(plan, bounds, goal, **told)
 
 
 def counted(run: Run, name: str, one: Promise) -> Run:
@@ -71,8 +71,8 @@ def test_what_was_accepted_before_a_restart_is_asked_of_nobody_else_and_counts_o
     assert (said.verdict, said.onto) == ("accepted", 0)
     offer(run, "a", first)
     assert run.all(Pull) == []
-    assert run.core.ledger.counts.duplicate == 1
-    assert run.core.ledger.folded == {0: 1}
+    assert run.core.facts.ledger.counts.duplicate == 1
+    assert run.core.facts.ledger.folded == {0: 1}
 
 
 def test_a_round_waits_for_what_was_promised_and_no_longer_than_its_actors_have_to_come_back() -> None:
@@ -94,14 +94,14 @@ def test_nobody_else_can_keep_a_promise() -> None:
     run = restarted(Rounds(2, asked=Asked(done={0: {0}}, first={0: 1})), first).join("a", "b")
     offer(run, "b", first)
     assert run.all(Pull) == []
-    assert run.core.ledger.counts.stale == 1
+    assert run.core.facts.ledger.counts.stale == 1
 
 
 def test_other_arrays_than_those_that_were_accepted_are_refused_and_the_work_is_done_again() -> None:
     first = promise(0, 0, 0, onto=0)
     run = restarted(Rounds(2, asked=Asked(done={0: {0}}, first={0: 1})), first).join("a", "b")
     offer(run, "a", first, digest="e" * 64)
-    assert run.core.ledger.counts.refused == 1
+    assert run.core.facts.ledger.counts.refused == 1
     assert (0, 0) in {assign.task for name in "ab" for assign in run.tasks[name].values()}
 
 
@@ -118,7 +118,7 @@ def test_a_lost_promise_for_a_later_version_is_done_again_when_that_version_come
     now, later = promise(0, 0, 0, onto=0), promise(1, 0, 0, onto=1)
     run = restarted(Rounds(1, asked=Asked(done={0: {0}, 1: {0}}, first={0: 1, 1: 1})), now, later).join("a")
     offer(run, "a", later, digest="e" * 64)
-    assert run.core.ledger.counts.refused == 1
+    assert run.core.facts.ledger.counts.refused == 1
     assert run.tasks["a"] == {}
     counted(run, "a", now).step()
     assert [assign.task for assign in run.tasks["a"].values()] == [(1, 0)]
@@ -128,7 +128,7 @@ def test_what_a_stream_was_promised_counts_however_old_it_is() -> None:
     first = promise(3, 7, 0, onto=ANY)
     run = restarted(Stream(1, 0, clients=5, asked=Asked(8)), first, version=9).join("a")
     counted(run, "a", first)
-    assert run.core.ledger.counts.accepted == 1
+    assert run.core.facts.ledger.counts.accepted == 1
     assert len(run.all(Step)) == 1
 
 
@@ -136,8 +136,8 @@ def test_what_was_promised_is_not_fetched_where_the_goal_is_reached() -> None:
     one = promise(3, 0, 1, onto=ANY)
     run = restarted(Stream(1, 9, clients=5), one, version=4, goal=Goal(versions=4)).join("a")
     assert offer(run, "a", one).all(Pull) == []
-    assert [report.kind for report in run.tick(after=run.core.rules.back + 0.1).all(Report)] == []  # nor missed
-    assert run.core.ended
+    assert [report.kind for report in run.tick(after=run.core.facts.bounds.back + 0.1).all(Report)] == []  # nor missed
+    assert run.core.facts.ended
 
 
 def test_one_who_left_with_the_answer_on_its_way_hears_it_when_it_is_back() -> None:
@@ -283,7 +283,7 @@ def failing(run: Run, name: str, times: int) -> list[Report]:
 
 
 def test_whose_work_is_no_good_time_after_time_gets_none_for_a_while() -> None:
-    run = Run(Stream(99, 9, clients=5), Rules(strikes=3, quarantine=10.0, attempts=99, patience=99.0)).join("a", "b")
+    run = Run(Stream(99, 9, clients=5), Bounds(strikes=3, quarantine=10.0, attempts=99, patience=99.0)).join("a", "b")
     assert failing(run, "a", 2) == []
     [report] = failing(run, "a", 1)
     assert report.text.startswith("a gets no work for 10 s: 3 times in a row its work was no good, the last time: weight -1.0")
@@ -296,25 +296,25 @@ def test_whose_work_is_no_good_time_after_time_gets_none_for_a_while() -> None:
 
 
 def test_who_comes_out_of_quarantine_gets_its_share_of_what_waits_for_others() -> None:
-    rules = Rules(ahead=1, sticky=True, gather=3, strikes=1, quarantine=1.0, attempts=9, patience=99.0)
-    run = Run(Rounds(12), rules).join("a", "b", "c")
+    bounds = Bounds(ahead=1, sticky=True, gather=3, strikes=1, quarantine=1.0, attempts=9, patience=99.0)
+    run = Run(Rounds(12), bounds).join("a", "b", "c")
     failing(run, "b", 1)
     while run.tasks["c"]:
         run.contribute("c")
-    before, waits = dict(run.tasks["b"]), run.core.ledger.parked
+    before, waits = dict(run.tasks["b"]), run.core.facts.ledger.parked
     assert waits > 1  # for a, which is at its first task
     run.tick(after=1.1)
     assert len(run.tasks["b"]) == len(before) + 1
-    assert run.core.ledger.parked < waits
+    assert run.core.facts.ledger.parked < waits
 
 
 def test_good_work_in_between_wipes_the_slate() -> None:
-    run = Run(Stream(99, 9, clients=5), Rules(strikes=3, attempts=99)).join("a", "b")
+    run = Run(Stream(99, 9, clients=5), Bounds(strikes=3, attempts=99)).join("a", "b")
     failing(run, "a", 2)
     run.contribute("a")
     assert failing(run, "a", 2) == []
 
 
 def test_the_only_one_there_is_not_barred() -> None:
-    run = Run(Stream(99, 9, clients=5), Rules(strikes=3, attempts=99)).join("a")
+    run = Run(Stream(99, 9, clients=5), Bounds(strikes=3, attempts=99)).join("a")
     assert failing(run, "a", 9) == []

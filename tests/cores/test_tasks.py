@@ -16,10 +16,10 @@ from test_core import Run
 from shoal.actors import Worker
 from shoal.actors.events import Run as Order
 from shoal.actors.labour import perform
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Fold, Folded, Step
 from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.rules import Rules
 from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding, Recovered
 from shoal.protocol.codec import MAX_WORDS, decode, encode, words_fault
 from shoal.protocol.errors import ProtocolError, UserError
@@ -95,7 +95,7 @@ def test_an_actor_is_told_kind_and_words_and_what_counts_does_not_hang_on_the_ki
 
 
 def test_a_task_that_comes_back_has_its_words_and_so_have_its_parts() -> None:
-    run = Run(Saying(2, summed=True), Rules(ahead=1)).join("a")
+    run = Run(Saying(2, summed=True), Bounds(ahead=1)).join("a")
     [whole] = run.said("a", Assign)
     [part] = run.hear("a", Failed(whole.task, whole.attempt, 0, "training", "no", "")).said("a", Assign)
     assert (whole.clients, part.clients) == ((0, 1), (0,))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import (
     Deed,
@@ -32,7 +33,6 @@ from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.reports import Report
 from shoal.protocol.fetching import LEAST, PROBE, UNKNOWN
@@ -75,9 +75,9 @@ class Run:
     """A traffic, a clock, and the deeds of what happened last. Actors are called by their names; "a" joins with memory to share
     when it is named so."""
 
-    def __init__(self, plan: Plan | None = None, rules: Rules | None = None, whole: bool = False, model: int = MODEL) -> None:
+    def __init__(self, plan: Plan | None = None, bounds: Bounds | None = None, whole: bool = False, model: int = MODEL) -> None:
         self.now = 1_000.0
-        self.core = Core(plan or Rounds(9), Goal(), rules or Rules(), now=self.now)
+        self.core = Core(plan or Rounds(9), Goal(), bounds or Bounds(), now=self.now)
         premises = Premises("run", "host", ("", "key"), (7,), {"layout": WORK, "small": 8}, INLINE, whole, 3 * WORK)
         self.traffic = Traffic(self.core, premises, 0, Bytes(model), Changes({}))
         self.deeds: list[Deed] = []
@@ -117,7 +117,7 @@ class Run:
 
     def work(self, name: str, at: int = 0, **claims: Any) -> Contribute:
         """Of the actor's oldest task, or one after it."""
-        lease = self.core.ledger.leases[sorted(self.core.roster.actors[name.encode()].tasks)[at]]
+        lease = self.core.facts.ledger.leases[sorted(self.core.facts.roster.actors[name.encode()].tasks)[at]]
         done = Contribute(lease.name, lease.attempt, 0, 1.0, "layout", False, {}, {}, 0.0, 1.0, nbytes=WORK)
         return replace(done, **claims)
 
@@ -234,8 +234,8 @@ def test_what_is_not_wanted_any_more_is_let_go_of_in_the_middle() -> None:
 
 
 def test_an_evaluation_goes_to_the_statistics_and_is_accepted() -> None:
-    run = Run(Rounds(3, evaluate_every=1, evaluate_cohort=1), Rules(ahead=4)).join("a").arrived("a")
-    tasks = [run.core.ledger.leases[task].task for task in sorted(run.core.roster.actors[b"a"].tasks)]
+    run = Run(Rounds(3, evaluate_every=1, evaluate_cohort=1), Bounds(ahead=4)).join("a").arrived("a")
+    tasks = [run.core.facts.ledger.leases[task].task for task in sorted(run.core.facts.roster.actors[b"a"].tasks)]
     [at] = [at for at, task in enumerate(tasks) if not task.counts]
     done = run.work("a", at, layout="", nbytes=0)
     run.say("a", done)
@@ -352,7 +352,7 @@ def test_after_ready_what_was_under_way_is_asked_for_again_on_the_new_line() -> 
 def test_a_line_that_is_lost_or_was_asked_in_vain_is_asked_no_more() -> None:
     run = fetching("a").event(Lost(b"lane of a", "cannot be reached"))
     assert run.traffic.lanes.by_session == {}
-    assert b"a" in run.core.roster.actors  # its other line is not lost
+    assert b"a" in run.core.facts.roster.actors  # its other line is not lost
     run = fetching("a")
     for _ in range(int(UNKNOWN) - 1):
         assert run.arrived("a").tick(1.0).said(Want) == []
@@ -406,7 +406,7 @@ def test_small_weights_go_with_their_message() -> None:
 
 def stepped(run: Run, changes: dict[int, int]) -> Run:
     """The next version is there."""
-    for task in sorted(run.core.roster.actors[b"a"].tasks)[:1]:
+    for task in sorted(run.core.facts.roster.actors[b"a"].tasks)[:1]:
         run.say("a", run.work("a", layout="small", nbytes=0), arrays=8).event(Folded(task))
     [step] = run.all(Step)
     run.traffic.publish(step.version, Bytes(MODEL), Changes(changes))

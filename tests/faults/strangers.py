@@ -20,10 +20,10 @@ from typing import Any
 
 import zmq
 
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Admit, Heard, Send, SendWeights
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.protocol.budget import Budget
 from shoal.protocol.codec import encode
 from shoal.protocol.door import ClientKeys, client_keys, dress, server_keys
@@ -354,7 +354,7 @@ def squatted_routing_id(site: Site) -> int:
 
 def anothers_session(site: Site) -> int:
     """A peer with a key speaks in another peer's session and contributes to that peer's task."""
-    core = Core(Stream(1, 9), Goal(versions=99), Rules())
+    core = Core(Stream(1, 9), Goal(versions=99), Bounds())
     sent: list[tuple[bytes, Any]] = []
 
     def hears(arrival: Arrival) -> None:
@@ -369,14 +369,14 @@ def anothers_session(site: Site) -> int:
     session = b"alice..."
     alice, bob = site.line("alice"), site.line("bob")
     alice.send(Envelope(session, 0, Hello(PROTOCOL, "alice", "", 1, ())))
-    assert site.pump(lambda: bool(core.ledger.leases))
+    assert site.pump(lambda: bool(core.facts.ledger.leases))
     before = len(sent)
-    task = next(iter(core.ledger.leases))
+    task = next(iter(core.facts.ledger.leases))
     steal = Contribute(task, 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
     for message in (steal, Hello(PROTOCOL, "alice", "", 1, ()), Beat(7)):
-        bob.send(Envelope(session, core.epoch, message))
+        bob.send(Envelope(session, core.facts.epoch, message))
     assert site.pump(lambda: len(sent) >= before + 3)
-    taken = core.ledger.counts.heard or core.roster.actors[session].progress or task not in core.ledger.leases
+    taken = core.facts.ledger.counts.heard or core.facts.roster.actors[session].progress or task not in core.facts.ledger.leases
     site.hears = site.answer
     return len(INTRUSION) * bool(taken) + sum(not isinstance(message, type(sent[-1][1])) for _, message in sent[before:])
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from shoal.coordinator.deciding.rules import Rules
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.faults.family import noting
 from shoal.jobs.federated import Federated
 from shoal.jobs.methods.fedavg import FedAvg
@@ -51,8 +51,8 @@ class Standing(FedAvg):
 
     name: ClassVar[str] = "standing"
 
-    def rules(self, sums: bool) -> Rules:
-        return replace(super().rules(sums), most=2, gather=ACTORS, back=BACK)
+    def bounds(self, sums: bool) -> Bounds:
+        return replace(super().bounds(sums), most=2, gather=ACTORS, back=BACK)
 
 
 job = Federated(

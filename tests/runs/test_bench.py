@@ -178,6 +178,6 @@ def test_a_version_has_arrived_when_the_last_actor_has_it() -> None:
 def test_the_crowd_of_the_core_case_does_real_work() -> None:
     crowd = Crowd(3)
     crowd.cost(64)
-    counts = crowd.core.ledger.counts
+    counts = crowd.core.facts.ledger.counts
     assert counts.accepted == counts.heard >= 32
-    assert crowd.core.version == counts.accepted // 3
+    assert crowd.core.facts.version == counts.accepted // 3

@@ -52,7 +52,7 @@ def test_a_compressed_contribution_that_fills_shared_memory_gives_the_same_bits(
 def test_a_stream_takes_compressed_contributions(tmp_path):
     outcome = digits(2, f"ipc://{tmp_path}/hub", compress="bfloat16", aggregator="fedbuff", buffer=5)
     assert outcome.finish.reason == "done"
-    assert outcome.core.version == 4
+    assert outcome.core.facts.version == 4
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -31,7 +31,7 @@ def test_digits_over_sockets_equal_the_plain_loop_bit_for_bit(alone, tmp_path, a
     outcome = run(find("digits").configured(SMALL), actors, address)
     assert outcome.finish.reason == "done"
     assert outcome.sha256 == alone
-    assert outcome.core.ledger.counts.clients == 6 * 10
+    assert outcome.core.facts.ledger.counts.clients == 6 * 10
 
 
 def wide() -> Federated:
@@ -51,8 +51,8 @@ def test_a_stream_over_shared_memory_folds_each_client_as_often_as_it_was_drawn(
     job = wide().configured({"aggregator": "fedbuff", "buffer": 5, "rounds": 8})
     outcome = run(job, 3, f"ipc://{tmp_path}/hub", share=True)
     assert outcome.finish.reason == "done"
-    assert outcome.core.version == 8
-    assert 8 * 5 <= outcome.core.ledger.counts.clients < 8 * 5 + 3 * 2
+    assert outcome.core.facts.version == 8
+    assert 8 * 5 <= outcome.core.facts.ledger.counts.clients < 8 * 5 + 3 * 2
 
 
 @pytest.mark.parametrize("aggregator", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])

@@ -94,7 +94,7 @@ def alone() -> str:
 
 def again(outcome: Outcome) -> None:
     assert outcome.finish.reason == "done"
-    assert outcome.core.ledger.counts.clients == 12
+    assert outcome.core.facts.ledger.counts.clients == 12
 
 
 @pytest.mark.parametrize("road", [(12, seed) for seed in range(3)], indirect=True)
@@ -123,7 +123,7 @@ def test_a_stream_of_large_contributions_moves_on_with_room_for_one(tmp_path: Pa
     job = large(aggregator="fedbuff", buffer=2, rounds=10)
     outcome = run(job, 3, f"ipc://{tmp_path}/hub", room=1_400_000)
     assert outcome.finish.reason == "done"
-    assert outcome.core.version == 10
+    assert outcome.core.facts.version == 10
     assert np.isfinite(outcome.weights.vector()).all()
 
 

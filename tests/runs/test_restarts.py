@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from shoal.benchmarks.jobs import Still
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Admit, Fold, Heard, Send, Step, Tick
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.rules import Goal, Rules
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.keeping.store import Store
@@ -141,18 +141,18 @@ def test_a_signal_that_another_thread_takes_reaches_the_life_that_is_going_on(tm
 
 
 def test_a_life_that_finds_the_goal_reached_says_so_to_whoever_comes_and_hands_out_nothing() -> None:
-    core = Core(Rounds(2), Goal(versions=3), Rules(), version=3, now=10.0)
+    core = Core(Rounds(2), Goal(versions=3), Bounds(), version=3, now=10.0)
     hello = Envelope(b"12345678", 0, Hello(PROTOCOL, "late", "host", 1, ()))
     effects = [*core.handle(Heard(b"peer", hello), 10.1), *core.handle(Tick(), 12.0)]
     assert any(isinstance(effect, Admit) for effect in effects)
     assert not any(isinstance(effect, Fold) or _says(effect, Assign) for effect in effects)
     assert any(_says(effect, Stop) for effect in effects)
-    assert core.ended
+    assert core.facts.ended
 
 
 def test_with_contributions_folded_in_already_it_makes_their_version_first() -> None:
-    core = Core(Rounds(2), Goal(versions=3), Rules(), version=3, folded=1, now=10.0)
-    assert not core.reached
+    core = Core(Rounds(2), Goal(versions=3), Bounds(), version=3, folded=1, now=10.0)
+    assert not core.facts.reached
 
 
 def _says(effect: object, kind: type) -> bool:

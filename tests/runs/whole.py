@@ -78,8 +78,8 @@ def run(
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
     layouts, briefs = job.layouts(layout), job.briefs(layout)
-    rules = replace(job.rules(), gather=actors if job.rules().sticky else 0, briefs=bool(briefs))
-    core = Core(job.plan(AFRESH), job.goal(), rules, now=time.monotonic())
+    bounds = replace(job.bounds(), gather=actors if job.bounds().sticky else 0, briefs=bool(briefs))
+    core = Core(job.plan(AFRESH), job.goal(), bounds, now=time.monotonic())
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.due, "briefs": briefs}
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:

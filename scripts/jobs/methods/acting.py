@@ -13,7 +13,7 @@ from shoal.protocol.layout import Layout
 
 if TYPE_CHECKING:
     from shoal.actors import Worker
-    from shoal.coordinator.deciding.rules import Goal
+    from shoal.coordinator.deciding.bounds import Goal
 
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -42,7 +42,7 @@ class Acting(Method):
     eval_episodes: int = option(20, "episodes of one greedy evaluation", least=1)
 
     def goal(self) -> Goal:
-        from shoal.coordinator.deciding.rules import Goal
+        from shoal.coordinator.deciding.bounds import Goal
 
         return Goal(steps=self.total_timesteps)
 

@@ -12,9 +12,9 @@ from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds
     from shoal.coordinator.deciding.plans import Asked, Plan
     from shoal.coordinator.deciding.plans.selection import Select
-    from shoal.coordinator.deciding.rules import Rules
     from shoal.jobs.problems import Problem
     from shoal.nets.updates import Update
 
@@ -81,10 +81,10 @@ class InRounds(LocalTraining):
 
         return power_of_choice(self.clients, seed, self.candidates or min(self.clients, 2 * self.cohort))
 
-    def rules(self, sums: bool) -> Rules:
-        from shoal.coordinator.deciding.rules import Rules
+    def bounds(self, sums: bool) -> Bounds:
+        from shoal.coordinator.deciding.bounds import Bounds
 
-        return Rules(most=2 if sums else 32)
+        return Bounds(most=2 if sums else 32)
 
     def update(self) -> Update:
         """The server's optimizer, which takes the mean of the clients' deltas as the negative gradient."""

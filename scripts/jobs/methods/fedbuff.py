@@ -11,8 +11,8 @@ from shoal.jobs.settings import option
 
 if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds
     from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class FedBuff(LocalTraining):
 
         return Stream(self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked)
 
-    def rules(self, sums: bool) -> Rules:
-        from shoal.coordinator.deciding.rules import Rules
+    def bounds(self, sums: bool) -> Bounds:
+        from shoal.coordinator.deciding.bounds import Bounds
 
-        return Rules(most=2)
+        return Bounds(most=2)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.fedbuff import FedBuffServer

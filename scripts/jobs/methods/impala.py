@@ -11,8 +11,8 @@ from shoal.jobs.settings import option
 
 if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds
     from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class IMPALA(Acting):
 
         return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
 
-    def rules(self, sums: bool) -> Rules:
+    def bounds(self, sums: bool) -> Bounds:
         """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
-        from shoal.coordinator.deciding.rules import Rules
+        from shoal.coordinator.deciding.bounds import Bounds
 
-        return Rules(ahead=1)
+        return Bounds(ahead=1)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner

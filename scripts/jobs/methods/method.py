@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from shoal.actors import Worker
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds, Goal
     from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.rules import Goal, Rules
     from shoal.jobs.problems import Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
@@ -95,15 +95,15 @@ class Method:
 
     def goal(self) -> Goal:
         """The goal of the run: `rounds` versions if the method has a setting of that name; else the run never ends."""
-        from shoal.coordinator.deciding.rules import Goal
+        from shoal.coordinator.deciding.bounds import Goal
 
         return Goal(versions=int(getattr(self, "rounds", 0)))
 
-    def rules(self, sums: bool) -> Rules:
+    def bounds(self, sums: bool) -> Bounds:
         """The bounds that the core keeps for this method. The job adds those of `Bearing`: lease, strikes, quarantine."""
-        from shoal.coordinator.deciding.rules import Rules
+        from shoal.coordinator.deciding.bounds import Bounds
 
-        return Rules()
+        return Bounds()
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         """The layouts that one client's contribution may have. Default: the layout of the weights."""

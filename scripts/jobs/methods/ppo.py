@@ -11,8 +11,8 @@ from shoal.jobs.settings import option
 
 if TYPE_CHECKING:
     from shoal.aggregators import Aggregator
+    from shoal.coordinator.deciding.bounds import Bounds
     from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class PPO(Acting):
             asked=asked,
         )
 
-    def rules(self, sums: bool) -> Rules:
+    def bounds(self, sums: bool) -> Bounds:
         """Bounds that keep a client with one actor: its environments live in the actor's process."""
-        from shoal.coordinator.deciding.rules import Rules
+        from shoal.coordinator.deciding.bounds import Bounds
 
-        return Rules(sticky=True)
+        return Bounds(sticky=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.ppo import PPOLearner

@@ -1,4 +1,4 @@
-"""The goal of a run, and its rules for actors."""
+"""The goal of a run, and the bounds that it sets its actors."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules of a run for its actors. Times in seconds.
+class Bounds:
+    """The bounds that a run sets its actors. Times in seconds.
 
     ahead: tasks that an actor holds at once, so that it starts the next while the last result is on its way; up to `most` if
     `ahead` tasks last for less than `stock` seconds. attempts: times that a task is given out before it is set aside. lease:
