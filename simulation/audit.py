@@ -519,6 +519,9 @@ class Audit:
             row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
             row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
             row.settled = False
+            for task in row.tasks if not effect.hello.busy else ():
+                if (handout := self.held[task].handout) and task not in self.pulled:
+                    self.held[task].left = handout.memory.nbytes
             return
         if row is not None and row.actor is actor and (row.spoke or row.greeting != effect.hello.greeting):
             wrong(f"{effect.hello} comes from one that starts over, and is taken for a repeat")

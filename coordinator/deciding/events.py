@@ -32,8 +32,9 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Arrays moved from or to this session: it lives. task: the task whose contribution or brief they are; None if neither.
-    left: bytes of that contribution or brief that are still to come; 0 without a task."""
+    """Arrays moved from or to this session, which asked for them or sent them: it lives. session: b"" if they were sent without
+    a word from the actor. task: the task whose contribution or brief they are; None if neither. left: bytes of its arrays
+    that are still to come; 0 without a task."""
 
     session: bytes
     task: TaskName | None = None

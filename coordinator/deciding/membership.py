@@ -59,6 +59,8 @@ def _resume(facts: Facts, actor: Actor, peer: bytes, hello: Hello) -> Iterator[E
     yield Admit(peer, actor.session, actor.number, hello, resumed=True)
     for name in sorted(actor.tasks):
         lease = facts.ledger.leases[name]
+        if lease.brief and not (hello.busy or lease.pulled):
+            lease.left = lease.nbytes  # its last pieces may be lost, and the worker has not begun
         if not (lease.folding or lease.briefing):
             yield desk.tell(facts, actor, lease)
 

@@ -371,12 +371,12 @@ class Traffic:
         self.briefs[task, attempt] = arrays
 
     def _send_task(self, effect: SendTask) -> Sequence[Deed]:
-        session, assign = effect.envelope.session, effect.envelope.message
+        assign = effect.envelope.message
         assert isinstance(assign, Assign)
         arrays = self.briefs[assign.task, assign.attempt]
         if arrays.nbytes > self.premises.inline:
             return (Send(effect.peer, effect.envelope),)
-        self._then.append(Carried(session, assign.task))
+        self._then.append(Carried(b"", assign.task))
         return (Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
 
     def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:

@@ -28,7 +28,7 @@ from shoal.coordinator.deciding.deeds import (
     Stored,
     Unlent,
 )
-from shoal.coordinator.deciding.events import Fold, Folded, Gone, Heard, Lost, Send, Step, Stepped, Tick, Unfit
+from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Gone, Heard, Lost, Send, Step, Stepped, Tick, Unfit
 from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
@@ -39,6 +39,7 @@ from shoal.protocol.fetching import LEAST, PROBE, UNKNOWN
 from shoal.protocol.messages import (
     PROTOCOL,
     WHOLE,
+    Assign,
     Chunk,
     Contribute,
     Envelope,
@@ -440,3 +441,50 @@ def test_only_the_actor_itself_says_which_weights_it_reads() -> None:
     for line, user, epoch in (("b", "", 1), ("a", "key", 1), ("a", "", 2)):
         assert run.say("a", Have(0, 9), line=line, user=user, epoch=epoch).all(Release) == []
     assert run.say("a", Have(0, 9)).all(Release) == [Release(b"a", 9)]
+
+
+# Briefs
+
+
+def briefed(nbytes: int) -> Run:
+    """The brief of a's task is made, and told with it."""
+    run = Run(bounds=Bounds(briefs=True, ahead=1)).join("a").arrived("a")
+    [lease] = run.core.facts.ledger.leases.values()
+    run.traffic.hand(lease.name, lease.attempt, Bytes(nbytes))
+    return run.event(Briefed(lease.name, lease.attempt, "layout", nbytes), after=0.5)
+
+
+def test_a_small_brief_goes_with_its_task_and_is_no_sign_that_the_actor_lives() -> None:
+    run = briefed(INLINE)
+    [ship] = run.all(Ship)
+    assert isinstance(ship.envelope.message, Assign)
+    assert (ship.envelope.message.nbytes, ship.arrays) == (0, Bytes(INLINE))
+    [lease] = run.core.facts.ledger.leases.values()
+    assert lease.left == 0
+    assert run.core.facts.roster.heard_at(run.core.facts.roster.actors[b"a"]) == run.now - 0.5
+
+
+def test_a_large_brief_is_fetched_by_who_has_the_task() -> None:
+    run = briefed(MODEL).join("b")
+    lease = next(iter(run.core.facts.ledger.leases.values()))
+    what = (*lease.name, lease.attempt)
+    run.say("a", Want(what, 0, LEAST), line="lane of a")
+    assert [(ship.peer, ship.arrays, ship.last) for ship in run.all(Ship)] == [(b"lane of a", Bytes(MODEL), LEAST)]
+    assert lease.left == MODEL - LEAST
+    for name, asked in (("b", what), ("a", (*lease.name, lease.attempt + 1)), ("a", (9, 9, lease.attempt))):
+        assert run.say(name, Want(asked, 0, LEAST), line=f"lane of {name}").all(Ship) == []
+    assert run.say("a", Want(what, 0, MODEL + 1), line="lane of a").all(Ship) == []
+
+
+def test_an_actor_that_comes_back_idle_has_its_brief_still_to_come() -> None:
+    run = briefed(INLINE)
+    [lease] = run.core.facts.ledger.leases.values()
+    run.join("a", greeting=1, epoch=1, busy=True)
+    assert lease.left == 0
+    run.join("a", greeting=2, epoch=1)
+    assert (len(run.all(Ship)), lease.left) == (1, 0)  # it goes along again
+    run = briefed(MODEL)
+    [lease] = run.core.facts.ledger.leases.values()
+    run.say("a", Want((*lease.name, lease.attempt), MODEL - LEAST, MODEL), line="lane of a")
+    assert lease.left == 0
+    assert run.join("a", greeting=1, epoch=1).core.facts.ledger.leases[lease.name].left == MODEL
