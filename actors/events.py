@@ -40,6 +40,11 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoded:
+    """The worker's thread has added every change: the newest weights are arrays of their own, made of no older weights."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed. The shell says so at least ten times a second."""
 
@@ -51,7 +56,7 @@ class Quit:
     reason: str
 
 
-Event: TypeAlias = Heard | Opened | Done | Tick | Quit
+Event: TypeAlias = Heard | Opened | Done | Decoded | Tick | Quit
 
 # Effects
 

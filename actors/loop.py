@@ -6,21 +6,19 @@ The one idea: a task that takes an hour never delays a heartbeat, because the th
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from shoal.actors import Worker
 from shoal.actors.events import (
     Adopt,
+    Decoded,
     Done,
     Drop,
     Effect,
@@ -41,7 +39,8 @@ from shoal.actors.events import (
     Stow,
     Tick,
 )
-from shoal.actors.labour import Product, perform
+from shoal.actors.hand import Clock, Hand, Held, Order, Workshop
+from shoal.actors.labour import Product
 from shoal.actors.lane import Lane
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
@@ -51,7 +50,7 @@ from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.link import INLINE, Arrival, Line, Part, Wake
+from shoal.protocol.link import INLINE, Arrival, Line, Part
 from shoal.protocol.messages import (
     WHOLE,
     Chunk,
@@ -68,54 +67,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
-Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
-"""Makes the worker for a workload (from the Terms of a Welcome). Called in the worker's thread, once for each Welcome."""
-
-Clock: TypeAlias = Callable[[], float]
 TURN = 0.1  # seconds: the longest wait between looks at the clock
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A task for the worker's thread, with its weights, brief and workload."""
-
-    run: Run
-    weights: Bundle
-    brief: Bundle | None
-    workload: Mapping[str, Any]
-
-
-class Hand(threading.Thread):
-    """The thread that does tasks. It takes orders, places the arrays of each product where they are sent from, appends the
-    product to `products`, and calls `wake`."""
-
-    def __init__(self, workshop: Workshop, clock: Clock, wake: Wake, shared: Shared) -> None:
-        super().__init__(name="worker", daemon=True)
-        self._shared = shared
-        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        self.products: deque[Product] = deque()
-        self._workshop, self._clock, self._wake = workshop, clock, wake
-        self.retains = False  # True: accepted contributions are kept, to be offered again
-        self._made: tuple[Mapping[str, Any], Worker] | None = None
-
-    def run(self) -> None:
-        idle_since = self._clock()
-        while (order := self.orders.get()) is not None:
-            waited = self._clock() - idle_since
-            product = self._obey(order, waited)
-            self.products.append(self._shared.place(product.sealed() if self.retains else product, self.retains))
-            del order  # or an idle worker would keep the weights in memory
-            idle_since = self._clock()
-            self._wake()
-        self._shared.close()
-
-    def _obey(self, order: Order, waited: float) -> Product:
-        def worker() -> Worker:
-            if self._made is None or self._made[0] is not order.workload:
-                self._made = (order.workload, self._workshop(order.workload))
-            return self._made[1]
-
-        return perform(worker, order.run, order.weights, waited, self._clock, order.brief)
 
 
 @dataclass(slots=True)
@@ -124,7 +76,7 @@ class Shelf:
 
     layout: Layout | None = None
     changes: Changes | None = None
-    weights: Bundle | None = None
+    weights: Held | None = None
     briefs: Mapping[str, Layout] = field(default_factory=dict)
     coming: dict[tuple[int, ...], Bytes] = field(default_factory=dict)  # arrays that come in pieces, and waiting briefs
     workload: Mapping[str, Any] = field(default_factory=dict)
@@ -157,8 +109,8 @@ class Actor:
         offers = () if available() else ("shm",)
         self.session = Session(session, hello(name, host_id(), os.getpid(), offers), address, clock())
         self.shared = Shared()
-        self.hand = Hand(workshop, clock, self.line.wake, self.shared)
         self.shelf = Shelf()
+        self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.shelf.buffers)
         self.arrived: Arrival | None = None
         self.left: Leave | None = None
 
@@ -179,8 +131,8 @@ class Actor:
         for line in (self.line, self.lane):
             for arrival in line.drain():
                 self._take(arrival, line is self.lane)
-        while self.hand.products:
-            self._made(self.hand.products.popleft())
+        while self.hand.results:
+            self._came(self.hand.results.popleft())
         if reason := self.interrupted():
             self._handle(Quit(reason))
         self._handle(Tick())
@@ -201,6 +153,14 @@ class Actor:
         self.arrived = arrival
         self._handle(Heard(arrival.envelope))
         self.arrived = None
+
+    def _came(self, result: Product | Held | BaseException) -> None:
+        if isinstance(result, Product):
+            self._made(result)
+        elif isinstance(result, BaseException):
+            raise result
+        elif result is self.shelf.weights:
+            self._handle(Decoded())
 
     def _made(self, product: Product) -> None:
         self._forget(product.message.task)  # the payload of an earlier attempt, if there is one
@@ -303,33 +263,32 @@ class Actor:
         self.shelf.workload, self.shelf.layout = terms.workload, terms.layout
         self.shelf.changes = Changes(terms.coding, terms.layout) if terms.coding else None
         self.shelf.briefs = {layout.digest: layout for layout in terms.briefs}
-        self.shelf.weights = None
+        self.shelf.weights = self.hand.newest = None
         self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)
 
     def _adopt(self, version: int, base: int) -> None:
         message, payload = self._heard()
-        layout = self.shelf.layout
+        layout, weights = self.shelf.layout, self.shelf.weights
         gathered = self.shelf.coming.pop((version,) if base == WHOLE else (version, base), None)
         if layout is None:
             raise ProtocolError("the coordinator sent Weights before its Welcome")
+        came = gathered if gathered is not None or payload is None else np.frombuffer(payload, np.uint8)
         if isinstance(message, Weights) and message.slot:
-            self.shelf.weights = self.shared.weights(layout, message.slot)
-        elif gathered is not None:
-            self.shelf.weights = Bundle(layout, gathered) if base == WHOLE else self._changed(layout, gathered)
-        elif payload is not None:
-            came = np.frombuffer(payload, np.uint8)
-            self.shelf.weights = Bundle(layout, came) if base == WHOLE else self._changed(layout, came)
-        elif base == WHOLE or self.shelf.weights is None:
+            weights = Held(self.shared.weights(layout, message.slot))
+        elif came is not None:
+            weights = Held(Bundle(layout, came)) if base == WHOLE else self._changed(came)
+        elif base == WHOLE or weights is None:
             raise ProtocolError("the coordinator sent Weights without their bytes")
+        self.shelf.weights = self.hand.newest = weights
+        if base != WHOLE:
+            self.hand.orders.put(weights)
 
-    def _changed(self, layout: Layout, told: Bytes) -> Bundle:
-        """The weights that are here plus a change, in other memory: the worker may still read the old weights."""
+    def _changed(self, told: Bytes) -> Held:
+        """The weights that are here plus a change, which the worker's thread adds."""
         if self.shelf.changes is None or self.shelf.weights is None:
             raise ProtocolError("the coordinator sent a change of weights, but this actor has no weights or no codec for it")
-        changed = Bundle(layout, self.shelf.buffers.take(layout.nbytes))
-        self.shelf.changes.follow(self.shelf.weights, told, changed)
-        return changed
+        return Held(before=self.shelf.weights, told=told, changes=self.shelf.changes)
 
     def _heard(self) -> tuple[Message | None, memoryview | None]:
         """The message that is being handled, and its payload."""

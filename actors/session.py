@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from shoal.actors.coming import Fetching
 from shoal.actors.events import (
     Adopt,
+    Decoded,
     Done,
     Drop,
     Effect,
@@ -34,6 +35,7 @@ from shoal.actors.events import (
     Stow,
     Tick,
 )
+from shoal.protocol.fetching import LEAST
 from shoal.protocol.messages import (
     BEATS,
     PROTOCOL,
@@ -63,6 +65,7 @@ from shoal.protocol.work import Task
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is sent again: the first pause, which doubles, and the longest
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is sent again
 AT_HAND = 8  # most tasks with the worker at once, so that a short task need not wait for the verdict of the one before
+BACKLOG = 1 << 26  # bytes of changes that may wait for a worker that is busy; one change may in any case
 UNREACHED = 5.0  # seconds of silence after which a person is told
 LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a Tick does is more urgent
 
@@ -82,10 +85,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task with the worker. made_from: the version of the weights that the worker starts from."""
+    """A task with the worker. made_from: the version of the weights that the worker starts from. needs: the oldest version that
+    those weights are made of; older memory may be written anew."""
 
     attempt: int
     made_from: int
+    needs: int
 
 
 class Session:
@@ -102,6 +107,9 @@ class Session:
         self.greeting = 0  # how often the actor lost its place
         self.number = -1  # the actor's place at the coordinator (-1: none yet)
         self.held = -1  # the newest version that is here (-1: none)
+        self.needs = -1  # the oldest version that the newest weights are made of; `held` once the worker has added all changes
+        self.undone = 0  # bytes of changes that the worker has not added
+        self.owing = False  # the coordinator waits for a Have
         self.astray = False  # True: the coordinator believes that another version is here
         self.tasks: dict[TaskName, Assign] = {}  # waiting tasks, in the order in which they came
         self.running: dict[TaskName, Running] = {}  # in the order in which the worker got them
@@ -135,6 +143,8 @@ class Session:
                 return self._tick()
             case Done():
                 return self._done(event)
+            case Decoded():
+                return self._decoded()
             case Opened(arrays):
                 return self._opened(arrays)
             case Quit(reason):
@@ -189,7 +199,8 @@ class Session:
         self.tasks.clear()  # the coordinator tells this actor's tasks again
         self._offer_again(welcome, another)
         if not kept:
-            self.held = -1
+            self.held = self.needs = -1
+            self.undone, self.owing = 0, False
             yield Reset()
             yield Note(f"joined {self.where} as actor {welcome.number}")
         yield from self._ready()
@@ -331,13 +342,29 @@ class Session:
 
     # Weights
 
-    def _adopt(self, version: int, base: int) -> Iterator[Effect]:
+    def _adopt(self, version: int, base: int, nbytes: int = 0) -> Iterator[Effect]:
+        """nbytes: of a change that was fetched."""
         if version > self.held:
             if not self._fits(base):
                 return
             self.held = version
+            if base == WHOLE:
+                self.needs, self.undone = version, 0
+            else:
+                self.undone += max(nbytes, LEAST)
             yield Adopt(version, base)
-        yield self._say(Have(version, min((one.made_from for one in self.running.values()), default=self.held)))
+        self.owing = self.undone > BACKLOG
+        if not self.owing:  # else the coordinator sends no more until the worker has added these
+            yield self._have(version)
+
+    def _have(self, version: int) -> Effect:
+        return self._say(Have(version, min([self.needs, *(one.needs for one in self.running.values())])))
+
+    def _decoded(self) -> Iterator[Effect]:
+        self.needs, self.undone = self.held, 0
+        if self.owing and self.epoch:
+            self.owing = False
+            yield self._have(self.held)
 
     def _fits(self, base: int) -> bool:
         """True if the change since `base` fits the weights that are here. If not (a late Hello may have told the coordinator
@@ -379,7 +406,7 @@ class Session:
             case (version, index, _):
                 self.briefs[version, index] = self.lacking.pop((version, index))
             case (version, base):
-                yield from self._adopt(version, base)
+                yield from self._adopt(version, base, coming.nbytes)
             case (version,):
                 yield from self._adopt(version, WHOLE)
         yield from self._ask()
@@ -446,7 +473,7 @@ class Session:
         """Give the worker each task whose weights and brief are here, up to AT_HAND tasks."""
         while not self.over and self.epoch and (name := self._next()) is not None:
             assign = self.tasks.pop(name)
-            self.running[name] = Running(assign.attempt, self.held)
+            self.running[name] = Running(assign.attempt, self.held, self.needs)
             task = Task(*name, assign.clients, assign.kind, assign.counts, assign.words)
             self.briefs.pop(name, None)
             yield Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)

@@ -15,7 +15,8 @@ while float16 takes half and is off by 2**-11 of the change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -43,12 +44,12 @@ class Changes:
             self._told.vector(dtype)[...] = wanted.vector(dtype)
         return self.packed.pack(self._told, rng)
 
-    def follow(self, held: Bundle, told: Bytes, into: Bundle) -> None:
+    def follow(self, held: Bundle, told: Iterable[Bytes], into: Bundle) -> None:
         """Write held + every change in `told`, in order, to `into`: the same bits on every machine. Raises ProtocolError for
         changes that `tell` does not make; `into` then holds nothing of use."""
         np.copyto(into.data, held.data)
         x = into.vector()
-        for change in self._apart(told):
+        for change in chain.from_iterable(map(self._apart, told)):
             self.packed.unpack(change, self._told)
             with np.errstate(over="ignore"):  # a faulty peer's changes may overflow; those that `tell` makes do not
                 np.add(x, self._told.vector(), out=x)

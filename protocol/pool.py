@@ -18,7 +18,7 @@ KEPT = 2  # unused buffers kept of each size
 
 
 class Buffers:
-    """A stock of buffers. One thread takes from it; any thread may drop a buffer."""
+    """A stock of buffers. Any thread may take from it, and drop a buffer."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
@@ -26,7 +26,10 @@ class Buffers:
     def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """A buffer, uint8 [nbytes], aligned to 64 bytes; it holds bytes of its last use."""
         free = self._free[nbytes]
-        memory = free.pop() if free else np.empty(nbytes + ALIGNMENT, np.uint8)
+        try:
+            memory = free.pop()
+        except IndexError:  # also when another thread took the last one meanwhile
+            memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         taken = np.frombuffer(memory.data[start : start + nbytes], np.uint8)  # views of `taken` keep it, not `memory`
         weakref.finalize(taken, self._back, memory, nbytes).atexit = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shoal.actors.events import (
     Adopt,
+    Decoded,
     Done,
     Drop,
     Event,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from shoal.simulation.world import World
 
 TICK = Tick()
+ADDING = 0.3  # seconds that a worker takes at most to add changes
 TURN = 0.1  # seconds between looks at the clock
 OF_ARRAYS = (Want, Ready)  # messages that go by the line for arrays
 
@@ -85,8 +87,28 @@ class Product:
 
 Payload: TypeAlias = Product | Model | Delta | Handout
 """Stands for arrays on the wire."""
-Token: TypeAlias = tuple[Common, tuple[int, ...]]
-"""Where shared weights lie: the coordinator's shared memory, and the place's token on its board."""
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """Where weights come from. token: the shared memory that they lie in (with which coordinator, and what its board calls the
+    place). before: the weights that they are to be made of, by adding what changed. torn: memory was written anew too early."""
+
+    token: tuple[Common, tuple[int, ...]] | None = None
+    before: Source | None = None
+    torn: bool = False
+
+    def look(self) -> None:
+        """The worker reads it now."""
+        self.torn = self.torn or (self.token is not None and not self.token[0].holds(self.token[1]))
+
+    def add(self) -> None:
+        """The worker adds what changed since the last weights that are whole: to memory of its own."""
+        whole = self
+        while whole.before:
+            whole = whole.before
+        whole.look()
+        self.torn, self.before = self.torn or whole.torn, None
 
 
 class Lane:
@@ -134,7 +156,8 @@ class Life(Process):
         self.session = Session(world.rng.randbytes(8), said, "here", self.clock())
         self.shares = False  # whether the actor shares memory with its coordinator
         self.slots: dict[int, TaskName] = {}  # product number -> task, of the slots that the actor lent
-        self.token: Token | None = None  # where the actor's weights lie; None if not in shared memory
+        self.source = Source()  # of the newest weights
+        self.nudged = False  # True if the worker has changes to add to the newest weights
         self.connection: Connection | None = None
         self.connected = False  # whether the actor was ever connected
         self.outbox: list[tuple[Envelope, Payload | None]] = []
@@ -143,7 +166,7 @@ class Life(Process):
         self.gathered: dict[tuple[int, ...], Model | Delta | Handout | None] = {}
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
-        self.orders: deque[tuple[Run, Product, Token | None]] = deque()
+        self.orders: deque[tuple[Run, Product, Source]] = deque()
         self.hangs = False
         self.epoch = 0
         world.wire.connect(self)
@@ -251,7 +274,7 @@ class Life(Process):
         if self.session.briefs or self.session.lacking:
             raise ViolationError(f"actor {self.place} has a new place, and briefs of tasks that are others' now")
         self.epoch = self.session.epoch
-        self.weights, self.held, self.token = None, -1, None
+        self.weights, self.held, self.source = None, -1, Source()
 
     def _adopt(self, adopt: Adopt, told: Message | None, payload: Payload | None) -> None:
         what = (adopt.version,) if adopt.base == WHOLE else (adopt.version, adopt.base)
@@ -259,10 +282,11 @@ class Life(Process):
             payload = gathered
         if payload is None and adopt.base == self.held:
             payload = self.weights
-        elif isinstance(told, Weights) and told.slot and self.world.hub and self.world.hub.common:
-            self.token = self.world.hub.common, told.slot
+        elif isinstance(payload, Delta):
+            self.source = Source(before=self.source)
         else:
-            self.token = None
+            common = self.world.hub and self.world.hub.common
+            self.source = Source((common, told.slot)) if common and isinstance(told, Weights) and told.slot else Source()
         if isinstance(payload, Delta) and adopt.base == self.held:
             if payload.since is not self.weights:
                 raise ViolationError(f"actor {self.place} adds what changed in other weights than its version {self.held}")
@@ -272,6 +296,18 @@ class Life(Process):
         if adopt.version <= self.held:
             raise ViolationError(f"actor {self.place} goes from version {self.held} to {adopt.version}")
         self.weights, self.held = payload, adopt.version
+        self.nudged = adopt.base != WHOLE
+        if self.nudged and not self.orders:
+            self.time.at(self.time.now + ADDING * self.time.random(), self._add)
+
+    def _add(self, _: None = None) -> None:
+        """The worker has time to add what changed."""
+        if self.frozen:
+            self.later(self._add, None)
+        elif self.nudged:
+            self.nudged = False
+            self.source.add()
+            self.take(Decoded())
 
     def _order(self, run: Run) -> None:
         """Put a task to the worker, which does one task after the other."""
@@ -283,14 +319,16 @@ class Life(Process):
         handout = self.gathered.pop((task.version, task.index, run.attempt), None) if run.brief else None
         if not isinstance(handout, Handout | None) or (run.brief and handout is None):
             raise ViolationError(f"actor {self.place} starts task {task} without its brief")
-        self.orders.append((run, self._product(run.task.clients, run.attempt, handout), self.token))
+        self.orders.append((run, self._product(run.task.clients, run.attempt, handout), self.source))
         if len(self.orders) == 1:
             self._work()
 
     def _work(self) -> None:
         if self.orders and not self.hangs:
+            source, adding = self.orders[0][2], ADDING * self.time.random() if self.orders[0][2].before else 0.0
+            self.time.at(self.time.now + adding, Source.add, source)
             seconds = self.world.rng.expovariate(1 / self.pace)
-            self.time.at(self.time.now + seconds, self._finish, seconds)
+            self.time.at(self.time.now + adding + seconds, self._finish, seconds)
 
     def _product(self, clients: tuple[int, ...], attempt: int = 0, handout: Handout | None = None) -> Product:
         poisoned = self.time.random() < self.world.setting.weather.poisoned and not self.world.healed
@@ -302,9 +340,10 @@ class Life(Process):
         if self.frozen:
             self.later(self._finish, seconds)
             return
-        run, product, token = self.orders.popleft()
-        if token and not token[0].holds(token[1]):
-            product = replace(product, torn=True)
+        run, product, source = self.orders.popleft()
+        source.look()
+        product = replace(product, torn=source.torn)
+        self.time.at(self.time.now, self._add)
         self._work()
         name = (run.task.version, run.task.index)
         if self.time.random() < self.world.setting.weather.raising and not self.world.healed:

@@ -69,7 +69,7 @@ class Told(Around):
             raise UserError(f"compress_weights={self.coding.name}: version {self.steps} cannot be told: {wrong}") from None
         raw = self.held.spare()
         now = Bundle(held.layout, raw.numpy())
-        self.changes.follow(held, self._change.data, now)
+        self.changes.follow(held, [self._change.data], now)
         self.held.become(raw)
         return Moved({**moved.metrics, **self._told(wanted, now)})
 

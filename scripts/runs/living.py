@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal.actors import Worker
-from shoal.actors.loop import Actor, Workshop, on_signals
+from shoal.actors.hand import Workshop
+from shoal.actors.loop import Actor, on_signals
 from shoal.actors.pool import Life
 from shoal.jobs.job import Job
 from shoal.protocol import heap

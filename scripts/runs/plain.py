@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal.actors import Worker
-from shoal.actors.events import Adopt, Done, Drop, Event, Forget, Heard, Place, Reset, Run, Say, Tick
+from shoal.actors.events import Adopt, Decoded, Done, Drop, Event, Forget, Heard, Place, Reset, Run, Say, Tick
 from shoal.actors.labour import perform
 from shoal.actors.session import Session, hello
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.link import NEAR, Arrival, Payload
-from shoal.protocol.messages import Contribute, Envelope
+from shoal.protocol.messages import WHOLE, Contribute, Envelope
 
 PEER = b"here"
 
@@ -81,8 +81,11 @@ class PlainWire:
                     self._outbox.append(self._arrival(envelope))
                 case Run():
                     self._due.append(effect)
-                case Adopt() if payload is not None and self._layout:
-                    self._weights = Bundle.of_buffer(self._layout, payload)
+                case Adopt(base=base):
+                    if payload is not None and self._layout:
+                        self._weights = Bundle.of_buffer(self._layout, payload)
+                    if base != WHOLE:
+                        self._handle(Decoded(), None)
                 case Place(what) if payload is not None:
                     self._placed[what] = payload
                 case Drop(what):

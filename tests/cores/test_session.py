@@ -12,6 +12,7 @@ import pytest
 
 from shoal.actors.events import (
     Adopt,
+    Decoded,
     Done,
     Effect,
     Event,
@@ -29,7 +30,7 @@ from shoal.actors.events import (
     Stow,
     Tick,
 )
-from shoal.actors.session import AT_HAND, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
+from shoal.actors.session import AT_HAND, BACKLOG, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (
     WHOLE,
@@ -370,8 +371,41 @@ def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> Non
 def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
     story = Story().welcomed().hear(Weights(4)).hear(Weights(6, base=4))
     assert story.all(Adopt) == [Adopt(6, 4)]
-    assert story.said(Have) == [Have(6, 6)]
-    assert story.hear(Weights(6, base=4)).said(Have) == [Have(6, 6)]  # said again
+    assert story.said(Have) == [Have(6, 4)]
+    assert story.hear(Weights(6, base=4)).said(Have) == [Have(6, 4)]  # said again
+    assert story.event(Decoded()).effects == []
+    assert story.hear(Weights(6, base=4)).said(Have) == [Have(6, 6)]
+
+
+def test_weights_that_changes_are_still_to_be_added_to_are_in_use() -> None:
+    story = Story().welcomed().hear(Weights(4), assign((4, 0))).hear(Weights(5, base=4), assign((5, 0)))
+    assert (runs(story), story.said(Have)) == ([((5, 0), 1, 5)], [Have(5, 4)])
+    story.done((4, 0))
+    assert story.hear(Weights(6)).said(Have) == [Have(6, 4)]  # the worker adds to 4 before the task that it begins now
+    assert story.done((5, 0)).hear(Weights(7)).said(Have) == [Have(7, 7)]
+
+
+def test_while_the_worker_has_many_changes_to_add_no_more_are_asked_for() -> None:
+    story = Story().welcomed().hear(Weights(0))
+    for version in range(1, BACKLOG // LEAST + 1):
+        assert story.hear(Weights(version, base=version - 1)).said(Have) == [Have(version, 0)]
+    version += 1
+    assert (story.hear(Weights(version, base=version - 1)).said(Have), len(story.all(Adopt))) == ([], 1)
+    assert story.event(Decoded()).said(Have) == [Have(version, version)]
+    assert story.event(Decoded()).said(Have) == []
+    assert story.hear(Weights(version + 1, base=version)).said(Have) == [Have(version + 1, version)]
+
+
+def test_one_change_is_taken_however_large_and_whole_weights_need_no_adding() -> None:
+    story = Story().welcomed().hear(Weights(0)).hear(Weights(1, (), 2 * BACKLOG, 0))
+    while not story.all(Adopt):
+        story.event(Tick(), after=0.03)
+        for want in story.said(Want) or [Want((1, 0), 0, 0)]:
+            story.hear(Chunk(want.what, want.first, want.last))
+            if story.all(Adopt):
+                break
+    assert (story.all(Adopt), story.said(Have)) == ([Adopt(1, 0)], [])
+    assert story.hear(Weights(2)).said(Have) == [Have(2, 2)]
 
 
 def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all() -> None:

@@ -45,7 +45,7 @@ def followed(changes: Changes, targets: list[Vector], start: Vector) -> list[Vec
     held, seen = vector(start), []
     for at, target in enumerate(targets):
         into = Bundle.zeros(held.layout)
-        changes.follow(held, changes.tell(vector(target), held, rng(5, at)).data, into)
+        changes.follow(held, [changes.tell(vector(target), held, rng(5, at)).data], into)
         held = into
         seen.append(held.vector().copy())
     return seen
@@ -68,13 +68,13 @@ def test_who_adds_what_changed_holds_the_bits_that_are_published(codec):
         step(one, version)
         change, into = one.change(), Bundle.zeros(LAYOUT)
         assert change is not None
-        changes.follow(held, change.data, into)
+        changes.follow(held, [change.data], into)
         assert into.sha256() == one.weights().sha256()
         held = into
         versions.append(one.weights())
         said.append(change)
     for base in range(6):  # one that was not here meanwhile adds all at once
-        changes.follow(versions[base], last(joined(said), said[0], 6 - base), into)
+        changes.follow(versions[base], [last(joined(said), said[0], 6 - base)], into)
         assert into.sha256() == versions[6].sha256()
 
 
@@ -167,7 +167,7 @@ def test_random_entries_leave_of_the_distance_what_the_definition_says():
         held = vector(np.zeros(n))
         for version in range(versions):
             into = Bundle.zeros(held.layout)
-            changes.follow(held, changes.tell(vector(target), held, rng(draw, version)).data, into)
+            changes.follow(held, [changes.tell(vector(target), held, rng(draw, version)).data], into)
             held = into
             left[draw, version] = np.sum((target.astype(np.float64) - held.vector()) ** 2)
     expected = np.sum(target.astype(np.float64) ** 2) * (1 - share) ** np.arange(1, versions + 1)
@@ -223,7 +223,7 @@ def test_bytes_of_no_whole_number_of_changes_are_refused(cut):
     told = joined([changes.tell(random_bundle(1), held, rng(0))] * 2)
     wrong = told[:-cut] if cut > 0 else np.append(told, np.uint8(0))
     with pytest.raises(ProtocolError, match="bytes of changes: expected one or more changes of"):
-        changes.follow(held, wrong, Bundle.zeros(LAYOUT))
+        changes.follow(held, [wrong], Bundle.zeros(LAYOUT))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from whole import Outcome, run
 
 from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
+from shoal.protocol.changes import Changes
 from shoal.protocol.compress import CODECS, Coding, Packed
 from shoal.protocol.errors import UserError
 
@@ -52,6 +54,18 @@ def test_the_weights_are_the_same_bits_on_every_way(tmp_path, codec, way):
     else:
         assert sum(down[1:]) == 2 * 2 * change < 2 * 2 * 0.26 * whole
         assert sum(up) == 3 * 4 * metric(outcome, "sent_bytes")[0]
+
+
+def test_a_thread_that_speaks_adds_no_changes(monkeypatch):
+    names, follow = set(), Changes.follow
+
+    def noted(*arguments):
+        names.add(threading.current_thread().name)
+        follow(*arguments)
+
+    monkeypatch.setattr(Changes, "follow", noted)
+    assert run(digits(compress_weights="int8"), 2).finish.reason == "done"
+    assert names == {"worker", "learner"}
 
 
 def test_a_stream_whose_actors_skip_versions_gets_what_changed_in_all_of_them():

@@ -1,0 +1,123 @@
+"""The thread that works: it adds changes of weights, and does tasks.
+
+The one idea: the thread that speaks takes changes in and links them; this one adds them, before the task that needs them. So a
+change of a whole model delays no heartbeat, and of a run of changes only the last result is written.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from shoal.actors import Worker
+from shoal.actors.events import Run
+from shoal.actors.labour import Product, perform
+from shoal.actors.sharing import Shared
+from shoal.protocol.changes import Changes
+from shoal.protocol.layout import Bundle, Bytes
+from shoal.protocol.link import Wake
+from shoal.protocol.pool import Buffers
+
+Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
+"""Makes the worker for a workload (from the Terms of a Welcome). Called in the worker's thread, once for each Welcome."""
+
+Clock: TypeAlias = Callable[[], float]
+
+
+class Held:
+    """Weights of one version: whole, or what changed since other weights. The socket's thread makes a Held; only the worker's
+    thread calls `bundle`."""
+
+    __slots__ = ("_before", "_bundle", "_changes", "_told")
+
+    def __init__(
+        self,
+        bundle: Bundle | None = None,
+        *,
+        before: Held | None = None,
+        told: Bytes | None = None,
+        changes: Changes | None = None,
+    ) -> None:
+        self._bundle, self._before, self._told, self._changes = bundle, before, told, changes
+
+    def bundle(self, buffers: Buffers) -> Bundle:
+        """The arrays. A change is added at the first call, to memory of its own, because a task may still read the weights of
+        before. Raises ProtocolError for bytes that are no change of these weights."""
+        told: list[Bytes] = []
+        base = self
+        while base._before is not None and base._told is not None:
+            told.append(base._told)
+            base = base._before
+        assert base._bundle is not None  # whole, or added before
+        if told:
+            assert self._changes is not None
+            into = Bundle(base._bundle.layout, buffers.take(base._bundle.layout.nbytes))
+            self._changes.follow(base._bundle, reversed(told), into)
+            self._bundle, self._before, self._told = into, None, None
+            return into
+        return base._bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task for the worker's thread, with its weights, brief and workload."""
+
+    run: Run
+    weights: Held
+    brief: Bundle | None
+    workload: Mapping[str, Any]
+
+
+class Hand(threading.Thread):
+    """The thread that does tasks. It takes orders, places the arrays of each product where they are sent from, appends the
+    product to `results`, and calls `wake`.
+
+    Weights that are put into `orders` are decoded, unless newer ones have come; then they are appended to `results` too. What
+    breaks this thread ends up there as well. newest: the newest weights, which the socket's thread sets.
+    """
+
+    def __init__(self, workshop: Workshop, clock: Clock, wake: Wake, shared: Shared, buffers: Buffers) -> None:
+        super().__init__(name="worker", daemon=True)
+        self._shared, self._buffers = shared, buffers
+        self.orders: queue.SimpleQueue[Order | Held | None] = queue.SimpleQueue()
+        self.results: deque[Product | Held | BaseException] = deque()
+        self.newest: Held | None = None
+        self._workshop, self._clock, self._wake = workshop, clock, wake
+        self.retains = False  # True: accepted contributions are kept, to be offered again
+        self._made: tuple[Mapping[str, Any], Worker] | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  handed on to the thread that can end this life
+            self.results.append(error)
+            self._wake()
+
+    def _work(self) -> None:
+        idle_since = self._clock()
+        while (order := self.orders.get()) is not None:
+            if isinstance(order, Held):
+                if order is self.newest:
+                    order.bundle(self._buffers)
+                    self.results.append(order)
+            else:
+                weights = order.weights.bundle(self._buffers)
+                product = self._obey(order, weights, self._clock() - idle_since)
+                self.results.append(self._shared.place(product.sealed() if self.retains else product, self.retains))
+                del weights
+                idle_since = self._clock()
+            del order  # or an idle worker would keep the weights in memory
+            self._wake()
+        self._shared.close()
+
+    def _obey(self, order: Order, weights: Bundle, waited: float) -> Product:
+        def worker() -> Worker:
+            if self._made is None or self._made[0] is not order.workload:
+                self._made = (order.workload, self._workshop(order.workload))
+            return self._made[1]
+
+        return perform(worker, order.run, weights, waited, self._clock, order.brief)

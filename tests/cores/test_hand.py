@@ -1,0 +1,129 @@
+"""Facts about the thread that works: it adds changes, in their order and before the task that needs them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal.actors.events import Run
+from shoal.actors.hand import Hand, Held, Order
+from shoal.actors.labour import Product
+from shoal.actors.sharing import Shared
+from shoal.protocol.changes import Changes
+from shoal.protocol.compress import Coding
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.layout import Bundle, Bytes
+from shoal.protocol.messages import Contribute
+from shoal.protocol.pool import Buffers
+from shoal.protocol.work import Task, Work
+
+LAYOUT = Bundle.pack({"w": np.zeros(1_000, np.float32), "n": np.zeros(3, np.int64)}).layout
+
+
+def bundle(seed: int) -> Bundle:
+    rng = np.random.default_rng(seed)
+    return Bundle.pack({"w": rng.normal(size=1_000), "n": rng.integers(0, 9, 3)}, LAYOUT)
+
+
+class Story:
+    """Versions of weights, as a coordinator tells them: each with what changed since the last."""
+
+    def __init__(self, versions: int) -> None:
+        self.changes, rng = Changes(Coding("int8"), LAYOUT), np.random.default_rng(0)
+        self.versions, self.told = [bundle(0)], list[Bytes]()
+        for number in range(1, versions):
+            change = self.changes.tell(bundle(number), self.versions[-1], rng)
+            self.told.append(change.data.copy())
+            self.versions.append(Bundle.zeros(LAYOUT))
+            self.changes.follow(self.versions[-2], [change.data], self.versions[-1])
+
+    def held(self) -> list[Held]:
+        """All of them, made of the first."""
+        changes, linked = Changes(Coding("int8"), LAYOUT), [Held(self.versions[0])]
+        for told in self.told:
+            linked.append(Held(before=linked[-1], told=told, changes=changes))
+        return linked
+
+
+@pytest.mark.parametrize("asked", [*itertools.permutations([1, 2, 4], 2), (4,), (0, 3), (4, 4)])
+def test_changes_make_the_same_bits_in_whichever_order_they_are_asked_for(asked: tuple[int, ...]) -> None:
+    story, buffers = Story(5), Buffers()
+    held = story.held()
+    for version in asked:
+        assert held[version].bundle(buffers).sha256() == story.versions[version].sha256()
+    assert held[0].bundle(buffers) is story.versions[0]
+    assert story.versions[0].sha256() == bundle(0).sha256()  # which a task may still read
+
+
+def test_a_version_is_made_once_and_what_it_was_made_of_is_let_go() -> None:
+    story, buffers = Story(3), Buffers()
+    held = story.held()
+    assert held[2].bundle(buffers) is held[2].bundle(buffers)
+    assert (held[2]._before, held[2]._told) == (None, None)
+
+
+class Weigher:
+    """Notes the weights that it works from."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        self.seen.append(weights.sha256())
+        return Work(weights, steps=task.version)
+
+
+class Bench:
+    """A hand that works in a thread of its own, and a worker."""
+
+    def __init__(self, waits: float = 10.0) -> None:
+        self.worker, self.until = Weigher(), time.monotonic() + waits
+        wake: Any = lambda: None  # noqa: E731
+        self.hand = Hand(self._workshop, time.monotonic, wake, Shared(), Buffers())
+
+    def _workshop(self, workload: Mapping[str, Any]) -> Weigher:
+        return self.worker
+
+    def order(self, version: int, weights: Held) -> Order:
+        return Order(Run(Task(version, 0, (0,)), 1, False, version), weights, None, {})
+
+    def results(self) -> list[Product | Held | BaseException]:
+        """All of them, when there is no more to do."""
+        self.hand.orders.put(None)
+        self.hand.join(max(0.0, self.until - time.monotonic()))
+        assert not self.hand.is_alive()
+        return [*self.hand.results]
+
+
+def test_every_task_works_from_its_own_version_though_newer_changes_came_before_it_began() -> None:
+    story, bench = Story(5), Bench()
+    held = story.held()
+    for version in (0, 2, 2, 3):
+        bench.hand.newest = held[version]
+        bench.hand.orders.put(held[version])
+        bench.hand.orders.put(bench.order(version, held[version]))
+    bench.hand.newest = held[4]
+    bench.hand.orders.put(held[4])
+    bench.hand.start()
+    results = bench.results()
+    assert bench.worker.seen == [story.versions[version].sha256() for version in (0, 2, 2, 3)]
+    made = [one.message.made_from for one in results if isinstance(one, Product) and isinstance(one.message, Contribute)]
+    assert made == [0, 2, 2, 3]
+    assert results[-1] is held[4]  # of the others only these that nobody has overtaken are told of
+    assert [one for one in results if isinstance(one, Held)] == [held[4]]
+    assert held[4].bundle(Buffers()).sha256() == story.versions[4].sha256()
+
+
+def test_what_is_no_change_of_these_weights_ends_the_life_and_not_the_thread_in_silence() -> None:
+    story, bench = Story(2), Bench()
+    wrong = Held(before=Held(story.versions[0]), told=story.told[0][:-1], changes=Changes(Coding("int8"), LAYOUT))
+    bench.hand.newest = wrong
+    bench.hand.orders.put(wrong)
+    bench.hand.start()
+    [error] = bench.results()
+    assert isinstance(error, ProtocolError)
