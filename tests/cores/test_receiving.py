@@ -4,19 +4,20 @@ hand."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shoal.coordinator.arrays import Arrays
-from shoal.coordinator.deciding.deeds import Ship
+from shoal.coordinator.deciding.deeds import Ship, Store, Stored
 from shoal.coordinator.deciding.receiving import LARGE, Delivery, Receiving
 from shoal.coordinator.deciding.serving import KEPT, Serving
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.spool import Frames, Gathered, Spool
-from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN
+from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN, Fetch, Way
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
 from shoal.protocol.link import Part
 from shoal.protocol.messages import Chunk, Contribute, Envelope, TaskName, Want, Weights
@@ -333,3 +334,26 @@ def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path) -> 
 def test_a_folder_that_takes_no_file_is_trouble_to_be_tried_again(tmp_path: Path) -> None:
     with pytest.raises(DiskTrouble, match="cannot make a file for what comes in pieces"):
         Spool(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_delivery_is_gathered_where_there_is_room_for_it_and_leaves_nothing_behind(large: bool, tmp_path: Path) -> None:
+    layout = Layout.of({"w": ("f4", (100,))})
+    arrays = Arrays([layout], None, tmp_path, False)
+    delivery = Delivery(b"a", replace(made((0, 0), 400), layout=layout.digest), large=large, fetch=Fetch(400, Way()))
+    data = np.arange(100, dtype=np.float32).view(np.uint8)
+    for first in (128, 0):
+        assert arrays.store(Store(delivery, first, data[first : first + (128 if first == 0 else 272)])) == Stored(delivery)
+    assert isinstance(delivery.arrays, Spool if large else Frames)
+    bundle = arrays.bundle(delivery)
+    assert bundle is not None
+    assert bundle["w"].tolist() == list(range(100))
+    arrays.let_go(delivery)
+    assert (delivery.arrays, list(tmp_path.iterdir())) == (None, [])
+
+
+def test_a_disk_that_takes_no_piece_is_told_and_not_raised(tmp_path: Path) -> None:
+    arrays = Arrays([], None, tmp_path / "missing", False)
+    delivery = Delivery(b"a", made((0, 0), 400), large=True, fetch=Fetch(400, Way()))
+    stored = arrays.store(Store(delivery, 0, np.zeros(4, np.uint8)))
+    assert (stored.delivery, "cannot make a file" in stored.trouble, delivery.arrays) == (delivery, True, None)
