@@ -2,7 +2,8 @@
 
 The one idea: an advantage is a sum of temporal-difference errors that runs backwards in time, and two things cut it. If an
 episode terminated, the discount is 0, so nothing follows. If an episode was truncated, the next row holds the episode's own
-last observation and is masked: its value bootstraps the row before it, and no sum crosses it.
+last observation and is masked: its value bootstraps the row before it, and no sum crosses it. Where that observation lies
+beside the rows, its value becomes part of the last row's reward (`cut_off`), and nothing follows either.
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ def gae(
     delta_TB = (reward_TB + discount_TB * next_value_TB - value_TB).where(mask_TB, 0.0)
     advantage_TB = backward_sum(delta_TB, (discount_TB * lam).where(mask_TB, 0.0))
     return Targets(advantage_TB + value_TB, advantage_TB)
+
+
+@torch.no_grad()
+def cut_off(reward_TB: Tensor, discount_TB: Tensor, cut: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards and discounts [T, B] in which the rows `cut` [n] of the flattened [T * B] end truncated episodes whose last
+    observation is in no row: its value [n], discounted, is part of the reward, and the discount is 0, so nothing follows."""
+    reward, discount = reward_TB.flatten(), discount_TB.flatten()
+    added = reward.index_add(0, cut, discount[cut] * value)
+    return added.view_as(reward_TB), discount.index_fill(0, cut, 0.0).view_as(discount_TB)
 
 
 def backward_sum(delta_TB: Tensor, decay_TB: Tensor) -> Tensor:

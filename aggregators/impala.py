@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.aggregators.descent import Descent
-from shoal.aggregators.gae import Targets
+from shoal.aggregators.gae import Targets, cut_off
 from shoal.aggregators.staging import Batch, Staging
 from shoal.aggregators.vtrace import vtrace
 from shoal.nets.flat import FlatModule
@@ -96,9 +96,12 @@ class IMPALALearner:
         told = [policy_loss, value_loss, mean_entropy, mean(rho_TB), 1 - 2 * value_loss / (spread + 1e-8)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, [x.detach() for x in told]
 
+    @torch.no_grad()
     def _targets(self, batch: Batch, rho_TB: Tensor, value_TB: Tensor) -> Targets:
         discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
         reward_TB = batch.reward * self.reward_scale
+        if len(batch.cut):
+            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, self.flat.module(batch.final)[1])
         return vtrace(
             rho_TB, reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.clip_rho, self.clip_c, self.lam
         )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.aggregators.descent import Descent
-from shoal.aggregators.gae import Targets, gae
+from shoal.aggregators.gae import Targets, cut_off, gae
 from shoal.aggregators.staging import Batch, Staging
 from shoal.nets.flat import FlatModule
 from shoal.nets.policies import entropy, log_prob
@@ -98,6 +98,8 @@ class PPOLearner:
         value_TB = value.view(-1, batch.mask.shape[1])
         discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
         reward_TB = batch.reward * self.reward_scale
+        if len(batch.cut):
+            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, self.flat.module(batch.final)[1])
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
         error, target = targets.advantage.flatten()[batch.rows], targets.value.flatten()[batch.rows]
         return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)

@@ -24,6 +24,8 @@ class Batch:
     """Trajectories side by side along B, on the device. Spaces.trajectory (envs/spaces.py) says what each array means.
 
     rows: int64, the indexes where mask is True in the flattened [T * B]; found on the host, without asking the device.
+    cut, final: int64 [n], the indexes of truncated rows that the next row does not bootstrap, and [n, *obs], the observations
+    that do (Spaces.finals). n is 0 if there are none.
     """
 
     observation: Tensor  # [T + 1, B, *obs]
@@ -33,6 +35,8 @@ class Batch:
     terminated: Tensor  # bool [T, B]
     mask: Tensor  # bool [T, B]
     rows: Tensor
+    cut: Tensor
+    final: Tensor
 
 
 class Slot:
@@ -42,7 +46,7 @@ class Slot:
         self.host = torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.device = self.host if device.type == "cpu" else torch.empty_like(self.host, device=device)
         self.arrays = _views(layout, self.device)
-        self.host_mask = _views(layout, self.host)["mask"].numpy()
+        self.flags = {name: view.numpy() for name, view in _views(layout, self.host).items() if view.dtype == torch.bool}
 
 
 def _views(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
@@ -97,12 +101,20 @@ class Staging:
         self.keys.clear()
         if self.copies:
             torch.cuda.current_stream(self.device).wait_stream(self.copies)
-        rows = np.flatnonzero(np.concatenate([slot.host_mask for slot in folded], axis=1))
+        mask, terminated, truncated = (
+            np.concatenate([slot.flags[name] for slot in folded], axis=1) for name in ("mask", "terminated", "truncated")
+        )
+        finals = "final" in folded[0].arrays
+        rows, cut = (
+            torch.from_numpy(np.flatnonzero(x)).to(self.device) for x in (mask, mask & truncated & ~terminated & finals)
+        )
         names = ("observation", "action", "log_prob", "reward", "terminated", "mask")
         arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in names}
+        last = torch.cat([slot.arrays["final"] for slot in folded], dim=1) if len(cut) else arrays["observation"]
+        final = last.flatten(0, 1)[cut]
         if self.copies:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
-        return Batch(**arrays, rows=torch.from_numpy(rows).to(self.device))
+        return Batch(**arrays, rows=rows, cut=cut, final=final)
 
     def clear(self) -> None:
         self.keys.clear()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import Environment, Envs, Step, make_vector
+from shoal.envs.vector import Environment, Envs, make_vector
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
 
@@ -29,7 +29,6 @@ DONE, MADE, RAISED, WRONG = range(4)
 WRONG: a UserError's line."""
 MOST_TEXT = 4_000  # bytes of a RAISED or WRONG answer, at most
 BREAK = b"\0"  # between an exception's line and its traceback
-FIELDS = Step._fields[:7]  # the fields of a Step that cross: all but `replaced`
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +39,19 @@ class Rows:
     answer: np.dtype[Any]
     digest: bytes
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of a Step's arrays, which follow an answer's head."""
+        return (self.answer.names or ())[2:]
+
     @classmethod
     def of(cls, spaces: Spaces) -> Rows:
         seen, (kind, shape) = spaces.observation, spaces.action.layout()
         observation = (DTYPES[seen.dtype], seen.shape)
         command = [("reset", "?"), ("seed", "i8"), ("action", DTYPES[kind], shape)]
-        answer = [("kind", "i4"), ("length", "i4"), ("act_on", *observation), ("record", *observation)]
-        answer += [("reward", "f8"), ("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?")]
+        answer = [("kind", "i4"), ("length", "i4"), ("observation", *observation), ("reward", "f8")]
+        answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?")]
+        answer += [("final", *observation)] if spaces.finals else []
         digest = hashlib.blake2b(repr(spaces).encode(), digest_size=16).digest()
         return cls(np.dtype(command, align=True), np.dtype(answer, align=True), digest)
 
@@ -82,7 +87,7 @@ def _serve(channel: socket.socket, envs: Envs, rows: Rows) -> None:
     command, said = heard.view(np.uint8).data, answer.view(np.uint8).data
     while channel.recv_into(command, 0, socket.MSG_WAITALL) == len(command):
         step = envs.reset(int(heard["seed"][0])) if heard["reset"][0] else envs.step(heard["action"].copy())
-        for name in FIELDS:
+        for name in rows.fields:
             answer[name] = getattr(step, name)
         _send(channel, said)
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from shoal.envs.cell import BREAK, DONE, FIELDS, HEAD, MADE, MOST_TEXT, RAISED, WRONG, Rows
+from shoal.envs.cell import BREAK, DONE, HEAD, MADE, MOST_TEXT, RAISED, WRONG, Rows
 from shoal.envs.hatchery import ENDING, Hatchery
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Array, Step
@@ -91,7 +91,8 @@ class Isolated:
         except (UserError, EnvError):
             self.close()
             raise
-        return Step._make([*(np.ascontiguousarray(self._answers[name]) for name in FIELDS), replaced])
+        arrays = {name: np.ascontiguousarray(self._answers[name]) for name in self._rows.fields}
+        return Step(**arrays, replaced=replaced)
 
     def _reset(self) -> int:
         seeds = {i: self._seed + i for i in range(self.num_envs)}

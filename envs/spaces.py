@@ -96,10 +96,15 @@ Actions = Discrete | Box
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """The observations and the actions of an agent."""
+    """The observations and the actions of an agent.
+
+    finals: True if the environment begins a new episode in the very step that truncates one, so that the old episode's last
+    observation is not in the trajectory's next row, but beside its last row.
+    """
 
     observation: Observations
     action: Actions
+    finals: bool = False
 
     def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
         """The layout of a trajectory of T = rollout_length rows by B = num_envs environments, time first.
@@ -108,10 +113,11 @@ class Spaces:
         unclipped sample); log_prob [T, B] of the action under the policy that drew it; reward [T, B];
         terminated, truncated [T, B]; mask [T, B], False on a row that is not to be learned from: its observation is the
         last one of a truncated episode, from which the row before bootstraps, or, if the row only resets, the last one of
-        any finished episode.
+        any finished episode. If `finals`: final [T, B, *shape], the last observation of an episode that its row truncates.
         """
         T, B = rollout_length, num_envs
         dtype, shape = self.action.layout()
+        final = {"final": (self.observation.dtype, (T, B, *self.observation.shape))} if self.finals else {}
         return Layout.of(
             {
                 "observation": (self.observation.dtype, (T + 1, B, *self.observation.shape)),
@@ -121,13 +127,15 @@ class Spaces:
                 "terminated": ("b1", (T, B)),
                 "truncated": ("b1", (T, B)),
                 "mask": ("b1", (T, B)),
+                **final,
             }
         )
 
 
-def spaces_of(observation_space: Any, action_space: Any) -> Spaces:
-    """The `Spaces` of a single environment's gymnasium spaces. Raises UserError for a kind that is not supported."""
-    return Spaces(_observations(observation_space), _actions(action_space))
+def spaces_of(observation_space: Any, action_space: Any, finals: bool = False) -> Spaces:
+    """The `Spaces` of a single environment's gymnasium spaces; finals as in Spaces. Raises UserError for a space that is not
+    supported."""
+    return Spaces(_observations(observation_space), _actions(action_space), finals)
 
 
 def _observations(space: Any) -> Observations:

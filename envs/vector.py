@@ -1,8 +1,8 @@
 """Many environments stepped as one, under one convention for how episodes end.
 
 The one idea: gymnasium's three autoreset modes differ in where an episode's last observation is found and in whether a
-step is spent on resetting. Here every step has one observation to act on next and one to *record* as the next row, so that a
-truncated row is always followed by its own episode's last observation, and a mask marks the rows not to be learned from.
+step is spent on resetting. Where a step is, the row after a truncated one holds the old episode's last observation, and a
+mask says that nothing is learned from that row. Where none is, that observation travels beside the truncated row (`final`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"  # the value
 class Step(NamedTuple):
     """The result of a step or reset of B environments. Its arrays are valid until the next step."""
 
-    act_on: Array  # [B, *obs] observation that the policy acts on next
-    record: Array  # [B, *obs] observation of the trajectory's next row
+    observation: Array  # [B, *obs] observation of the trajectory's next row, which the policy acts on
     mask: Bools  # [B] True where the trajectory's next row is to be learned from
     reward: npt.NDArray[np.float64]  # [B] reward of this step
     terminated: Bools  # [B] True where this step ended an episode in a terminal state
     truncated: Bools  # [B] True where this step cut an episode off
     lived: Bools  # [B] False where this step belonged to no episode: it only reset, or, where `over`, never happened
+    final: Array | None = None  # [B, *obs] where `truncated`, the old episode's last observation; None: the next row holds it
     replaced: int = 0  # environments' processes that were replaced during this step or reset (envs/isolated.py)
 
     @property
@@ -63,19 +63,16 @@ class Envs:
 
     NEXT_STEP: the step after an episode's end ignores its action and only resets. The row of that step has the episode's
     last observation, mask False and reward 0.
-    SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments). After a
-    truncation the next row records the *old* episode's last observation, from which the truncated row bootstraps, while the
-    policy acts on the new episode's first one. So that row, the new episode's first transition, is masked: one transition
-    per truncated episode is not learned from. After a termination without truncation no row needs the last observation, and
-    no row is masked.
+    SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments), so no row is
+    masked, and `final` holds the last observations of truncated episodes (`spaces.finals` is True).
     A VectorEnv whose metadata name no mode is taken for NEXT_STEP, as gymnasium's own wrappers do.
     """
 
     def __init__(self, vector: Any) -> None:
         self.vector = vector
         self.num_envs = int(vector.num_envs)
-        self.spaces: Spaces = spaces_of(vector.single_observation_space, vector.single_action_space)
         self.mode = _mode(vector)
+        self.spaces: Spaces = spaces_of(vector.single_observation_space, vector.single_action_space, self.mode != NEXT_STEP)
         self._all = np.ones(self.num_envs, dtype=bool)
         self._none = np.zeros(self.num_envs, dtype=bool)
         self._no_reward = np.zeros(self.num_envs)
@@ -88,7 +85,9 @@ class Envs:
         observation, _ = self.vector.reset(seed=seed)
         first = self.spaces.observation.encoded(observation)
         self._over = self._none
-        return Step(first, first, self._all, self._no_reward, self._none, self._none, self._none)
+        return Step(
+            first, self._all, self._no_reward, self._none, self._none, self._none, first if self.spaces.finals else None
+        )
 
     def step(self, action: Array) -> Step:
         """Step every environment. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
@@ -105,21 +104,19 @@ class Envs:
         if self._over.any():  # a step that only reset has no reward and no end, whatever the environment returned
             reward, terminated, truncated = np.where(lived, reward, 0.0), terminated & lived, truncated & lived
         self._over = terminated | truncated
-        return Step(seen, seen, ~self._over, reward, terminated, truncated, lived)
+        return Step(seen, ~self._over, reward, terminated, truncated, lived)
 
     def _same_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools, info: Any) -> Step:
         over = terminated | truncated
-        if not over.any():
-            return Step(seen, seen, self._all, reward, terminated, truncated, self._all)
-        record = seen.copy()
-        if self.mode == DISABLED:
-            act_on = self._restarted(seen, over)
-            record[over & ~truncated] = act_on[over & ~truncated]
-        else:
-            act_on = seen
+        final = seen
+        if self.mode == DISABLED and over.any():
+            final = seen.copy()
+            seen = self._restarted(seen, over)
+        elif truncated.any():
+            final = seen.copy()
             for i in np.flatnonzero(truncated):
-                record[i] = self.spaces.observation.encoded(info["final_obs"][i])
-        return Step(act_on, record, ~truncated, reward, terminated, truncated, self._all)
+                final[i] = self.spaces.observation.encoded(info["final_obs"][i])
+        return Step(seen, self._all, reward, terminated, truncated, self._all, final)
 
     def _restarted(self, seen: Array, over: Bools) -> Array:
         act_on = seen.copy()

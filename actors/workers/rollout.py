@@ -167,14 +167,16 @@ class Rollout:
         parameters: Floats = np.empty((T, B, life.envs.spaces.action.parameters), np.float32)
         step, replaced = life.step, life.step.replaced
         for t in range(T):
-            observation[t], mask[t] = step.record, step.mask
-            parameters[t] = self.policy.parameters(step.act_on)
+            observation[t], mask[t] = step.observation, step.mask
+            parameters[t] = self.policy.parameters(step.observation)
             action[t] = head.act(parameters[t], noise[t])
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
             replaced += step.replaced
+            if step.final is not None and step.truncated.any():
+                bundle["final"][t, step.truncated] = step.final[step.truncated]
         mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
-        observation[T], bundle["reward"][...] = step.record, reward
+        observation[T], bundle["reward"][...] = step.observation, reward
         bundle["log_prob"][...] = head.log_prob(parameters, action)
         life.step = step._replace(replaced=0)  # the replaced processes are counted by now
         return reward, lived, replaced
@@ -203,7 +205,7 @@ class Rollout:
         lengths: list[float] = []
         lost, replaced = np.zeros(envs.num_envs, np.int64), step.replaced
         while (wanted > 0).any():
-            step = envs.step(head.act(self.policy.parameters(step.act_on), None))
+            step = envs.step(head.act(self.policy.parameters(step.observation), None))
             running.returns += step.reward
             running.lengths += step.lived
             whole = step.over & step.lived

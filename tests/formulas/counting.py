@@ -54,7 +54,7 @@ def counting(scripts: Sequence[Script], mode: str, copy: bool = True, action_spa
 @dataclass(frozen=True)
 class Row:
     observation: tuple[int, int]
-    act_on: tuple[int, int]
+    final: tuple[int, int] | None  # where the row is cut off: its episode's last observation, if that is not in the next row
     reward: float
     terminated: bool
     truncated: bool
@@ -64,16 +64,14 @@ class Row:
 
 def definition(script: Script, mode: str) -> Iterator[Row]:
     """The rows of one environment for ever, told episode by episode."""
-    left: tuple[int, int] | None = None  # the last observation of an episode that was cut, not yet recorded
     for episode, (length, how) in enumerate(itertools.cycle(script)):
         for at in range(length):
-            over, here = at == length - 1, (episode, at)
-            yield Row(left or here, here, 1000 * episode + at + 1, over and how in "tb", over and how in "cb", not left, True)
-            left = None
+            over = at == length - 1
+            cut = over and how in "cb"
+            final = (episode, length) if cut and mode != "NextStep" else None
+            yield Row((episode, at), final, 1000 * episode + at + 1, over and how in "tb", cut, True, True)
         if mode == "NextStep":
-            yield Row((episode, length), (episode, length), 0.0, False, False, False, False)
-        elif how in "cb":
-            left = (episode, length)
+            yield Row((episode, length), None, 0.0, False, False, False, False)
 
 
 def finished(script: Script, mode: str, rows: range) -> list[tuple[int, float, int]]:

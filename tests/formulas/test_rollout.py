@@ -73,7 +73,9 @@ def test_rollouts_laid_end_to_end_are_the_definition(mode: str, rollout_length: 
         for b, script in enumerate(SCRIPTS):
             rows = list(itertools.islice(definition(script, mode), r * T, (r + 1) * T + 1))
             assert [tuple(o) for o in got["observation"][:, b]] == [row.observation for row in rows]
-            assert [tuple(o[b]) for o in policy.shown[r * T :]] == [row.act_on for row in rows[:T]]
+            assert [tuple(o[b]) for o in policy.shown[r * T :]] == [row.observation for row in rows[:T]]
+            if mode != "NextStep":
+                assert [tuple(o) for o in got["final"][:, b]] == [row.final or (0, 0) for row in rows[:T]]
             for name in ("reward", "terminated", "truncated", "mask"):
                 assert got[name][:, b].tolist() == [getattr(row, name) for row in rows[:T]]
             steps += sum(row.lived for row in rows[:T])

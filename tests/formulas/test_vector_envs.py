@@ -30,13 +30,13 @@ def rows_of(envs: Envs, count: int) -> list[list[tuple[Any, ...]]]:
     """[row][environment]: what a rollout would write down, with what the policy acted on."""
     step, rows = envs.reset(7), []
     for _ in range(count):
-        record, act_on, mask = step.record.copy(), step.act_on.copy(), step.mask.copy()
+        observation, mask = step.observation.copy(), step.mask.copy()
         step = envs.step(np.zeros(envs.num_envs, np.int64))
         rows.append(
             [
                 (
-                    tuple(record[b]),
-                    tuple(act_on[b]),
+                    tuple(observation[b]),
+                    tuple(step.final[b]) if step.final is not None and step.truncated[b] else None,
                     step.reward[b],
                     step.terminated[b],
                     step.truncated[b],
@@ -55,7 +55,7 @@ def test_every_row_is_what_the_definition_says(mode: str, copy: bool) -> None:
     rows = rows_of(counting(SCRIPTS, mode, copy), 40)
     for b, script in enumerate(SCRIPTS):
         for t, row in enumerate(itertools.islice(definition(script, mode), 40)):
-            assert rows[t][b] == (row.observation, row.act_on, row.reward, row.terminated, row.truncated, row.mask, row.lived)
+            assert rows[t][b] == (row.observation, row.final, row.reward, row.terminated, row.truncated, row.mask, row.lived)
 
 
 def test_next_step_spends_a_row_on_resetting_and_masks_it() -> None:
@@ -70,14 +70,14 @@ def test_next_step_spends_a_row_on_resetting_and_masks_it() -> None:
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
-def test_same_step_masks_the_first_row_after_a_truncation_alone(mode: str) -> None:
+def test_same_step_masks_no_row_and_tells_the_end_of_what_was_cut_beside_it(mode: str) -> None:
     rows = [row[0][:6] for row in rows_of(counting([[(2, "t"), (1, "c"), (2, "t")]], mode), 5)]
     assert rows == [
-        ((0, 0), (0, 0), 1, False, False, True),
-        ((0, 1), (0, 1), 2, True, False, True),
-        ((1, 0), (1, 0), 1001, False, True, True),
-        ((1, 1), (2, 0), 2001, False, False, False),  # recorded: the end of what was cut; lived: what began
-        ((2, 1), (2, 1), 2002, True, False, True),
+        ((0, 0), None, 1, False, False, True),
+        ((0, 1), None, 2, True, False, True),
+        ((1, 0), (1, 1), 1001, False, True, True),
+        ((2, 0), None, 2001, False, False, True),
+        ((2, 1), None, 2002, True, False, True),
     ]
 
 
@@ -89,16 +89,17 @@ def test_reset_forgets_what_was_under_way(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_truncated_row_is_followed_by_its_own_episodes_end(mode: str) -> None:
+def test_the_end_of_a_truncated_episode_follows_its_last_row_or_is_beside_it(mode: str) -> None:
     envs, cuts = counting(SCRIPTS, mode), 0
     step = envs.reset(0)
     for _ in range(60):
-        act_on = step.act_on.copy()
+        acted_on = step.observation.copy()
         step = envs.step(np.zeros(4, np.int64))
         for b in np.flatnonzero(step.truncated):
             cuts += 1
-            assert tuple(step.record[b]) == (act_on[b, 0], act_on[b, 1] + 1)
-            assert not step.mask[b]
+            end = step.observation if step.final is None else step.final
+            assert tuple(end[b]) == (acted_on[b, 0], acted_on[b, 1] + 1)
+            assert step.mask[b] == (mode != "NextStep")
     assert cuts > 20
 
 
@@ -133,7 +134,7 @@ def test_a_resetting_step_has_no_reward_and_no_flags_whatever_the_environment_sa
     assert [bool(s.terminated[0]) for s in steps] == [False, True, False, False]
     assert not any(s.truncated.any() for s in steps)
     assert [bool(s.mask[1]) for s in steps] == [True, False, True, True]
-    assert steps[0].record.dtype == np.float32
+    assert steps[0].observation.dtype == np.float32
 
 
 def test_native_cartpole_moves_as_the_single_environment_does() -> None:
@@ -146,14 +147,14 @@ def test_native_cartpole_moves_as_the_single_environment_does() -> None:
             single.reset()
             single.state = before[b]
             seen, reward, terminated, _, _ = single.step(int(action[b]))
-            np.testing.assert_allclose(step.record[b], seen, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(step.observation[b], seen, rtol=1e-6, atol=1e-7)
             assert (reward, terminated) == (step.reward[b], step.terminated[b])
             compared += 1
     assert compared > 700
 
 
 def balanced(envs: Envs, step: Step) -> Step:
-    x, x_dot, theta, theta_dot = step.act_on.T
+    x, x_dot, theta, theta_dot = step.observation.T
     return envs.step((0.05 * x + 0.1 * x_dot + theta + 0.5 * theta_dot > 0).astype(np.int64))
 
 
@@ -170,7 +171,7 @@ def test_native_cartpole_is_cut_at_500_and_says_so() -> None:
     step = balanced(envs, step)
     assert (step.reward == 0).all()
     assert step.mask.all()
-    assert (abs(step.record) <= 0.05).all()  # a new episode
+    assert (abs(step.observation) <= 0.05).all()  # a new episode
 
 
 def test_native_cartpole_uses_the_vector_entry_point_and_acrobot_the_plain_one() -> None:
@@ -180,7 +181,7 @@ def test_native_cartpole_uses_the_vector_entry_point_and_acrobot_the_plain_one()
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])
 def test_a_seed_decides_where_environments_begin(env: str) -> None:
-    first, again, other = (make_vector(env, 3).reset(seed).record for seed in (1, 1, 2))
+    first, again, other = (make_vector(env, 3).reset(seed).observation for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
     assert (first[0] != first[1]).any()
@@ -256,7 +257,8 @@ def test_discrete_observations_go_through_every_mode(mode: str) -> None:
     envs = Envs(made)
     envs.reset(0)
     envs.step(np.zeros(2, np.int64))
-    assert envs.step(np.zeros(2, np.int64)).record.tolist() == [[0, 0, 1], [0, 0, 1]]
+    step = envs.step(np.zeros(2, np.int64))
+    assert (step.observation if step.final is None else step.final).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize(
