@@ -1,4 +1,4 @@
-"""Gradient descent on a loss: gradient, clip, optimizer, and a learning rate that falls to 0 by the end of the run.
+"""The frame of learners that descend a loss on trajectories: gradient, clip, optimizer, and a learning rate that falls to 0.
 
 The one idea: with all weights in one vector, the clip is one norm and the optimizer has one parameter, so the optimizer's
 whole memory is a handful of flat arrays that a snapshot can hold by name.
@@ -6,41 +6,74 @@ whole memory is a handful of flat arrays that a snapshot can hold by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from shoal.aggregators.staging import Staging
 from shoal.nets.flat import FlatModule
 from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution
 
-OPTIMIZERS = ("adam", "rmsprop")
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, eps=1e-5),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=0.01),
+}
 
 
-class Descent:
-    """One optimizer over a FlatModule's trainable vector.
+@dataclass(kw_only=True, eq=False, repr=False)
+class TrajectoryLearner:
+    """An aggregator of trajectories but for its `step`: a policy, the trajectories folded in, one optimizer over all weights.
 
-    lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; total_timesteps=None: it stays.
+    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
+    lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; it stays if anneal_lr is False or
+    total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
+    reward_scale: factor of every reward.
     updates, steps: numbers of gradient steps made and of environment steps learned from.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
     """
 
-    def __init__(
-        self, flat: FlatModule, *, lr: float, max_grad_norm: float, optimizer: str = "adam", total_timesteps: int | None = None
-    ) -> None:
-        self.flat, self.lr, self.max_grad_norm, self.total_timesteps = flat.trained(), lr, max_grad_norm, total_timesteps
-        self.vector = nn.Parameter(flat.vector[: flat.trainable])
-        self.vector.grad = flat.grad
-        self.optimizer = _optimizer(optimizer, self.vector, lr)
+    linear: ClassVar[bool] = False
+
+    policy: nn.Module = field(kw_only=False)
+    device: torch.device | str = "cpu"
+    lr: float = 1e-3
+    gamma: float = 0.99
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    optimizer: str = "adam"
+    reward_scale: float = 1.0
+    total_timesteps: int | None = None
+    anneal_lr: bool = True
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
+        self.flat, self.staging = FlatModule(self.policy, self.device).trained(), Staging(self.device)
+        self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
+        self.vector.grad = self.flat.grad
+        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr)
         self.updates = self.steps = 0
+
+    def weights(self) -> Bundle:
+        return self.flat.bundle()
+
+    def fold(self, contribution: Contribution) -> None:
+        self.staging.fold(contribution)
 
     def anneal(self) -> None:
         """Set the learning rate of the next updates from `steps`, the environment steps learned from so far."""
-        left = 1.0 if self.total_timesteps is None else max(0.0, 1.0 - self.steps / self.total_timesteps)
-        for group in self.optimizer.param_groups:
+        left = 1.0
+        if self.anneal_lr and self.total_timesteps is not None:
+            left = max(0.0, 1.0 - self.steps / self.total_timesteps)
+        for group in self.descent.param_groups:
             group["lr"] = self.lr * left
 
     def update(self, loss: Tensor) -> Tensor:
@@ -48,27 +81,20 @@ class Descent:
         self.flat.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.flat.clip(self.max_grad_norm)
-        self.optimizer.step()
+        self.descent.step()
         self.updates += 1
         return norm
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        moments = {f"optimizer/{name}": value.cpu().numpy().copy() for name, value in self.optimizer.state[self.vector].items()}
+        moments = {f"optimizer/{name}": value.cpu().numpy().copy() for name, value in self.descent.state[self.vector].items()}
         return {**moments, "counters": torch.tensor([self.updates, self.steps]).numpy()}
 
     def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.staging.clear()
         self.flat.read(weights)
         self.updates, self.steps = (int(n) for n in state["counters"])
-        self.optimizer.state[self.vector] = {
+        self.descent.state[self.vector] = {
             name.removeprefix("optimizer/"): torch.tensor(value, device=self.flat.device if value.ndim else "cpu")
             for name, value in state.items()
             if name.startswith("optimizer/")
         }
-
-
-def _optimizer(name: str, vector: nn.Parameter, lr: float) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.Adam([vector], lr=lr, eps=1e-5)
-    if name == "rmsprop":
-        return torch.optim.RMSprop([vector], lr=lr, alpha=0.99, eps=0.01)
-    raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}")

@@ -6,75 +6,39 @@ that, so every trajectory is used once, as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.aggregators.descent import Descent
+from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, cut_off
-from shoal.aggregators.staging import Batch, Staging
+from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
-from shoal.nets.flat import FlatModule
 from shoal.nets.policies import Parameters, entropy, log_prob
-from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Moved
+from shoal.protocol.work import Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
 
 
-class IMPALALearner:
+@dataclass(kw_only=True, eq=False, repr=False)
+class IMPALALearner(TrajectoryLearner):
     """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over whole trajectories.
 
-    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
-    lr: first learning rate; it falls to 0 over total_timesteps environment steps. total_timesteps=None: it stays.
-    reward_scale: factor of every reward.
     Losses are means over the rows where mask is True; value_loss is half the mean squared error.
     """
 
-    linear: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        device: torch.device | str = "cpu",
-        lr: float = 1e-3,
-        gamma: float = 0.99,
-        clip_rho: float = 1.0,
-        clip_c: float = 1.0,
-        lam: float = 1.0,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
-        optimizer: str = "adam",
-        reward_scale: float = 1.0,
-        total_timesteps: int | None = None,
-    ) -> None:
-        self.flat = FlatModule(policy, device)
-        self.descent = Descent(
-            self.flat, lr=lr, max_grad_norm=max_grad_norm, optimizer=optimizer, total_timesteps=total_timesteps
-        )
-        self.staging = Staging(device)
-        self.gamma, self.reward_scale = gamma, reward_scale
-        self.clip_rho, self.clip_c, self.lam = clip_rho, clip_c, lam
-        self.ent_coef, self.vf_coef = ent_coef, vf_coef
-
-    def weights(self) -> Bundle:
-        return self.flat.bundle()
-
-    def fold(self, contribution: Contribution) -> None:
-        self.staging.fold(contribution)
+    clip_rho: float = 1.0
+    clip_c: float = 1.0
+    lam: float = 1.0
 
     def step(self) -> Moved:
         """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
-        self.descent.anneal()
+        self.anneal()
         loss, told = self._loss(batch)
-        norm = self.descent.update(loss)
-        self.descent.steps += len(batch.rows)
+        norm = self.update(loss)
+        self.steps += len(batch.rows)
         return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -105,13 +69,6 @@ class IMPALALearner:
         return vtrace(
             rho_TB, reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.clip_rho, self.clip_c, self.lam
         )  # fmt: skip
-
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        return self.descent.state()
-
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.staging.clear()
-        self.descent.load(weights, state)
 
 
 def first_rows(parameters: Parameters, n: int) -> Parameters:

@@ -6,79 +6,45 @@ gradient steps. On the first minibatch no weight has moved, so every ratio is 1:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.aggregators.descent import Descent
+from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, cut_off, gae
-from shoal.aggregators.staging import Batch, Staging
-from shoal.nets.flat import FlatModule
+from shoal.aggregators.staging import Batch
 from shoal.nets.policies import entropy, log_prob
 from shoal.protocol import draws
-from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Moved
+from shoal.protocol.work import Moved
 
 MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
 
-class PPOLearner:
+@dataclass(kw_only=True, eq=False, repr=False)
+class PPOLearner(TrajectoryLearner):
     """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), with advantages by GAE of the current values.
 
-    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
     A step is update_epochs passes over the unmasked rows, each in num_minibatches parts, shuffled by (seed, updates).
-    lr: first learning rate; it falls to 0 over total_timesteps environment steps. total_timesteps=None: it stays.
-    reward_scale: factor of every reward.
     Metrics are means over all gradient steps of a step, but for two: first_ratio_error is max |ratio - 1| on the first
     minibatch of a step, and explained_variance is that of the values before the step.
     """
 
-    linear: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        lr: float = 1e-3,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_coef: float = 0.2,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
-        update_epochs: int = 4,
-        num_minibatches: int = 4,
-        norm_adv: bool = True,
-        optimizer: str = "adam",
-        reward_scale: float = 1.0,
-        total_timesteps: int | None = None,
-    ) -> None:
-        self.flat = FlatModule(policy, device)
-        self.descent = Descent(
-            self.flat, lr=lr, max_grad_norm=max_grad_norm, optimizer=optimizer, total_timesteps=total_timesteps
-        )
-        self.staging = Staging(device)
-        self.seed, self.gamma, self.gae_lambda, self.reward_scale = seed, gamma, gae_lambda, reward_scale
-        self.clip_coef, self.ent_coef, self.vf_coef, self.norm_adv = clip_coef, ent_coef, vf_coef, norm_adv
-        self.update_epochs, self.num_minibatches = update_epochs, num_minibatches
-
-    def weights(self) -> Bundle:
-        return self.flat.bundle()
-
-    def fold(self, contribution: Contribution) -> None:
-        self.staging.fold(contribution)
+    seed: int = 0
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2
+    ent_coef: float = 0.0
+    update_epochs: int = 4
+    num_minibatches: int = 4
+    norm_adv: bool = True
 
     def step(self) -> Moved:
         """Make all passes over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
         if len(batch.rows) < 2:  # fewer than 2 rows have no spread to divide by
             return Moved(weights=False)
-        self.descent.anneal()
+        self.anneal()
         targets, explained = self._targets(batch)
         observation, action = batch.observation[:-1].flatten(0, 1), batch.action.flatten(0, 1)
         old_log_prob, value, advantage = (x.flatten() for x in (batch.log_prob, targets.value, targets.advantage))
@@ -87,8 +53,8 @@ class PPOLearner:
         for rows in self._minibatches(batch.rows):
             loss, means, ratio = self._loss(observation[rows], action[rows], old_log_prob[rows], value[rows], advantage[rows])
             errors = errors or [(ratio - 1).abs().max()]
-            told.append(torch.stack([*means, self.descent.update(loss)]))
-        self.descent.steps += len(batch.rows)
+            told.append(torch.stack([*means, self.update(loss)]))
+        self.steps += len(batch.rows)
         numbers = torch.cat([torch.stack(told).mean(0), torch.stack([*errors, explained])]).tolist()
         return Moved(dict(zip((*MEANS, "first_ratio_error", "explained_variance"), numbers, strict=True)))
 
@@ -106,7 +72,7 @@ class PPOLearner:
 
     def _minibatches(self, rows: Tensor) -> Iterator[Tensor]:
         """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
-        generator = torch.Generator().manual_seed(draws.key(self.seed, "minibatch", self.descent.updates) % 2**63)
+        generator = torch.Generator().manual_seed(draws.key(self.seed, "minibatch", self.updates) % 2**63)
         parts = min(self.num_minibatches, len(rows) // 2)
         for _ in range(self.update_epochs):
             order = torch.randperm(len(rows), generator=generator).to(rows.device)
@@ -128,10 +94,3 @@ class PPOLearner:
         beyond = ((ratio - 1).abs() > self.clip_coef).to(ratio.dtype).mean()
         told = [x.detach() for x in (policy_loss, value_loss, mean_entropy, approx_kl, beyond)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, told, ratio.detach()
-
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        return self.descent.state()
-
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.staging.clear()
-        self.descent.load(weights, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from typed import mistake, ran, shoal
 
 import shoal as package
 from shoal import Federated, Reinforcement
+from shoal.actors.workers.local_sgd import LocalSGD
+from shoal.aggregators.impala import IMPALALearner
+from shoal.aggregators.ppo import PPOLearner
 from shoal.jobs.catalog import find, recalled
 from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS, owners
@@ -349,3 +353,20 @@ def test_public_names_are_what_they_say() -> None:
         assert getattr(package, name) is not None
     assert json.dumps(Federated(1, 2).plain())
     assert np.isfinite(Federated(1, 2).plain()["lr"])
+
+
+@pytest.mark.parametrize(
+    ("method", "made", "others"),
+    [
+        ("impala", IMPALALearner, {"device"}),
+        ("ppo", PPOLearner, {"device", "seed"}),
+        ("fedavg", LocalSGD, {"device", "kept_bytes", "metrics", "seed"}),
+        ("fedbuff", LocalSGD, {"device", "kept_bytes", "metrics", "seed"}),
+    ],
+)
+def test_what_a_method_makes_gets_all_settings_by_their_names(method: str, made: type, others: set[str]) -> None:
+    settings = METHODS[method]()
+    keywords = [name for name, each in inspect.signature(made).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    handed = settings.arguments(made, seed=3)
+    assert set(keywords) - set(handed) <= others
+    assert handed == {name: getattr(settings, name) for name in keywords if name not in others} | {"seed": 3}

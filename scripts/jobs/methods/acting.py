@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from shoal.coordinator.deciding.bounds import Goal
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
@@ -13,7 +14,6 @@ from shoal.protocol.layout import Layout
 
 if TYPE_CHECKING:
     from shoal.actors import Worker
-    from shoal.coordinator.deciding.bounds import Goal
 
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -42,8 +42,6 @@ class Acting(Method):
     eval_episodes: int = option(20, "episodes of one greedy evaluation", least=1)
 
     def goal(self) -> Goal:
-        from shoal.coordinator.deciding.bounds import Goal
-
         return Goal(steps=self.total_timesteps)
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
@@ -55,17 +53,3 @@ class Acting(Method):
 
         assert isinstance(problem, Environment)
         return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)
-
-    def shared(self, device: str) -> dict[str, Any]:
-        """The arguments that IMPALALearner and PPOLearner share."""
-        return {
-            "device": device,
-            "lr": self.lr,
-            "gamma": self.gamma,
-            "ent_coef": self.ent_coef,
-            "vf_coef": self.vf_coef,
-            "max_grad_norm": self.max_grad_norm,
-            "optimizer": self.optimizer,
-            "reward_scale": self.reward_scale,
-            "total_timesteps": self.total_timesteps if self.anneal_lr else None,
-        }

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.selection import Select, power_of_choice
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds
-    from shoal.coordinator.deciding.plans import Asked, Plan
-    from shoal.coordinator.deciding.plans.selection import Select
     from shoal.jobs.problems import Problem
     from shoal.nets.updates import Update
 
@@ -56,8 +57,6 @@ class InRounds(LocalTraining):
             raise UserError(f"eval_cohort={self.eval_cohort}: with eval_every=0 no client evaluates; eval_every=10, say")
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        from shoal.coordinator.deciding.plans.rounds import Rounds
-
         return Rounds(
             self.clients,
             self.cohort,
@@ -77,13 +76,9 @@ class InRounds(LocalTraining):
             return self.select
         if self.select == "uniform":
             return None
-        from shoal.coordinator.deciding.plans.selection import power_of_choice
-
         return power_of_choice(self.clients, seed, self.candidates or min(self.clients, 2 * self.cohort))
 
     def bounds(self, sums: bool) -> Bounds:
-        from shoal.coordinator.deciding.bounds import Bounds
-
         return Bounds(most=2 if sums else 32)
 
     def update(self) -> Update:

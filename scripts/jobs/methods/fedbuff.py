@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
-
-if TYPE_CHECKING:
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds
-    from shoal.coordinator.deciding.plans import Asked, Plan
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,9 @@ class FedBuff(LocalTraining):
     )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        from shoal.coordinator.deciding.plans.stream import Stream
-
         return Stream(self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked)
 
     def bounds(self, sums: bool) -> Bounds:
-        from shoal.coordinator.deciding.bounds import Bounds
-
         return Bounds(most=2)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:

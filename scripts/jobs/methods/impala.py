@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.methods.acting import Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
-
-if TYPE_CHECKING:
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds
-    from shoal.coordinator.deciding.plans import Asked, Plan
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,13 @@ class IMPALA(Acting):
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        from shoal.coordinator.deciding.plans.stream import Stream
-
         return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
-        from shoal.coordinator.deciding.bounds import Bounds
-
         return Bounds(ahead=1)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner
 
-        return IMPALALearner(start.module(), clip_rho=self.clip_rho, clip_c=self.clip_c, lam=self.lam, **self.shared(device))
+        return IMPALALearner(start.module(), **self.arguments(IMPALALearner, device=device))

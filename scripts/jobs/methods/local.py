@@ -79,20 +79,7 @@ class LocalTraining(Method):
             problem.model,
             problem.population(self, seed),
             problem.loss_function(),
-            local_epochs=self.local_epochs,
-            local_steps=self.local_steps,
-            batch_size=self.batch_size,
-            drop_last=self.drop_last,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            lr_schedule=self.schedule(),
-            clip_grad_norm=self.clip_grad_norm,
-            mu=self.mu,
-            weighting=self.weighting,
-            metrics=problem.metrics,
-            seed=seed,
+            **self.arguments(LocalSGD, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed),
         )
 
     def schedule(self) -> Schedule | None:

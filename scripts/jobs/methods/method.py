@@ -6,20 +6,22 @@ functions, in any file. `key=value` on the command line sets its fields. A missi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.jobs.settings import ranges
 from shoal.protocol.layout import Bundle, Layout
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shoal.actors import Worker
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds, Goal
-    from shoal.coordinator.deciding.plans import Asked, Plan
     from shoal.jobs.problems import Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
@@ -35,7 +37,6 @@ class Start:
     problem: Problem
     seed: int
     norm_bound: float = 0.0
-    _first: Callable[[], tuple[Bundle, int | None]] | None = field(default=None, repr=False)
 
     @cached_property
     def _weights(self) -> tuple[Bundle, int | None]:
@@ -95,14 +96,10 @@ class Method:
 
     def goal(self) -> Goal:
         """The goal of the run: `rounds` versions if the method has a setting of that name; else the run never ends."""
-        from shoal.coordinator.deciding.bounds import Goal
-
         return Goal(versions=int(getattr(self, "rounds", 0)))
 
     def bounds(self, sums: bool) -> Bounds:
         """The bounds that the core keeps for this method. The job adds those of `Bearing`: lease, strikes, quarantine."""
-        from shoal.coordinator.deciding.bounds import Bounds
-
         return Bounds()
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
@@ -116,6 +113,14 @@ class Method:
     def due(self, version: int) -> bool:
         """True if this version is to be evaluated centrally."""
         return False
+
+    # For subclasses
+
+    def arguments(self, of: Callable[..., Any], **own: Any) -> dict[str, Any]:
+        """The keyword arguments for `of`: each setting of the method that `of` takes under the setting's name, by keyword only;
+        and `own`, which stand before settings."""
+        keywords = {name for name, each in inspect.signature(of).parameters.items() if each.kind is each.KEYWORD_ONLY}
+        return {**{name: getattr(self, name) for name in ranges(self) if name in keywords}, **own}
 
 
 def fault(method: Any) -> str:

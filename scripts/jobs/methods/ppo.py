@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.jobs.methods.acting import Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
-
-if TYPE_CHECKING:
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds
-    from shoal.coordinator.deciding.plans import Asked, Plan
 
 
 @dataclass(frozen=True)
@@ -29,32 +28,14 @@ class PPO(Acting):
     norm_adv: bool = option(True, "the advantages of a minibatch are scaled to mean 0 and standard deviation 1")
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        from shoal.coordinator.deciding.plans.rounds import Rounds
-
-        return Rounds(
-            self.clients,
-            seed=seed,
-            evaluate_every=self.eval_every,
-            evaluate_cohort=1 if self.eval_every else 0,
-            asked=asked,
-        )
+        evaluators = 1 if self.eval_every else 0
+        return Rounds(self.clients, seed=seed, evaluate_every=self.eval_every, evaluate_cohort=evaluators, asked=asked)
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds that keep a client with one actor: its environments live in the actor's process."""
-        from shoal.coordinator.deciding.bounds import Bounds
-
         return Bounds(sticky=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.ppo import PPOLearner
 
-        return PPOLearner(
-            start.module(),
-            seed=start.seed,
-            gae_lambda=self.gae_lambda,
-            clip_coef=self.clip_coef,
-            update_epochs=self.update_epochs,
-            num_minibatches=self.num_minibatches,
-            norm_adv=self.norm_adv,
-            **self.shared(device),
-        )
+        return PPOLearner(start.module(), **self.arguments(PPOLearner, device=device, seed=start.seed))
