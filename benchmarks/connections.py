@@ -27,6 +27,7 @@ from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.server import Server
 from shoal.protocol.codec import Terms, encode, pack_welcome
@@ -94,7 +95,7 @@ class House:
 
     def __init__(self, address: str, epoch: int) -> None:
         self.hub = Hub(address)
-        core = Core(Rounds(1), Goal(), Bounds(attempts=1_000_000), epoch=epoch, now=time.monotonic())
+        core = Core(Rounds(1), Goal(), Bounds(attempts=1_000_000), Recovered(epoch=epoch - 1), time.monotonic())
         self.server = Server(
             core,
             self.hub,

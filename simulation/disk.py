@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import msgpack
 import numpy as np
 
-from shoal.coordinator.keeping.recording import ACCEPTED, Rebuilding, Recording, Recovered
+from shoal.coordinator.deciding.recovered import Recovered
+from shoal.coordinator.keeping.recording import ACCEPTED, Rebuilding, Recording
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.work import Contribution, Moved, Task
@@ -209,24 +210,19 @@ class Disk:
         return found, adder
 
     def recording(self, found: Recovered, adder: Adder, clock: Callable[[], float], report: Callable[[str], None]) -> Recording:
-        self.log.epoch = epoch = found.epoch + 1
+        self.log.epoch = found.epoch + 1
         journal: Any = None if self.setting.journal == "off" else self.log
         shelf: Any = self.shelf
         recording = Recording(
             shelf,
             journal,
+            found,
             payload=self.setting.journal == "payload",
             every=self.setting.snapshot_every,
             clock=clock,
             report=report,
-            epoch=epoch,
-            made=found.made,
             retain=self.setting.bounds.retain,
             share=self.setting.share,
-            promises=found.promises,
-            kept=found.kept,
-            stepped=found.stepped,
-            record=found.record,
         )
         if journal is None:
             aggregator: Any = adder

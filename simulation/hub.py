@@ -196,14 +196,8 @@ class Hub(Process):
             self.plan,
             s.goal,
             s.bounds,
-            version=self.found.version,
-            steps=self.found.steps,
-            drawn=self.found.drawn,
-            folded=self.found.folded,
-            epoch=recording.epoch,
-            kept=self.found.kept,
-            promises=self.found.promises,
-            now=self.clock(),
+            self.found,
+            self.clock(),
         )
         self.core.hub = self
         self.learner = Slow(self, adder, recording, self.found.version)

@@ -23,9 +23,10 @@ from shoal.coordinator.deciding.plans import selection
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.receiving import Receiving
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.deciding.traffic import Traffic
-from shoal.coordinator.keeping.recording import Rebuilding, Recording, Recovered
+from shoal.coordinator.keeping.recording import Rebuilding, Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.learner import Learner
 from shoal.protocol.fetching import Fetch
@@ -270,7 +271,7 @@ MUTANTS = (
     Mutant("what is in no snapshot is dropped", Session, "_in_snapshot", ".onto < kept", ".onto <= kept"),
     Mutant("more is kept than was asked for", Session, "_keep", "while self.retained_bytes > self.retain:", "while False:"),
     Mutant("what is kept is made again", Session, "_attempt", " or self.retained.get(task)", ""),
-    Mutant("nobody is asked for what was promised", Core, "__init__", "ledger.promise(promise, now)", "pass"),
+    Mutant("nobody is asked for what was promised", Facts, "__init__", "self.ledger.promise(promise, now)", "pass"),
     Mutant("a round closes without what was promised", core, "_step", "ledger.promised.get(version)", "False"),
     Mutant("what was promised counts for any version", contributions, "_onto_for", "lease.promise.onto != ANY", "False"),
     Mutant("what was promised can be late", contributions, "_late_for", " and not lease.promise", ""),

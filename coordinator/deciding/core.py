@@ -6,7 +6,7 @@ plan says enough, send new weights to actors that hold old ones, give idle actor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from shoal.coordinator.deciding import contributions, desk, membership, patience
 from shoal.coordinator.deciding.bounds import Bounds, Goal
@@ -30,54 +30,23 @@ from shoal.coordinator.deciding.events import (
     Unfit,
 )
 from shoal.coordinator.deciding.facts import Facts
-from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import Plan
-from shoal.coordinator.deciding.promises import Promise
-from shoal.coordinator.deciding.roster import Actor, Roster
-from shoal.coordinator.deciding.verdicts import Verdicts
+from shoal.coordinator.deciding.recovered import Recovered
+from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
 from shoal.protocol.fetching import to_go
-from shoal.protocol.messages import (
-    Beat,
-    Bye,
-    Contribute,
-    Failed,
-    Have,
-    Hello,
-    Message,
-    TaskName,
-)
+from shoal.protocol.messages import Beat, Bye, Contribute, Failed, Have, Hello, Message, TaskName
 
 LOOK = 0.05  # shortest time between two Ticks that are acted on, in seconds: no rule needs a shorter one
 
 
 class Core:
-    """The deciding half. A restart hands in the recovered `version`, `steps`, `drawn`, `folded` (clients folded in after
-    `version`), `kept` (newest version in a snapshot, -1 if none) and `promises`; `epoch` is larger at every restart."""
+    """The deciding half of a life of the coordinator. found: the state that it goes on from; none: of a run that begins."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        goal: Goal,
-        bounds: Bounds,
-        *,
-        version: int = 0,
-        steps: int = 0,
-        drawn: int = 0,
-        folded: int = 0,
-        epoch: int = 1,
-        kept: int = -1,
-        promises: Sequence[Promise] = (),
-        now: float = 0.0,
-    ) -> None:
-        roster = Roster(bounds.ahead, bounds.most)
-        ledger = Ledger(folded={version: folded} if folded else {}, verdicts=Verdicts(roster.most))
-        reached = not folded and goal.reached(version, steps)  # an earlier life reached the goal, and could not say so
-        self.facts = Facts(plan, goal, bounds, roster, ledger, epoch, version, steps, drawn, kept, now, reached)
-        for promise in promises:
-            ledger.promise(promise, now)
-        self.ends_at = self.facts.back_by if reached else now
+    def __init__(self, plan: Plan, goal: Goal, bounds: Bounds, found: Recovered | None = None, now: float = 0.0) -> None:
+        self.facts = Facts(plan, goal, bounds, found or Recovered(), now)
+        self.ends_at = self.facts.back_by if self.facts.reached else now
         self.look_at = now
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -6,18 +6,18 @@ The one idea: each of these modules is handed the facts and not the core, so the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Effect, Finish, Send
 from shoal.coordinator.deciding.farewell import Farewell
 from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import Plan, Seats
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roster import Actor, Roster
+from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Envelope, Message, Refused, Stop
 
 
-@dataclass(slots=True)
 class Facts:
     """The facts. Times are in seconds of a clock that never goes back.
 
@@ -28,35 +28,23 @@ class Facts:
     last told that nothing moves. back_by: time until which actors of an earlier life may come back.
     """
 
-    plan: Plan
-    goal: Goal
-    bounds: Bounds
-    roster: Roster
-    ledger: Ledger
-    epoch: int
-    version: int
-    steps: int
-    drawn: int
-    kept: int
-    now: float
-    reached: bool = False
-    stepping: bool = False
-    ended: bool = False
-    farewell: Farewell = field(default_factory=Farewell)
-    since: int = field(init=False)
-    began: float = field(init=False)
-    moved_at: float = field(init=False)
-    complained_at: float = field(init=False)
-    back_by: float = field(init=False)
-    gathering: bool = field(init=False)
-    seats: Seats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.since = self.version
-        self.began = self.moved_at = self.complained_at = self.now
-        self.back_by = self.now + self.bounds.back
-        self.gathering = self.bounds.gather > 0
+    def __init__(self, plan: Plan, goal: Goal, bounds: Bounds, found: Recovered, now: float) -> None:
+        self.plan, self.goal, self.bounds = plan, goal, bounds
+        self.epoch, self.version, self.since = found.epoch + 1, found.version, found.version
+        self.steps, self.drawn, self.kept = found.steps, found.drawn, found.kept
+        self.reached = not found.folded and goal.reached(found.version, found.steps)  # and the last life could not say so
+        self.stepping = self.ended = False
+        self.gathering = bounds.gather > 0
+        self.now = self.began = self.moved_at = self.complained_at = now
+        self.back_by = now + bounds.back
+        self.farewell = Farewell()
+        self.roster = Roster(bounds.ahead, bounds.most)
         self.seats = Seats(0, self.roster.seats)
+        self.ledger = Ledger(verdicts=Verdicts(self.roster.most))
+        if found.folded:
+            self.ledger.folded[found.version] = found.folded
+        for promise in found.promises:
+            self.ledger.promise(promise, now)
 
     def starves(self) -> bool:
         """Return whether the learner makes no step and holds none for the next; it may hold contributions for later ones."""

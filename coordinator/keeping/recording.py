@@ -9,7 +9,7 @@ was recorded for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.events import Fold, Step
-from shoal.coordinator.deciding.plans import Asked
-from shoal.coordinator.deciding.promises import ANY, Promise, Promises
+from shoal.coordinator.deciding.promises import Promise, Promises
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import Replay
@@ -31,95 +31,37 @@ ACCEPTED, COMMITTED = "accepted", "committed"
 SHARE = 0.02  # part of the time that may go to snapshots beside those that are due
 
 
-@dataclass(slots=True)
-class Recovered:
-    """The state that a run goes on from. done: version -> the clients whose contributions are folded in, or promised. first:
-    version -> the lowest index that is free for its tasks. kept: version of the snapshot that was loaded, -1 if none was.
-    stepped: the step that made `version`. record: number of the last record up to that step; later records are of contributions
-    to the next version."""
-
-    version: int = 0
-    kept: int = -1
-    steps: int = 0
-    drawn: int = 0
-    epoch: int = 0
-    counted: int = 0
-    done: dict[int, set[int]] = field(default_factory=dict)
-    folded: int = 0
-    made: dict[int, str] = field(default_factory=dict)  # version -> the digest it was committed with
-    newest: int = 0  # the highest version that was ever committed
-    first: dict[int, int] = field(default_factory=dict)
-    promises: list[Promise] = field(default_factory=list)
-    stepped: Step = field(default_factory=lambda: Step(0, 0, 0))
-    record: int = 0
-
-    @property
-    def asked(self) -> Asked:
-        return Asked(self.drawn, self.done, self.first)
-
-    def begin(self, version: int, counters: Mapping[str, Any]) -> int:
-        """Go on from the snapshot of `version`. Returns the number of the last record that the snapshot covers."""
-        self.version = self.kept = version
-        self.steps, self.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
-        self.epoch = int(counters.get("epoch", 0))
-        self.promises = [Promise.of_plain(row) for row in counters.get("promises", ())]
-        self.made = {int(version): digest for version, digest in counters.get("made", {}).items()}
-        self.newest = max([version, *self.made])
-        self.stepped, self.record = Step(version, self.steps, self.drawn), int(counters.get("record", 0))
-        return self.record
-
-    def settle(self, streams: bool) -> None:
-        """Decide for which version each promise counts. Rounds are made again as they were: promises for closed rounds are
-        dropped. A stream cannot be made again alike: it goes on under a version that no actor has seen, and a promise counts
-        for any version."""
-        if streams:
-            self.promises = [replace(promise, onto=ANY) for promise in self.promises]
-            self.version = max(self.version, self.newest + (self.newest > self.version))
-            self.stepped = replace(self.stepped, version=self.version)
-            return
-        self.promises = [promise for promise in self.promises if promise.onto >= self.version]
-        for promise in self.promises:
-            self.done.setdefault(promise.onto, set()).update(promise.clients)
-
-
 class Recording:
     """The learner's book: `accept` and `sync` before a fold is acknowledged, `commit` and `sync` before a version is published.
 
     journal: None writes snapshots only. payload: True records the arrays of contributions too. every: seconds between
     snapshots, at most. retain: bytes that an actor keeps for the coordinator; 0: none. If retain is not 0, a snapshot is also
     made when the last snapshot took less than `share` of the time since, and when half of these bytes may be in use.
-    promises: promises of earlier lives that stand. past: number of the last record of an earlier life. kept: version of the
-    newest snapshot, -1 if there is none.
-    stepped: the step that made the current version. record: number of the last record that this version covers: that of its
-    commit, or `past` if this life has made it without a journal.
+
+    promises: promises of earlier lives that stand. kept: version of the newest snapshot, -1 if there is none. stepped: the step
+    that made the current version. record: number of the last record that this version covers: that of its commit, or `past`
+    (the last of an earlier life) if this life has made it without a journal.
     """
 
     def __init__(
         self,
         store: Store,
         journal: Journal | None,
+        found: Recovered,
         *,
         payload: bool,
         every: float,
         clock: Callable[[], float],
         report: Callable[[str], None],
-        epoch: int,
-        made: Mapping[int, str],
-        stepped: Step,
         retain: int = 0,
         share: float = SHARE,
-        promises: Iterable[Promise] = (),
-        past: int = 0,
-        kept: int = -1,
-        record: int = 0,
     ) -> None:
         self.store, self.journal, self.payload = store, journal, payload
         self.every, self.clock, self.report = every, clock, report
-        self.epoch, self.made = epoch, made
-        self.retain, self.share, self.past = retain, share, past
-        self.promises = Promises.of(promises)
-        self.stepped, self.record = stepped, record
-        self.kept, self.kept_at = kept, clock() if kept >= 0 else -1e9
+        self.retain, self.share = retain, share
+        self.epoch, self.made, self.promises = found.epoch + 1, found.made, Promises.of(found.promises)
+        self.stepped, self.record, self.past = found.stepped, found.record, found.past
+        self.kept, self.kept_at = found.kept, clock() if found.kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
         self._with_actors = 0  # bytes accepted since the last snapshot
 
@@ -204,13 +146,12 @@ def recover(
 ) -> tuple[Recovered, Replay]:
     """Load the newest whole snapshot and replay the journal after it. Raises UserError if snapshot and journal do not fit."""
     found = Recovered()
-    record = 0
     if (snapshot := store.newest(report)) is not None:
         aggregator.load(snapshot.weights, snapshot.state)
-        record = found.begin(snapshot.version, snapshot.counters)
-    replay = Replay(folder / "journal", run, record, report=report)
+        found.begin(snapshot.version, snapshot.counters)
+    replay = Replay(folder / "journal", run, found.record, report=report)
     Rebuilding(found, aggregator, layouts).follow(replay)
-    found.epoch = max(found.epoch, replay.epoch)
+    found.epoch, found.past = max(found.epoch, replay.epoch), max(replay.last, replay.after)
     return found, replay
 
 

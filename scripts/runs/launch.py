@@ -143,14 +143,8 @@ def launch(
             job.plan(found.asked),
             job.goal(),
             replace(bounds_of(job, config), retain=recording.retain, briefs=bool(briefs)),
-            version=found.version,
-            steps=found.steps,
-            drawn=found.drawn,
-            folded=found.folded,
-            epoch=recording.epoch,
-            kept=found.kept,
-            promises=found.promises,
-            now=clock(),
+            found,
+            clock(),
         )
         wire = wire_of(options, job, stack, clock)
         learner = learner_of(job, aggregator, wire, recording, core.facts.version, device, clock, briefs)

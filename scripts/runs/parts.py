@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.journal import Journal
-from shoal.coordinator.keeping.recording import Recording, Recovered, recover
+from shoal.coordinator.keeping.recording import Recording, recover
 from shoal.coordinator.keeping.store import Store
 from shoal.coordinator.learner import Learner, LearnerThread
 from shoal.coordinator.reports import Observer, Report
@@ -59,22 +60,15 @@ def recording_of(
     if options.resume:
         observer.report(Report("resumed", f"going on from version {found.version}"))
     found.settle(streams=job.plan(found.asked).admits(0, 1))
-    epoch = found.epoch + 1
     recording = Recording(
         store,
-        None if kind == "off" else Journal(replay, epoch),
+        None if kind == "off" else Journal(replay, found.epoch + 1),
+        found,
         payload=kind == "payload",
         every=job.keeping.snapshot_every,
         clock=clock,
         report=report,
-        epoch=epoch,
-        made=found.made,
         retain=job.keeping.retain << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
-        promises=found.promises,
-        past=max(replay.last, replay.after),
-        kept=found.kept,
-        stepped=found.stepped,
-        record=found.record,
     )
     if kind == "off":  # or the next life might take this one's epoch for its own
         recording.snapshot(aggregator.weights(), aggregator)

@@ -43,6 +43,7 @@ from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -70,9 +71,9 @@ M = TypeVar("M")
 class Run:
     """A core, a clock, and the effects of what happened last. Actors are called by their names."""
 
-    def __init__(self, plan: Plan, bounds: Bounds | None = None, goal: Goal | None = None, **recovered: int) -> None:
+    def __init__(self, plan: Plan, bounds: Bounds | None = None, goal: Goal | None = None, **found: int) -> None:
         self.now = 1_000.0
-        self.core = Core(plan, goal or Goal(), bounds or Bounds(), now=self.now, **recovered)
+        self.core = Core(plan, goal or Goal(), bounds or Bounds(), Recovered(**found), self.now)  # type: ignore[arg-type]
         self.effects: list[Effect] = []
         self.peers: dict[str, bytes] = {}
         self.sessions: dict[str, bytes] = {}
@@ -222,7 +223,7 @@ def test_one_that_comes_back_without_its_weights_is_sent_them() -> None:
 
 
 def test_what_is_remembered_of_another_life_is_nothing() -> None:
-    run = Run(rounds(), epoch=5).join("a").hear("a", Have(0))
+    run = Run(rounds(), epoch=4).join("a").hear("a", Have(0))
     greet(run, "a", greeting=1, epoch=4, held=0)
     assert run.told("lost")
     assert run.all(Admit)[0].resumed is False
@@ -770,7 +771,7 @@ def test_a_cohort_is_a_function_of_seed_and_version() -> None:
 
 def test_a_restarted_round_asks_only_those_who_have_not_answered() -> None:
     plan = rounds(4, asked=Asked(done={3: {0, 2}}))
-    run = Run(plan, version=3, steps=30, drawn=12, folded=2, epoch=5).join("a")
+    run = Run(plan, version=3, steps=30, drawn=12, folded=2, epoch=4).join("a")
     assert [assign.clients for assign in run.said("a", Assign)] == [(1,), (3,)]
     assert run.contribute("a", "a", steps=1).all(Step) == [Step(4, 32, 14)]
 
@@ -811,7 +812,7 @@ def test_a_contribution_may_be_as_many_versions_behind_as_the_plan_allows() -> N
 
 
 def test_tasks_of_a_stream_are_numbered_on_after_a_restart() -> None:
-    run = Run(Stream(1, 2, clients=10, asked=Asked(40)), version=7, drawn=40, epoch=2).join("a")
+    run = Run(Stream(1, 2, clients=10, asked=Asked(40)), version=7, drawn=40, epoch=1).join("a")
     assert names(run.said("a", Assign)) == [(5, 40), (5, 41)]
     assert run.contribute("a").all(Step) == [Step(8, 0, 42)]
 
@@ -1058,8 +1059,8 @@ def test_one_whose_process_ended_is_not_waited_for_though_its_arrays_were_on_the
 
 
 def test_attempts_of_two_lives_of_the_coordinator_differ() -> None:
-    first = Run(rounds(), epoch=1).join("a").said("a", Assign)[0]
-    second = Run(rounds(), epoch=2).join("a")
+    first = Run(rounds(), epoch=0).join("a").said("a", Assign)[0]
+    second = Run(rounds(), epoch=1).join("a")
     assert first.task == second.said("a", Assign)[0].task
     old = Contribute(first.task, first.attempt, 0, 1.0, "layout", False, {}, {}, 0.0, 0.0)
     assert second.hear("a", old).verdicts("a") == ["stale"]

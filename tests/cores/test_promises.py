@@ -17,7 +17,7 @@ from shoal.coordinator.deciding.plans import Asked
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.promises import ANY, Promise, Promises
-from shoal.coordinator.keeping.recording import Recovered
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import Assign, Beat, Contribute, Envelope, Message, Verdict, Welcome
 from shoal.protocol.work import Task

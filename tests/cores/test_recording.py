@@ -14,9 +14,10 @@ import pytest
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Fold, Step
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.keeping.journal import Journal
-from shoal.coordinator.keeping.recording import Recording, Recovered, recover
+from shoal.coordinator.keeping.recording import Recording, recover
 from shoal.coordinator.keeping.store import Store
 from shoal.coordinator.learner import Intake, Learner, Make
 from shoal.protocol.layout import Bundle
@@ -36,15 +37,11 @@ class Life:
         self.recording = Recording(
             store,
             Journal(replay, self.found.epoch + 1),
+            self.found,
             payload=payload,
             every=1e9,
             clock=time.monotonic,
             report=self.said.append,
-            epoch=self.found.epoch + 1,
-            made=self.found.made,
-            stepped=self.found.stepped,
-            record=self.found.record,
-            kept=self.found.kept,
         )
         self.learner = Learner(aggregator, Inspector(), time.monotonic, version=self.found.version, recording=self.recording)
 

@@ -20,7 +20,8 @@ from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Fold, Folded, Step
 from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding, Recovered
+from shoal.coordinator.deciding.recovered import Recovered
+from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding
 from shoal.protocol.codec import MAX_WORDS, decode, encode, words_fault
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle

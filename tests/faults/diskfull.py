@@ -26,7 +26,8 @@ import numpy as np
 from shoal.aggregators import Aggregator
 from shoal.benchmarks.case import Finding
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Fold, Folded, Step
+from shoal.coordinator.deciding.events import Fold, Folded
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.keeping.replay import Replay
@@ -147,13 +148,11 @@ class Lived:
         self.recording = Recording(
             Store(ROOT, disk=disk),
             Journal(replay, epoch, extent=2_048),
+            Recovered(epoch=epoch - 1),
             payload=True,
             every=1e12,
             clock=time.monotonic,
             report=_quiet,
-            epoch=epoch,
-            made={},
-            stepped=Step(0, 0, 0),
         )
         summed: Aggregator = Sum()
         self.learner = LearnerThread(summed, Inspector(), time.monotonic, wake=lambda: None, recording=self.recording)

@@ -18,6 +18,7 @@ from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Admit, Fold, Heard, Send, Step, Tick
 from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.keeping.store import Store
@@ -141,7 +142,7 @@ def test_a_signal_that_another_thread_takes_reaches_the_life_that_is_going_on(tm
 
 
 def test_a_life_that_finds_the_goal_reached_says_so_to_whoever_comes_and_hands_out_nothing() -> None:
-    core = Core(Rounds(2), Goal(versions=3), Bounds(), version=3, now=10.0)
+    core = Core(Rounds(2), Goal(versions=3), Bounds(), Recovered(version=3), 10.0)
     hello = Envelope(b"12345678", 0, Hello(PROTOCOL, "late", "host", 1, ()))
     effects = [*core.handle(Heard(b"peer", hello), 10.1), *core.handle(Tick(), 12.0)]
     assert any(isinstance(effect, Admit) for effect in effects)
@@ -151,7 +152,7 @@ def test_a_life_that_finds_the_goal_reached_says_so_to_whoever_comes_and_hands_o
 
 
 def test_with_contributions_folded_in_already_it_makes_their_version_first() -> None:
-    core = Core(Rounds(2), Goal(versions=3), Bounds(), version=3, folded=1, now=10.0)
+    core = Core(Rounds(2), Goal(versions=3), Bounds(), Recovered(version=3, folded=1), 10.0)
     assert not core.facts.reached
 
 
@@ -234,9 +235,8 @@ def test_a_version_with_two_contents_is_seen() -> None:
 def test_a_life_without_a_journal_covers_what_the_last_one_wrote(tmp_path: Path) -> None:
     """Or a third life, with a journal again, would look for records that were forgotten long ago."""
     store = Store(tmp_path)
-    recording = Recording(
-        store, None, payload=False, every=0.0, clock=lambda: 0.0, report=print, epoch=2, made={}, stepped=Step(4, 0, 0), past=77
-    )
+    found = Recovered(epoch=1, stepped=Step(4, 0, 0), past=77)
+    recording = Recording(store, None, found, payload=False, every=0.0, clock=lambda: 0.0, report=print)
     weights = Bundle.pack({"w": np.zeros(3, np.float32)})
     recording.commit(Step(5, 0, 0), weights)
     recording.snapshot(weights, Still(3))
