@@ -45,15 +45,6 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
-    """A brief that the aggregator handed out, and the event that the core hears of it. bundle: None if the aggregator has no
-    brief for the task."""
-
-    told: Briefed
-    bundle: Bundle | None
-
-
-@dataclass(frozen=True, slots=True)
 class Evaluated:
     """A central evaluation of weights `version`: for observers, not for the core."""
 
@@ -69,7 +60,7 @@ class Broke:
 
 
 Job: TypeAlias = Intake | Make | Brief
-Answer: TypeAlias = Event | Handed | Evaluated | Broke | Report
+Answer: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
 LONG = 2e-4  # seconds of a job after which its outcome is told: its actor may be waiting for the memory that its arrays lie in
 DEARER = 4  # times the seconds of the last telling, sync included: jobs take this long before the next telling
@@ -160,16 +151,16 @@ class Learner:
             self.recording.accept(fold, intake.bundle)
         return Folded(name)
 
-    def _brief(self, task: Task, attempt: int) -> Handed:
+    def _brief(self, task: Task, attempt: int) -> Briefed:
         """The brief of this attempt. Raises UserError if its layout is none that actors were told of."""
         bundle = self.aggregator.brief(task) if hasattr(self.aggregator, "brief") else None
         name = (task.version, task.index)
         if bundle is None:
-            return Handed(Briefed(name, attempt), None)
+            return Briefed(name, attempt)
         if bundle.layout.digest not in self.briefs:
             whose = f"{type(self.aggregator).__name__}.brief of task {name}"
             raise UserError(f"{whose} has layout {bundle.layout.digest[:16]}, which is none of those in the job's briefs")
-        return Handed(Briefed(name, attempt, bundle.layout.digest, bundle.data.nbytes), bundle)
+        return Briefed(name, attempt, bundle.layout.digest, bundle.data)
 
     def _step(self, make: Make) -> None:
         step, version = make.step, make.step.version

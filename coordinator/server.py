@@ -44,7 +44,7 @@ from shoal.coordinator.deciding.events import (
     Tick,
 )
 from shoal.coordinator.deciding.traffic import Premises, Traffic
-from shoal.coordinator.learner import Answer, Broke, Evaluated, Handed, Intake, Job, Learner, Make
+from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
 from shoal.coordinator.reports import Observer, Progress, Report
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.telling import Telling
@@ -204,10 +204,6 @@ class Server:
             case Broke(error):
                 self._broke = error
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
-            case Handed(briefed, bundle):
-                if bundle is not None:
-                    self.traffic.hand(briefed.task, briefed.attempt, bundle.data)
-                self.handle(briefed)
             case Stepped(version, metrics, moved):
                 told = {**self.telling.tally.flush(), **self.arrays.flush(), **metrics}
                 self.arrays.publish(version, moved)

@@ -35,7 +35,6 @@ from shoal.coordinator.deciding.events import (
     Step,
     Stepped,
     Tick,
-    Unbrief,
     Unfit,
     Unpull,
 )
@@ -113,7 +112,6 @@ class Audit:
             Send: self._send,
             SendTask: self._send,
             Brief: self._brief,
-            Unbrief: self._unbrief,
             SendWeights: self._weights,
             Admit: self._admit,
             Pull: self._pull,
@@ -143,7 +141,6 @@ class Audit:
         self.stops: set[bytes] = set()
         self.leaving: set[bytes] = set()  # sessions that are gone, of which the shell is about to hear
         self.due: deque[tuple[TaskName, str]] = deque()  # tasks and their outcomes that the plan has to hear
-        self.briefs: set[tuple[TaskName, int]] = set()  # task and attempt of the briefs that are kept
         self.final: set[TaskName] = set()  # tasks of which the plan heard that they are over
         self.newest_task, self.round_at = -1, 0.0
         self._round(self.core.facts.version)
@@ -325,23 +322,10 @@ class Audit:
 
     def _briefed(self, event: Briefed) -> None:
         """Note a brief; only the actor that still has the task and attempt is told of it."""
-        if event.layout:
-            self.briefs.add((event.task, event.attempt))
         holding = self.held.get(event.task)
         if holding and holding.attempt == event.attempt:
-            holding.handout, holding.left = self.hub.handout(event.task, event.attempt), event.nbytes
+            holding.handout, holding.left = (event.arrays.what, event.arrays.nbytes) if event.arrays else (None, 0)
             holding.briefing, holding.since = False, self.core.facts.now
-
-    def _unbrief(self, effect: Unbrief) -> None:
-        self.briefs.discard((effect.task, effect.attempt))
-        holding = self.held.get(effect.task)
-        if holding and holding.attempt == effect.attempt and effect.task not in self.folding and not self._folds(effect):
-            wrong(f"{effect} is still to be done")
-
-    def _folds(self, effect: Unbrief) -> bool:
-        """Whether the task of this brief is done, and its contribution on its way to the learner."""
-        done = self.event.envelope.message if isinstance(self.event, Heard) else None
-        return isinstance(done, Contribute) and done.task == effect.task
 
     def _outdated(self, event: Outdated) -> None:
         row = self.rows.get(event.session)

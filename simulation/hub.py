@@ -30,6 +30,7 @@ from shoal.coordinator.deciding.deeds import (
 )
 from shoal.coordinator.deciding.events import (
     Brief,
+    Briefed,
     Effect,
     Event,
     Evict,
@@ -47,9 +48,9 @@ from shoal.coordinator.deciding.receiving import Delivery
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
-from shoal.coordinator.learner import Handed, Intake, Job, Learner, Make
+from shoal.coordinator.learner import Intake, Job, Learner, Make
 from shoal.protocol.layout import ALIGNMENT, Bundle
-from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, TaskName, Want, Welcome
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, Want, Welcome
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
 from shoal.simulation.common import Common
@@ -274,11 +275,8 @@ class Hub(Process):
                         self.common.sharing.publish(version) if moved else self.common.sharing.relabel(version)
                     self.traffic.publish(*self._newest())
                     self.handle(outcome)
-                case Handed(briefed, bundle):
-                    if bundle is not None:
-                        handout = Handout(briefed.attempt, bundle)  # type: ignore[arg-type]
-                        self.traffic.hand(briefed.task, briefed.attempt, Stuff(handout, briefed.nbytes))
-                    self.handle(briefed)
+                case Briefed(_, attempt, layout, memory) if layout:
+                    self.handle(replace(outcome, arrays=Stuff(Handout(attempt, memory), memory.nbytes)))
                 case _:
                     self.handle(outcome)  # type: ignore[arg-type]
 
@@ -375,11 +373,6 @@ class Hub(Process):
 
     def _brief(self, brief: Brief) -> None:
         self.learner.put([brief])
-
-    def handout(self, task: TaskName, attempt: int) -> Handout | None:
-        """The brief of this attempt; None if it has none."""
-        stuff: Any = self.traffic.briefs.get((task, attempt))
-        return stuff and stuff.what  # type: ignore[no-any-return]
 
     def _release(self, release: Release) -> None:
         if self.common:

@@ -62,7 +62,10 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "parked": (ledger.parked, sum(len(actor.parked) for actor in actors)),
         "folding": ({lease.name for lease in folding}, set(audit.folding)),
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
-        "briefs": ({(one.name, one.attempt) for one in ledger.leases.values() if one.brief}, audit.briefs),
+        "briefs": (
+            {(one.name, one.attempt) for one in ledger.leases.values() if one.brief},
+            {(name, one.attempt) for name, one in audit.held.items() if one.handout and name not in audit.folding},
+        ),
         "steps": (core.facts.steps, audit.books.steps),
         "tasks of closed rounds": (_closed(audit), []),
         "who has not what is believed": (_believed(audit), []),

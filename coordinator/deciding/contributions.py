@@ -57,7 +57,7 @@ def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto
     _pace(facts, actor, message)
     facts.ledger.take(lease, onto)
     facts.moved_at = facts.now
-    yield from desk.unbrief(lease)
+    lease.brief = None
     yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
 
 

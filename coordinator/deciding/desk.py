@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unbrief, Unpull
+from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, Lease
 from shoal.coordinator.deciding.roster import Actor
@@ -79,33 +79,26 @@ def _give(facts: Facts, actor: Actor, task: Task, tried: int) -> Effect:
 def tell(facts: Facts, actor: Actor, lease: Lease) -> Effect:
     """Return the effect that tells the actor its task."""
     said = facts.say(actor, assign(facts, lease))
-    return SendTask(said.peer, said.envelope) if lease.brief else said
+    return SendTask(said.peer, said.envelope, lease.brief.arrays) if lease.brief else said
 
 
 def briefed(facts: Facts, event: Briefed) -> Iterator[Effect]:
     """Tell the actor its task now that the brief is made, and begin the lease's time."""
     lease = facts.ledger.leases.get(event.task)
     if lease is None or lease.attempt != event.attempt:
-        yield Unbrief(event.task, event.attempt)
-        return
+        return  # the task is done, or another's
     lease.briefing = False
     facts.ledger.renew(lease, facts.now)
     if event.layout:
-        lease.brief, lease.nbytes, lease.left = event, event.nbytes, event.nbytes
+        lease.brief, lease.nbytes, lease.left = event, event.arrays.nbytes, event.arrays.nbytes
     yield tell(facts, facts.roster.actors[lease.session], lease)  # an actor that is away is told again when it comes back
 
 
-def unbrief(lease: Lease) -> Iterator[Effect]:
-    if lease.brief:
-        lease.brief = None
-        yield Unbrief(lease.name, lease.attempt)
-
-
 def assign(facts: Facts, lease: Lease) -> Assign:
+    task, name, exact = lease.task, lease.name, facts.bounds.exact
     summed = facts.bounds.summed and lease.counts
-    task, layout, nbytes = lease.task, *((lease.brief.layout, lease.brief.nbytes) if lease.brief else ("", 0))
-    name, exact = lease.name, facts.bounds.exact
-    return Assign(name, lease.attempt, lease.clients, task.kind, summed, exact, task.counts, task.words, layout, nbytes)
+    brief = (lease.brief.layout, lease.brief.arrays.nbytes) if lease.brief else ("", 0)
+    return Assign(name, lease.attempt, lease.clients, task.kind, summed, exact, task.counts, task.words, *brief)
 
 
 def stalls(facts: Facts) -> bool:
@@ -144,7 +137,6 @@ def revoke(facts: Facts, lease: Lease) -> Iterator[Effect]:
 def end(facts: Facts, lease: Lease) -> Iterator[Effect]:
     """End a lease without a contribution that counts, and drop its arrays."""
     facts.ledger.end(lease)
-    yield from unbrief(lease)
     yield from unpull(facts, lease)
 
 

@@ -82,12 +82,13 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Briefed:
-    """The learner made the brief of this attempt. layout: of the brief, "" if there is none. nbytes: bytes of the brief."""
+    """The learner made the brief of this attempt. layout: of its arrays, "" if there is no brief. arrays: for the shell, None
+    if there is no brief; the core looks at their number of bytes alone."""
 
     task: TaskName
     attempt: int
     layout: str = ""
-    nbytes: int = 0
+    arrays: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +171,11 @@ class Brief:
 
 @dataclass(frozen=True, slots=True)
 class SendTask:
-    """Send this Assign to `peer`; its brief goes with it or waits to be fetched."""
+    """Send this Assign to `peer`. arrays: its brief, which goes with it or waits to be fetched."""
 
     peer: bytes
     envelope: Envelope
-
-
-@dataclass(frozen=True, slots=True)
-class Unbrief:
-    """Drop the brief of this attempt: it is not needed any more."""
-
-    task: TaskName
-    attempt: int
+    arrays: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +246,4 @@ class Finish:
     failed: bool = False
 
 
-Effect: TypeAlias = (
-    Send | Admit | SendWeights | Brief | SendTask | Unbrief | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish
-)
+Effect: TypeAlias = Send | Admit | SendWeights | Brief | SendTask | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish

@@ -46,7 +46,6 @@ from shoal.coordinator.deciding.events import (
     SendWeights,
     Stalled,
     Tick,
-    Unbrief,
     Unfit,
     Unpull,
 )
@@ -94,7 +93,6 @@ class Traffic:
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
-        self.briefs: dict[tuple[TaskName, int], Sized] = {}  # by task and attempt
         self.slots: set[tuple[int, ...]] = set()  # slots of actors' shared memory that the learner reads
         self.pids: dict[int, bytes] = {}  # process number of an actor of this machine -> its connection
         self.judged: Delivery | None = None  # delivery that the core is asked about now
@@ -124,7 +122,6 @@ class Traffic:
             Unpull: self._unpull,
             Admit: self._admit,
             SendTask: self._send_task,
-            Unbrief: self._unbrief,
             Gone: self._gone,
         }
         self.publish(version, weights, lately)
@@ -366,14 +363,9 @@ class Traffic:
 
     # Briefs
 
-    def hand(self, task: TaskName, attempt: int, arrays: Sized) -> None:
-        """Keep an attempt's brief until its Unbrief."""
-        self.briefs[task, attempt] = arrays
-
     def _send_task(self, effect: SendTask) -> Sequence[Deed]:
-        assign = effect.envelope.message
+        assign, arrays = effect.envelope.message, effect.arrays
         assert isinstance(assign, Assign)
-        arrays = self.briefs[assign.task, assign.attempt]
         if arrays.nbytes > self.premises.inline:
             return (Send(effect.peer, effect.envelope),)
         self._then.append(Carried(b"", assign.task))
@@ -381,17 +373,14 @@ class Traffic:
 
     def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
         """Send a piece of a brief to the session that has the task. The brief of a cancelled task cannot be had."""
-        task, attempt = (want.what[0], want.what[1]), want.what[2]
-        lease, arrays = self.core.facts.ledger.leases.get(task), self.briefs.get((task, attempt))
-        mine = lease is not None and (lease.session, lease.attempt) == (session, attempt)
-        if not mine or arrays is None or not 0 <= want.first <= want.last <= min(arrays.nbytes, want.first + MOST):
+        task = (want.what[0], want.what[1])
+        lease = self.core.facts.ledger.leases.get(task)
+        mine = lease is not None and (lease.session, lease.attempt) == (session, want.what[2])
+        arrays = lease.brief.arrays if lease and mine and lease.brief else None
+        if arrays is None or not 0 <= want.first <= want.last <= min(arrays.nbytes, want.first + MOST):
             return self._decide(Carried(session))
         moved = self._decide(Carried(session, task, arrays.nbytes - want.last))
         return (*moved, self._piece(peer, session, want, arrays))
-
-    def _unbrief(self, effect: Unbrief) -> Sequence[Deed]:
-        self.briefs.pop((effect.task, effect.attempt), None)
-        return ()
 
     # Sessions
 

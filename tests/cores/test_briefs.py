@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -22,12 +22,11 @@ from shoal.coordinator.deciding.events import (
     Lost,
     SendTask,
     Stepped,
-    Unbrief,
 )
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.coordinator.learner import Handed, Learner
+from shoal.coordinator.learner import Learner
 from shoal.protocol.errors import UserError
 from shoal.protocol.fetching import LEAST
 from shoal.protocol.layout import Bundle, Layout
@@ -48,6 +47,12 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task
 
+
+@dataclass(frozen=True)
+class Bytes:
+    nbytes: int
+
+
 BRIEFS = Bounds(briefs=True, ahead=1, patience=60.0)
 ATTEMPT = 65_537
 
@@ -61,8 +66,13 @@ def tasks(run: Run) -> list[Assign]:
     return [one for one in said if isinstance(one, Assign)]
 
 
+def kept(run: Run) -> list[tuple[TaskName, int]]:
+    """Task and attempt of the briefs that are kept."""
+    return [(one.name, one.attempt) for one in run.core.facts.ledger.leases.values() if one.brief]
+
+
 def brief(run: Run, task: TaskName = (0, 0), attempt: int = ATTEMPT, nbytes: int = 400) -> Run:
-    run.event(Briefed(task, attempt, "layout of briefs", nbytes))
+    run.event(Briefed(task, attempt, "layout of briefs", Bytes(nbytes)))
     for assign in tasks(run):
         name = next(name for name, session in run.sessions.items() if session == run.all(SendTask)[0].envelope.session)
         run.tasks[name][assign.task] = assign
@@ -86,23 +96,23 @@ def test_a_task_for_which_there_is_no_brief_is_told_without_one() -> None:
     run = Run(Rounds(1), BRIEFS).join("a").event(Briefed((0, 0), ATTEMPT))
     [assign] = run.said("a", Assign)
     assert (assign.brief, assign.nbytes) == ("", 0)
-    assert run.contribute("a").all(Unbrief) == []
+    assert kept(run) == []
 
 
 def test_a_brief_is_kept_until_its_task_is_done() -> None:
     run = brief(Run(Rounds(2), BRIEFS).join("a"))
+    assert kept(run) == [((0, 0), ATTEMPT)]
     run.send("a")
-    assert next(effect for effect in run.effects if isinstance(effect, Unbrief | Fold)) == Unbrief((0, 0), ATTEMPT)
-    assert len(run.all(Fold)) == 1
+    assert (kept(run), len(run.all(Fold))) == ([], 1)
 
 
 def test_a_brief_that_comes_when_its_task_is_anothers_is_let_go_of() -> None:
     run = Run(Rounds(1), BRIEFS).join("a", "b")
     assert run.event(Lost(b"a", "ended", dead=True)).all(Brief) == [Brief(Task(0, 0, (0,)), ATTEMPT + 1)]
-    assert brief(run).all(Unbrief) == [Unbrief((0, 0), ATTEMPT)]
-    assert tasks(run) == []
+    assert (tasks(brief(run)), kept(run)) == ([], [])
     assert [one.attempt for one in tasks(brief(run, attempt=ATTEMPT + 1))] == [ATTEMPT + 1]
-    assert run.event(Lost(b"b", "ended", dead=True)).all(Unbrief) == [Unbrief((0, 0), ATTEMPT + 1)]
+    assert kept(run) == [((0, 0), ATTEMPT + 1)]
+    assert kept(run.event(Lost(b"b", "ended", dead=True))) == []
 
 
 @pytest.mark.parametrize("said", ["work", "failure"])
@@ -128,7 +138,7 @@ def test_the_lease_of_a_task_begins_when_its_brief_is_there() -> None:
     run.tick(after=2.0)
     assert len(run.told("late")) == 1
     assert run.all(Evict) == []  # it has not begun
-    assert run.all(Unbrief) == [Unbrief((0, 0), ATTEMPT)]
+    assert kept(run) == []
 
 
 def test_an_actor_that_is_cut_off_from_half_of_a_brief_has_time_to_come_back_for_the_rest() -> None:
@@ -153,8 +163,8 @@ def test_a_round_that_closes_lets_go_of_its_briefs() -> None:
     run = Run(Rounds(2, quorum=1, deadline=5.0), BRIEFS).join("a", "b")
     brief(run, (0, 0))
     brief(run, (0, 1))
-    run.contribute("a").tick(after=6.0).event(Stepped(1, {}))
-    assert run.all(Unbrief) == [Unbrief((0, 1), ATTEMPT)]
+    assert kept(run.contribute("a")) == [((0, 1), ATTEMPT)]
+    assert kept(run.tick(after=6.0).event(Stepped(1, {}))) == []
 
 
 class Recalling:
@@ -177,8 +187,9 @@ def test_the_learner_hands_out_what_the_aggregator_has_for_a_task() -> None:
     learner = Learner(aggregator, None, float, briefs=[aggregator.memory.layout])  # type: ignore[arg-type]
     learner.put([Brief(Task(0, 0, (0,)), 5), Brief(Task(0, 1, (1,)), 6)])
     none, some = learner.outcomes
-    assert none == Handed(Briefed((0, 0), 5), None)
-    assert some == Handed(Briefed((0, 1), 6, aggregator.memory.layout.digest, 12), aggregator.memory)
+    assert none == Briefed((0, 0), 5)
+    assert isinstance(some, Briefed)
+    assert (some.task, some.attempt, some.layout, some.arrays.nbytes) == ((0, 1), 6, aggregator.memory.layout.digest, 12)
     other = Learner(aggregator, None, float)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"Recalling.brief of task \(0, 1\) has layout .* none of those in the job's briefs"):
         other.put([Brief(Task(0, 1, (1,)), 6)])

@@ -450,8 +450,7 @@ def briefed(nbytes: int) -> Run:
     """The brief of a's task is made, and told with it."""
     run = Run(bounds=Bounds(briefs=True, ahead=1)).join("a").arrived("a")
     [lease] = run.core.facts.ledger.leases.values()
-    run.traffic.hand(lease.name, lease.attempt, Bytes(nbytes))
-    return run.event(Briefed(lease.name, lease.attempt, "layout", nbytes), after=0.5)
+    return run.event(Briefed(lease.name, lease.attempt, "layout", Bytes(nbytes)), after=0.5)
 
 
 def test_a_small_brief_goes_with_its_task_and_is_no_sign_that_the_actor_lives() -> None:
