@@ -21,7 +21,7 @@ import psutil
 import pytest
 import zmq
 
-from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding import core
 from shoal.faults import strangers
 from shoal.faults.strangers import CASES, INTRUSION, LIMIT, PING, Site, attempt, frame, greeting, ready
 from shoal.protocol import door, front, keys
@@ -117,15 +117,15 @@ def shows_no_key(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_key_for_any_session(patch: pytest.MonkeyPatch) -> None:
-    hear = Core._hear
+    hear = core._hear
 
-    def credulous(self: Core, event: Any) -> Any:
-        actor = self.roster.actors.get(event.envelope.session)
+    def credulous(facts: Any, event: Any) -> Any:
+        actor = facts.roster.actors.get(event.envelope.session)
         if actor:
             event = type(event)(actor.peer, event.envelope, event.fault, actor.user)
-        return hear(self, event)
+        return hear(facts, event)
 
-    patch.setattr(Core, "_hear", credulous)
+    patch.setattr(core, "_hear", credulous)
 
 
 @pytest.mark.parametrize(
