@@ -1,8 +1,7 @@
 """Weights on one machine: the coordinator writes them once, every actor reads them in place.
 
 The one idea: a slot that a reader holds is never written, and some slot always has the newest version. A slow reader keeps its
-own old slot and delays nobody. Publishing waits only while slow readers hold every slot; the version published then is the
-newest at that time.
+own old slot and delays nobody. Only while slow readers hold every slot is there no draft: that version goes by the socket.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.memory import room
-from shoal.protocol.shared import Bytes, Offer, Slots, digest
+from shoal.protocol.shared import Bytes, Offer, Slots
 
 Token: TypeAlias = tuple[int, int]
 """(slot, generation): travels with the version in a Weights message."""
@@ -33,34 +30,20 @@ class Board:
 
     One thread owns the board; only writing into a drafted slot may happen on another. offer: for `BoardReader`. newest:
     (version, token) of the last publication; None before the first one, and while its own slot, which nobody holds, is
-    written again. digests: True makes each reader verify each version that it looks at, for debugging. Raises UserError.
+    written again. Raises UserError.
     """
 
-    def __init__(self, nbytes: int, slots: int = 4, digests: bool = False) -> None:
+    def __init__(self, nbytes: int, slots: int = 4) -> None:
         if slots < 2:
             raise ValueError(f"{slots} slots: one is read while another is written, so at least 2")
         self.newest: tuple[int, Token] | None = None
         self._slots = Slots.create(slots, nbytes, touched=2)
         self._states = [_State(touched=slot < 2) for slot in range(slots)]
-        self._digests = digests
         self._last = -1
 
     @property
     def offer(self) -> Offer:
         return self._slots.offer
-
-    def publish(self, version: int, data: Bytes) -> Token | None:
-        """Copy weights into a slot that nobody holds, and commit it. Returns None if every slot is held: try again after a
-        release.
-
-        version: above every earlier version. data: uint8 [nbytes].
-        """
-        drafted = self.draft()
-        if drafted is None:
-            return None
-        slot, memory = drafted
-        np.copyto(memory, data)
-        return self.commit(slot, version)
 
     def draft(self) -> tuple[int, Bytes] | None:
         """A slot that nobody holds and its memory, uint8 [nbytes], to write on any thread; then commit or abandon it.
@@ -77,12 +60,11 @@ class Board:
         return slot, self._slots.data(slot)
 
     def commit(self, slot: int, version: int) -> Token:
-        """Make a slot, whose memory is written, the newest. Returns its token."""
+        """Make a slot, whose memory is written, the newest. Returns its token. version: above every earlier version."""
         state = self._drafted(slot)
         if version <= self._last:
             raise ValueError(f"version {version} after version {self._last}: versions only rise")
-        checksum = digest(self._slots.data(slot)) if self._digests else 0
-        self._slots.finish(slot, state.generation, version, self._slots.nbytes, checksum)
+        self._slots.finish(slot, state.generation, version, self._slots.nbytes)
         state.drafted = False
         self._last = version
         token = (slot, state.generation)
@@ -139,26 +121,10 @@ class BoardReader:
 
     def view(self, token: tuple[int, ...], version: int) -> Bytes:
         """The weights in place, read-only, uint8 [nbytes]; they stay until this actor's next Have. Raises StaleError."""
-        slot, generation = self._checked(token)
-        found = self._slots.holds(slot, generation, version)
-        self._slots.verify(slot)
-        return found
-
-    def check(self, token: tuple[int, ...], version: int) -> None:
-        """Check after reading that the slot still holds the version: the coordinator may have given this reader up meanwhile.
-        Raises StaleError."""
-        self._slots.holds(*self._checked(token), version)
-
-    def copy(self, token: tuple[int, ...], version: int, out: Bytes) -> None:
-        """Copy the weights to `out`. Raises StaleError if they are gone; `out` then holds nothing of use."""
-        np.copyto(out, self.view(token, version))
-        self.check(token, version)
+        if len(token) != 2 or not 0 <= token[0] < self._slots.count:
+            raise ProtocolError(f"weights lie at (slot, generation) with slot below {self._slots.count}, not at {token!a}")
+        return self._slots.holds(token[0], token[1], version)
 
     def close(self) -> None:
         """Close this process's hold. Views may live on, and keep the memory."""
         self._slots.close()
-
-    def _checked(self, token: tuple[int, ...]) -> Token:
-        if len(token) != 2 or not 0 <= token[0] < self._slots.count:
-            raise ProtocolError(f"weights lie at (slot, generation) with slot below {self._slots.count}, not at {token!a}")
-        return token[0], token[1]

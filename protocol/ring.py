@@ -69,11 +69,6 @@ class Ring:
         del self._lent[token[0]]
         self._free.put(token[0])
 
-    def abandon(self, slot: int) -> None:
-        """Free an acquired slot that is not lent after all."""
-        self._acquired.remove(slot)
-        self._free.put(slot)
-
     def close(self) -> None:
         self._slots.close()
 
@@ -101,11 +96,6 @@ class RingReader:
             raise ProtocolError(f"slot {slot} is lent with {nbytes} bytes and says {found.nbytes}")
         self._held[slot] = checked
         return found
-
-    def check(self, token: tuple[int, ...]) -> None:
-        """Check a slot after folding. Raises StaleError if the actor wrote it again meanwhile: finds accidents, not intent."""
-        slot, generation, _ = self._checked(token)
-        self._slots.holds(slot, generation, 0)
 
     def done(self, token: tuple[int, ...]) -> None:
         """Strike a token from the record, folded or not wanted. The message that ends the task tells the actor."""

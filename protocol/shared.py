@@ -8,20 +8,18 @@ is killed. A first touch costs eleven times a copy (measured, 100 MB: 58 against
 needed and used again; huge pages, populated mappings and a second copying thread gained nothing on top of that.
 
 Order: a writer finishes a slot's header and only then sends a token through a socket, which is a fence on every processor.
-The check *after* reading, which matters only if a slot was taken from its reader, relies on x86's order of loads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import mmap
 import os
 import stat
 import sys
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +153,7 @@ def _checked(handle: tuple[int, ...]) -> Handle:
 class Slots:
     """A segment cut into `count` slots of `nbytes`, each with a header that describes its contents, if it has any.
 
-    A header is int64 [8]: twice the generation (odd while it is being written), version, bytes, digest (0: none).
+    A header is int64 [8]: twice the generation (odd while it is being written), version, bytes.
     """
 
     __slots__ = ("count", "nbytes", "segment")
@@ -176,7 +174,7 @@ class Slots:
             raise UserError(f"{needed:,} bytes of shared memory needed, {left:,} left by the {bound}: {INSTEAD}")
         slots = cls(Segment.create(_size(count, nbytes)), count, nbytes)
         for slot in range(touched):
-            slots.touch(slot)
+            slots.data(slot)[::PAGE] = 0  # takes the memory now rather than at the first copy
         return slots
 
     @classmethod
@@ -193,10 +191,6 @@ class Slots:
     def offer(self) -> Offer:
         return (*self.segment.handle, self.count, self.nbytes)
 
-    def touch(self, slot: int) -> None:
-        """Take a slot's memory now rather than at the first copy. The slot must hold nothing yet."""
-        self.data(slot)[::PAGE] = 0
-
     def data(self, slot: int) -> Bytes:
         start = _round(self.count * WORDS * 8) + slot * _round(self.nbytes)
         return self.segment.data[start : start + self.nbytes]
@@ -205,39 +199,24 @@ class Slots:
         """Begin to write a slot: every older token of it is stale from now on."""
         self._header(slot)[0] = 2 * generation - 1
 
-    def finish(self, slot: int, generation: int, version: int, nbytes: int, digest: int = 0) -> None:
+    def finish(self, slot: int, generation: int, version: int, nbytes: int) -> None:
         header = self._header(slot)
-        header[1], header[2], header[3] = version, nbytes, digest
+        header[1], header[2] = version, nbytes
         header[0] = 2 * generation
 
     def holds(self, slot: int, generation: int, version: int) -> Bytes:
         """The bytes of a slot that holds this generation and version: read-only for a reader. Raises StaleError."""
-        written, found, nbytes, _ = self._read(slot)
+        written, found, nbytes = self._header(slot)[:3].tolist()
         if generation < 1 or written != 2 * generation or found != version or not 0 <= nbytes <= self.nbytes:
             state = "is being written" if written % 2 else f"holds generation {written // 2} of version {found}"
             raise StaleError(f"slot {slot} {state}, no longer generation {generation} of version {version}")
         return self.data(slot)[:nbytes]
-
-    def verify(self, slot: int) -> None:
-        """Check the slot's bytes against the digest in its header, if there is one. Raises StaleError."""
-        _, version, nbytes, expected = self._read(slot)
-        if expected and digest(self.data(slot)[:nbytes]) != expected:
-            raise StaleError(f"slot {slot} does not hold the bytes that were published as version {version}")
 
     def close(self) -> None:
         self.segment.close()
 
     def _header(self, slot: int) -> npt.NDArray[np.int64]:
         return self.segment.data[slot * WORDS * 8 :][: WORDS * 8].view(np.int64)
-
-    def _read(self, slot: int) -> list[int]:
-        found: list[int] = self._header(slot)[:4].tolist()
-        return found
-
-
-def digest(data: npt.NDArray[Any]) -> int:
-    """A digest of a slot's bytes: 63 bits, never 0."""
-    return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little") >> 1 or 1
 
 
 def _round(nbytes: int) -> int:

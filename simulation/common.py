@@ -41,7 +41,7 @@ class Blackboard(Board):
         self.newest = None
         self._slots: Any = Blank()
         self._states = [_State(touched=True) for _ in range(SLOTS)]
-        self._digests, self._last = False, -1
+        self._last = -1
 
 
 class Common:
