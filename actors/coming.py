@@ -42,12 +42,9 @@ class Fetching:
         """The transfer that is being fetched now; None if there is nothing to fetch."""
         return self.queue[0] if self.queue else None
 
-    def begin(self, what: What, nbytes: int, now: float) -> bool:
-        """Add a transfer, and return True. If the same transfer is in the queue already, it goes on: return False."""
-        if any((one.what, one.nbytes) == (what, nbytes) for one in self.queue):
-            return False
+    def begin(self, what: What, nbytes: int, now: float) -> None:
+        """Add a transfer, which is not in the queue."""
         self.queue.append(Transfer(what, nbytes, Fetch(nbytes, self.way), now))
-        return True
 
     def drop(self, what: What) -> None:
         self.queue = deque(one for one in self.queue if one.what != what)

@@ -69,31 +69,21 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Gather:
-    """Make room for `nbytes` bytes of weights or a brief, which will come in pieces. what: the name of the arrays in Want."""
-
-    what: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stow:
-    """Copy the payload of the Chunk just heard into the room for the arrays `what`, from byte `first`."""
+    """Keep the payload of the message just heard under the name `what`, as in Want, of weights or a brief.
+
+    first, nbytes: a Chunk's payload is `nbytes` bytes of arrays from byte `first` on, and the first to come makes room for all;
+    nbytes 0: an Assign's payload is the whole brief.
+    """
 
     what: tuple[int, ...]
-    first: int
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Keep the payload of the Assign just heard: it is the whole brief `what`."""
-
-    what: tuple[int, ...]
+    first: int = 0
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Drop the arrays that were gathered or placed under the name `what`: nobody needs them."""
+    """Drop the arrays that are kept under the name `what`: nobody needs them."""
 
     what: tuple[int, ...]
 
@@ -110,7 +100,7 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Make `version` the newest weights, from the payload of the Weights just heard or from the gathered arrays.
+    """Make `version` the newest weights, from the payload of the Weights just heard or from its arrays that are kept.
 
     base: WHOLE for whole weights; else the arrays are the change since version `base`, which was the newest. If there are no
     arrays, the weights of `base` get the number `version`.
@@ -125,7 +115,7 @@ class Run:
     """Give the task to the worker, with the newest weights, which are version `made_from`.
 
     summed: True if the clients' sum is sent. exact: True for an exact sum. brief: digest of the layout of the task's brief,
-    which has been gathered or placed; "": the task has no brief.
+    which is kept; "": the task has no brief.
     """
 
     task: Task
@@ -170,4 +160,4 @@ class Leave:
     failed: bool = False
 
 
-Effect: TypeAlias = Say | Gather | Stow | Place | Drop | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave
+Effect: TypeAlias = Say | Stow | Drop | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave

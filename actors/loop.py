@@ -9,10 +9,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,11 @@ from shoal.actors.events import (
     Effect,
     Event,
     Forget,
-    Gather,
     Give,
     Heard,
     Leave,
     Note,
     Opened,
-    Place,
     Quit,
     Reset,
     Retain,
@@ -41,15 +38,14 @@ from shoal.actors.events import (
 )
 from shoal.actors.hand import Clock, Hand, Held, Order, Workshop
 from shoal.actors.labour import Product
-from shoal.actors.lane import Lane
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
 from shoal.protocol.changes import Changes
-from shoal.protocol.codec import unpack_welcome
+from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.fetching import MOST
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.layout import Bundle
 from shoal.protocol.link import INLINE, Arrival, Line, Part
 from shoal.protocol.messages import (
     WHOLE,
@@ -68,20 +64,6 @@ from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
 TURN = 0.1  # seconds: the longest wait between looks at the clock
-
-
-@dataclass(slots=True)
-class Shelf:
-    """Arrays that this life holds: the newest weights, arrays that are coming, and contributions that may be sent again."""
-
-    layout: Layout | None = None
-    changes: Changes | None = None
-    weights: Held | None = None
-    briefs: Mapping[str, Layout] = field(default_factory=dict)
-    coming: dict[tuple[int, ...], Bytes] = field(default_factory=dict)  # arrays that come in pieces, and waiting briefs
-    workload: Mapping[str, Any] = field(default_factory=dict)
-    kept: dict[TaskName, Product] = field(default_factory=dict)
-    buffers: Buffers = field(default_factory=Buffers)
 
 
 class Actor:
@@ -104,14 +86,19 @@ class Actor:
         keys: ClientKeys | None = None,
     ) -> None:
         self.line = Line(address, keys, clock)
-        self.lane = Lane(self.line, keys, clock)
-        self.clock, self.say, self.interrupted = clock, say, interrupted
+        self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
+        self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
         offers = () if available() else ("shm",)
         self.session = Session(session, hello(name, host_id(), os.getpid(), offers), address, clock())
         self.shared = Shared()
-        self.shelf = Shelf()
-        self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.shelf.buffers)
-        self.arrived: Arrival | None = None
+        self.buffers = Buffers()
+        self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
+        self.terms: Terms | None = None
+        self.changes: Changes | None = None
+        self.weights: Held | None = None  # the newest
+        self.coming: dict[tuple[int, ...], Bytes] = {}  # arrays that come in pieces, and waiting briefs
+        self.kept: dict[TaskName, Product] = {}  # contributions that may be sent again
+        self.heard: tuple[Message | None, memoryview | None] = None, None  # the message being handled, and its payload
         self.left: Leave | None = None
 
     def live(self) -> Leave:
@@ -123,20 +110,23 @@ class Actor:
                 self._turn()
         finally:
             self.hand.orders.put(None)
-            self.lane.close()
+            if self.lane:
+                self.lane.close()
             self.line.close(seconds=0.5)
         return self.left
 
     def _turn(self) -> None:
-        for line in (self.line, self.lane):
-            for arrival in line.drain():
-                self._take(arrival, line is self.lane)
+        for arrival in self.line.drain():
+            self._take(arrival, arrays=False)
+        for arrival in self.lane.drain() if self.lane else ():
+            self._take(arrival, arrays=True)
         while self.hand.results:
             self._came(self.hand.results.popleft())
         if reason := self.interrupted():
             self._handle(Quit(reason))
         self._handle(Tick())
-        self.lane.flush()
+        if self.lane:
+            self.lane.flush()
         self.line.flush()
 
     def _take(self, arrival: Arrival, arrays: bool) -> None:
@@ -150,16 +140,16 @@ class Actor:
         if fault := _misfit(arrival.envelope.message, arrival.payload):
             self.say(f"dropped a message: {fault}")
             return
-        self.arrived = arrival
+        self.heard = arrival.envelope.message, arrival.payload
         self._handle(Heard(arrival.envelope))
-        self.arrived = None
+        self.heard = None, None
 
     def _came(self, result: Product | Held | BaseException) -> None:
         if isinstance(result, Product):
             self._made(result)
         elif isinstance(result, BaseException):
             raise result
-        elif result is self.shelf.weights:
+        elif result is self.weights:
             self._handle(Decoded())
 
     def _made(self, product: Product) -> None:
@@ -167,7 +157,7 @@ class Actor:
         message, nbytes = product.message, 0 if product.bundle is None else product.bundle.data.nbytes
         if isinstance(message, Contribute) and not message.slot and nbytes > INLINE:
             message = replace(message, nbytes=nbytes)
-        self.shelf.kept[message.task] = product
+        self.kept[message.task] = product
         self._handle(Done(message, product.clients, nbytes))
 
     def _handle(self, event: Event) -> None:
@@ -178,18 +168,14 @@ class Actor:
         match effect:
             case Say(envelope):
                 self._say(envelope)
-            case Gather(what, nbytes):
-                self.shelf.coming[what] = self.shelf.buffers.take(nbytes)
-            case Stow(what, first):
-                self._stow(what, first)
-            case Place(what):
-                self._place(what)
+            case Stow():
+                self._stow(effect)
             case Drop(what):
-                self.shelf.coming.pop(what, None)
+                self.coming.pop(what, None)
             case Give():
                 self._give(effect)
-            case Run() as run if self.shelf.weights is not None:
-                self.hand.orders.put(Order(run, self.shelf.weights, self._brief(run), self.shelf.workload))
+            case Run() as run if self.terms and self.weights:
+                self.hand.orders.put(Order(run, self.weights, self._brief(run, self.terms), self.terms.workload))
             case Adopt(version, base):
                 self._adopt(version, base)
             case Forget(task):
@@ -206,95 +192,93 @@ class Actor:
     def _say(self, envelope: Envelope) -> None:
         match envelope.message:
             case Want() | Ready():
-                self.lane.say(envelope)
+                self._say_aside(envelope)
             case Contribute(slot=(), nbytes=0) as message:
-                kept = self.shelf.kept[message.task].bundle
+                kept = self.kept[message.task].bundle
                 self.line.say(envelope, None if kept is None else kept.data)
             case _:
                 self.line.say(envelope)
 
-    def _stow(self, what: tuple[int, ...], first: int) -> None:
-        _, payload = self._heard()
-        if what in self.shelf.coming and payload is not None:
-            self.shelf.coming[what][first : first + len(payload)] = payload
+    def _say_aside(self, envelope: Envelope, part: Part | None = None) -> None:
+        if self.lane is None:
+            self.lane = Line(self.line.address, self.keys, self.clock, self.line)
+        self.lane.say(envelope, part)
 
-    def _place(self, what: tuple[int, ...]) -> None:
-        _, payload = self._heard()
+    def _stow(self, stow: Stow) -> None:
+        _, payload = self.heard
         if payload is None:
-            raise ProtocolError(f"the Assign of task {what[:2]} announced a brief as its payload, and came without a payload")
-        self.shelf.coming[what] = np.frombuffer(payload, np.uint8)
+            raise ProtocolError(f"the Assign of task {stow.what[:2]} announced a brief as payload, and came without a payload")
+        if not stow.nbytes:
+            self.coming[stow.what] = np.frombuffer(payload, np.uint8)
+            return
+        if stow.what not in self.coming:
+            self.coming[stow.what] = self.buffers.take(stow.nbytes)
+        self.coming[stow.what][stow.first : stow.first + len(payload)] = payload
 
-    def _brief(self, run: Run) -> Bundle | None:
-        """The brief of a task, taken from the shelf; None if the task has none."""
+    def _brief(self, run: Run, terms: Terms) -> Bundle | None:
+        """The brief of a task, taken from what came; None if the task has none."""
         if not run.brief:
             return None
-        if run.brief not in self.shelf.briefs:
+        layout = next((one for one in terms.briefs if one.digest == run.brief), None)
+        if layout is None:
             raise ProtocolError(f"the coordinator sent a brief of layout {run.brief[:16]!a}, which is not in its Welcome")
-        return Bundle(self.shelf.briefs[run.brief], self.shelf.coming.pop((run.task.version, run.task.index, run.attempt)))
+        return Bundle(layout, self.coming.pop((run.task.version, run.task.index, run.attempt)))
 
     def _give(self, asked: Give) -> None:
-        product = self.shelf.kept.get(asked.task)
+        product = self.kept.get(asked.task)
         bundle = product.bundle if product and product.message.attempt == asked.attempt else None
         if bundle is not None and 0 <= asked.first <= asked.last <= min(bundle.data.nbytes, asked.first + MOST):
             chunk = Chunk((*asked.task, asked.attempt), asked.first, asked.last)
             part = Part(bundle.data, asked.first, asked.last) if asked.last > asked.first else None
-            self.lane.say(Envelope(self.session.session, self.session.epoch, chunk), part)
+            self._say_aside(Envelope(self.session.session, self.session.epoch, chunk), part)
 
     def _forget(self, task: TaskName) -> None:
-        kept = self.shelf.kept.pop(task, None)
+        kept = self.kept.pop(task, None)
         if kept is None or not isinstance(kept.message, Contribute) or not kept.message.slot:
             return
         self.shared.give_back(kept.message.slot)
-        verdict = self.arrived.envelope.message if self.arrived and self.arrived.envelope else None
+        verdict, _ = self.heard
         if isinstance(verdict, Verdict) and verdict.verdict == "refused" and "shared memory" in verdict.reason:
             self.shared.refused = verdict.reason
 
     def _retain(self, task: TaskName) -> None:
-        kept = self.shelf.kept.get(task)
+        kept = self.kept.get(task)
         if kept and isinstance(kept.message, Contribute) and kept.message.slot:
             self.shared.give_back(kept.message.slot)
-            self.shelf.kept[task] = replace(kept, message=replace(kept.message, slot=()))
+            self.kept[task] = replace(kept, message=replace(kept.message, slot=()))
 
     def _reset(self) -> None:
-        welcome, payload = self._heard()
+        welcome, payload = self.heard
         if not isinstance(welcome, Welcome) or payload is None:
             raise ProtocolError("the coordinator sent a Welcome without a payload, which is to hold workload and layout")
-        terms = unpack_welcome(payload)
-        self.shelf.workload, self.shelf.layout = terms.workload, terms.layout
-        self.shelf.changes = Changes(terms.coding, terms.layout) if terms.coding else None
-        self.shelf.briefs = {layout.digest: layout for layout in terms.briefs}
-        self.shelf.weights = self.hand.newest = None
+        self.terms = terms = unpack_welcome(payload)
+        self.changes = Changes(terms.coding, terms.layout) if terms.coding else None
+        self.weights = self.hand.newest = None
         self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)
 
     def _adopt(self, version: int, base: int) -> None:
-        message, payload = self._heard()
-        layout, weights = self.shelf.layout, self.shelf.weights
-        gathered = self.shelf.coming.pop((version,) if base == WHOLE else (version, base), None)
-        if layout is None:
+        message, payload = self.heard
+        weights = self.weights
+        gathered = self.coming.pop((version,) if base == WHOLE else (version, base), None)
+        if self.terms is None:
             raise ProtocolError("the coordinator sent Weights before its Welcome")
         came = gathered if gathered is not None or payload is None else np.frombuffer(payload, np.uint8)
         if isinstance(message, Weights) and message.slot:
-            weights = Held(self.shared.weights(layout, message.slot))
+            weights = Held(self.shared.weights(self.terms.layout, message.slot))
         elif came is not None:
-            weights = Held(Bundle(layout, came)) if base == WHOLE else self._changed(came)
+            weights = Held(Bundle(self.terms.layout, came)) if base == WHOLE else self._changed(came)
         elif base == WHOLE or weights is None:
             raise ProtocolError("the coordinator sent Weights without their bytes")
-        self.shelf.weights = self.hand.newest = weights
+        self.weights = self.hand.newest = weights
         if base != WHOLE:
             self.hand.orders.put(weights)
 
     def _changed(self, told: Bytes) -> Held:
         """The weights that are here plus a change, which the worker's thread adds."""
-        if self.shelf.changes is None or self.shelf.weights is None:
+        if self.changes is None or self.weights is None:
             raise ProtocolError("the coordinator sent a change of weights, but this actor has no weights or no codec for it")
-        return Held(before=self.shelf.weights, told=told, changes=self.shelf.changes)
-
-    def _heard(self) -> tuple[Message | None, memoryview | None]:
-        """The message that is being handled, and its payload."""
-        if self.arrived is None or self.arrived.envelope is None:
-            return None, None
-        return self.arrived.envelope.message, self.arrived.payload
+        return Held(before=self.weights, told=told, changes=self.changes)
 
 
 def _misfit(message: Message, payload: memoryview | None) -> str:

@@ -20,13 +20,11 @@ from shoal.actors.events import (
     Effect,
     Event,
     Forget,
-    Gather,
     Give,
     Heard,
     Leave,
     Note,
     Opened,
-    Place,
     Quit,
     Reset,
     Retain,
@@ -114,8 +112,8 @@ class Session:
         self.tasks: dict[TaskName, Assign] = {}  # waiting tasks, in the order in which they came
         self.running: dict[TaskName, Running] = {}  # in the order in which the worker got them
         self.fetching = Fetching()
-        self.briefs: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is here
-        self.lacking: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is coming
+        self.briefs: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is here, or coming
+        self.lacking: set[TaskName] = set()  # waiting tasks whose briefs are coming
         self.unready = False  # True: the line for arrays has a new connection, and the coordinator has not been told
         self.unjudged: dict[TaskName, Waiting] = {}  # contributions without a verdict
         self.retain = 0  # most bytes of accepted contributions that are kept
@@ -210,7 +208,7 @@ class Session:
     def _forget_arrays(self, another: bool) -> Iterator[Effect]:
         """Drop arrays after a new place: briefs belong to tasks that are now another actor's. another: True for another life of
         the coordinator, which has other weights."""
-        for name in [*self.briefs, *self.lacking]:
+        for name in list(self.briefs):
             yield from self._unbrief(name)
         if another:
             yield from self._drop_weights()
@@ -233,7 +231,7 @@ class Session:
             case Assign(task, attempt):
                 if attempt > self._attempt(task):
                     self.tasks[task] = message
-                    if message.brief or self.briefs or self.lacking:
+                    if message.brief or self.briefs:
                         return self._brief(message)
                 return ()
             case Verdict():
@@ -278,30 +276,30 @@ class Session:
         """Fetch or place the brief of a task. If an Assign came again, its brief goes on. A brief of another attempt is
         dropped."""
         name, attempt = assign.task, assign.attempt
-        if assign.brief and attempt in (self.briefs.get(name), self.lacking.get(name)):
+        if assign.brief and self.briefs.get(name) == attempt:
             return
         yield from self._unbrief(name)
-        what = (*name, attempt)
-        if assign.brief and assign.nbytes:
-            self.lacking[name] = attempt
-            self.fetching.begin(what, assign.nbytes, self.now)
-            yield Gather(what, assign.nbytes)
+        if not assign.brief:
+            return
+        self.briefs[name] = attempt
+        if assign.nbytes:
+            self.lacking.add(name)
+            self.fetching.begin((*name, attempt), assign.nbytes, self.now)
             yield from self._ask()
-        elif assign.brief:
-            self.briefs[name] = attempt
-            yield Place(what)
+        else:
+            yield Stow((*name, attempt))
 
     def _unbrief(self, name: TaskName) -> Iterator[Effect]:
-        for attempts in (self.briefs, self.lacking):
-            if (attempt := attempts.pop(name, None)) is not None:
-                self.fetching.drop((*name, attempt))
-                yield Drop((*name, attempt))
+        if (attempt := self.briefs.pop(name, None)) is not None:
+            self.lacking.discard(name)
+            self.fetching.drop((*name, attempt))
+            yield Drop((*name, attempt))
 
     def _told_all(self, kept: int) -> Iterator[Effect]:
         """Drop briefs of tasks that this actor had before a connection was lost, and has no longer. The coordinator sends a
         Beat only when it has nothing else to send, so it has told this actor's tasks again before."""
         yield from self._in_snapshot(kept)
-        for name in [name for name in (*self.briefs, *self.lacking) if name not in self.tasks]:
+        for name in [name for name in self.briefs if name not in self.tasks]:
             yield from self._unbrief(name)
 
     def _attempt(self, task: TaskName) -> int:
@@ -383,7 +381,6 @@ class Session:
         if what not in self.fetching.weights():
             yield from self._drop_weights()
             self.fetching.begin(what, nbytes, self.now)
-            yield Gather(what, nbytes)
         yield from self._ask()
 
     def _drop_weights(self) -> Iterator[Effect]:
@@ -401,10 +398,10 @@ class Session:
         if coming is None:
             return
         if last > first:
-            yield Stow(what, first)
+            yield Stow(what, first, coming.nbytes)
         match what if not coming.fetch.left else ():
             case (version, index, _):
-                self.briefs[version, index] = self.lacking.pop((version, index))
+                self.lacking.discard((version, index))
             case (version, base):
                 yield from self._adopt(version, base, coming.nbytes)
             case (version,):

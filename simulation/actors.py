@@ -17,12 +17,10 @@ from shoal.actors.events import (
     Drop,
     Event,
     Forget,
-    Gather,
     Give,
     Heard,
     Leave,
     Opened,
-    Place,
     Quit,
     Reset,
     Retain,
@@ -36,6 +34,7 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import (
     PROTOCOL,
     WHOLE,
+    Assign,
     Beat,
     Bye,
     Cancel,
@@ -163,7 +162,7 @@ class Life(Process):
         self.outbox: list[tuple[Envelope, Payload | None]] = []
         self.lane = Lane(self)
         self.weights: Model | None = None
-        self.gathered: dict[tuple[int, ...], Model | Delta | Handout | None] = {}
+        self.gathered: dict[tuple[int, ...], Payload] = {}
         self.shelf: dict[TaskName, Product] = {}
         self.held = -1
         self.orders: deque[tuple[Run, Product, Source]] = deque()
@@ -207,14 +206,8 @@ class Life(Process):
             match effect:
                 case Say():
                     self.say(effect.envelope)
-                case Gather():
-                    self.gathered[effect.what] = None
                 case Stow():
                     self._stow(effect, self._heard(event), payload)
-                case Place():
-                    if not isinstance(payload, Handout):
-                        raise ViolationError(f"actor {self.place} hears of {effect.what}, which is not there")
-                    self.gathered[effect.what] = payload
                 case Drop():
                     self.gathered.pop(effect.what, None)
                 case Give():
@@ -261,17 +254,19 @@ class Life(Process):
         for number in [number for number, its in self.slots.items() if its == task]:
             del self.slots[number], self.world.lent[number]
 
-    def _stow(self, stow: Stow, chunk: Message | None, payload: Payload | None) -> None:
-        fits = isinstance(payload, Handout if len(stow.what) == 3 else Model | Delta)
-        if not isinstance(chunk, Chunk) or chunk.what != stow.what or stow.what not in self.gathered or not fits:
-            raise ViolationError(f"actor {self.place} gathers {stow.what} from pieces of others")
-        self.gathered[stow.what] = payload  # type: ignore[assignment]
+    def _stow(self, stow: Stow, told: Message | None, payload: Payload | None) -> None:
+        what = told.what if isinstance(told, Chunk) else (*told.task, told.attempt) if isinstance(told, Assign) else ()
+        if what != stow.what or not isinstance(payload, Handout if len(stow.what) == 3 else Model | Delta):
+            raise ViolationError(f"actor {self.place} keeps as {stow.what} what is not that")
+        if isinstance(told, Chunk) != (stow.nbytes > 0):
+            raise ViolationError(f"actor {self.place} takes a piece of {stow.what} for all of it, or all for a piece")
+        self.gathered[stow.what] = payload
 
     def _reset(self, welcome: Message | None) -> None:
         self.shares = isinstance(welcome, Welcome) and welcome.shares != ()
         if self.session.epoch < self.epoch and not self.world.wire.wild:
             raise ViolationError(f"actor {self.place} went back from epoch {self.epoch} to {self.session.epoch}")
-        if self.session.briefs or self.session.lacking:
+        if self.session.briefs or self.session.lacking or any(len(what) == 3 for what in self.gathered):
             raise ViolationError(f"actor {self.place} has a new place, and briefs of tasks that are others' now")
         self.epoch = self.session.epoch
         self.weights, self.held, self.source = None, -1, Source()

@@ -190,21 +190,19 @@ MUTANTS = (
     Mutant("snapshots forget the steps", core, "_step", "facts.steps, facts.drawn", "0, facts.drawn"),
     Mutant("a batch runs over", contributions, "_onto", "while _full(facts, onto):", "while False:"),
     # Briefs
-    Mutant(
-        "a task begins before its brief is here", Session, "_brief", "self.lacking[name] = attempt", "self.briefs[name] = 0"
-    ),
+    Mutant("a task begins before its brief is here", Session, "_brief", "self.lacking.add(name)", "pass"),
     Mutant(
         "the brief of another attempt is used",
         Session,
         "_brief",
-        "if assign.brief and attempt in",
-        "if name in self.briefs or attempt in",
+        "self.briefs.get(name) == attempt",
+        "name in self.briefs",
     ),
     Mutant(
         "a brief is fetched for what is not to be done", Session, "_unbrief", "self.fetching.drop((*name, attempt))", "pass"
     ),
     Mutant("weights starve briefs", Fetching, "begin", "self.queue.append(", "self.queue.appendleft("),
-    Mutant("briefs outlive a new place", Session, "_forget_arrays", "[*self.briefs, *self.lacking]", "()"),
+    Mutant("briefs outlive a new place", Session, "_forget_arrays", "list(self.briefs)", "()"),
     Mutant("a brief is kept after its task", contributions, "_take_in", "lease.brief = None", "pass"),
     Mutant("a brief is given up before its task is done", contributions, "fetch", "lease.offered = None", "lease.brief = None"),
     Mutant("any attempt's brief will do", desk, "briefed", " or lease.attempt != event.attempt", ""),

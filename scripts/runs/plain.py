@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal.actors import Worker
-from shoal.actors.events import Adopt, Decoded, Done, Drop, Event, Forget, Heard, Place, Reset, Run, Say, Tick
+from shoal.actors.events import Adopt, Decoded, Done, Drop, Event, Forget, Heard, Reset, Run, Say, Stow, Tick
 from shoal.actors.labour import perform
 from shoal.actors.session import Session, hello
 from shoal.protocol.codec import unpack_welcome
@@ -86,7 +86,7 @@ class PlainWire:
                         self._weights = Bundle.of_buffer(self._layout, payload)
                     if base != WHOLE:
                         self._handle(Decoded(), None)
-                case Place(what) if payload is not None:
+                case Stow(what) if payload is not None:
                     self._placed[what] = payload
                 case Drop(what):
                     self._placed.pop(what, None)

@@ -9,7 +9,7 @@ import pytest
 from test_core import Run
 
 from shoal.actors.coming import Fetching
-from shoal.actors.events import Drop, Gather, Heard, Note, Opened, Place, Say, Stow, Tick
+from shoal.actors.events import Drop, Heard, Note, Opened, Say, Stow, Tick
 from shoal.actors.events import Run as Order
 from shoal.actors.session import Session, hello
 from shoal.coordinator.deciding.bounds import Bounds
@@ -225,6 +225,10 @@ class Life:
     def all(self, kind: type[Any]) -> list[Any]:
         return [one for one in self.effects if isinstance(one, kind)]
 
+    def coming(self) -> list[tuple[tuple[int, ...], int]]:
+        """Names and sizes of the arrays that are fetched, in their order."""
+        return [(one.what, one.nbytes) for one in self.session.fetching.queue]
+
     def wants(self) -> list[Want]:
         return [one.envelope.message for one in self.all(Say) if isinstance(one.envelope.message, Want)]
 
@@ -241,14 +245,14 @@ class Life:
 
 def test_a_brief_that_comes_with_its_task_is_placed_and_used() -> None:
     life = Life().assign(3)
-    assert life.all(Place) == [Place((0, 3, 7))]
+    assert life.all(Stow) == [Stow((0, 3, 7))]
     [run] = life.all(Order)
     assert (run.attempt, run.brief) == (7, "layout")
 
 
 def test_a_task_waits_for_its_brief_and_others_do_not_wait_for_it() -> None:
     life = Life().assign(3, nbytes=2 * LEAST)
-    assert life.all(Gather) == [Gather((0, 3, 7), 2 * LEAST)]
+    assert life.coming() == [((0, 3, 7), 2 * LEAST)]
     assert life.all(Order) == []
     asked = life.wants()
     assert [one.task.index for one in life.hear(Assign((0, 4), 7, (4,), "train", False)).all(Order)] == [4]
@@ -265,7 +269,7 @@ def test_a_brief_is_fetched_on_where_it_was_when_its_task_is_told_again() -> Non
     life.event(Opened(arrays=False)).welcome(1, greeting=1, resumed=True)
     assert life.all(Drop) == []
     again = life.assign(3, nbytes=3 * LEAST)
-    assert again.all(Gather) == []
+    assert again.coming() == [((0, 3, 7), 3 * LEAST)]
     life.event(Opened(arrays=True)).event(Tick(), after=0.1)
     assert [one.first for one in life.wants()] == [second.first]
 
@@ -273,9 +277,9 @@ def test_a_brief_is_fetched_on_where_it_was_when_its_task_is_told_again() -> Non
 def test_a_later_attempt_begins_its_brief_anew() -> None:
     life = Life().assign(3, nbytes=3 * LEAST).assign(3, attempt=8, nbytes=3 * LEAST)
     assert life.all(Drop) == [Drop((0, 3, 7))]
-    assert life.all(Gather) == [Gather((0, 3, 8), 3 * LEAST)]
+    assert life.coming() == [((0, 3, 8), 3 * LEAST)]
     life.assign(5, version=9).assign(5, attempt=8, version=9)  # whose weights are not here
-    assert (life.all(Drop), life.all(Place)) == ([Drop((9, 5, 7))], [Place((9, 5, 8))])
+    assert (life.all(Drop), life.all(Stow)) == ([Drop((9, 5, 7))], [Stow((9, 5, 8))])
 
 
 def test_what_is_cancelled_is_fetched_no_further() -> None:
@@ -294,15 +298,14 @@ def test_a_new_place_has_no_use_for_the_briefs_of_the_last() -> None:
 def test_a_brief_of_what_was_cancelled_while_nobody_heard_goes_with_the_next_beat() -> None:
     life = Life().assign(3, version=9).assign(4, version=9)
     life.event(Opened(arrays=False)).welcome(1, greeting=1, resumed=True).assign(3, version=9)
-    assert life.all(Place) == []  # it is here
+    assert life.all(Stow) == []  # it is here
     assert life.hear(Beat(0)).all(Drop) == [Drop((9, 4, 7))]
 
 
 def test_weights_and_briefs_are_fetched_one_after_the_other_as_they_were_told_of() -> None:
     fetching = Fetching()
-    assert fetching.begin((0, 3, 7), 100, 0.0)
-    assert not fetching.begin((0, 3, 7), 100, 0.0)
-    assert fetching.begin((1,), 100, 0.0)
+    fetching.begin((0, 3, 7), 100, 0.0)
+    fetching.begin((1,), 100, 0.0)
     for at in (0, 1):
         assert {one.what for one in fetching.ask(0.1)} == {(0, 3, 7)}
         assert fetching.came((1,), 0, 0, 0.2) is None

@@ -17,7 +17,6 @@ from shoal.actors.events import (
     Effect,
     Event,
     Forget,
-    Gather,
     Give,
     Heard,
     Leave,
@@ -89,6 +88,10 @@ class Story:
 
     def all(self, kind: type[E]) -> list[E]:
         return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def coming(self) -> list[tuple[tuple[int, ...], int]]:
+        """Names and sizes of the arrays that are fetched, in their order."""
+        return [(one.what, one.nbytes) for one in self.session.fetching.queue]
 
     def said(self, kind: type[M]) -> list[M]:
         return [say.envelope.message for say in self.all(Say) if isinstance(say.envelope.message, kind)]
@@ -309,7 +312,7 @@ def test_who_was_here_before_many_others_says_as_seldom_as_they_that_it_lives() 
 def gathering(nbytes: int = 2 * LEAST) -> Story:
     """Weights 4 are told of, and the way is tried."""
     story = Story().welcomed().hear(Weights(4, (), nbytes))
-    assert story.all(Gather) == [Gather((4,), nbytes)]
+    assert story.coming() == [((4,), nbytes)]
     assert story.said(Want) == [Want((4,), *PROBE)]
     return story.hear(Chunk((4,), *PROBE), after=0.001)
 
@@ -329,14 +332,15 @@ def test_weights_that_are_told_of_are_fetched_and_then_adopted() -> None:
 def test_weights_told_of_again_are_not_begun_again() -> None:
     story = gathering()
     story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Weights(4, (), 2 * LEAST))
-    assert (story.all(Gather), story.said(Want)) == ([], [])
+    assert (story.coming(), story.said(Want)) == ([((4,), 2 * LEAST)], [])
+    assert story.session.fetching.queue[0].fetch.left == LEAST
     assert story.hear(Chunk((4,), LEAST, 2 * LEAST)).all(Adopt) == [Adopt(4)]
     assert story.hear(Weights(4, (), 2 * LEAST)).said(Have) == [Have(4, 4)]  # here already
 
 
 def test_newer_weights_take_the_place_of_those_that_are_coming() -> None:
     story = gathering().hear(Weights(5, (), 10))
-    assert story.all(Gather) == [Gather((5,), 10)]
+    assert story.coming() == [((5,), 10)]
     assert story.hear(Chunk((4,), 0, LEAST)).effects == []
     assert story.hear(Chunk((5,), 0, 10)).all(Adopt) == [Adopt(5)]
 
@@ -359,13 +363,14 @@ def test_what_was_gathered_is_good_for_as_long_as_the_coordinator_lives() -> Non
     story = gathering()
     story.hear(Chunk((4,), 0, LEAST), after=0.001).hear(Refused("say Hello", False)).welcomed()
     assert story.all(Reset) == [Reset()]
-    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == []
+    assert story.hear(Weights(4, (), 2 * LEAST)).coming() == [((4,), 2 * LEAST)]
     assert story.said(Want) == [Want((4,), LEAST, 2 * LEAST)]  # the last one may have come when nobody knew us
     story = gathering()
     story.hear(Refused("say Hello", False)).tick()
     story.epoch = 2
     story.hear(Welcome("run", 0, 0.25, 10.0, "host", (), 1))
-    assert story.hear(Weights(4, (), 2 * LEAST)).all(Gather) == [Gather((4,), 2 * LEAST)]
+    assert story.hear(Weights(4, (), 2 * LEAST)).coming() == [((4,), 2 * LEAST)]
+    assert story.session.fetching.queue[0].fetch.left == 2 * LEAST  # another coordinator's
 
 
 def test_what_changed_is_added_to_the_weights_that_are_held() -> None:
@@ -410,7 +415,7 @@ def test_one_change_is_taken_however_large_and_whole_weights_need_no_adding() ->
 
 def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all() -> None:
     story = Story().welcomed().hear(Weights(4)).hear(Weights(6, base=4))
-    assert (story.all(Adopt), story.all(Gather)) == ([Adopt(6, 4)], [])
+    assert (story.all(Adopt), story.coming()) == ([Adopt(6, 4)], [])
     story.hear(Weights(9, base=7)).tick()
     assert story.all(Adopt) == []
     assert [hello.held for hello in story.said(Hello)] == [WHOLE]
@@ -418,7 +423,7 @@ def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all()
 
 def test_what_changed_is_fetched_by_its_own_name() -> None:
     story = Story().welcomed().hear(Weights(4)).hear(Weights(6, (), 10, 4))
-    assert (story.all(Gather), story.said(Want)) == ([Gather((6, 4), 10)], [Want((6, 4), *PROBE)])
+    assert (story.coming(), story.said(Want)) == ([((6, 4), 10)], [Want((6, 4), *PROBE)])
     story.hear(Chunk((6, 4), *PROBE), after=0.001)
     assert story.said(Want) == [Want((6, 4), 0, 10)]
     assert story.hear(Chunk((6,), 0, 10)).effects == []  # of the whole
@@ -428,7 +433,7 @@ def test_what_changed_is_fetched_by_its_own_name() -> None:
 @pytest.mark.parametrize("nbytes", [0, 10])
 def test_who_is_told_what_changed_in_weights_that_are_not_here_asks_for_all(nbytes: int) -> None:
     story = Story().welcomed().hear(Weights(4)).hear(Weights(7, (), nbytes, 6))
-    assert (story.all(Adopt), story.all(Gather), story.said(Have)) == ([], [], [])
+    assert (story.all(Adopt), story.coming(), story.said(Have)) == ([], [], [])
     [again] = story.tick().said(Hello)
     assert (again.held, again.epoch, again.greeting) == (-1, 1, 1)
     story.welcomed(resumed=True)
