@@ -16,7 +16,7 @@ from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import Range, among, changed, checked, default_of, described, nearest, plain, ranges, shown
+from shoal.jobs.settings import Range, among, changed, check_used, checked, default_of, described, nearest, plain, ranges, shown
 from shoal.jobs.wraps import chain
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import summed_layout
@@ -65,6 +65,8 @@ class Job:
         for _, part in self._parts():
             checked(part)
         self._check_names()
+        for _, part in self._parts():
+            check_used(part)
         self.problem.check(self.bearing)
         self.method.check(self.problem)
         for wrap in self.around:
@@ -213,10 +215,7 @@ class Job:
             self.method.bounds(self.sums),
             summed=self.sums,
             exact=self.method.exact,
-            lease=self.bearing.lease,
-            on_failure=self.bearing.on_failure,
-            strikes=self.bearing.strikes,
-            quarantine=self.bearing.quarantine,
+            **plain(self.bearing),
         )
 
     def layouts(self, weights: Layout) -> Sequence[Layout]:

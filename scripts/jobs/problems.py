@@ -14,7 +14,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from shoal.jobs.settings import option, plain, ranges, unused
+from shoal.jobs.settings import option, plain, ranges
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
@@ -50,13 +50,13 @@ class Problem:
 
     def check(self, bearing: Bearing) -> None:
         """Raises UserError, one line, for settings that do not go together."""
-        for name in ranges(self):
-            if why := unused(self, name):
-                raise UserError(why)
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         """Version 0 of the weights, and the number of their first float32 entries that are trained (None: all)."""
-        raise NotImplementedError
+        from shoal.nets.flat import FlatModule
+
+        flat = FlatModule(self.module(seed))
+        return flat.bundle(), flat.trainable
 
     def module(self, seed: int) -> nn.Module:
         """The torch model with the weights of version 0. Raises UserError if there is no torch model."""
@@ -106,21 +106,15 @@ class Supervised(Problem):
         0.5,
         "concentration of the Dirichlet distribution that divides the training data: smaller makes clients differ more",
         above=0,
-        of=("partition", ("dirichlet", "quantity_skew")),
+        of={"partition": ("dirichlet", "quantity_skew")},
     )
     shards_per_client: int = option(
-        2, "shards of the training data, sorted by class, that each client gets", least=1, of=("partition", ("shards",))
+        2, "shards of the training data, sorted by class, that each client gets", least=1, of={"partition": ("shards",)}
     )
-    classes: int = option(2, "classes that each client has examples of", least=1, of=("partition", ("pathological",)))
+    classes: int = option(2, "classes that each client has examples of", least=1, of={"partition": ("pathological",)})
     held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
     data: str = option("", "folder of data files, for a job that reads files (empty: the job's own default)")
     initial_weights: str = option("", "file .safetensors with the weights of version 0 (empty: drawn with the seed)")
-
-    def first(self, seed: int) -> tuple[Bundle, int | None]:
-        from shoal.nets.flat import FlatModule
-
-        flat = FlatModule(self.module(seed))
-        return flat.bundle(), flat.trainable
 
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded
@@ -220,7 +214,6 @@ class Environment(Problem):
     )
 
     def check(self, bearing: Bearing) -> None:
-        super().check(bearing)
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
         if self.step_timeout >= bearing.lease > 0:
@@ -228,12 +221,6 @@ class Environment(Problem):
                 f"step_timeout={self.step_timeout:g}: must be below lease={bearing.lease:g}, the seconds after which the actor "
                 "is ended; give a larger lease or a smaller step_timeout"
             )
-
-    def first(self, seed: int) -> tuple[Bundle, int | None]:
-        from shoal.nets.flat import FlatModule
-
-        flat = FlatModule(self.module(seed))
-        return flat.bundle(), flat.trainable
 
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded

@@ -22,8 +22,8 @@ class Range:
     """The values that a setting may have: numbers from `least` to `most`, both included; above `above`; below `below`; or one
     of `choices`. about: the meaning, in one line.
 
-    own: a user's function or object may take the place of a name from `choices`. of: (name, values): the setting has an effect
-    only if another setting, `name`, has one of `values`.
+    own: a user's function or object may take the place of a name from `choices`. of: name -> values: the setting has an effect
+    only if another setting, `name`, has one of `values`; with several names, one of them is enough.
     """
 
     about: str
@@ -33,7 +33,7 @@ class Range:
     below: float | None = None
     choices: tuple[str, ...] = ()
     own: bool = False
-    of: tuple[str, tuple[str, ...]] | None = None
+    of: Mapping[str, tuple[str, ...]] | None = None
 
     def __str__(self) -> str:
         if self.choices:
@@ -42,8 +42,6 @@ class Range:
         return " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None) or "any"
 
     def holds(self, value: Any) -> bool:
-        if self.choices:
-            return value in self.choices
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
         return math.isfinite(value) and not (
@@ -110,16 +108,17 @@ def checked(settings: Any) -> None:
             object.__setattr__(settings, name, found)
 
 
-def unused(settings: Any, name: str) -> str:
-    """Why a setting has no effect beside the other settings; "" if the setting has an effect, or has its default."""
-    allowed, value = ranges(settings)[name], getattr(settings, name)
-    if allowed.of is None or value == default_of(settings, name):
-        return ""
-    other, values = allowed.of
-    stands = getattr(settings, other)
-    if callable(stands) or stands in values:
-        return ""
-    return f"{name}={shown(value)}: {name} is a setting of {other}={' or '.join(values)}; this job has {other}={shown(stands)}"
+def check_used(settings: Any) -> None:
+    """Raises UserError if a setting that has not its default has no effect beside the other settings."""
+    for name, allowed in ranges(settings).items():
+        value = getattr(settings, name)
+        if allowed.of is None or value == default_of(settings, name):
+            continue
+        stands = {other: getattr(settings, other) for other in allowed.of if hasattr(settings, other)}
+        if not any(callable(found) or found in allowed.of[other] for other, found in stands.items()):
+            of = " or ".join(f"{other}={' or '.join(allowed.of[other])}" for other in stands)
+            has = " and ".join(f"{other}={shown(found)}" for other, found in stands.items())
+            raise UserError(f"{name}={shown(value)}: {name} is a setting of {of}; this job has {has}")
 
 
 def coerced(name: str, given: Any, default: Any, allowed: Range) -> Any:

@@ -6,19 +6,20 @@ reach it packed. So an order that cannot work is refused when the job is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shoal.jobs.settings import default_of, option, ranges, unused
+from shoal.actors import Worker
+from shoal.actors.workers.compressed import Compressed
+from shoal.aggregators import Aggregator
+from shoal.aggregators.around.bounded import Bounded
+from shoal.aggregators.around.compressed import Decompressed
+from shoal.jobs.methods.method import Start
+from shoal.jobs.settings import option
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
-
-if TYPE_CHECKING:
-    from shoal.actors import Worker
-    from shoal.aggregators import Aggregator
-    from shoal.jobs.methods.method import Start
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,6 @@ class Wrap:
 
     def check(self, exact: bool) -> None:
         """Raises UserError, one line, for settings that contradict each other. exact: `Method.exact` of the job's method."""
-        for name in ranges(self):
-            if why := unused(self, name):
-                raise UserError(why)
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         return inner
@@ -75,11 +73,12 @@ class Bound(Wrap):
         return self.norm_factor > 0
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
-        if not self.norm_factor:
-            return inner
-        from shoal.aggregators.around.bounded import Bounded
+        return Bounded(inner, self.norm_factor) if self.norm_factor else inner
 
-        return Bounded(inner, self.norm_factor)
+
+def codecs(*names: str) -> Mapping[str, tuple[str, ...]]:
+    """The settings that may choose one of these codecs."""
+    return dict.fromkeys(("compress_weights", "compress"), names)
 
 
 @dataclass(frozen=True)
@@ -91,19 +90,16 @@ class CompressWeights(Wrap):
         "codec by which the coordinator sends actors the change of the weights (none: it sends whole weights)",
         choices=("none", *CODECS),
     )
-    compress_ratio: float = option(0.1, "share of the entries that the codecs topk and randk send", above=0, most=1)
-    compress_block: int = option(256, "number of entries that share one scale in the codecs int8 and int4", least=1, most=10**9)
-
-    def check(self, exact: bool) -> None:
-        super().check(exact)
-        used = {self.compress_weights, getattr(self, "compress", "none")}
-        for name, codecs in {"compress_ratio": ("topk", "randk"), "compress_block": ("int8", "int4")}.items():
-            value = getattr(self, name)
-            if value != default_of(self, name) and not used.intersection(codecs):
-                raise UserError(
-                    f"{name}={value}: {name} is a setting of the codecs {' and '.join(codecs)}, and this job uses neither; "
-                    f"compress_weights={codecs[0]}, say"
-                )
+    compress_ratio: float = option(
+        0.1, "share of the entries that the codecs topk and randk send", above=0, most=1, of=codecs("topk", "randk")
+    )
+    compress_block: int = option(
+        256,
+        "number of entries that share one scale in the codecs int8 and int4",
+        least=1,
+        most=10**9,
+        of=codecs("int8", "int4"),
+    )
 
     @property
     def looks(self) -> bool:
@@ -136,7 +132,6 @@ class Compress(CompressWeights):
         return self.packs
 
     def check(self, exact: bool) -> None:
-        super().check(exact)
         if self.compress_feedback and self.compress == "none":
             raise UserError("compress_feedback=true: compress=none compresses no delta; compress=topk, say")
         if self.compress_feedback and exact:
@@ -151,18 +146,13 @@ class Compress(CompressWeights):
         return codec_of(self.compress, share=self.compress_ratio, block=self.compress_block, feedback=self.compress_feedback)
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
-        from shoal.aggregators.around.compressed import Decompressed
-
         if codec := self.codec():
             inner = Decompressed(inner, codec, norm=start.norm_bound)
         return super().aggregator(inner, start)
 
     def worker(self, inner: Worker, seed: int) -> Worker:
-        if (codec := self.codec()) is None:
-            return inner
-        from shoal.actors.workers.compressed import Compressed
-
-        return Compressed(inner, codec, self.compress_feedback, seed=seed)
+        codec = self.codec()
+        return inner if codec is None else Compressed(inner, codec, self.compress_feedback, seed=seed)
 
     def layouts(self, inner: Sequence[Layout]) -> Sequence[Layout]:
         codec = self.codec()

@@ -84,7 +84,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate digits quorum=3", "quorum=3", "deadline=60, say"),
         ("simulate digits deadline=3", "deadline=3", "quorum=5, say"),
         ("simulate digits eval_cohort=3 eval_every=0", "eval_cohort=3", "eval_every=10, say"),
-        ("simulate digits compress_ratio=0.5", "compress_ratio=0.5", "codecs topk and randk"),
+        ("simulate digits compress_ratio=0.5", "compress_ratio=0.5", "compress_weights=topk or randk"),
         ("simulate digits deterministic=maybe", "deterministic=maybe", "true or false"),
         ("simulate digits held_out=1", "held_out=1", "above 0 below 1"),
         ("simulate cartpole gamma=1.1", "gamma=1.1", "from 0 to 1"),

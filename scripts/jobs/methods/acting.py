@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from shoal.actors import Worker
+from shoal.actors.workers.rollout import Rollout
 from shoal.coordinator.deciding.bounds import Goal
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.protocol.layout import Layout
-
-if TYPE_CHECKING:
-    from shoal.actors import Worker
 
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -49,7 +48,5 @@ class Acting(Method):
         return [problem.spaces().trajectory(self.rollout_length, self.num_envs)]
 
     def worker(self, problem: Problem, seed: int) -> Worker:
-        from shoal.actors.workers.rollout import Rollout
-
         assert isinstance(problem, Environment)
         return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)

@@ -12,11 +12,11 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.selection import Select, power_of_choice
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
-    from shoal.jobs.problems import Problem
     from shoal.nets.updates import Update
 
 
@@ -30,7 +30,7 @@ class InRounds(LocalTraining):
         0,
         "number of clients from which a round takes those with the largest loss (0: twice the cohort)",
         least=0,
-        of=("select", ("power_of_choice",)),
+        of={"select": ("power_of_choice",)},
     )
     quorum: int = option(0, "clients that suffice for a round after its deadline (0: the whole cohort)", least=0)
     deadline: float = option(0.0, "seconds from a round's start after which the quorum suffices (0: no deadline)", least=0)

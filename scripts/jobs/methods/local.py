@@ -6,16 +6,14 @@ The one idea: the clients' training is the same for all these methods; the metho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from shoal.actors import Worker
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
-from shoal.jobs.settings import default_of, option, ranges, shown, unused
+from shoal.jobs.settings import default_of, option, shown
 from shoal.nets.schedules import SCHEDULES, Schedule
 from shoal.protocol.errors import UserError
-
-if TYPE_CHECKING:
-    from shoal.actors import Worker
 
 WEIGHTINGS = ("samples", "users")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
@@ -39,7 +37,7 @@ class LocalTraining(Method):
     optimizer: str = option("sgd", "optimizer of the clients, whose state is new in each task", choices=OPTIMIZERS, own=True)
     lr: float = option(0.1, "learning rate of the clients' optimizer", above=0)
     momentum: float = option(
-        0.0, "momentum of the clients' optimizer", least=0, below=1, of=("optimizer", ("sgd", "momentum", "rmsprop"))
+        0.0, "momentum of the clients' optimizer", least=0, below=1, of={"optimizer": ("sgd", "momentum", "rmsprop")}
     )
     weight_decay: float = option(0.0, "weight decay of the clients' optimizer (0: none)", least=0)
     lr_schedule: str = option("constant", "how the clients' learning rate changes by round", choices=tuple(SCHEDULES), own=True)
@@ -64,9 +62,6 @@ class LocalTraining(Method):
         return version == self.rounds or (self.eval_every > 0 and version % self.eval_every == 0)
 
     def check(self, problem: Problem) -> None:
-        for name in ranges(self):
-            if why := unused(self, name):
-                raise UserError(why)
         check_made(self, "optimizer", "lr")
 
     def worker(self, problem: Problem, seed: int) -> Worker:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from shoal.actors import Worker
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Plan
@@ -21,7 +22,6 @@ from shoal.protocol.layout import Bundle, Layout
 if TYPE_CHECKING:
     from torch import nn
 
-    from shoal.actors import Worker
     from shoal.jobs.problems import Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
