@@ -47,4 +47,11 @@ def _uses_cuda() -> bool:
 def _differentiates() -> bool:
     """True if torch runs autograd threads. Its first backward pass on a machine with a GPU starts them, and from then on torch
     refuses backward passes in a copy of the process."""
-    return any(task.read_text().startswith("pt_autograd") for task in TASKS.glob("*/comm"))
+    return any(_called(task).startswith("pt_autograd") for task in TASKS.glob("*/comm"))
+
+
+def _called(task: Path) -> str:
+    try:
+        return task.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
+        return ""

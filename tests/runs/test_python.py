@@ -159,6 +159,15 @@ def test_where_torch_has_threads_for_a_gpu_a_job_made_here_is_refused_and_one_wi
     assert shoal.run("digits", settings=SMALL).summary["weights_sha256"] == typed["weights_sha256"]
 
 
+def test_a_thread_that_ends_while_threads_are_listed_is_none_of_torchs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        def glob(self, pattern: str) -> list[Path]:
+            return [folder / "gone" / "comm"]
+
+    monkeypatch.setattr("shoal.runs.hiring.TASKS", Ending())
+    assert shoal.run(made_here()).reason == "done"
+
+
 def test_values_that_a_toml_file_gives_stay_unless_others_are_given(folder: Path) -> None:
     (folder / "mine.toml").write_text('job = "digits"\nseed = 3\nactors = 0\n[settings]\nrounds = 1\n')
     assert (shoal.run("mine.toml").config.seed, shoal.run("mine.toml", seed=0).config.seed) == (3, 0)
