@@ -22,7 +22,7 @@ from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
-from shoal.jobs.settings import default_of, pairs, ranges, shown
+from shoal.jobs.settings import pairs, ranges, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,7 +110,7 @@ def table(job: Job) -> str:
     whose: dict[tuple[str, str, str], list[str]] = {(f"`{first[0]}`", *first[1:]): methods}
     for method in methods:
         for name, allowed in ranges(METHODS[method]).items():
-            row = (f"`{name}={shown(default_of(METHODS[method], name))}`", str(allowed), allowed.about)
+            row = (f"`{name}={shown(allowed.default)}`", str(allowed), allowed.about)
             whose.setdefault(row, []).append(method)
     own = ranges(job.method)
     for word, allowed, what in rest:

@@ -11,9 +11,9 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from shoal.envs import datasets
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
@@ -23,7 +23,6 @@ from shoal.protocol.errors import UserError
 
 def digits() -> Job:
     """federated: scikit-learn's 1,797 handwritten digits, 100 clients, a small perceptron"""
-    from shoal.envs import datasets
     from shoal.nets import models
 
     return Federated(models.mlp, lambda settings: datasets.digits(), name="digits")
@@ -31,7 +30,6 @@ def digits() -> Job:
 
 def mnist() -> Job:
     """federated: MNIST from the IDX files in data=DIR, FedAvg's convolutional network"""
-    from shoal.envs import datasets
     from shoal.nets import models
 
     return Federated(
@@ -65,34 +63,11 @@ def lunarlander() -> Job:
 
 # Each table was tuned on five to eight seeds (benchmarks/README.md). Rewards are scaled: otherwise the value loss alone would
 # reach max_grad_norm, and the scaled gradient would leave nothing to the policy.
-IMPALA: Mapping[str, Any] = MappingProxyType(
-    {"method": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
-)
-PPO: Mapping[str, Any] = MappingProxyType({"method": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05})
-LONG_EPISODES: Mapping[str, Any] = MappingProxyType(
-    {
-        "method": "ppo",
-        "clients": 2,
-        "rollout_length": 64,
-        "gamma": 0.999,
-        "gae_lambda": 0.98,
-        "ent_coef": 0.005,
-        "num_minibatches": 16,
-        "reward_scale": 0.05,
-    }
-)
-ANY: Mapping[str, Any] = MappingProxyType(
-    {
-        "method": "ppo",
-        "clients": 2,
-        "rollout_length": 64,
-        "gamma": 0.95,
-        "ent_coef": 0.0,
-        "update_epochs": 10,
-        "num_minibatches": 16,
-        "reward_scale": 0.05,
-    }
-)
+IMPALA: Mapping[str, Any] = {"method": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
+PPO: Mapping[str, Any] = {"method": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05}
+LONG: Mapping[str, Any] = {"method": "ppo", "clients": 2, "rollout_length": 64, "num_minibatches": 16, "reward_scale": 0.05}
+LONG_EPISODES: Mapping[str, Any] = {**LONG, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.005}
+ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs": 10}
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
     "digits": digits,

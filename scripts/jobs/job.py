@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
+from shoal.actors import Worker
+from shoal.aggregators import Aggregator, amiss, lacking
+from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
 from shoal.jobs.methods import METHODS, owners
 from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import Range, among, changed, check_used, checked, default_of, described, nearest, plain, ranges, shown
+from shoal.jobs.settings import Range, among, changed, check_used, checked, described, nearest, plain, ranges, shown, values
 from shoal.jobs.wraps import chain
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import summed_layout
@@ -25,11 +29,6 @@ from shoal.protocol.layout import Layout
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from shoal.actors import Worker
-    from shoal.aggregators import Aggregator
-    from shoal.coordinator.deciding.bounds import Bounds, Goal
-    from shoal.coordinator.deciding.plans import Asked, Plan
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
 PLAN = ("assign", "admits", "enough")
@@ -51,7 +50,6 @@ class Job:
     around: tuple[Any, ...] = ()
     name: str = "job"
     seed: int = 0
-    _seen: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "around", chain(self.around))
@@ -62,23 +60,18 @@ class Job:
             raise UserError(f"method {kind}: {self.method.name} is the name of a built-in method; give class {kind} another")
         if self.problem.kind not in self.method.problems:
             raise UserError(f"method={self.method.name}: allowed is one of {', '.join(self.fitting())}, for this job's problem")
-        for _, part in self._parts():
+        stands = {"method": "job"}
+        for group, part in self._parts():
             checked(part)
-        self._check_names()
-        for _, part in self._parts():
             check_used(part)
+            for name in ranges(part):
+                if name in stands:
+                    raise UserError(f"{name} is a setting of two parts, {stands[name]} and {group}: rename one")
+                stands[name] = group
         self.problem.check(self.bearing)
         self.method.check(self.problem)
         for wrap in self.around:
             wrap.check(self.method.exact)
-
-    def _check_names(self) -> None:
-        stands: dict[str, str] = {}
-        for group, part in self._parts():
-            for name in ranges(part):
-                if name in stands or name == "method":
-                    raise UserError(f"{name} is a setting of two parts, {stands.get(name, 'job')} and {group}: rename one")
-                stands[name] = group
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Each part, and before it the group of config.toml that holds the part's settings."""
@@ -104,23 +97,16 @@ class Job:
     def _changed(self, changes: Mapping[str, Any]) -> Job:
         known = self.options()
         for name, value in changes.items():
+            if name not in known and (others := owners(name)):
+                its = f"a setting of {', '.join(others)}; this job's method is {self.method.name}"
+                raise UserError(f"{name}={shown(value)}: {name} is {its}")
             if name not in known:
-                raise UserError(self._unknown(name, value))
-        parts: dict[str, Any] = {}
-        around = []
-        for group, part in self._parts():
-            its = {name: value for name, value in changes.items() if name in ranges(part)}
-            if group == "around":
-                around.append(changed(part, its))
-            elif its:
-                parts[group] = changed(part, its)
-        return replace(self, **parts, around=tuple(around))
-
-    def _unknown(self, name: str, value: Any) -> str:
-        if others := owners(name):
-            its = f"a setting of {', '.join(others)}; this job's method is {self.method.name}"
-            return f"{name}={shown(value)}: {name} is {its}"
-        return f"unknown setting {name!r}: {nearest(name, [*self.options(), 'method'])}"
+                raise UserError(f"unknown setting {name!r}: {nearest(name, [*known, 'method'])}")
+        parts = [
+            (group, changed(part, {name: value for name, value in changes.items() if name in ranges(part)}))
+            for group, part in self._parts()
+        ]
+        return replace(self, **{**dict(parts), "around": tuple(wrap for group, wrap in parts if group == "around")})
 
     def _chosen(self, word: str, given: Any) -> Method:
         """The method of this name, with the values that were set for the job's method. `given` may also be a Method or a
@@ -139,8 +125,7 @@ class Job:
                 raise UserError(f"{word}={given!r}: must be a name ({', '.join(fitting)}), or a subclass of shoal.Method")
             raise UserError(among(word, given, fitting))
         own, before = ranges(kind), self.method
-        said = {n: getattr(before, n) for n in ranges(before) if n in own and getattr(before, n) != default_of(before, n)}
-        return kind(**said)
+        return kind(**{n: value for n, value in values(before).items() if n in own and value != ranges(before)[n].default})
 
     def fitting(self) -> list[str]:
         """The names of methods that can work on the job's problem."""
@@ -153,8 +138,7 @@ class Job:
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain data; `configured(plain())` is the same job."""
-        values = {name: value for _, part in self._parts() for name, value in plain(part).items()}
-        return {"method": self.method.name, **values}
+        return {"method": self.method.name, **{name: value for _, part in self._parts() for name, value in plain(part).items()}}
 
     def groups(self) -> dict[str, list[str]]:
         """Group -> names of its settings, as they stand in config.toml."""
@@ -172,8 +156,6 @@ class Job:
 
     def aggregator(self, device: str) -> Aggregator:
         """The method's aggregator inside the job's wraps. Raises UserError if an aggregator lacks a part."""
-        from shoal.aggregators import amiss, lacking
-
         start = Start(self.problem, self.seed, self.checks.norm_bound)
         made, maker = self.method.aggregator(start, device), f"method {self.method.name}: its"
         for wrap in (None, *self.around):
@@ -187,17 +169,16 @@ class Job:
             raise UserError(
                 f"{maker} aggregator needs brief(task), and the method briefs(problem, weights): one of them is missing"
             )
-        self._seen["linear"] = made.linear
         return made
+
+    @cached_property
+    def _linear(self) -> bool:
+        return self.aggregator("cpu").linear
 
     @property
     def sums(self) -> bool:
         """True if an actor sends one sum over its clients: the aggregator is linear, and no check looks at single clients."""
-        if self.checks.each or not self.keeping.partial_sums:
-            return False
-        if "linear" not in self._seen:
-            self.aggregator("cpu")
-        return self._seen["linear"]
+        return self.keeping.partial_sums and not self.checks.each and self._linear
 
     def plan(self, asked: Asked) -> Plan:
         """The method's plan. asked: the tasks that earlier lives of the run asked for. Raises UserError if the plan lacks a
@@ -245,9 +226,8 @@ class Job:
 
     def check_parts(self) -> None:
         """Raises UserError, one line, if the aggregator or the plan lacks a part. Called before the run has a folder."""
-        if "linear" not in self._seen:
-            self.aggregator("cpu")
-        self.plan(_afresh())
+        _ = self._linear
+        self.plan(AFRESH)
         ours = type(self.method).worker.__module__.startswith("shoal.")
         if ours and getattr(self.problem, "worker", None) is None:  # a user's own worker is made only in its actor
             self.worker()
@@ -265,9 +245,3 @@ class Job:
     def example(self) -> tuple[torch.Tensor, ...]:
         """Inputs for the torch model: a batch of two."""
         return self.problem.example(self.method, self.seed)
-
-
-def _afresh() -> Asked:
-    from shoal.coordinator.deciding.plans import AFRESH
-
-    return AFRESH

@@ -14,7 +14,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from shoal.jobs.settings import option, plain, ranges
+from shoal.jobs.settings import option, plain, values
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
@@ -171,7 +171,7 @@ class Supervised(Problem):
 
     def settings(self, method: Method) -> SimpleNamespace:
         """The settings of the problem and of the method as attributes, for a user's function of the settings."""
-        return SimpleNamespace(**{"clients": 1, **_values(method), **_values(self)})
+        return SimpleNamespace(**{"clients": 1, **values(method), **values(self)})
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,3 @@ class Environment(Problem):
                 f"step_timeout={timeout:g}: environments that a function makes need job.prepare() before there are threads"
             )
         return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic)
-
-
-def _values(settings: Any) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ranges(settings)}

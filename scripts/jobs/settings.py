@@ -20,17 +20,18 @@ S = TypeVar("S")
 @dataclass(frozen=True, slots=True)
 class Range:
     """The values that a setting may have: numbers from `least` to `most`, both included; above `above`; below `below`; or one
-    of `choices`. about: the meaning, in one line.
+    of `choices`. about: the meaning, in one line. default: the value of a setting that nobody gave.
 
     own: a user's function or object may take the place of a name from `choices`. of: name -> values: the setting has an effect
     only if another setting, `name`, has one of `values`; with several names, one of them is enough.
     """
 
     about: str
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    default: Any = None
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
     choices: tuple[str, ...] = ()
     own: bool = False
     of: Mapping[str, tuple[str, ...]] | None = None
@@ -39,37 +40,27 @@ class Range:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         bounds = {"from": self.least, "above": self.above, "to": self.most, "below": self.below}
-        return " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None) or "any"
+        return " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)) or "any"
 
     def holds(self, value: Any) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
-        return math.isfinite(value) and not (
-            (self.least is not None and value < self.least)
-            or (self.most is not None and value > self.most)
-            or (self.above is not None and value <= self.above)
-            or (self.below is not None and value >= self.below)
-        )
-
-
-OWN: Mapping[type, Range] = dict.fromkeys((bool, int, float, str, tuple), Range("a setting of your own method or wrap"))
+        return math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
 
 
 def option(default: Any, about: str, **bounds: Any) -> Any:
     """A field of a dataclass that is a setting, made from its default, its meaning `about`, and its range (see Range)."""
-    return field(default=default, metadata={"range": Range(about, **bounds)})
+    return field(default=default, metadata={"range": Range(about, default, **bounds)})
 
 
 def ranges(settings: Any) -> dict[str, Range]:
     """Name -> range of each setting of a dataclass or of its type. A setting is a field made by `option`, or a field whose
     default is a plain value (a number, a text, true or false, a tuple); a plain field may have any value of its type."""
-    found = {each.name: each.metadata.get("range") or OWN.get(type(each.default)) for each in fields(settings)}
-    return {name: allowed for name, allowed in found.items() if allowed is not None}
-
-
-def default_of(settings: Any, name: str) -> Any:
-    """The default value of a setting."""
-    return next(each.default for each in fields(settings) if each.name == name)
+    return {
+        each.name: each.metadata.get("range") or Range("a setting of your own method or wrap", each.default)
+        for each in fields(settings)
+        if "range" in each.metadata or type(each.default) in (bool, int, float, str, tuple)
+    }
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -90,11 +81,8 @@ def among(name: str, given: Any, choices: Iterable[str]) -> str:
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
     """The same settings with changes, whose values may be strings. Raises UserError naming setting, value and range."""
     found = ranges(settings)
-    values = {name: coerced(name, given, default_of(settings, name), found[name]) for name, given in changes.items()}
-    if not values:
-        return settings
-    made: S = replace(settings, **values)  # type: ignore[type-var]
-    return made
+    new = {name: coerced(name, given, found[name]) for name, given in changes.items()}
+    return replace(settings, **new) if new else settings  # type: ignore[type-var]
 
 
 def checked(settings: Any) -> None:
@@ -102,8 +90,7 @@ def checked(settings: Any) -> None:
     similar type to the type of the default."""
     for name, allowed in ranges(settings).items():
         value = getattr(settings, name)
-        default = default_of(settings, name)
-        found = coerced(name, value, default, allowed)
+        found = coerced(name, value, allowed)
         if type(found) is not type(value) or found != value:  # a list for a tuple, a whole number for a number
             object.__setattr__(settings, name, found)
 
@@ -112,7 +99,7 @@ def check_used(settings: Any) -> None:
     """Raises UserError if a setting that has not its default has no effect beside the other settings."""
     for name, allowed in ranges(settings).items():
         value = getattr(settings, name)
-        if allowed.of is None or value == default_of(settings, name):
+        if allowed.of is None or value == allowed.default:
             continue
         stands = {other: getattr(settings, other) for other in allowed.of if hasattr(settings, other)}
         if not any(callable(found) or found in allowed.of[other] for other, found in stands.items()):
@@ -121,22 +108,23 @@ def check_used(settings: Any) -> None:
             raise UserError(f"{name}={shown(value)}: {name} is a setting of {of}; this job has {has}")
 
 
-def coerced(name: str, given: Any, default: Any, allowed: Range) -> Any:
+def coerced(name: str, given: Any, allowed: Range) -> Any:
     """The value `given` in the type of the default. Raises UserError if that is impossible or the value is out of range."""
     if allowed.own and not isinstance(given, str):
         if callable(given):
             return given
         raise UserError(f"{name}={given!r}: must be a function of yours, or {allowed}")
+    kind, say = type(allowed.default), f"{name}={shown(allowed.default)}, say"
     try:
-        value = _as(type(default), given)
+        value = _as(kind, given)
     except (ValueError, TypeError, OverflowError):
-        kind = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers like 64,64"}
-        must = ", ".join([kind.get(type(default), "text")] + [str(allowed)] * (str(allowed) != "any"))
-        raise UserError(f"{name}={shown(given)}: must be {must}; {name}={shown(default)}, say") from None
+        words = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers like 64,64"}
+        must = ", ".join([words.get(kind, "text")] + [str(allowed)] * (str(allowed) != "any"))
+        raise UserError(f"{name}={shown(given)}: must be {must}; {say}") from None
     if allowed.choices and value not in allowed.choices:
         raise UserError(among(name, given, allowed.choices))
     if not allowed.holds(value):
-        raise UserError(f"{name}={shown(given)}: allowed is {allowed}; {name}={shown(default)}, say")
+        raise UserError(f"{name}={shown(given)}: allowed is {allowed}; {say}")
     return value
 
 
@@ -178,18 +166,22 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
+def values(settings: Any) -> dict[str, Any]:
+    """Name -> value of each setting."""
+    return {name: getattr(settings, name) for name in ranges(settings)}
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as plain data, for config.toml and for actors elsewhere. A user's own functions are left out: they stand in the
     job's file."""
-    values = {name: getattr(settings, name) for name in ranges(settings)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if not callable(value)}
+    named = {name: value for name, value in values(settings).items() if not callable(value)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 
 def described(settings: Any) -> list[tuple[str, str, str]]:
     """One row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
-    return [
-        (f"{name}={shown(getattr(settings, name))}", str(allowed), allowed.about) for name, allowed in ranges(settings).items()
-    ]
+    known = ranges(settings)
+    return [(f"{name}={shown(value)}", str(known[name]), known[name].about) for name, value in values(settings).items()]
 
 
 def pairs(words: Iterable[str]) -> dict[str, str]:

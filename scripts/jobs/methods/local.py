@@ -11,7 +11,7 @@ from typing import ClassVar
 from shoal.actors import Worker
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
-from shoal.jobs.settings import default_of, option, shown
+from shoal.jobs.settings import option, ranges, shown
 from shoal.nets.schedules import SCHEDULES, Schedule
 from shoal.protocol.errors import UserError
 
@@ -90,5 +90,5 @@ class LocalTraining(Method):
 def check_made(settings: Method, optimizer: str, lr: str) -> None:
     """Raises UserError for a learning rate beside an optimizer object, which was made with a learning rate of its own."""
     given, rate = getattr(settings, optimizer), getattr(settings, lr)
-    if not isinstance(given, str | type) and rate != default_of(settings, lr):
+    if not isinstance(given, str | type) and rate != ranges(settings)[lr].default:
         raise UserError(f"{lr}={rate:g}: {optimizer}={shown(given)} was made with its own learning rate; give {rate:g} there")
