@@ -30,7 +30,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 class TrajectoryLearner:
     """An aggregator of trajectories but for its `step`: a policy, the trajectories folded in, one optimizer over all weights.
 
-    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N]), as nets/policies.py says.
+    policy: module with forward(observation [N, *obs]) -> (logits or (mean, log_std), value [N] or [N, 1]): nets/policies.py.
     lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; it stays if anneal_lr is False or
     total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.

@@ -15,7 +15,7 @@ from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, cut_off
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
-from shoal.nets.policies import Parameters, entropy, log_prob
+from shoal.nets.policies import Parameters, entropy, judged, log_prob
 from shoal.protocol.work import Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
@@ -42,7 +42,7 @@ class IMPALALearner(TrajectoryLearner):
         return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        parameters, value = self.flat.module(batch.observation.flatten(0, 1))
+        parameters, value = judged(self.flat.module, batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
         acting = first_rows(parameters, batch.mask.numel())  # without the last observation, which no action followed
         log_prob_TB = log_prob(acting, batch.action.flatten(0, 1)).view_as(batch.mask)
@@ -65,7 +65,7 @@ class IMPALALearner(TrajectoryLearner):
         discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
         reward_TB = batch.reward * self.reward_scale
         if len(batch.cut):
-            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, self.flat.module(batch.final)[1])
+            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
         return vtrace(
             rho_TB, reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.clip_rho, self.clip_c, self.lam
         )  # fmt: skip

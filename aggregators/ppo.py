@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, cut_off, gae
 from shoal.aggregators.staging import Batch
-from shoal.nets.policies import entropy, log_prob
+from shoal.nets.policies import entropy, judged, log_prob
 from shoal.protocol import draws
 from shoal.protocol.work import Moved
 
@@ -60,12 +60,12 @@ class PPOLearner(TrajectoryLearner):
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:
-        _, value = self.flat.module(batch.observation.flatten(0, 1))
+        _, value = judged(self.flat.module, batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
         discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
         reward_TB = batch.reward * self.reward_scale
         if len(batch.cut):
-            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, self.flat.module(batch.final)[1])
+            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
         error, target = targets.advantage.flatten()[batch.rows], targets.value.flatten()[batch.rows]
         return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)
@@ -81,7 +81,7 @@ class PPOLearner(TrajectoryLearner):
     def _loss(
         self, observation: Tensor, action: Tensor, old_log_prob: Tensor, target: Tensor, advantage: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        parameters, value = self.flat.module(observation)
+        parameters, value = judged(self.flat.module, observation)
         log_ratio = log_prob(parameters, action) - old_log_prob
         ratio = log_ratio.exp()
         if self.norm_adv:

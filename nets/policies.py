@@ -1,27 +1,37 @@
 """Policies in torch: the built-in actor-critic, functions of its outputs, and any other module as an actor's policy.
 
 The one idea: a policy is a module whose forward returns (action parameters, value). Action parameters are logits for Discrete
-actions, and a pair (mean, log_std) for Box. A user's module that does so works everywhere the built-in policy does.
+actions, and a pair (mean, log_std) for Box. A user's module that does so works everywhere the built-in policy does; `fitting`
+looks at what a module returns before anything runs. A module acts and learns in the mode (training or evaluation) in which it
+was made, because the learner's probability of an action must be the actor's.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from shoal.envs.spaces import Box, Spaces
-from shoal.nets.flat import FlatModule, as_tensor
+from shoal.envs.spaces import Actions, Box, Discrete, Spaces
+from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
 from shoal.nets.numpy_policy import ACTIVATIONS, Array, Floats
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
 Parameters = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """Action parameters: logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
+UNSTEADY = (
+    "the learner's probability of an action must be the actor's: let the function that makes the policy return it in "
+    "evaluation mode (module.eval()), or leave that layer out"
+)
 
 
 class ActorCritic(nn.Module):
@@ -103,7 +113,8 @@ def entropy(parameters: Parameters) -> torch.Tensor:
     """The entropy [...] in nats: -sum p log p, or the differential entropy of the normal distribution."""
     if isinstance(parameters, torch.Tensor):
         log_p = log_softmax(parameters, dim=-1)
-        return -(log_p.exp() * log_p).sum(-1)
+        finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # a masked action has p = 0 and log p = -inf: 0 * -inf is NaN
+        return -(log_p.exp() * finite).sum(-1)
     mean, log_std = parameters
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
 
@@ -121,11 +132,66 @@ def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.T
     return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
 
 
+def judged(module: nn.Module, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
+    """The pair (action parameters, value [N]) of observations [N, *obs]. The module's values may be [N] or [N, 1]."""
+    parameters, value = module(observation)
+    return parameters, value.reshape(len(observation))
+
+
+def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
+    """Returns the module. Raises UserError, one line, unless it is a policy for these spaces whose outputs follow from the
+    weights and an observation alone. The module is tried on observations of zeros; a copy of it, so that no buffer changes."""
+    if not isinstance(module, nn.Module):
+        raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
+    for name, part in module.named_modules():
+        drops = isinstance(part, _DropoutNd) and part.training and part.p > 0
+        if drops or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)):
+            raise UserError(f"policy: part {name!r} is {type(part).__name__}, active as it stands; {UNSTEADY}")
+    tried = copy.deepcopy(module)
+    with torch.no_grad():
+        for n in (1, 3):
+            seen = torch.zeros((n, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
+            first = _shaped(tried(seen), n, spaces.action)
+            again = _shaped(tried(seen), n, spaces.action)
+            if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+                raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
+    return module
+
+
+def _shaped(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
+    """The tensors of a policy's output for n observations. Raises UserError for an output of another form."""
+    allowed: list[list[tuple[int, ...]]]
+    match action:
+        case Box(size=size):
+            wanted = f"((mean [{n}, {size}], log_std [{n}, {size}] or [{size}]), value [{n}])"
+            allowed = [[(n, size)], [(n, size), (size,)], [(n,), (n, 1)]]
+        case Discrete(n=size):
+            wanted, allowed = f"(logits [{n}, {size}], value [{n}])", [[(n, size)], [(n,), (n, 1)]]
+    try:
+        head, value = out
+        tensors = [*head, value] if isinstance(action, Box) else [head, value]
+        pairs = zip(tensors, allowed, strict=True)
+        fits = [tuple(each.shape) in shapes and each.is_floating_point() for each, shapes in pairs]
+    except (TypeError, ValueError, AttributeError):
+        fits = [False]
+    if not all(fits):
+        raise UserError(f"policy: forward gave {_form(out)} for {n} observations; expected {wanted}, all of floats")
+    return tensors
+
+
+def _form(out: Any) -> str:
+    if isinstance(out, tuple | list):
+        return f"({', '.join(map(_form, out))})"
+    if not isinstance(out, torch.Tensor):
+        return type(out).__name__
+    return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"
+
+
 class TorchPolicy:
-    """Any module with forward(obs) -> (logits | (mean, log_std), value) as the policy of a rollout, in eval mode."""
+    """Any module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.flat = FlatModule(module.eval())
+        self.flat = FlatModule(module)
 
     def load(self, weights: Bundle) -> None:
         self.flat.read(weights)

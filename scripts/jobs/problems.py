@@ -224,10 +224,10 @@ class Environment(Problem):
 
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded
-        from shoal.nets.policies import ActorCritic
+        from shoal.nets.policies import ActorCritic, fitting
 
         if (policy := self.policy) is not None:
-            return seeded(lambda: policy(self.spaces()), seed)
+            return seeded(lambda: fitting(policy(self.spaces()), self.spaces()), seed)
         return ActorCritic(self.spaces(), self.hidden, self.activation, seed=seed)
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:

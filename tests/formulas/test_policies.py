@@ -11,12 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+from shoal.aggregators.impala import IMPALALearner
+from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import Categorical, Gaussian, NumpyPolicy, head_of
-from shoal.nets.policies import ActorCritic, TorchPolicy
+from shoal.nets.policies import ActorCritic, TorchPolicy, fitting
 from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Task, Work
 
 VECTOR, PICTURE = Observations((5,)), Observations((2, 3), "u1")
 ACTIONS = [Discrete(4), Box((3,), (-1.0,) * 3, (1.0,) * 3)]
@@ -174,12 +179,143 @@ def test_any_module_is_a_policy(box: bool) -> None:
     module = shaken(Users(box)).eval()
     weights = FlatModule(module).bundle()
     weights.data.flags.writeable = False  # as it comes from elsewhere
-    policy, obs = TorchPolicy(Users(box)), observations(VECTOR, 4)
+    policy, obs = TorchPolicy(Users(box).eval()), observations(VECTOR, 4)
     policy.load(weights)
     with torch.no_grad():
         out, _ = module(torch.from_numpy(obs))
     wanted = torch.cat(out, dim=-1) if box else out
     np.testing.assert_array_equal(policy.parameters(obs), wanted)
+
+
+class Made(nn.Module):
+    """A policy that returns what `out` makes of its features, [N, 6]."""
+
+    def __init__(self, out: Any, *layers: nn.Module) -> None:
+        super().__init__()
+        self.body, self.out = nn.Sequential(nn.Linear(5, 6), *layers), out
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(self.body(x))
+
+
+DISCRETE, CONTINUOUS = (Spaces(VECTOR, action) for action in ACTIONS)
+
+
+@pytest.mark.parametrize("learner", [PPOLearner, IMPALALearner])
+def test_a_value_with_a_trailing_1_trains_as_one_without(learner: Any) -> None:
+    def trained(out: Any) -> Any:
+        torch.manual_seed(3)
+        module = Made(out)
+        made = learner(fitting(module, DISCRETE), lr=0.05)
+        bundle = Bundle.zeros(DISCRETE.trajectory(4, 3))
+        bundle["observation"][...] = observations(VECTOR, 5, 3)
+        bundle["reward"][...] = np.arange(12).reshape(4, 3)
+        bundle["mask"][...] = True
+        made.fold(Contribution(Task(0, 0, (0,)), 0, 0, Work(bundle)))
+        return made.step().metrics, made.weights().sha256()
+
+    assert trained(lambda f: (f[:, :4], f[:, 4:5])) == trained(lambda f: (f[:, :4], f[:, 4]))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "out", "said"),
+    [
+        (DISCRETE, lambda f: f[:, :4], r"gave \[1, 4\] for 1 observations; expected \(logits \[1, 4\], value \[1\]\)"),
+        (DISCRETE, lambda f: (f[:, :4], f[:, 4:6]), r"gave \(\[1, 4\], \[1, 2\]\)"),
+        (DISCRETE, lambda f: (f[:, :5], f[:, 4]), r"gave \(\[1, 5\], \[1\]\)"),
+        (DISCRETE, lambda f: (f[:, :4], f[:, 4].mean()), r"gave \(\[1, 4\], \[\]\)"),
+        (DISCRETE, lambda f: (f[:, :4], f[:, 4].mean(0, keepdim=True)), r"gave \(\[3, 4\], \[1\]\) for 3 observations"),
+        (DISCRETE, lambda f: (f[:, :4].argmax(1), f[:, 4]), r"gave \(\[1\] of torch.int64, \[1\]\)"),
+        (DISCRETE, lambda f: (torch.distributions.Categorical(logits=f), f[:, 4]), r"gave \(Categorical, \[1\]\)"),
+        (DISCRETE, lambda f: ((f[:, :3], f[:, 3:]), f[:, 4]), r"gave \(\(\[1, 3\], \[1, 3\]\), \[1\]\)"),
+        (CONTINUOUS, lambda f: (f, f[:, 4]), r"expected \(\(mean \[1, 3\], log_std \[1, 3\] or \[3\]\), value \[1\]\)"),
+        (CONTINUOUS, lambda f: ((f[:, :3], f[:, 3:], f), f[:, 4]), r"gave \(\(\[1, 3\], \[1, 3\], \[1, 6\]\), \[1\]\)"),
+        (CONTINUOUS, lambda f: ((f[:, :3], f[0, :2]), f[:, 4]), r"gave \(\(\[1, 3\], \[2\]\), \[1\]\)"),
+    ],
+)
+def test_outputs_of_another_form_are_refused_in_one_line(spaces: Spaces, out: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        fitting(Made(out), spaces)
+    assert "\n" not in str(error.value)
+
+
+def test_a_jobs_policy_is_looked_at_before_anything_runs() -> None:
+    job = Reinforcement("CartPole-v1", lambda spaces: nn.Linear(spaces.observation.size, spaces.action.n))
+    with pytest.raises(UserError, match=r"policy: forward gave \[1, 2\] for 1 observations"):
+        job.check_parts()
+
+
+@pytest.mark.parametrize("log_std", [lambda f: f[:, 3:], lambda f: f[0, 3:]])
+def test_a_log_std_may_depend_on_the_state_or_not(log_std: Any) -> None:
+    fitting(Made(lambda f: ((f[:, :3], log_std(f)), f[:, 5:])), CONTINUOUS)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.4, self.training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.Dropout(0.3), "part 'body.1' is Dropout, active"),
+        (nn.BatchNorm1d(6), "part 'body.1' is BatchNorm1d, active"),
+        (Noisy(), "two passes over the same observations differ"),
+    ],
+)
+def test_layers_by_which_two_passes_differ_are_refused_unless_they_rest(layer: nn.Module, said: str) -> None:
+    module = Made(lambda f: (f[:, :4], f[:, 4]), layer)
+    with pytest.raises(UserError, match=rf"{said}.*return it in evaluation mode \(module.eval\(\)\)"):
+        fitting(module.train(), DISCRETE)
+    assert fitting(module.eval(), DISCRETE) is module
+
+
+def test_batch_norm_without_running_statistics_is_refused_in_evaluation_mode_too() -> None:
+    with pytest.raises(UserError, match="BatchNorm1d, active"):
+        fitting(Made(lambda f: (f[:, :4], f[:, 4]), nn.BatchNorm1d(6, track_running_stats=False)).eval(), DISCRETE)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_actors_run_a_policy_in_the_mode_in_which_it_was_made(training: bool) -> None:
+    module = Made(lambda f: (f[:, :4], f[:, 4])).train(training)
+    assert TorchPolicy(module).flat.module.training == training
+
+
+def test_a_trial_changes_no_buffer() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = nn.Buffer(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += len(x)
+            return x
+
+    counted = Counted()
+    fitting(Made(lambda f: (f[:, :4], f[:, 4]), counted), DISCRETE)
+    assert counted.seen == 0
+
+
+@pytest.mark.parametrize("fill", [-math.inf, -1e9])
+def test_the_entropy_and_its_gradient_of_masked_actions_are_those_of_the_others(fill: float) -> None:
+    plain = torch.tensor([[0.3, -1.2, 0.7], [2.0, 0.1, -0.4]], requires_grad=True)
+    some = torch.tensor([[0.3, 5.0, -1.2, 0.7], [2.0, 5.0, 0.1, -0.4]], requires_grad=True)
+    allowed = torch.tensor([True, False, True, True])
+    masked = some.masked_fill(~allowed, fill)
+    for parameters in (plain, masked):
+        policies.entropy(parameters).sum().backward()
+    torch.testing.assert_close(policies.entropy(masked), policies.entropy(plain))
+    assert some.grad is not None
+    torch.testing.assert_close(some.grad[:, allowed], plain.grad)
+    assert (some.grad[:, ~allowed] == 0).all()
+
+
+def test_one_action_that_is_left_has_no_entropy() -> None:
+    logits = torch.tensor([[-math.inf, 1.5, -math.inf]], requires_grad=True)
+    policies.entropy(logits).sum().backward()
+    assert policies.entropy(logits).item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
 
 
 def test_torch_and_numpy_policies_agree_on_the_built_in_one() -> None:
