@@ -2,73 +2,90 @@
 done with these arrays.
 
 The one idea: every way in ends in a bundle, made of the arrays that the delivery holds, so the learner folds a contribution in
-without asking which way its arrays came.
+without asking which way its arrays came. A contribution in pieces must be whole before anything of it touches the sum, and a
+large one must not cost a model of memory meanwhile: it waits in a file, and is read back piece by piece while it is folded in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from shoal.coordinator.deciding.deeds import Open, Opened, Ship, Store, Stored
 from shoal.coordinator.deciding.receiving import Delivery
-from shoal.coordinator.keeping.disk import DiskTrouble
+from shoal.coordinator.keeping.disk import REAL, DiskTrouble, trouble, write_all
 from shoal.coordinator.sharing import Sharing
-from shoal.coordinator.spool import Frames, Gathered, Spool
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import Bundle, Bytes, Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout, Scattered
 from shoal.protocol.link import Part
-from shoal.protocol.messages import Weights
+
+READ = 1 << 22  # bytes of a file read at a time
+
+
+class Frames:
+    """Pieces in memory, as they came, until all are here: nothing is copied."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, Bytes] = {}
+
+    def put(self, first: int, piece: Any) -> None:
+        self._pieces[first] = np.frombuffer(piece, np.uint8)
+
+    def bundle(self, layout: Layout) -> Bundle:
+        return Scattered(layout, [piece for _, piece in sorted(self._pieces.items())])
+
+    def close(self) -> None:
+        self._pieces.clear()
+
+
+class Spool:
+    """Pieces in a file without a name, which is gone with this process, however the process ends. Raises DiskTrouble."""
+
+    def __init__(self, folder: Path | None) -> None:
+        with trouble("make a file for what comes in pieces"):
+            self._fd, path = tempfile.mkstemp(prefix="spool-", dir=folder)
+            os.unlink(path)
+        self._size = 0
+
+    def put(self, first: int, piece: Any) -> None:
+        with trouble("write what comes in pieces"):
+            write_all(REAL, self._fd, [piece], first)
+        self._size = max(self._size, first + len(piece))
+
+    def bundle(self, layout: Layout) -> Bundle:
+        return Scattered(layout, self._read)
+
+    def _read(self) -> Iterator[Bytes]:
+        room = np.empty(min(READ, self._size), np.uint8)
+        for first in range(0, self._size, READ):
+            piece = room[: min(READ, self._size - first)]
+            got = os.preadv(self._fd, [piece.data], first)
+            if got != len(piece):
+                raise OSError(f"{got} bytes of a spooled contribution where {len(piece)} were written")
+            yield piece
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+Gathered: TypeAlias = Frames | Spool
 
 
 class Arrays:
     """A coordinator's arrays, used by the socket thread alone. layouts: the layouts that contributions may have. folder: for
     contributions too large for memory; None: the system's temporary folder. near: True if actors are in this very process."""
 
-    def __init__(self, layouts: Iterable[Layout], sharing: Sharing | None, folder: Path | None, near: bool) -> None:
+    def __init__(self, layouts: Iterable[Layout], sharing: Sharing, folder: Path | None, near: bool) -> None:
         self.layouts: Mapping[str, Layout] = {layout.digest: layout for layout in layouts}
         self.sharing, self.folder, self.near = sharing, folder, near
         self._down = self._up = 0
-
-    # Weights
-
-    def begin(self, version: int, weights: Bundle) -> None:
-        """Copy the weights that a run begins with, before any actor is spoken to. No other weights are copied here."""
-        if self.sharing and (room := self.sharing.draft()) is not None:
-            np.copyto(room, weights.data)
-            self.sharing.publish(version)
-
-    def draft(self) -> Bytes | None:
-        """Memory shared with this machine's actors, for the next version: uint8, as large as the weights. The learner writes
-        the next weights there before they are published. None if there is no room."""
-        return self.sharing.draft() if self.sharing else None
-
-    def publish(self, version: int, moved: bool) -> None:
-        """Publish the drafted memory as the newest version. moved: False if its weights are those of the version before."""
-        if self.sharing and moved:
-            self.sharing.publish(version)
-        elif self.sharing:
-            self.sharing.relabel(version)
-
-    def lend(self, session: bytes, weights: Weights) -> tuple[int, ...]:
-        """Where these weights lie in shared memory, held for this session; () if they do not lie there."""
-        return self.sharing.lend(session, weights.version) if self.sharing else ()
-
-    def release(self, session: bytes, using: int) -> None:
-        """Release the weights older than version `using`: this session does not look at them any more."""
-        if self.sharing:
-            self.sharing.moved_on(session, using)
-
-    def rename(self, session: bytes, version: int) -> None:
-        """Note that the published weights, which this session looks at, are those of `version` too."""
-        if self.sharing:
-            self.sharing.keep(session, version)
-
-    def gone(self, session: bytes) -> None:
-        if self.sharing:
-            self.sharing.gone(session)
 
     def cut(self, ship: Ship) -> Bytes | Part | None:
         """The bytes of `ship` to send; None if there are none."""
@@ -77,14 +94,11 @@ class Arrays:
         arrays: Bytes = ship.arrays  # type: ignore[assignment]  # published weights, or their changes
         return arrays if nbytes == arrays.nbytes else Part(arrays, ship.first, ship.last) if nbytes else None
 
-    # Contributions
-
     def came(self, payload: memoryview) -> None:
         self._up += payload.nbytes
 
     def open(self, asked: Open) -> Opened:
         """A contribution's arrays where they lie in the actor's shared memory; or why they cannot be read there."""
-        assert self.sharing is not None  # or no actor was offered shared memory
         try:
             return Opened(asked, self.sharing.contribution(asked.message.slot))
         except ProtocolError as wrong:
@@ -98,8 +112,8 @@ class Arrays:
                 delivery.arrays = Spool(self.folder) if delivery.large else Frames()
             gathered: Gathered = delivery.arrays
             gathered.put(store.first, store.piece)
-        except DiskTrouble as trouble:
-            return Stored(delivery, str(trouble))
+        except DiskTrouble as full:
+            return Stored(delivery, str(full))
         return Stored(delivery)
 
     def bundle(self, delivery: Delivery) -> Bundle | None:
@@ -116,11 +130,9 @@ class Arrays:
         """Free the delivery's memory, file or slot."""
         if delivery.fetch is not None:
             delivery.arrays.close()
-        elif self.sharing:
+        else:
             self.sharing.done(delivery.message.slot)
         delivery.arrays = None
-
-    # Bytes that travelled
 
     def flush(self) -> dict[str, float]:
         """Bytes of arrays that went to actors and came from them by sockets since the last flush; bytes sent again count again.

@@ -116,11 +116,12 @@ class Server:
         self.welcome, self.clock, self.outside = welcome, clock, outside or Outside()
         version, weights = learner.newest
         near = wire.inline >= NEAR
-        self.arrays = Arrays(layouts, sharing, folder, near)
-        self.arrays.begin(version, weights)
-        shares, room = sharing.offer if sharing else (), max(ROOM, int(SHARE * weights.data.nbytes))
+        self.sharing = sharing or Sharing()
+        self.sharing.begin(version, weights.data)
+        self.arrays = Arrays(layouts, self.sharing, folder, near)
+        room = max(ROOM, int(SHARE * weights.data.nbytes))
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
-        premises = Premises(run, host, local, shares, sizes, wire.inline, near, room)
+        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room)
         self.traffic = Traffic(core, premises, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock)
         self.finished: Finish | None = None
@@ -206,7 +207,7 @@ class Server:
                 self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
             case Stepped(version, metrics, moved):
                 told = {**self.telling.tally.flush(), **self.arrays.flush(), **metrics}
-                self.arrays.publish(version, moved)
+                self.sharing.publish(version, moved)
                 self.traffic.publish(version, self.learner.newest[1].data, self.learner.lately)
                 self.handle(outcome)
                 self.telling.stepped(version, told)
@@ -244,21 +245,21 @@ class Server:
             case Brief():
                 self._jobs.append(deed)
             case Rename(session, version):
-                self.arrays.rename(session, version)
+                self.sharing.keep(session, version)
             case Release(session, version):
-                self.arrays.release(session, version)
+                self.sharing.moved_on(session, version)
             case Evaluate(message):
                 self.telling.tally.evaluate(message)
             case Greet(peer, envelope):
                 return self._say(peer, envelope, self.welcome)
             case Step():
-                self._jobs.append(Make(deed, self.arrays.draft()))
+                self._jobs.append(Make(deed, self.sharing.draft()))
             case Report():
                 self.telling.report(deed)
             case Evict(peer):
                 self.outside.evict([pid for pid, its in self.traffic.pids.items() if its == peer])
             case Gone(session):
-                self.arrays.gone(session)
+                self.sharing.gone(session)
             case Finish():
                 self.finished = deed
         return None
@@ -268,7 +269,7 @@ class Server:
         return Lost(peer, why) if why else None
 
     def _lend(self, lend: Lend) -> Lost | Unlent | None:
-        if slot := self.arrays.lend(lend.wanted.session, lend.weights):
+        if slot := self.sharing.lend(lend.wanted.session, lend.weights.version):
             envelope = Envelope(lend.wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
             return self._say(lend.wanted.peer, envelope, None)
         return Unlent(lend.wanted)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from shoal.protocol.board import Board, Token
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.link import ZERO_COPY
@@ -20,9 +22,10 @@ SLOTS = 8  # of weights: only slots held at once use memory; with 4 slots, one s
 
 @dataclass(slots=True)
 class Sharing:
-    """Slots for weights, and the sessions that hold each slot. Used by the socket thread alone."""
+    """Slots for weights, and the sessions that hold each slot. Used by the socket thread alone. board: None if weights are not
+    shared; then there is never a draft, and nothing is published."""
 
-    board: Board
+    board: Board | None = None
     tokens: dict[bytes, list[tuple[int, Token]]] = field(default_factory=dict)  # session -> versions and tokens, oldest first
     rings: dict[tuple[int, ...], RingReader] = field(default_factory=dict)
     published: tuple[int, Token] | None = None
@@ -31,27 +34,34 @@ class Sharing:
 
     @property
     def offer(self) -> tuple[int, ...]:
-        return self.board.offer
+        return self.board.offer if self.board else ()
+
+    def begin(self, version: int, weights: Bytes) -> None:
+        """Copy the weights that a run begins with, before any actor is spoken to. This thread copies no other weights."""
+        if (room := self.draft()) is not None:
+            np.copyto(room, weights)
+            self.publish(version)
 
     def draft(self) -> Bytes | None:
-        """A slot that no actor reads, to be written on any thread before `publish`; None if no slot is free."""
-        slot, memory = self.board.draft() or (None, None)
+        """A slot that no actor reads, uint8, as large as the weights, to be written on any thread before `publish`; None if no
+        slot is free."""
+        slot, memory = (self.board and self.board.draft()) or (None, None)
         self.drafted = slot
-        if self.board.newest is None:  # the only free slot was the published version's
+        if self.board and self.board.newest is None:  # the only free slot was the published version's
             self.published = None
         return memory
 
-    def publish(self, version: int) -> None:
-        """Publish the last draft as `version`; if there was no draft, this version goes by the socket."""
-        self.published = None if self.drafted is None else (version, self.board.commit(self.drafted, version))
-        self.drafted, self.written = None, version
-
-    def relabel(self, version: int) -> None:
-        """Publish the published weights as those of `version` too, and abandon the draft."""
-        if self.drafted is not None:
-            self.board.abandon(self.drafted)
-        self.drafted = None
-        self.published = (version, self.published[1]) if self.published else None
+    def publish(self, version: int, moved: bool = True) -> None:
+        """Publish the last draft as `version`; if there was no draft, this version goes by the socket. moved: False if the
+        published weights are those of `version` too: the draft is abandoned."""
+        drafted, self.drafted = self.drafted, None
+        token = self.published[1] if self.published else None
+        if moved:
+            token = self.board.commit(drafted, version) if self.board and drafted is not None else None
+            self.written = version
+        elif self.board and drafted is not None:
+            self.board.abandon(drafted)
+        self.published = None if token is None else (version, token)
 
     def keep(self, session: bytes, version: int) -> None:
         """Note that this session, if it looks at the published weights, calls them `version` from now on."""
@@ -61,7 +71,7 @@ class Sharing:
     def lend(self, session: bytes, version: int) -> tuple[int, ...]:
         """Where this session finds `version`: a token, and the version that the slot was written as; () if the weights must go
         by the socket."""
-        if self.published is None or self.published[0] != version:
+        if not (self.board and self.published and self.published[0] == version):
             return ()
         token = self.published[1]
         self.board.hold(token)
@@ -71,12 +81,13 @@ class Sharing:
     def moved_on(self, session: bytes, using: int) -> None:
         """Release versions before `using`: this session does not look at them any more."""
         held = self.tokens.get(session, [])
-        while held and held[0][0] < using:
+        while self.board and held and held[0][0] < using:
             self.board.release(held.pop(0)[1])
 
     def gone(self, session: bytes) -> None:
-        for _, token in self.tokens.pop(session, []):
-            self.board.release(token)
+        if self.board:
+            for _, token in self.tokens.pop(session, []):
+                self.board.release(token)
 
     def contribution(self, slot: tuple[int, ...]) -> Bytes:
         """The arrays that lie in an actor's ring. Raises ProtocolError."""
@@ -92,7 +103,8 @@ class Sharing:
     def close(self) -> None:
         for ring in self.rings.values():
             ring.close()
-        self.board.close()
+        if self.board:
+            self.board.close()
 
 
 def sharing(nbytes: int) -> tuple[Sharing | None, str]:

@@ -272,7 +272,7 @@ class Hub(Process):
             match outcome:
                 case Stepped(version, _, moved):
                     if self.common:
-                        self.common.sharing.publish(version) if moved else self.common.sharing.relabel(version)
+                        self.common.sharing.publish(version, moved)
                     self.traffic.publish(*self._newest())
                     self.handle(outcome)
                 case Briefed(_, attempt, layout, memory) if layout:

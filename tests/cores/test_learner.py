@@ -133,7 +133,7 @@ def test_the_slot_of_weights_that_rest_is_lent_on_and_stays_while_it_is_looked_a
         shared.publish(1)
         token = shared.lend(b"a", 1)
         assert shared.draft() is not None
-        shared.relabel(2)
+        shared.publish(2, moved=False)
         assert (shared.lend(b"a", 1), shared.lend(b"b", 2)) == ((), token)
         assert BoardReader(shared.offer).view(token[:-1], token[-1]) is not None
         shared.keep(b"a", 2)

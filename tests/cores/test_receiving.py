@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.coordinator.arrays import Arrays
+from shoal.coordinator.arrays import Arrays, Frames, Gathered, Spool
 from shoal.coordinator.deciding.deeds import Ship, Store, Stored
 from shoal.coordinator.deciding.receiving import LARGE, Delivery, Receiving
 from shoal.coordinator.deciding.serving import KEPT, Serving
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.lately import Lately
-from shoal.coordinator.spool import Frames, Gathered, Spool
+from shoal.coordinator.sharing import Sharing
 from shoal.protocol.fetching import LEAST, MOST, PROBE, UNKNOWN, Fetch, Way
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
 from shoal.protocol.link import Part
@@ -294,7 +294,7 @@ def test_nothing_is_told_across_a_version_that_does_not_say_what_changed() -> No
 
 
 def test_bytes_that_go_by_the_socket_are_counted_where_they_have_far_to_go() -> None:
-    near, far = (Arrays([], None, None, near) for near in (True, False))
+    near, far = (Arrays([], Sharing(), None, near) for near in (True, False))
     data, envelope = weights(1).data, Envelope(b"a", 1, Weights(1))
     for arrays in (near, far):
         part = arrays.cut(Ship(b"a", envelope, data, 40, 80))
@@ -339,7 +339,7 @@ def test_a_folder_that_takes_no_file_is_trouble_to_be_tried_again(tmp_path: Path
 @pytest.mark.parametrize("large", [False, True])
 def test_a_delivery_is_gathered_where_there_is_room_for_it_and_leaves_nothing_behind(large: bool, tmp_path: Path) -> None:
     layout = Layout.of({"w": ("f4", (100,))})
-    arrays = Arrays([layout], None, tmp_path, False)
+    arrays = Arrays([layout], Sharing(), tmp_path, False)
     delivery = Delivery(b"a", replace(made((0, 0), 400), layout=layout.digest), large=large, fetch=Fetch(400, Way()))
     data = np.arange(100, dtype=np.float32).view(np.uint8)
     for first in (128, 0):
@@ -353,7 +353,7 @@ def test_a_delivery_is_gathered_where_there_is_room_for_it_and_leaves_nothing_be
 
 
 def test_a_disk_that_takes_no_piece_is_told_and_not_raised(tmp_path: Path) -> None:
-    arrays = Arrays([], None, tmp_path / "missing", False)
+    arrays = Arrays([], Sharing(), tmp_path / "missing", False)
     delivery = Delivery(b"a", made((0, 0), 400), large=True, fetch=Fetch(400, Way()))
     stored = arrays.store(Store(delivery, 0, np.zeros(4, np.uint8)))
     assert (stored.delivery, "cannot make a file" in stored.trouble, delivery.arrays) == (delivery, True, None)
