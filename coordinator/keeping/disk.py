@@ -10,9 +10,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from shoal.protocol.errors import UserError
 
@@ -33,14 +33,14 @@ class SyncFailed(DiskTrouble):
 
 
 @contextlib.contextmanager
-def trouble(what: str) -> Iterator[None]:
-    """Turn an OSError inside into a DiskTrouble that says what could not be done."""
+def trouble(what: str, kind: type[DiskTrouble] = DiskTrouble, remedy: str = "") -> Iterator[None]:
+    """Turn an OSError inside into a DiskTrouble of this kind that says what could not be done."""
     try:
         yield
     except DiskTrouble:
         raise
     except OSError as error:
-        raise DiskTrouble(error.errno, f"cannot {what}: {error.strerror or error}") from error
+        raise kind(error.errno, f"cannot {what}: {error.strerror or error}{remedy}") from error
 
 
 class Disk:
@@ -124,30 +124,41 @@ class Disk:
 REAL = Disk()
 
 
+def _syncing(what: str) -> contextlib.AbstractContextManager[None]:
+    return trouble(f"sync {what}", SyncFailed, "; end, then run shoal resume")
+
+
 def sync(disk: Disk, fd: int, what: str) -> None:
     """Disk.sync, whose failure is SyncFailed."""
-    try:
+    with _syncing(what):
         disk.sync(fd)
-    except OSError as error:
-        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end, then run shoal resume") from error
 
 
 def settle(disk: Disk, fd: int, what: str) -> None:
     """Disk.settle, whose failure is SyncFailed."""
-    try:
+    with _syncing(what):
         disk.settle(fd)
-    except OSError as error:
-        raise SyncFailed(error.errno, f"cannot sync {what}: {error.strerror or error}; end, then run shoal resume") from error
 
 
 def sync_folder(disk: Disk, folder: Path) -> None:
     """Disk.sync_folder, whose failure is SyncFailed; or DiskTrouble if no descriptor was left to open the folder."""
+    with _syncing(str(folder)):
+        try:
+            disk.sync_folder(folder)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise DiskTrouble(error.errno, f"cannot open {folder}: {error.strerror or error}") from error
+            raise
+
+
+def numbered(disk: Disk, folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """The pairs (number, file) of the files with such a name, whose first group is the number, in order; the folder may be
+    missing."""
     try:
-        disk.sync_folder(folder)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise DiskTrouble(error.errno, f"cannot open {folder}: {error.strerror or error}") from error
-        raise SyncFailed(error.errno, f"cannot sync {folder}: {error.strerror or error}; end, then run shoal resume") from error
+        names = disk.names(folder)
+    except FileNotFoundError:
+        return []
+    return sorted((int(match[1]), folder / one) for one in names if (match := name.fullmatch(one)))
 
 
 def read_all(disk: Disk, fd: int, length: int, offset: int) -> bytes:
@@ -249,9 +260,3 @@ class Lock:
             fcntl.flock(self.fd, fcntl.LOCK_UN)  # not only closed: a process forked meanwhile may hold a copy
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
 
 from shoal.coordinator.keeping import disk as disks
 from shoal.coordinator.keeping.disk import Buffer, SyncFailed, trouble
@@ -117,12 +116,6 @@ class Journal:
             self.disk.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
     def _frame(self, number: int, record: tuple[Buffer, ...]) -> bytes:
         length = sum(memoryview(buffer).nbytes for buffer in record)
         return FRAME.pack(self._segment.digest(number, record), number, length)
@@ -149,7 +142,7 @@ class Journal:
             fd = self.disk.create(path)
             try:
                 self.disk.allocate(fd, 0, self.extent)
-                disks.write_all(self.disk, fd, [segment.header()], 0)
+                disks.write_all(self.disk, fd, [segment.header], 0)
                 disks.sync(self.disk, fd, str(path))
                 disks.sync_folder(self.disk, self.folder)
             except OSError as error:

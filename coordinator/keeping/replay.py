@@ -11,6 +11,7 @@ records (digest, number, length, bytes), and zeros that were reserved. The diges
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import re
@@ -18,7 +19,6 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shoal.coordinator.keeping import disk as disks
 from shoal.coordinator.keeping.disk import Buffer, Disk
@@ -34,43 +34,36 @@ NAME = re.compile(r"(\d{8})\.journal")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file of the journal. first: number of its first record. salt: digest of its header, part of every record's digest."""
+    """One file of the journal. first: number of its first record. header: the file's first bytes, which end with a digest that
+    is part of every record's digest."""
 
     path: Path
     index: int
     first: int
     epoch: int
     run: str
-    salt: bytes
-
-    def header(self) -> bytes:
-        return _header(self.index, self.first, self.epoch, self.run.encode())
+    header: bytes
 
     def digest(self, number: int, buffers: tuple[Buffer, ...]) -> bytes:
-        summed = hashlib.blake2b(digest_size=8, person=MAGIC, salt=self.salt)
+        summed = hashlib.blake2b(digest_size=8, person=MAGIC, salt=self.header[-16:])
         summed.update(struct.pack("<QI", number, sum(memoryview(b).nbytes for b in buffers)))
         for buffer in buffers:
             summed.update(buffer)
         return summed.digest()
 
 
-def _header(index: int, first: int, epoch: int, run: bytes) -> bytes:
-    bare = HEADER.pack(MAGIC, index, first, epoch, run, b"")[:-16]
-    return bare + hashlib.blake2b(bare, digest_size=16).digest()
-
-
 def segment_at(path: Path, index: int, first: int, epoch: int, run: str) -> Segment:
-    return Segment(path, index, first, epoch, run, _header(index, first, epoch, run.encode())[-16:])
+    bare = HEADER.pack(MAGIC, index, first, epoch, run.encode(), b"")[:-16]
+    return Segment(path, index, first, epoch, run, bare + hashlib.blake2b(bare, digest_size=16).digest())
 
 
 def _parse(path: Path, raw: bytes) -> Segment | None:
     """The segment that a header describes, or None if the header is not whole or not this file's."""
     if len(raw) != HEADER.size:
         return None
-    magic, index, first, epoch, run, _ = HEADER.unpack(raw)
-    if magic != MAGIC or raw != _header(index, first, epoch, run) or path.name != name_of(index):
-        return None
-    return segment_at(path, index, first, epoch, run.rstrip(b"\0").decode())
+    _, index, first, epoch, run, _ = HEADER.unpack(raw)
+    segment = segment_at(path, index, first, epoch, run.rstrip(b"\0").decode(errors="replace"))
+    return segment if segment.header == raw and path.name == name_of(index) else None
 
 
 def name_of(index: int) -> str:
@@ -93,10 +86,7 @@ class _File:
             disk.close(self.fd)
             raise
 
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def close(self) -> None:
         self.disk.close(self.fd)
 
     def take(self, at: int, length: int) -> bytes:
@@ -148,7 +138,7 @@ class Replay:
         self.after = after
         self.disk = disk
         self.report = report
-        self.indices = self._indices()
+        self.indices = [index for index, _ in disks.numbered(disk, folder, NAME)]
         self.covered: list[Segment] = []  # not read, but an older snapshot may need them
         self.segments: list[Segment] = []
         found = [segment for index in self.indices if (segment := self._read_header(index)) is not None]
@@ -168,16 +158,9 @@ class Replay:
     def __next__(self) -> bytes:
         return next(self._records)
 
-    def _indices(self) -> list[int]:
-        try:
-            names = self.disk.names(self.folder)
-        except FileNotFoundError:
-            return []
-        return sorted(int(match[1]) for name in names if (match := NAME.fullmatch(name)))
-
     def _read_header(self, index: int) -> Segment | None:
         path = self.folder / name_of(index)
-        with _File(self.disk, path) as file:
+        with contextlib.closing(_File(self.disk, path)) as file:
             segment = _parse(path, file.take(0, HEADER.size))
             if segment is None and not file.blank(HEADER.size):  # a blank file: a crash while it was made
                 self.report(f"journal {path}: its header is damaged; its records are not read")
@@ -211,7 +194,7 @@ class Replay:
 
     def _read_segment(self, segment: Segment, following: int | None) -> Iterator[bytes]:
         at = HEADER.size
-        with _File(self.disk, segment.path) as file:
+        with contextlib.closing(_File(self.disk, segment.path)) as file:
             self.tail = (segment, at)
             while self.last + 1 != following:
                 record = file.record(segment, at, self.last + 1)

@@ -149,11 +149,7 @@ def newest(folder: Path, report: Callable[[str], None], disk: Disk = disks.REAL)
 
 def snapshots(folder: Path, disk: Disk = disks.REAL) -> list[tuple[int, Path]]:
     """The pairs (version, file) of all snapshot files, by version. A file may be damaged."""
-    try:
-        names = disk.names(folder)
-    except FileNotFoundError:
-        return []
-    return sorted((int(match[1]), folder / name) for name in names if (match := NAME.fullmatch(name)))
+    return disks.numbered(disk, folder, NAME)
 
 
 def read(path: Path, disk: Disk = disks.REAL) -> Snapshot:
@@ -179,8 +175,10 @@ def _buffers(snapshot: Snapshot) -> list[memoryview]:
         offset += array.nbytes
     data = [_raw(array) for _, _, array in parts if array.nbytes]
     head = _head(rows)
-    digest = _digest([memoryview(head), *data])
-    return [memoryview(head.replace(NO_DIGEST.encode(), digest.encode(), 1)), *data]
+    summed = hashlib.sha256(head)
+    for part in data:
+        summed.update(part)
+    return [memoryview(head.replace(NO_DIGEST.encode(), summed.hexdigest().encode(), 1)), *data]
 
 
 def _raw(array: Array) -> memoryview:
@@ -216,13 +214,6 @@ def _head(rows: Mapping[str, Any]) -> bytes:
     text = json.dumps(rows, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-def _digest(parts: list[memoryview]) -> str:
-    summed = hashlib.sha256()
-    for part in parts:
-        summed.update(part)
-    return summed.hexdigest()
 
 
 def _read(disk: Disk, fd: int, path: Path) -> Snapshot:

@@ -127,7 +127,7 @@ def launch(
     config, keys = options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
-        stack.enter_context(Lock(options.run.path))  # after the fork: a copy of the lock would outlive this process
+        stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
         observer = Together(stack.enter_context(Record(options.run, wall())), observer)  # a row is there when it is told
         aggregator = job.aggregator(device)
         threads = few()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | Non
     config = run.config()
     if changes:
         job = _later(job, changes)
-        with Lock(run.path):
+        with closing(Lock(run.path)):
             run.extend(replace(config, settings=job.plain(), groups=job.groups()))
         config = run.config()
     return config if actors is None else replace(config, actors=actors), job

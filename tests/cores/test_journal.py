@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -98,7 +99,7 @@ def test_parts_of_a_record_are_read_as_one() -> None:
 def test_a_record_larger_than_the_window_and_the_extent_fits(tmp_path: Path) -> None:
     run = Run(Disk(), tmp_path / "journal")
     large = Random(0).randbytes(3_000_001)
-    with run.written(b"before", large, b"after"):
+    with contextlib.closing(run.written(b"before", large, b"after")):
         assert run.read() == [b"before", large, b"after"]
 
 
@@ -379,7 +380,7 @@ def test_a_real_disk_that_refuses_to_grow_writes_short_and_recovers(tmp_path: Pa
             os.ftruncate(fd, 0) if start == 0 else None
 
     run = Run(Sparse(), tmp_path / "journal")
-    with run.written(b"before") as journal:
+    with contextlib.closing(run.written(b"before")) as journal:
         journal.append(b"x" * 50_000)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -46,7 +47,7 @@ def test_every_cut_while_the_journal_is_written_leaves_a_prefix_with_all_that_wa
     disk = RamDisk()
     folder = Path("run/journal")
     written = [b"%d " % k * 100 for k in range(2 * group)]
-    with Journal(Replay(folder, "run", report=_quiet, disk=disk), 1, extent=1024) as journal:
+    with contextlib.closing(Journal(Replay(folder, "run", report=_quiet, disk=disk), 1, extent=1024)) as journal:
         for record in written[:group]:
             journal.append(record)
         journal.commit()
@@ -69,7 +70,7 @@ def test_every_cut_after_a_restart_leaves_what_the_restart_has_read() -> None:
     written = [b"one", b"two" * 99, b"three"]
     states = every_cut_while(disk)
     replay = Replay(folder, "run", report=_quiet, disk=disk)
-    with Journal(replay, 2, extent=512) as journal:
+    with contextlib.closing(Journal(replay, 2, extent=512)) as journal:
         assert journal.durable == 2  # seen in the page cache, and so promised from here on
         before = len(states)
         journal.append(b"three")
@@ -84,7 +85,7 @@ def test_every_cut_after_a_restart_leaves_what_the_restart_has_read() -> None:
 def killed_before_the_sync(folder: Path) -> RamDisk:
     """One record durable, the second written but not synced."""
     disk = RamDisk()
-    with Journal(Replay(folder, "run", report=_quiet, disk=disk), 1, extent=512) as journal:
+    with contextlib.closing(Journal(Replay(folder, "run", report=_quiet, disk=disk), 1, extent=512)) as journal:
         journal.append(b"one")
         journal.commit()
         journal.append(b"two" * 99)

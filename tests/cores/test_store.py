@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -300,7 +301,7 @@ def test_keeping_none_is_refused() -> None:
 
 def test_a_second_coordinator_on_one_run_directory_is_refused_by_pid(tmp_path: Path) -> None:
     ask = f"from shoal.coordinator.keeping.disk import Lock; from pathlib import Path; Lock(Path({str(tmp_path)!r}))"
-    with Lock(tmp_path):
+    with contextlib.closing(Lock(tmp_path)):
         with pytest.raises(UserError, match=f"in use by the coordinator with pid {os.getpid()}: stop that one"):
             Lock(tmp_path)
         other = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ it documents, within a bound on time and memory; anything else ends the case.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -81,7 +82,7 @@ SHARES: Mapping[str, float] = MappingProxyType(
 def _journal() -> bytes:
     """Returns a segment of a journal with a few records, as bytes."""
     disk = RamDisk()
-    with Journal(Replay(JOURNAL, "run", report=_quiet, disk=disk), 1, extent=512) as journal:
+    with contextlib.closing(Journal(Replay(JOURNAL, "run", report=_quiet, disk=disk), 1, extent=512)) as journal:
         for number in range(6):
             journal.append(b"record %d" % number * 3)
             journal.commit()
