@@ -2,7 +2,8 @@
 
 The one idea: a partition is an owner for every example, so that each example is used exactly once by construction; then the
 examples are listed by owner. Every function takes labels [n] and returns one array of indices per client (int64, none
-empty), which follows from (labels, clients, seed, the function's settings) and from nothing else.
+empty), which follows from (labels, clients, seed, the function's settings) and from nothing else. No client is favoured: what
+rounding leaves over goes to clients drawn at random.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def shards(labels: Labels, clients: int, *, seed: int, per_client: int = 2) -> P
     (McMahan et al. 2017)."""
     _check_count("per_client", per_client)
     _check_sizes(labels, clients, per_client)
+    if labels.shape[1:] not in ((), (1,)):
+        raise UserError(f"partition=shards: labels {list(labels.shape)} have no order, [n] have; partition=iid, say")
     rng = _generator(seed)
     shuffled = rng.permutation(len(labels))
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    by_label = shuffled[np.argsort(labels.reshape(-1)[shuffled], kind="stable")]
     pieces = np.array_split(by_label, clients * per_client)
     dealt = rng.permutation(len(pieces)).reshape(clients, per_client)
     return [np.concatenate([pieces[piece] for piece in hand]) for hand in dealt]
@@ -51,12 +54,13 @@ def dirichlet(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, le
     """
     _check_positive("alpha", alpha)
     _check_sizes(labels, clients, least)
+    labels = _classes("dirichlet", labels)
     rng = _generator(seed)
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         owner[members] = np.repeat(np.arange(clients), _shares(len(members), clients, alpha, rng))
-    return _filled_up(_by_owner(owner, clients, rng), least)
+    return _filled_up(_by_owner(owner, clients, rng), least, rng)
 
 
 def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -> Parts:
@@ -66,6 +70,7 @@ def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -
     """
     _check_count("classes", classes)
     _check_sizes(labels, clients, classes)
+    labels = _classes("pathological", labels)
     names = np.unique(labels)
     if not len(names) / clients <= classes <= len(names):
         raise UserError(
@@ -81,7 +86,7 @@ def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -
             raise UserError(
                 f"classes={classes}: class {label} has {len(members)} examples for {len(its)} clients; use fewer clients"
             )
-        owner[members] = np.asarray(its)[np.arange(len(members)) % len(its)]
+        owner[members] = rng.permutation(its)[np.arange(len(members)) % len(its)]
     return _by_owner(owner, clients, rng)
 
 
@@ -102,6 +107,15 @@ PARTITIONS: Mapping[str, Callable[..., Parts]] = {
     "quantity_skew": quantity_skew,
 }
 """Partitions by name. Each is called as PARTITIONS[name](labels, clients, seed=seed, **its own settings)."""
+
+
+def classes_of(labels: Labels) -> Labels | None:
+    """The class of each example, [n], for labels [n] or [n, 1] that are whole numbers, or floats that are all 0 or 1; None for
+    labels that are no classes."""
+    if labels.shape[1:] not in ((), (1,)):
+        return None
+    flat = labels.reshape(-1)
+    return flat if flat.dtype.kind in "biu" or np.isin(flat, (0, 1)).all() else None
 
 
 def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: int) -> Parts:
@@ -146,26 +160,29 @@ def _by_owner(owner: npt.NDArray[np.int64], clients: int, rng: np.random.Generat
 
 
 def _shares(total: int, clients: int, alpha: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """`total` cut into `clients` whole numbers, in proportions from Dirichlet(alpha): cut where the running sum says."""
+    """`total` cut into `clients` whole numbers, in proportions from Dirichlet(alpha): cut where the running sum says.
+
+    All cuts are moved by one random part of an example and then rounded down, so that every client expects its exact share.
+    """
     running = np.cumsum(rng.dirichlet(np.full(clients, min(alpha, 1e290))))  # equal long before; the sum of draws stays finite
-    cuts = np.minimum((running[:-1] * total).astype(np.int64), total)
+    cuts = np.minimum((running[:-1] * total + rng.random()).astype(np.int64), total)
     return np.diff(cuts, prepend=0, append=total)
 
 
-def _filled_up(parts: Parts, least: int) -> Parts:
-    """Make the largest parts give their last examples away until every part has `least`.
+def _filled_up(parts: Parts, least: int, rng: np.random.Generator) -> Parts:
+    """Make the largest parts give their last examples away until every part has `least`. Of equal parts a random one gives.
 
     The caller has checked that there are enough examples, so the largest part has more than `least`.
     """
-    largest = [(-len(part), client) for client, part in enumerate(parts)]
+    largest = [(-len(parts[client]), turn, client) for turn, client in enumerate(rng.permutation(len(parts)).tolist())]
     heapq.heapify(largest)
     for client, part in enumerate(parts):
         given = []
         for _ in range(least - len(part)):
-            size, donor = largest[0]
+            size, turn, donor = largest[0]
             given.append(parts[donor][-1])
             parts[donor] = parts[donor][:-1]
-            heapq.heapreplace(largest, (size + 1, donor))
+            heapq.heapreplace(largest, (size + 1, turn, donor))
         if given:
             parts[client] = np.concatenate([part, np.asarray(given, dtype=np.int64)])
     return parts
@@ -181,6 +198,15 @@ def _dealt(classes: int, clients: int, each: int, rng: np.random.Generator) -> l
         for label in taken:
             owners[label].append(client)
     return owners
+
+
+def _classes(partition: str, labels: Labels) -> Labels:
+    if (found := classes_of(labels)) is None:
+        raise UserError(
+            f"partition={partition}: needs classes, whole numbers [n]; the labels are {labels.dtype}{list(labels.shape)}; "
+            "partition=iid, say"
+        )
+    return found
 
 
 def _check_count(name: str, value: int) -> None:

@@ -26,11 +26,13 @@ class Population:
     examples: function from a client to its data, the same at each call, in any process: Examples, or any data set that
     sources.py accepts.
     held_out: examples that no client trains on, for the central evaluation; None: there are none.
+    notes: lines about the data that a person is told when a run begins.
     """
 
     clients: int
     examples: Callable[[int], Any]
     held_out: Examples | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.clients < 1:
@@ -39,14 +41,18 @@ class Population:
 
     @classmethod
     def divided(
-        cls, examples: Examples, parts: Sequence[npt.NDArray[np.int64]], held_out: Examples | None = None
+        cls,
+        examples: Examples,
+        parts: Sequence[npt.NDArray[np.int64]],
+        held_out: Examples | None = None,
+        notes: tuple[str, ...] = (),
     ) -> Population:
         """The population of one data set and a partition of it (envs/partition.py). Copies the examples once, by client."""
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
         if not sizes.all():
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(len(parts), _Slices(examples[np.concatenate(parts)], offsets), held_out)
+        return cls(len(parts), _Slices(examples[np.concatenate(parts)], offsets), held_out, notes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.envs.datasets import split
-from shoal.envs.partition import PARTITIONS, parts_of
+from shoal.envs.partition import PARTITIONS, classes_of, parts_of
 from shoal.envs.population import Population
 from shoal.envs.sources import ACCEPTED, examples_of, is_listed, is_set, split_table, told
 from shoal.protocol.errors import UserError
@@ -22,8 +22,8 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
     data: a Population; one data set (envs/sources.py); a list of data sets, one for each client; a pair (training, held out) of
     these; or a function, () or of the settings, that returns one of these.
 
-    settings.partition is a name of PARTITIONS, or a function (labels, clients, seed) -> an array of indices for each client.
-    Raises UserError.
+    settings.partition is a name of PARTITIONS, "auto" (dirichlet if the labels are classes, else iid), or a function
+    (labels, clients, seed) -> an array of indices for each client. Raises UserError.
     """
     if callable(data) and not isinstance(data, Population) and not is_set(data):
         data = data(settings) if inspect.signature(data).parameters else data()
@@ -57,7 +57,15 @@ def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Populati
     can be compared."""
     examples = examples_of(training)
     rest, held = split(examples, settings.held_out) if held_out is None else (examples, examples_of(held_out))
-    return Population.divided(rest, _partition(settings)(rest.y, settings.clients, seed=seed), held)
+    name, notes = settings.partition, tuple[str, ...]()
+    if name == "auto":
+        name = "iid" if classes_of(rest.y) is None else "dirichlet"
+        if name == "iid":
+            shown = f"labels {rest.y.dtype}{list(rest.y.shape)} are no classes (whole numbers [n])"
+            if settings.alpha != 0.5:
+                raise UserError(f"alpha={settings.alpha:g}: has no effect, as the {shown}; partition=quantity_skew, say")
+            notes = (f"{shown}: the training data is divided at random, partition=iid",)
+    return Population.divided(rest, _partition(name, settings)(rest.y, settings.clients, seed=seed), held, notes)
 
 
 def _one_a_client(entries: list[Any], held_out: Any) -> Population:
@@ -71,7 +79,7 @@ def _one_a_client(entries: list[Any], held_out: Any) -> Population:
     return population
 
 
-def _partition(settings: Any) -> Callable[..., Any]:
+def _partition(name: Any, settings: Any) -> Callable[..., Any]:
     own: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": settings.alpha},
         "quantity_skew": {"alpha": settings.alpha},
@@ -80,8 +88,8 @@ def _partition(settings: Any) -> Callable[..., Any]:
     }
 
     def divide(labels: Any, clients: int, *, seed: int) -> Any:
-        if callable(settings.partition):
-            return parts_of(settings.partition, labels, clients, seed)
-        return PARTITIONS[settings.partition](labels, clients, seed=seed, **own.get(settings.partition, {}))
+        if callable(name):
+            return parts_of(name, labels, clients, seed)
+        return PARTITIONS[name](labels, clients, seed=seed, **own.get(name, {}))
 
     return divide

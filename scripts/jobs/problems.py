@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
 HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain "loss" is of training, "accuracy" held out
-SPLITS = ("iid", "dirichlet", "shards", "pathological", "quantity_skew")
+SPLITS = ("auto", "iid", "dirichlet", "shards", "pathological", "quantity_skew")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class Problem:
         """The function that evaluates weights in the coordinator's process; None if only actors can evaluate."""
         return None
 
+    def notes(self, method: Method, seed: int) -> Sequence[str]:
+        """Lines about the user's part that a person is told when a run begins."""
+        return ()
+
     def prepare(self, method: Method, seed: int) -> None:
         """Make the data and processes that forked actors share. Raises UserError for a fault in the user's part."""
 
@@ -101,12 +105,17 @@ class Supervised(Problem):
     loss: Callable[[Any, Any], Any] | None = None
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None
     worker: Callable[..., Worker] | None = None
-    partition: str = option("dirichlet", "how the training data is divided among clients", choices=SPLITS, own=True)
+    partition: str = option(
+        "auto",
+        "how the training data is divided among clients (auto: dirichlet if the labels are classes, else iid)",
+        choices=SPLITS,
+        own=True,
+    )
     alpha: float = option(
         0.5,
         "concentration of the Dirichlet distribution that divides the training data: smaller makes clients differ more",
         above=0,
-        of={"partition": ("dirichlet", "quantity_skew")},
+        of={"partition": ("auto", "dirichlet", "quantity_skew")},
     )
     shards_per_client: int = option(
         2, "shards of the training data, sorted by class, that each client gets", least=1, of={"partition": ("shards",)}
@@ -145,6 +154,9 @@ class Supervised(Problem):
 
         evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device, metrics=self.metrics)
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
+
+    def notes(self, method: Method, seed: int) -> Sequence[str]:
+        return self.population(method, seed).notes
 
     def prepare(self, method: Method, seed: int) -> None:
         self.population(method, seed)

@@ -133,6 +133,8 @@ def launch(
         threads = few()
         if why := crowded(config.actors, threads, cores()):
             observer.report(Report("threads", why, "warning"))
+        for note in job.problem.notes(job.method, job.seed):
+            observer.report(Report("data", note, "warning"))
         layout = aggregator.weights().layout
         layouts, briefs = job.layouts(layout), job.briefs(layout)
         recording, found = recording_of(job, options, aggregator, layouts, observer, clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from shoal.envs.datasets import Examples
 from shoal.envs.partition import PARTITIONS, Parts, dirichlet, iid, pathological, quantity_skew, shards
 from shoal.envs.population import Population
+from shoal.jobs.populations import populated
 from shoal.protocol.errors import UserError
 
 LABELS = np.random.Generator(np.random.Philox(3)).integers(0, 10, size=2000)
@@ -95,8 +97,9 @@ def test_everybody_has_the_least_number_even_where_the_draw_gave_nothing(partiti
 
 
 def test_filling_up_moves_no_more_than_is_missing():
-    bare, filled = (dirichlet(LABELS, 20, seed=0, alpha=0.05, least=least) for least in (1, 30))
-    missing = np.maximum(30 - sizes(bare), 0).sum()
+    bare, filled = (dirichlet(LABELS, 20, seed=0, alpha=0.1, least=least) for least in (1, 60))
+    assert sizes(bare).min() > 1  # or the first was filled up too, perhaps with other examples
+    missing = np.maximum(60 - sizes(bare), 0).sum()
     moved = sum(len(np.setdiff1d(after, before)) for before, after in zip(bare, filled, strict=True))
     assert moved == missing > 0
 
@@ -172,3 +175,52 @@ def test_a_population_may_be_a_function_of_the_client():
     its = population.examples(999_999)
     assert its.x.dtype == np.float32
     assert (its.x == 999_999).all()
+
+
+def test_no_client_is_favoured():
+    """Mean sizes of exchangeable clients over many draws agree within five standard errors of their own."""
+    many, few = np.arange(600) % 60, np.arange(33) % 3
+    for partition, labels, clients, its in (
+        (dirichlet, many, 15, {}),
+        (dirichlet, few, 15, {"alpha": 0.1, "least": 2}),
+        (quantity_skew, few, 15, {"alpha": 0.3}),
+        (pathological, many[:570], 12, {"classes": 20}),
+    ):
+        found = np.array([sizes(partition(labels, clients, seed=seed, **its)) for seed in range(400)])
+        error = found.std(axis=0) / np.sqrt(len(found)) + 1e-9
+        assert (np.abs(found.mean(axis=0) - len(labels) / clients) < 5 * error).all()
+
+
+def split_of(y: np.ndarray, partition: str = "auto", clients: int = 6, alpha: float = 0.5) -> Population:
+    more = {"held_out": 0.25, "shards_per_client": 2, "classes": 2, "alpha": alpha}
+    x = np.zeros((len(y), 1), np.float32)
+    return populated((x, y), SimpleNamespace(partition=partition, clients=clients, **more), 0)
+
+
+REAL = np.random.Generator(np.random.Philox(5)).normal(size=160)
+
+
+def test_the_default_partition_follows_the_labels():
+    for y in (REAL, REAL.reshape(80, 2), np.arange(240).reshape(80, 3)):
+        found = split_of(y)
+        assert np.ptp([len(found.examples(client)) for client in range(6)]) <= 1
+        (note,) = found.notes
+        assert "are no classes" in note
+        assert "partition=iid" in note
+    for y in (LABELS, LABELS[:, None], LABELS > 4, (LABELS > 4).astype(np.float64)):
+        found = split_of(y)
+        assert np.ptp([len(found.examples(client)) for client in range(6)]) > 50
+        assert not found.notes
+    with pytest.raises(UserError, match=r"alpha=0.1: has no effect, as the labels float32\[120\] are no classes"):
+        split_of(REAL, alpha=0.1)
+
+
+def test_a_partition_that_needs_classes_refuses_other_labels():
+    for name in ("dirichlet", "pathological"):
+        for y in (REAL, REAL.reshape(80, 2), np.arange(240).reshape(80, 3)):
+            with pytest.raises(UserError, match=rf"partition={name}: needs classes, whole numbers \[n\]; the labels are"):
+                split_of(y, name)
+    with pytest.raises(UserError, match=r"partition=shards: labels \[60, 2\] have no order"):
+        split_of(REAL.reshape(80, 2), "shards")
+    for y in (REAL, REAL[:, None]):
+        assert sum(len(split_of(y, "shards").examples(client)) for client in range(6)) == 120

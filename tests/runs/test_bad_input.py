@@ -78,7 +78,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate digits gamma=0.9", "gamma=0.9", "a setting of impala, ppo; this job's method is fedavg"),
         ("simulate cartpole clip_coef=0.1", "clip_coef=0.1", "a setting of ppo; this job's method is impala"),
         ("simulate cartpole method=fedavg", "method=fedavg", "allowed is one of impala, ppo"),
-        ("simulate digits partition=iid alpha=0.1", "alpha=0.1", "partition=dirichlet or quantity_skew"),
+        ("simulate digits partition=iid alpha=0.1", "alpha=0.1", "partition=auto or dirichlet or quantity_skew"),
         ("simulate digits select=power_of_choice candidates=3", "candidates=3", "from cohort=10 to clients=100"),
         ("simulate cartpole hidden=64.5", "hidden=64.5", "whole numbers like 64,64"),
         ("simulate digits quorum=3", "quorum=3", "deadline=60, say"),
