@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators.buffers import Weights
-from shoal.aggregators.summing import BLOCKS, Turning, make_sum, segment
-from shoal.nets.flat import as_tensor
+from shoal.aggregators.summing import BLOCKS, Turning, make_sum
+from shoal.nets.flat import as_tensor, segment
 from shoal.nets.updates import SGD, Update, tried
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import averaged

@@ -7,46 +7,23 @@ tau**2 instead. Unlike in algorithm 2, clients are averaged by weight, as in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from shoal.nets.updates import within
-
-Second: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""The rule of a second moment: (v, delta**2) -> the next v."""
-
-
-def adagrad(v: Tensor, square: Tensor) -> Tensor:
-    return v + square
-
-
-def adam(beta2: float) -> Second:
-    within("beta2", beta2, below=1.0)
-    return lambda v, square: beta2 * v + (1 - beta2) * square
-
-
-def yogi(beta2: float) -> Second:
-    within("beta2", beta2, below=1.0)
-    return lambda v, square: v - (1 - beta2) * square * torch.sign(v - square)
+from shoal.nets.updates import Ranged
 
 
 @dataclass(frozen=True, slots=True)
-class Adaptive:
-    """m <- beta1 m + (1 - beta1) delta; v <- second(v, delta**2); x <- x + lr m / (sqrt(v) + tau)."""
+class ServerAdagrad(Ranged):
+    """FedAdagrad: m <- beta1 m + (1 - beta1) delta; v <- v + delta**2; x <- x + lr m / (sqrt(v) + tau). beta1 is 0, as in the
+    paper's experiments."""
 
-    second: Second
-    lr: float
-    beta1: float
-    tau: float
-
-    def __post_init__(self) -> None:
-        within("lr", self.lr, above=0.0)
-        within("beta1", self.beta1, below=1.0)
-        within("tau", self.tau, above=0.0)
+    lr: float = 0.03
+    beta1: float = 0.0
+    tau: float = 1e-3
 
     @property
     def moments(self) -> Mapping[str, float]:
@@ -58,17 +35,25 @@ class Adaptive:
         v = self.second(v, delta * delta)
         return self.lr * m / (v.sqrt() + self.tau), m, v
 
-
-def fedadagrad(lr: float = 0.03, beta1: float = 0.0, tau: float = 1e-3) -> Adaptive:
-    """FedAdagrad (Reddi et al. 2021, algorithm 2). beta1 is 0, as in the paper's experiments."""
-    return Adaptive(adagrad, lr, beta1, tau)
-
-
-def fedadam(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
-    """FedAdam (Reddi et al. 2021, algorithm 2). Unlike torch.optim.Adam: no bias correction, and v starts from tau**2."""
-    return Adaptive(adam(beta2), lr, beta1, tau)
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """The next v, from v and delta**2."""
+        return v + square
 
 
-def fedyogi(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Adaptive:
-    """FedYogi (Reddi et al. 2021, algorithm 2)."""
-    return Adaptive(yogi(beta2), lr, beta1, tau)
+@dataclass(frozen=True, slots=True)
+class ServerAdam(ServerAdagrad):
+    """FedAdam: v <- beta2 v + (1 - beta2) delta**2. Unlike torch.optim.Adam: no bias correction, and v starts from tau**2."""
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        return self.beta2 * v + (1 - self.beta2) * square
+
+
+@dataclass(frozen=True, slots=True)
+class ServerYogi(ServerAdam):
+    """FedYogi: v <- v - (1 - beta2) delta**2 sign(v - delta**2)."""
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        return v - (1 - self.beta2) * square * torch.sign(v - square)

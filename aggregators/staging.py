@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.nets.flat import TORCH_DTYPES, as_tensor
+from shoal.nets.flat import as_tensor, views
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution
@@ -45,15 +45,8 @@ class Slot:
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.host = torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.device = self.host if device.type == "cpu" else torch.empty_like(self.host, device=device)
-        self.arrays = _views(layout, self.device)
-        self.flags = {name: view.numpy() for name, view in _views(layout, self.host).items() if view.dtype == torch.bool}
-
-
-def _views(layout: Layout, raw: Tensor) -> dict[str, Tensor]:
-    return {
-        place.name: raw[place.offset : place.offset + place.nbytes].view(TORCH_DTYPES[place.dtype]).view(place.shape)
-        for place in layout.places
-    }
+        self.arrays = views(self.device, layout)
+        self.flags = {name: view.numpy() for name, view in views(self.host, layout).items() if view.dtype == torch.bool}
 
 
 class Staging:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.aggregators.buffers import Weights
 from shoal.nets.adding import TorchAdder
-from shoal.nets.flat import TORCH_DTYPES, as_tensor
+from shoal.nets.flat import as_tensor, segment, views
 from shoal.protocol.exact import PLAIN_TOTALS, Gauge, PartialSum, Sum, averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
@@ -28,7 +28,8 @@ class DeviceSum:
     def __init__(self, layout: Layout, device: torch.device, exact: bool = True) -> None:
         self.gauge = Gauge(layout, exact)
         self._raw = torch.zeros(self.gauge.sums.nbytes, dtype=torch.uint8, device=device)
-        self.totals = {dtype: view(self._raw, self.gauge.sums, f"sum/{dtype}") for dtype in self.gauge.dtypes}
+        totals = views(self._raw, self.gauge.sums)
+        self.totals = {dtype: totals[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
         self._block = BLOCKS.get(device.type, BLOCKS["cuda"])
         self._road = Road(max(layout.nbytes, self.gauge.sums.nbytes), device)
 
@@ -47,9 +48,9 @@ class DeviceSum:
     def merge(self, bundle: Bundle, weight: float) -> None:
         """Add a partial sum: its bundle and the sum of its weights."""
         self.gauge.partial(bundle, weight, self._extent)
-        raw = self._road.bring(bundle)
+        arrays = views(self._road.bring(bundle), bundle.layout)
         for dtype, total in self.totals.items():
-            total.add_(view(raw, bundle.layout, f"sum/{dtype}"))
+            total.add_(arrays[f"sum/{dtype}"])
 
     def clear(self) -> None:
         self.gauge.clear()
@@ -162,18 +163,6 @@ def make_sum(weights: Weights, device: torch.device, exact: bool) -> PartialSum 
     if device.type != "cpu":
         return DeviceSum(weights.layout, device, exact)
     return PartialSum(weights.layout) if exact else Turning(weights)
-
-
-def segment(raw: Tensor, layout: Layout, dtype: str) -> Tensor:
-    """All entries of one dtype in a buffer of `layout`, as a flat view."""
-    first, last = layout.segments.get(dtype, (0, 0))
-    return raw[first:last].view(TORCH_DTYPES[dtype])
-
-
-def view(raw: Tensor, layout: Layout, name: str) -> Tensor:
-    """One array of a buffer of `layout`, as a view."""
-    place = layout.by_name[name]
-    return raw[place.offset : place.offset + place.nbytes].view(TORCH_DTYPES[place.dtype]).view(place.shape)
 
 
 def as_floats(x: Tensor) -> Tensor:

@@ -34,11 +34,22 @@ WIRE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DT
 
 def layout_of(module: nn.Module) -> Layout:
     """The layout of a module's weights. Within a dtype, trainable parameters come first, then frozen ones, then buffers."""
-    parameters = dict(module.named_parameters())
-    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-    rest: dict[str, torch.Tensor] = {name: p for name, p in parameters.items() if not p.requires_grad}
-    rest |= dict(module.named_buffers())
-    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in {**trainable, **rest}.items()})
+    parameters = sorted(module.named_parameters(), key=lambda named: not named[1].requires_grad)
+    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in (*parameters, *module.named_buffers())})
+
+
+def segment(raw: torch.Tensor, layout: Layout, dtype: str) -> torch.Tensor:
+    """All entries of one dtype in a buffer of `layout`, as a flat view."""
+    first, last = layout.segments.get(dtype, (0, 0))
+    return raw[first:last].view(TORCH_DTYPES[dtype])
+
+
+def views(raw: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
+    """The arrays of a buffer of `layout`, by name, as views."""
+    return {
+        place.name: raw[place.offset : place.offset + place.nbytes].view(TORCH_DTYPES[place.dtype]).view(place.shape)
+        for place in layout.places
+    }
 
 
 class FlatModule:
@@ -56,25 +67,18 @@ class FlatModule:
         self.raw = _aligned(self.layout.nbytes, self.device)
         self.trainable = sum(p.numel() for p in module.parameters() if p.requires_grad and p.dtype == torch.float32)
         self.grad = torch.zeros(self.trainable, device=self.device)
-        self.vector = self.segment("f4")
+        self.vector = segment(self.raw, self.layout, "f4")
         self._adopt()
-
-    def segment(self, dtype: str) -> torch.Tensor:
-        """All entries of one dtype, as a flat view."""
-        first, last = self.layout.segments.get(dtype, (0, 0))
-        return self.raw[first:last].view(TORCH_DTYPES[dtype])
 
     def _adopt(self) -> None:
         used = 0
         tensors: dict[str, torch.Tensor] = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        for place in self.layout.places:
-            tensor = tensors[place.name]
-            raw = self.raw[place.offset : place.offset + place.nbytes]
-            view = raw.view(TORCH_DTYPES[place.dtype]).view(place.shape)
+        for name, view in views(self.raw, self.layout).items():
+            tensor = tensors[name]
             view.copy_(tensor.data)
             tensor.data = view
             if tensor.requires_grad and tensor.dtype == torch.float32:
-                tensor.grad = self.grad[used : used + tensor.numel()].view(place.shape)
+                tensor.grad = self.grad[used : used + tensor.numel()].view(view.shape)
                 used += tensor.numel()
 
     def trained(self) -> FlatModule:

@@ -47,50 +47,38 @@ class Policy(Protocol):
 
 
 class NumpyPolicy:
-    """ActorCritic's forward pass over views of the weights, which have the same names. activation: "tanh" or "relu"."""
+    """ActorCritic's actor over views of the weights, which have the same names. activation: "tanh" or "relu"."""
 
     def __init__(self, activation: str = "tanh") -> None:
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
-        self._actor: list[Layer] = []
-        self._critic: list[Layer] = []
+        self._layers: list[Layer] = []
         self._log_std: Floats | None = None
         self._scratch: list[Floats] = []
 
     def load(self, weights: Bundle) -> None:
-        trunk = _layers(weights, "trunk")
-        self._actor, self._critic = trunk + _layers(weights, "actor"), trunk + _layers(weights, "critic")
+        self._layers = _layers(weights, "trunk") + _layers(weights, "actor")
         self._log_std = None
         if "log_std" in weights:
             self._log_std = weights["log_std"]
         self._scratch = []  # made for the first batch, whose size it takes
 
     def forget(self) -> None:
-        self._actor, self._critic, self._log_std = [], [], None
+        self._layers, self._log_std = [], None
 
     def parameters(self, observation: Array) -> Floats:
-        inputs = flat(observation)
-        if not self._scratch or len(self._scratch[0]) != len(inputs):
-            self._scratch = [np.empty((len(inputs), len(bias)), np.float32) for _, bias in self._actor]
-        head = self._forward(inputs, self._actor, self._scratch)
-        if self._log_std is None:
-            return head
-        return np.concatenate([head, np.broadcast_to(self._log_std, head.shape)], axis=1)
-
-    def value(self, observation: Array) -> Floats:
-        """The values [B] of observations [B, *obs]."""
-        inputs = flat(observation)
-        scratch = [np.empty((len(inputs), len(bias)), np.float32) for _, bias in self._critic]
-        return self._forward(inputs, self._critic, scratch)[:, 0]
-
-    def _forward(self, x: Floats, layers: list[Layer], scratch: list[Floats]) -> Floats:
-        for i, ((weight, bias), out) in enumerate(zip(layers, scratch, strict=True)):
+        x = flat(observation)
+        if not self._scratch or len(self._scratch[0]) != len(x):
+            self._scratch = [np.empty((len(x), len(bias)), np.float32) for _, bias in self._layers]
+        for i, ((weight, bias), out) in enumerate(zip(self._layers, self._scratch, strict=True)):
             if i:
                 self.activation(x, out=x)
             x = np.matmul(x, weight, out=out)
             x += bias
-        return x
+        if self._log_std is None:
+            return x
+        return np.concatenate([x, np.broadcast_to(self._log_std, x.shape)], axis=1)
 
 
 def _layers(weights: Bundle, name: str) -> list[Layer]:
@@ -107,25 +95,9 @@ def flat(observation: Array) -> Floats:
     return np.true_divide(rows, 255, dtype=np.float32) if rows.dtype == np.uint8 else rows
 
 
-class Head(Protocol):
-    """The meaning of a policy's numbers, `parameters` [..., P]: how an action is drawn from them, and how likely it is."""
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, ...]."""
-        ...
-
-    def act(self, parameters: Floats, noise: Floats | None) -> Array:
-        """Actions, int64 [B] or float32 [B, A]: drawn with the noise, or the likeliest actions if noise is None."""
-        ...
-
-    def log_prob(self, parameters: Floats, action: Array) -> Floats:
-        """The log probability (density) of each action: [...]."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """Logits of n actions. A draw is the argmax of logits plus Gumbel noise (Gumbel 1954; Maddison et al. 2014)."""
+    """Logits [..., n] of n actions. A draw is the argmax of logits plus Gumbel noise (Gumbel 1954; Maddison et al. 2014)."""
 
     n: int
 
@@ -145,7 +117,7 @@ class Categorical:
 
 @dataclass(frozen=True, slots=True)
 class Gaussian:
-    """Means, then log standard deviations, of `size` independent normal variables."""
+    """Means, then log standard deviations, [..., 2 * size], of `size` independent normal variables."""
 
     size: int
 
@@ -160,6 +132,13 @@ class Gaussian:
         mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
         z = (action - mean) * np.exp(-log_std)
         return -(0.5 * z * z + log_std + np.float32(0.5 * math.log(2 * math.pi))).sum(axis=-1)  # type: ignore[no-any-return]
+
+
+Head = Categorical | Gaussian
+"""The meaning of a policy's numbers, `parameters` [..., P]: how an action is drawn from them, and how likely it is.
+
+noise: the random numbers for `rows` steps of `num_envs` draws, [rows, num_envs, ...]. act: actions, int64 [B] or float32
+[B, A], drawn with the noise, or the likeliest actions if noise is None. log_prob: of each action, [...]."""
 
 
 def head_of(actions: Actions) -> Head:

@@ -74,9 +74,7 @@ class ActorCritic(nn.Module):
         """The pair (action parameters, value [...]) of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
         x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        for i, layer in enumerate(self.trunk):
-            x = layer(self._active(x) if i else x)
-        x = self._active(x) if len(self.trunk) else x
+        x = self._active(self._through(self.trunk, x)) if len(self.trunk) else x
         out, value = self._through(self.actor, x), self._through(self.critic, x).squeeze(-1)
         return ((out, self.log_std) if hasattr(self, "log_std") else out), value
 
@@ -117,19 +115,6 @@ def entropy(parameters: Parameters) -> torch.Tensor:
         return -(log_p.exp() * finite).sum(-1)
     mean, log_std = parameters
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
-
-
-def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.Tensor:
-    """Actions, int64 [...] or float [..., A], drawn from `generator`; the likeliest action (or mean) if generator is None."""
-    if isinstance(parameters, torch.Tensor):
-        if generator is None:
-            return parameters.argmax(-1)
-        p = parameters.softmax(-1)
-        return torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).reshape(p.shape[:-1])
-    mean, log_std = parameters
-    if generator is None:
-        return mean
-    return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
 
 
 def judged(module: nn.Module, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:

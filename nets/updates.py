@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -33,16 +33,39 @@ class Update(Protocol):
         ...
 
 
+RANGES: Mapping[str, Mapping[str, float]] = {
+    "lr": {"above": 0.0},
+    "momentum": {"below": 1.0},
+    "betas": {"below": 1.0},
+    "beta1": {"below": 1.0},
+    "beta2": {"below": 1.0},
+    "alpha": {"below": 1.0},
+    "eps": {"above": 0.0},
+    "tau": {"above": 0.0},
+    "weight_decay": {},
+}
+"""The range of each setting of an optimizer, as `within` takes it."""
+
+
+class Ranged:
+    """The settings of an optimizer, a dataclass. Raises UserError if one is out of its range in RANGES."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name in [each.name for each in fields(cast("Any", self)) if each.name in RANGES]:
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                within(name, one, **RANGES[name])
+
+
 @dataclass(frozen=True, slots=True)
-class SGD:
+class SGD(Ranged):
     """v <- momentum v + delta - weight_decay w; w <- w + lr v (torch.optim.SGD)."""
 
     lr: float = 1.0
     momentum: float = 0.0
     weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     @property
     def moments(self) -> Mapping[str, float]:
@@ -64,7 +87,7 @@ class Momentum(SGD):
 
 
 @dataclass(frozen=True, slots=True)
-class Adam:
+class Adam(Ranged):
     """Adam (Kingma & Ba 2015, algorithm 1; torch.optim.Adam) with bias correction. Weight decay is part of the gradient."""
 
     lr: float = 1e-3
@@ -73,9 +96,6 @@ class Adam:
     weight_decay: float = 0.0
     decoupled: ClassVar[bool] = False
     moments: ClassVar[Mapping[str, float]] = {"m": 0.0, "v": 0.0}
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def __call__(self, w: Tensor, delta: Tensor, t: int, *moments: Tensor) -> tuple[Tensor, ...]:
         delta = delta if self.decoupled else _decayed(delta, w, self.weight_decay)
@@ -95,7 +115,7 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True, slots=True)
-class RMSprop:
+class RMSprop(Ranged):
     """v <- alpha v + (1 - alpha) delta**2; b <- momentum b + delta / (sqrt(v) + eps); w <- w + lr b (torch.optim.RMSprop)."""
 
     lr: float = 1e-2
@@ -103,9 +123,6 @@ class RMSprop:
     eps: float = 1e-8
     momentum: float = 0.0
     weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     @property
     def moments(self) -> Mapping[str, float]:
@@ -122,16 +139,13 @@ class RMSprop:
 
 
 @dataclass(frozen=True, slots=True)
-class Adagrad:
+class Adagrad(Ranged):
     """v <- v + delta**2; w <- w + lr delta / (sqrt(v) + eps) (Duchi et al. 2011; torch.optim.Adagrad)."""
 
     lr: float = 1e-2
     eps: float = 1e-10
     weight_decay: float = 0.0
     moments: ClassVar[Mapping[str, float]] = {"v": 0.0}
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def __call__(self, w: Tensor, delta: Tensor, t: int, *moments: Tensor) -> tuple[Tensor, ...]:
         delta = _decayed(delta, w, self.weight_decay)
@@ -194,23 +208,6 @@ def _called(found: object) -> str:
 
 def _decayed(delta: Tensor, w: Tensor, rate: float) -> Tensor:
     return delta - rate * w if rate else delta
-
-
-RANGES: Mapping[str, Mapping[str, float]] = {
-    "lr": {"above": 0.0},
-    "momentum": {"below": 1.0},
-    "betas": {"below": 1.0},
-    "alpha": {"below": 1.0},
-    "eps": {"above": 0.0},
-    "weight_decay": {},
-}
-
-
-def _check(update: Any) -> None:
-    for name in [each.name for each in fields(update) if each.name in RANGES]:
-        value = getattr(update, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            within(name, one, **RANGES[name])
 
 
 def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:

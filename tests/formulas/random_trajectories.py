@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
-from shoal.nets.policies import log_prob, sample
+from shoal.nets.policies import Parameters, log_prob
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task, Work
 
@@ -119,3 +119,16 @@ class Constant(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         return self.logits.expand(len(observation), 4), self.value.expand(len(observation))
+
+
+def sample(parameters: Parameters, generator: torch.Generator | None) -> torch.Tensor:
+    """Actions, int64 [...] or float [..., A], drawn from `generator`; the likeliest action (or mean) if generator is None."""
+    if isinstance(parameters, torch.Tensor):
+        if generator is None:
+            return parameters.argmax(-1)
+        p = parameters.softmax(-1)
+        return torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator).reshape(p.shape[:-1])
+    mean, log_std = parameters
+    if generator is None:
+        return mean
+    return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.aggregators.fedopt import fedadagrad, fedadam, fedyogi
+from shoal.aggregators.fedopt import ServerAdagrad, ServerAdam, ServerYogi
 from shoal.nets.updates import SGD
 from shoal.protocol.layout import Bundle
 
@@ -21,5 +21,5 @@ def _momentum(lr: float = 1.0, beta: float = 0.9) -> SGD:
 
 
 FedAvgMServer, FedAdagradServer, FedAdamServer, FedYogiServer = (
-    partial(_server, update) for update in (_momentum, fedadagrad, fedadam, fedyogi)
+    partial(_server, update) for update in (_momentum, ServerAdagrad, ServerAdam, ServerYogi)
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.aggregators.fedopt import Adaptive, yogi
+from shoal.aggregators.fedopt import ServerYogi
 from shoal.nets.updates import SGD, UPDATES, Adagrad, Adam, AdamW, Momentum, RMSprop, Update, tried, update_of
 from shoal.protocol.errors import UserError
 
@@ -137,4 +137,4 @@ def test_what_is_no_update_is_refused_before_it_is_used(update: Any, says: str) 
 
 
 def test_a_servers_rule_is_an_update_as_well() -> None:
-    assert tried(Adaptive(yogi(0.9), 0.1, 0.9, 0.01), "update").moments == {"m": 0.0, "v": 0.01**2}
+    assert tried(ServerYogi(0.1, 0.9, 0.01), "update").moments == {"m": 0.0, "v": 0.01**2}

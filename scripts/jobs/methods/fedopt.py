@@ -36,9 +36,9 @@ class FedAdagrad(InRounds):
     tau: float = option(1e-3, "number added to the root of the second moment in the server's step", above=0)
 
     def update(self) -> Update:
-        from shoal.aggregators.fedopt import fedadagrad
+        from shoal.aggregators.fedopt import ServerAdagrad
 
-        return fedadagrad(self.server_lr, tau=self.tau)
+        return ServerAdagrad(self.server_lr, tau=self.tau)
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class FedAdam(FedAdagrad):
     beta2: float = option(0.99, "decay of the second moment in the server's step, for each round", least=0, below=1)
 
     def update(self) -> Update:
-        from shoal.aggregators.fedopt import fedadam
+        from shoal.aggregators.fedopt import ServerAdam
 
-        return fedadam(self.server_lr, self.beta1, self.beta2, self.tau)
+        return ServerAdam(self.server_lr, self.beta1, self.tau, self.beta2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ class FedYogi(FedAdam):
     name: ClassVar[str] = "fedyogi"
 
     def update(self) -> Update:
-        from shoal.aggregators.fedopt import fedyogi
+        from shoal.aggregators.fedopt import ServerYogi
 
-        return fedyogi(self.server_lr, self.beta1, self.beta2, self.tau)
+        return ServerYogi(self.server_lr, self.beta1, self.tau, self.beta2)
