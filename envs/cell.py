@@ -7,10 +7,8 @@ dtypes before the first byte crosses, so no byte has to be interpreted, and no o
 from __future__ import annotations
 
 import hashlib
-import random
 import socket
 import struct
-import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import numpy as np
 
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Environment, Envs, make_vector
+from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
 
@@ -65,7 +64,7 @@ def live(channel: socket.socket, env: Environment, seed: int) -> None:
 
     seed: for the generators of `random`, numpy and torch that a process shares; a fork has copied their states.
     """
-    _seed_all(seed)
+    set_globals(seed, "env made")
     with suppress(_GoneError):
         try:
             envs = make_vector(env, 1, native=False)
@@ -86,7 +85,11 @@ def _serve(channel: socket.socket, envs: Envs, rows: Rows) -> None:
     answer["kind"], answer["length"] = DONE, rows.answer.itemsize - HEAD.size
     command, said = heard.view(np.uint8).data, answer.view(np.uint8).data
     while channel.recv_into(command, 0, socket.MSG_WAITALL) == len(command):
-        step = envs.reset(int(heard["seed"][0])) if heard["reset"][0] else envs.step(heard["action"].copy())
+        if heard["reset"][0]:
+            set_globals(int(heard["seed"][0]), "env steps")
+            step = envs.reset(int(heard["seed"][0]))
+        else:
+            step = envs.step(heard["action"].copy())
         for name in rows.fields:
             answer[name] = getattr(step, name)
         _send(channel, said)
@@ -108,10 +111,3 @@ def _told(raised: Exception) -> bytes:
     line = f"{type(raised).__name__}: {raised}".encode(errors="backslashreplace")[: MOST_TEXT // 4]
     trace = "".join(traceback.format_exception(raised)).encode(errors="backslashreplace")
     return line + BREAK + trace[-(MOST_TEXT - len(line) - len(BREAK)) :]
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)

@@ -1,7 +1,8 @@
 """The reinforcement-learning worker: acts in environments and returns trajectories.
 
 The one idea: environments go on where the last rollout left them, and every draw is keyed by (seed, client, rollout). So a
-trajectory is a function of the weights and of the client's own past, and of nothing else that its actor does.
+trajectory is a function of the weights and of the client's own past, and of nothing else that its actor does. The global
+generators, from which an environment may draw, are set likewise, and afterwards are as they were.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from shoal.envs.vector import Step, Worlds
 from shoal.nets.numpy_policy import Floats, Head, Policy, head_of
-from shoal.protocol.draws import key
+from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task, Work
@@ -122,7 +123,7 @@ class Rollout:
 
     def _trained(self, client: int, task: Task) -> Work:
         life = self._lives.pop(client, None) or self._begun(client, task.version)
-        with _closed_on_failure(life.envs):
+        with _closed_on_failure(life.envs), globally(self.seed, "env steps", client, life.born, life.rollouts):
             work = self._rollout(client, life)
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
@@ -136,9 +137,10 @@ class Rollout:
         self._lives, self._stage = {}, None
 
     def _begun(self, client: int, version: int) -> Life:
-        envs = self.make_envs(self.num_envs)
-        with _closed_on_failure(envs):
-            step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
+        with globally(self.seed, "env made", client, version):
+            envs = self.make_envs(self.num_envs)
+            with _closed_on_failure(envs):
+                step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
         return Life(envs, step, Episodes.none(self.num_envs), born=version)
 
     def _rollout(self, client: int, life: Life) -> Work:
@@ -188,11 +190,12 @@ class Rollout:
 
     def _evaluate(self, client: int, task: Task) -> Work:
         abreast = min(self.episodes, self.num_envs)
-        stage, self._stage = self._stage or self.make_envs(abreast), None
         wanted = np.full(abreast, self.episodes // abreast)
         wanted[: self.episodes % abreast] += 1
         seed = key(self.seed, "evaluate", client, task.version, task.index) % SEEDS
-        with _closed_on_failure(stage):
+        with globally(self.seed, "stage made", client):
+            stage, self._stage = self._stage or self.make_envs(abreast), None
+        with _closed_on_failure(stage), globally(self.seed, "env evaluated", client, task.version, task.index):
             returns, lengths, replaced = self._played(stage, wanted, seed)
         self._stage = stage  # not before: after a failure half-way it is made anew
         return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from shoal.jobs.settings import option, plain, values
+from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
@@ -255,7 +256,8 @@ class Environment(Problem):
         if "spaces" not in self.made:
             from shoal.envs.vector import spaces_in
 
-            self.made["spaces"] = spaces_in(self.env)
+            with globally(0, "spaces"):
+                self.made["spaces"] = spaces_in(self.env)
         found: Spaces = self.made["spaces"]
         return found
 

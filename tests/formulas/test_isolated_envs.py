@@ -195,6 +195,17 @@ def test_processes_do_not_share_their_random_numbers(isolated: Make) -> None:
     assert (isolated(lambda: Dice([(9, "t")]), 3).reset(0).observation == first).all()
 
 
+def test_a_reset_sets_the_generators_that_a_process_shares(isolated: Make) -> None:
+    class Dice(Counting):
+        def seen(self) -> Any:
+            return np.array([np.random.random(), torch.rand(()).item()], np.float32)
+
+    envs = isolated(lambda: Dice([(2, "c")]), 2)
+    first, again, other = (taken(envs, 7, seed) for seed in (4, 4, 5))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(same(a, b) for a, b in zip(first, other, strict=True))
+
+
 # One is lost
 
 

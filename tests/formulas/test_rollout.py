@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from counting import counting, definition, finished
+from counting import Counting, counting, definition, finished
 from gymnasium import spaces
 
 from shoal.actors.workers.rollout import MAX_SAMPLES, Rollout
@@ -334,3 +335,61 @@ def test_environments_that_fail_are_closed(task: Task, call: str) -> None:
     with pytest.raises(ZeroDivisionError):
         worker.run(weights(), 0, task)
     assert closed == [True]
+
+
+class Dice(Counting):
+    """Observations are drawn from the generators that a whole process shares."""
+
+    def __init__(self) -> None:
+        super().__init__([(5, "c"), (3, "t")])
+        self.made = np.random.random()
+
+    def step(self, action: Any) -> Any:
+        seen, _, *rest = super().step(action)
+        return seen, random.random(), *rest
+
+    def seen(self) -> Any:
+        return np.array([self.made + random.random() + np.random.random(), torch.rand(()).item()], np.float32)
+
+
+def diced() -> Rollout:
+    return Rollout(partial(make_vector, Dice), Still(), 6, 2, seed=11, episodes=3)
+
+
+def as_forked() -> None:
+    """The generators as every actor forked from one process finds them."""
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+
+
+def observed(worker: Rollout, client: int) -> list[str]:
+    return [worker.run(NOTHING, client, Task(0, 0, (client,))).bundle.sha256() for _ in range(3)]  # type: ignore[union-attr]
+
+
+def test_environments_that_draw_from_global_generators_live_other_episodes_in_every_actor() -> None:
+    lives = []
+    for client in (0, 1, 2):
+        as_forked()
+        lives += observed(diced(), client)
+    assert len(set(lives)) == 9
+
+
+def test_they_live_the_same_whatever_else_their_process_draws() -> None:
+    as_forked()
+    first = observed(diced(), 4)
+    random.random(), np.random.random(), torch.rand(9)
+    worker = diced()
+    worker.run(NOTHING, 1, TRAIN)
+    again = observed(worker, 4)
+    assert first == again
+    worker.run(NOTHING, 0, EVALUATE)
+    assert worker.run(NOTHING, 0, EVALUATE).samples == diced().run(NOTHING, 0, EVALUATE).samples
+
+
+@pytest.mark.parametrize("task", [TRAIN, EVALUATE])
+def test_a_task_leaves_global_generators_as_they_were(task: Task) -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[union-attr,index]
+    diced().run(NOTHING, 0, task)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[union-attr,index]
+    assert before == after
