@@ -15,7 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,9 +31,8 @@ class Config:
     """The config of a run: all that `shoal simulate` needs to repeat it.
 
     job: a built-in name, `module:attribute` or `file.py:attribute`. settings: all settings of the job: numbers, strings,
-    booleans, None, and lists or tables of these. TOML has no null: the list `unset` names the settings that are None.
-    groups: group -> names of its settings. In the file each group is a table, the method's name stands as `name` in
-    [method], and a setting of no group stands in [settings]. A setting is read from any of these tables.
+    booleans, and lists of numbers. groups: group -> names of its settings. In the file each group is a table, the method's name
+    stands as `name` in [method], and a setting of no group stands in [settings]. A setting is read from any of these tables.
     """
 
     job: str
@@ -53,25 +52,20 @@ class Config:
         """The config as TOML. Raises TypeError for a value that TOML cannot hold."""
         import tomli_w
 
-        top = {name: getattr(self, name) for name in OWN}
-        unset = list(_unset(self.settings))
-        return tomli_w.dumps({**top, **({"unset": unset} if unset else {}), **self._tables()})
-
-    def _tables(self) -> dict[str, Any]:
-        left = _without_none(self.settings)
-        tables: dict[str, Any] = {}
+        left = dict(self.settings)
+        tables: dict[str, Any] = {name: getattr(self, name) for name in OWN}
         for group, names in self.groups.items():
             table = {"name" if name == group else name: left.pop(name) for name in names if name in left}
             tables |= {group: table} if table else {}
-        return tables | ({"settings": left} if left or not tables else {})
+        return tomli_w.dumps(tables | ({"settings": left} if left or not self.settings else {}))
 
     @classmethod
     def load(cls, path: Path | str) -> Config:
         """The config in a TOML file, which a user may have written: only `job` must be there. Raises UserError, one line."""
         table = _read_toml(Path(path))
         for key in table:
-            if key not in (*OWN, *GROUPS, "unset"):
-                near = difflib.get_close_matches(key, [*OWN, *GROUPS, "unset"], n=1)
+            if key not in (*OWN, *GROUPS):
+                near = difflib.get_close_matches(key, [*OWN, *GROUPS], n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join([*OWN, *GROUPS])}"
                 raise UserError(f"{path}: unknown key {key!r}; {meant}")
         if "job" not in table:
@@ -82,8 +76,7 @@ class Config:
             if not isinstance(its, dict):
                 raise UserError(f"{path}: {group} = {its!r}; make it a table: [{group}]")
             settings |= {group if group == "method" and name == "name" else name: value for name, value in its.items()}
-        settings = _with_none(settings, table.pop("unset", []), path)
-        config = replace(cls(table["job"]), **{name: table[name] for name in OWN if name in table}, settings=settings)
+        config = cls(**{name: table[name] for name in OWN if name in table}, settings=settings)
         config.check(path)
         return config
 
@@ -236,14 +229,9 @@ def _point(link: Path, target: str) -> None:
 
 
 def _nearest(path: Path) -> str:
-    runs = [
-        p
-        for root in dict.fromkeys((path.parent, Path("runs")))
-        for p in sorted(root.glob("*/config.toml"))
-        if p.parent.name != "latest"
-    ]
-    names = {str(p.parent): p.parent for p in runs}
-    near = difflib.get_close_matches(str(path), names, n=1, cutoff=0.3) or list(names)[-1:]
+    files = [file for root in dict.fromkeys((path.parent, Path("runs"))) for file in sorted(root.glob("*/config.toml"))]
+    names = [str(file.parent) for file in files if file.parent.name != "latest"]
+    near = difflib.get_close_matches(str(path), names, n=1, cutoff=0.3) or names[-1:]
     return f"the nearest run is {near[0]}" if near else "start one: shoal simulate digits"
 
 
@@ -254,36 +242,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; give the path of a TOML file, runs/latest/config.toml say") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise UserError(f"{path}: is not TOML: {broken}") from None
-
-
-def _unset(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in settings.items():
-        if value is None:
-            yield prefix + key
-        elif isinstance(value, Mapping):
-            yield from _unset(value, f"{prefix}{key}.")
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(each) for key, each in value.items() if each is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(each) for each in value]
-    return finite(value) if hasattr(value, "item") or isinstance(value, os.PathLike) else value
-
-
-def _with_none(settings: dict[str, Any], unset: Any, path: Path | str) -> dict[str, Any]:
-    if type(unset) is not list or not all(type(name) is str for name in unset):
-        raise UserError(f"{path}: unset = {unset!r}; it must be a list of settings' names")
-    for name in unset:
-        table = settings
-        *outer, last = name.split(".")
-        for key in outer:
-            table = table.setdefault(key, {})
-            if not isinstance(table, dict):
-                raise UserError(f"{path}: unset names {name!r}, but {key!r} is a value, not a table; take it out")
-        table[last] = None
-    return settings
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
