@@ -28,17 +28,14 @@ from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
-from shoal.runs import observers
 from shoal.runs.crew import Crew
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
-from shoal.runs.observers import Record, Together
+from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.summary import summary
 from shoal.runs.threads import cores, crowded, few, few_threads
-
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -114,21 +111,15 @@ def device_of(name: str) -> str:
     return name
 
 
-def launch(
-    ready: Ready,
-    observer: Observer,
-    interrupted: Callable[[], str] = str,
-    clock: Clock = time.monotonic,
-    wall: Clock = time.time,
-) -> Ended:
+def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str) -> Ended:
     """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
     second."""
     job, options, device, pool = ready.job, ready.options, ready.device, ready.pool
-    config, keys = options.config, options.keys
+    config, keys, clock = options.config, options.keys, time.monotonic
     with ExitStack() as stack:
         stack.enter_context(few_threads())
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
-        observer = Together(stack.enter_context(Record(options.run, wall())), observer)  # a row is there when it is told
+        observer = Together(stack.enter_context(Record(options.run, time.time())), observer)  # a row is there when it is told
         aggregator = job.aggregator(device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):
@@ -179,15 +170,7 @@ def launch(
         version, weights = learner.newest
         if recording.kept != version:
             recording.snapshot(weights, aggregator)
-        result = summary(
-            server.progress(),
-            job=config.job,
-            seed=config.seed,
-            actors=config.actors,
-            threads=threads,
-            weights_sha256=weights.sha256(),
-            run_dir=options.run.path,
-        )
+        result = summary(server.progress(), config, threads, weights.sha256(), options.run.path)
         options.run.write_summary(result)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
 
@@ -209,7 +192,7 @@ def preload(job: Job) -> None:
     job.check_parts()
     few()
     job.central()
-    observers.preload()
+    tensorboard()
     gc.freeze()  # the collector would copy the pages that all these processes share
 
 

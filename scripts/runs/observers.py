@@ -10,7 +10,6 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from shoal.coordinator.reports import Observer, Progress, Report
@@ -64,16 +63,13 @@ class Record:
             self.log.write(f"{report.level}: {report.kind}: {indented(report)}\n")
             self.log.flush()
 
-    def close(self) -> None:
-        for file in (self.metrics, self.log, self.events):
-            with _as_far_as_possible():
-                file.close()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        for file in (self.metrics, self.log, self.events):
+            with _as_far_as_possible():
+                file.close()
 
 
 def _as_far_as_possible() -> suppress:
@@ -101,7 +97,7 @@ class Events:
     def __init__(self, folder: Path, started: float) -> None:
         self.folder = folder
         self.started = started
-        self.kinds = _tensorboard()
+        self.kinds = tensorboard()
         self.writer: Any = None
         self.due = 0.0
 
@@ -111,11 +107,10 @@ class Events:
         step = progress.steps or version
         if self.writer is None:
             self._open(step, progress.seconds)
-        rates: Metrics = {}
         if progress.seconds >= self.due:
             self.due = progress.seconds + 1.0
-            rates = _rates(progress)
-        values = [{"tag": tag, "simple_value": value} for tag, value in {**metrics, **rates}.items()]
+            metrics = {**metrics, **_rates(progress)}
+        values = [{"tag": tag, "simple_value": value} for tag, value in metrics.items()]
         self._write(step, progress.seconds, summary={"value": values})
 
     def flush(self) -> None:
@@ -127,25 +122,21 @@ class Events:
             self.writer.close()
 
     def _open(self, step: int, seconds: float) -> None:
-        """Open the file. Called at the first scalar, so that a run that never steps leaves no empty file."""
+        """Open the file. Called at the first scalar, so that a run that never steps leaves no empty file. Its name sorts after
+        the folder's other event files: TensorBoard reads them in the order of their names."""
         _, session_log, record_writer = self.kinds
-        self.writer = record_writer(_next_events(self.folder, self.started).open("xb"))
+        number = len(list(self.folder.glob("events.out.tfevents.*")))
+        self.writer = record_writer((self.folder / f"events.out.tfevents.{int(self.started):010d}.shoal.{number}").open("xb"))
         self._write(0, seconds, file_version="brain.Event:2")
         self._write(step, seconds, session_log={"status": session_log.START})  # drop a resumed run's older points from here on
 
     def _write(self, step: int, seconds: float, **what: Any) -> None:
-        event, _, _ = self.kinds
-        self.writer.write(event(wall_time=self.started + seconds, step=step, **what).SerializeToString())
+        self.writer.write(self.kinds[0](wall_time=self.started + seconds, step=step, **what).SerializeToString())
 
 
-def preload() -> None:
-    """Import the modules that a Record needs: once before processes are forked, instead of in each of them."""
-    _tensorboard()
-
-
-def _tensorboard() -> Any:
+def tensorboard() -> Any:
     """TensorBoard's (Event, SessionLog, RecordWriter); None without TensorBoard. Called when a run begins, because the import
-    would delay the first step."""
+    would delay the first step, or once before processes are forked, instead of in each of them."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -161,22 +152,10 @@ def _rates(progress: Progress) -> dict[str, float]:
     return {**rates, **lags, **{f"share/{name}": share for name, share in progress.shares.items()}}
 
 
-def _next_events(folder: Path, started: float) -> Path:
-    """A new name that sorts after the folder's other event files: TensorBoard reads them in the order of their names."""
-    number = len(list(folder.glob("events.out.tfevents.*")))
-    return folder / f"events.out.tfevents.{int(started):010d}.shoal.{number}"
-
-
 def _append(path: Path) -> IO[str]:
     """The file, opened to append whole lines: if a run that was killed left half a line, a line's end is added first."""
-    torn = path.exists() and _last_byte(path) not in (b"", b"\n")
-    file = path.open("a", encoding="utf-8")
-    if torn:
+    file = path.open("a+", encoding="utf-8")
+    size = file.seek(0, os.SEEK_END)
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
         file.write("\n")
     return file
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        return file.read(1)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.reports import Progress, Report
 from shoal.protocol.work import Metrics
 from shoal.runs.metrics import ordered
 
@@ -24,15 +23,7 @@ SHOWN = "waiting"  # the kind of reports that are not displayed: Progress.waitin
 SHARES = ("training", "waiting", "moving", "stepping")
 
 
-class Display(Observer, Protocol):
-    """An observer that holds the terminal until it is closed."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-
-def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0) -> Display:
+def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0) -> Errors:
     """The display for a stream: only errors if quiet; a live table on a terminal; else a line every `every` seconds."""
     if quiet:
         return Errors(stream)
@@ -40,7 +31,7 @@ def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0)
         with contextlib.suppress(ModuleNotFoundError):  # rich comes with shoal[all]
             console = _console(stream)
             if not console.is_dumb_terminal:
-                return Live(console, title)
+                return Live(stream, title, console)
     return Lines(stream, title, every)
 
 
@@ -88,6 +79,10 @@ def shares(progress: Progress) -> str:
     return "  ".join(f"{name} {progress.shares[name]:.0%}" for name in SHARES if name in progress.shares)
 
 
+def actors(progress: Progress) -> str:
+    return "1 actor" if progress.actors == 1 else f"{progress.actors} actors"
+
+
 def clock(seconds: float) -> str:
     """ "0:07", "1:02:03"."""
     minutes, s = divmod(int(seconds), 60)
@@ -97,9 +92,8 @@ def clock(seconds: float) -> str:
 
 def line(progress: Progress) -> str:
     """All phrases of a Progress in one line, for a stream that is no terminal."""
-    count = f"{progress.actors} actor{'' if progress.actors == 1 else 's'}"
-    parts = [clock(progress.seconds), position(progress), metrics(progress), rates(progress), lag(progress), shares(progress)]
-    return " | ".join(part for part in [*parts, count] if part)
+    place = [clock(progress.seconds), position(progress), metrics(progress)]
+    return " | ".join(part for part in [*place, rates(progress), lag(progress), shares(progress), actors(progress)] if part)
 
 
 # Streams ------------------------------------------------------------------------------------------------------------------
@@ -139,7 +133,7 @@ class Lasting:
 
 
 class Errors:
-    """A display of errors only."""
+    """A display of errors only. A display is an observer that holds the terminal until its `with` block ends."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = Lasting(stream)
@@ -161,7 +155,7 @@ class Errors:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -196,7 +190,7 @@ class Lines(Errors):
         for waited in progress.waiting_for:
             self._say(f"{self.title}: waiting for {escaped(waited)}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.newest is not None and self.newest is not self.told:
             self._tell(self.newest)
 
@@ -211,29 +205,18 @@ def _console(stream: TextIO) -> Console:
     return Console(file=lasting, highlight=False, markup=False, emoji=False)
 
 
-class Live:
+class Live(Lines):
     """A display whose table stays at the terminal's bottom, drawn at most every REFRESH seconds; reports scroll above it."""
 
     REFRESH = 0.25  # seconds: drawing takes some milliseconds of the coordinator's thread
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, stream: TextIO, title: str, console: Console) -> None:
         from rich.live import Live as RichLive
 
+        super().__init__(stream, title, self.REFRESH)
         self.console = console
-        self.title = title
-        self.due = 0.0
-        self.newest: Progress | None = None
         out, err = sys.stdout.isatty(), sys.stderr.isatty()  # a job's prints scroll above; a file is left alone
         self.live = RichLive(console=console, auto_refresh=False, redirect_stdout=out, redirect_stderr=err)
-
-    def moved(self, progress: Progress) -> None:
-        self.newest = progress
-        if progress.seconds >= self.due:
-            self.due = progress.seconds + self.REFRESH
-            self.live.update(table(self.title, progress), refresh=True)
-
-    def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
-        self.moved(progress)
 
     def report(self, report: Report) -> None:
         from rich.text import Text
@@ -242,13 +225,16 @@ class Live:
         if report.kind != SHOWN:
             self.console.print(Text(indented(report), style=style))
 
+    def _tell(self, progress: Progress) -> None:
+        self.told = progress
+        self.live.update(table(self.title, progress), refresh=True)
+
     def __enter__(self) -> Self:
         self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.newest is not None:
-            self.live.update(table(self.title, self.newest))
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
         self.live.stop()
 
 
@@ -262,8 +248,7 @@ def table(title: str, progress: Progress) -> Group:
     done = min(max(progress.done, 0.0), 1.0)
     bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:4.0%}", _time(progress))
     waits = [_row(f"waiting for {escaped(waited)}", "yellow") for waited in progress.waiting_for]
-    alive = "1 actor" if progress.actors == 1 else f"{progress.actors} actors"
-    facts = [rates(progress), lag(progress), alive]
+    facts = [rates(progress), lag(progress), actors(progress)]
     body = [_row(metrics(progress), "cyan"), _row("  ".join(facts)), _row(shares(progress), "dim")]
     return Group(_row(f"{title}  {position(progress)}", "bold"), bar, *filter(None, body), *waits)
 

@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from shoal.commands.arguments import address
@@ -28,7 +27,7 @@ from shoal.protocol.errors import UserError
 from shoal.runs.choosing import chosen, refuse_within_find
 from shoal.runs.launch import Ended, Launch, Ready, device_of, launch, new_run, ready
 from shoal.runs.observers import Together
-from shoal.runs.progress import Display, Lines, display
+from shoal.runs.progress import Errors, Lines, display
 from shoal.runs.resuming import is_done, resumed
 from shoal.runs.run import Place, Run
 from shoal.runs.stopping import Stopper
@@ -191,7 +190,7 @@ class Started(Run):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop("stopped by leaving its with block")
         self._over.wait()
         if kind is None and not self._raised:
@@ -253,7 +252,7 @@ def _in_one_line() -> Iterator[None]:
         raise
 
 
-def _display(options: Launch, show: bool | None) -> Display:
+def _display(options: Launch, show: bool | None) -> Errors:
     title = f"{options.config.job.removeprefix(INLINE)} in {options.run.path}"
     notebook = _in_notebook()
     if show or (show is None and (notebook or (sys.stderr is not None and sys.stderr.isatty()))):

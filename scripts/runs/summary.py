@@ -14,19 +14,17 @@ from typing import Any
 from shoal.coordinator.reports import Progress
 from shoal.runs.metrics import FIRST, own
 from shoal.runs.progress import clock, escaped
-from shoal.runs.rundir import finite
+from shoal.runs.rundir import Config, finite
 
 
-def summary(
-    progress: Progress, *, job: str, seed: int, actors: int, threads: int, weights_sha256: str, run_dir: Path | str | None
-) -> dict[str, Any]:
+def summary(progress: Progress, config: Config, threads: int, weights_sha256: str, run_dir: Path | str) -> dict[str, Any]:
     """The fields of `--json` and summary.json. Rates are means over the whole run; None means that a number is not known.
     threads: the number of threads that each process, learner or actor, computes with."""
     seconds = progress.seconds
     return {
-        "job": job,
-        "seed": seed,
-        "actors": actors,
+        "job": config.job,
+        "seed": config.seed,
+        "actors": config.actors,
         "version": progress.version,
         "contributions": progress.contributions,
         "seconds": round(seconds, 6),
@@ -35,7 +33,7 @@ def summary(
         "steps_per_second": progress.steps / seconds if seconds > 0 else None,
         "metrics": finite(progress.metrics),
         "weights_sha256": weights_sha256,
-        "run_dir": None if run_dir is None else str(run_dir),
+        "run_dir": str(run_dir),
         "threads": threads,
     }
 
@@ -48,14 +46,12 @@ def json_line(summary: Mapping[str, Any]) -> str:
 def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
     """The closing lines for a person: the result, the run's folder, and commands to try next, which can be pasted. whole: the
     run has reached its goal; if not, the first command goes on with it."""
-    run = summary["run_dir"]
-    lines = [_result(summary)]
-    if run is not None:
-        kept = "learning.png, metrics.jsonl, checkpoints/ and more" if summary["version"] else "log.txt and more"
-        tries = [_go_on(summary)] * (not whole) + _next(summary) * (summary["version"] > 0)
-        widest = max((len(command) for command, _ in tries), default=0)
-        lines += [f"The run lies in {run}: {kept}."]
-        lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
+    kept = "learning.png, metrics.jsonl, checkpoints/ and more" if summary["version"] else "log.txt and more"
+    go_on = (f"shoal resume {shlex.quote(summary['run_dir'])}", "from where it stopped")
+    tries = [go_on] * (not whole) + _next(summary) * (summary["version"] > 0)
+    widest = max((len(command) for command, _ in tries), default=0)
+    lines = [_result(summary), f"The run lies in {summary['run_dir']}: {kept}."]
+    lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
     return "\n".join(lines)
 
 
@@ -70,10 +66,6 @@ def _result(summary: Mapping[str, Any]) -> str:
 
 
 _WORDS = {"accuracy": "held-out accuracy", "return_mean": "mean return of the last 100 episodes"}
-
-
-def _go_on(summary: Mapping[str, Any]) -> tuple[str, str]:
-    return f"shoal resume {shlex.quote(summary['run_dir'])}", "from where it stopped"
 
 
 def _next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -29,11 +29,6 @@ class Row(dict[str, Any]):
         raise NotYetError(name)
 
 
-def row_of(version: int, progress: Progress) -> Row:
-    state = {"seconds": progress.seconds, "steps": progress.steps, "contributions": progress.contributions}
-    return Row({**progress.metrics, "version": version, **state, "actors": progress.actors})
-
-
 class Watch:
     """All observers of the user, and `stop_when`, as one observer that never raises.
 
@@ -70,7 +65,8 @@ class Watch:
         self._show("stepped", version, metrics, progress)
         if self.stop_when is None and self.told is None:
             return
-        row = row_of(version, progress)
+        state = {"seconds": progress.seconds, "steps": progress.steps, "contributions": progress.contributions}
+        row = Row({**progress.metrics, "version": version, **state, "actors": progress.actors})
         if self.told is not None:
             self.told(row)
         if self.stop_when is not None and not self.raised:

@@ -87,8 +87,8 @@ def test_missing_and_nan_metrics_are_gaps(tmp_path: Path) -> None:
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
-    runs = [learning(tmp_path, f"r{s}", Config("digits", seed=s, actors=s, settings={"lr": 0.1, "mu": None})) for s in (0, 1)]
-    other = learning(tmp_path, "other", Config("digits", seed=5, settings={"lr": 0.2, "mu": None}))
+    runs = [learning(tmp_path, f"r{s}", Config("digits", seed=s, actors=s, settings={"lr": 0.1, "mu": 0.0})) for s in (0, 1)]
+    other = learning(tmp_path, "other", Config("digits", seed=5, settings={"lr": 0.2, "mu": 0.0}))
     found = groups(map(read, [*runs, other]))
     assert [(label, [each.name for each in group]) for label, group in found] == [
         ("digits lr=0.1 (mean of seeds 0, 1)", ["r0", "r1"]),

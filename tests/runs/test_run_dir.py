@@ -301,7 +301,7 @@ def ended(**changes: Any) -> dict[str, Any]:
     end = progress(
         100, seconds=12.5, contributions=1000, metrics={"loss": 0.25, "accuracy": 0.9361, "odd": math.nan}, **changes
     )
-    return summary(end, job="digits", seed=3, actors=2, threads=1, weights_sha256="ab" * 32, run_dir=Path("runs/digits-1"))
+    return summary(end, Config("digits", seed=3), 1, "ab" * 32, Path("runs/digits-1"))
 
 
 def test_a_summary_has_every_promised_field() -> None:
@@ -349,7 +349,7 @@ def test_the_closing_words_tell_the_result_its_place_and_three_things_to_try() -
 
 def test_the_closing_words_of_a_reinforcement_run_speak_of_episodes_and_steps() -> None:
     end = progress(9, seconds=10.0, steps=300_000, metrics={"return_mean": 487.25})
-    told = closing(summary(end, job="cartpole", seed=0, actors=2, threads=1, weights_sha256="", run_dir="runs/a b"))
+    told = closing(summary(end, Config("cartpole"), 1, "", "runs/a b"))
     assert "mean return of the last 100 episodes 487.2 after 300,000 environment steps in 0:10 (30,000.0 steps/s)." in told
     assert "shoal evaluate 'runs/a b'" in told
     assert "fresh episodes" in told
