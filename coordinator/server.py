@@ -11,38 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from shoal.coordinator.arrays import Arrays
+from shoal.coordinator.deciding import deeds, events
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.deeds import (
-    Deed,
-    Ended,
-    Evaluate,
-    Greet,
-    Happening,
-    Lend,
-    LetGo,
-    Open,
-    Release,
-    Rename,
-    Ship,
-    Store,
-    Unlent,
-)
-from shoal.coordinator.deciding.events import (
-    Brief,
-    Evict,
-    Finish,
-    Fold,
-    Folded,
-    Gone,
-    Heard,
-    Interrupt,
-    Lost,
-    Nudge,
-    Send,
-    Step,
-    Stepped,
-    Tick,
-)
+from shoal.coordinator.deciding.deeds import Deed, Happening
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
 from shoal.coordinator.reports import Observer, Progress, Report
@@ -124,11 +95,11 @@ class Server:
         premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room)
         self.traffic = Traffic(core, premises, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock)
-        self.finished: Finish | None = None
+        self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None
 
-    def run(self) -> Finish:
+    def run(self) -> events.Finish:
         """Turn until the core says Finish, and return it. Raises the error that broke the learner."""
         while self.finished is None:
             self.wire.wait(TURN)
@@ -149,10 +120,10 @@ class Server:
         self._learned()
         self._hear()
         if reason := self.outside.interrupted():
-            self.handle(Interrupt(reason))
+            self.handle(events.Interrupt(reason))
         if self.outside.nudged():
-            self.handle(Nudge())
-        self.handle(Tick())
+            self.handle(events.Nudge())
+        self.handle(events.Tick())
         if self._jobs:
             jobs, self._jobs = self._jobs, []
             self.learner.put(jobs)
@@ -168,12 +139,12 @@ class Server:
         for arrival in self.wire.drain():
             self._take(arrival)
         for pid in self.outside.gone():
-            self.handle(Ended(pid))
+            self.handle(deeds.Ended(pid))
 
     def _flush(self) -> None:
         while unreached := self.wire.flush():
             for peer, why in unreached:
-                self.handle(Lost(peer, why))
+                self.handle(events.Lost(peer, why))
 
     def _take(self, arrival: Arrival) -> None:
         envelope, payload = arrival.envelope, arrival.payload
@@ -182,12 +153,12 @@ class Server:
             return
         if payload is not None and isinstance(envelope.message, Contribute | Chunk):
             self.arrays.came(payload)
-        self.handle(Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
+        self.handle(events.Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
 
     def _amiss(self, arrival: Arrival) -> None:
         """Take a fault of a message or of the wire, which came in place of a message."""
         if arrival.kind == "lost":
-            self.handle(Lost(arrival.peer, arrival.fault))
+            self.handle(events.Lost(arrival.peer, arrival.fault))
         else:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
             self.telling.report(Report(arrival.kind, f"{said}{arrival.fault}", "warning"))
@@ -204,14 +175,15 @@ class Server:
                 self.telling.stepped(version, metrics)
             case Broke(error):
                 self._broke = error
-                self.finished = Finish("the learner failed", True)  # no word to the actors: another life may go on with them
-            case Stepped(version, metrics, moved):
+                # The actors hear nothing of it: another life may go on with them.
+                self.finished = events.Finish("the learner failed", True)
+            case events.Stepped(version, metrics, moved):
                 told = {**self.telling.tally.flush(), **self.arrays.flush(), **metrics}
                 self.sharing.publish(version, moved)
                 self.traffic.publish(version, self.learner.newest[1].data, self.learner.lately)
                 self.handle(outcome)
                 self.telling.stepped(version, told)
-            case Folded(task):
+            case events.Folded(task):
                 delivery = self.traffic.deliveries[task]
                 self.telling.tally.train(delivery.message, delivery.lag)
                 self.handle(outcome)
@@ -228,48 +200,48 @@ class Server:
 
     def _do(self, deed: Deed) -> Happening | None:
         match deed:
-            case Send(peer, envelope):
+            case events.Send(peer, envelope):
                 return self._say(peer, envelope, None)
-            case Fold(message=message):
+            case events.Fold(message=message):
                 self._jobs.append(Intake(deed, self.arrays.bundle(self.traffic.deliveries[message.task])))
-            case LetGo(delivery):
+            case deeds.LetGo(delivery):
                 self.arrays.let_go(delivery)
-            case Ship(peer, envelope):
+            case deeds.Ship(peer, envelope):
                 return self._say(peer, envelope, self.arrays.cut(deed))
-            case Open():
+            case deeds.Open():
                 return self.arrays.open(deed)
-            case Store():
+            case deeds.Store():
                 return self.arrays.store(deed)
-            case Lend():
+            case deeds.Lend():
                 return self._lend(deed)
-            case Brief():
+            case events.Brief():
                 self._jobs.append(deed)
-            case Rename(session, version):
+            case deeds.Rename(session, version):
                 self.sharing.keep(session, version)
-            case Release(session, version):
+            case deeds.Release(session, version):
                 self.sharing.moved_on(session, version)
-            case Evaluate(message):
+            case deeds.Evaluate(message):
                 self.telling.tally.evaluate(message)
-            case Greet(peer, envelope):
+            case deeds.Greet(peer, envelope):
                 return self._say(peer, envelope, self.welcome)
-            case Step():
+            case events.Step():
                 self._jobs.append(Make(deed, self.sharing.draft()))
             case Report():
                 self.telling.report(deed)
-            case Evict(peer):
+            case events.Evict(peer):
                 self.outside.evict([pid for pid, its in self.traffic.pids.items() if its == peer])
-            case Gone(session):
+            case events.Gone(session):
                 self.sharing.gone(session)
-            case Finish():
+            case events.Finish():
                 self.finished = deed
         return None
 
-    def _say(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> Lost | None:
+    def _say(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> events.Lost | None:
         why = self.wire.say(peer, envelope, payload)
-        return Lost(peer, why) if why else None
+        return events.Lost(peer, why) if why else None
 
-    def _lend(self, lend: Lend) -> Lost | Unlent | None:
+    def _lend(self, lend: deeds.Lend) -> events.Lost | deeds.Unlent | None:
         if slot := self.sharing.lend(lend.wanted.session, lend.weights.version):
             envelope = Envelope(lend.wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
             return self._say(lend.wanted.peer, envelope, None)
-        return Unlent(lend.wanted)
+        return deeds.Unlent(lend.wanted)

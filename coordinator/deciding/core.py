@@ -8,27 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from shoal.coordinator.deciding import contributions, desk, membership, patience
+from shoal.coordinator.deciding import contributions, desk, events, membership, patience
 from shoal.coordinator.deciding.bounds import Bounds, Goal
-from shoal.coordinator.deciding.events import (
-    Briefed,
-    Carried,
-    Effect,
-    Event,
-    Folded,
-    Heard,
-    Interrupt,
-    Kept,
-    Lost,
-    Nudge,
-    Outdated,
-    SendWeights,
-    Stalled,
-    Step,
-    Stepped,
-    Tick,
-    Unfit,
-)
+from shoal.coordinator.deciding.events import Effect, Event
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.recovered import Recovered
@@ -54,7 +36,7 @@ class Core:
         facts = self.facts
         if facts.ended:
             return facts.farewell.answer(event)
-        if type(event) is Tick:
+        if type(event) is events.Tick:
             if now < self.look_at:
                 return []
             self.look_at = now + LOOK
@@ -70,7 +52,7 @@ class Core:
             if facts.starves():
                 yield from _step(facts)
             for actor in facts.roster.refresh(facts.version) if facts.roster.behind else ():
-                yield SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
+                yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
             if facts.roster.room or desk.stalls(facts):
                 yield from desk.employ(facts)
             if facts.ledger.counts.aside:
@@ -84,7 +66,7 @@ def _step(facts: Facts) -> Iterator[Effect]:
         return
     if facts.plan.enough(ledger.folded.get(version, 0), ledger.outstanding(version), version, facts.now):
         facts.stepping, following = True, version + 1
-        yield Step(following, facts.steps, facts.drawn, facts.goal.reached(following, facts.steps))
+        yield events.Step(following, facts.steps, facts.drawn, facts.goal.reached(following, facts.steps))
 
 
 def _despair(facts: Facts) -> Iterator[Effect]:
@@ -98,43 +80,43 @@ def _despair(facts: Facts) -> Iterator[Effect]:
 
 def _take(facts: Facts, event: Event) -> Iterable[Effect]:
     match event:
-        case Heard():
+        case events.Heard():
             return _hear(facts, event)
-        case Folded(task):
+        case events.Folded(task):
             return contributions.folded(facts, task)
-        case Carried(session, task, left):
+        case events.Carried(session, task, left):
             return _moved(facts, session, task, left)
-        case Tick():
+        case events.Tick():
             return patience.tick(facts)
-        case Stepped(version, _, moved):
+        case events.Stepped(version, _, moved):
             return _advance(facts, version, moved)
-        case Kept(version):
+        case events.Kept(version):
             facts.kept = version
             return ()
-        case Unfit(task, reason):
+        case events.Unfit(task, reason):
             return contributions.unfit(facts, task, reason)
-        case Briefed():
+        case events.Briefed():
             return desk.briefed(facts, event)
-        case Outdated(session, version):
+        case events.Outdated(session, version):
             if actor := facts.roster.actors.get(session):
                 facts.roster.outdate(actor, version)
             return ()
-        case Stalled(task):
+        case events.Stalled(task):
             return _stalled(facts, task)
-        case Lost(peer, why, dead):
+        case events.Lost(peer, why, dead):
             return _lost(facts, peer, why, dead)
-        case Nudge():
+        case events.Nudge():
             return ()
-        case Interrupt(reason):
+        case events.Interrupt(reason):
             return facts.end(reason, failed=False)
 
 
 def _sign_of_life(event: Event) -> bool:
     """Return whether an event, of the most frequent ones, changes nothing that a rule of `_settle` looks at."""
-    return type(event) is Carried or (type(event) is Heard and type(event.envelope.message) is Beat)
+    return type(event) is events.Carried or (type(event) is events.Heard and type(event.envelope.message) is Beat)
 
 
-def _hear(facts: Facts, event: Heard) -> Iterable[Effect]:
+def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
     envelope = event.envelope
     actor = facts.roster.actors.get(envelope.session)
     if actor is not None and actor.user != event.user:
@@ -150,7 +132,7 @@ def _hear(facts: Facts, event: Heard) -> Iterable[Effect]:
     return _listen(facts, actor, envelope.message, event)
 
 
-def _listen(facts: Facts, actor: Actor, message: Message, event: Heard) -> Iterable[Effect]:
+def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -> Iterable[Effect]:
     match message:
         case Contribute():
             patience.unstick(facts, actor)

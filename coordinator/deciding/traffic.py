@@ -12,43 +12,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from shoal.coordinator.deciding import deeds, events
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.deeds import (
-    Deed,
-    Ended,
-    Evaluate,
-    Greet,
-    Happening,
-    Lend,
-    LetGo,
-    Open,
-    Opened,
-    Release,
-    Rename,
-    Ship,
-    Store,
-    Stored,
-    Unlent,
-)
-from shoal.coordinator.deciding.events import (
-    Admit,
-    Carried,
-    Event,
-    Fold,
-    Folded,
-    Gone,
-    Heard,
-    Lost,
-    Outdated,
-    Pull,
-    Send,
-    SendTask,
-    SendWeights,
-    Stalled,
-    Tick,
-    Unfit,
-    Unpull,
-)
+from shoal.coordinator.deciding.deeds import Deed, Happening
+from shoal.coordinator.deciding.events import Event
 from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.receiving import Delivery, Receiving
 from shoal.coordinator.deciding.serving import Serving, Sized
@@ -98,15 +65,15 @@ class Traffic:
         self.judged: Delivery | None = None  # delivery that the core is asked about now
         self._then: deque[Event] = deque()  # events to handle next
         self._takes: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
-            Heard: self._hear,
-            Tick: self._tick,
-            Folded: self._over,
-            Unfit: self._over,
-            Opened: self._opened,
-            Stored: self._stored,
-            Unlent: self._unlent,
-            Lost: self._lost,
-            Ended: self._ended,
+            events.Heard: self._hear,
+            events.Tick: self._tick,
+            events.Folded: self._over,
+            events.Unfit: self._over,
+            deeds.Opened: self._opened,
+            deeds.Stored: self._stored,
+            deeds.Unlent: self._unlent,
+            events.Lost: self._lost,
+            deeds.Ended: self._ended,
         }
         self._hears: Mapping[type[Any], Callable[[Any, Any], Sequence[Deed]]] = {
             Contribute: self._contributed,
@@ -116,13 +83,13 @@ class Traffic:
             Ready: self._on_lane,
         }
         self._of_core: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
-            SendWeights: self._weights,
-            Fold: self._fold,
-            Pull: self._pull,
-            Unpull: self._unpull,
-            Admit: self._admit,
-            SendTask: self._send_task,
-            Gone: self._gone,
+            events.SendWeights: self._weights,
+            events.Fold: self._fold,
+            events.Pull: self._pull,
+            events.Unpull: self._unpull,
+            events.Admit: self._admit,
+            events.SendTask: self._send_task,
+            events.Gone: self._gone,
         }
         self.publish(version, weights, lately)
 
@@ -135,43 +102,43 @@ class Traffic:
         """Take an event, the one way in. Return the deeds, in order. `now` is in seconds of a clock that never goes back."""
         self.now = now
         take = self._takes.get(type(event), self._decide)
-        deeds = take(event)
+        doing = take(event)
         while self._then:
-            deeds = [*deeds, *self.handle(self._then.popleft(), now)]
-        return deeds
+            doing = [*doing, *self.handle(self._then.popleft(), now)]
+        return doing
 
-    def _hear(self, event: Heard) -> Sequence[Deed]:
+    def _hear(self, event: events.Heard) -> Sequence[Deed]:
         message = event.envelope.message
         hear = self._hears.get(type(message))
         return self._decide(event) if hear is None else hear(event, message)
 
     def _decide(self, event: Event) -> list[Deed]:
         """Hand an event to the core; return its effects, or the deeds that Traffic makes of them."""
-        deeds: list[Deed] = []
+        doing: list[Deed] = []
         for effect in self.core.handle(event, self.now):
             if of_core := self._of_core.get(type(effect)):
-                deeds.extend(of_core(effect))
+                doing.extend(of_core(effect))
             else:
-                deeds.append(effect)
-        return deeds
+                doing.append(effect)
+        return doing
 
     # Contributions
 
-    def _contributed(self, event: Heard, message: Contribute) -> Sequence[Deed]:
+    def _contributed(self, event: events.Heard, message: Contribute) -> Sequence[Deed]:
         if not message.slot:
             return self._offered(event, message)
         offered = self._speaks(event) and event.envelope.session in self.sharers
         if offered and message.slot not in self.slots:
-            return (Open(event, message),)
+            return (deeds.Open(event, message),)
         fault = "shared memory: that slot is with the learner" if offered else "arrays in shared memory, where none was offered"
         return self._offered(replace(event, arrays=None, fault=fault), message)
 
-    def _opened(self, opened: Opened) -> Sequence[Deed]:
+    def _opened(self, opened: deeds.Opened) -> Sequence[Deed]:
         event, message = replace(opened.asked.heard, arrays=opened.arrays, fault=opened.fault), opened.asked.message
-        moved_on = () if opened.fault else (Release(event.envelope.session, message.made_from),)
+        moved_on = () if opened.fault else (deeds.Release(event.envelope.session, message.made_from),)
         return (*moved_on, *self._offered(event, message))
 
-    def _offered(self, event: Heard, message: Contribute) -> Sequence[Deed]:
+    def _offered(self, event: events.Heard, message: Contribute) -> Sequence[Deed]:
         """Judge a contribution whose arrays are here, wait to be fetched, or have a fault."""
         session, arrays = event.envelope.session, event.arrays
         waits = message.nbytes > 0 and arrays is None
@@ -196,16 +163,16 @@ class Traffic:
         fits = nbytes == layouts[message.layout]
         return "" if fits else f"{nbytes} bytes of arrays where its layout has {layouts[message.layout]}"
 
-    def _judge(self, event: Heard, delivery: Delivery) -> Sequence[Deed]:
+    def _judge(self, event: events.Heard, delivery: Delivery) -> Sequence[Deed]:
         """Ask the core about a delivery, which then goes to the learner, is fetched, or is let go of."""
         self.judged = delivery
-        deeds = self._decide(event)
+        doing = self._decide(event)
         self.judged = None
         if delivery.state == "announced" or (event.whole and delivery.state != "folding"):
-            deeds.extend(self._let_go(delivery))
-        return deeds
+            doing.extend(self._let_go(delivery))
+        return doing
 
-    def _fold(self, effect: Fold) -> Sequence[Deed]:
+    def _fold(self, effect: events.Fold) -> Sequence[Deed]:
         delivery = self.judged
         assert delivery is not None  # the core folds the delivery that it was just asked about
         before = self._put(delivery)
@@ -213,10 +180,10 @@ class Traffic:
         self.slots.add(delivery.message.slot)
         if effect.task.counts:
             return (*before, effect)
-        self._then.append(Folded(delivery.task))
-        return (*before, Evaluate(effect.message))
+        self._then.append(events.Folded(delivery.task))
+        return (*before, deeds.Evaluate(effect.message))
 
-    def _pull(self, effect: Pull) -> Sequence[Deed]:
+    def _pull(self, effect: events.Pull) -> Sequence[Deed]:
         message, delivery = effect.message, self.deliveries.get(effect.message.task)
         if delivery is not None and delivery.answers(effect.session, message):
             return ()  # the delivery is on its way
@@ -229,14 +196,14 @@ class Traffic:
     def _put(self, delivery: Delivery) -> Sequence[Deed]:
         """Make this the delivery of its task, and let go of an earlier one."""
         before = self.deliveries.get(delivery.task)
-        deeds = () if before is delivery else self._let_go(before)
+        doing = () if before is delivery else self._let_go(before)
         self.deliveries[delivery.task] = delivery
-        return deeds
+        return doing
 
-    def _unpull(self, effect: Unpull) -> Sequence[Deed]:
+    def _unpull(self, effect: events.Unpull) -> Sequence[Deed]:
         return self._let_go(self.deliveries.get(effect.task))
 
-    def _over(self, event: Folded | Unfit) -> Sequence[Deed]:
+    def _over(self, event: events.Folded | events.Unfit) -> Sequence[Deed]:
         """Let go of a delivery that the learner has folded in or refused, and tell the core."""
         return (*self._let_go(self.deliveries.get(event.task)), *self._decide(event))
 
@@ -251,17 +218,17 @@ class Traffic:
         if self.deliveries.get(delivery.task) is delivery:
             del self.deliveries[delivery.task]
         delivery.state = "gone"
-        return (LetGo(delivery),) if delivery.arrays is not None and (delivery.fetch or delivery.message.slot) else ()
+        return (deeds.LetGo(delivery),) if delivery.arrays is not None and (delivery.fetch or delivery.message.slot) else ()
 
     # Arrays in pieces
 
-    def _speaks(self, event: Heard) -> bool:
+    def _speaks(self, event: events.Heard) -> bool:
         """Return whether the message's session has a place here, and speaks over this connection with its own key."""
         actor, envelope = self.core.facts.roster.at(event.peer), event.envelope
         mine = actor is not None and (actor.session, actor.user) == (envelope.session, event.user)
         return mine and envelope.epoch == self.core.facts.epoch
 
-    def _on_lane(self, event: Heard, message: Want | Chunk | Ready) -> Sequence[Deed]:
+    def _on_lane(self, event: events.Heard, message: Want | Chunk | Ready) -> Sequence[Deed]:
         """Take a message on a line for arrays, which is known only by its session and key."""
         session, peer = event.envelope.session, event.peer
         actor = self.core.facts.roster.actors.get(session)
@@ -282,64 +249,66 @@ class Traffic:
 
     def _wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
         if (arrays := self.serving.wanted(session, want.what, want.first, want.last)) is None:
-            return self._decide(Outdated(session, want.what[0]))
-        return (*self._decide(Carried(session)), self._piece(peer, session, want, arrays))
+            return self._decide(events.Outdated(session, want.what[0]))
+        return (*self._decide(events.Carried(session)), self._piece(peer, session, want, arrays))
 
-    def _piece(self, peer: bytes, session: bytes, want: Want, arrays: Sized) -> Ship:
+    def _piece(self, peer: bytes, session: bytes, want: Want, arrays: Sized) -> deeds.Ship:
         """Return the deed that sends a piece. The session asks again for a piece that does not arrive."""
         chunk = Chunk(want.what, want.first, want.last)
-        return Ship(peer, Envelope(session, self.core.facts.epoch, chunk), arrays, want.first, want.last)
+        return deeds.Ship(peer, Envelope(session, self.core.facts.epoch, chunk), arrays, want.first, want.last)
 
     def _came(self, session: bytes, chunk: Chunk, piece: Sized | None) -> Sequence[Deed]:
         nbytes = 0 if piece is None else piece.nbytes
         delivery = self.receiving.came(session, chunk, self.now) if nbytes == chunk.last - chunk.first else None
         if delivery is None:
-            return self._decide(Carried(session))
-        return (Store(delivery, chunk.first, piece),) if piece is not None and nbytes else self._stored(Stored(delivery))
+            return self._decide(events.Carried(session))
+        if piece is None or not nbytes:
+            return self._stored(deeds.Stored(delivery))
+        return (deeds.Store(delivery, chunk.first, piece),)
 
-    def _stored(self, stored: Stored) -> Sequence[Deed]:
+    def _stored(self, stored: deeds.Stored) -> Sequence[Deed]:
         delivery, trouble = stored.delivery, stored.trouble
         session, actor, fetch = delivery.session, self.core.facts.roster.actors[delivery.session], delivery.fetch
         assert fetch is not None  # the delivery's arrays were asked for
         if trouble:  # a repeated Contribute is fetched anew
             report = Report("disk", f"{trouble}: a contribution of {actor.name} waits until there is room", "error")
-            return (*self._let_go(delivery), *self._decide(Carried(session)), report)
-        moved = self._decide(Carried(session, delivery.task, fetch.left))
+            return (*self._let_go(delivery), *self._decide(events.Carried(session)), report)
+        moved = self._decide(events.Carried(session, delivery.task, fetch.left))
         if delivery.state != "here":
             return moved
         envelope = Envelope(session, self.core.facts.epoch, delivery.message)
-        return (*moved, *self._judge(Heard(actor.peer, envelope, user=actor.user), delivery))
+        return (*moved, *self._judge(events.Heard(actor.peer, envelope, user=actor.user), delivery))
 
-    def _tick(self, event: Tick) -> Sequence[Deed]:
-        deeds = self._decide(event)
+    def _tick(self, event: events.Tick) -> Sequence[Deed]:
+        doing = self._decide(event)
         if self.receiving.idle:
-            return deeds
+            return doing
         lease = self.core.facts.bounds.lease
         for task in self.receiving.stalled(self.now - lease) if lease else ():
-            deeds.extend(self._decide(Stalled(task)))
+            doing.extend(self._decide(events.Stalled(task)))
         wants, in_vain = self.receiving.ask(self.now, self.core.facts.starves())
         for session in in_vain:
             self.lanes.forget(session)  # pieces asked for on this line have not come: ask on the other line
         for session, want in wants:  # a Want goes by the connection of its Chunk, whose end is the end of both
             peer = self.lanes.by_session.get(session) or self.core.facts.roster.actors[session].peer
-            deeds.append(Send(peer, Envelope(session, self.core.facts.epoch, want)))
-        return deeds
+            doing.append(events.Send(peer, Envelope(session, self.core.facts.epoch, want)))
+        return doing
 
     # Weights
 
-    def _weights(self, wanted: SendWeights) -> Sequence[Deed]:
+    def _weights(self, wanted: events.SendWeights) -> Sequence[Deed]:
         shares = wanted.session in self.sharers
         if wanted.same:
             known = Weights(self.version, base=wanted.held, kept=self.core.facts.kept)
             weights = Envelope(wanted.session, self.core.facts.epoch, known)
-            renamed = (Rename(wanted.session, self.version),) if shares else ()
-            return (*renamed, Send(wanted.peer, weights))
-        return (Lend(wanted, Weights(self.version, kept=self.core.facts.kept)),) if shares else self._tell(wanted)
+            renamed = (deeds.Rename(wanted.session, self.version),) if shares else ()
+            return (*renamed, events.Send(wanted.peer, weights))
+        return (deeds.Lend(wanted, Weights(self.version, kept=self.core.facts.kept)),) if shares else self._tell(wanted)
 
-    def _unlent(self, unlent: Unlent) -> Sequence[Deed]:
+    def _unlent(self, unlent: deeds.Unlent) -> Sequence[Deed]:
         return self._tell(unlent.wanted) if unlent.wanted.session in self.core.facts.roster.actors else ()
 
-    def _tell(self, wanted: SendWeights) -> Sequence[Deed]:
+    def _tell(self, wanted: events.SendWeights) -> Sequence[Deed]:
         """Send the newest weights by the socket; as changes if the session holds a version that is recent enough."""
         session = wanted.session
         base, arrays = wanted.held, None if self.premises.whole else self.lately.since(wanted.held)
@@ -351,25 +320,25 @@ class Traffic:
             self.serving.begin(session, (self.version,) if base == WHOLE else (self.version, base), arrays)
         weights = Weights(self.version, (), nbytes if fetched else 0, base, self.core.facts.kept)
         envelope = Envelope(session, self.core.facts.epoch, weights)
-        return (Send(wanted.peer, envelope) if fetched else Ship(wanted.peer, envelope, arrays, 0, nbytes),)
+        return (events.Send(wanted.peer, envelope) if fetched else deeds.Ship(wanted.peer, envelope, arrays, 0, nbytes),)
 
-    def _arrived(self, event: Heard, have: Have) -> Sequence[Deed]:
+    def _arrived(self, event: events.Heard, have: Have) -> Sequence[Deed]:
         session = event.envelope.session
         released: Sequence[Deed] = ()
         if self._speaks(event):
             self.serving.end(session, have.version)
-            released = (Release(session, have.using),) if session in self.sharers else ()
+            released = (deeds.Release(session, have.using),) if session in self.sharers else ()
         return (*released, *self._decide(event))
 
     # Briefs
 
-    def _send_task(self, effect: SendTask) -> Sequence[Deed]:
+    def _send_task(self, effect: events.SendTask) -> Sequence[Deed]:
         assign, arrays = effect.envelope.message, effect.arrays
         assert isinstance(assign, Assign)
         if arrays.nbytes > self.premises.inline:
-            return (Send(effect.peer, effect.envelope),)
-        self._then.append(Carried(b"", assign.task))
-        return (Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
+            return (events.Send(effect.peer, effect.envelope),)
+        self._then.append(events.Carried(b"", assign.task))
+        return (deeds.Ship(effect.peer, replace(effect.envelope, message=replace(assign, nbytes=0)), arrays, 0, arrays.nbytes),)
 
     def _brief_wanted(self, peer: bytes, session: bytes, want: Want) -> Sequence[Deed]:
         """Send a piece of a brief to the session that has the task. The brief of a cancelled task cannot be had."""
@@ -378,13 +347,13 @@ class Traffic:
         mine = lease is not None and (lease.session, lease.attempt) == (session, want.what[2])
         arrays = lease.brief.arrays if lease and mine and lease.brief else None
         if arrays is None or not 0 <= want.first <= want.last <= min(arrays.nbytes, want.first + MOST):
-            return self._decide(Carried(session))
-        moved = self._decide(Carried(session, task, arrays.nbytes - want.last))
+            return self._decide(events.Carried(session))
+        moved = self._decide(events.Carried(session, task, arrays.nbytes - want.last))
         return (*moved, self._piece(peer, session, want, arrays))
 
     # Sessions
 
-    def _admit(self, admit: Admit) -> Sequence[Deed]:
+    def _admit(self, admit: events.Admit) -> Sequence[Deed]:
         core, hello, session = self.core, admit.hello, admit.session
         actor = core.facts.roster.actors[session]
         here = actor.user in self.premises.local and hello.host == self.premises.host
@@ -399,17 +368,17 @@ class Traffic:
         beat, patience = bounds.beat_for(many), bounds.patience_for(many)
         place = (hello.greeting, admit.resumed, bounds.retain)
         welcome = Welcome(self.premises.run, admit.number, beat, patience, self.premises.host, shares, *place)
-        return (Greet(admit.peer, Envelope(session, core.facts.epoch, welcome)),)
+        return (deeds.Greet(admit.peer, Envelope(session, core.facts.epoch, welcome)),)
 
-    def _lost(self, event: Lost) -> Sequence[Deed]:
+    def _lost(self, event: events.Lost) -> Sequence[Deed]:
         self.lanes.lost(event.peer)
         return self._decide(event)
 
-    def _ended(self, ended: Ended) -> Sequence[Deed]:
+    def _ended(self, ended: deeds.Ended) -> Sequence[Deed]:
         peer = self.pids.pop(ended.pid, None)
-        return self._lost(Lost(peer, f"ended (process {ended.pid})", dead=True)) if peer else ()
+        return self._lost(events.Lost(peer, f"ended (process {ended.pid})", dead=True)) if peer else ()
 
-    def _gone(self, gone: Gone) -> Sequence[Deed]:
+    def _gone(self, gone: events.Gone) -> Sequence[Deed]:
         """Forget a session, but for its deliveries that are with the learner."""
         self.lanes.forget(gone.session)
         self.receiving.gone(gone.session)
