@@ -28,38 +28,31 @@ Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
 Clock: TypeAlias = Callable[[], float]
 
 
+@dataclass(slots=True, eq=False)
 class Held:
-    """Weights of one version: whole, or what changed since other weights. The socket's thread makes a Held; only the worker's
-    thread calls `bundle`."""
+    """Weights of one version: `whole`, or what `changes` was `told` to add to the weights `before`. The socket's thread makes a
+    Held; only the worker's thread calls `bundle`."""
 
-    __slots__ = ("_before", "_bundle", "_changes", "_told")
-
-    def __init__(
-        self,
-        bundle: Bundle | None = None,
-        *,
-        before: Held | None = None,
-        told: Bytes | None = None,
-        changes: Changes | None = None,
-    ) -> None:
-        self._bundle, self._before, self._told, self._changes = bundle, before, told, changes
+    whole: Bundle | None = None
+    before: Held | None = None
+    told: Bytes | None = None
+    changes: Changes | None = None
 
     def bundle(self, buffers: Buffers) -> Bundle:
         """The arrays. A change is added at the first call, to memory of its own, because a task may still read the weights of
         before. Raises ProtocolError for bytes that are no change of these weights."""
         told: list[Bytes] = []
         base = self
-        while base._before is not None and base._told is not None:
-            told.append(base._told)
-            base = base._before
-        assert base._bundle is not None  # whole, or added before
-        if told:
-            assert self._changes is not None
-            into = Bundle(base._bundle.layout, buffers.take(base._bundle.layout.nbytes))
-            self._changes.follow(base._bundle, reversed(told), into)
-            self._bundle, self._before, self._told = into, None, None
-            return into
-        return base._bundle
+        while base.before is not None and base.told is not None:
+            told.append(base.told)
+            base = base.before
+        assert base.whole is not None  # from the start, or added before
+        if self.changes is None or not told:
+            return base.whole
+        into = Bundle(base.whole.layout, buffers.take(base.whole.layout.nbytes))
+        self.changes.follow(base.whole, reversed(told), into)
+        self.whole, self.before, self.told = into, None, None
+        return into
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,11 +83,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task with the worker. made_from: the version of the weights that the worker starts from. needs: the oldest version that
-    those weights are made of; older memory may be written anew."""
+    """A task with the worker. needs: the oldest version that the weights which the worker starts from are made of; older memory
+    may be written anew."""
 
     attempt: int
-    made_from: int
     needs: int
 
 
@@ -103,7 +102,6 @@ class Session:
         self.epoch = 0  # the coordinator's; 0: the actor is not welcomed
         self.place = 0  # the epoch of the last Welcome (0: none came)
         self.greeting = 0  # how often the actor lost its place
-        self.number = -1  # the actor's place at the coordinator (-1: none yet)
         self.held = -1  # the newest version that is here (-1: none)
         self.needs = -1  # the oldest version that the newest weights are made of; `held` once the worker has added all changes
         self.undone = 0  # bytes of changes that the worker has not added
@@ -146,7 +144,7 @@ class Session:
             case Opened(arrays):
                 return self._opened(arrays)
             case Quit(reason):
-                return self._leave(reason)
+                return self._leave(reason, reason if self.epoch else "")
 
     # What the coordinator says
 
@@ -160,16 +158,11 @@ class Session:
             case Refused(reason, final):
                 return self._refused(reason, final)
             case Stop(reason):
-                return self._stopped(reason)
+                return self._leave(reason, "it is over")  # without a Bye, the coordinator would send Stop again
             case message if envelope.epoch == self.epoch:
                 return self._listen(message)
             case _:
                 return ()
-
-    def _stopped(self, reason: str) -> Iterator[Effect]:
-        self.over = True
-        yield self._say(Bye("it is over"))  # or the coordinator would send Stop again
-        yield Leave(reason)
 
     def _opened(self, arrays: bool) -> Iterator[Effect]:
         if arrays:
@@ -192,7 +185,7 @@ class Session:
         kept, self.epoch, self.place = welcome.resumed and not another, epoch, epoch
         if not kept:
             yield from self._forget_arrays(another)
-        self.number, self.beat, self.patience = welcome.number, welcome.beat, welcome.patience
+        self.beat, self.patience = welcome.beat, welcome.patience
         self.astray = False
         self.tasks.clear()  # the coordinator tells this actor's tasks again
         self._offer_again(welcome, another)
@@ -412,9 +405,8 @@ class Session:
 
     def _done(self, done: Done) -> Iterator[Effect]:
         task = done.message.task
-        if (
-            running := self.running.get(task)
-        ) and running.attempt == done.message.attempt:  # else the next one is with the worker
+        running = self.running.get(task)
+        if running and running.attempt == done.message.attempt:  # else the next one is with the worker
             del self.running[task]
         self.finished += done.clients
         if before := self.retained.pop(task, None):  # an earlier attempt's, whose payload the shell has dropped
@@ -458,10 +450,11 @@ class Session:
             if self.now - waiting.said_at > SAY_AGAIN:
                 yield self._say_contribution(waiting)
 
-    def _leave(self, reason: str) -> Iterator[Effect]:
+    def _leave(self, reason: str, bye: str) -> Iterator[Effect]:
+        """bye: the reason for the coordinator; "": it does not know this actor."""
         self.over = True
-        if self.epoch:
-            yield self._say(Bye(reason))
+        if bye:
+            yield self._say(Bye(bye))
         yield Leave(reason)
 
     # Rules that hold after any event
@@ -470,7 +463,7 @@ class Session:
         """Give the worker each task whose weights and brief are here, up to AT_HAND tasks."""
         while not self.over and self.epoch and (name := self._next()) is not None:
             assign = self.tasks.pop(name)
-            self.running[name] = Running(assign.attempt, self.held, self.needs)
+            self.running[name] = Running(assign.attempt, self.needs)
             task = Task(*name, assign.clients, assign.kind, assign.counts, assign.words)
             self.briefs.pop(name, None)
             yield Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)
@@ -478,13 +471,10 @@ class Session:
     def _next(self) -> TaskName | None:
         """The next task for the worker; None if there is none. Behind a running task only a task of the version that is here
         is taken, because for another task newer weights may come while it waits."""
-        if not self.tasks:
+        if not self.tasks or len(self.running) >= AT_HAND:
             return None
-        if not self.running:
-            return next((name for name in self.tasks if name[0] <= self.held and name not in self.lacking), None)
-        if len(self.running) >= AT_HAND:
-            return None
-        return next((name for name in self.tasks if name[0] == self.held and name not in self.lacking), None)
+        oldest = self.held if self.running else 0
+        return next((name for name in self.tasks if oldest <= name[0] <= self.held and name not in self.lacking), None)
 
     def _say(self, message: Message) -> Effect:
         self.said_at = self.now

@@ -252,7 +252,7 @@ MUTANTS = (
     Mutant("what is promised is drawn again", Rebuilding, "_accepted", "index + 1)\n    if not", "0)\n    if not"),
     Mutant("a replay loses steps", Rebuilding, "_accepted", "self.found.steps += steps", "pass"),
     # Actors
-    Mutant("a task begins before its weights come", Session, "_next", "name[0] <= self.held and ", ""),
+    Mutant("a task begins before its weights come", Session, "_next", "oldest <= name[0] <= self.held and ", ""),
     Mutant("weights of an earlier life are used", Session, "_welcomed", "self.held = self.needs = -1", "pass"),
     Mutant("older weights replace newer ones", Session, "_adopt", "if version > self.held:", "if True:"),
     Mutant("weights are not confirmed", Session, "_adopt", "yield self._have(version)", "pass"),

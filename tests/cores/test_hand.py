@@ -64,7 +64,7 @@ def test_a_version_is_made_once_and_what_it_was_made_of_is_let_go() -> None:
     story, buffers = Story(3), Buffers()
     held = story.held()
     assert held[2].bundle(buffers) is held[2].bundle(buffers)
-    assert (held[2]._before, held[2]._told) == (None, None)
+    assert (held[2].before, held[2].told) == (None, None)
 
 
 class Weigher:
