@@ -81,7 +81,7 @@ class Pool:
         waited = 0.0
         while not (self._begun or self.fault or given_up()):
             select.select([self._line], [], [], 0.1)
-            self._note()
+            self.ended()
             waited += 0.1
             if self._starting is not None and waited > self._starting:
                 os.kill(self.pid, signal.SIGKILL)
@@ -98,9 +98,6 @@ class Pool:
     def ended(self) -> dict[int, int]:
         """Process id -> exit status of actors that have ended since the last call. A negative status is the signal that ended
         the actor."""
-        return {pid: status for pid, status in self._note() if status is not None}
-
-    def _note(self) -> list[tuple[int, int | None]]:
         with suppress(BlockingIOError):
             try:
                 while chunk := self._line.recv(65_536):
@@ -109,15 +106,18 @@ class Pool:
                 pass
             self.fault = self.fault or ENDED
         *lines, self._read = self._read.split(b"\n")
-        news: list[tuple[int, int | None]] = []
+        ended: dict[int, int] = {}
         for word in map(json.loads, lines):
             if isinstance(word, str):  # the nursery's first word: why it cannot begin, or ""
                 self._begun, self.fault = True, word or self.fault
                 continue
             pid, status = word
-            (self.alive.add if status is None else self.alive.discard)(pid)
-            news.append((pid, status))
-        return news
+            if status is None:
+                self.alive.add(pid)
+            else:
+                self.alive.discard(pid)
+                ended[pid] = status
+        return ended
 
     def fileno(self) -> int:
         """The descriptor that has something to read when there is news."""

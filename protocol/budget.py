@@ -6,6 +6,7 @@ reported, and costs no other key anything.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -50,14 +51,12 @@ class Buckets:
 
     def _filled(self, key: str, now: float) -> Bucket:
         budget = self.budget
-        most_bytes, most_messages = budget.bytes * budget.seconds, budget.messages * budget.seconds
-        bucket = self._of.get(key)
-        if bucket is None:
-            bucket = self._of[key] = Bucket(most_bytes, most_messages, now)
-            if len(self._of) > KEYS:
-                self._of.popitem(last=False)
+        bucket = self._of.get(key) or Bucket(math.inf, math.inf, now)
+        self._of[key] = bucket
         self._of.move_to_end(key)
-        bucket.bytes = min(most_bytes, bucket.bytes + (now - bucket.at) * budget.bytes)
-        bucket.messages = min(most_messages, bucket.messages + (now - bucket.at) * budget.messages)
+        if len(self._of) > KEYS:
+            self._of.popitem(last=False)
+        bucket.bytes = min(budget.bytes * budget.seconds, bucket.bytes + (now - bucket.at) * budget.bytes)
+        bucket.messages = min(budget.messages * budget.seconds, bucket.messages + (now - bucket.at) * budget.messages)
         bucket.at = now
         return bucket

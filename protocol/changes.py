@@ -22,7 +22,7 @@ import numpy as np
 
 from shoal.protocol.compress import Coding, Packed
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import ALIGNMENT, Bundle, Bytes, Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout, aligned
 
 
 class Changes:
@@ -58,7 +58,7 @@ class Changes:
 
     def _apart(self, told: Bytes) -> list[Bundle]:
         nbytes = self.packed.layout.nbytes
-        starts = range(0, told.nbytes, _aligned(nbytes))
+        starts = range(0, told.nbytes, aligned(nbytes))
         if not starts or starts[-1] + nbytes != told.nbytes:
             raise ProtocolError(f"{told.nbytes} bytes of changes: expected one or more changes of {nbytes} bytes")
         return [Bundle(self.packed.layout, told[first : first + nbytes]) for first in starts]
@@ -66,7 +66,7 @@ class Changes:
 
 def joined(changes: Sequence[Bundle]) -> Bytes:
     """A buffer of several changes, as `Changes.follow` takes it."""
-    size = _aligned(changes[0].data.nbytes)
+    size = aligned(changes[0].data.nbytes)
     buffer = np.zeros(size * (len(changes) - 1) + changes[0].data.nbytes, np.uint8)
     for at, change in enumerate(changes):
         buffer[at * size : at * size + change.data.nbytes] = change.data
@@ -75,8 +75,4 @@ def joined(changes: Sequence[Bundle]) -> Bytes:
 
 def last(told: Bytes, change: Bundle, count: int) -> Bytes:
     """The last `count` of joined changes, each as long as `change`; a view."""
-    return told[told.nbytes - _aligned(change.data.nbytes) * (count - 1) - change.data.nbytes :]
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return told[told.nbytes - aligned(change.data.nbytes) * (count - 1) - change.data.nbytes :]

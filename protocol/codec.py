@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
 import msgpack
@@ -120,20 +119,18 @@ def _words(value: Any) -> Mapping[str, Any]:
     return value
 
 
-CHECKS: Mapping[str, Check] = MappingProxyType(
-    {
-        "int": _int,
-        "float": _float,
-        "str": _str,
-        "bool": _bool,
-        "TaskName": _pair_of(_int),
-        "tuple[int, ...]": _tuple_of(_int),
-        "tuple[str, ...]": _tuple_of(_str),
-        "Mapping[str, tuple[float, float]]": _map_of(_pair_of(_float)),
-        "Mapping[str, tuple[float, ...]]": _map_of(_tuple_of(_float)),
-        "Words": _words,
-    }
-)
+CHECKS: Mapping[str, Check] = {
+    "int": _int,
+    "float": _float,
+    "str": _str,
+    "bool": _bool,
+    "TaskName": _pair_of(_int),
+    "tuple[int, ...]": _tuple_of(_int),
+    "tuple[str, ...]": _tuple_of(_str),
+    "Mapping[str, tuple[float, float]]": _map_of(_pair_of(_float)),
+    "Mapping[str, tuple[float, ...]]": _map_of(_tuple_of(_float)),
+    "Words": _words,
+}
 
 
 class Schema:
@@ -163,10 +160,10 @@ class Schema:
         return self.cls(*checked)
 
 
-SCHEMAS: Mapping[str, Schema] = MappingProxyType({cls.__name__: Schema(cls) for cls in get_args(messages.Message)})
-NAMES: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Any, ...]]]] = MappingProxyType(
-    {schema.cls: (name, schema.values()) for name, schema in SCHEMAS.items()}
-)
+SCHEMAS: Mapping[str, Schema] = {cls.__name__: Schema(cls) for cls in get_args(messages.Message)}
+NAMES: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
+    schema.cls: (name, schema.values()) for name, schema in SCHEMAS.items()
+}
 
 
 def kind_of(value: Any) -> str:

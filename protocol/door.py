@@ -7,6 +7,7 @@ off the list is out at once, whatever connections it still has.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -61,10 +62,12 @@ def client_keys(folder: KeyFolder, name: str, server: str) -> ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that happened at the door. kind: a report's kind, one word; text: a sentence for a person."""
+    """Something that happened at the door. kind: a report's kind, one word; text: a sentence for a person. peer: the connection
+    that is "lost", to which nothing can be sent any more; empty: the news are of no connection."""
 
     kind: str
     text: str
+    peer: bytes = b""
 
 
 def is_local(address: str) -> bool:
@@ -79,11 +82,16 @@ def is_local(address: str) -> bool:
         return False
 
 
-def check_bind(address: str, keys: ServerKeys | None) -> None:
-    """Raise UserError if other machines could reach `address` and no keys would be asked for."""
+def _is_open(address: str, keys: object) -> bool:
+    """True if messages at `address` would cross a network without keys. Raises UserError for an address of another form."""
     if not address.startswith(("tcp://", "ipc://")):
         raise UserError(f"address {address!a}: give tcp://HOST:PORT or ipc://PATH")
-    if keys is None and not is_local(address):
+    return keys is None and not is_local(address)
+
+
+def check_bind(address: str, keys: ServerKeys | None) -> None:
+    """Raise UserError if other machines could reach `address` and no keys would be asked for."""
+    if _is_open(address, keys):
         raise UserError(
             f"other machines can reach {address}: type `shoal keys new NAME` and give --key NAME, or bind tcp://127.0.0.1:PORT"
         )
@@ -91,13 +99,18 @@ def check_bind(address: str, keys: ServerKeys | None) -> None:
 
 def check_connect(address: str, keys: ClientKeys | None) -> None:
     """Raise UserError if messages to `address` would cross a network in clear."""
-    if not address.startswith(("tcp://", "ipc://")):
-        raise UserError(f"address {address!a}: give tcp://HOST:PORT or ipc://PATH")
-    if keys is None and not is_local(address):
+    if _is_open(address, keys):
         raise UserError(
             f"{address} is another machine: give --key NAME --server PUBLIC; `shoal keys new NAME` makes a key, "
             "and the coordinator prints its PUBLIC"
         )
+
+
+def unbound(address: str, refused: OSError | ValueError | OverflowError | zmq.ZMQError) -> UserError:
+    """The error for whoever asked to bind `address`."""
+    if getattr(refused, "errno", None) == errno.EADDRINUSE:
+        return UserError(f"address {address} is in use: stop what runs there, or bind another port")
+    return UserError(f"cannot bind {address} ({refused}): give tcp://HOST:PORT of this machine")
 
 
 def dress(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:

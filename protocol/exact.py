@@ -127,7 +127,7 @@ class Gauge:
 
         norm: sqrt(squares(bundle)), if the caller knows it: that spares a pass. None: not known.
         """
-        _refuse_other(self.layout, bundle)
+        self.layout.expect(bundle.layout)
         weight = exact_weight(weight) if self.exact else plain_weight(weight)
         square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
         reach = weight * bound(square)
@@ -138,7 +138,7 @@ class Gauge:
 
     def partial(self, bundle: Bundle, weight: float, extent: Extent) -> None:
         """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as a PartialSum has them."""
-        _refuse_other(self.sums, bundle)
+        self.sums.expect(bundle.layout)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
         reach = math.inf if self.exact else bound(squares(bundle, self.sums.segments))
@@ -157,11 +157,6 @@ class Gauge:
             raise ProtocolError(f"weights of {self.weight:g} and {weight:g} sum to more than 2**33; scale the weights down")
         self.weight += weight
         self.reach = before + reach
-
-
-def _refuse_other(layout: Layout, bundle: Bundle) -> None:
-    if bundle.layout is not layout and bundle.layout.digest != layout.digest:
-        raise ProtocolError(layout.difference(bundle.layout))
 
 
 def _largest(bundle: Bundle, dtypes: Iterable[str]) -> float:

@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 
 import zmq
 
-from shoal.protocol.door import Door, News, ServerKeys, check_bind
-from shoal.protocol.errors import UserError
+from shoal.protocol.door import Door, News, ServerKeys, check_bind, unbound
 from shoal.protocol.fetching import MOST
 
 ZERO_COPY = 65_536  # bytes of a payload from which on it is not copied: below, a copy is cheaper than the bookkeeping
@@ -40,15 +39,7 @@ class Came:
     frames: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The end of a connection: nothing can be sent to it any more."""
-
-    peer: bytes
-    why: str
-
-
-Entry: TypeAlias = Came | Gone | News
+Entry: TypeAlias = Came | News
 
 
 def opened(context: zmq.Context[zmq.Socket[bytes]], kind: int, largest: int) -> zmq.Socket[bytes]:
@@ -102,9 +93,7 @@ class Front:
             self.socket.bind(address)
         except zmq.ZMQError as refused:
             self.close(0)
-            if refused.errno == zmq.EADDRINUSE:
-                raise UserError(f"address {address} is in use: stop what runs there, or bind another port") from None
-            raise UserError(f"cannot bind {address} ({refused}): give tcp://HOST:PORT of this machine") from None
+            raise unbound(address, refused) from None
         bound: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if bound.startswith("ipc://"):
             Path(bound.removeprefix("ipc://")).chmod(0o600)
@@ -117,11 +106,11 @@ class Front:
 
     # In
 
-    def knocks(self) -> Iterator[Entry]:
+    def knocks(self) -> Iterator[News]:
         """Answer peers that ask to be let in. Yields what befell connections. Call it before `take`."""
         self._overhear()
         if self.door:
-            yield from (Gone(peer, "its key is not on the list any more") for peer in self.door.answer())
+            yield from (News("lost", "its key is not on the list any more", peer) for peer in self.door.answer())
             while self.door.news:
                 yield self.door.news.popleft()
 

@@ -25,13 +25,12 @@ import zmq
 from shoal.protocol.budget import Budget
 from shoal.protocol.door import News, ServerKeys
 from shoal.protocol.errors import UserError
-from shoal.protocol.front import Came, Front, Gone, raise_descriptor_limit
+from shoal.protocol.front import Came, Entry, Front, raise_descriptor_limit
 from shoal.protocol.keys import Allowed, Pair
 from shoal.protocol.parent import die_with_parent
 from shoal.protocol.pipe import Pipe
 
-CAME, GONE, NEWS, FULL = b"came", b"gone", b"news", b"full"  # kinds of messages from the gateway
-BOUND, UNBOUND, ALIVE = b"bound", b"unbound", b"alive"
+CAME, NEWS, FULL, BOUND, ALIVE = b"came", b"news", b"full", b"bound", b"alive"  # kinds of messages from the gateway
 SEND, KEEP, SEND_KEPT, CONFIG = b"send", b"keep", b"sendkept", b"config"  # kinds of messages to the gateway
 KEPT = 3  # payloads kept for many peers; the oldest goes first
 PART = struct.Struct("<QQ")  # (first, last): a peer gets the bytes of a kept payload from `first` to before `last`
@@ -95,7 +94,7 @@ class Gate:
 
     def _send(self, peer: bytes, header: bytearray, payload: Any = None) -> None:
         if why := self.front.send(peer, header, payload):
-            self._say(GONE, peer, why.encode())
+            self._tell(News("lost", why, peer))
 
     def _forward(self) -> None:
         for entry in self.front.knocks():
@@ -107,17 +106,15 @@ class Gate:
                 return
             self._tell(came)
 
-    def _tell(self, entry: Came | Gone | News) -> None:
+    def _tell(self, entry: Entry) -> None:
         match entry:
             case Came(peer, user, frames) if len(frames) <= 2:
                 self._say(CAME, peer, user.encode(), *(frame.buffer for frame in frames))
             case Came(peer, user, frames):
                 name = f"key {user[:8]}" if user else "an actor"
-                self._say(NEWS, b"malformed", f"a message has one frame or two, not {len(frames)}, from {name}".encode())
-            case Gone(peer, why):
-                self._say(GONE, peer, why.encode())
-            case news:
-                self._say(NEWS, news.kind.encode(), news.text.encode())
+                self._tell(News("malformed", f"a message has one frame or two, not {len(frames)}, from {name}"))
+            case News(kind, text, peer):
+                self._say(NEWS, kind.encode(), text.encode(), peer)
 
     def _beat(self) -> None:
         if time.monotonic() - self.said_at > TURN:
@@ -157,7 +154,7 @@ def configured(pipe: Pipe) -> Gate | None:
     try:
         front = Front(config["address"], keys_of(config), time.monotonic, config["listener"])
     except UserError as wrong:
-        pipe.put([UNBOUND, str(wrong).encode()])
+        pipe.put([NEWS, b"unbound", str(wrong).encode(), b""])
         return None
     limit_memory(config["memory"])
     pipe.put([BOUND, front.address.encode()])

@@ -6,7 +6,6 @@ address, its peers are reported lost, and they come back by themselves.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 import zmq
 
 from shoal.protocol.codec import encode
-from shoal.protocol.door import PEERS, ServerKeys, check_bind
+from shoal.protocol.door import PEERS, ServerKeys, check_bind, unbound
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import PIECE, SLACK, ZERO_COPY
 from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, PART, SEND, SEND_KEPT, TURN
@@ -170,17 +169,14 @@ class Gateway:
             case b"came", [peer, user, *message]:
                 self._know(bytes(peer))
                 yield from read(bytes(peer), user.decode("ascii"), [memoryview(frame).toreadonly() for frame in message])
-            case b"gone", [peer, why]:
-                self._peers.pop(bytes(peer), None)
-                yield Arrival(bytes(peer), None, None, why.decode(), kind="lost")
-            case b"news", [about, text]:
-                yield Arrival(b"", None, None, text.decode(), kind=about.decode())
+            case b"news", [about, text, peer]:
+                if about == b"lost":
+                    self._peers.pop(bytes(peer), None)
+                yield Arrival(bytes(peer), None, None, text.decode(), kind=about.decode())
             case b"full", []:
                 self._turn_away()
             case b"bound", [address]:
                 self.address, self._bound = address.decode(), True
-            case b"unbound", [why]:
-                yield Arrival(b"", None, None, why.decode(), kind="unbound")
 
     def _turn_away(self) -> None:
         """Accept and close connections for which the gateway process has no descriptor: it would try again as fast as it can
@@ -286,8 +282,6 @@ def listening(address: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         made = socket.create_server((host, 0 if port == "*" else int(port)), family=family, backlog=BACKLOG)
     except (OSError, ValueError, OverflowError) as refused:
-        if isinstance(refused, OSError) and refused.errno == errno.EADDRINUSE:
-            raise UserError(f"address {address} is in use: stop what runs there, or bind another port") from None
-        raise UserError(f"cannot bind {address} ({refused}): give tcp://HOST:PORT of this machine") from None
+        raise unbound(address, refused) from None
     made.setblocking(False)
     return made

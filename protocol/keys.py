@@ -14,7 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
@@ -51,10 +51,7 @@ class Pair:
     """A key pair, both keys in hexadecimal. `repr` leaves the secret out, so that it stays out of logs."""
 
     public: str
-    secret: str
-
-    def __repr__(self) -> str:
-        return f"Pair({self.public[:8]})"
+    secret: str = field(repr=False)
 
     @classmethod
     def new(cls) -> Pair:

@@ -43,6 +43,11 @@ MAX_RANK = 8  # dimensions of an array
 MAX_NAME = 256  # characters of an array's name
 
 
+def aligned(nbytes: int) -> int:
+    """The least multiple of ALIGNMENT from `nbytes` on."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 def dtype_name(dtype: npt.DTypeLike) -> str:
     """The wire's name of a numpy dtype. Raises TypeError for a dtype that does not travel (objects, strings, big-endian)."""
     found = NAMES.get(np.dtype(dtype).str)
@@ -83,7 +88,7 @@ class Layout:
         segments: dict[str, tuple[int, int]] = {}
         offset = 0
         for dtype in dict.fromkeys(dtype for dtype, _ in arrays.values()):
-            offset = start = -(-offset // ALIGNMENT) * ALIGNMENT
+            offset = start = aligned(offset)
             for name, (its, shape) in arrays.items():
                 if its == dtype:
                     places.append(Place(name, dtype, tuple(int(n) for n in shape), offset))
@@ -121,6 +126,11 @@ class Layout:
                 raise ProtocolError("an array's dimensions are integers from 0, their product below 2**48")
             arrays[name] = (dtype, tuple(shape))
         return cls.of(arrays)
+
+    def expect(self, other: Layout) -> None:
+        """Raise ProtocolError unless `other` is this layout."""
+        if other is not self and other.digest != self.digest:
+            raise ProtocolError(self.difference(other))
 
     def difference(self, other: Layout) -> str:
         """A line with both digests and the first array in which the layouts differ; empty if they agree."""

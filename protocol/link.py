@@ -25,7 +25,7 @@ from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, en
 from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
-from shoal.protocol.front import Came, Entry, Front, Gone, opened
+from shoal.protocol.front import Came, Entry, Front, opened
 from shoal.protocol.messages import Envelope
 
 SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
@@ -144,13 +144,9 @@ def read(peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
 
 
 def arrivals_of(entry: Entry) -> Iterator[Arrival]:
-    match entry:
-        case Came(peer, user, frames):
-            return read(peer, user, [frame.buffer for frame in frames])
-        case Gone(peer, why):
-            return iter([Arrival(peer, None, None, why, kind="lost")])
-        case news:
-            return iter([Arrival(b"", None, None, news.text, kind=news.kind)])
+    if isinstance(entry, Came):
+        return read(entry.peer, entry.user, [frame.buffer for frame in entry.frames])
+    return iter([Arrival(entry.peer, None, None, entry.text, kind=entry.kind)])
 
 
 class Outbox:

@@ -251,24 +251,10 @@ class Stop:
     reason: str
 
 
-Message: TypeAlias = (
-    Hello
-    | Have
-    | Contribute
-    | Failed
-    | Beat
-    | Bye
-    | Ready
-    | Want
-    | Chunk
-    | Welcome
-    | Weights
-    | Assign
-    | Verdict
-    | Cancel
-    | Refused
-    | Stop
-)
+OfActor: TypeAlias = Hello | Have | Contribute | Failed | Bye | Ready
+OfEither: TypeAlias = Beat | Want | Chunk
+OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop
+Message: TypeAlias = OfActor | OfEither | OfCoordinator
 
 
 @dataclass(frozen=True, slots=True)

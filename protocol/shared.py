@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.layout import Bytes as Bytes
 from shoal.protocol.memory import room
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
 Handle: TypeAlias = tuple[int, int, int, int]
 """(process id, descriptor, bytes, inode): by these another process finds a segment, and knows that it is the right one."""
 Offer: TypeAlias = tuple[int, int, int, int, int, int]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class Life:
     rollouts: int = 0
 
 
+@dataclass(eq=False, repr=False)
 class Rollout:
     """A worker that plays environments. A "train" task makes a trajectory of rollout_length rows by num_envs environments, an
     "evaluate" task plays greedy episodes.
@@ -90,29 +91,21 @@ class Rollout:
     "return" and "length" of the episodes that ended. Work of evaluation: these samples and "env_replaced".
     """
 
-    def __init__(
-        self,
-        make_envs: Callable[[int], Worlds],
-        policy: Policy,
-        rollout_length: int,
-        num_envs: int,
-        seed: int,
-        episodes: int = 20,
-        longest: int = 100_000,
-    ) -> None:
-        for name, number in {"rollout_length": rollout_length, "num_envs": num_envs, "episodes": episodes}.items():
-            if number < 1:
+    make_envs: Callable[[int], Worlds]
+    policy: Policy
+    rollout_length: int
+    num_envs: int
+    seed: int
+    episodes: int = 20
+    longest: int = 100_000
+    _lives: dict[int, Life] = field(init=False, default_factory=dict)
+    _stage: Worlds | None = field(init=False, default=None)  # environments of evaluation, apart from those of training
+    _layout: Layout | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("rollout_length", "num_envs", "episodes"):
+            if (number := getattr(self, name)) < 1:
                 raise UserError(f"{name}={number}: must be at least 1")
-        self.make_envs = make_envs
-        self.policy = policy
-        self.rollout_length = rollout_length
-        self.num_envs = num_envs
-        self.seed = seed
-        self.episodes = episodes
-        self.longest = longest
-        self._lives: dict[int, Life] = {}
-        self._stage: Worlds | None = None  # environments of evaluation, apart from those of training
-        self._layout: Layout | None = None
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         self.policy.load(weights)
