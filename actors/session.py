@@ -444,7 +444,8 @@ class Session:
             self._lose_place()
             return  # the coordinator would refuse a message now
         if self.now - self.said_at >= self.beat:
-            yield self._say(Beat(self.finished))
+            name, running = next(iter(self.running.items()), ((), None))
+            yield self._say(Beat(self.finished, runs=(*name, running.attempt) if running else ()))
         yield from self._ask()
         for waiting in self.unjudged.values():
             if self.now - waiting.said_at > SAY_AGAIN:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0200  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0201  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -105,12 +105,14 @@ class Beat:
 
     progress: from an actor, the number of clients finished since its start; from the coordinator, the newest version. kept:
     newest version that is in a snapshot; -1: none, or an actor says this. beat: seconds between two signs of life for as many
-    actors as there are by now; 0: an actor says this.
+    actors as there are by now; 0: an actor says this. runs: (version, index, attempt) of the task that the actor's worker is
+    at; (): it is at none, or the coordinator says this.
     """
 
     progress: int
     kept: int = -1
     beat: float = 0.0
+    runs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,9 @@ class Life(Process):
             self._work()
 
     def _work(self) -> None:
-        if self.orders and not self.hangs:
+        if self.orders and self.world.setting.deadly in self.orders[0][0].task.clients and not self.world.healed:
+            self.time.at(self.time.now, self.world.crash, self)
+        elif self.orders and not self.hangs:
             source, adding = self.orders[0][2], ADDING * self.time.random() if self.orders[0][2].before else 0.0
             self.time.at(self.time.now + adding, Source.add, source)
             seconds = self.world.rng.expovariate(1 / self.pace)

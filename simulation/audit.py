@@ -32,6 +32,7 @@ from shoal.coordinator.deciding.events import (
     Send,
     SendTask,
     SendWeights,
+    Stalled,
     Step,
     Stepped,
     Tick,
@@ -134,6 +135,8 @@ class Audit:
             for one in hub.found.promises
         }
         self.tries: dict[TaskName, int] = {}
+        self.faults: dict[TaskName, int] = {}  # times that a task failed, or was blamed for a death
+        self.blamed: set[TaskName] = set()  # tasks on which a death was blamed, and which have not been given out since
         self.folding: dict[TaskName, Taken] = {}
         self.pulled: dict[TaskName, Holding] = {}
         self.changes = False
@@ -205,6 +208,9 @@ class Audit:
         if before := self._before.get(type(event)):
             before(event)
         for effect in effects:
+            if type(effect) is Report and effect.kind == "lost":
+                self._blame(effect.text)
+        for effect in effects:
             if after := self._after.get(type(effect)):
                 after(effect)
         if self.answers != self.expected and not self.over:
@@ -270,7 +276,9 @@ class Audit:
 
     def _unfit(self, event: Unfit) -> None:
         self.due.append((event.task, "refused"))
-        self._end(event.task, self.folding.pop(event.task).holding)
+        holding = self.folding.pop(event.task).holding
+        self._fault(event.task, holding)
+        self._end(event.task, holding)
 
     def _hear(self, event: Heard) -> None:
         envelope = event.envelope
@@ -415,18 +423,24 @@ class Audit:
         tries = self.tries.get(task, 0) + 1
         for part in range(len(clients)):  # the task may come back in parts, of one client each
             self.tries[(task[0], task[1] + part)] = tries
-        if attempt != self._attempt(task) or tries > self.setting.bounds.attempts:
+        if attempt != self._attempt(task) or self.faults.get(task, 0) >= self.setting.bounds.attempts:
             wrong(f"task {task} is given out with attempt {attempt}, for the {tries}. time")
+        beside = [self.held[one] for one in row.tasks if one not in self.folding | self.pulled.keys()]
+        alone = task in self.blamed
+        self.blamed.discard(task)
+        if (alone and beside) or any(one.alone for one in beside):
+            wrong(f"task {task} goes to an actor that has {beside}, and one of them is to be tried alone")
         late = task[0] != self.core.facts.version if not self.setting.schedule.streams else task[0] > self.core.facts.version
         if late:
             wrong(f"task {task} is given out at version {self.core.facts.version}")
         if task[0] > self.newest_task:
             self.newest_task, self.round_at = task[0], self.core.facts.now
-        self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now)
+        self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone)
         row.tasks.add(task)
         if row.stuck:
             wrong(f"task {task} goes to an actor that hangs")
-        if len(row.tasks) > min(row.actor.capacity, self.setting.most + 1):
+        takes = row.actor.capacity if row.actor.alone is None else math.inf  # it may have had them before
+        if len(row.tasks) > min(takes, self.setting.most + 1):
             wrong(f"{len(row.tasks)} tasks at an actor that takes {row.actor.capacity}")
 
     def _cancel(self, row: Row, session: bytes, task: TaskName) -> None:
@@ -438,6 +452,8 @@ class Audit:
             wrong(f"task {task} is taken from one that does not have it")
         if holding.owed:
             self._recalled(task, holding)
+        if isinstance(self.event, Tick | Stalled) and not holding.owed:
+            self._fault(task, holding)
         began = task[0] <= row.held and not holding.owed and not holding.left
         row.stuck = row.stuck or (isinstance(self.event, Tick) and began)
         self._end(task, holding)
@@ -461,6 +477,8 @@ class Audit:
                 wrong(f"{message}, of what was acknowledged")
             failed = isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Failed)
             self.due.append((message.task, "failed" if failed else message.verdict))
+            if message.verdict == "refused":
+                self._fault(message.task, holding)
             self._end(message.task, holding)
 
     def _remembered(self, row: Row, counted: Taken) -> bool:
@@ -468,6 +486,23 @@ class Audit:
         contribution, if messages keep order."""
         said_again = counted.product is not None and counted.product.honest and not self.setting.weather.wild
         return said_again and counted.actor is row.actor
+
+    def _blame(self, text: str) -> None:
+        """Take the report of a loss, which may name the task that the lost actor ran."""
+        if ran := re.search(r"in task \((\d+), (\d+)\);", text):
+            task = (int(ran[1]), int(ran[2]))
+            holding = self.held.get(task)
+            row = self.rows.get(holding.session) if holding else None
+            if holding is None or row is None or task in self.folding or row.stuck or task[0] > row.held:
+                wrong(f"{text}, which its worker had not begun")
+            self._fault(task, holding, blamed=True)
+
+    def _fault(self, task: TaskName, holding: Holding, blamed: bool = False) -> None:
+        """Count a fault of a task, or of each part that comes back of it. blamed: it is to blame for a death."""
+        faults = self.faults.get(task, 0) + 1
+        for part in range(len(holding.clients)):
+            self.faults[task[0], task[1] + part] = faults
+            self.blamed |= {(task[0], task[1] + part)} if blamed else set()
 
     def _end(self, task: TaskName, holding: Holding) -> None:
         """End a holding: no actor has the task any more."""
@@ -522,6 +557,8 @@ class Audit:
             self.books.aside += 1
             version, index = map(int, re.findall(r"\d+", report.text)[:2])
             self.due.append(((version, index), "aside"))
+            if self.faults.get((version, index), 0) < self.setting.bounds.attempts:
+                wrong(f"{report.text}, and it failed {self.faults.get((version, index), 0)} times")
         if report.kind == "away":
             for row in self.rows.values():
                 row.away = row.actor.away

@@ -43,6 +43,7 @@ class Holding:
     handout: Handout | None = None
     briefing: bool = False  # the learner makes the task's brief
     left: int = 0  # bytes of the task's brief that are still to come
+    alone: bool = False  # a death was blamed on the task, and it is tried alone
     owed: Taken | None = None  # the contribution that an earlier life acknowledged, and did not keep
 
     @property

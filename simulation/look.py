@@ -155,4 +155,4 @@ def _closed(audit: Audit) -> list[TaskName]:
     facts = audit.core.facts
     waiting = [*facts.ledger.returned, *(one for actor in facts.roster.actors.values() for one in actor.parked)]
     over = facts.version if not audit.setting.schedule.streams else -1
-    return [(task.version, task.index) for task, _ in waiting if task.version < over]
+    return [(task.version, task.index) for one in waiting if (task := one.task).version < over]

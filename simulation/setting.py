@@ -152,6 +152,7 @@ class Setting:
     share: float = 0.0  # share of the time for snapshots; any above 0 is enough for a snapshot of every version
     shares: bool = False  # whether actors in even places share memory with the coordinator
     keyed: bool = False  # whether every actor has a key of its own
+    deadly: int = -1  # client whose task ends its actor's process, until the faults end; -1: none
 
     @property
     def brief_nbytes(self) -> int:
@@ -218,6 +219,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         changes=schedule.seed % 2 == 0,  # no draw of its own, so that the schedules that found bugs stay the same
         shares=schedule.seed % 5 < 2,
         keyed=schedule.seed % 4 < 2,
+        deadly=0 if schedule.seed % 6 == 1 else -1,
     )
     return _keeping(rng, setting, seconds) if rng.random() < 0.25 else setting
 

@@ -89,10 +89,10 @@ class World:
             case "partition":
                 self._partition(rng.uniform(0.1, 2 * patience))
             case "crash":
-                self._crash(life)
+                self.crash(life)
             case "churn":
                 life.leave()
-                self._crash(life)
+                self.crash(life)
             case "freeze":
                 life.freeze(rng.uniform(0.1, 2 * patience))
             case "hang":
@@ -112,7 +112,7 @@ class World:
             else:
                 self.wire.stall(life, seconds)
 
-    def _crash(self, life: Life) -> None:
+    def crash(self, life: Life) -> None:
         """End an actor's life; another life begins in its place 0.05 to 5 s later."""
         self.wire.cut(life, math.inf)
         life.die()
@@ -124,7 +124,7 @@ class World:
         """End the peer's process if it runs on the coordinator's own machine: here, if the actor's place is odd."""
         connection = self.wire.peers.get(peer)
         if connection and isinstance(connection.life, Life) and connection.life.place % 2:
-            self._crash(connection.life)
+            self.crash(connection.life)
 
     def _return(self, life: Life) -> None:
         if self.lives[life.place] is life:

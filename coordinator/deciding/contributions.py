@@ -23,6 +23,8 @@ NOTHING = Coming()
 
 def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
     lease = _lease(facts, actor, message)
+    if lease is not None:
+        desk.survive(facts, actor, lease.name)
     if lease is None:
         facts.ledger.counts.heard += 1
         yield _repeat(facts, actor, message)

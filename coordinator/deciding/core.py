@@ -134,11 +134,14 @@ def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
 
 def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -> Iterable[Effect]:
     match message:
+        case Contribute() | Failed() if actor.runs == (*message.task, message.attempt):
+            actor.runs = ()
+            return _listen(facts, actor, message, event)
         case Contribute():
             patience.unstick(facts, actor)
             return contributions.contributed(facts, actor, message, event.fault, event.whole)
-        case Beat(progress):
-            actor.progress = max(actor.progress, progress)
+        case Beat(progress, runs=runs):
+            actor.progress, actor.runs = max(actor.progress, progress), runs
             return ()
         case Have(version):
             facts.roster.arrived(actor, version, facts.version)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, Lease
-from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.deciding.roster import Actor, Waiting
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
 from shoal.protocol.errors import UserError
@@ -26,7 +26,7 @@ def employ(facts: Facts) -> Iterator[Effect]:
     if not _gathered(facts):
         return
     while facts.ledger.returned and facts.roster.room:
-        yield from _place(facts, *facts.ledger.returned.popleft())
+        yield from _place(facts, facts.ledger.returned.popleft())
     draws = len(facts.roster)  # drawn tasks may be for busy actors, and leave the others idle
     while draws and facts.roster.room and (tasks := _new(facts)):
         draws -= 1
@@ -34,7 +34,7 @@ def employ(facts: Facts) -> Iterator[Effect]:
             if task.words and (fault := words_fault(task.words)):
                 raise UserError(f"the words of a task must be plain data; those of task {task.version, task.index} are {fault}")
             facts.drawn += 1
-            yield from _place(facts, task, 0)
+            yield from _place(facts, Waiting(task))
 
 
 def _new(facts: Facts) -> Sequence[Task]:
@@ -52,22 +52,28 @@ def _gathered(facts: Facts) -> bool:
     return not facts.gathering
 
 
-def _place(facts: Facts, task: Task, tried: int) -> Iterator[Effect]:
+def _place(facts: Facts, one: Waiting) -> Iterator[Effect]:
+    task = one.task
     sticky = facts.bounds.sticky and task.counts and task.clients
     actor = facts.roster.home(task.clients[0]) if sticky else facts.roster.idlest()
-    if actor is not None and len(actor.tasks) < actor.capacity:
-        yield _give(facts, actor, task, tried)
-    elif actor is not None:
-        actor.parked.append((task, tried))
-        facts.ledger.parked += 1
+    if actor is None:
+        facts.ledger.returned.append(one)
+        return
+    if one.alone and actor.alone is None:
+        actor.alone = one.name
+        facts.roster.allow(actor, actor.capacity)
+    if len(actor.tasks) < actor.capacity:
+        yield _give(facts, actor, one)
     else:
-        facts.ledger.returned.append((task, tried))
+        actor.parked.append(one)
+        facts.ledger.parked += 1
 
 
-def _give(facts: Facts, actor: Actor, task: Task, tried: int) -> Effect:
+def _give(facts: Facts, actor: Actor, one: Waiting) -> Effect:
+    task = one.task
     clients = task.clients or (actor.number,)  # a task without clients is for the actor's own environments
-    attempt = facts.epoch * TRIES + tried + 1
-    lease = Lease(task, clients, attempt, actor.session, facts.now)
+    attempt = facts.epoch * TRIES + one.given + 1
+    lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone)
     facts.ledger.leases[lease.name] = lease
     facts.roster.burden(actor, lease.name)
     if facts.bounds.briefs:
@@ -116,9 +122,18 @@ def stalls(facts: Facts) -> bool:
 
 def unburden(facts: Facts, actor: Actor, name: TaskName) -> None:
     facts.roster.unburden(actor, name)
+    survive(facts, actor, name)
     if actor.parked and len(actor.tasks) < actor.capacity:
-        facts.ledger.returned.append(actor.parked.popleft())
+        facts.ledger.returned.appendleft(actor.parked.popleft())  # first: a task to be tried alone needs this actor empty
         facts.ledger.parked -= 1
+
+
+def survive(facts: Facts, actor: Actor, name: TaskName) -> None:
+    """Let an actor have other tasks again if it was to try this task alone: the trial is over."""
+    if actor.alone == name:
+        actor.alone = None
+        if not actor.idles:
+            facts.roster.allow(actor, facts.bounds.ahead)
 
 
 def unpark(facts: Facts) -> None:
@@ -146,24 +161,27 @@ def unpull(facts: Facts, lease: Lease) -> Iterator[Effect]:
         yield Unpull(lease.name)
 
 
-def take_back(facts: Facts, lease: Lease, why: str, word: str = "") -> Iterator[Effect]:
-    """End a lease unfinished; its task is tried again or set aside. word: the plan's Outcome of this attempt, "" for none."""
+def take_back(
+    facts: Facts, lease: Lease, why: str, word: str = "", *, fault: bool = True, alone: bool = False
+) -> Iterator[Effect]:
+    """End a lease unfinished; its task is tried again or set aside. word: the plan's Outcome of this attempt, "" for none.
+    fault: the task is to blame. alone: try it alone next, because it may have ended its actor's process."""
     yield from end(facts, lease)
     if word:
         facts.ledger.note(lease, word, facts.now)
     if lease.promise:
         yield Report("recall", f"task {lease.name}, accepted before the restart, is to be done again: {why}", "warning")
-    tries = 0 if lease.promise else lease.tries
-    if tries < facts.bounds.attempts:
+    given, faults = (0, 0) if lease.promise else (lease.tries, lease.faults + fault)
+    if faults < facts.bounds.attempts:
         to = facts.ledger.returned if lease.task.version <= facts.version else facts.ledger.later
-        to.extend((task, tries) for task in lease.task.apart())
+        to.extend(Waiting(task, given, faults, alone) for task in lease.task.apart())
         return
     facts.ledger.counts.aside += 1
     facts.ledger.note(lease, "aside", facts.now)
     clients = ", ".join(map(str, lease.clients))
-    yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {lease.tries} attempts: {why}", "error")
+    yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {faults} attempts: {why}", "error")
     if facts.bounds.on_failure == "stop":
-        yield from facts.end(f"task {lease.name} failed {lease.tries} times: {why}", failed=True)
+        yield from facts.end(f"task {lease.name} failed {faults} times: {why}", failed=True)
 
 
 def close(facts: Facts) -> Iterator[Effect]:

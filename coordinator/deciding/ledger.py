@@ -13,7 +13,7 @@ from types import MappingProxyType
 from shoal.coordinator.deciding.events import Briefed
 from shoal.coordinator.deciding.plans import NEWS, Outcome
 from shoal.coordinator.deciding.promises import Promise
-from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.deciding.roster import Actor, Waiting
 from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task, Totals
@@ -26,7 +26,8 @@ TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
 class Lease:
     """A task given to an actor.
 
-    attempt: differs between all leases of a task, in all lives of the coordinator. since: start in seconds.
+    attempt: differs between all leases of a task, in all lives of the coordinator. since: start in seconds. faults, alone: as
+    in Waiting.
     done: the contribution that is with the learner; onto: version that `done` builds on, -1 before that. pulled: the task is
     done, and its arrays are on their way or wait for room here: nbytes in all, of which `left` are still to come. briefing:
     the learner makes the brief, and the actor has not heard of the task. brief: the brief made; until the task is done, nbytes
@@ -39,6 +40,8 @@ class Lease:
     attempt: int
     session: bytes
     since: float
+    faults: int = 0
+    alone: bool = False
     onto: int = -1
     done: Contribute | None = None
     pulled: bool = False
@@ -85,6 +88,7 @@ class Counts:
     clients: int = 0  # clients whose contributions are folded in, alone or in a sum
     failed: int = 0
     aside: int = 0
+    deaths: int = 0  # deaths of actors that were blamed on a task
 
 
 @dataclass(slots=True)
@@ -97,11 +101,11 @@ class Coming:
 
 @dataclass(slots=True)
 class Ledger:
-    """Leases in the order they were given, tasks that came back unfinished (with how often they were tried), and the counts."""
+    """Leases in the order they were given, tasks that came back unfinished, and the counts."""
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
-    returned: deque[tuple[Task, int]] = field(default_factory=deque)
-    later: list[tuple[Task, int]] = field(default_factory=list)  # returned tasks of versions that are still to come
+    returned: deque[Waiting] = field(default_factory=deque)
+    later: list[Waiting] = field(default_factory=list)  # returned tasks of versions that are still to come
     parked: int = 0
     counts: Counts = field(default_factory=Counts)
     coming: dict[int, Coming] = field(default_factory=dict)
@@ -136,13 +140,13 @@ class Ledger:
     def reach(self, version: int) -> None:
         """Free the tasks of versions up to this one that came back before their version was there."""
         if self.later:
-            self.returned.extend(one for one in self.later if one[0].version <= version)
-            self.later = [one for one in self.later if one[0].version > version]
+            self.returned.extend(one for one in self.later if one.task.version <= version)
+            self.later = [one for one in self.later if one.task.version > version]
 
     def close(self, version: int) -> None:
         """Drop returned tasks of versions before this one, as stale."""
-        self.news.extend(Outcome(task, "stale", 0.0, NONE) for task, _ in self.returned if task.version < version)
-        self.returned = deque(one for one in self.returned if one[0].version >= version)
+        self.news.extend(Outcome(one.task, "stale", 0.0, NONE) for one in self.returned if one.task.version < version)
+        self.returned = deque(one for one in self.returned if one.task.version >= version)
 
     def end(self, lease: Lease) -> None:
         """Remove a lease, however it ended."""
@@ -156,6 +160,8 @@ class Ledger:
         self.returned.extend(actor.parked)
         self.parked -= len(actor.parked)
         actor.parked.clear()
+        if actor.alone not in actor.tasks:
+            actor.alone = None  # it waited to be tried alone here
 
     def take(self, lease: Lease, onto: int) -> None:
         """Count a lease whose contribution goes to the learner."""

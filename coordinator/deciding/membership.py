@@ -14,7 +14,7 @@ from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
-from shoal.protocol.messages import PROTOCOL, Hello
+from shoal.protocol.messages import PROTOCOL, Hello, TaskName
 
 
 def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iterator[Effect]:
@@ -75,21 +75,38 @@ def lose(facts: Facts, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
         yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
     else:
         facts.farewell.lost(actor, facts.now)
-        yield from part(facts, actor, why)
+        yield from part(facts, actor, why, died=True)
 
 
-def part(facts: Facts, actor: Actor, why: str) -> Iterator[Effect]:
-    """Remove an actor that is gone; its tasks go to others."""
+def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterator[Effect]:
+    """Remove an actor that is gone; its tasks go to others. died: True blames the task that it ran, and no other."""
+    suspects = _suspects(facts, actor) if died else []
+    ran = suspects[0] if suspects else None
+    facts.ledger.counts.deaths += ran is not None
     facts.roster.part(actor)
     facts.ledger.verdicts.part(actor.session)
-    yield Report("lost", f"{actor.name} {why}; {len(actor.tasks)} of its tasks go to others", "warning")
+    within = f" in task {ran}" if ran else ""
+    yield Report("lost", f"{actor.name} {why}{within}; {len(actor.tasks)} of its tasks go to others", "warning")
     for name in sorted(actor.tasks):
         lease = facts.ledger.leases[name]
         if not lease.folding:
-            yield from desk.take_back(facts, lease, f"{actor.name} {why}")
+            alone = lease.alone or name in suspects
+            yield from desk.take_back(facts, lease, f"{actor.name} {why}", fault=name == ran, alone=alone)
     facts.ledger.unpark(actor)
     for lease in facts.ledger.promises():
         if lease.session == actor.session and not lease.folding:
             lease.offered = None
             yield from desk.unpull(facts, lease)  # the actor may come back with the contribution
     yield Gone(actor.session)
+
+
+def _suspects(facts: Facts, actor: Actor) -> list[TaskName]:
+    """Return the tasks that the actor's worker may have begun; first the task that it most probably ran: the task that its Beat
+    named, or the first that it was given. Empty if the worker hung, or ran a task that was taken from it."""
+    leases = [facts.ledger.leases[name] for name in sorted(actor.tasks)]
+    begun = [lease for lease in leases if not (lease.done or lease.pulled or lease.briefing or lease.promise or lease.left)]
+    begun = [lease for lease in begun if lease.task.version <= actor.held and not actor.stuck]
+    if actor.runs and actor.runs not in [(*lease.name, lease.attempt) for lease in begun]:
+        return []
+    begun.sort(key=lambda lease: ((*lease.name, lease.attempt) != actor.runs, lease.since))
+    return [lease.name for lease in begun]

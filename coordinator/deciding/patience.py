@@ -28,7 +28,7 @@ def tick(facts: Facts) -> Iterator[Effect]:
     if facts.ledger.promised and facts.now >= facts.back_by and not facts.reached:
         yield from _recall(facts)
     while actor := facts.roster.silent(facts.now - facts.bounds.patience_for(len(facts.roster))):
-        yield from membership.part(facts, actor, f"silent for {facts.now - facts.roster.heard_at(actor):.1f} s")
+        yield from membership.part(facts, actor, f"silent for {facts.now - facts.roster.heard_at(actor):.1f} s", died=True)
     beat = facts.bounds.beat_for(len(facts.roster))
     while actor := facts.roster.unspoken(facts.now - beat):
         yield facts.say(actor, Beat(facts.version, facts.kept, beat))

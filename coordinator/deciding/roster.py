@@ -10,10 +10,25 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoal.coordinator.deciding.plans import Seat
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Task
+
+
+class Waiting(NamedTuple):
+    """A task that waits to be given out. given: times that this life of the coordinator gave it out. faults: times that it
+    failed, or was blamed for a death. alone: it may end its actor's process, so its actor gets no other task beside it."""
+
+    task: Task
+    given: int = 0
+    faults: int = 0
+    alone: bool = False
+
+    @property
+    def name(self) -> TaskName:
+        return (self.task.version, self.task.index)
 
 
 @dataclass(slots=True)
@@ -31,7 +46,9 @@ class Actor:
     under_way: bool = False
     held: int = -1  # newest version that the actor said has arrived, -1 if none
     tasks: set[TaskName] = field(default_factory=set)
-    parked: deque[tuple[Task, int]] = field(default_factory=deque)  # sticky tasks that wait for room here
+    parked: deque[Waiting] = field(default_factory=deque)  # tasks that wait for room here: sticky, or to be tried alone
+    alone: TaskName | None = None  # task that is tried alone here, or waits for that
+    runs: tuple[int, ...] = ()  # (version, index, attempt) of the task that its last Beat named, unless it came since
     progress: int = 0
     capacity: int = 0  # tasks that the actor may hold
     pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
@@ -147,9 +164,10 @@ class Roster:
             self._enter(actor)
 
     def allow(self, actor: Actor, capacity: int) -> None:
-        """Let an actor hold `capacity` tasks from now on; 0: none but those that it has."""
+        """Let an actor hold `capacity` tasks from now on, and one at most while a task is tried alone there; 0: none but those
+        that it has."""
         self._leave(actor)
-        actor.capacity = capacity
+        actor.capacity = min(capacity, 1) if actor.alone else capacity
         self._enter(actor)
 
     def bar(self, actor: Actor, until: float) -> None:

@@ -616,11 +616,92 @@ def test_a_task_is_set_aside_after_three_attempts_and_the_round_goes_on() -> Non
     assert run.contribute("a").all(Step) == [Step(1, 0, 2)]
 
 
+# Deaths
+
+
+def died(run: Run, *names: str) -> Run:
+    """Each joins, gets the weights, and dies in the first task that it has."""
+    for name in names:
+        run.join(name).arrive(name)
+        run.event(Lost(run.peers[name], "died", dead=True))
+    return run
+
+
 def test_three_actors_that_die_of_one_task_set_it_aside() -> None:
-    run = Run(rounds(1), Bounds(ahead=1))
-    for name in "abc":
-        run.join(name).event(Lost(name.encode(), "died"))
-    assert len(run.told("aside")) == 1
+    assert len(died(Run(rounds(1), Bounds(ahead=1)), *"abc").told("aside")) == 1
+
+
+def test_a_death_is_blamed_on_the_task_that_ran_and_not_on_those_behind_it() -> None:
+    run, lost, aside = Run(rounds(3), Bounds(ahead=3)), [], []
+    for name in "abcd":
+        run.join(name).arrive(name)
+        while next(iter(run.tasks[name]), (0, 0)) != (0, 0):
+            run.contribute(name)
+        if not run.tasks[name]:
+            break
+        run.event(Lost(run.peers[name], "died", dead=True))
+        lost += run.told("lost")
+        aside += run.told("aside")
+    assert [text.partition(";")[0] for text in lost] == [f"{name} died in task (0, 0)" for name in "abc"]
+    assert [text[:20] for text in aside] == ["task (0, 0) (clients"]
+    assert run.core.facts.ledger.counts.accepted == 2  # both neighbours
+
+
+def test_a_death_is_blamed_on_the_task_that_the_last_beat_named() -> None:
+    run = Run(rounds(3), Bounds(ahead=3)).join("a")
+    run.arrive("a")
+    run.hear("a", Beat(0, runs=(0, 1, run.tasks["a"][0, 1].attempt))).event(Lost(b"a", "died"))
+    assert run.told("lost") == ["a died in task (0, 1); 3 of its tasks go to others"]
+
+
+def test_a_beat_of_before_a_task_came_back_does_not_blame_it() -> None:
+    run = Run(rounds(3), Bounds(ahead=3)).join("a")
+    run.arrive("a")
+    run.hear("a", Beat(0, runs=(0, 0, run.tasks["a"][0, 0].attempt))).send("a").event(Lost(b"a", "died"))
+    assert run.told("lost") == ["a died in task (0, 1); 3 of its tasks go to others"]
+
+
+@pytest.mark.parametrize("why", ["weights", "cancelled", "hung", "left"])
+def test_a_death_that_no_task_can_have_caused_is_blamed_on_none(why: str) -> None:
+    run = Run(Rounds(4, quorum=1, deadline=1.0), Bounds(lease=3.0 * (why == "hung"), patience=60.0)).join("a", "b")
+    if why != "weights":
+        run.arrive("a")
+    if why == "cancelled":  # the worker is still at the task of a round that closed
+        run.hear("a", Beat(0, runs=(0, 0, run.tasks["a"][0, 0].attempt))).contribute("b").tick(after=1.1).step()
+        run.arrive("a")
+        assert run.core.facts.roster.actors[run.sessions["a"]].tasks
+    if why == "hung":
+        run.tick(after=2.0).contribute("b").tick(after=1.5)
+    run.hear("a", Bye("told to stop")) if why == "left" else run.event(Lost(b"a", "died", dead=True))
+    assert [text for text in run.told("lost") if "in task" in text] == []
+    assert run.core.facts.ledger.counts.deaths == 0
+    assert not any(one.faults for one in run.core.facts.ledger.leases.values())
+
+
+def test_after_a_death_the_task_that_ran_is_tried_alone_and_then_others_come_again() -> None:
+    run = died(Run(rounds(8), Bounds(ahead=2)), "a").join("b")
+    assert list(run.tasks["b"]) == [(0, 0)]
+    assert list(run.contribute("b").tasks["b"]) == [(0, 1)]  # it may have been at this one
+    assert list(run.contribute("b").tasks["b"]) == [(0, 2), (0, 3)]
+
+
+def test_a_task_to_be_tried_alone_waits_until_an_actor_is_empty() -> None:
+    run = Run(rounds(8), Bounds(ahead=2)).join("a", "b")
+    run.arrive("a")
+    run.event(Lost(b"a", "died", dead=True))
+    assert list(run.tasks["b"]) == [(0, 2), (0, 3)]
+    assert list(run.contribute("b").tasks["b"]) == [(0, 3)]  # and no second one
+    assert list(run.contribute("b").tasks["b"]) == [(0, 0)]
+
+
+def test_tasks_that_are_tried_alone_hold_up_no_round_of_clients_that_stay_with_their_actor() -> None:
+    run = died(Run(rounds(6), Bounds(ahead=2, sticky=True)), "a").join("b", "c")
+    seen = {assign.clients[0] for name in "bc" for assign in run.tasks[name].values()}
+    while not run.all(Step):
+        name = next(name for name in "bc" if run.tasks[name])
+        run.contribute(name)
+        seen |= {assign.clients[0] for name in "bc" for assign in run.tasks[name].values()}
+    assert seen == set(range(6))
 
 
 def test_a_run_can_stop_when_a_task_is_set_aside() -> None:

@@ -468,6 +468,13 @@ def test_a_beat_is_said_when_nothing_else_was() -> None:
     assert story.tick(after=0.06).said(Beat) == [Beat(1)]
 
 
+def test_a_beat_names_the_task_that_the_worker_is_at() -> None:
+    story = Story().welcomed().hear(Weights(0), assign((0, 1), attempt=3), assign((0, 0), attempt=2))
+    assert story.tick(after=0.3).said(Beat) == [Beat(0, runs=(0, 1, 3))]
+    assert story.done((0, 1), attempt=3).tick(after=0.3).said(Beat) == [Beat(1, runs=(0, 0, 2))]
+    assert story.done((0, 0), attempt=2).tick(after=0.3).said(Beat) == [Beat(2)]
+
+
 def test_a_person_is_told_that_nobody_answers() -> None:
     story = Story()
     assert story.tick(after=UNREACHED).all(Note) == []
