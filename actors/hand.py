@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from shoal.actors import Worker
-from shoal.actors.events import Run
+from shoal.actors.effects import Run
 from shoal.actors.labour import Product, perform
 from shoal.actors.sharing import Shared
 from shoal.protocol.changes import Changes

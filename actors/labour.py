@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.actors import Worker, work_of
-from shoal.actors.events import Run
+from shoal.actors.effects import Run
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder

@@ -15,31 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.actors.events import (
-    Adopt,
-    Decoded,
-    Done,
-    Drop,
-    Effect,
-    Event,
-    Forget,
-    Give,
-    Heard,
-    Leave,
-    Note,
-    Opened,
-    Quit,
-    Reset,
-    Retain,
-    Run,
-    Say,
-    Stow,
-    Tick,
-)
+from shoal.actors import effects, events
+from shoal.actors.effects import Effect
+from shoal.actors.events import Event
 from shoal.actors.hand import Clock, Hand, Held, Order, Workshop
 from shoal.actors.labour import Product
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
+from shoal.protocol import messages
 from shoal.protocol.changes import Changes
 from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
@@ -47,19 +30,7 @@ from shoal.protocol.errors import ProtocolError
 from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import INLINE, Arrival, Line, Part
-from shoal.protocol.messages import (
-    WHOLE,
-    Chunk,
-    Contribute,
-    Envelope,
-    Message,
-    Ready,
-    TaskName,
-    Verdict,
-    Want,
-    Weights,
-    Welcome,
-)
+from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message, TaskName
 from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
@@ -99,9 +70,9 @@ class Actor:
         self.coming: dict[tuple[int, ...], Bytes] = {}  # arrays that come in pieces, and waiting briefs
         self.kept: dict[TaskName, Product] = {}  # contributions that may be sent again
         self.heard: tuple[Message | None, memoryview | None] = None, None  # the message being handled, and its payload
-        self.left: Leave | None = None
+        self.left: effects.Leave | None = None
 
-    def live(self) -> Leave:
+    def live(self) -> effects.Leave:
         """Works until the run is over, the coordinator refuses the actor for good, or `interrupted` gives a reason."""
         self.hand.start()
         try:
@@ -123,15 +94,15 @@ class Actor:
         while self.hand.results:
             self._came(self.hand.results.popleft())
         if reason := self.interrupted():
-            self._handle(Quit(reason))
-        self._handle(Tick())
+            self._handle(events.Quit(reason))
+        self._handle(events.Tick())
         if self.lane:
             self.lane.flush()
         self.line.flush()
 
     def _take(self, arrival: Arrival, arrays: bool) -> None:
         if arrival.kind == "opened":
-            self._handle(Opened(arrays))
+            self._handle(events.Opened(arrays))
             return
         if arrival.envelope is None:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
@@ -141,7 +112,7 @@ class Actor:
             self.say(f"dropped a message: {fault}")
             return
         self.heard = arrival.envelope.message, arrival.payload
-        self._handle(Heard(arrival.envelope))
+        self._handle(events.Heard(arrival.envelope))
         self.heard = None, None
 
     def _came(self, result: Product | Held | BaseException) -> None:
@@ -150,7 +121,7 @@ class Actor:
         elif isinstance(result, BaseException):
             raise result
         elif result is self.weights:
-            self._handle(Decoded())
+            self._handle(events.Decoded())
 
     def _made(self, product: Product) -> None:
         self._forget(product.message.task)  # the payload of an earlier attempt, if there is one
@@ -158,7 +129,7 @@ class Actor:
         if isinstance(message, Contribute) and not message.slot and nbytes > INLINE:
             message = replace(message, nbytes=nbytes)
         self.kept[message.task] = product
-        self._handle(Done(message, product.clients, nbytes))
+        self._handle(events.Done(message, product.clients, nbytes))
 
     def _handle(self, event: Event) -> None:
         for effect in self.session.handle(event, self.clock()):
@@ -166,32 +137,32 @@ class Actor:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Say(envelope):
+            case effects.Say(envelope):
                 self._say(envelope)
-            case Stow():
+            case effects.Stow():
                 self._stow(effect)
-            case Drop(what):
+            case effects.Drop(what):
                 self.coming.pop(what, None)
-            case Give():
+            case effects.Give():
                 self._give(effect)
-            case Run() as run if self.terms and self.weights:
+            case effects.Run() as run if self.terms and self.weights:
                 self.hand.orders.put(Order(run, self.weights, self._brief(run, self.terms), self.terms.workload))
-            case Adopt(version, base):
+            case effects.Adopt(version, base):
                 self._adopt(version, base)
-            case Forget(task):
+            case effects.Forget(task):
                 self._forget(task)
-            case Retain(task):
+            case effects.Retain(task):
                 self._retain(task)
-            case Reset():
+            case effects.Reset():
                 self._reset()
-            case Note(text):
+            case effects.Note(text):
                 self.say(text)
-            case Leave():
+            case effects.Leave():
                 self.left = effect
 
     def _say(self, envelope: Envelope) -> None:
         match envelope.message:
-            case Want() | Ready():
+            case messages.Want() | messages.Ready():
                 self._say_aside(envelope)
             case Contribute(slot=(), nbytes=0) as message:
                 kept = self.kept[message.task].bundle
@@ -204,7 +175,7 @@ class Actor:
             self.lane = Line(self.line.address, self.keys, self.clock, self.line)
         self.lane.say(envelope, part)
 
-    def _stow(self, stow: Stow) -> None:
+    def _stow(self, stow: effects.Stow) -> None:
         _, payload = self.heard
         if payload is None:
             raise ProtocolError(f"the Assign of task {stow.what[:2]} announced a brief as payload, and came without a payload")
@@ -215,7 +186,7 @@ class Actor:
             self.coming[stow.what] = self.buffers.take(stow.nbytes)
         self.coming[stow.what][stow.first : stow.first + len(payload)] = payload
 
-    def _brief(self, run: Run, terms: Terms) -> Bundle | None:
+    def _brief(self, run: effects.Run, terms: Terms) -> Bundle | None:
         """The brief of a task, taken from what came; None if the task has none."""
         if not run.brief:
             return None
@@ -224,7 +195,7 @@ class Actor:
             raise ProtocolError(f"the coordinator sent a brief of layout {run.brief[:16]!a}, which is not in its Welcome")
         return Bundle(layout, self.coming.pop((run.task.version, run.task.index, run.attempt)))
 
-    def _give(self, asked: Give) -> None:
+    def _give(self, asked: effects.Give) -> None:
         product = self.kept.get(asked.task)
         bundle = product.bundle if product and product.message.attempt == asked.attempt else None
         if bundle is not None and 0 <= asked.first <= asked.last <= min(bundle.data.nbytes, asked.first + MOST):
@@ -238,7 +209,7 @@ class Actor:
             return
         self.shared.give_back(kept.message.slot)
         verdict, _ = self.heard
-        if isinstance(verdict, Verdict) and verdict.verdict == "refused" and "shared memory" in verdict.reason:
+        if isinstance(verdict, messages.Verdict) and verdict.verdict == "refused" and "shared memory" in verdict.reason:
             self.shared.refused = verdict.reason
 
     def _retain(self, task: TaskName) -> None:
@@ -249,7 +220,7 @@ class Actor:
 
     def _reset(self) -> None:
         welcome, payload = self.heard
-        if not isinstance(welcome, Welcome) or payload is None:
+        if not isinstance(welcome, messages.Welcome) or payload is None:
             raise ProtocolError("the coordinator sent a Welcome without a payload, which is to hold workload and layout")
         self.terms = terms = unpack_welcome(payload)
         self.changes = Changes(terms.coding, terms.layout) if terms.coding else None
@@ -264,7 +235,7 @@ class Actor:
         if self.terms is None:
             raise ProtocolError("the coordinator sent Weights before its Welcome")
         came = gathered if gathered is not None or payload is None else np.frombuffer(payload, np.uint8)
-        if isinstance(message, Weights) and message.slot:
+        if isinstance(message, messages.Weights) and message.slot:
             weights = Held(self.shared.weights(self.terms.layout, message.slot))
         elif came is not None:
             weights = Held(Bundle(self.terms.layout, came)) if base == WHOLE else self._changed(came)

@@ -11,53 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from shoal.actors import effects, events
 from shoal.actors.coming import Fetching
-from shoal.actors.events import (
-    Adopt,
-    Decoded,
-    Done,
-    Drop,
-    Effect,
-    Event,
-    Forget,
-    Give,
-    Heard,
-    Leave,
-    Note,
-    Opened,
-    Quit,
-    Reset,
-    Retain,
-    Run,
-    Say,
-    Stow,
-    Tick,
-)
+from shoal.actors.effects import Effect
+from shoal.actors.events import Event
+from shoal.protocol import messages
 from shoal.protocol.fetching import LEAST
-from shoal.protocol.messages import (
-    BEATS,
-    PROTOCOL,
-    WHOLE,
-    Assign,
-    Beat,
-    Bye,
-    Cancel,
-    Chunk,
-    Contribute,
-    Envelope,
-    Failed,
-    Have,
-    Hello,
-    Message,
-    Ready,
-    Refused,
-    Stop,
-    TaskName,
-    Verdict,
-    Want,
-    Weights,
-    Welcome,
-)
+from shoal.protocol.messages import BEATS, PROTOCOL, WHOLE, Envelope, Message, TaskName
 from shoal.protocol.work import Task
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is sent again: the first pause, which doubles, and the longest
@@ -75,7 +35,7 @@ class Waiting:
     said_at: when it was sent last. nbytes: bytes of its arrays (0: none).
     """
 
-    message: Contribute | Failed
+    message: messages.Contribute | messages.Failed
     said_at: float
     nbytes: int
     onto: int = -1
@@ -97,7 +57,7 @@ class Session:
     in seconds of a clock that never goes back.
     """
 
-    def __init__(self, session: bytes, hello: Hello, where: str, now: float) -> None:
+    def __init__(self, session: bytes, hello: messages.Hello, where: str, now: float) -> None:
         self.session, self.hello, self.where = session, hello, where
         self.epoch = 0  # the coordinator's; 0: the actor is not welcomed
         self.place = 0  # the epoch of the last Welcome (0: none came)
@@ -107,7 +67,7 @@ class Session:
         self.undone = 0  # bytes of changes that the worker has not added
         self.owing = False  # the coordinator waits for a Have
         self.astray = False  # True: the coordinator believes that another version is here
-        self.tasks: dict[TaskName, Assign] = {}  # waiting tasks, in the order in which they came
+        self.tasks: dict[TaskName, messages.Assign] = {}  # waiting tasks, in the order in which they came
         self.running: dict[TaskName, Running] = {}  # in the order in which the worker got them
         self.fetching = Fetching()
         self.briefs: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is here, or coming
@@ -126,24 +86,24 @@ class Session:
         self.over = False
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        if self.over or (now < self.look_at and type(event) is Tick):
+        if self.over or (now < self.look_at and type(event) is events.Tick):
             return []
         self.now = now
         return [*self._take(event), *(self._settle() if self.tasks else ())]
 
     def _take(self, event: Event) -> Iterable[Effect]:
         match event:
-            case Heard():
+            case events.Heard():
                 return self._hear(event.envelope)
-            case Tick():
+            case events.Tick():
                 return self._tick()
-            case Done():
+            case events.Done():
                 return self._done(event)
-            case Decoded():
+            case events.Decoded():
                 return self._decoded()
-            case Opened(arrays):
+            case events.Opened(arrays):
                 return self._opened(arrays)
-            case Quit(reason):
+            case events.Quit(reason):
                 return self._leave(reason, reason if self.epoch else "")
 
     # What the coordinator says
@@ -153,11 +113,11 @@ class Session:
             return ()
         self.heard_at = self.now
         match envelope.message:
-            case Welcome() as welcome:
+            case messages.Welcome() as welcome:
                 return self._welcomed(welcome, envelope.epoch)
-            case Refused(reason, final):
+            case messages.Refused(reason, final):
                 return self._refused(reason, final)
-            case Stop(reason):
+            case messages.Stop(reason):
                 return self._leave(reason, "it is over")  # without a Bye, the coordinator would send Stop again
             case message if envelope.epoch == self.epoch:
                 return self._listen(message)
@@ -176,9 +136,9 @@ class Session:
     def _ready(self) -> Iterator[Effect]:
         if self.epoch and self.unready:
             self.unready = False
-            yield self._say(Ready())
+            yield self._say(messages.Ready())
 
-    def _welcomed(self, welcome: Welcome, epoch: int) -> Iterator[Effect]:
+    def _welcomed(self, welcome: messages.Welcome, epoch: int) -> Iterator[Effect]:
         if epoch <= self.epoch or welcome.greeting != self.greeting:
             return  # Hello was sent twice, or this late Welcome answers a Hello from before the place was lost
         another = epoch != self.place
@@ -192,8 +152,8 @@ class Session:
         if not kept:
             self.held = self.needs = -1
             self.undone, self.owing = 0, False
-            yield Reset()
-            yield Note(f"joined {self.where} as actor {welcome.number}")
+            yield effects.Reset()
+            yield effects.Note(f"joined {self.where} as actor {welcome.number}")
         yield from self._ready()
         for waiting in self.unjudged.values():
             yield self._say_contribution(waiting)
@@ -210,7 +170,7 @@ class Session:
     def _refused(self, reason: str, final: bool) -> Iterator[Effect]:
         if final:
             self.over = True
-            yield Leave(reason, failed=True)
+            yield effects.Leave(reason, failed=True)
         elif self.epoch:
             self._lose_place()
 
@@ -221,24 +181,24 @@ class Session:
 
     def _listen(self, message: Message) -> Iterable[Effect]:
         match message:
-            case Assign(task, attempt):
+            case messages.Assign(task, attempt):
                 if attempt > self._attempt(task):
                     self.tasks[task] = message
                     if message.brief or self.briefs:
                         return self._brief(message)
                 return ()
-            case Verdict():
+            case messages.Verdict():
                 return self._judged(message)
-            case Weights():
+            case messages.Weights():
                 return self._told_of(message)
-            case Beat():
+            case messages.Beat():
                 self._keep_time(message.beat)
                 return self._told_all(message.kept)
-            case Chunk(what, first, last):
+            case messages.Chunk(what, first, last):
                 return self._came(what, first, last)
-            case Want((version, index, attempt), first, last):
-                return (Give((version, index), attempt, first, last),)
-            case Cancel(task):
+            case messages.Want((version, index, attempt), first, last):
+                return (effects.Give((version, index), attempt, first, last),)
+            case messages.Cancel(task):
                 self.tasks.pop(task, None)
                 return self._unbrief(task)
             case _:
@@ -249,14 +209,14 @@ class Session:
         if beat > 0:
             self.beat, self.patience = beat, max(self.patience, BEATS * beat)
 
-    def _judged(self, verdict: Verdict) -> Iterable[Effect]:
+    def _judged(self, verdict: messages.Verdict) -> Iterable[Effect]:
         done = self.unjudged.get(verdict.task)
         if done is None or done.message.attempt != verdict.attempt:
             return ()
         del self.unjudged[verdict.task]
-        return self._keep(done, verdict.onto) if verdict.onto >= 0 else (Forget(verdict.task),)
+        return self._keep(done, verdict.onto) if verdict.onto >= 0 else (effects.Forget(verdict.task),)
 
-    def _told_of(self, weights: Weights) -> Iterator[Effect]:
+    def _told_of(self, weights: messages.Weights) -> Iterator[Effect]:
         if weights.nbytes and weights.version > self.held:
             yield from self._gather(weights.version, weights.base, weights.nbytes)
         else:
@@ -265,7 +225,7 @@ class Session:
 
     # Briefs
 
-    def _brief(self, assign: Assign) -> Iterator[Effect]:
+    def _brief(self, assign: messages.Assign) -> Iterator[Effect]:
         """Fetch or place the brief of a task. If an Assign came again, its brief goes on. A brief of another attempt is
         dropped."""
         name, attempt = assign.task, assign.attempt
@@ -280,13 +240,13 @@ class Session:
             self.fetching.begin((*name, attempt), assign.nbytes, self.now)
             yield from self._ask()
         else:
-            yield Stow((*name, attempt))
+            yield effects.Stow((*name, attempt))
 
     def _unbrief(self, name: TaskName) -> Iterator[Effect]:
         if (attempt := self.briefs.pop(name, None)) is not None:
             self.lacking.discard(name)
             self.fetching.drop((*name, attempt))
-            yield Drop((*name, attempt))
+            yield effects.Drop((*name, attempt))
 
     def _told_all(self, kept: int) -> Iterator[Effect]:
         """Drop briefs of tasks that this actor had before a connection was lost, and has no longer. The coordinator sends a
@@ -306,24 +266,24 @@ class Session:
         """Keep an accepted contribution: the coordinator has only its digest on disk. If more than `retain` bytes are kept, the
         oldest contributions are dropped."""
         done.onto = onto
-        if isinstance(done.message, Contribute):  # its slot is given back; a later coordinator fetches the bytes
+        if isinstance(done.message, messages.Contribute):  # its slot is given back; a later coordinator fetches the bytes
             done.message = replace(done.message, slot=(), nbytes=done.nbytes)
         self.retained[done.message.task] = done
         self.retained_bytes += done.nbytes
-        yield Retain(done.message.task)
+        yield effects.Retain(done.message.task)
         while self.retained_bytes > self.retain:
             yield from self._let_go(next(iter(self.retained)))
 
     def _let_go(self, task: TaskName) -> Iterator[Effect]:
         self.retained_bytes -= self.retained.pop(task).nbytes
-        yield Forget(task)
+        yield effects.Forget(task)
 
     def _in_snapshot(self, kept: int) -> Iterator[Effect]:
         """Drop the contributions to versions up to `kept`, which is in a snapshot (-1: none is)."""
         while self.retained and self.retained[oldest := next(iter(self.retained))].onto < kept:
             yield from self._let_go(oldest)
 
-    def _offer_again(self, welcome: Welcome, another: bool) -> None:
+    def _offer_again(self, welcome: messages.Welcome, another: bool) -> None:
         """Offer accepted contributions again to another life of the coordinator, which has only a snapshot and digests."""
         self.retain = welcome.retain
         if another:
@@ -343,13 +303,13 @@ class Session:
                 self.needs, self.undone = version, 0
             else:
                 self.undone += max(nbytes, LEAST)
-            yield Adopt(version, base)
+            yield effects.Adopt(version, base)
         self.owing = self.undone > BACKLOG
         if not self.owing:  # else the coordinator sends no more until the worker has added these
             yield self._have(version)
 
     def _have(self, version: int) -> Effect:
-        return self._say(Have(version, min([self.needs, *(one.needs for one in self.running.values())])))
+        return self._say(messages.Have(version, min([self.needs, *(one.needs for one in self.running.values())])))
 
     def _decoded(self) -> Iterator[Effect]:
         self.needs, self.undone = self.held, 0
@@ -379,7 +339,7 @@ class Session:
     def _drop_weights(self) -> Iterator[Effect]:
         for what in self.fetching.weights():
             self.fetching.drop(what)
-            yield Drop(what)
+            yield effects.Drop(what)
 
     def _ask(self) -> Iterator[Effect]:
         if self.epoch:
@@ -391,7 +351,7 @@ class Session:
         if coming is None:
             return
         if last > first:
-            yield Stow(what, first, coming.nbytes)
+            yield effects.Stow(what, first, coming.nbytes)
         match what if not coming.fetch.left else ():
             case (version, index, _):
                 self.lacking.discard((version, index))
@@ -403,7 +363,7 @@ class Session:
 
     # What the worker says
 
-    def _done(self, done: Done) -> Iterator[Effect]:
+    def _done(self, done: events.Done) -> Iterator[Effect]:
         task = done.message.task
         running = self.running.get(task)
         if running and running.attempt == done.message.attempt:  # else the next one is with the worker
@@ -433,11 +393,11 @@ class Session:
         if silence > UNREACHED:
             self.noted_at = self.now
             coming = f"; {self.fetching.first}" if self.fetching.first else ""
-            yield Note(f"no answer from {self.where} for {self.now - self.heard_at:.0f} s; trying on{coming}")
+            yield effects.Note(f"no answer from {self.where} for {self.now - self.heard_at:.0f} s; trying on{coming}")
         elif (first := self.fetching.first) and self.now - max(first.moved_at, self.noted_at) > UNREACHED:
             self.noted_at = self.now
             silent = self.now - first.moved_at
-            yield Note(f"no piece came from {self.where} for {silent:.0f} s; {first}")
+            yield effects.Note(f"no piece came from {self.where} for {silent:.0f} s; {first}")
         if not self.epoch:
             return
         if self.now - self.heard_at > self.patience:
@@ -445,7 +405,7 @@ class Session:
             return  # the coordinator would refuse a message now
         if self.now - self.said_at >= self.beat:
             name, running = next(iter(self.running.items()), ((), None))
-            yield self._say(Beat(self.finished, runs=(*name, running.attempt) if running else ()))
+            yield self._say(messages.Beat(self.finished, runs=(*name, running.attempt) if running else ()))
         yield from self._ask()
         for waiting in self.unjudged.values():
             if self.now - waiting.said_at > SAY_AGAIN:
@@ -455,8 +415,8 @@ class Session:
         """bye: the reason for the coordinator; "": it does not know this actor."""
         self.over = True
         if bye:
-            yield self._say(Bye(bye))
-        yield Leave(reason)
+            yield self._say(messages.Bye(bye))
+        yield effects.Leave(reason)
 
     # Rules that hold after any event
 
@@ -467,7 +427,7 @@ class Session:
             self.running[name] = Running(assign.attempt, self.needs)
             task = Task(*name, assign.clients, assign.kind, assign.counts, assign.words)
             self.briefs.pop(name, None)
-            yield Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)
+            yield effects.Run(task, assign.attempt, assign.summed, self.held, assign.exact, assign.brief)
 
     def _next(self) -> TaskName | None:
         """The next task for the worker; None if there is none. Behind a running task only a task of the version that is here
@@ -479,9 +439,9 @@ class Session:
 
     def _say(self, message: Message) -> Effect:
         self.said_at = self.now
-        return Say(Envelope(self.session, self.epoch, message))
+        return effects.Say(Envelope(self.session, self.epoch, message))
 
 
-def hello(name: str, host: str, pid: int, offers: tuple[str, ...]) -> Hello:
+def hello(name: str, host: str, pid: int, offers: tuple[str, ...]) -> messages.Hello:
     """The Hello of a new life."""
-    return Hello(PROTOCOL, name, host, pid, offers)
+    return messages.Hello(PROTOCOL, name, host, pid, offers)

@@ -16,7 +16,8 @@ from typing import Any
 
 import zmq
 
-from shoal.actors.events import Done, Event, Heard, Run, Say, Tick
+from shoal.actors.effects import Run, Say
+from shoal.actors.events import Done, Event, Heard, Tick
 from shoal.actors.session import Session, hello
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.control import Silent

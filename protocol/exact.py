@@ -15,24 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from shoal.protocol import grid
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.grid import (
-    BLOCK,
-    GRID,
-    LIMIT,
-    OFFSET,
-    PLAIN_LIMIT,
-    SMALL,
-    WEIGHT_GRID,
-    WEIGHT_LIMIT,
-    Adder,
-    Floats,
-    bound,
-    exact_weight,
-    largest,
-    plain_weight,
-    square,
-)
+from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, PLAIN_LIMIT, SMALL, WEIGHT_GRID, WEIGHT_LIMIT, Adder, Floats
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 
 PLAIN_TOTALS: Mapping[str, str] = {
@@ -94,7 +79,7 @@ def squares(bundle: Bundle, dtypes: Iterable[str] = AS_THEY_ARE) -> float:
     with np.errstate(all="ignore"):
         for dtype in dtypes:
             for _, x in entries(bundle, dtype):
-                total += square(x)
+                total += grid.square(x)
     return total
 
 
@@ -128,9 +113,9 @@ class Gauge:
         norm: sqrt(squares(bundle)), if the caller knows it: that spares a pass. None: not known.
         """
         self.layout.expect(bundle.layout)
-        weight = exact_weight(weight) if self.exact else plain_weight(weight)
+        weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
-        reach = weight * bound(square)
+        reach = weight * grid.bound(square)
         if not self.reach + reach <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
         self._count(weight, reach, extent)
@@ -141,10 +126,10 @@ class Gauge:
         self.sums.expect(bundle.layout)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
-        reach = math.inf if self.exact else bound(squares(bundle, self.sums.segments))
+        reach = math.inf if self.exact else grid.bound(squares(bundle, self.sums.segments))
         if not self.reach + reach <= self.limit:
             reach = _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0)
-        self._count(plain_weight(weight), reach, extent)
+        self._count(grid.plain_weight(weight), reach, extent)
 
     def _count(self, weight: float, reach: float, extent: Extent) -> None:
         before = self.reach if self.reach + reach <= self.limit else extent()
@@ -162,7 +147,7 @@ class Gauge:
 def _largest(bundle: Bundle, dtypes: Iterable[str]) -> float:
     """The largest |x| of these dtypes; bfloat16, which numpy cannot compare, as floats. Raises ProtocolError for NaN."""
     parts = (entries(bundle, dtype) if dtype == "bf16" else bundle.blocks(dtype) for dtype in dtypes)
-    top = [largest(x) for part in parts for _, x in part]
+    top = [grid.largest(x) for part in parts for _, x in part]
     if not all(map(math.isfinite, top)):
         raise ProtocolError(f"{_unfinite(bundle)!a} of a contribution holds NaN or an infinity")
     return max(top, default=0.0)
@@ -241,7 +226,7 @@ class Sum:
         self._above = 0
 
     def _extent(self) -> float:
-        return max(map(largest, self.totals.values()), default=0.0) * (GRID if self.gauge.exact else 1.0)
+        return max(map(grid.largest, self.totals.values()), default=0.0) * (GRID if self.gauge.exact else 1.0)
 
 
 class PartialSum(Sum):

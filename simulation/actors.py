@@ -10,25 +10,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from shoal.actors.events import (
-    Adopt,
-    Decoded,
-    Done,
-    Drop,
-    Event,
-    Forget,
-    Give,
-    Heard,
-    Leave,
-    Opened,
-    Quit,
-    Reset,
-    Retain,
-    Run,
-    Say,
-    Stow,
-    Tick,
-)
+from shoal.actors.effects import Adopt, Drop, Forget, Give, Leave, Reset, Retain, Run, Say, Stow
+from shoal.actors.events import Decoded, Done, Event, Heard, Opened, Quit, Tick
 from shoal.actors.session import Session, hello
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import (

@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant("a refusal is ignored", Session, "_refused", "elif self.epoch:", "elif False:"),
     Mutant("Hello is said once", Session, "_tick", "self.hello_at = self.now + self.pause", "self.hello_at = self.now + 1e9"),
     Mutant("the worker is taken for busy for ever", Session, "_done", "del self.running[task]", "pass"),
-    Mutant("verdicts are not heard", Session, "_judged", "(Forget(verdict.task),)", "()"),
+    Mutant("verdicts are not heard", Session, "_judged", "(effects.Forget(verdict.task),)", "()"),
     # Work that actors keep for a coordinator that dies
     Mutant("what is accepted is not kept", Session, "_judged", "if verdict.onto >= 0 else", "if False else"),
     Mutant("what is kept is not offered again", Session, "_offer_again", "if another:", "if False:"),

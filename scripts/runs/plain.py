@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shoal.actors import Worker
-from shoal.actors.events import Adopt, Decoded, Done, Drop, Event, Forget, Heard, Reset, Run, Say, Stow, Tick
+from shoal.actors.effects import Adopt, Drop, Forget, Reset, Run, Say, Stow
+from shoal.actors.events import Decoded, Done, Event, Heard, Tick
 from shoal.actors.labour import perform
 from shoal.actors.session import Session, hello
 from shoal.protocol.codec import unpack_welcome

@@ -9,8 +9,9 @@ import pytest
 from test_core import Run
 
 from shoal.actors.coming import Fetching
-from shoal.actors.events import Drop, Heard, Note, Opened, Say, Stow, Tick
-from shoal.actors.events import Run as Order
+from shoal.actors.effects import Drop, Note, Say, Stow
+from shoal.actors.effects import Run as Order
+from shoal.actors.events import Heard, Opened, Tick
 from shoal.actors.session import Session, hello
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.actors.events import Run
+from shoal.actors.effects import Run
 from shoal.actors.hand import Hand, Held, Order
 from shoal.actors.labour import Product
 from shoal.actors.sharing import Shared

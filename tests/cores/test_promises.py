@@ -8,7 +8,8 @@ from typing import Any
 
 from test_core import Run
 
-from shoal.actors.events import Done, Forget, Heard, Retain, Say
+from shoal.actors.effects import Forget, Retain, Say
+from shoal.actors.events import Done, Heard
 from shoal.actors.session import Session, hello
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Fold, Folded, Pull, Step

@@ -10,25 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shoal.actors.events import (
-    Adopt,
-    Decoded,
-    Done,
-    Effect,
-    Event,
-    Forget,
-    Give,
-    Heard,
-    Leave,
-    Note,
-    Opened,
-    Quit,
-    Reset,
-    Run,
-    Say,
-    Stow,
-    Tick,
-)
+from shoal.actors.effects import Adopt, Effect, Forget, Give, Leave, Note, Reset, Run, Say, Stow
+from shoal.actors.events import Decoded, Done, Event, Heard, Opened, Quit, Tick
 from shoal.actors.session import AT_HAND, BACKLOG, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (

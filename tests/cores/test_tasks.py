@@ -14,7 +14,7 @@ import pytest
 from test_core import Run
 
 from shoal.actors import Worker
-from shoal.actors.events import Run as Order
+from shoal.actors.effects import Run as Order
 from shoal.actors.labour import perform
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Fold, Folded, Step

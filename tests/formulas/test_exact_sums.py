@@ -16,7 +16,7 @@ from federated_deltas import LAYOUT, random_bundle, term, vector
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.actors.events import Run
+from shoal.actors.effects import Run
 from shoal.actors.labour import perform
 from shoal.aggregators.summing import DeviceSum
 from shoal.nets.adding import TorchAdder

@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_rollout import EVALUATE, NOTHING, TRAIN, Still
 from test_vector_envs import SCRIPTS, rows_of
 
-from shoal.actors.events import Run
+from shoal.actors.effects import Run
 from shoal.actors.labour import perform
 from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace

@@ -15,7 +15,8 @@ import pytest
 import torch
 from typed import Said, mistake, ran, shoal
 
-from shoal.actors.events import Note, Say, Tick
+from shoal.actors.effects import Note, Say
+from shoal.actors.events import Tick
 from shoal.actors.session import Session, hello
 from shoal.protocol.messages import Hello
 from shoal.runs.rundir import Config, RunDir
