@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,7 @@ class Actor:
         self.shared = Shared()
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
+        self.orders: deque[Order | Held] = deque()  # for the worker, at the end of this turn
         self.terms: Terms | None = None
         self.changes: Changes | None = None
         self.weights: Held | None = None  # the newest
@@ -99,6 +101,8 @@ class Actor:
         if self.lane:
             self.lane.flush()
         self.line.flush()
+        while self.orders:  # last: work may end this process, and the coordinator then knows that the weights had come
+            self.hand.orders.put(self.orders.popleft())
 
     def _take(self, arrival: Arrival, arrays: bool) -> None:
         if arrival.kind == "opened":
@@ -146,7 +150,7 @@ class Actor:
             case effects.Give():
                 self._give(effect)
             case effects.Run() as run if self.terms and self.weights:
-                self.hand.orders.put(Order(run, self.weights, self._brief(run, self.terms), self.terms.workload))
+                self.orders.append(Order(run, self.weights, self._brief(run, self.terms), self.terms.workload))
             case effects.Adopt(version, base):
                 self._adopt(version, base)
             case effects.Forget(task):
@@ -243,7 +247,7 @@ class Actor:
             raise ProtocolError("the coordinator sent Weights without their bytes")
         self.weights = self.hand.newest = weights
         if base != WHOLE:
-            self.hand.orders.put(weights)
+            self.orders.append(weights)
 
     def _changed(self, told: Bytes) -> Held:
         """The weights that are here plus a change, which the worker's thread adds."""

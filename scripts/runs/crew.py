@@ -1,7 +1,7 @@
 """This machine's own actors: an actor that dies is replaced.
 
-The one idea: a death is an event like any other. But more than three deaths for each actor within 60 s are a fault that no
-replacement mends.
+The one idea: a death is an event like any other. The core limits the deaths of one task; the crew limits those that no task
+explains, because no replacement mends what ends actors before they work.
 """
 
 from __future__ import annotations
@@ -14,17 +14,30 @@ from typing import Any
 
 from shoal.actors.pool import Pool
 from shoal.coordinator.reports import Report
+from shoal.runs.living import LEFT, UNFIT
 
-WITHIN = 60.0  # seconds in which the crew replaces at most three dead actors for each place in it
+WITHIN = 60.0  # seconds in which the crew replaces at most three actors for each place in it whose death no task explains
 
 
 class Crew:
-    """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others."""
+    """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others.
 
-    def __init__(self, pool: Pool, many: int, report: Callable[[Report], None], clock: Callable[[], float]) -> None:
-        self.pool, self.many, self.report, self.clock = pool, many, report, clock
-        self.deaths: deque[float] = deque()
+    blamed: number of deaths so far that the core blamed on tasks.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        many: int,
+        report: Callable[[Report], None],
+        clock: Callable[[], float],
+        blamed: Callable[[], int] = int,
+    ) -> None:
+        self.pool, self.many, self.report, self.clock, self.blamed = pool, many, report, clock, blamed
+        self.deaths: deque[float] = deque()  # of the last WITHIN seconds, without those that were explained since
+        self.explained = self.evicted = 0
         self.left = many
+        self.last = ""
         self.arguments: Mapping[str, Any] = {}
 
     def hire(self, arguments: Mapping[str, Any]) -> None:
@@ -33,34 +46,39 @@ class Crew:
         self.pool.grow(self.many, arguments)
 
     def gone(self) -> list[int]:
-        """Process ids of the actors that have ended since the last call. An actor that did not end with code 0 is replaced."""
+        """Process ids of the actors that have ended since the last call. An actor that neither left in good order nor was unfit
+        for the job is replaced."""
         ended = self.pool.ended()
         for pid, status in ended.items():
-            if status != 0:
-                self._replace(pid, status)
-            else:
+            self.last = (
+                "left" if status == LEFT else f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
+            )
+            if status == UNFIT:
+                self.last = "could not set up its work"
+            if status in (LEFT, UNFIT) or not self._replaced(pid):
                 self.left -= 1
         return list(ended)
 
-    def _replace(self, pid: int, status: int) -> None:
-        now = self.clock()
+    def _replaced(self, pid: int) -> bool:
+        now, explained = self.clock(), self.blamed() + self.evicted
         self.deaths.append(now)
-        while self.deaths[0] < now - WITHIN:
-            self.deaths.popleft()
-        how = f"by signal {-status}" if status < 0 else f"with code {status}"
-        if len(self.deaths) > 3 * self.many:
-            self.left -= 1
-            why = f"{len(self.deaths)} deaths within {WITHIN:.0f} s"
-            self.report(Report("crew", f"process {pid} ended {how} and is not replaced: {why}", "error"))
-            return
-        self.report(Report("crew", f"process {pid} ended {how}; another takes its place", "warning"))
-        self.pool.grow(1, self.arguments)
+        while self.deaths and (self.deaths[0] < now - WITHIN or self.explained < explained):
+            self.explained += self.deaths.popleft() >= now - WITHIN
+        if many := len(self.deaths) > 3 * self.many:
+            why = f"{len(self.deaths)} deaths within {WITHIN:.0f} s that no task explains"
+            self.report(Report("crew", f"process {pid} {self.last} and is not replaced: {why}", "error"))
+        else:
+            self.report(Report("crew", f"process {pid} {self.last}; another takes its place", "warning"))
+            self.pool.grow(1, self.arguments)
+        return not many
 
     def evict(self, pids: Sequence[int]) -> None:
         """Kill those processes of `pids` that belong to this crew: their workers hang, and read no message."""
         for pid in self.pool.alive.intersection(pids):
             os.kill(pid, signal.SIGKILL)
+            self.evicted += 1
 
     def spent(self) -> str:
         """Why the run cannot go on, if no actor of this machine is left; "" as long as there are actors."""
-        return self.pool.fault or ("" if self.left > 0 else f"all {self.many} actors of this machine have ended")
+        ended = f"all {self.many} actors of this machine have ended, the last one {self.last}"
+        return self.pool.fault or ("" if self.left > 0 else ended)

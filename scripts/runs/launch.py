@@ -147,7 +147,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             stack.callback(shared.close)
         if options.bind:
             observer.report(Report("listening", f"listening on {wire.address}; add actors with: {invitation(wire, keys)}"))
-        crew = Crew(pool, config.actors, observer.report, clock) if pool else None
+        crew = Crew(pool, config.actors, observer.report, clock, lambda: core.facts.ledger.counts.deaths) if pool else None
         if crew:
             crew.hire(called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None))
         workload = {"job": config.job, "seed": job.seed, "settings": job.plain()}

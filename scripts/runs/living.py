@@ -25,6 +25,8 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Pair
 from shoal.runs.threads import few_for_good
 
+LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
+
 
 def life_of(job: Job) -> Life:
     """The life of an actor that is forked on the coordinator's machine."""
@@ -33,7 +35,8 @@ def life_of(job: Job) -> Life:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the coordinator answers a Ctrl-C
         flag = threading.Event()
         on_signals(flag, [signal.SIGTERM])
-        return _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)
+        code = _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)
+        return {0: LEFT, 2: UNFIT}.get(code, code)
 
     return live
 
