@@ -23,22 +23,22 @@ NOTHING = Coming()
 
 def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
     lease = _lease(facts, actor, message)
-    if lease is not None:
-        desk.survive(facts, actor, lease.name)
     if lease is None:
         facts.ledger.counts.heard += 1
         yield _repeat(facts, actor, message)
-    elif lease.folding:  # the verdict on this attempt is on its way
+        return
+    desk.survive(facts, actor, lease.name)
+    if lease.folding:  # the verdict on this attempt is on its way
         facts.ledger.counts.heard += whole
         facts.ledger.counts.duplicate += whole
     elif why := fault or amiss(lease, message, actor.sent, facts.bounds):
         facts.ledger.counts.heard += 1
-        yield from _refuse(facts, actor, lease, why)
-    elif why := _late_for(facts, lease, message, onto := _onto_for(facts, lease)):
+        yield from _refuse(facts, lease, why)
+    elif why := _late_for(facts, lease, message, onto := _onto(facts, lease)):
         facts.ledger.counts.heard += 1
         yield from desk.end(facts, lease)
         facts.ledger.note(lease, "stale", facts.now, message.totals)
-        yield from _judge(facts, actor, lease, "stale", why)
+        yield from _judge(facts, lease, "stale", why)
     else:
         yield from _take_in(facts, actor, lease, message, onto) if whole else fetch(facts, actor, lease, message)
 
@@ -63,13 +63,17 @@ def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto
     yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
 
 
-def _onto_for(facts: Facts, lease: Lease) -> int:
-    """Return the version that a lease's contribution builds on: for a promise, the version it was accepted for."""
+def _onto(facts: Facts, lease: Lease) -> int:
+    """Return the version that a contribution which comes now builds on: the first that is not full; for a promise, the version
+    that it was accepted for."""
     if not lease.counts:
         return facts.version
     if lease.promise and lease.promise.onto != ANY:
         return lease.promise.onto
-    return _onto(facts)
+    onto = facts.version + facts.stepping
+    while _full(facts, onto):
+        onto += 1
+    return onto
 
 
 def _late_for(facts: Facts, lease: Lease, message: Contribute, onto: int) -> str:
@@ -94,14 +98,6 @@ def _lease(facts: Facts, actor: Actor, message: Contribute | Failed) -> Lease | 
     return lease if mine and lease is not None and not lease.briefing else None
 
 
-def _onto(facts: Facts) -> int:
-    """Return the version that a contribution which comes now builds on: the first that is not full."""
-    onto = facts.version + facts.stepping
-    while _full(facts, onto):
-        onto += 1
-    return onto
-
-
 def _full(facts: Facts, onto: int) -> bool:
     """Return whether the contributions folded in or with the learner are enough for the step after `onto`."""
     coming = facts.ledger.coming.get(onto, NOTHING)
@@ -124,19 +120,23 @@ def _again(facts: Facts, actor: Actor, message: Contribute | Failed) -> Effect:
     return facts.say(actor, facts.ledger.verdicts.on(actor.session, message) or over)
 
 
-def _refuse(facts: Facts, actor: Actor, lease: Lease, why: str) -> Iterator[Effect]:
-    yield from _judge(facts, actor, lease, "refused", why)
+def _refuse(facts: Facts, lease: Lease, why: str) -> Iterator[Effect]:
+    yield from _judge(facts, lease, "refused", why)
     yield from desk.take_back(facts, lease, why, "refused")
-    yield from patience.strike(facts, actor, why)
+    if actor := facts.roster.actors.get(lease.session):
+        yield from patience.strike(facts, actor, why)
 
 
-def _judge(facts: Facts, actor: Actor, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
-    verdict = _verdict(facts, lease, word, reason)
-    facts.ledger.judge(actor.session, verdict)
-    desk.unburden(facts, actor, lease.name)
-    if word != "accepted":
-        yield Report(word, f"{actor.name}: task {lease.name} {word}: {reason}", "warning")
-    yield facts.say(actor, verdict)
+def _judge(facts: Facts, lease: Lease, word: str, reason: str) -> Iterator[Effect]:
+    """Count and remember the verdict on a lease's contribution, and tell the actor if it is here."""
+    keeps = word == "accepted" and lease.counts and facts.bounds.retain
+    verdict = Verdict(lease.name, lease.attempt, word, reason, lease.onto if keeps else -1)
+    facts.ledger.judge(lease.session, verdict)
+    if actor := facts.roster.actors.get(lease.session):
+        desk.unburden(facts, actor, lease.name)
+        if word != "accepted":
+            yield Report(word, f"{actor.name}: task {lease.name} {word}: {reason}", "warning")
+        yield facts.say(actor, verdict)
 
 
 def folded(facts: Facts, task: TaskName) -> Iterator[Effect]:
@@ -148,24 +148,13 @@ def folded(facts: Facts, task: TaskName) -> Iterator[Effect]:
         facts.ledger.note(lease, "accepted", facts.now, lease.done.totals)
     if actor := facts.roster.actors.get(lease.session):
         actor.strikes = actor.barred = 0
-        yield from _judge(facts, actor, lease, "accepted", "")
-    else:
-        facts.ledger.judge(lease.session, _verdict(facts, lease, "accepted", ""))
-
-
-def _verdict(facts: Facts, lease: Lease, word: str, reason: str) -> Verdict:
-    keeps = word == "accepted" and lease.counts and facts.bounds.retain
-    return Verdict(lease.name, lease.attempt, word, reason, lease.onto if keeps else -1)
+    yield from _judge(facts, lease, "accepted", "")
 
 
 def unfit(facts: Facts, task: TaskName, reason: str) -> Iterator[Effect]:
     lease = facts.ledger.leases[task]
     facts.ledger.untake(lease)
-    if actor := facts.roster.actors.get(lease.session):
-        yield from _refuse(facts, actor, lease, reason)
-    else:
-        facts.ledger.counts.refused += 1
-        yield from desk.take_back(facts, lease, reason, "refused")
+    yield from _refuse(facts, lease, reason)
 
 
 def failed(facts: Facts, actor: Actor, message: Failed) -> Iterator[Effect]:

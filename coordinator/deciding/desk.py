@@ -55,7 +55,7 @@ def _gathered(facts: Facts) -> bool:
 def _place(facts: Facts, one: Waiting) -> Iterator[Effect]:
     task = one.task
     sticky = facts.bounds.sticky and task.counts and task.clients
-    actor = facts.roster.home(task.clients[0]) if sticky else facts.roster.idlest()
+    actor = facts.roster.home(task.clients[0]) if sticky else next(facts.roster.with_room(), None)
     if actor is None:
         facts.ledger.returned.append(one)
         return

@@ -138,19 +138,13 @@ class Roster:
 
     # Work
 
-    def idlest(self) -> Actor | None:
-        """Return the actor with room and fewest tasks, among equals the one that has waited longest; None without room."""
-        for sessions in self._idle:
-            if sessions:
-                return self.actors[next(iter(sessions))]
-        return None
+    def with_room(self) -> Iterator[Actor]:
+        """Return the actors with room: fewest tasks first, among equals the actor that has waited longest."""
+        return (self.actors[session] for sessions in self._idle for session in sessions)
 
     def seats(self) -> Iterator[Seat]:
-        """Return a Seat for each actor with room, the least busy first."""
-        for sessions in self._idle:
-            for session in sessions:
-                actor = self.actors[session]
-                yield Seat(actor.number, actor.capacity - len(actor.tasks))
+        """Return a Seat for each actor with room, in the same order."""
+        return (Seat(actor.number, actor.capacity - len(actor.tasks)) for actor in self.with_room())
 
     def burden(self, actor: Actor, task: TaskName) -> None:
         self._leave(actor)
