@@ -132,7 +132,7 @@ class Learner:
 
     def _fold(self, intake: Intake) -> Event:
         fold, message = intake.fold, intake.fold.message
-        name = (fold.task.version, fold.task.index)
+        name = fold.task.name
         if intake.bundle is None:
             return Unfit(name, "a contribution without arrays")
         if fold.promised and intake.bundle.sha256() != message.digest:
@@ -154,7 +154,7 @@ class Learner:
     def _brief(self, task: Task, attempt: int) -> Briefed:
         """The brief of this attempt. Raises UserError if its layout is none that actors were told of."""
         bundle = self.aggregator.brief(task) if hasattr(self.aggregator, "brief") else None
-        name = (task.version, task.index)
+        name = task.name
         if bundle is None:
             return Briefed(name, attempt)
         if bundle.layout.digest not in self.briefs:

@@ -16,7 +16,7 @@ from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import Deed, Happening
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
-from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.telling import Telling
 from shoal.protocol.layout import Layout
@@ -112,7 +112,7 @@ class Server:
         self._learned()
         if self._broke:
             raise self._broke
-        self.telling.observer.moved(self.progress())
+        self.telling.observer.moved(self.telling.progress())
         return self.finished
 
     def turn(self) -> None:
@@ -129,9 +129,6 @@ class Server:
             self.learner.put(jobs)
         self._flush()
         self.telling.look()
-
-    def progress(self) -> Progress:
-        return self.telling.progress()
 
     # Events in
 

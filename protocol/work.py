@@ -37,6 +37,10 @@ class Task:
     counts: bool = True
     words: Words = field(default_factory=dict, hash=False)
 
+    @property
+    def name(self) -> tuple[int, int]:
+        return (self.version, self.index)
+
     def apart(self) -> tuple[Task, ...]:
         """The task cut into a task for each client, so that a client that fails takes no other along. Indices count clients,
         so that each of these tasks has a name of its own."""

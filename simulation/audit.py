@@ -131,7 +131,9 @@ class Audit:
         self.counted: dict[TaskName, Taken] = {}
         self.rows: dict[bytes, Row] = {}
         self.held: dict[TaskName, Holding] = {
-            one.name: Holding(one.session, one.attempt, one.clients, _told(one.task), self.core.facts.now, owed=self._owed(one))
+            one.task.name: Holding(
+                one.session, one.attempt, one.clients, _told(one.task), self.core.facts.now, owed=self._owed(one)
+            )
             for one in hub.found.promises
         }
         self.tries: dict[TaskName, int] = {}
@@ -151,9 +153,11 @@ class Audit:
 
     def _owed(self, promise: Promise) -> Taken:
         """The contribution that the core is promised; its acknowledgement need not have been sent."""
-        if owed := self.books.owed.get((promise.name, promise.attempt)):
+        if owed := self.books.owed.get((promise.task.name, promise.attempt)):
             return owed
-        of_it = [one for one in self.books.taken.values() if (one.task, one.holding.attempt) == (promise.name, promise.attempt)]
+        of_it = [
+            one for one in self.books.taken.values() if (one.task, one.holding.attempt) == (promise.task.name, promise.attempt)
+        ]
         if not of_it:
             wrong(f"{promise} is of nothing")
         return of_it[-1]

@@ -123,7 +123,7 @@ class Books:
         for taken in self.acked:
             if taken.number not in kept:
                 self.owed[taken.task, taken.holding.attempt] = taken
-        known = {(promise.name, promise.attempt) for promise in self.hub.found.promises}
+        known = {(promise.task.name, promise.attempt) for promise in self.hub.found.promises}
         if missing := self.owed.keys() - known:
             wrong(f"{missing} were acknowledged, and nobody is asked for them")
 

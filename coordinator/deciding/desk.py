@@ -32,7 +32,7 @@ def employ(facts: Facts) -> Iterator[Effect]:
         draws -= 1
         for task in tasks:
             if task.words and (fault := words_fault(task.words)):
-                raise UserError(f"the words of a task must be plain data; those of task {task.version, task.index} are {fault}")
+                raise UserError(f"the words of a task must be plain data; those of task {task.name} are {fault}")
             facts.drawn += 1
             yield from _place(facts, Waiting(task))
 
@@ -60,7 +60,7 @@ def _place(facts: Facts, one: Waiting) -> Iterator[Effect]:
         facts.ledger.returned.append(one)
         return
     if one.alone and actor.alone is None:
-        actor.alone = one.name
+        actor.alone = task.name
         facts.roster.allow(actor, actor.capacity)
     if len(actor.tasks) < actor.capacity:
         yield _give(facts, actor, one)

@@ -17,15 +17,6 @@ MOMENT = 3.0  # seconds that actors have to come back and hear Stop: longer than
 ASTRAY = 10.0  # seconds after the loss of its connection for which an actor is expected back
 
 
-@dataclass(frozen=True, slots=True)
-class Stray:
-    """An actor that may not know of the end. since: time when its connection was lost, or when the run ended."""
-
-    peer: bytes
-    user: str
-    since: float
-
-
 @dataclass(slots=True)
 class Farewell:
     """Actors that may not know of the end, by session. strays: actors whose connection was lost; unaware: actors without Bye.
@@ -33,17 +24,18 @@ class Farewell:
     until: time when the coordinator stops listening. Times are in seconds of a clock that never goes back.
     """
 
-    strays: OrderedDict[bytes, Stray] = field(default_factory=OrderedDict)  # earliest loss first
-    unaware: dict[bytes, Stray] = field(default_factory=dict)
+    strays: OrderedDict[bytes, Actor] = field(default_factory=OrderedDict)  # earliest loss first
+    unaware: dict[bytes, Actor] = field(default_factory=dict)
     until: float = 0.0
     last: Stop = field(default_factory=lambda: Stop(""))
     epoch: int = 0
 
     def lost(self, actor: Actor, now: float) -> None:
         """Record that the actor's connection is lost; the actor may come back over another connection."""
-        self.strays[actor.session] = Stray(actor.peer, actor.user, now)
+        actor.lost_at = now
+        self.strays[actor.session] = actor
         self.strays.move_to_end(actor.session)
-        while next(iter(self.strays.values())).since < now - ASTRAY:
+        while next(iter(self.strays.values())).lost_at < now - ASTRAY:
             self.strays.popitem(last=False)
 
     def back(self, session: bytes) -> None:
@@ -52,21 +44,20 @@ class Farewell:
     def dead(self, peer: bytes) -> None:
         """Forget the actor at `peer`: its process has ended and will not come back."""
         for astray in (self.strays, self.unaware):
-            for session in [session for session, its in astray.items() if its.peer == peer]:
+            for session in [session for session, actor in astray.items() if actor.peer == peer]:
                 del astray[session]
 
     def begin(self, last: Stop, epoch: int, actors: dict[bytes, Actor], now: float) -> None:
         """Begin the farewell: the core has said Stop once to each of `actors`, who are here."""
         self.last, self.epoch, self.until = last, epoch, now + MOMENT
-        recent = {session: its for session, its in self.strays.items() if its.since >= now - ASTRAY}
-        self.unaware = recent | {session: Stray(actor.peer, actor.user, now) for session, actor in actors.items()}
+        self.unaware = {session: actor for session, actor in self.strays.items() if actor.lost_at >= now - ASTRAY} | actors
 
     def answer(self, event: Event) -> list[Effect]:
         """Return the effects that answer an event after the end of the run."""
         match event:
             case Heard(peer, envelope, user=user):
-                its = self.unaware.get(envelope.session)
-                if its is not None and its.user != user:
+                actor = self.unaware.get(envelope.session)
+                if actor is not None and actor.user != user:
                     return []  # the key of one actor spoke for another
                 if not isinstance(envelope.message, Bye):
                     return [Send(peer, Envelope(envelope.session, self.epoch, self.last))]

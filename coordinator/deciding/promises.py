@@ -29,10 +29,6 @@ class Promise:
     onto: int
     digest: str
 
-    @property
-    def name(self) -> TaskName:
-        return (self.task.version, self.task.index)
-
     def plain(self) -> list[Any]:
         """Return the promise as plain data for JSON; `of_plain` reads it."""
         task = [self.task.version, self.task.index, list(self.task.clients)]
@@ -67,18 +63,18 @@ class Promises:
         return stand
 
     def add(self, promise: Promise) -> None:
-        version, index = promise.name
-        self.drop(promise.name, len(promise.clients))
-        self.by_name[promise.name] = promise
-        self._covered.update(dict.fromkeys(_names(promise.name, len(promise.clients)), promise))
+        version, index = promise.task.name
+        self.drop(promise.task.name, len(promise.clients))
+        self.by_name[promise.task.name] = promise
+        self._covered.update(dict.fromkeys(_names(promise.task.name, len(promise.clients)), promise))
         self.first[version] = max(self.first.get(version, 0), index + len(promise.clients))
 
     def drop(self, task: TaskName, clients: int) -> None:
         """Drop every promise that overlaps this task of `clients` clients: the task was done."""
         for name in _names(task, clients):
             if promise := self._covered.get(name):
-                del self.by_name[promise.name]
-                for each in _names(promise.name, len(promise.clients)):
+                del self.by_name[promise.task.name]
+                for each in _names(promise.task.name, len(promise.clients)):
                     del self._covered[each]
 
 

@@ -26,10 +26,6 @@ class Waiting(NamedTuple):
     faults: int = 0
     alone: bool = False
 
-    @property
-    def name(self) -> TaskName:
-        return (self.task.version, self.task.index)
-
 
 @dataclass(slots=True)
 class Actor:
@@ -54,6 +50,7 @@ class Actor:
     pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
     stuck: bool = False  # a lease of the actor ran out, and its worker has said nothing since
     away: bool = False  # the actor's connection was lost, and the actor may come back over another
+    lost_at: float = 0.0  # time when the connection of an actor without a place was lost
     greeting: int = 0  # number of the Hello that gave the actor its place
     resumed: bool = False  # with that Hello the actor came back to a place that it had
     spoke: bool = False  # the actor has said more since: that Hello need not be answered again

@@ -76,7 +76,7 @@ class Recording:
         head = msgpack.packb([*about, message.steps, *whose, fold.task.kind, fold.task.words])
         self._with_actors += bundle.layout.nbytes
         if self.promises.by_name:
-            self.promises.drop((fold.task.version, fold.task.index), len(fold.clients))
+            self.promises.drop(fold.task.name, len(fold.clients))
         frame = len(head).to_bytes(4, "little") + head
         if self.payload:
             self.journal.append(frame, bundle.data.data)

@@ -153,10 +153,7 @@ class Replay:
         self._records = self._read()
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        return next(self._records)
+        return self._records
 
     def _read_header(self, index: int) -> Segment | None:
         path = self.folder / name_of(index)

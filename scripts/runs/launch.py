@@ -170,7 +170,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         version, weights = learner.newest
         if recording.kept != version:
             recording.snapshot(weights, aggregator)
-        result = summary(server.progress(), config, threads, weights.sha256(), options.run.path)
+        result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
         options.run.write_summary(result)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
 

@@ -37,7 +37,7 @@ def promise(
 
 def offer(run: Run, name: str, one: Promise, **claims: Any) -> Run:
     told: dict[str, Any] = {"digest": one.digest, "nbytes": 100, **claims}
-    message = Contribute(one.name, one.attempt, one.made_from, 1.0, "layout", False, {}, {}, 0.0, 0.0, **told)
+    message = Contribute(one.task.name, one.attempt, one.made_from, 1.0, "layout", False, {}, {}, 0.0, 0.0, **told)
     return _heard(run, name, message, whole=False)
 
 
@@ -59,7 +59,7 @@ def counted(run: Run, name: str, one: Promise) -> Run:
     _heard(run, name, message, whole=True)
     [fold] = run.all(Fold)
     assert fold.promised
-    return run.event(Folded(one.name))
+    return run.event(Folded(one.task.name))
 
 
 def test_what_was_accepted_before_a_restart_is_asked_of_nobody_else_and_counts_once() -> None:
@@ -162,7 +162,7 @@ def test_a_task_that_was_done_again_in_parts_is_not_promised_as_a_whole() -> Non
     promises.add(promise(2, 5, 10, 11, 12, onto=2))
     promises.add(promise(2, 5, 10, onto=2, attempt=OLD + 1))
     promises.add(promise(2, 6, 11, onto=2, attempt=OLD + 1))
-    assert [(one.name, one.clients) for one in promises.by_name.values()] == [((2, 5), (10,)), ((2, 6), (11,))]
+    assert [(one.task.name, one.clients) for one in promises.by_name.values()] == [((2, 5), (10,)), ((2, 6), (11,))]
     assert promises.first == {2: 8}
     promises.drop((2, 5), 3)
     assert promises.by_name == {}
