@@ -37,7 +37,9 @@ class Buffers:
             return self._free.pop()
         except IndexError:
             self.made += 1
-            return self._new()
+        if self.pinned:
+            return torch.zeros(self.layout.nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(Bundle.zeros(self.layout).data)  # numpy asks for large pages where the system has them
 
     def show(self, raw: Tensor) -> Bundle:
         """A read-only look at a taken buffer. The buffer is free once nobody holds the look or anything made of it."""
@@ -50,11 +52,6 @@ class Buffers:
     def _give_back(free: deque[Tensor], raw: Tensor) -> None:
         if len(free) < KEPT:
             free.append(raw)
-
-    def _new(self) -> Tensor:
-        if self.pinned:
-            return torch.zeros(self.layout.nbytes, dtype=torch.uint8, pin_memory=True)
-        return torch.from_numpy(Bundle.zeros(self.layout).data)  # numpy asks for large pages where the system has them
 
 
 class Weights:

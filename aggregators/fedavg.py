@@ -56,7 +56,11 @@ class FedAvgServer:
         self.layout, self.device = weights.layout, torch.device(device)
         self.update = SGD(lr) if update is None else tried(update, "update")
         self.current = Weights(weights, self.device)
-        self.trainable = _checked(trainable, averaged(self.layout).get("f4", 0))
+        entries = averaged(self.layout).get("f4", 0)
+        self.trainable = entries if trainable is None else trainable
+        if not 0 <= self.trainable <= entries:
+            has = f"the weights have {entries} float32 entries"
+            raise ValueError(f"trainable={trainable}: {has}; must be a number from 0 to that")
         self.sum = make_sum(self.current, self.device, deterministic)
         self.unit = GRID if deterministic else 1.0
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
@@ -94,7 +98,8 @@ class FedAvgServer:
         """
         if not self.sum.weight:
             raise RuntimeError("step(): nothing folded in since the last step; expected at least one contribution")
-        move = Move(self.current.raw, self._spare(), self.layout, self.sum.totals, self.unit / self.divisor(), self.block)
+        spare = self.sum.turn() if isinstance(self.sum, Turning) else self.current.spare()
+        move = Move(self.current.raw, spare, self.layout, self.sum.totals, self.unit / self.divisor(), self.block)
         square = torch.zeros((), dtype=torch.float64, device=self.device)
         for where in self._blocks(0, self.trainable):
             square += self._learn(move, where)
@@ -108,9 +113,6 @@ class FedAvgServer:
         self._clear()
         self.steps += 1
         return Moved({"examples": examples, "update_norm": math.sqrt(float(square))})
-
-    def _spare(self) -> Tensor:
-        return self.sum.turn() if isinstance(self.sum, Turning) else self.current.spare()
 
     def _blocks(self, first: int, last: int) -> Iterator[slice]:
         return (slice(start, min(start + self.block, last)) for start in range(first, last, self.block))
@@ -148,8 +150,7 @@ class FedAvgServer:
         """
         if weights.layout.digest != self.layout.digest:
             raise ValueError(self.layout.difference(weights.layout))
-        expected = {"steps": (), **{name: tuple(moment.shape) for name, moment in self.moments.items()}}
-        for name, shape in expected.items():
+        for name, shape in {"steps": (), **{name: moment.shape for name, moment in self.moments.items()}}.items():
             if name not in state or state[name].shape != shape:
                 found = f"shape {list(state[name].shape)}" if name in state else "nothing"
                 raise ValueError(f"saved state: {name!r} must have shape {list(shape)}, found {found}")
@@ -190,11 +191,3 @@ class Move:
             for dtype in self.before.keys() - self.totals.keys():
                 self.after[dtype].copy_(self.before[dtype])
         return self.spare
-
-
-def _checked(trainable: int | None, entries: int) -> int:
-    if trainable is None:
-        return entries
-    if not 0 <= trainable <= entries:
-        raise ValueError(f"trainable={trainable}: the weights have {entries} float32 entries; must be a number from 0 to that")
-    return trainable

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoal.nets.flat import as_tensor, views
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.layout import Layout
 from shoal.protocol.work import Contribution
 
 
@@ -67,23 +67,20 @@ class Staging:
 
     def fold(self, contribution: Contribution) -> None:
         """Copy a trajectory to page-locked memory and start its copy to the device. Raises ProtocolError for another layout."""
-        slot = self._free(contribution.work.bundle)
-        slot.host.copy_(as_tensor(contribution.work.bundle.data))  # type: ignore[union-attr]  # _free refused None
-        if slot.device is not slot.host:
-            with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
-                slot.device.copy_(slot.host, non_blocking=True)
-        task = contribution.task
-        self.keys.append((task.clients, contribution.made_from, task.version, task.index))
-
-    def _free(self, bundle: Bundle | None) -> Slot:
-        if bundle is None:
+        if (bundle := contribution.work.bundle) is None:
             raise ProtocolError("a learner folds trajectories; this contribution holds none")
         self.layout = self.layout or bundle.layout
         if difference := self.layout.difference(bundle.layout):
             raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
         if len(self.keys) == len(self.slots):
             self.slots.append(Slot(self.layout, self.device))
-        return self.slots[len(self.keys)]
+        slot = self.slots[len(self.keys)]
+        slot.host.copy_(as_tensor(bundle.data))
+        if slot.device is not slot.host:
+            with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
+                slot.device.copy_(slot.host, non_blocking=True)
+        task = contribution.task
+        self.keys.append((task.clients, contribution.made_from, task.version, task.index))
 
     def batch(self) -> Batch:
         """Everything folded, which is then forgotten. Ordered by client, version, task: the order of arrival changes no bit."""

@@ -95,9 +95,7 @@ class Isolated:
         return Step(**arrays, replaced=replaced)
 
     def _reset(self) -> int:
-        seeds = {i: self._seed + i for i in range(self.num_envs)}
-        lost = self._begin({i: seed for i, seed in seeds.items() if i not in self._holds})
-        return self._replace(lost | self._seeded({i: seed for i, seed in seeds.items() if i not in lost}))
+        return self._replace(self._begun({i: self._seed + i for i in range(self.num_envs)}))
 
     def _step(self) -> int:
         lost = self._answered(range(self.num_envs))
@@ -112,10 +110,8 @@ class Isolated:
         """Replace lost processes until every environment has begun again. Returns the number of new processes."""
         many = 0
         while lost:
-            seeds = {i: self._anew(i, why) for i, why in lost.items()}
-            many += len(seeds)
-            lost = self._begin(seeds)
-            lost |= self._seeded({i: seed for i, seed in seeds.items() if i not in lost})
+            many += len(lost)
+            lost = self._begun({i: self._anew(i, why) for i, why in lost.items()})
         return many
 
     def _anew(self, i: int, why: str) -> int:
@@ -127,18 +123,17 @@ class Isolated:
         self._holds.pop(i).end()
         return key(self._seed, "replaced", i, int(self._replaced[i])) % SEEDS
 
-    def _begin(self, seeds: Mapping[int, int]) -> Losses:
-        """Start a process for each environment in `seeds`. Returns the processes lost before they made their environment."""
-        for i, seed in seeds.items():
-            self._holds[i] = _Hold(self._hatchery, seed, self._clock)
+    def _begun(self, seeds: Mapping[int, int]) -> Losses:
+        """Begin an episode in each environment of `seeds`, in a new process if it has none. Returns the processes lost."""
+        new = [i for i in seeds if i not in self._holds]
+        for i in new:
+            self._holds[i] = _Hold(self._hatchery, seeds[i], self._clock)
         within = max(MAKING, self._timeout)
-        return self._gather(seeds, within, f"was not made within {within:g} s")
-
-    def _seeded(self, seeds: Mapping[int, int]) -> Losses:
+        lost = self._gather(new, within, f"was not made within {within:g} s")
         self._commands["reset"] = True
         for i, seed in seeds.items():
             self._commands["seed"][i] = seed
-        return self._answered(seeds)
+        return lost | self._answered([i for i in seeds if i not in lost])
 
     def _answered(self, asked: Collection[int]) -> Losses:
         for i in asked:

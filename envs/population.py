@@ -37,7 +37,7 @@ class Population:
     def __post_init__(self) -> None:
         if self.clients < 1:
             raise UserError(f"clients={self.clients}: must be at least 1")
-        object.__setattr__(self, "examples", _Checked(self.examples))
+        object.__setattr__(self, "examples", _checked(self.examples))
 
     @classmethod
     def divided(
@@ -52,31 +52,28 @@ class Population:
         if not sizes.all():
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(len(parts), _Slices(examples[np.concatenate(parts)], offsets), held_out, notes)
+        return cls(len(parts), _slices(examples[np.concatenate(parts)], offsets), held_out, notes)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Checked:
+def _checked(of: Callable[[int], Any]) -> Callable[[int], Examples]:
     """A function from a client to its Examples, around one that returns any data set. Raises UserError naming the client."""
 
-    of: Callable[[int], Any]
-
-    def __call__(self, client: int) -> Examples:
-        found = self.of(client)
+    def examples(client: int) -> Examples:
+        found = of(client)
         try:
             return examples_of(found)
         except UserError as wrong:
             raise UserError(f"client {client}: {wrong}") from None
 
+    return examples
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Slices:
-    """Client c holds examples[offsets[c] : offsets[c + 1]]."""
 
-    examples: Examples
-    offsets: npt.NDArray[np.int64]
+def _slices(examples: Examples, offsets: npt.NDArray[np.int64]) -> Callable[[int], Examples]:
+    """The function from client c to examples[offsets[c] : offsets[c + 1]]."""
 
-    def __call__(self, client: int) -> Examples:
-        if not 0 <= client < len(self.offsets) - 1:
-            raise IndexError(f"client {client} is not one of the {len(self.offsets) - 1} clients, counted from 0")
-        return self.examples[self.offsets[client] : self.offsets[client + 1]]
+    def of(client: int) -> Examples:
+        if not 0 <= client < len(offsets) - 1:
+            raise IndexError(f"client {client} is not one of the {len(offsets) - 1} clients, counted from 0")
+        return examples[offsets[client] : offsets[client + 1]]
+
+    return of

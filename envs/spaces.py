@@ -1,7 +1,9 @@
 """Observations and actions as plain arrays: the few kinds of gymnasium spaces that are supported.
 
 The one idea: a space is a small frozen description that converts the environment's own form to the arrays of a trajectory
-and back, so that policies, rollouts and learners never see a gymnasium object.
+and back, so that policies, rollouts and learners never see a gymnasium object. A space of actions also says how an action is
+drawn from a policy's numbers, and how likely it is. The noise for all draws of a rollout is made ahead, so one step costs a
+handful of numpy calls.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES, Layout
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,11 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Discrete:
-    """Actions 0 to n - 1; the environment counts its own from `start`."""
+    """Actions 0 to n - 1; the environment counts its own from `start`.
+
+    A policy's numbers are logits, [..., n]. A draw is the argmax of logits plus Gumbel noise (Gumbel 1954; Maddison et al.
+    2014).
+    """
 
     n: int
     start: int = 0
@@ -63,10 +70,29 @@ class Discrete:
         """Actions in the form that the environment's step takes, from [B]."""
         return action + self.start if self.start else action
 
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
+        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, ...]."""
+        gaps = rng.standard_exponential((rows, num_envs, self.n), dtype=np.float32)
+        np.maximum(gaps, np.finfo(np.float32).tiny, out=gaps)  # the generator may give 0
+        return -np.log(gaps)
+
+    def act(self, parameters: Floats, noise: Floats | None) -> Array:
+        """Actions, int64 [B], from a policy's numbers: drawn with the noise, or the likeliest actions if noise is None."""
+        return np.argmax(parameters if noise is None else parameters + noise, axis=-1)  # type: ignore[no-any-return]
+
+    def log_prob(self, parameters: Floats, action: Array) -> Floats:
+        """The log probability of each action, [...], under a policy's numbers."""
+        shifted = parameters - parameters.max(axis=-1, keepdims=True)
+        chosen = np.take_along_axis(shifted, action[..., None], axis=-1)[..., 0]
+        return chosen - np.log(np.exp(shifted).sum(axis=-1))  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Real-valued actions of `shape`, for a policy a vector of `size`. low, high: bounds of each element, may be infinite."""
+    """Real-valued actions of `shape`, for a policy a vector of `size`. low, high: bounds of each element, may be infinite.
+
+    A policy's numbers are means, then log standard deviations, [..., 2 * size], of independent normal variables.
+    """
 
     shape: tuple[int, ...]
     low: tuple[float, ...]
@@ -89,6 +115,21 @@ class Box:
         """Actions in the form that the environment's step takes, from [B, size]: a copy, clipped to the bounds."""
         clipped = np.clip(action, np.asarray(self.low), np.asarray(self.high))
         return clipped.reshape(len(action), *self.shape).astype(DTYPES[self.dtype])
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
+        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, size]."""
+        return rng.standard_normal((rows, num_envs, self.size), dtype=np.float32)
+
+    def act(self, parameters: Floats, noise: Floats | None) -> Array:
+        """Actions, float32 [B, size], from a policy's numbers: drawn with the noise, or the means if noise is None."""
+        mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
+        return mean if noise is None else mean + np.exp(log_std) * noise
+
+    def log_prob(self, parameters: Floats, action: Array) -> Floats:
+        """The log density of each action, [...], under a policy's numbers."""
+        mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
+        z = (action - mean) * np.exp(-log_std)
+        return -(0.5 * z * z + log_std + np.float32(0.5 * math.log(2 * math.pi))).sum(axis=-1)  # type: ignore[no-any-return]
 
 
 Actions = Discrete | Box

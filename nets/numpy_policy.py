@@ -1,25 +1,20 @@
-"""Policies without torch: the numpy twin of ActorCritic, and heads, which turn a policy's numbers into actions.
+"""Policies without torch: the numpy twin of ActorCritic.
 
-The one idea: to act, an actor needs a few matrix products and a draw. The noise for all draws of a rollout is made ahead,
-so one step costs a handful of numpy calls, and an actor that plays a built-in policy never imports torch.
+The one idea: to act, an actor needs a few matrix products and a draw (envs/spaces.py). So an actor that plays a built-in
+policy never imports torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from shoal.envs.spaces import Actions, Box, Discrete
+from shoal.envs.spaces import Array, Floats
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
 Layer = tuple[Floats, Floats]  # weight [inputs, outputs] (a transposed view), bias [outputs]
 
 
@@ -93,57 +88,3 @@ def flat(observation: Array) -> Floats:
     """Observations [B, *obs] as rows, float32 [B, size]. Bytes (pictures) are scaled to [0, 1]."""
     rows = observation.reshape(len(observation), -1)
     return np.true_divide(rows, 255, dtype=np.float32) if rows.dtype == np.uint8 else rows
-
-
-@dataclass(frozen=True, slots=True)
-class Categorical:
-    """Logits [..., n] of n actions. A draw is the argmax of logits plus Gumbel noise (Gumbel 1954; Maddison et al. 2014)."""
-
-    n: int
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        gaps = rng.standard_exponential((rows, num_envs, self.n), dtype=np.float32)
-        np.maximum(gaps, np.finfo(np.float32).tiny, out=gaps)  # the generator may give 0
-        return -np.log(gaps)
-
-    def act(self, parameters: Floats, noise: Floats | None) -> Array:
-        return np.argmax(parameters if noise is None else parameters + noise, axis=-1)  # type: ignore[no-any-return]
-
-    def log_prob(self, parameters: Floats, action: Array) -> Floats:
-        shifted = parameters - parameters.max(axis=-1, keepdims=True)
-        chosen = np.take_along_axis(shifted, action[..., None], axis=-1)[..., 0]
-        return chosen - np.log(np.exp(shifted).sum(axis=-1))  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Gaussian:
-    """Means, then log standard deviations, [..., 2 * size], of `size` independent normal variables."""
-
-    size: int
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        return rng.standard_normal((rows, num_envs, self.size), dtype=np.float32)
-
-    def act(self, parameters: Floats, noise: Floats | None) -> Array:
-        mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
-        return mean if noise is None else mean + np.exp(log_std) * noise
-
-    def log_prob(self, parameters: Floats, action: Array) -> Floats:
-        mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
-        z = (action - mean) * np.exp(-log_std)
-        return -(0.5 * z * z + log_std + np.float32(0.5 * math.log(2 * math.pi))).sum(axis=-1)  # type: ignore[no-any-return]
-
-
-Head = Categorical | Gaussian
-"""The meaning of a policy's numbers, `parameters` [..., P]: how an action is drawn from them, and how likely it is.
-
-noise: the random numbers for `rows` steps of `num_envs` draws, [rows, num_envs, ...]. act: actions, int64 [B] or float32
-[B, A], drawn with the noise, or the likeliest actions if noise is None. log_prob: of each action, [...]."""
-
-
-def head_of(actions: Actions) -> Head:
-    match actions:
-        case Discrete(n=n):
-            return Categorical(n)
-        case Box():
-            return Gaussian(actions.size)

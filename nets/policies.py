@@ -20,9 +20,9 @@ from torch.nn.functional import log_softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from shoal.envs.spaces import Actions, Box, Discrete, Spaces
+from shoal.envs.spaces import Actions, Array, Box, Discrete, Floats, Spaces
 from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
-from shoal.nets.numpy_policy import ACTIVATIONS, Array, Floats
+from shoal.nets.numpy_policy import ACTIVATIONS
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 

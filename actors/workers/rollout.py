@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.vector import Step, Worlds
-from shoal.nets.numpy_policy import Floats, Head, Policy, head_of
+from shoal.nets.numpy_policy import Policy
 from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
@@ -140,7 +140,7 @@ class Rollout:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
         bundle = self._bundle(life.envs)
-        reward, lived, replaced = self._fill(bundle, life, head_of(life.envs.spaces.action), rng)
+        reward, lived, replaced = self._fill(bundle, life, rng)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over)
         return Work(
@@ -151,20 +151,21 @@ class Rollout:
             steps=int(np.count_nonzero(lived)),
         )
 
-    def _fill(self, bundle: Bundle, life: Life, head: Head, rng: np.random.Generator) -> tuple[Any, Any, int]:
+    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator) -> tuple[Any, Any, int]:
         """Play T rows and write them into the bundle. Returns reward (float64) and lived, both [T, B], for the statistics of
         episodes, and the number of processes replaced."""
         T, B = self.rollout_length, self.num_envs
         observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
         terminated, truncated = bundle["terminated"], bundle["truncated"]
         reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
-        noise = head.noise(rng, T, B)
-        parameters: Floats = np.empty((T, B, life.envs.spaces.action.parameters), np.float32)
+        actions = life.envs.spaces.action
+        noise = actions.noise(rng, T, B)
+        parameters = np.empty((T, B, actions.parameters), np.float32)
         step, replaced = life.step, life.step.replaced
         for t in range(T):
             observation[t], mask[t] = step.observation, step.mask
             parameters[t] = self.policy.parameters(step.observation)
-            action[t] = head.act(parameters[t], noise[t])
+            action[t] = actions.act(parameters[t], noise[t])
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
             replaced += step.replaced
@@ -172,7 +173,7 @@ class Rollout:
                 bundle["final"][t, step.truncated] = step.final[step.truncated]
         mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
         observation[T], bundle["reward"][...] = step.observation, reward
-        bundle["log_prob"][...] = head.log_prob(parameters, action)
+        bundle["log_prob"][...] = actions.log_prob(parameters, action)
         life.step = step._replace(replaced=0)  # the replaced processes are counted by now
         return reward, lived, replaced
 
@@ -196,12 +197,12 @@ class Rollout:
     def _played(self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int) -> tuple[list[float], list[float], int]:
         """The returns and lengths of the first wanted[b] greedy episodes of each environment b, in the order of their ends; and
         the number of processes replaced."""
-        head, step, running = head_of(envs.spaces.action), envs.reset(seed), Episodes.none(envs.num_envs)
+        actions, step, running = envs.spaces.action, envs.reset(seed), Episodes.none(envs.num_envs)
         returns: list[float] = []
         lengths: list[float] = []
         lost, replaced = np.zeros(envs.num_envs, np.int64), step.replaced
         while (wanted > 0).any():
-            step = envs.step(head.act(self.policy.parameters(step.observation), None))
+            step = envs.step(actions.act(self.policy.parameters(step.observation), None))
             running.returns += step.reward
             running.lengths += step.lived
             whole = step.over & step.lived

@@ -93,12 +93,6 @@ class Told(Around):
         self.steps, self._change = int(state[STEPS]), None
 
 
-def coding_of(aggregator: Aggregator) -> Coding | None:
-    """The coding of the aggregator's changes, for Welcome; None if its weights travel as they are."""
-    coding: Coding | None = getattr(aggregator, "coding", None)  # shows through the wrappers around it
-    return coding
-
-
 def _distance(a: Bundle, b: Bundle) -> float:
     """The norm |a - b| of the float32 entries, taken a block at a time, so that no third bundle is needed."""
     x, y = a.vector(), b.vector()

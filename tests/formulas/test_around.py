@@ -12,7 +12,7 @@ from shoal.aggregators import amiss, lacking
 from shoal.aggregators.around import Around
 from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
-from shoal.aggregators.around.told import Told, coding_of
+from shoal.aggregators.around.told import Told
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
 from shoal.protocol.compress import Coding, codec_of
@@ -54,11 +54,11 @@ def test_a_wrapper_is_as_linear_as_the_other_one_unless_it_says_otherwise() -> N
 def test_a_change_and_its_coding_show_through_what_stands_around_them() -> None:
     coding = Coding("int8", 0.1, 256)
     around = folded(Around(Told(FedAvgServer(START), coding)))
-    assert coding_of(around) == coding
+    assert around.coding == coding
     assert around.change() is None
     around.step()
     assert around.change() is not None
-    assert coding_of(Around(FedAvgServer(START))) is None
+    assert not hasattr(Around(FedAvgServer(START)), "coding")
 
 
 def test_what_an_aggregator_lacks_is_named() -> None:

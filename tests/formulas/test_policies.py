@@ -18,7 +18,7 @@ from shoal.envs.spaces import Box, Discrete, Observations, Spaces
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
 from shoal.nets.flat import FlatModule
-from shoal.nets.numpy_policy import Categorical, Gaussian, NumpyPolicy, head_of
+from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, TorchPolicy, fitting
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -51,16 +51,16 @@ def observations(of: Observations, *batch: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_numpy_twin_equals_torch(hidden: Any, activation: str, shared: bool, seen: Observations, action: Any) -> None:
     module = shaken(ActorCritic(Spaces(seen, action), hidden, activation, shared))
-    twin, head, rng = NumpyPolicy(activation), head_of(action), np.random.default_rng(2)
+    twin, rng = NumpyPolicy(activation), np.random.default_rng(2)
     twin.load(FlatModule(module).bundle())
     obs = observations(seen, 7)
     ours = twin.parameters(obs)
-    drawn = head.act(ours, head.noise(rng, 1, 7)[0])
+    drawn = action.act(ours, action.noise(rng, 1, 7)[0])
     with torch.no_grad():
         theirs, _ = module(torch.from_numpy(obs))
         wanted = policies.log_prob(theirs, torch.from_numpy(drawn))
-    np.testing.assert_allclose(head.log_prob(ours, drawn), wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(head.act(ours, None), sample(theirs, None), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(action.log_prob(ours, drawn), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(action.act(ours, None), sample(theirs, None), rtol=1e-5, atol=1e-5)
 
 
 def test_the_twin_reads_weights_in_place() -> None:
@@ -141,12 +141,12 @@ def test_probabilities_are_those_of_torch_distributions() -> None:
 
 def test_log_prob_of_unlikely_actions_is_finite() -> None:
     parameters = np.array([[1e4, 0, -1e4]], np.float32)
-    assert Categorical(3).log_prob(parameters, np.array([2])).tolist() == [-2e4]
+    assert Discrete(3).log_prob(parameters, np.array([2])).tolist() == [-2e4]
 
 
 def test_draws_are_as_frequent_as_their_probability() -> None:
     logits = np.array([0.0, 1.0, -1.0], np.float32)
-    head, n = Categorical(3), 200_000
+    head, n = Discrete(3), 200_000
     noise = head.noise(np.random.default_rng(0), 1, n)[0]
     counts = np.bincount(head.act(np.broadcast_to(logits, (n, 3)), noise), minlength=3)
     p = np.exp(logits) / np.exp(logits).sum()
@@ -154,7 +154,7 @@ def test_draws_are_as_frequent_as_their_probability() -> None:
 
 
 def test_gaussian_draws_have_the_mean_and_the_spread_they_should() -> None:
-    head, n = Gaussian(2), 100_000
+    head, n = Box((2,), (-1.0,) * 2, (1.0,) * 2), 100_000
     parameters = np.broadcast_to(np.array([1.0, -2.0, math.log(0.5), math.log(3.0)], np.float32), (n, 4))
     drawn = head.act(parameters, head.noise(np.random.default_rng(0), 1, n)[0]).astype(np.float64)
     for i, (mean, std) in enumerate([(1.0, 0.5), (-2.0, 3.0)]):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.actors.loop import Actor, host_id
-from shoal.aggregators.around.told import coding_of
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Finish
@@ -97,7 +96,7 @@ def run(
         seen,
         run="test",
         host=host_id(),
-        welcome=pack_welcome(Terms({}, layout, coding_of(aggregator), briefs)),
+        welcome=pack_welcome(Terms({}, layout, getattr(aggregator, "coding", None), briefs)),
         layouts=layouts,
         clock=time.monotonic,
         outside=Outside(lambda: "the test's limit" if time.monotonic() > ends_at else ""),
