@@ -143,8 +143,11 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
 
 
 def _as_kept(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array as int64 or float32; no copy is made of an array that has that dtype already."""
-    whole = np.issubdtype(np.asarray(array).dtype, np.integer)
+    """The array as int64 or float32; no copy is made of an array that has that dtype already. Raises UserError for other than
+    real numbers."""
+    if (dtype := np.asarray(array).dtype).kind not in "biuf":
+        raise UserError(f"examples of dtype {dtype}: expected real numbers; give real and imaginary parts as two, say")
+    whole = np.issubdtype(dtype, np.integer)
     return np.asarray(array, dtype=np.int64 if whole else np.float32, order="C")
 
 

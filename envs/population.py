@@ -26,13 +26,15 @@ class Population:
     examples: function from a client to its data, the same at each call, in any process: Examples, or any data set that
     sources.py accepts.
     held_out: examples that no client trains on, for the central evaluation; None: there are none.
-    notes: lines about the data that a person is told when a run begins.
+    notes: lines about the data that a person is told when a run begins. divides: (one data set, sorted by client; offsets), if
+    client c holds its examples offsets[c] : offsets[c + 1].
     """
 
     clients: int
     examples: Callable[[int], Any]
     held_out: Examples | None = None
     notes: tuple[str, ...] = ()
+    divides: tuple[Examples, npt.NDArray[np.int64]] | None = None
 
     def __post_init__(self) -> None:
         if self.clients < 1:
@@ -52,7 +54,15 @@ class Population:
         if not sizes.all():
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(len(parts), _slices(examples[np.concatenate(parts)], offsets), held_out, notes)
+        by_client = examples[np.concatenate(parts)]
+        return cls(len(parts), _slices(by_client, offsets), held_out, notes, (by_client, offsets))
+
+    def check_classes(self, classes: int, ignored: int | None) -> None:
+        """Raises UserError for a label in memory that is none of `classes`, counted from 0, and not `ignored`."""
+        known = (self.divides[0] if self.divides else None, self.held_out)
+        for y in (examples.y for examples in known if examples is not None):
+            if (odd := y[(y < 0) | (y >= classes)]).size and (odd := odd[odd != ignored]).size:
+                raise UserError(f"y holds the label {odd[0]}: the model has outputs for {classes} classes, 0 to {classes - 1}")
 
 
 def _checked(of: Callable[[int], Any]) -> Callable[[int], Examples]:

@@ -133,7 +133,7 @@ def _numbers(data: Any, name: str, whole: bool = False) -> npt.NDArray[Any]:
     if _is_frame(data):
         columns = _columns_of(data).items()
         return np.stack([_numbers(column, f"column {name!r}", whole=True) for name, column in columns], axis=1)
-    found = array = _as_array(data)
+    found = array = array_of(data)
     if array.dtype == object and array.ndim:
         array = _stacked(list(array), name)
     if array.dtype.kind not in "biuf" or not array.ndim:
@@ -144,17 +144,19 @@ def _numbers(data: Any, name: str, whole: bool = False) -> npt.NDArray[Any]:
 
 
 def _stacked(parts: Sequence[Any], name: str) -> npt.NDArray[Any]:
-    arrays = [_as_array(part) for part in parts]
+    arrays = [array_of(part) for part in parts]
     for i, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
             raise UserError(f"{name} has shape {list(arrays[0].shape)} in example 0 and {list(array.shape)} in example {i}")
     return np.stack(arrays) if arrays else np.empty(0)
 
 
-def _as_array(data: Any) -> npt.NDArray[Any]:
-    """`data` as a numpy array, also if it is a tensor that has a gradient or lies on a device."""
+def array_of(data: Any) -> npt.NDArray[Any]:
+    """`data` as a numpy array, also if it is a tensor that has a gradient, lies on a device or is bfloat16."""
     if hasattr(data, "detach"):
         data = data.detach().cpu()
+    if str(getattr(data, "dtype", "")) == "torch.bfloat16":  # which numpy lacks
+        data = data.float()
     try:
         return np.asarray(data)
     except ValueError:  # a list of lists of different lengths

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
 """A metric: (logits [n, ...], y [n, ...]) of a whole evaluation set, on the CPU -> one number; nan if it is not defined."""
+
+OVER_CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
 METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
@@ -64,10 +66,28 @@ def loss_for(data: Sequence[Tensor], loss: Loss) -> Loss:
     return loss
 
 
-class Tally:
-    """The losses and hits of many batches. Logits are not kept: a batch costs one argmax."""
+def ignored_label(loss: Loss) -> int | None:
+    """The label that a loss over classes leaves out: its `ignore_index`, or -100. None if `loss` is one of torch's that are not
+    over classes. A loss of the user's own may be over classes."""
+    options: dict[str, Any] = {}
+    while isinstance(loss, partial):
+        options, loss = {**loss.keywords, **options}, loss.func
+    kind = loss if hasattr(loss, "__name__") else type(loss)
+    if str(kind.__module__).startswith("torch.") and kind.__name__ not in OVER_CLASSES:
+        return None
+    return int(options.get("ignore_index", getattr(loss, "ignore_index", -100)))
 
-    def __init__(self) -> None:
+
+class Tally:
+    """The losses and hits of many batches. Logits are not kept: a batch costs one argmax.
+
+    loss: the loss that the module is trained with. Labels that it ignores are no hits and no misses, and if it is not over
+    classes there is no accuracy.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.ignored = ignored_label(loss)
+        self.classes = 0
         self.losses: list[Tensor] = []
         self.sizes: list[float | Tensor] = []
         self.guesses: list[Tensor] = []
@@ -77,19 +97,25 @@ class Tally:
         """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
         self.losses.append(loss.detach())
         self.sizes.append(len(y) if weight is None else weight.sum())
-        if logits.ndim == y.ndim + 1 and not y.is_floating_point():  # classes on axis 1, as cross_entropy has them
+        over_classes = self.ignored is not None and logits.ndim == y.ndim + 1 and logits.shape[1] > 1
+        if over_classes and not y.is_floating_point():  # classes on axis 1, as cross_entropy has them
+            self.classes = logits.shape[1]
             self.guesses.append(logits.argmax(1))
             self.truths.append(y)
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """The totals {"loss": (sum, count), "accuracy": (hits, labels)}. The count of loss is the number of examples, or the
-        sum of their weights. There is no accuracy if y holds no classes. A loss that is not finite shows in its sum."""
+        sum of their weights. There is no accuracy if y holds no classes, or one that the module does not know. A loss that is
+        not finite shows in its sum."""
         losses: list[float] = torch.stack(self.losses).tolist()
         sizes = [float(size) for size in self.sizes]
         totals = {"loss": (sum(map(float.__mul__, losses, sizes)), sum(sizes))}
         if self.guesses:
-            hits = torch.cat(self.guesses) == torch.cat(self.truths)
-            totals["accuracy"] = (float(hits.sum()), float(hits.numel()))
+            truths = torch.cat(self.truths)
+            counted = (truths != self.ignored) & (truths >= 0)
+            hits, labels = (torch.cat(self.guesses) == truths) & counted, float(counted.sum())
+            if labels and int(truths.max()) < self.classes:
+                totals["accuracy"] = (float(hits.sum()), labels)
         return totals
 
 
@@ -122,7 +148,7 @@ def tallied(
 
     Each metric adds (value * n, n), or nothing if its value is nan.
     """
-    loss, tally, kept = loss_for(data, loss), Tally(), list[Tensor]()
+    loss, tally, kept = loss_for(data, loss), Tally(loss), list[Tensor]()
     with evaluating(module):
         for xs, ys, *weight in batches(data, batch_size):
             logits = module(xs)

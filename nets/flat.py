@@ -33,9 +33,19 @@ WIRE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DT
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """The layout of a module's weights. Within a dtype, trainable parameters come first, then frozen ones, then buffers."""
+    """The layout of a module's weights. Within a dtype, trainable parameters come first, then frozen ones, then buffers.
+
+    Raises UserError for a tensor without a shape, of a lazy module, and for one of a dtype that cannot travel.
+    """
     parameters = sorted(module.named_parameters(), key=lambda named: not named[1].requires_grad)
-    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in (*parameters, *module.named_buffers())})
+    tensors: dict[str, torch.Tensor] = dict((*parameters, *module.named_buffers()))
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise UserError(f"model: {name!r} has no shape yet: in the factory, call the lazy module once on a batch")
+        if tensor.dtype not in WIRE_NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIRE_NAMES)
+            raise UserError(f"model: {name!r} is {tensor.dtype}; expected one of {known}")
+    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
 
 
 def segment(raw: torch.Tensor, layout: Layout, dtype: str) -> torch.Tensor:

@@ -10,19 +10,24 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from shoal.protocol import draws
+from shoal.protocol.errors import UserError
 
 Model: TypeAlias = Callable[[], nn.Module]
 
 
 def seeded(model: Model, seed: int) -> nn.Module:
-    """The module that the factory makes with torch's generator seeded from `seed`. The generator's state is restored."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(draws.key(seed, "model") % 2**63)
-        return model()
+    """The module that the factory makes with all global generators set from `seed`, which are put back afterwards.
+
+    Raises UserError for a factory that makes no module.
+    """
+    with draws.globally(seed, "model"):
+        module = model()
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model gave {type(module).__name__}: expected a torch.nn.Module")
+    return module
 
 
 def mlp(sizes: Sequence[int] = (64, 64, 10)) -> nn.Module:

@@ -27,6 +27,9 @@ PLAIN_TOTALS: Mapping[str, str] = {
 """The dtypes that have a mean -> the dtype of their total if the sum is not exact."""
 
 
+FLOATS = ("f4", "f2", "bf16", "f8")
+
+
 def averaged(layout: Layout) -> dict[str, int]:
     """The dtypes of a layout that have a mean -> their number of entries."""
     return {
@@ -149,15 +152,18 @@ def _largest(bundle: Bundle, dtypes: Iterable[str]) -> float:
     parts = (entries(bundle, dtype) if dtype == "bf16" else bundle.blocks(dtype) for dtype in dtypes)
     top = [grid.largest(x) for part in parts for _, x in part]
     if not all(map(math.isfinite, top)):
-        raise ProtocolError(f"{_unfinite(bundle)!a} of a contribution holds NaN or an infinity")
+        name = unfinite(bundle) or "an array"  # shared memory may have changed since
+        raise ProtocolError(f"{name!a} of a contribution holds NaN or an infinity")
     return max(top, default=0.0)
 
 
-def _unfinite(bundle: Bundle) -> str:
-    """The name of the first array that is not finite throughout."""
-    kinds = {place.name: place.dtype for place in bundle.layout.places if place.dtype in PLAIN_TOTALS}
+def unfinite(bundle: Bundle) -> str:
+    """The name of the first array that holds NaN or an infinity; "" if none does. Costs one pass over a bundle without any."""
+    kinds = {place.name: place.dtype for place in bundle.layout.places if place.dtype in FLOATS}
+    if math.isfinite(squares(bundle, {*kinds.values()})):
+        return ""
     finite = {name: all(np.isfinite(floats(x, its)).all() for _, x in bundle.blocks_of(name)) for name, its in kinds.items()}
-    return next((name for name, whole in finite.items() if not whole), "an array")  # shared memory may have changed since
+    return next((name for name, whole in finite.items() if not whole), "")
 
 
 class Sum:

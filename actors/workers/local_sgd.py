@@ -130,7 +130,7 @@ class LocalSGD:
 
     def _train(self, data: Sequence[Tensor], client: int, version: int) -> dict[str, tuple[float, float]]:
         self._start()
-        module, loss_of, tally, factor = self.flat.module, loss_for(data, self.loss), Tally(), self.factor_at(version)
+        module, loss_of, tally, factor = self.flat.module, loss_for(data, self.loss), Tally(self.loss), self.factor_at(version)
         shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", client, version)))
         t = 0
         for order in self._orders(len(data[1]), shuffle):

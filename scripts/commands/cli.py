@@ -123,11 +123,10 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
-    from shoal.runs.launch import Launch, device_of, new_run
+    from shoal.runs.launch import Launch, device_of, new_run, try_out
 
     job, config = _configured(asked)
-    job.prepare()  # a fault in the job is raised before the run has a folder
-    job.check_parts()
+    try_out(job)  # a fault in the job is raised before the run has a folder
     device_of(config.device)
     return _run(job, Launch(config, new_run(config, asked.run_dir), bind, **shown), asked)
 

@@ -23,7 +23,7 @@ from shoal.jobs.problems import Problem
 from shoal.jobs.settings import Range, among, changed, check_used, checked, described, nearest, plain, ranges, shown, values
 from shoal.jobs.wraps import chain
 from shoal.protocol.errors import UserError
-from shoal.protocol.exact import summed_layout
+from shoal.protocol.exact import summed_layout, unfinite
 from shoal.protocol.layout import Layout
 
 if TYPE_CHECKING:
@@ -228,9 +228,22 @@ class Job:
         """Raises UserError, one line, if the aggregator or the plan lacks a part. Called before the run has a folder."""
         _ = self._linear
         self.plan(AFRESH)
-        ours = type(self.method).worker.__module__.startswith("shoal.")
-        if ours and getattr(self.problem, "worker", None) is None:  # a user's own worker is made only in its actor
+        if self._ours:
             self.worker()
+
+    @property
+    def _ours(self) -> bool:
+        """True if the worker is one of ours. A user's own worker is made only in its actor."""
+        ours = type(self.method).worker.__module__.startswith("shoal.")
+        return ours and getattr(self.problem, "worker", None) is None
+
+    def try_out(self) -> None:
+        """Raises UserError, one line, for a fault that shows in the first weights or on a first batch: before the run has a
+        folder, and before anything is forked. Called after `check_parts`."""
+        if name := unfinite(self.problem.first(self.seed)[0]):
+            raise UserError(f"first weights: {name!r} holds NaN or an infinity")
+        if self._ours:
+            self.problem.try_out(self.method, self.seed)
 
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)

@@ -75,6 +75,9 @@ class Problem:
         """The function that evaluates weights in the coordinator's process; None if only actors can evaluate."""
         return None
 
+    def try_out(self, method: Method, seed: int) -> None:
+        """Try the user's part once, in this process. Raises UserError for a fault in it."""
+
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         """Lines about the user's part that a person is told when a run begins."""
         return ()
@@ -156,6 +159,21 @@ class Supervised(Problem):
         evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device, metrics=self.metrics)
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
 
+    def try_out(self, method: Method, seed: int) -> None:
+        """One batch of the first client, and of the held-out data, as actors and the learner will use them."""
+        import torch
+
+        from shoal.nets.evaluation import ignored_label
+        from shoal.nets.trying import tried
+
+        population, size = self.population(method, seed), getattr(self.settings(method), "batch_size", 2)
+        if not len(examples := population.examples(0)):
+            return
+        loss, backward = self.loss_function(), not torch.cuda.is_available()
+        classes = tried(self.model, examples[: max(2, size)], loss, population.held_out, self.metrics, backward=backward)
+        if classes is not None:
+            population.check_classes(classes, ignored_label(loss))
+
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         return self.population(method, seed).notes
 
@@ -200,7 +218,9 @@ class Calls(Problem):
     weights: Callable[[], Mapping[str, Any]]
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
-        return Bundle.pack(self.weights()), None
+        from shoal.envs.sources import array_of
+
+        return Bundle.pack({name: array_of(array) for name, array in self.weights().items()}), None
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
         return self.worker()

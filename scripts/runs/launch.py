@@ -186,10 +186,22 @@ def _alone(crew: Crew | None, options: Launch) -> str:
     return crew.spent() if crew and not options.bind else ""
 
 
-def preload(job: Job) -> None:
-    """Import all that a run of this job needs, so that a process forked from here begins at once."""
+def try_out(job: Job) -> None:
+    """Prepare a job and try it once, with few threads. Raises UserError for a fault in the user's part."""
+    with few_threads():
+        _try_out(job)
+
+
+def _try_out(job: Job) -> None:
     job.prepare()
     job.check_parts()
+    few()  # threads of a first batch would be in the way of a fork
+    job.try_out()
+
+
+def preload(job: Job) -> None:
+    """Import all that a run of this job needs, so that a process forked from here begins at once."""
+    _try_out(job)
     few()
     job.central()
     tensorboard()

@@ -25,14 +25,13 @@ from shoal.jobs.job import Job
 from shoal.protocol.door import check_bind
 from shoal.protocol.errors import UserError
 from shoal.runs.choosing import chosen, refuse_within_find
-from shoal.runs.launch import Ended, Launch, Ready, device_of, launch, new_run, ready
+from shoal.runs.launch import Ended, Launch, Ready, device_of, launch, new_run, ready, try_out
 from shoal.runs.observers import Together
 from shoal.runs.progress import Errors, Lines, display
 from shoal.runs.resuming import is_done, resumed
 from shoal.runs.run import Place, Run
 from shoal.runs.stopping import Stopper
 from shoal.runs.theirs import told
-from shoal.runs.threads import few_threads
 from shoal.runs.watching import Row, StopWhen, Watch
 
 
@@ -204,10 +203,8 @@ def _asked(
     refuse_within_find()
     _check_address(bind)
     choice = chosen(job, settings or {}, **given)
-    with few_threads():
-        choice.job.prepare()
-        choice.job.check_parts()
-        device_of(choice.config.device)
+    try_out(choice.job)
+    device_of(choice.config.device)
     name = choice.job.name if choice.config.job.startswith(INLINE) else ""
     return Launch(choice.config, new_run(choice.config, folder, name), bind, named=choice.named), choice.job
 

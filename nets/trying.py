@@ -1,0 +1,125 @@
+"""One batch tried before a run begins: a mistake in a user's model, data or loss is told before anything was forked.
+
+The one idea: the batch goes the way that it will go in an actor (forward, loss, backward) and at the learner (held-out data),
+so that the mistake that would stop every actor is one line instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from shoal.envs.datasets import Examples
+from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors
+from shoal.nets.flat import FlatModule
+from shoal.nets.models import Model, seeded
+from shoal.protocol.draws import globally
+from shoal.protocol.errors import UserError
+
+
+def tried(
+    model: Model,
+    examples: Examples,
+    loss: Loss,
+    held_out: Examples | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    *,
+    backward: bool = True,
+) -> int | None:
+    """Try a training step on a client's examples, and the evaluation of two held-out ones with all metrics.
+
+    backward: False leaves out the backward pass, which on a machine with a GPU starts threads that a fork cannot copy.
+    Returns the number of classes if the loss is one of torch's over classes, else None. Raises UserError, whose traceback ends
+    in the user's own code if that raised.
+    """
+    flat = FlatModule(seeded(model, 0)).trained()
+    if not flat.module.training:
+        flat.module.train()
+    data = tensors(examples, "cpu")
+    x, y = data[:2]
+    given = f"x {_told(x)} and y {_told(y)}"
+    with globally(0, "try"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training gives them again
+        with _blamed("model", f"x {_told(x)}"):
+            logits = flat.module(x)
+        if not isinstance(logits, Tensor):
+            raise UserError(f"model gave {type(logits).__name__} for x {_told(x)}: expected one tensor")
+        given = f"outputs {_told(logits)} and y {_told(y)}"
+        with _blamed("loss", given):
+            value = loss_for(data, loss)(logits, y)
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"loss gave {type(value).__name__} for {given}: expected a tensor, the mean or one number an example"
+            )
+        mean = mean_loss(value, y, *data[2:])
+        _refuse_broadcast(loss, logits, y, value)
+        if not mean.requires_grad:
+            raise UserError(f"loss gave a number for {given} that does not depend on any trainable parameter: no gradient")
+        if backward:
+            with _blamed("the backward pass", given):
+                mean.backward()  # type: ignore[no-untyped-call]
+        if held_out is not None and len(held_out):
+            with _blamed("model or loss", "held-out data"):
+                tallied(flat.module, tensors(held_out[:2], "cpu"), loss, 2)
+                if metrics:
+                    Evaluation(model, held_out, loss, metrics=metrics)
+    return logits.shape[1] if logits.ndim > 1 and not y.is_floating_point() and ignored_label(loss) is not None else None
+
+
+def fails_alone(model: Model, examples: Examples) -> bool:
+    """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two."""
+    module = seeded(model, 0)
+    if not module.training:
+        module.train()
+    x = tensors(examples[:2], "cpu")[0]
+    with globally(0, "try"), torch.no_grad():
+        return len(x) == 2 and _runs(module, x) and not _runs(module, x[:1])
+
+
+def _runs(module: nn.Module, x: Tensor) -> bool:
+    try:
+        module(x)
+    except Exception:  # noqa: BLE001  a model is the user's code and may raise anything at all
+        return False
+    return True
+
+
+def _refuse_broadcast(loss: Loss, logits: Tensor, y: Tensor, value: Tensor) -> None:
+    """Raises UserError if the loss pairs each output with each label: outputs [n, 1] with y [n], or the other way round."""
+    says = f"outputs {list(logits.shape)} against y {list(y.shape)}: the loss pairs each output with each label"
+    fix = "nn.Flatten(0) at the model's end makes outputs [n]; y.reshape(-1, 1) makes labels [n, 1]"
+    if logits.shape == (*y.shape, 1):
+        slim = (logits.squeeze(-1), y)
+    elif y.shape == (*logits.shape, 1):
+        slim = (logits, y.squeeze(-1))
+    else:
+        if ignored_label(loss) is None and logits.shape != y.shape:
+            raise UserError(f"outputs {list(logits.shape)} against y {list(y.shape)}: this loss needs equal shapes")
+        return
+    try:
+        other = loss(*slim)
+    except Exception:  # noqa: BLE001  the loss takes the shapes as they are, and no others
+        return
+    if other.shape != value.shape or not torch.allclose(other, value, equal_nan=True):
+        raise UserError(f"{says}; {fix}")
+
+
+@contextmanager
+def _blamed(part: str, given: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as raised:  # noqa: BLE001  the user's code may raise anything at all
+        what = next((line for line in str(raised).splitlines() if line.strip()), "")
+        raise UserError(f"{part} raised {type(raised).__name__} for {given}: {what}").with_traceback(
+            raised.__traceback__
+        ) from None
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

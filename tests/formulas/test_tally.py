@@ -1,0 +1,40 @@
+"""The accuracy of a tally counts the labels that the loss learns from, and none where the loss is not over classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shoal.nets.evaluation import Tally
+
+LOGITS = torch.eye(4)[[0, 1, 2, 3, 0, 1]]  # guesses 0 1 2 3 0 1
+
+
+def accuracy(loss: Any, y: list[int], logits: torch.Tensor = LOGITS) -> tuple[float, float] | None:
+    tally = Tally(loss)
+    for half in (slice(0, 2), slice(2, None)):
+        tally.add(logits[half], torch.tensor(y)[half], torch.tensor(1.0))
+    return tally.totals().get("accuracy")
+
+
+def test_ignored_labels_are_no_misses() -> None:
+    assert accuracy(functional.cross_entropy, [0, -100, 2, -100, 1, 1]) == (3, 4)
+    assert accuracy(partial(functional.cross_entropy, ignore_index=2), [0, 2, 2, 2, 1, 1]) == (2, 3)
+    assert accuracy(nn.CrossEntropyLoss(ignore_index=0), [0, 1, 2, 0, 0, 3]) == (2, 3)
+    assert accuracy(lambda p, y: p.sum(), [0, -100, 2, 3, 3, 3]) == (3, 5)
+    assert accuracy(functional.cross_entropy, [-100] * 6) is None
+
+
+@pytest.mark.parametrize("loss", [functional.mse_loss, nn.L1Loss(), partial(functional.huber_loss, delta=2.0)])
+def test_a_loss_that_is_not_over_classes_has_no_accuracy(loss: Any) -> None:
+    assert accuracy(loss, [0, 1, 2, 3, 0, 1]) is None
+
+
+def test_whole_numbers_that_are_no_classes_have_no_accuracy() -> None:
+    assert accuracy(lambda p, y: p.sum(), [40, 31, 2, 3, 0, 1]) is None  # the module knows 4 classes
+    assert accuracy(lambda p, y: p.sum(), [0, 0, 0, 0, 0, 0], LOGITS[:, :1]) is None
