@@ -6,7 +6,7 @@ The one idea: one thread owns the sockets and what decides; the learner's thread
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +93,7 @@ class Server:
         room = max(ROOM, int(SHARE * weights.data.nbytes))
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
         premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room)
-        self.traffic = Traffic(core, premises, version, weights.data, learner.lately)
+        self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock)
         self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
@@ -209,14 +209,8 @@ class Server:
                 return self.arrays.open(deed)
             case deeds.Store():
                 return self.arrays.store(deed)
-            case deeds.Lend():
-                return self._lend(deed)
             case events.Brief():
                 self._jobs.append(deed)
-            case deeds.Rename(session, version):
-                self.sharing.keep(session, version)
-            case deeds.Release(session, version):
-                self.sharing.moved_on(session, version)
             case deeds.Evaluate(message):
                 self.telling.tally.evaluate(message)
             case deeds.Greet(peer, envelope):
@@ -227,8 +221,6 @@ class Server:
                 self.telling.report(deed)
             case events.Evict(peer):
                 self.outside.evict([pid for pid, its in self.traffic.pids.items() if its == peer])
-            case events.Gone(session):
-                self.sharing.gone(session)
             case events.Finish():
                 self.finished = deed
         return None
@@ -236,9 +228,3 @@ class Server:
     def _say(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> events.Lost | None:
         why = self.wire.say(peer, envelope, payload)
         return events.Lost(peer, why) if why else None
-
-    def _lend(self, lend: deeds.Lend) -> events.Lost | deeds.Unlent | None:
-        if slot := self.sharing.lend(lend.wanted.session, lend.weights.version):
-            envelope = Envelope(lend.wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
-            return self._say(lend.wanted.peer, envelope, None)
-        return deeds.Unlent(lend.wanted)

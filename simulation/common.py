@@ -44,12 +44,20 @@ class Blackboard(Board):
         self._last = -1
 
 
-class Common:
-    """Memory that a coordinator shares with the actors of its machine. Tokens of weights are (slot, generation)."""
+class Scarce(Sharing):
+    """The production's sharing, which does not lend every third version, so that changes meet shared weights."""
 
-    def __init__(self) -> None:
+    def lend(self, session: bytes, version: int) -> tuple[int, ...]:
+        return super().lend(session, version) if version % 3 else ()
+
+
+class Common:
+    """Memory that a coordinator shares with the actors of its machine. Tokens of weights are (slot, generation). scarce: not
+    every version is lent."""
+
+    def __init__(self, scarce: bool) -> None:
         self.board = Blackboard()
-        self.sharing = Sharing(self.board)
+        self.sharing = (Scarce if scarce else Sharing)(self.board)
 
     def holds(self, token: tuple[int, ...]) -> bool:
         """Whether the token's weights still lie in their slot, unchanged."""

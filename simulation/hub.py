@@ -17,16 +17,12 @@ from shoal.coordinator.deciding.deeds import (
     Ended,
     Greet,
     Happening,
-    Lend,
     LetGo,
     Open,
     Opened,
-    Release,
-    Rename,
     Ship,
     Store,
     Stored,
-    Unlent,
 )
 from shoal.coordinator.deciding.events import (
     Brief,
@@ -36,7 +32,6 @@ from shoal.coordinator.deciding.events import (
     Evict,
     Finish,
     Fold,
-    Gone,
     Heard,
     Lost,
     Send,
@@ -49,8 +44,9 @@ from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.learner import Intake, Job, Learner, Make
+from shoal.coordinator.sharing import Sharing
 from shoal.protocol.layout import ALIGNMENT, Bundle
-from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, Want, Welcome
+from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, Want, Weights, Welcome
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
 from shoal.simulation.common import Common
@@ -204,13 +200,13 @@ class Hub(Process):
         self.learner = Slow(self, adder, recording, self.found.version)
         self.models: dict[int, Model] = {}  # version -> model, of the last RECENT versions
         self.nbytes = s.work_bytes or LAYOUT.nbytes  # bytes of a contribution's arrays
-        self.common = Common() if s.shares else None
+        self.common = Common(scarce=s.changes) if s.shares else None
         self.opened: set[int] = set()  # numbers of products that are read in memory that actors lent
         self.returned: set[int] = set()  # numbers of products that were read there, and given back
         local = ("", *(f"key {place}" for place in range(0, s.actors, 2)))
-        shares = self.common.sharing.offer if self.common else ()
-        premises = Premises("run", "host", local, shares, {"layout": self.nbytes}, LAYOUT.nbytes, False, s.work_room)
-        self.traffic = Traffic(self.core, premises, *self._newest())
+        sharing = self.common.sharing if self.common else Sharing()
+        premises = Premises("run", "host", local, sharing.offer, {"layout": self.nbytes}, LAYOUT.nbytes, False, s.work_room)
+        self.traffic = Traffic(self.core, premises, sharing, *self._newest())
         self.finished: Finish | None = None
         self.lost: dict[bytes, float] = {}  # unreachable peer -> time at which the shell heard of it
         self._acts: Mapping[type[Any], Callable[[Any], Happening | None]] = {
@@ -220,11 +216,7 @@ class Hub(Process):
             Store: self._store,
             Open: self._open,
             LetGo: self._let_go,
-            Lend: self._lend,
-            Release: self._release,
-            Rename: self._rename,
             Brief: self._brief,
-            Gone: self._gone,
             Fold: self._fold,
             Step: self._step,
             Evict: self._evict,
@@ -309,7 +301,8 @@ class Hub(Process):
         known = self.lost.get(peer, self.time.now) < self.time.now
         if isinstance(envelope.message, Want) and known and peer != self.core.facts.roster.actors[envelope.session].peer:
             raise ViolationError(f"{envelope.message} goes over a connection that is lost")
-        return self._down(peer, envelope, None)
+        lent = isinstance(envelope.message, Weights) and envelope.message.slot
+        return self._down(peer, envelope, self.published[1] if lent else None)
 
     def _greet(self, greet: Greet) -> Lost | None:
         welcome = greet.envelope.message
@@ -358,29 +351,8 @@ class Hub(Process):
             self.returned.add(delivery.message.slot[0])
         delivery.arrays = None
 
-    def _lend(self, lend: Lend) -> Lost | Unlent | None:
-        wanted = lend.wanted
-        assert self.common is not None
-        scarce = lend.weights.version % 3 == 0 and self.world.setting.changes  # so that changes meet shared weights
-        if scarce or not (slot := self.common.sharing.lend(wanted.session, lend.weights.version)):
-            return Unlent(wanted)
-        weights = Envelope(wanted.session, self.core.facts.epoch, replace(lend.weights, slot=slot))
-        return self._down(wanted.peer, weights, self.published[1])
-
-    def _rename(self, rename: Rename) -> None:
-        if self.common:
-            self.common.sharing.keep(rename.session, rename.version)
-
     def _brief(self, brief: Brief) -> None:
         self.learner.put([brief])
-
-    def _release(self, release: Release) -> None:
-        if self.common:
-            self.common.sharing.moved_on(release.session, release.version)
-
-    def _gone(self, gone: Gone) -> None:
-        if self.common:
-            self.common.sharing.gone(gone.session)
 
     def _fold(self, fold: Fold) -> None:
         delivery = self.traffic.deliveries[fold.message.task]

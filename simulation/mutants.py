@@ -157,10 +157,10 @@ MUTANTS = (
     Mutant("one told again does it again", Session, "_attempt", "running.attempt if running else -1", "-1"),
     Mutant("who is away gets work", Roster, "leave", "self.allow(actor, 0)", "pass"),
     # Lines, and the arrays that come by them
-    Mutant("what is with the learner is opened again", Traffic, "_contributed", " and message.slot not in self.slots", ""),
+    Mutant("what is with the learner is opened again", Traffic, "_contributed", " and message.slot not in self.read", ""),
     Mutant("arrays of any size are taken", Traffic, "_fault", "nbytes == layouts[message.layout]", "True"),
     Mutant("a line under another key is believed", Traffic, "_on_lane", "actor.user != event.user or ", ""),
-    Mutant("what is read is free", Traffic, "_arrived", "Release(session, have.using)", "Release(session, have.version + 1)"),
+    Mutant("what is read is free", Traffic, "_arrived", "moved_on(session, have.using)", "moved_on(session, have.version + 1)"),
     Mutant("what is folded in is held", Traffic, "_over", "self.deliveries.get(event.task)", "None"),
     Mutant("what is refused is held", Traffic, "_judge", 'if delivery.state == "announced" or', "if False and"),
     Mutant("what is with the learner is let go", Traffic, "_judge", ' and delivery.state != "folding"', ""),
@@ -171,7 +171,7 @@ MUTANTS = (
     Mutant("a line is for ever", Traffic, "_on_lane", "isinstance(message, Ready) or ", ""),
     Mutant("a line that is lost is asked on", Traffic, "_lost", "self.lanes.lost(event.peer)", "pass"),
     Mutant("who is gone keeps its line", Traffic, "_gone", "self.lanes.forget(gone.session)", "pass"),
-    Mutant("weights that are not shared go no other way", Traffic, "_unlent", "self._tell(unlent.wanted) if", "() if"),
+    Mutant("weights that are not shared go no other way", Traffic, "_weights", "return self._by_socket(wanted)", "return ()"),
     Mutant("what is whole is not heard of", Traffic, "_stored", 'if delivery.state != "here":', "if True:"),
     # Arrays in pieces
     Mutant("a piece counts twice", Fetch, "arrived", "self._asked.pop((first, last), None)", "self._asked.get((first, last))"),

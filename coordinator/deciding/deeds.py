@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from shoal.coordinator.deciding.events import Effect, Event, Heard, SendWeights
+from shoal.coordinator.deciding.events import Effect, Event, Heard
 from shoal.coordinator.deciding.receiving import Delivery
 from shoal.coordinator.deciding.serving import Sized
-from shoal.protocol.messages import Contribute, Envelope, Weights
+from shoal.protocol.messages import Contribute, Envelope
 
 # Events
 
@@ -34,13 +34,6 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlent:
-    """The weights of a Lend lie nowhere in shared memory. wanted: the SendWeights of that Lend."""
-
-    wanted: SendWeights
-
-
-@dataclass(frozen=True, slots=True)
 class Ended:
     """A process of this machine has ended. pid: its process number."""
 
@@ -48,14 +41,6 @@ class Ended:
 
 
 # Deeds
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """Count this session's weights in shared memory as `version` from now on: a step has left the weights as they were."""
-
-    session: bytes
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +71,6 @@ class Ship:
 
 
 @dataclass(frozen=True, slots=True)
-class Lend:
-    """Say `weights` with the newest weights' place in shared memory; if they lie in none, the shell answers Unlent."""
-
-    wanted: SendWeights
-    weights: Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Release this session's weights in shared memory that are older than `version`: the session reads them no more."""
-
-    session: bytes
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
 class Store:
     """Store a piece of a delivery's arrays, which begins at byte `first` of them; the shell answers Stored."""
 
@@ -124,5 +93,5 @@ class LetGo:
     delivery: Delivery
 
 
-Happening: TypeAlias = Event | Stored | Opened | Unlent | Ended
-Deed: TypeAlias = Effect | Greet | Ship | Lend | Release | Rename | Open | Store | Evaluate | LetGo
+Happening: TypeAlias = Event | Stored | Opened | Ended
+Deed: TypeAlias = Effect | Greet | Ship | Open | Store | Evaluate | LetGo

@@ -32,6 +32,18 @@ class Since(Protocol):
         ...
 
 
+class Slots(Protocol):
+    """The slots of shared memory in which weights lie, and the sessions that read them: accounts, without the memory itself."""
+
+    def lend(self, session: bytes, version: int) -> tuple[int, ...]: ...
+
+    def keep(self, session: bytes, version: int) -> None: ...
+
+    def moved_on(self, session: bytes, using: int) -> None: ...
+
+    def gone(self, session: bytes) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Premises:
     """The place of a coordinator, and the bounds on arrays there.
@@ -55,12 +67,12 @@ class Premises:
 class Traffic:
     """The traffic around a core. deliveries: contributions on their way in, one for each task; `_let_go` alone ends them."""
 
-    def __init__(self, core: Core, premises: Premises, version: int, weights: Sized, lately: Since) -> None:
-        self.core, self.premises = core, premises
+    def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
+        self.core, self.premises, self.slots = core, premises, slots
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
-        self.slots: set[tuple[int, ...]] = set()  # slots of actors' shared memory that the learner reads
+        self.read: set[tuple[int, ...]] = set()  # slots of actors' shared memory that the learner reads
         self.pids: dict[int, bytes] = {}  # process number of an actor of this machine -> its connection
         self.judged: Delivery | None = None  # delivery that the core is asked about now
         self._then: deque[Event] = deque()  # events to handle next
@@ -71,7 +83,6 @@ class Traffic:
             events.Unfit: self._over,
             deeds.Opened: self._opened,
             deeds.Stored: self._stored,
-            deeds.Unlent: self._unlent,
             events.Lost: self._lost,
             deeds.Ended: self._ended,
         }
@@ -128,15 +139,16 @@ class Traffic:
         if not message.slot:
             return self._offered(event, message)
         offered = self._speaks(event) and event.envelope.session in self.sharers
-        if offered and message.slot not in self.slots:
+        if offered and message.slot not in self.read:
             return (deeds.Open(event, message),)
         fault = "shared memory: that slot is with the learner" if offered else "arrays in shared memory, where none was offered"
         return self._offered(replace(event, arrays=None, fault=fault), message)
 
     def _opened(self, opened: deeds.Opened) -> Sequence[Deed]:
         event, message = replace(opened.asked.heard, arrays=opened.arrays, fault=opened.fault), opened.asked.message
-        moved_on = () if opened.fault else (deeds.Release(event.envelope.session, message.made_from),)
-        return (*moved_on, *self._offered(event, message))
+        if not opened.fault:
+            self.slots.moved_on(event.envelope.session, message.made_from)
+        return self._offered(event, message)
 
     def _offered(self, event: events.Heard, message: Contribute) -> Sequence[Deed]:
         """Judge a contribution whose arrays are here, wait to be fetched, or have a fault."""
@@ -177,7 +189,7 @@ class Traffic:
         assert delivery is not None  # the core folds the delivery that it was just asked about
         before = self._put(delivery)
         delivery.state, delivery.lag = "folding", effect.onto - effect.message.made_from
-        self.slots.add(delivery.message.slot)
+        self.read.add(delivery.message.slot)
         if effect.task.counts:
             return (*before, effect)
         self._then.append(events.Folded(delivery.task))
@@ -214,7 +226,7 @@ class Traffic:
         if delivery.pulled:
             self.receiving.drop(delivery)
         if delivery.state == "folding":
-            self.slots.discard(delivery.message.slot)
+            self.read.discard(delivery.message.slot)
         if self.deliveries.get(delivery.task) is delivery:
             del self.deliveries[delivery.task]
         delivery.state = "gone"
@@ -297,18 +309,20 @@ class Traffic:
     # Weights
 
     def _weights(self, wanted: events.SendWeights) -> Sequence[Deed]:
-        shares = wanted.session in self.sharers
+        """Tell a session the newest weights: their number alone if it has them, or their place in shared memory."""
+        session, kept = wanted.session, self.core.facts.kept
+        shares = session in self.sharers
         if wanted.same:
-            known = Weights(self.version, base=wanted.held, kept=self.core.facts.kept)
-            weights = Envelope(wanted.session, self.core.facts.epoch, known)
-            renamed = (deeds.Rename(wanted.session, self.version),) if shares else ()
-            return (*renamed, events.Send(wanted.peer, weights))
-        return (deeds.Lend(wanted, Weights(self.version, kept=self.core.facts.kept)),) if shares else self._tell(wanted)
+            if shares:
+                self.slots.keep(session, self.version)
+            weights = Weights(self.version, base=wanted.held, kept=kept)
+        elif shares and (slot := self.slots.lend(session, self.version)):
+            weights = Weights(self.version, slot, kept=kept)
+        else:
+            return self._by_socket(wanted)
+        return (events.Send(wanted.peer, Envelope(session, self.core.facts.epoch, weights)),)
 
-    def _unlent(self, unlent: deeds.Unlent) -> Sequence[Deed]:
-        return self._tell(unlent.wanted) if unlent.wanted.session in self.core.facts.roster.actors else ()
-
-    def _tell(self, wanted: events.SendWeights) -> Sequence[Deed]:
+    def _by_socket(self, wanted: events.SendWeights) -> Sequence[Deed]:
         """Send the newest weights by the socket; as changes if the session holds a version that is recent enough."""
         session = wanted.session
         base, arrays = wanted.held, None if self.premises.whole else self.lately.since(wanted.held)
@@ -324,11 +338,11 @@ class Traffic:
 
     def _arrived(self, event: events.Heard, have: Have) -> Sequence[Deed]:
         session = event.envelope.session
-        released: Sequence[Deed] = ()
         if self._speaks(event):
             self.serving.end(session, have.version)
-            released = (deeds.Release(session, have.using),) if session in self.sharers else ()
-        return (*released, *self._decide(event))
+            if session in self.sharers:
+                self.slots.moved_on(session, have.using)
+        return self._decide(event)
 
     # Briefs
 
@@ -383,5 +397,6 @@ class Traffic:
         self.lanes.forget(gone.session)
         self.receiving.gone(gone.session)
         self.serving.gone(gone.session)
+        self.slots.gone(gone.session)
         self.sharers.discard(gone.session)
-        return (gone,)
+        return ()

@@ -18,17 +18,14 @@ from shoal.coordinator.deciding.deeds import (
     Evaluate,
     Greet,
     Happening,
-    Lend,
     LetGo,
     Open,
     Opened,
-    Release,
     Ship,
     Store,
     Stored,
-    Unlent,
 )
-from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Gone, Heard, Lost, Send, Step, Stepped, Tick, Unfit
+from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Heard, Lost, Send, Step, Stepped, Tick, Unfit
 from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
@@ -72,6 +69,26 @@ class Changes:
         return Bytes(self.known[version]) if version in self.known else None
 
 
+class Slots:
+    """Slots of shared memory that note what they hear. slot: the place of all weights, () if they lie in none."""
+
+    def __init__(self) -> None:
+        self.slot: tuple[int, ...] = (1, 2, 3)
+        self.heard: list[tuple[Any, ...]] = []
+
+    def lend(self, session: bytes, version: int) -> tuple[int, ...]:
+        return self.slot
+
+    def keep(self, session: bytes, version: int) -> None:
+        self.heard.append(("keep", session, version))
+
+    def moved_on(self, session: bytes, using: int) -> None:
+        self.heard.append(("moved on", session, using))
+
+    def gone(self, session: bytes) -> None:
+        self.heard.append(("gone", session))
+
+
 class Run:
     """A traffic, a clock, and the deeds of what happened last. Actors are called by their names; "a" joins with memory to share
     when it is named so."""
@@ -80,7 +97,8 @@ class Run:
         self.now = 1_000.0
         self.core = Core(plan or Rounds(9), Goal(), bounds or Bounds(), now=self.now)
         premises = Premises("run", "host", ("", "key"), (7,), {"layout": WORK, "small": 8}, INLINE, whole, 3 * WORK)
-        self.traffic = Traffic(self.core, premises, 0, Bytes(model), Changes({}))
+        self.slots = Slots()
+        self.traffic = Traffic(self.core, premises, self.slots, 0, Bytes(model), Changes({}))
         self.deeds: list[Deed] = []
 
     def event(self, event: Happening, after: float = 0.0) -> Run:
@@ -230,7 +248,8 @@ def test_what_is_not_wanted_any_more_is_let_go_of_in_the_middle() -> None:
     run.piece("a", run.tick(0.01).said(Want)[0][1])
     delivery = run.traffic.deliveries[run.work("a").task]
     run.event(Lost(b"a", "ended", dead=True))
-    assert [deed for deed in run.deeds if isinstance(deed, LetGo | Gone)] == [LetGo(delivery), Gone(b"a")]
+    assert [deed for deed in run.deeds if isinstance(deed, LetGo)] == [LetGo(delivery)]
+    assert run.slots.heard[-1] == ("gone", b"a")
     assert run.tick(1.0).said(Want) == []
 
 
@@ -301,7 +320,7 @@ def test_arrays_in_shared_memory_are_opened_before_they_are_judged_and_let_go_of
     [asked] = run.say("a", done).all(Open)
     assert (asked.message, run.all(Fold)) == (done, [])
     run.event(Opened(asked, Bytes(WORK)))
-    assert run.deeds == [Release(b"a", 0), *run.all(Fold)]
+    assert (run.deeds, run.slots.heard[-1]) == (run.all(Fold), ("moved on", b"a", 0))
     assert run.say("a", done).deeds == []  # said again, it is not opened again
     delivery = run.traffic.deliveries[done.task]
     assert run.event(Folded(done.task)).all(LetGo) == [LetGo(delivery)]
@@ -383,7 +402,7 @@ def test_of_who_is_gone_nothing_is_kept() -> None:
 
 def test_a_process_of_this_machine_that_ends_is_lost_at_once() -> None:
     run = Run().join("a", "b", host="host")
-    assert run.event(Ended(100)).all(Gone) == [Gone(b"a")]
+    assert run.event(Ended(100)).slots.heard == [("gone", b"a")]
     assert run.event(Ended(100)).deeds == []
     assert Run().join("a").event(Ended(100)).deeds == []  # a number that another machine told
 
@@ -428,19 +447,27 @@ def test_weights_go_as_what_changed_to_who_holds_a_version_of_lately() -> None:
 
 
 def test_weights_of_this_machine_are_lent_and_go_by_the_socket_where_they_cannot_be() -> None:
-    run = Run().join("a", host="host")
-    [lend] = run.all(Lend)
-    assert (lend.weights, run.said(Weights)) == (Weights(0), [])
-    assert run.event(Unlent(lend.wanted)).said(Weights) == [(b"a", Weights(0, (), MODEL))]
-    run.event(Lost(b"a", "ended", dead=True))
-    assert run.event(Unlent(lend.wanted)).deeds == []
+    run = Run()
+    assert run.join("a", host="host").said(Weights) == [(b"a", Weights(0, (1, 2, 3)))]
+    run.slots.slot = ()
+    assert run.join("b", host="host").said(Weights) == [(b"b", Weights(0, (), MODEL))]
+
+
+def test_weights_that_rest_keep_their_slot_under_a_new_number() -> None:
+    run = sharing("a", "b")
+    run.traffic.publish(1, Bytes(MODEL), Changes({}))
+    run.event(Stepped(1, {}, moved=False))
+    assert run.said(Weights) == [(name, Weights(1, base=0)) for name in (b"a", b"b")]
+    assert run.slots.heard[-2:] == [("keep", b"a", 1), ("keep", b"b", 1)]
 
 
 def test_only_the_actor_itself_says_which_weights_it_reads() -> None:
     run = Run().join("a", "b", host="host")
     for line, user, epoch in (("b", "", 1), ("a", "key", 1), ("a", "", 2)):
-        assert run.say("a", Have(0, 9), line=line, user=user, epoch=epoch).all(Release) == []
-    assert run.say("a", Have(0, 9)).all(Release) == [Release(b"a", 9)]
+        run.say("a", Have(0, 9), line=line, user=user, epoch=epoch)
+    assert run.slots.heard == []
+    run.say("a", Have(0, 9))
+    assert run.slots.heard == [("moved on", b"a", 9)]
 
 
 # Briefs
