@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,10 @@ from shoal.protocol.layout import STORED, Bundle
 from shoal.protocol.work import Contribution, Moved
 
 PARTS = ("weights", "fold", "step", "state", "load")
+
+
+State: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""The arrays of an aggregator that must survive a restart beside its weights, by name."""
 
 
 class Aggregator(Protocol):
@@ -44,11 +48,11 @@ class Aggregator(Protocol):
         """Make the next weights from everything folded since the last step."""
         ...
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         """The arrays that must survive a restart beside the weights (moments, counters), by name; empty if there are none."""
         ...
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         """Go on from weights and state as `weights` and `state` returned them. Contributions folded since are forgotten."""
         ...
 

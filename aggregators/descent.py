@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from shoal.aggregators.staging import Staging
+from shoal.aggregators import State
+from shoal.aggregators.gae import cut_off
+from shoal.aggregators.staging import Batch, Staging
 from shoal.nets.flat import FlatModule
+from shoal.nets.policies import judged
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
@@ -68,6 +70,15 @@ class TrajectoryLearner:
     def fold(self, contribution: Contribution) -> None:
         self.staging.fold(contribution)
 
+    @torch.no_grad()
+    def rewards(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The pair (reward, discount) of a batch, float32 [T, B], as `gae` and `vtrace` take them. reward: times reward_scale.
+        discount: gamma, 0 where an episode terminated. The values of `batch.final` are added where no row holds them."""
+        reward_TB, discount_TB = batch.reward * self.reward_scale, self.gamma * (~batch.terminated).to(batch.reward.dtype)
+        if len(batch.cut):
+            return cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
+        return reward_TB, discount_TB
+
     def anneal(self) -> None:
         """Set the learning rate of the next updates from `steps`, the environment steps learned from so far."""
         left = 1.0
@@ -85,11 +96,11 @@ class TrajectoryLearner:
         self.updates += 1
         return norm
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         moments = {f"optimizer/{name}": value.cpu().numpy().copy() for name, value in self.descent.state[self.vector].items()}
         return {**moments, "counters": torch.tensor([self.updates, self.steps]).numpy()}
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         self.staging.clear()
         self.flat.read(weights)
         self.updates, self.steps = (int(n) for n in state["counters"])

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shoal.aggregators import State
 from shoal.aggregators.buffers import Weights
 from shoal.aggregators.summing import BLOCKS, Turning, make_sum
 from shoal.nets.flat import as_tensor, segment
@@ -138,12 +138,12 @@ class FedAvgServer:
     def _clear(self) -> None:
         self.sum.clear()
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         """The number of steps made, "steps", int64 [], and each moment by name, float32 [trainable]."""
         moments = {name: moment.cpu().numpy().copy() for name, moment in self.moments.items()}
         return {"steps": np.array(self.steps, np.int64), **moments}
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         """Go on from weights and state as `weights` and `state` returned them. Contributions folded since are forgotten.
 
         Raises ValueError, with nothing changed, if weights or state do not fit.

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.nets.updates import Update, within
+from shoal.nets.updates import Update
+from shoal.protocol.errors import within
 from shoal.protocol.grid import exact_weight, plain_weight
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution

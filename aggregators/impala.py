@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators.descent import TrajectoryLearner
-from shoal.aggregators.gae import Targets, cut_off
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
 from shoal.nets.policies import Parameters, entropy, judged, log_prob
@@ -47,7 +46,9 @@ class IMPALALearner(TrajectoryLearner):
         acting = first_rows(parameters, batch.mask.numel())  # without the last observation, which no action followed
         log_prob_TB = log_prob(acting, batch.action.flatten(0, 1)).view_as(batch.mask)
         rho_TB = (log_prob_TB.detach() - batch.log_prob).exp()
-        targets = self._targets(batch, rho_TB, value_TB.detach())
+        reward_TB, discount_TB = self.rewards(batch)
+        known_TB, clips = value_TB.detach(), (self.clip_rho, self.clip_c, self.lam)
+        targets = vtrace(rho_TB, reward_TB, discount_TB, known_TB[:-1], known_TB[-1], batch.mask, *clips)
         rows = max(1, len(batch.rows))
 
         def mean(x_TB: Tensor) -> Tensor:
@@ -59,16 +60,6 @@ class IMPALALearner(TrajectoryLearner):
         spread = mean((targets.value - mean(targets.value)) ** 2)
         told = [policy_loss, value_loss, mean_entropy, mean(rho_TB), 1 - 2 * value_loss / (spread + 1e-8)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, [x.detach() for x in told]
-
-    @torch.no_grad()
-    def _targets(self, batch: Batch, rho_TB: Tensor, value_TB: Tensor) -> Targets:
-        discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
-        reward_TB = batch.reward * self.reward_scale
-        if len(batch.cut):
-            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
-        return vtrace(
-            rho_TB, reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.clip_rho, self.clip_c, self.lam
-        )  # fmt: skip
 
 
 def first_rows(parameters: Parameters, n: int) -> Parameters:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators.descent import TrajectoryLearner
-from shoal.aggregators.gae import Targets, cut_off, gae
+from shoal.aggregators.gae import Targets, gae
 from shoal.aggregators.staging import Batch
 from shoal.nets.policies import entropy, judged, log_prob
 from shoal.protocol import draws
@@ -62,10 +62,7 @@ class PPOLearner(TrajectoryLearner):
     def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:
         _, value = judged(self.flat.module, batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
-        discount_TB = self.gamma * (~batch.terminated).to(value_TB.dtype)
-        reward_TB = batch.reward * self.reward_scale
-        if len(batch.cut):
-            reward_TB, discount_TB = cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
+        reward_TB, discount_TB = self.rewards(batch)
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
         error, target = targets.advantage.flatten()[batch.rows], targets.value.flatten()[batch.rows]
         return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)

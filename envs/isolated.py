@@ -24,7 +24,7 @@ from shoal.envs.hatchery import ENDING, Hatchery
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Array, Step
 from shoal.protocol.draws import key
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 MAKING = 60.0  # seconds that a process may take to be forked and to make its environment
 MOST = 5  # replacements of one environment in a row without a good step between them
@@ -53,8 +53,7 @@ class Isolated:
     """
 
     def __init__(self, hatchery: Hatchery, num_envs: int, spaces: Spaces, timeout: float, clock: Clock) -> None:
-        if num_envs < 1:
-            raise UserError(f"num_envs={num_envs}: at least 1")
+        within("num_envs", num_envs, first=1)
         self.num_envs, self.spaces = num_envs, spaces
         self._hatchery, self._timeout, self._clock = hatchery, timeout, clock
         self._rows = Rows.of(spaces)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol import draws
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 Labels: TypeAlias = npt.NDArray[Any]
 Parts: TypeAlias = list[npt.NDArray[np.int64]]
@@ -33,7 +33,7 @@ def iid(labels: Labels, clients: int, *, seed: int) -> Parts:
 def shards(labels: Labels, clients: int, *, seed: int, per_client: int = 2) -> Parts:
     """Examples sorted by label and cut into clients * per_client equal shards; a client gets `per_client` of these at random
     (McMahan et al. 2017)."""
-    _check_count("per_client", per_client)
+    within("per_client", per_client, first=1)
     _check_sizes(labels, clients, per_client)
     if labels.shape[1:] not in ((), (1,)):
         raise UserError(f"partition=shards: labels {list(labels.shape)} have no order, [n] have; partition=iid, say")
@@ -52,7 +52,7 @@ def dirichlet(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, le
     until every client has enough. Here the largest clients give single random examples away until every client has `least`:
     that always ends, and moves no more examples than it must.
     """
-    _check_positive("alpha", alpha)
+    within("alpha", alpha, above=0.0)
     _check_sizes(labels, clients, least)
     labels = _classes("dirichlet", labels)
     rng = _generator(seed)
@@ -68,7 +68,7 @@ def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -
 
     The "#C = k" of Li et al. 2022, with classes dealt so that each has as many owners as any other, give or take one.
     """
-    _check_count("classes", classes)
+    within("classes", classes, first=1)
     _check_sizes(labels, clients, classes)
     labels = _classes("pathological", labels)
     names = np.unique(labels)
@@ -92,7 +92,7 @@ def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -
 
 def quantity_skew(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, least: int = 1) -> Parts:
     """Random examples of any class; sizes drawn from Dirichlet(alpha) beyond the first `least` (Li et al. 2022, "q ~ Dir")."""
-    _check_positive("alpha", alpha)
+    within("alpha", alpha, above=0.0)
     _check_sizes(labels, clients, least)
     rng = _generator(seed)
     sizes = least + _shares(len(labels) - clients * least, clients, alpha, rng)
@@ -209,19 +209,9 @@ def _classes(partition: str, labels: Labels) -> Labels:
     return found
 
 
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name}={value}: must be at least 1")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise UserError(f"{name}={value}: must be a number above 0")
-
-
 def _check_sizes(labels: Labels, clients: int, least: int) -> None:
-    _check_count("clients", clients)
-    _check_count("least", least)
+    within("clients", clients, first=1)
+    within("least", least, first=1)
     if len(labels) < clients * least:
         raise UserError(
             f"clients={clients}: {len(labels)} examples are too few for {least} each; use at most {len(labels) // least}"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from shoal.envs.datasets import Examples
 from shoal.envs.sources import examples_of
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,7 @@ class Population:
     divides: tuple[Examples, npt.NDArray[np.int64]] | None = None
 
     def __post_init__(self) -> None:
-        if self.clients < 1:
-            raise UserError(f"clients={self.clients}: must be at least 1")
+        within("clients", self.clients, first=1)
         object.__setattr__(self, "examples", _checked(self.examples))
 
     @classmethod

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.spaces import Spaces, spaces_of
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -135,8 +135,7 @@ def make_vector(env: Environment, num_envs: int, native: bool = True) -> Envs:
     Raises UserError for an unknown id, a factory that makes something else, a space that is not supported, or a package
     that the environment needs and that is not installed.
     """
-    if num_envs < 1:
-        raise UserError(f"num_envs={num_envs}: at least 1")
+    within("num_envs", num_envs, first=1)
     vector = _by_id(env, num_envs, native) if isinstance(env, str) else _by_factory(env, num_envs)
     return Envs(vector)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 
 class Update(Protocol):
@@ -208,11 +208,3 @@ def _called(found: object) -> str:
 
 def _decayed(delta: Tensor, w: Tensor, rate: float) -> Tensor:
     return delta - rate * w if rate else delta
-
-
-def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
-    """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
-    if not ((value > above if above is not None else value >= first) and value < below):
-        lowest = f"above {above:g}" if above is not None else f"from {first:g}"
-        highest = f" to below {below:g}" if math.isfinite(below) else ""
-        raise UserError(f"{name}={value!r}: must be a number {lowest}{highest}")

@@ -1,5 +1,9 @@
 """Errors by fault: a peer's, and the user's. Faults of Shoal itself are ordinary exceptions and end the program."""
 
+from __future__ import annotations
+
+import math
+
 
 class ProtocolError(ValueError):
     """A peer's message breaks the protocol. It is reported and dropped; it never ends the program."""
@@ -14,3 +18,11 @@ def printable(text: str, most: int) -> str:
 
 class UserError(ValueError):
     """A mistake that the user can put right. The command line prints its one line and exits with 2; no traceback."""
+
+
+def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
+    """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
+    if not ((value > above if above is not None else value >= first) and value < below):
+        lowest = f"above {above:g}" if above is not None else f"from {first:g}"
+        highest = f" to below {below:g}" if math.isfinite(below) else ""
+        raise UserError(f"{name}={value!r}: must be a number {lowest}{highest}")

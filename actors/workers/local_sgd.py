@@ -19,9 +19,9 @@ from shoal.nets.evaluation import Loss, Metric, Tally, batches, loss_for, mean_l
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, seeded
 from shoal.nets.schedules import Schedule
-from shoal.nets.updates import SGD, Momentum, Optimizer, update_of, within
+from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from shoal.envs.vector import Step, Worlds
 from shoal.nets.numpy_policy import Policy
 from shoal.protocol.draws import globally, key
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task, Work
 
@@ -104,8 +104,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         for name in ("rollout_length", "num_envs", "episodes"):
-            if (number := getattr(self, name)) < 1:
-                raise UserError(f"{name}={number}: must be at least 1")
+            within(name, getattr(self, name), first=1)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         self.policy.load(weights)

@@ -5,12 +5,9 @@ The one idea: a wrapper defines only what it changes. `Around` forwards everythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy.typing as npt
-
-from shoal.aggregators import Aggregator
+from shoal.aggregators import Aggregator, State
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Moved
 
@@ -37,10 +34,10 @@ class Around:
     def step(self) -> Moved:
         return self.aggregator.step()
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         return self.aggregator.state()
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         self.aggregator.load(weights, state)
 
     def __getattr__(self, name: str) -> Any:

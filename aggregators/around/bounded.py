@@ -7,14 +7,11 @@ decides nothing, the same contributions are accepted in every life of a run, and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shoal.aggregators import Aggregator
+from shoal.aggregators import Aggregator, State
 from shoal.aggregators.around import Around
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import squares
@@ -67,11 +64,11 @@ class Bounded(Around):
         self._recall([*self._recent, self._now])
         return moved
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         norms = np.array([norm for version in self._recent for norm in version], np.float64)
         return {**self.aggregator.state(), NORMS: norms, COUNTS: np.array([len(version) for version in self._recent], np.int64)}
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         self.aggregator.load(weights, state)
         ends = np.cumsum(state[COUNTS])
         self._recall([part.tolist() for part in np.split(state[NORMS], ends[:-1])] if len(ends) else [])

@@ -8,14 +8,11 @@ that are published, evaluated, kept and exported are those that every actor hold
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from shoal.aggregators import Aggregator
+from shoal.aggregators import Aggregator, State
 from shoal.aggregators.around import Around
 from shoal.aggregators.buffers import Weights
 from shoal.protocol import draws
@@ -82,11 +79,11 @@ class Told(Around):
             "untold": off / whole if whole else 0.0,
         }
 
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+    def state(self) -> State:
         weights = {f"{OWN}{name}": array for name, array in self.aggregator.weights().items()}
         return {**self.aggregator.state(), **weights, STEPS: np.array(self.steps, np.int64)}
 
-    def load(self, weights: Bundle, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, weights: Bundle, state: State) -> None:
         own = Bundle.pack({name: state[f"{OWN}{name}"] for name in weights.layout.by_name}, weights.layout)
         self.aggregator.load(own, state)
         self.held.load(weights)

@@ -342,7 +342,7 @@ def test_a_wrong_environment_is_one_line(isolated: Make, env: Any, said: str) ->
 
 
 def test_numbers_below_one_are_refused(isolated: Make) -> None:
-    with pytest.raises(UserError, match="num_envs=0: at least 1"):
+    with pytest.raises(UserError, match="num_envs=0: must be a number from 1"):
         isolated("CartPole-v1", 0)
 
 

@@ -124,11 +124,11 @@ def test_quantity_skew_changes_sizes_and_not_classes():
     ("call", "says"),
     [
         (lambda: iid(LABELS, 2001, seed=0), "clients=2001: 2000 examples are too few for 1 each; use at most 2000"),
-        (lambda: iid(LABELS, 0, seed=0), "clients=0: must be at least 1"),
+        (lambda: iid(LABELS, 0, seed=0), "clients=0: must be a number from 1"),
         (lambda: shards(LABELS, 1001, seed=0), "clients=1001: 2000 examples are too few for 2 each; use at most 1000"),
         (lambda: dirichlet(LABELS, 9, seed=0, alpha=0.0), "alpha=0.0: must be a number above 0"),
         (lambda: dirichlet(LABELS, 9, seed=0, alpha=float("nan")), "alpha=nan: must be a number above 0"),
-        (lambda: dirichlet(LABELS, 9, seed=0, least=0), "least=0: must be at least 1"),
+        (lambda: dirichlet(LABELS, 9, seed=0, least=0), "least=0: must be a number from 1"),
         (lambda: pathological(LABELS, 4, seed=0, classes=2), "classes=2: 4 clients can divide 10 classes only with 3 to 10"),
         (lambda: pathological(LABELS, 4, seed=0, classes=11), "classes=11: 4 clients can divide 10 classes only with 3 to 10"),
         (lambda: pathological(np.arange(30) % 3, 15, seed=0, classes=2), "no error"),

@@ -291,7 +291,7 @@ def test_an_evaluation_without_an_end_is_given_up() -> None:
 @pytest.mark.parametrize("name", ["rollout_length", "num_envs", "episodes"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     numbers = {"rollout_length": 4, "num_envs": 2, "episodes": 2} | {name: 0}
-    with pytest.raises(UserError, match=f"{name}=0: must be at least 1"):
+    with pytest.raises(UserError, match=f"{name}=0: must be a number from 1"):
         Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(), seed=0, **numbers)
 
 

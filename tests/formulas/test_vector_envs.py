@@ -218,7 +218,7 @@ def test_one_environment_given_twice_is_refused() -> None:
     one = Counting([(3, "t")])
     with pytest.raises(UserError, match="the same environment twice"):
         make_vector(lambda: one, 2)
-    with pytest.raises(UserError, match="num_envs=0: at least 1"):
+    with pytest.raises(UserError, match="num_envs=0: must be a number from 1"):
         make_vector("CartPole-v1", 0)
 
 
