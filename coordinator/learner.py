@@ -238,10 +238,10 @@ class LearnerThread(Learner):
             self.outcomes.append(Broke(error))
             self._wake()
 
-    def _group(self, jobs: Sequence[Job]) -> None:
+    def _group(self, jobs: Sequence[Job] | None) -> None:
         """Do these jobs and the waiting ones, until GROUP are done; all jobs shorter than LONG share one sync and one wake."""
         done, told_at = 0, self.clock()
-        while True:
+        while jobs:
             for job in jobs:
                 before = self.busy
                 self._do(job)
@@ -249,15 +249,9 @@ class LearnerThread(Learner):
                     self._tell()
                     told_at = self.clock()
             done += len(jobs)
-            try:
-                more = self._jobs.get_nowait() if done < GROUP else ()
-            except queue.Empty:
-                more = ()
-            if more is None:
-                self._jobs.put(None)  # the end of all jobs, for the loop in _work to see
-            if not more:
-                break
-            jobs = more
+            jobs = self._jobs.get_nowait() if done < GROUP and not self._jobs.empty() else ()
+        if jobs is None:
+            self._jobs.put(None)  # the end of all jobs, for the loop in _work to see
         self._tell()
 
     def _tell(self) -> None:
@@ -271,12 +265,10 @@ class LearnerThread(Learner):
         published meanwhile, actors keep their work and wait."""
         while True:
             try:
-                super()._sync()
+                return super()._sync()
             except SyncFailed:
                 raise
             except DiskTrouble as trouble:
                 self.outcomes.append(Report("disk", f"{trouble}: nothing is acknowledged until there is room", "error"))
                 self._wake()
                 self._pause(AGAIN)
-            else:
-                return

@@ -67,7 +67,7 @@ MUTANTS = (
     Mutant("messages to an earlier life are obeyed", core, "_hear", " or envelope.epoch != facts.epoch", ""),
     Mutant("attempts begin again in every life", desk, "_give", "facts.epoch * TRIES + ", ""),
     # Counting
-    Mutant("no dedupe of what is with the learner", contributions, "contributed", "elif lease.folding:", "elif False:"),
+    Mutant("no dedupe of what is with the learner", contributions, "contributed", "if lease.folding:", "if False:"),
     Mutant("staleness is not asked", contributions, "_late_for", "not facts.plan.admits(message.made_from, onto)", "False"),
     Mutant("the claimed version is trusted", contributions, "amiss", "not lease.task.version <=", "not 0 <="),
     Mutant("a version not sent is believed", contributions, "amiss", "<= sent", "<= sent + 2**50"),

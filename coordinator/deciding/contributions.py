@@ -24,18 +24,14 @@ NOTHING = Coming()
 def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
     lease = _lease(facts, actor, message)
     if lease is None:
-        facts.ledger.counts.heard += 1
         yield _repeat(facts, actor, message)
         return
     desk.survive(facts, actor, lease.name)
     if lease.folding:  # the verdict on this attempt is on its way
-        facts.ledger.counts.heard += whole
         facts.ledger.counts.duplicate += whole
     elif why := fault or amiss(lease, message, actor.sent, facts.bounds):
-        facts.ledger.counts.heard += 1
         yield from _refuse(facts, lease, why)
     elif why := _late_for(facts, lease, message, onto := _onto(facts, lease)):
-        facts.ledger.counts.heard += 1
         yield from desk.end(facts, lease)
         facts.ledger.note(lease, "stale", facts.now, message.totals)
         yield from _judge(facts, lease, "stale", why)
@@ -54,7 +50,6 @@ def fetch(facts: Facts, actor: Actor, lease: Lease, message: Contribute) -> Iter
 
 
 def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto: int) -> Iterator[Effect]:
-    facts.ledger.counts.heard += 1
     lease.done = message
     _pace(facts, actor, message)
     facts.ledger.take(lease, onto)

@@ -77,9 +77,8 @@ class Lease:
 
 @dataclass(slots=True)
 class Counts:
-    """Every Contribute gets exactly one verdict: heard == accepted + duplicate + stale + refused + folding."""
+    """Counts of contributions by their verdicts, of which each gets exactly one, and of faults."""
 
-    heard: int = 0
     accepted: int = 0
     duplicate: int = 0
     stale: int = 0
@@ -89,6 +88,11 @@ class Counts:
     failed: int = 0
     aside: int = 0
     deaths: int = 0  # deaths of actors that were blamed on a task
+
+    @property
+    def heard(self) -> int:
+        """Return the number of contributions that were heard and are not being fetched."""
+        return self.accepted + self.duplicate + self.stale + self.refused + self.folding
 
 
 @dataclass(slots=True)
