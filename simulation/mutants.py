@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),
     Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.returned.extend(actor.parked)", "pass"),
     Mutant("what came back holds up no round", Ledger, "outstanding", " + len(self.returned)", ""),
-    Mutant("a closed round's tasks are done later", Ledger, "close", "one[0].version >= version", "True"),
+    Mutant("a closed round's tasks are done later", Ledger, "close", "one.task.version >= version", "True"),
     Mutant("a closed round's tasks wait on for their actors", desk, "close", "unpark(facts)", "pass"),
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
