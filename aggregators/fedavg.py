@@ -20,7 +20,7 @@ from shoal.aggregators.summing import BLOCKS, Turning, make_sum
 from shoal.nets.flat import as_tensor, segment
 from shoal.nets.updates import SGD, Update, tried
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.exact import averaged
+from shoal.protocol.exact import VALUES, averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved
@@ -31,7 +31,9 @@ class FedAvgServer:
 
     update: optimizer of the first `trainable` float32 entries (trainable=None: all). update=None: SGD(lr).
     The other float32 entries (frozen parameters, batch normalisation's statistics) and float16, bfloat16 and float64 entries
-    move by the plain mean. Integers (counters) move by the mean, rounded to a whole number. u1 and b1 entries stay.
+    move by the plain mean. Integers (counters) move by the mean, rounded to a whole number. Contributions hold
+    values of b1, u1 and i1, not differences: booleans become the weighted majority (a tie changes nothing), one-byte integers
+    the weighted mean, rounded to a whole number.
     The arithmetic is float64, one block of entries at a time, rounded once.
 
     deterministic: True gives the same bits for any order of arrival and any partial sums (protocol/grid.py). False takes
@@ -130,7 +132,14 @@ class FedAvgServer:
 
     def _average(self, move: Move, dtype: str, where: slice) -> None:
         before, mean = move.before[dtype][where], move.mean(dtype, where)
-        if before.dtype.is_floating_point:
+        if dtype in VALUES:
+            total, weight = move.totals[dtype][where].double().mul_(self.unit), self.sum.weight
+            if dtype == "b1":
+                move.after[dtype][where] = torch.where(total == weight / 2, before, total > weight / 2)
+            else:
+                range_ = torch.iinfo(before.dtype)
+                move.after[dtype][where] = (total / weight).round_().clamp_(range_.min, range_.max).to(before.dtype)
+        elif before.dtype.is_floating_point:
             move.after[dtype][where] = mean.add_(before)
         else:
             move.after[dtype][where] = before + mean.round_().to(before.dtype)

@@ -3,7 +3,8 @@
 The one idea: a weighted sum over clients is itself a bundle, of a layout that follows from the model's: an int64 vector
 for each dtype, in the "exact" form of grid.py. So sums of sums are sums, bit for bit, and the grouping leaves no trace.
 
-Arrays of dtype u1 and b1 (bytes, masks) have no mean: no sum holds them, and aggregators leave them as they are.
+Arrays of a dtype of one byte (b1, u1, i1) are summed as values, because differences would not fit: aggregators take the
+majority of booleans and the rounded mean of whole numbers. Arrays of all other dtypes are differences.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from shoal.protocol.layout import DTYPES, Bundle, Layout
 
 PLAIN_TOTALS: Mapping[str, str] = {
     **dict.fromkeys(("f4", "f2", "bf16"), "f4"),
-    **dict.fromkeys(("f8", "i1", "i2", "i4", "i8"), "f8"),
+    **dict.fromkeys(("f8", "b1", "u1", "i1", "i2", "i4", "i8"), "f8"),
 }
 """The dtypes that have a mean -> the dtype of their total if the sum is not exact."""
+
+VALUES = ("b1", "u1", "i1")
+"""The dtypes whose arrays in a contribution are a client's values, not its differences from the weights."""
 
 
 FLOATS = ("f4", "f2", "bf16", "f8")

@@ -22,6 +22,7 @@ from shoal.nets.schedules import Schedule
 from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError, within
+from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
@@ -45,9 +46,9 @@ class LocalSGD:
     metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data, in a task of kind "evaluate".
     kept_bytes: most bytes of clients' data that stay on the device; the data unused for longest go first.
 
-    A "train" task returns the delta (local - global, in each dtype's own arithmetic; for booleans whether the two differ) and
-    totals over all examples of all steps, each taken just before the step that uses it. An "evaluate" task returns totals
-    only. A loss that is not finite is no error here: it shows in the totals, and the delta follows from it.
+    A "train" task returns the delta (local - global, in each dtype's own arithmetic; of booleans and one-byte integers local
+    itself) and totals over all examples of all steps, each taken just before the step that uses it. An "evaluate" task returns
+    totals only. A loss that is not finite is no error here: it shows in the totals, and the delta follows from it.
     Raises UserError for a setting out of range.
     """
 
@@ -232,12 +233,9 @@ def _nbytes(data: tuple[Tensor, ...]) -> int:
 
 def _subtract(local: Bundle, start: Bundle, dtype: str) -> None:
     """Subtract `start` from `local` in place, with numpy except for bfloat16: for a small model, calling torch takes longer
-    than subtracting."""
+    than subtracting. Entries of one byte stay values."""
     into, other = local.vector(dtype), start.vector(dtype)
-    match dtype:
-        case "b1":
-            np.logical_xor(into, other, out=into)
-        case "bf16":
-            as_tensor(into).view(torch.bfloat16).sub_(as_tensor(other).view(torch.bfloat16))
-        case _:
-            np.subtract(into, other, out=into)
+    if dtype == "bf16":
+        as_tensor(into).view(torch.bfloat16).sub_(as_tensor(other).view(torch.bfloat16))
+    elif dtype not in VALUES:
+        np.subtract(into, other, out=into)

@@ -87,10 +87,10 @@ def test_every_dtype_that_has_a_mean_is_summed_and_order_does_not_show():
     terms = [(random_bundle(i), 1.0 + i / 3) for i in range(30)]
     one, other = summed(LAYOUT, terms), in_groups(LAYOUT, terms, random.Random(1))
     assert one.bundle().sha256() == other.bundle().sha256()
-    assert set(one.totals) == {"f4", "i8", "f2", "bf16", "f8"}
+    assert set(one.totals) == {"f4", "i8", "f2", "bf16", "f8", "b1", "u1"}
     for dtype, total in one.totals.items():
         by_hand = sum(floats(b.vector(dtype), dtype).astype(np.float64) * exact_weight(w) for b, w in terms)
-        np.testing.assert_allclose(total * GRID, by_hand, rtol=0, atol=1e-3 if dtype == "i8" else 3e-5)
+        np.testing.assert_allclose(total * GRID, by_hand, rtol=0, atol=1e-3 if dtype in ("i8", "u1") else 3e-5)
         assert np.abs(by_hand).max() > 1
 
 
@@ -245,7 +245,7 @@ def test_a_norm_that_is_known_spares_a_look_and_changes_no_bit(exact, monkeypatc
         bundle = random_bundle(i)
         norm = math.sqrt(squares(bundle))
         other.add(bundle, 1.5, norm)
-        assert looked == ["i8", "f2", "bf16"]
+        assert set(looked) == {"i8", "f2", "bf16", "b1", "u1"}
         one.add(bundle, 1.5)
         looked.clear()
     assert one.bundle().sha256() == other.bundle().sha256()
@@ -362,8 +362,8 @@ def test_another_layout_is_refused_with_the_first_difference():
         total.merge(vector([0, 0]), 1.0)
 
 
-def test_bytes_and_masks_do_not_travel_in_sums():
-    assert [p.name for p in summed_layout(LAYOUT).places] == ["sum/f4", "sum/i8", "sum/f2", "sum/bf16", "sum/f8"]
+def test_every_dtype_travels_in_sums():
+    assert {p.name for p in summed_layout(LAYOUT).places} == {f"sum/{dtype}" for dtype in LAYOUT.segments}
     assert {p.dtype for p in summed_layout(LAYOUT).places} == {"i8"}
     assert {p.name: p.dtype for p in summed_layout(LAYOUT, exact=False).places} == {
         "sum/f4": "f4",
@@ -371,6 +371,8 @@ def test_bytes_and_masks_do_not_travel_in_sums():
         "sum/bf16": "f4",
         "sum/f8": "f8",
         "sum/i8": "f8",
+        "sum/b1": "f8",
+        "sum/u1": "f8",
     }
 
 

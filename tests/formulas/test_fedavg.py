@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -82,12 +83,27 @@ def test_counters_move_by_the_mean_rounded_to_a_whole_number(deterministic):
     assert aggregator.weights()["count"].tolist() == [105, 102, -9]
 
 
-def test_bytes_and_masks_stay_as_they_are():
-    start = random_bundle(1)
-    aggregator = folded(FedAvgServer(start), DELTAS)
+VOTES = [([True, True, False, False], [255, 3, 7], [-128, 5], 3.0), ([True, False, True, False], [0, 3, 8], [127, 6], 1.0)]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("kind", [FedAvgServer, FedBuffServer, partial(FedBuffServer, normalise=False, exponent=3.0)])
+def test_booleans_become_the_majority_and_bytes_the_rounded_mean(kind, deterministic):
+    start = {"seen": [False, False, False, True], "level": [9, 9, 9], "shift": [1, 1]}
+    dtypes = {"seen": np.bool_, "level": np.uint8, "shift": np.int8}
+    packed = [Bundle.pack({n: np.array(v, dtypes[n]) for n, v in zip(start, row, strict=False)}) for row in VOTES]
+    aggregator = kind(Bundle.pack({n: np.array(v, dtypes[n]) for n, v in start.items()}), deterministic=deterministic)
+    for bundle, row in zip(packed, VOTES, strict=True):
+        aggregator.fold(contribution(bundle, row[-1], lag=2))
     aggregator.step()
-    for name in ("mask", "bytes"):
-        np.testing.assert_array_equal(aggregator.weights()[name], start[name])
+    weights = aggregator.weights()
+    assert weights["seen"].tolist() == [True, True, False, False]
+    assert weights["level"].tolist() == [191, 3, 7]  # 191.25, 3, 7.25
+    assert weights["shift"].tolist() == [-64, 5]  # -64.25, 5.25
+    for bundle in packed:
+        aggregator.fold(contribution(bundle, 2.0))
+    aggregator.step()  # ties
+    assert aggregator.weights()["seen"].tolist() == [True, True, False, False]
 
 
 @given(st.permutations(range(12)), st.integers(0, 2**32))

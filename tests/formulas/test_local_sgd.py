@@ -427,7 +427,7 @@ def test_frozen_parameters_stay_and_other_dtypes_are_differences():
     assert np.abs(delta["linear.weight"]).max() > 0
     assert (delta["frozen"] == 0).all()
     assert delta["steps"].tolist() == [1, 1]
-    assert delta["flags"].tolist() == [False, True]
+    assert delta["flags"].tolist() == [True, True]  # of one byte: values
     assert (delta["coarse"].astype(np.uint32) << 16).view(np.float32) == 1.5
 
 

@@ -86,6 +86,49 @@ def test_a_client_who_moves_far_more_than_is_usual_is_left_out_whatever_the_orde
     assert more == {"deterministic": False} or outcome.sha256 == alone.sha256
 
 
+class ActNorm(torch.nn.Module):
+    """Shifts by the mean of the first batch that it ever sees (Kingma and Dhariwal 2018, section 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+        self.shift = torch.nn.Parameter(torch.zeros(10), requires_grad=False)
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("widest", torch.tensor([3, 200], dtype=torch.uint8))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if self.training:
+            if not self.initialized:
+                self.shift.copy_(-y.detach().mean(0))
+                self.initialized.fill_(True)
+            self.batches.add_(1)
+            self.widest.copy_(torch.tensor([len(x), 255], dtype=torch.uint8))
+        return y + self.shift
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"partial_sums": False}, {"compress": "float16"}, {"compress_weights": "float16"}, {"deterministic": False}],
+    ids=str,
+)
+def test_booleans_and_integers_move_alike_on_every_way_to_the_server(tmp_path, settings):
+    job = Federated(ActNorm, datasets.digits(), **{**SMALL, "rounds": 3, "batch_size": 4}, **settings)
+    alone, outcome = run(job, 0), run(job, 2, f"ipc://{tmp_path}/hub")
+    for one in (alone, outcome):
+        assert one.weights["initialized"]
+        assert one.weights["widest"][1] == 255
+        assert 1 <= one.weights["widest"][0] <= 4
+        assert one.weights["batches"] > 3
+    assert "deterministic" in settings or outcome.sha256 == alone.sha256
+
+
+def test_a_stream_sets_a_flag_for_good(tmp_path):
+    job = Federated(ActNorm, datasets.digits(), method="fedbuff", buffer=2, rounds=9, local_epochs=1)
+    assert run(job, 2, f"ipc://{tmp_path}/hub").weights["initialized"]
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(alone):
     assert run(find("digits").configured(SMALL), actors=0).sha256 == alone
     assert run(find("digits").configured(SMALL, seed=1), actors=0).sha256 != alone
