@@ -157,8 +157,7 @@ class FedAvgServer:
 
         Raises ValueError, with nothing changed, if weights or state do not fit.
         """
-        if weights.layout.digest != self.layout.digest:
-            raise ValueError(self.layout.difference(weights.layout))
+        self.layout.expect(weights.layout)
         for name, shape in {"steps": (), **{name: moment.shape for name, moment in self.moments.items()}}.items():
             if name not in state or state[name].shape != shape:
                 found = f"shape {list(state[name].shape)}" if name in state else "nothing"

@@ -118,7 +118,6 @@ class _Nest:
         while True:
             ready = {descriptor for descriptor, _ in self._poller.poll()}
             if self._bell in ready:
-                os.read(self._bell, 4_096)
                 self._reap()
             for descriptor in ready.intersection(self._leashes):
                 self._end(descriptor)
@@ -127,7 +126,6 @@ class _Nest:
         for descriptor in self._leashes:
             self._end(descriptor)
         while self._leashes and select.select([self._bell], [], [], ENDING)[0]:
-            os.read(self._bell, 4_096)
             self._reap()
 
     def _take(self) -> bool:
@@ -175,6 +173,7 @@ class _Nest:
             self._poller.unregister(descriptor)
 
     def _reap(self) -> None:
+        os.read(self._bell, 4_096)
         for descriptor, (pid, leash) in list(self._leashes.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

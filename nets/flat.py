@@ -78,11 +78,8 @@ class FlatModule:
         self.trainable = sum(p.numel() for p in module.parameters() if p.requires_grad and p.dtype == torch.float32)
         self.grad = torch.zeros(self.trainable, device=self.device)
         self.vector = segment(self.raw, self.layout, "f4")
-        self._adopt()
-
-    def _adopt(self) -> None:
         used = 0
-        tensors: dict[str, torch.Tensor] = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        tensors: dict[str, torch.Tensor] = dict((*module.named_parameters(), *module.named_buffers()))
         for name, view in views(self.raw, self.layout).items():
             tensor = tensors[name]
             view.copy_(tensor.data)
@@ -105,8 +102,7 @@ class FlatModule:
 
     def read(self, bundle: Bundle) -> None:
         """Take weights in, with one copy. Raises ValueError for a bundle of another layout."""
-        if bundle.layout.digest != self.layout.digest:
-            raise ValueError(self.layout.difference(bundle.layout))
+        self.layout.expect(bundle.layout)
         self.raw.copy_(as_tensor(bundle.data))
 
     def clip(self, most: float) -> torch.Tensor:
@@ -131,6 +127,11 @@ def as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
     memory.owner = array  # type: ignore[attr-defined]  # the tensor keeps `memory`, and so the array, alive
     return torch.from_numpy(np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape))
+
+
+def told(tensor: torch.Tensor) -> str:
+    """A tensor's dtype and shape, in words for an error: float32[2, 3]."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _aligned(nbytes: int, device: torch.device) -> torch.Tensor:

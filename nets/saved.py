@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from shoal.nets.flat import told
 from shoal.protocol.errors import UserError
 
 
@@ -41,14 +42,10 @@ def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place
     covered = {id(places[name]) for name in found if name in places}
     for name, tensor in wanted.items():
         if id(tensor) not in covered:
-            return f"array {name!r} is missing; the model has {_told(tensor)} there"
+            return f"array {name!r} is missing; the model has {told(tensor)} there"
     for name, tensor in found.items():
         if name not in places:
-            return f"array {name!r} {_told(tensor)} is none of the model's {len(wanted)}: {', '.join(list(wanted)[:4])} ..."
+            return f"array {name!r} {told(tensor)} is none of the model's {len(wanted)}: {', '.join(list(wanted)[:4])} ..."
         if tensor.shape != places[name].shape or tensor.dtype != places[name].dtype:
-            return f"array {name!r} is {_told(tensor)}; the model has {_told(places[name])}"
+            return f"array {name!r} is {told(tensor)}; the model has {told(places[name])}"
     return ""
-
-
-def _told(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

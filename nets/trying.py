@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shoal.envs.datasets import Examples
 from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors
-from shoal.nets.flat import FlatModule
+from shoal.nets.flat import FlatModule, told
 from shoal.nets.models import Model, seeded
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
@@ -41,14 +41,14 @@ def tried(
         flat.module.train()
     data = tensors(examples, "cpu")
     x, y = data[:2]
-    given = f"x {_told(x)} and y {_told(y)}"
+    given = f"x {told(x)} and y {told(y)}"
     with globally(0, "try"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives them again
-        with _blamed("model", f"x {_told(x)}"):
+        with _blamed("model", f"x {told(x)}"):
             logits = flat.module(x)
         if not isinstance(logits, Tensor):
-            raise UserError(f"model gave {type(logits).__name__} for x {_told(x)}: expected one tensor")
-        given = f"outputs {_told(logits)} and y {_told(y)}"
+            raise UserError(f"model gave {type(logits).__name__} for x {told(x)}: expected one tensor")
+        given = f"outputs {told(logits)} and y {told(y)}"
         with _blamed("loss", given):
             value = loss_for(data, loss)(logits, y)
         if not isinstance(value, Tensor):
@@ -119,7 +119,3 @@ def _blamed(part: str, given: str) -> Iterator[None]:
         raise UserError(f"{part} raised {type(raised).__name__} for {given}: {what}").with_traceback(
             raised.__traceback__
         ) from None
-
-
-def _told(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
