@@ -1,7 +1,7 @@
 """`python scripts/export.py ...` is `shoal export ...`."""
 
 if __name__ != "__main__":
-    raise ImportError("shoal.export is a function, from shoal.runs.run; this file is a script")
+    raise ImportError("shoal.export is a function, from shoal.runs.evaluate; this file is a script")
 
 from shoal.commands.cli import script
 

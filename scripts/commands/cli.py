@@ -227,7 +227,7 @@ def resume(asked: argparse.Namespace) -> int:
 
 
 def evaluate(asked: argparse.Namespace) -> int:
-    from shoal.runs.run import evaluate as evaluated
+    from shoal.runs.evaluate import evaluate as evaluated
     from shoal.runs.summary import json_line
 
     metrics = evaluated(asked.run_dir, asked.episodes)
@@ -243,7 +243,7 @@ def plot(asked: argparse.Namespace) -> int:
 
 
 def export(asked: argparse.Namespace) -> int:
-    from shoal.runs.run import export as exported
+    from shoal.runs.evaluate import export as exported
 
     print(exported(asked.run_dir, asked.to))
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
 from shoal.aggregators import Aggregator, amiss, lacking
-from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
 from shoal.jobs.methods import METHODS, owners
 from shoal.jobs.methods.method import Method, Start, fault
@@ -27,7 +27,6 @@ from shoal.protocol.exact import summed_layout, unfinite
 from shoal.protocol.layout import Layout
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
@@ -188,9 +187,6 @@ class Job:
             raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(lacking)}")
         return made
 
-    def goal(self) -> Goal:
-        return self.method.goal()
-
     def bounds(self) -> Bounds:
         return replace(
             self.method.bounds(self.sums),
@@ -213,10 +209,6 @@ class Job:
     def central(self, device: str = "cpu") -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""
         return self.problem.central(self.method, self.seed, device)
-
-    def due(self, version: int) -> bool:
-        """True if this version is to be evaluated centrally."""
-        return self.method.due(version)
 
     # In an actor
 
@@ -254,7 +246,3 @@ class Job:
     def module(self) -> nn.Module:
         """The torch model with the weights of version 0. Raises UserError if the job has no torch model."""
         return self.problem.module(self.seed)
-
-    def example(self) -> tuple[torch.Tensor, ...]:
-        """Inputs for the torch model: a batch of two."""
-        return self.problem.example(self.method, self.seed)

@@ -64,7 +64,7 @@ class Problem:
         raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
-        """Inputs for the torch model: a batch of two. Raises UserError if there is no torch model."""
+        """Inputs for the torch model: a batch of one or two. Raises UserError if there is no torch model."""
         raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
@@ -148,8 +148,7 @@ class Supervised(Problem):
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         import torch
 
-        x = torch.from_numpy(self.population(method, seed).examples(0).x[:2].copy())
-        return (x if len(x) > 1 else torch.cat([x, x]),)
+        return (torch.from_numpy(self.population(method, seed).examples(0).x[:2].copy()),)
 
     def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
         if (held_out := self.population(method, seed).held_out) is None:

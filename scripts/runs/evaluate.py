@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from shoal.coordinator.tally import add
-from shoal.protocol.work import Task, Totals
-from shoal.runs.run import Run
-from shoal.runs.threads import few
+from shoal.protocol.work import Task
+from shoal.runs.export import export as written
+from shoal.runs.run import Place, Run, opened
+from shoal.runs.threads import few, few_threads
 
 
-def evaluated(run: Run, episodes: int) -> dict[str, float]:
+@few_threads()
+def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     """Metrics of a run's newest weights: on held-out data if the job has any; else from the job's worker, over `episodes`
     greedy episodes in fresh environments, or over all clients."""
+    run = opened(run)
     job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
     if (central := job.central()) is not None:
@@ -35,11 +38,7 @@ def evaluated(run: Run, episodes: int) -> dict[str, float]:
         add(totals, work.totals)
         for name, values in work.samples.items():
             samples.setdefault(name, []).extend(values)
-    return version | _of_samples(samples) | _means(totals)
-
-
-def _means(totals: Totals) -> dict[str, float]:
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return version | _of_samples(samples) | {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
@@ -49,13 +48,13 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
     return metrics | ({"episodes": float(len(next(iter(samples.values()))))} if samples else {})
 
 
-def exported(run: Run, to: Path) -> Path:
-    """Write a run's newest weights to FILE.safetensors, or its model with them to FILE.pt2, a torch.export program."""
-    from shoal.runs.export import export
-
+def export(run: Run | Place, to: Place) -> Path:
+    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program."""
+    run = opened(run)
     job, snapshot = run.job, run.snapshot()
 
     def model() -> tuple[Any, tuple[Any, ...]]:
-        return job.module(), job.example()
+        return job.module(), job.problem.example(job.method, job.seed)
 
-    return export(snapshot.weights, to, model, about={"job": job.name, "version": str(snapshot.version), "run": run.dir.name})
+    about = {"job": job.name, "version": str(snapshot.version), "run": run.dir.name}
+    return written(snapshot.weights, to, model, about)

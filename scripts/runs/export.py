@@ -36,7 +36,9 @@ def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, st
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     try:
         if target.suffix == ".safetensors":
-            _write_weights(weights, part, about or {})
+            from safetensors.torch import save_file
+
+            save_file(tensors_of(weights), part, metadata=dict(about or {}))
         else:
             _write_program(weights, part, *model())
         part.replace(target)  # whole or not at all
@@ -45,20 +47,13 @@ def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, st
     return target
 
 
-def _write_weights(weights: Bundle, path: Path, about: Mapping[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors_of(weights), path, metadata=dict(about))
-
-
 def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
     import torch
 
     module = module.cpu().eval()
     load(module, weights)
-    inputs = tuple(
-        x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu() for x in example
-    )  # torch.export would take a batch of 1 for a fixed size
+    # torch.export would take a batch of 1 for a fixed size
+    inputs = tuple(x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu() for x in example)
     any_batch = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     torch.export.save(torch.export.export(module, inputs, dynamic_shapes=any_batch), path)
 

@@ -134,7 +134,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             pool.ready(interrupted)
         core = Core(
             job.plan(found.asked),
-            job.goal(),
+            job.method.goal(),
             replace(bounds_of(job, config), retain=recording.retain, briefs=bool(briefs)),
             found,
             clock(),

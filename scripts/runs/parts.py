@@ -124,7 +124,7 @@ def learner_of(
 ) -> Learner:
     """The learner, on a thread of its own; in the plain loop on the caller's."""
     inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
-    central = {"evaluate": job.central(device), "due": job.due}
+    central = {"evaluate": job.central(device), "due": job.method.due}
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **central}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)

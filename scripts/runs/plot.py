@@ -33,15 +33,7 @@ PANELS = {
     "loss": "training loss",
 }
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#000000",
-)  # Okabe and Ito: safe for all eyes
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
 FEW = 30  # a curve of fewer points than this shows each point
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -69,8 +61,8 @@ def read(run: RunDir) -> Curves:
         raise UserError(f"{run.path} has no metrics yet: metrics.jsonl is empty; let the run make its first step")
     counts_steps = any(row["steps"] for row in rows)
     x = np.array([row["steps" if counts_steps else "version"] for row in rows], dtype=np.float64)
-    columns = {name: [_number(row["metrics"].get(name)) for row in rows] for name in names}
-    return Curves(run.name, run.config(), x, counts_steps, {k: np.array(v, dtype=np.float64) for k, v in columns.items()})
+    columns = {name: np.array([row["metrics"].get(name) for row in rows], dtype=np.float64) for name in names}  # None is NaN
+    return Curves(run.name, run.config(), x, counts_steps, columns)
 
 
 def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
@@ -93,9 +85,10 @@ def groups(curves: Iterable[Curves]) -> Groups:
     the group differs from other groups."""
     alike: dict[str, list[Curves]] = {}
     for each in curves:
-        alike.setdefault(repr((each.config.job, sorted(_settings(each).items()))), []).append(each)
+        alike.setdefault(repr((each.config.job, sorted(each.config.settings.items()))), []).append(each)
     found = list(alike.values())
-    own = {key for runs in found for key in _settings(runs[0]) if len({repr(_settings(g[0]).get(key)) for g in found}) > 1}
+    settings = [runs[0].config.settings for runs in found]
+    own = {key for each in settings for key in each if len({repr(other.get(key)) for other in settings}) > 1}
     return [(_label(runs, sorted(own)), runs) for runs in found]
 
 
@@ -116,20 +109,12 @@ def panels(curves: Sequence[Curves]) -> list[str]:
     return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or there[:2]
 
 
-def _settings(curves: Curves) -> dict[str, Any]:
-    return dict(curves.config.settings)
-
-
 def _label(runs: list[Curves], own: list[str]) -> str:
     if len(runs) == 1:
         return runs[0].name
-    sets = ", ".join(f"{key}={_settings(runs[0]).get(key)}" for key in own)
+    sets = ", ".join(f"{key}={runs[0].config.settings.get(key)}" for key in own)
     seeds = ", ".join(str(each.config.seed) for each in runs)
     return f"{runs[0].config.job}{' ' + sets if sets else ''} (mean of seeds {seeds})"
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
@@ -154,6 +139,8 @@ def _draw(curves: Sequence[Curves], target: Path) -> None:
 
 
 def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
     for (label, runs), colour in zip(grouped, itertools.cycle(COLOURS), strict=False):
         alone = len(runs) == 1
         for each in runs:
@@ -162,13 +149,7 @@ def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
             ax.plot(x, y, color=colour, marker="." if len(x) < FEW else None, **style)
         if not alone:
             ax.plot(*mean_of(runs, metric), color=colour, linewidth=2.0, label=label)
-    _dress(ax, [each for _, runs in grouped for each in runs], metric)
-
-
-def _dress(ax: Axes, curves: Sequence[Curves], metric: str) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    steps = {each.counts_steps for each in curves}
+    steps = {each.counts_steps for _, runs in grouped for each in runs}
     words = {True: "environment steps", False: "round (version of the weights)"}
     ax.set_xlabel(" or ".join(words[each] for each in sorted(steps)))
     ax.set_ylabel(PANELS.get(metric, metric))

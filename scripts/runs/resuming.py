@@ -33,14 +33,14 @@ def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | Non
 def is_done(run: RunDir, job: Job) -> bool:
     """True if the run's newest snapshot has reached the job's goal."""
     snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
-    return snapshot is not None and job.goal().reached(snapshot.version, int(snapshot.counters.get("steps", 0)))
+    return snapshot is not None and job.method.goal().reached(snapshot.version, int(snapshot.counters.get("steps", 0)))
 
 
 def what_next(run: RunDir, job: Job) -> str:
     """The line for a run that is done, with the command that makes it go on."""
     end = job.method.end
     more = f". To go on: shoal resume {run.path} {end}={2 * job.plain()[end]}, say" if end in job.options() else ""
-    return f"{run.path} is done: {job.goal()} are made{more}"
+    return f"{run.path} is done: {job.method.goal()} are made{more}"
 
 
 def _later(job: Job, changes: Mapping[str, Any]) -> Job:

@@ -144,8 +144,9 @@ class Run:
         `shoal.run`.
         """
         from shoal.runs.running import resume
+        from shoal.runs.watching import Watch
 
-        return resume(self, settings or {}, actors, bind, observers, stop_when, show)
+        return resume(self, settings or {}, actors, bind, Watch(observers, stop_when), show)
 
     def ended(self, snapshot: Snapshot, reason: str) -> None:
         """Keep the last weights of a run that has just ended, whatever becomes of its folder."""
@@ -195,18 +196,6 @@ def opened(run: Run | Place) -> Run:
     return run if isinstance(run, Run) else Run(RunDir.open(run).path)
 
 
-def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
-    """Metrics of a run's weights: on held-out data, or of greedy episodes in fresh environments, or over all clients.
-
-    episodes: number of such episodes.
-    """
-    from shoal.runs.evaluate import evaluated
-    from shoal.runs.threads import few_threads
-
-    with few_threads():
-        return evaluated(opened(run), episodes)
-
-
 def plot(*runs: Run | Place, out: Place | None = None) -> Path:
     """Draw learning curves over each other, and return the picture's path.
 
@@ -216,10 +205,3 @@ def plot(*runs: Run | Place, out: Place | None = None) -> Path:
     from shoal.runs.plot import plot as drawn
 
     return drawn([opened(run).dir for run in runs], out)
-
-
-def export(run: Run | Place, to: Place) -> Path:
-    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program."""
-    from shoal.runs.evaluate import exported
-
-    return exported(opened(run), Path(to))

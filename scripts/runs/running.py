@@ -101,19 +101,10 @@ def start(
         return begun
 
 
-def resume(
-    run: Run,
-    settings: Mapping[str, Any],
-    actors: int | None,
-    bind: str,
-    observers: Iterable[Observer],
-    stop_when: StopWhen | None,
-    show: bool | None,
-) -> Run:
+def resume(run: Run, settings: Mapping[str, Any], actors: int | None, bind: str, watch: Watch, show: bool | None) -> Run:
     """Go on with a run, as `Run.resume` says."""
     refuse_within_find()
     _check_address(bind)
-    watch = Watch(observers, stop_when)
     with _in_one_line():
         config, job = resumed(run.dir, run.job, settings, actors)
         if is_done(run.dir, job):

@@ -10,7 +10,6 @@ import errno
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator
 
 from shoal.protocol.errors import UserError
 
@@ -41,18 +40,15 @@ def _place(raised: BaseException, job: str) -> str:
     """The place in the user's own code: "mine.py, line 4, in data"; "" if no frame is in the user's code."""
     if isinstance(raised, SyntaxError) and raised.filename and not _installed(raised.filename):
         return f"{_shown(raised.filename)}, line {raised.lineno}"
-    frames = list(_theirs(raised, job))
-    return frames[-1] if frames else ""
-
-
-def _theirs(raised: BaseException, job: str) -> Iterator[str]:
     module, sign, _ = job.partition(":")
+    place = ""
     for frame, line in traceback.walk_tb(raised.__traceback__):
         name, path = str(frame.f_globals.get("__name__")).split(".")[0], frame.f_code.co_filename
         own = sign != "" and module != "gymnasium" and name == module.split(".")[0]  # the job itself is the user's
         if own or not (name in ("shoal", "__main__") or path.startswith("<") or _installed(path)):
             function = "" if frame.f_code.co_name.startswith("<") else f", in {frame.f_code.co_name}"
-            yield f"{_shown(path)}, line {line}{function}"
+            place = f"{_shown(path)}, line {line}{function}"
+    return place
 
 
 def _installed(path: str) -> bool:

@@ -78,8 +78,8 @@ def run(
     layout = aggregator.weights().layout
     layouts, briefs = job.layouts(layout), job.briefs(layout)
     bounds = replace(job.bounds(), gather=actors if job.bounds().sticky else 0, briefs=bool(briefs))
-    core = Core(job.plan(AFRESH), job.goal(), bounds, now=time.monotonic())
-    options: dict[str, Any] = {"evaluate": job.central(), "due": job.due, "briefs": briefs}
+    core = Core(job.plan(AFRESH), job.method.goal(), bounds, now=time.monotonic())
+    options: dict[str, Any] = {"evaluate": job.central(), "due": job.method.due, "briefs": briefs}
     seen, ends_at = Seen(), time.monotonic() + limit
     if actors:
         wire: Any = Gateway(address) if gateway else Hub(address)
