@@ -199,6 +199,8 @@ class Server:
         match deed:
             case events.Send(peer, envelope):
                 return self._say(peer, envelope, None)
+            case events.Fold(task, message=message) if not task.counts:
+                self.telling.tally.evaluate(message)
             case events.Fold(message=message):
                 self._jobs.append(Intake(deed, self.arrays.bundle(self.traffic.deliveries[message.task])))
             case deeds.LetGo(delivery):
@@ -211,8 +213,6 @@ class Server:
                 return self.arrays.store(deed)
             case events.Brief():
                 self._jobs.append(deed)
-            case deeds.Evaluate(message):
-                self.telling.tally.evaluate(message)
             case deeds.Greet(peer, envelope):
                 return self._say(peer, envelope, self.welcome)
             case events.Step():

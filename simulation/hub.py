@@ -355,6 +355,8 @@ class Hub(Process):
         self.learner.put([brief])
 
     def _fold(self, fold: Fold) -> None:
+        if not fold.task.counts:
+            return
         delivery = self.traffic.deliveries[fold.message.task]
         found = product(delivery)
         if found is None:

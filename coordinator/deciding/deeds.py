@@ -80,13 +80,6 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluate:
-    """Add this contribution to the statistics: it does not count towards a step."""
-
-    message: Contribute
-
-
-@dataclass(frozen=True, slots=True)
 class LetGo:
     """Free the memory, file or slot of this delivery's arrays: they are folded in, or not wanted."""
 
@@ -94,4 +87,4 @@ class LetGo:
 
 
 Happening: TypeAlias = Event | Stored | Opened | Ended
-Deed: TypeAlias = Effect | Greet | Ship | Open | Store | Evaluate | LetGo
+Deed: TypeAlias = Effect | Greet | Ship | Open | Store | LetGo

