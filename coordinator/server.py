@@ -144,17 +144,13 @@ class Server:
                 self.handle(events.Lost(peer, why))
 
     def _take(self, arrival: Arrival) -> None:
+        """Take a message, or a fault of a message or of the wire, which came in place of a message."""
         envelope, payload = arrival.envelope, arrival.payload
-        if envelope is None:
-            self._amiss(arrival)
-            return
-        if payload is not None and isinstance(envelope.message, Contribute | Chunk):
-            self.arrays.came(payload)
-        self.handle(events.Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
-
-    def _amiss(self, arrival: Arrival) -> None:
-        """Take a fault of a message or of the wire, which came in place of a message."""
-        if arrival.kind == "lost":
+        if envelope is not None:
+            if payload is not None and isinstance(envelope.message, Contribute | Chunk):
+                self.arrays.came(payload)
+            self.handle(events.Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
+        elif arrival.kind == "lost":
             self.handle(events.Lost(arrival.peer, arrival.fault))
         else:
             said = "dropped a message: " if arrival.kind == "malformed" else ""

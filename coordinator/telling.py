@@ -5,8 +5,8 @@ The one idea: the server says what happened, and this module makes the form in w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.patience import waiting_for
@@ -19,20 +19,6 @@ LOOK = 0.25  # seconds, at least, between two looks of an observer
 CHATTY = 10  # reports of one kind that are shown in a second; more are counted, not shown
 
 
-@dataclass(slots=True)
-class Chatter:
-    """Admits CHATTY reports of one kind a second, so that a flood of them does not drown the rest."""
-
-    since: float = 0.0
-    seen: dict[str, int] = field(default_factory=dict)
-
-    def admits(self, report: Report, now: float) -> bool:
-        if now - self.since > 1.0:
-            self.since, self.seen = now, {}
-        self.seen[report.kind] = self.seen.get(report.kind, 0) + 1
-        return self.seen[report.kind] <= CHATTY
-
-
 class Telling:
     """Tells an observer of one core and its learner."""
 
@@ -42,11 +28,15 @@ class Telling:
         self.metrics: dict[str, float] = {}
         self.began = clock()
         self._looked_at = 0.0
-        self._chatter = Chatter()
+        self._seen, self._seen_since = Counter[str](), 0.0  # reports by kind, in the last second
         self._rates = (Rate(), Rate())
 
     def report(self, report: Report) -> None:
-        if self._chatter.admits(report, self.clock()):
+        """Tell the observer, but no more than CHATTY reports of one kind a second, so that a flood of them drowns no other."""
+        if (now := self.clock()) - self._seen_since > 1.0:
+            self._seen, self._seen_since = Counter(), now
+        self._seen[report.kind] += 1
+        if self._seen[report.kind] <= CHATTY:
             self.observer.report(report)
 
     def stepped(self, version: int, metrics: Metrics) -> None:

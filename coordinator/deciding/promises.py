@@ -7,7 +7,7 @@ counts as outstanding, so that no other actor gets it, and each acknowledged con
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shoal.protocol.messages import TaskName
@@ -43,7 +43,6 @@ class Promise:
         return Promise(task, tuple(clients), attempt, bytes.fromhex(session), made_from, onto, digest)
 
 
-@dataclass(slots=True)
 class Promises:
     """The promises that stand, of acceptances added in the order they were recorded.
 
@@ -51,16 +50,12 @@ class Promises:
     later acceptance stands. first: version -> lowest index that none of its tasks has had, so that new tasks get new names.
     """
 
-    by_name: dict[TaskName, Promise] = field(default_factory=dict)
-    first: dict[int, int] = field(default_factory=dict)
-    _covered: dict[TaskName, Promise] = field(default_factory=dict)  # by each name that a part of the promise's task may have
-
-    @staticmethod
-    def of(promises: Iterable[Promise]) -> Promises:
-        stand = Promises()
+    def __init__(self, promises: Iterable[Promise] = ()) -> None:
+        self.by_name: dict[TaskName, Promise] = {}
+        self.first: dict[int, int] = {}
+        self._covered: dict[TaskName, Promise] = {}  # by each name that a part of the promise's task may have
         for promise in promises:
-            stand.add(promise)
-        return stand
+            self.add(promise)
 
     def add(self, promise: Promise) -> None:
         version, index = promise.task.name

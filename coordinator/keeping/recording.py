@@ -59,7 +59,7 @@ class Recording:
         self.store, self.journal, self.payload = store, journal, payload
         self.every, self.clock, self.report = every, clock, report
         self.retain, self.share = retain, share
-        self.epoch, self.made, self.promises = found.epoch + 1, found.made, Promises.of(found.promises)
+        self.epoch, self.made, self.promises = found.epoch + 1, found.made, Promises(found.promises)
         self.stepped, self.record, self.past = found.stepped, found.record, found.past
         self.kept, self.kept_at = found.kept, clock() if found.kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
@@ -160,7 +160,7 @@ class Rebuilding:
 
     def __init__(self, found: Recovered, aggregator: Aggregator, layouts: Mapping[str, Layout]) -> None:
         self.found, self.aggregator, self.layouts = found, aggregator, layouts
-        self.promises = Promises.of(found.promises)
+        self.promises = Promises(found.promises)
         self.whole = True
 
     def follow(self, records: Iterable[bytes]) -> None:
