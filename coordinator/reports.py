@@ -26,6 +26,7 @@ class Progress:
 
     shares: shares of the actors' time, adding up to 1: "waiting", "training", "moving"; and "stepping", the learner's own
     share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions.
+    left_out: client -> why its task was set aside, of clients that have contributed nothing since.
     waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; () otherwise.
     """
 
@@ -42,6 +43,7 @@ class Progress:
     shares: Mapping[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)  # newest value of each metric: loss, accuracy, return_mean, eval/...
     waiting_for: tuple[str, ...] = ()
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
 
 class Observer(Protocol):

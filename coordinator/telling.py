@@ -69,6 +69,7 @@ class Telling:
             shares=self._shares(seconds),
             metrics=dict(self.metrics),
             waiting_for=tuple(waiting_for(core.facts)) if now - core.facts.moved_at > core.facts.bounds.quiet else (),
+            left_out=core.facts.ledger.left_out,
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

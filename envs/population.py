@@ -26,15 +26,16 @@ class Population:
     examples: function from a client to its data, the same at each call, in any process: Examples, or any data set that
     sources.py accepts.
     held_out: examples that no client trains on, for the central evaluation; None: there are none.
-    notes: lines about the data that a person is told when a run begins. divides: (one data set, sorted by client; offsets), if
-    client c holds its examples offsets[c] : offsets[c + 1].
+    notes: lines about the data that a person is told when a run begins. sizes: each client's number of examples, int64
+    [clients]; None: not known. divides: the one data set that the clients' examples are parts of, sorted by client; None: none.
     """
 
     clients: int
     examples: Callable[[int], Any]
     held_out: Examples | None = None
     notes: tuple[str, ...] = ()
-    divides: tuple[Examples, npt.NDArray[np.int64]] | None = None
+    sizes: npt.NDArray[np.int64] | None = None
+    divides: Examples | None = None
 
     def __post_init__(self) -> None:
         within("clients", self.clients, first=1)
@@ -54,14 +55,28 @@ class Population:
             raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         by_client = examples[np.concatenate(parts)]
-        return cls(len(parts), _slices(by_client, offsets), held_out, notes, (by_client, offsets))
+        return cls(len(parts), _slices(by_client, offsets), held_out, notes, sizes, by_client)
 
     def check_classes(self, classes: int, ignored: int | None) -> None:
         """Raises UserError for a label in memory that is none of `classes`, counted from 0, and not `ignored`."""
-        known = (self.divides[0] if self.divides else None, self.held_out)
-        for y in (examples.y for examples in known if examples is not None):
+        for y in (examples.y for examples in (self.divides, self.held_out) if examples is not None):
             if (odd := y[(y < 0) | (y >= classes)]).size and (odd := odd[odd != ignored]).size:
                 raise UserError(f"y holds the label {odd[0]}: the model has outputs for {classes} classes, 0 to {classes - 1}")
+
+    def without_numbers(self) -> list[int]:
+        """The clients that are known to have NaN or an infinity among their inputs, labels or weights."""
+        if (data := self.divides) is None or self.sizes is None:
+            return []
+        arrays = [a.reshape(len(data), -1) for a in (data.x, data.y, data.weight) if a is not None and a.dtype.kind == "f"]
+        rows = [np.flatnonzero(~np.isfinite(np.einsum("ij->i", array))) for array in arrays]  # a sum may only overflow
+        odd = [row[~np.isfinite(array[row]).all(axis=1)] for row, array in zip(rows, arrays, strict=True)]
+        rows_of = np.concatenate([np.empty(0, np.int64), *odd])
+        return [int(client) for client in np.unique(np.searchsorted(np.cumsum(self.sizes), rows_of, side="right"))]
+
+
+def listed(clients: Sequence[int]) -> str:
+    """The first eight clients' numbers, for a person."""
+    return ", ".join(map(str, clients[:8])) + ", ..." * (len(clients) > 8)
 
 
 def _checked(of: Callable[[int], Any]) -> Callable[[int], Examples]:

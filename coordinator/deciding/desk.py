@@ -177,6 +177,7 @@ def take_back(
         to.extend(Waiting(task, given, faults, alone) for task in lease.task.apart())
         return
     facts.ledger.counts.aside += 1
+    facts.ledger.left_out.update(dict.fromkeys(lease.clients, why))
     facts.ledger.note(lease, "aside", facts.now)
     clients = ", ".join(map(str, lease.clients))
     yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {faults} attempts: {why}", "error")

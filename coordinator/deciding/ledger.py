@@ -116,6 +116,7 @@ class Ledger:
     folded: dict[int, int] = field(default_factory=dict)  # onto -> clients folded in
     verdicts: Verdicts = field(default_factory=Verdicts)
     news: deque[Outcome] = field(default_factory=lambda: deque(maxlen=NEWS))  # outcomes that the plan has not heard
+    left_out: dict[int, str] = field(default_factory=dict)  # client -> why its last task was set aside
     promised: Counter[int] = field(default_factory=Counter)  # onto -> number of promises for it
 
     def outstanding(self, version: int, but: int = 0) -> int:
@@ -190,6 +191,8 @@ class Ledger:
         if lease.counts:
             self.folded[lease.onto] = self.folded.get(lease.onto, 0) + len(lease.clients)
             self.counts.clients += len(lease.clients)
+            for client in lease.clients if self.left_out else ():
+                self.left_out.pop(client, None)
         self.end(lease)
 
     def note(self, lease: Lease, word: str, now: float, totals: Totals = NONE) -> None:

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from shoal.envs.datasets import split
 from shoal.envs.partition import PARTITIONS, classes_of, parts_of
 from shoal.envs.population import Population
@@ -74,7 +76,9 @@ def _one_a_client(entries: list[Any], held_out: Any) -> Population:
     for client, entry in enumerate(entries):
         if not is_set(entry):
             raise UserError(f"client {client}: data is {told(entry)}: expected {ACCEPTED}")
-    population = Population(len(entries), entries.__getitem__, None if held_out is None else examples_of(held_out))
+    sizes = np.array([len(entry[0] if isinstance(entry, tuple) else entry) for entry in entries], np.int64)
+    held = None if held_out is None else examples_of(held_out)
+    population = Population(len(entries), entries.__getitem__, held, sizes=sizes)
     population.examples(0)
     return population
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -159,14 +159,15 @@ class Supervised(Problem):
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
 
     def try_out(self, method: Method, seed: int) -> None:
-        """One batch of the first client, and of the held-out data, as actors and the learner will use them."""
+        """One batch of a client (of the largest, if sizes are known), and two held-out examples, as a run will use them."""
         import torch
 
         from shoal.nets.evaluation import ignored_label
         from shoal.nets.trying import tried
 
         population, size = self.population(method, seed), getattr(self.settings(method), "batch_size", 2)
-        if not len(examples := population.examples(0)):
+        sizes = population.sizes
+        if not len(examples := population.examples(0 if sizes is None else int(sizes.argmax()))):
             return
         loss, backward = self.loss_function(), not torch.cuda.is_available()
         classes = tried(self.model, examples[: max(2, size)], loss, population.held_out, self.metrics, backward=backward)
@@ -174,7 +175,36 @@ class Supervised(Problem):
             population.check_classes(classes, ignored_label(loss))
 
     def notes(self, method: Method, seed: int) -> Sequence[str]:
-        return self.population(method, seed).notes
+        population = self.population(method, seed)
+        return (*population.notes, *self._left_out(method, population))
+
+    def _left_out(self, method: Method, population: Population) -> Iterator[str]:
+        """A line for each kind of clients that are known to fail in every task."""
+        from shoal.envs.population import listed
+
+        if self.worker is None and (odd := population.without_numbers()):
+            yield f"{len(odd)} clients hold NaN or an infinity ({listed(odd)}): if the model lets it through, they are left out"
+        if (sizes := population.sizes) is None or self.worker is not None:
+            return
+        if (empty := (sizes == 0).nonzero()[0]).size:
+            yield f"{len(empty)} of {len(sizes)} clients have no examples ({listed(empty)}) and are left out"
+        settings = self.settings(method)
+        if (size := getattr(settings, "batch_size", 0)) and (alone := (sizes == 1) | self._ends_alone(settings, sizes)).any():
+            from shoal.nets.trying import fails_alone
+
+            if fails_alone(self.model, population.examples(int(sizes.argmax()))):
+                who, share = alone.nonzero()[0], sizes[alone].sum() / sizes.sum()
+                fix = "drop_last=true leaves it out" if size > 1 and (sizes[alone] > 1).any() else "use larger batches"
+                yield (
+                    f"{len(who)} of {len(sizes)} clients ({listed(who)}; {share:.0%} of the examples) have a batch of one "
+                    f"example, on which the model raises, and are left out: {fix}"
+                )
+
+    def _ends_alone(self, settings: SimpleNamespace, sizes: Any) -> Any:
+        """For each client, whether its passes have a batch of one example that is not the only one."""
+        steps, size = settings.local_steps, settings.batch_size
+        reached = steps == 0 or steps >= -(-sizes // size)
+        return (sizes > 0) & reached & (size == 1 or (not settings.drop_last and sizes % size == 1))
 
     def prepare(self, method: Method, seed: int) -> None:
         self.population(method, seed)
@@ -219,7 +249,12 @@ class Calls(Problem):
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         from shoal.envs.sources import array_of
 
-        return Bundle.pack({name: array_of(array) for name, array in self.weights().items()}), None
+        arrays = {name: array_of(array) for name, array in self.weights().items()}
+        try:
+            return Bundle.pack(arrays), None
+        except TypeError as odd:
+            told = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+            raise UserError(f"first weights ({told}): {odd}") from None
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
         return self.worker()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.coordinator.reports import Progress
+from shoal.envs.population import listed
 from shoal.runs.metrics import FIRST, own
 from shoal.runs.progress import clock, escaped
 from shoal.runs.rundir import Config, finite
@@ -35,6 +36,8 @@ def summary(progress: Progress, config: Config, threads: int, weights_sha256: st
         "weights_sha256": weights_sha256,
         "run_dir": str(run_dir),
         "threads": threads,
+        "left_out": sorted(progress.left_out),
+        "left_out_why": next(iter(progress.left_out.values()), ""),
     }
 
 
@@ -50,7 +53,7 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
     go_on = (f"shoal resume {shlex.quote(summary['run_dir'])}", "from where it stopped")
     tries = [go_on] * (not whole) + _next(summary) * (summary["version"] > 0)
     widest = max((len(command) for command, _ in tries), default=0)
-    lines = [_result(summary), f"The run lies in {summary['run_dir']}: {kept}."]
+    lines = [_result(summary), *_left_out(summary), f"The run lies in {summary['run_dir']}: {kept}."]
     lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
     return "\n".join(lines)
 
@@ -63,6 +66,15 @@ def _result(summary: Mapping[str, Any]) -> str:
     key = "steps_per_second" if summary["steps"] else "rounds_per_second"
     pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"
     return f"{escaped(summary['job'])}: {found} after {work} in {clock(summary['seconds'])}{pace}."
+
+
+def _left_out(summary: Mapping[str, Any]) -> list[str]:
+    """The line about clients whose tasks were set aside and that have contributed nothing since; none if there are none."""
+    if not (clients := summary.get("left_out")):
+        return []
+    why = escaped(str(summary["left_out_why"])).split("\n")[0]
+    remedy = "; drop_last=true leaves a batch of one out" if "more than 1 value per channel" in why else ""
+    return [f"Left out: {len(clients)} clients ({listed(clients)}), whose last tasks all failed: {why}{remedy}."]
 
 
 _WORDS = {"accuracy": "held-out accuracy", "return_mean": "mean return of the last 100 episodes"}

@@ -20,7 +20,7 @@ COMMANDS = ("jobs", "simulate", "coordinator", "actor", "resume", "evaluate", "p
 DIGITS = ("simulate", "digits", "rounds=4", "local_epochs=1", "eval_every=2", "--actors", 0, "--json")
 CARTPOLE = ("simulate", "cartpole", "total_timesteps=6000", "--actors", 0, "--json")
 FIELDS = ["job", "seed", "actors", "version", "contributions", "seconds", "rounds_per_second", "steps", "steps_per_second"]
-FIELDS += ["metrics", "weights_sha256", "run_dir", "threads"]
+FIELDS += ["metrics", "weights_sha256", "run_dir", "threads", "left_out", "left_out_why"]
 
 
 @pytest.fixture(scope="module")

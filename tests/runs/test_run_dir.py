@@ -319,6 +319,8 @@ def test_a_summary_has_every_promised_field() -> None:
         "weights_sha256": "ab" * 32,
         "run_dir": str(Path("runs/digits-1")),
         "threads": 1,
+        "left_out": [],
+        "left_out_why": "",
     }
     assert "\n" not in json_line(ended())
 

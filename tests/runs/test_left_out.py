@@ -1,0 +1,105 @@
+"""Clients that cannot train are told of at the start, where that can be known, and at the end always."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+from whole import Seen
+
+import shoal
+from shoal import Bundle, Federated, Work
+from shoal.runs.summary import closing
+
+RNG = np.random.default_rng(8)
+X, Y = RNG.normal(size=(90, 5)).astype(np.float32), np.arange(90) % 3
+WHOLE = (X, Y)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+
+def cut(*sizes: int) -> Any:
+    """A partition whose clients have these numbers of examples."""
+    return lambda labels, clients, seed: np.split(np.arange(len(labels)), np.cumsum(sizes))[:-1]
+
+
+def outcome(tmp_path: Path, data: Any, model: Any = normed, **settings: Any) -> tuple[list[str], dict[str, Any]]:
+    """The lines about data at the start, and summary.json."""
+    seen = Seen()
+    clients = settings.pop("clients", 4)
+    job = Federated(model, data, clients=clients, cohort=clients, rounds=2, batch_size=8, local_epochs=1, **settings)
+    run = shoal.run(job, actors=0, folder=tmp_path / "run", observers=[seen])
+    summary: dict[str, Any] = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert run.summary == summary
+    return [report.text for report in seen.reports if report.kind == "data"], summary
+
+
+def test_a_last_batch_of_one_is_told_of_with_the_remedy(tmp_path: Path) -> None:
+    said, summary = outcome(tmp_path, (WHOLE, WHOLE), partition=cut(17, 24, 25, 24))
+    assert said == [
+        "2 of 4 clients (0, 2; 47% of the examples) have a batch of one example, on which the model raises, and are left out: "
+        "drop_last=true leaves it out"
+    ]
+    assert summary["left_out"] == [0, 2]
+    assert "Left out: 2 clients (0, 2), whose last tasks all failed: ValueError: Expected more than 1 " in closing(summary)
+    assert closing(summary).count("drop_last=true") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (normed, {"drop_last": True}),
+        (normed, {"local_steps": 2}),
+        (lambda: nn.Linear(5, 3), {}),
+        (lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3)), {}),
+    ],
+)
+def test_nobody_is_left_out_who_can_train(tmp_path: Path, model: Any, settings: dict[str, Any]) -> None:
+    said, summary = outcome(tmp_path, (WHOLE, WHOLE), model, partition=cut(17, 24, 25, 24), **settings)
+    assert said == []
+    assert summary["left_out"] == []
+    assert "Left out" not in closing(summary)
+
+
+def test_a_cell_without_a_number_is_told_of(tmp_path: Path) -> None:
+    odd = X.copy()
+    odd[50, 3], odd[89, 0] = np.nan, np.inf
+    said, summary = outcome(tmp_path, ((odd, Y), WHOLE), lambda: nn.Linear(5, 3), partition=cut(20, 20, 20, 30))
+    assert said == ["2 clients hold NaN or an infinity (2, 3): if the model lets it through, they are left out"]
+    assert summary["left_out"] == [2, 3]
+    assert "holds NaN" in summary["left_out_why"]
+
+
+def test_large_numbers_are_numbers(tmp_path: Path) -> None:
+    large = X.copy()
+    large[:40] = 3e38
+    said, _ = outcome(tmp_path, ((large, Y), WHOLE), lambda: nn.Sequential(nn.Tanh(), nn.Linear(5, 3)), partition="iid")
+    assert said == []
+
+
+def test_clients_without_examples_are_told_of(tmp_path: Path) -> None:
+    data = [(X[:0], Y[:0]), WHOLE, (X[:0], Y[:0])]
+    said, summary = outcome(tmp_path, (data, WHOLE), lambda: nn.Linear(5, 3), clients=3)
+    assert said == ["2 of 3 clients have no examples (0, 2) and are left out"]
+    assert summary["left_out"] == [0, 2]
+
+
+class Moody:
+    """A worker of a user's own: client 1 fails in version 0 alone, client 2 always."""
+
+    def run(self, weights: Bundle, client: int, task: Any) -> Work:
+        if client == 2 or (client == 1 and task.version == 0):
+            raise ValueError("not today")
+        return Work(Bundle.zeros(weights.layout))
+
+
+def test_a_client_that_contributes_later_is_not_left_out(tmp_path: Path) -> None:
+    job = Federated(worker=Moody, weights=lambda: {"w": np.zeros(2, np.float32)}, clients=3, cohort=3, rounds=2, strikes=0)
+    summary = shoal.run(job, actors=0, folder=tmp_path / "run").summary
+    assert (summary["left_out"], summary["left_out_why"]) == ([2], "ValueError: not today")
