@@ -76,13 +76,10 @@ class FedAvgServer:
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, nothing added, for another layout, NaN, an infinity, or an entry out of grid.py's range."""
-        work = contribution.work
-        if work.bundle is None:
-            raise ProtocolError("a contribution to federated training holds a delta; this one holds no arrays")
         if not contribution.summed:
-            self.sum.add(work.bundle, self.weight_of(contribution), contribution.norm)
+            self.sum.add(contribution.bundle, self.weight_of(contribution), contribution.norm)
         elif self.linear:
-            self.sum.merge(work.bundle, work.weight)
+            self.sum.merge(contribution.bundle, contribution.work.weight)
         else:
             raise ProtocolError("this aggregator weighs each contribution by itself; it takes no sums, and this one is a sum")
 

@@ -62,13 +62,9 @@ class Staging:
         self.keys: list[tuple[tuple[int, ...], int, int, int]] = []
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def fold(self, contribution: Contribution) -> None:
         """Copy a trajectory to page-locked memory and start its copy to the device. Raises ProtocolError for another layout."""
-        if (bundle := contribution.work.bundle) is None:
-            raise ProtocolError("a learner folds trajectories; this contribution holds none")
+        bundle = contribution.bundle
         self.layout = self.layout or bundle.layout
         if difference := self.layout.difference(bundle.layout):
             raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")

@@ -50,10 +50,7 @@ def examples_of(data: Any) -> Examples:
         tensors = getattr(data, "tensors", None)  # of a TensorDataset
         return examples_of(tensors if isinstance(tensors, tuple) else _columns_of_items(data))
     if isinstance(data[1], str | int):
-        table, label = data
-        if _is_frame(table):
-            return _labelled({name: table[name] for name in table.columns}, label)
-        return _labelled(table.with_format("numpy")[:], label)
+        return _labelled(_columns_of(data[0]), data[1])
     return Examples(*(_numbers(array, name) for array, name in zip(data, ("x", "y", "weight"), strict=False)))
 
 
@@ -94,12 +91,15 @@ def _has_items(data: Any) -> bool:
     return not plain and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
-def _columns_of(frame: Any) -> Mapping[Any, Any]:
-    names = Counter(frame.columns)
+def _columns_of(table: Any) -> Mapping[Any, Any]:
+    if _is_table(table):
+        columns: Mapping[Any, Any] = table.with_format("numpy")[:]
+        return columns
+    names = Counter(table.columns)
     for name, times in names.items():
         if times > 1:
             raise UserError(f"the table has {times} columns called {name!r}: rename all but one")
-    return {name: frame[name] for name in names}
+    return {name: table[name] for name in names}
 
 
 def _columns_of_items(dataset: Any) -> tuple[npt.NDArray[Any], ...]:

@@ -26,7 +26,7 @@ class Trimmed:
         return self.now
 
     def fold(self, contribution):  # kept by client, so that the order of arrival changes no bit
-        self.deltas[contribution.task.clients] = contribution.work.bundle.vector().copy()
+        self.deltas[contribution.task.clients] = contribution.bundle.vector().copy()
 
     def step(self):
         values = np.sort([self.deltas[clients] for clients in sorted(self.deltas)], axis=0)

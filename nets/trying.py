@@ -41,7 +41,6 @@ def tried(
         flat.module.train()
     data = tensors(examples, "cpu")
     x, y = data[:2]
-    given = f"x {told(x)} and y {told(y)}"
     with globally(0, "try"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives them again
         with _blamed("model", f"x {told(x)}"):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
 
 Metrics = Mapping[str, float]
@@ -90,3 +91,10 @@ class Contribution:
     work: Work
     summed: bool = False
     norm: float | None = None
+
+    @property
+    def bundle(self) -> Bundle:
+        """The arrays of the work. Raises ProtocolError if there are none."""
+        if self.work.bundle is None:
+            raise ProtocolError("this contribution holds no arrays; an aggregator needs a bundle of them")
+        return self.work.bundle

@@ -46,11 +46,9 @@ class Bounded(Around):
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, with nothing folded in, for a norm above the bound; and as the other aggregator does."""
-        bundle, norm = contribution.work.bundle, contribution.norm
+        bundle, norm = contribution.bundle, contribution.norm
         if contribution.summed:
             raise ProtocolError("contributions of bounded norm come one by one; this one is a sum")
-        if bundle is None:
-            raise ProtocolError("a contribution of bounded norm holds a delta; this one holds no arrays")
         if norm is None:
             norm = math.sqrt(squares(bundle))
         if norm > self.bound:  # NaN is not: the other aggregator names the array that holds it

@@ -37,13 +37,10 @@ class Decompressed(Around):
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, with nothing folded in, for malformed arrays and a norm above `norm`; and as the other
         aggregator does."""
-        work = contribution.work
-        if work.bundle is None:
-            raise ProtocolError("a compressed contribution holds a delta; this one holds no arrays")
         if contribution.summed:
             raise ProtocolError("compressed contributions come one by one; this one is a sum")
-        self.packed.unpack(work.bundle, self.unpacked)
+        self.packed.unpack(contribution.bundle, self.unpacked)
         norm = math.sqrt(squares(self.unpacked))
         if self.norm and norm > self.norm:
             raise ProtocolError(f"norm {norm:g} is above the bound of {self.norm:g}")
-        self.aggregator.fold(replace(contribution, work=replace(work, bundle=self.unpacked), norm=norm))
+        self.aggregator.fold(replace(contribution, work=replace(contribution.work, bundle=self.unpacked), norm=norm))

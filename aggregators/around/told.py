@@ -22,7 +22,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import squares
 from shoal.protocol.grid import BLOCK, square
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Metrics, Moved
+from shoal.protocol.work import Moved
 
 OWN, STEPS = "own/", "told_steps"
 
@@ -68,16 +68,13 @@ class Told(Around):
         now = Bundle(held.layout, raw.numpy())
         self.changes.follow(held, [self._change.data], now)
         self.held.become(raw)
-        return Moved({**moved.metrics, **self._told(wanted, now)})
-
-    def _told(self, wanted: Bundle, now: Bundle) -> Metrics:
-        assert self._change is not None
-        off, whole = _distance(wanted, now), math.sqrt(squares(wanted, ("f4",)))
-        return {
+        whole = math.sqrt(squares(wanted, ("f4",)))
+        told = {
             "change_bytes": float(self._change.data.nbytes),
             "weights_bytes": float(now.data.nbytes),
-            "untold": off / whole if whole else 0.0,
+            "untold": _distance(wanted, now) / whole if whole else 0.0,
         }
+        return Moved({**moved.metrics, **told})
 
     def state(self) -> State:
         weights = {f"{OWN}{name}": array for name, array in self.aggregator.weights().items()}

@@ -169,7 +169,7 @@ def test_what_is_no_trajectory_of_this_run_is_refused() -> None:
     learner.fold(contribution(policy(), seed=0))
     with pytest.raises(ProtocolError, match="the layout of the run's first one: layout"):
         learner.fold(contribution(policy(BOX_SPACES), seed=0, spaces=BOX_SPACES))
-    with pytest.raises(ProtocolError, match="holds none"):
+    with pytest.raises(ProtocolError, match="holds no arrays"):
         learner.fold(Contribution(Task(0, 0, (0,)), 0, 0, Work(None)))
     learner.step()
     with pytest.raises(ValueError, match="fold one in first"):

@@ -77,12 +77,10 @@ class LocalTraining(Method):
             **self.arguments(LocalSGD, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed),
         )
 
-    def schedule(self) -> Schedule | None:
-        """Version -> factor of the clients' learning rate; None if it is always 1."""
+    def schedule(self) -> Schedule:
+        """Version -> factor of the clients' learning rate."""
         if callable(self.lr_schedule):
             return self.lr_schedule
-        if self.lr_schedule == "constant":
-            return None
         factor = SCHEDULES[self.lr_schedule]
         return lambda version: factor(version, self.rounds)
 
