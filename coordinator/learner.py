@@ -72,7 +72,7 @@ class Learner:
     changes, if the aggregator tells changes (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version for which `due` is True; None: no evaluation. recording: makes promises
-    durable; None: nothing is recorded. briefs: the layouts that briefs may have.
+    durable; None: nothing is recorded. briefs: the layouts that briefs may have. wake: called after each step.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Learner:
         due: Callable[[int], bool] = lambda version: True,
         recording: Recording | None = None,
         briefs: Iterable[Layout] = (),
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.briefs = {layout.digest for layout in briefs}
         self.aggregator, self.inspector, self.clock = aggregator, inspector, clock
@@ -94,6 +95,7 @@ class Learner:
         self.lately = Lately(version)
         self.outcomes: deque[Answer] = deque()
         self.busy = 0.0  # seconds spent on jobs
+        self._wake = wake
         self._early: dict[int, list[Intake]] = {}
         self._unsaid: list[Answer] = []  # answers not to be told before their records are durable
 
@@ -183,7 +185,7 @@ class Learner:
             self._keep(step)
         self._unsaid.append(Stepped(version, moved.metrics, moved.weights))
         self._flush()
-        self._published()
+        self._wake()  # for a new version, before the work that comes after
 
     def _after(self, step: Step) -> None:
         """Do the work that can wait until the version is told: snapshot, contributions that came early for it, evaluation."""
@@ -203,16 +205,12 @@ class Learner:
         if self.recording is not None:
             self.recording.sync()
 
-    def _published(self) -> None:
-        """Wake the socket thread for a new version, before the learner does the work that comes after."""
-
 
 class LearnerThread(Learner):
     """A learner on a thread of its own. wake: called whenever there is an outcome."""
 
     def __init__(self, *arguments: object, wake: Callable[[], None], **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self._wake = wake
+        super().__init__(*arguments, **options, wake=wake)  # type: ignore[arg-type]
         self._jobs: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._telling = 0.0  # seconds of the last telling
         self._pause = threading.Event().wait  # the event is never set: a wait always lasts its whole time
@@ -225,9 +223,6 @@ class LearnerThread(Learner):
     def finish(self) -> None:
         self._jobs.put(None)
         self._thread.join()
-
-    def _published(self) -> None:
-        self._wake()
 
     def _work(self) -> None:
         try:

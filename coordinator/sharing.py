@@ -65,8 +65,9 @@ class Sharing:
 
     def keep(self, session: bytes, version: int) -> None:
         """Note that this session, if it looks at the published weights, calls them `version` from now on."""
-        held, out = self.tokens.get(session, []), self.published[1] if self.published else None
-        self.tokens[session] = [(version if token == out else label, token) for label, token in held]
+        out = self.published[1] if self.published else None
+        if held := self.tokens.get(session):
+            self.tokens[session] = [(version if token == out else label, token) for label, token in held]
 
     def lend(self, session: bytes, version: int) -> tuple[int, ...]:
         """Where this session finds `version`: a token, and the version that the slot was written as; () if the weights must go
@@ -78,16 +79,13 @@ class Sharing:
         self.tokens.setdefault(session, []).append((version, token))
         return (*token, self.written)
 
-    def moved_on(self, session: bytes, using: int) -> None:
-        """Release versions before `using`: this session does not look at them any more."""
-        held = self.tokens.get(session, [])
-        while self.board and held and held[0][0] < using:
+    def moved_on(self, session: bytes, using: int | None) -> None:
+        """Release versions before `using`, which this session does not look at any more; all if None: the session is gone."""
+        held = self.tokens.pop(session, [])
+        while self.board and held and (using is None or held[0][0] < using):
             self.board.release(held.pop(0)[1])
-
-    def gone(self, session: bytes) -> None:
-        if self.board:
-            for _, token in self.tokens.pop(session, []):
-                self.board.release(token)
+        if held:
+            self.tokens[session] = held
 
     def contribution(self, slot: tuple[int, ...]) -> Bytes:
         """The arrays that lie in an actor's ring. Raises ProtocolError."""

@@ -39,9 +39,7 @@ class Slots(Protocol):
 
     def keep(self, session: bytes, version: int) -> None: ...
 
-    def moved_on(self, session: bytes, using: int) -> None: ...
-
-    def gone(self, session: bytes) -> None: ...
+    def moved_on(self, session: bytes, using: int | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +394,6 @@ class Traffic:
         self.lanes.forget(gone.session)
         self.receiving.gone(gone.session)
         self.serving.gone(gone.session)
-        self.slots.gone(gone.session)
+        self.slots.moved_on(gone.session, None)
         self.sharers.discard(gone.session)
         return ()

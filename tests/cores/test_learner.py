@@ -101,8 +101,8 @@ def test_a_slot_is_free_again_when_its_reader_is_gone() -> None:
             shared.publish(version)
             assert shared.lend(b"%d" % version, version) != ()
         assert shared.draft() is None
-        shared.gone(b"1")
-        shared.gone(b"1")
+        shared.moved_on(b"1", None)
+        shared.moved_on(b"1", None)
         assert shared.draft() is not None
 
 
@@ -138,7 +138,7 @@ def test_the_slot_of_weights_that_rest_is_lent_on_and_stays_while_it_is_looked_a
         assert BoardReader(shared.offer).view(token[:-1], token[-1]) is not None
         shared.keep(b"a", 2)
         shared.moved_on(b"a", 2)  # it calls them so now, and looks at them
-        shared.gone(b"b")
+        shared.moved_on(b"b", None)
         shared.draft()
         shared.publish(3)
         assert shared.lend(b"b", 3)[0] != token[0]

@@ -81,11 +81,8 @@ class Slots:
     def keep(self, session: bytes, version: int) -> None:
         self.heard.append(("keep", session, version))
 
-    def moved_on(self, session: bytes, using: int) -> None:
+    def moved_on(self, session: bytes, using: int | None) -> None:
         self.heard.append(("moved on", session, using))
-
-    def gone(self, session: bytes) -> None:
-        self.heard.append(("gone", session))
 
 
 class Run:
@@ -248,7 +245,7 @@ def test_what_is_not_wanted_any_more_is_let_go_of_in_the_middle() -> None:
     delivery = run.traffic.deliveries[run.work("a").task]
     run.event(Lost(b"a", "ended", dead=True))
     assert [deed for deed in run.deeds if isinstance(deed, LetGo)] == [LetGo(delivery)]
-    assert run.slots.heard[-1] == ("gone", b"a")
+    assert run.slots.heard[-1] == ("moved on", b"a", None)
     assert run.tick(1.0).said(Want) == []
 
 
@@ -401,7 +398,7 @@ def test_of_who_is_gone_nothing_is_kept() -> None:
 
 def test_a_process_of_this_machine_that_ends_is_lost_at_once() -> None:
     run = Run().join("a", "b", host="host")
-    assert run.event(Ended(100)).slots.heard == [("gone", b"a")]
+    assert run.event(Ended(100)).slots.heard == [("moved on", b"a", None)]
     assert run.event(Ended(100)).deeds == []
     assert Run().join("a").event(Ended(100)).deeds == []  # a number that another machine told
 
