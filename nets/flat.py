@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,14 @@ class FlatModule:
     raw: uint8 [layout.nbytes] on the device; every parameter and buffer of `module` is a view of it.
     vector: float32 [n], all float32 entries; its first `trainable` elements are the trainable parameters.
     grad: float32 [trainable]; the parameters' .grad are views of it (clear it with grad.zero_(), not set_to_none).
+
+    A module of which another FlatModule has a part already (a factory may give the same module again) is copied, so that
+    weights and mode belong to one FlatModule alone.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        if any(hasattr(tensor, "flat") for tensor in (*module.parameters(), *module.buffers())):
+            module = deepcopy(module)
         self.module = module.to(device)
         self.layout = layout_of(module)
         self.device = torch.device(device)
@@ -84,6 +90,7 @@ class FlatModule:
             tensor = tensors[name]
             view.copy_(tensor.data)
             tensor.data = view
+            tensor.flat = True  # type: ignore[attr-defined]
             if tensor.requires_grad and tensor.dtype == torch.float32:
                 tensor.grad = self.grad[used : used + tensor.numel()].view(view.shape)
                 used += tensor.numel()

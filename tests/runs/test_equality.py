@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from whole import run
 
+import shoal
 from shoal.envs import datasets
 from shoal.jobs.catalog import find
 from shoal.jobs.federated import Federated
@@ -122,6 +125,51 @@ def test_booleans_and_integers_move_alike_on_every_way_to_the_server(tmp_path, s
         assert 1 <= one.weights["widest"][0] <= 4
         assert one.weights["batches"] > 3
     assert "deterministic" in settings or outcome.sha256 == alone.sha256
+
+
+class Frozen(torch.nn.Module):
+    """A backbone that stays in evaluation mode, and a head in training mode, each of which counts its calls in that mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.BatchNorm1d(12), torch.nn.Dropout(0.5)).eval()
+        self.head = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(12), torch.nn.Linear(12, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.backbone(x)
+        assert torch.equal(seen, self.backbone(x))  # no dropout, in anybody's hands
+        assert not any(part.training for part in self.backbone.modules())
+        return self.head(seen)
+
+
+def test_a_part_in_evaluation_mode_stays_in_it_for_any_number_of_actors(tmp_path):
+    settings = {**SMALL, "eval_every": 1, "eval_cohort": 3, "rounds": 3, "drop_last": True, "partition": "iid", "clients": 20}
+    job = Federated(Frozen, datasets.digits(), **settings)
+    runs = [
+        shoal.run(job, actors=actors, folder=tmp_path / str(actors)) for actors in (0, 1, 2)
+    ]  # each has generators of its own
+    assert len({one.summary["weights_sha256"] for one in runs}) == 1
+    assert (runs[0].weights["backbone.1.running_mean"] == 0).all()
+    assert not (runs[0].weights["head.1.running_mean"] == 0).any()
+    assert "failed" not in (tmp_path / "0" / "log.txt").read_text()
+    assert {"eval/loss", "held_out_loss", "loss"} <= runs[0].metrics.keys()
+
+
+def test_a_factory_that_gives_the_same_module_again_changes_no_number():
+    backbone = torch.nn.Linear(64, 32)
+    parts = lambda: torch.nn.Sequential(backbone, torch.nn.ReLU(), torch.nn.Linear(32, 10))  # noqa: E731
+    whole = parts()
+    once, again, other = (
+        run(Federated(model, datasets.digits(), **{**SMALL, "eval_cohort": 2}), 0)
+        for model in (deepcopy(whole), lambda: whole, lambda: whole)
+    )
+    for one in (again, other):
+        assert one.sha256 == once.sha256
+        assert [metrics.get("held_out_loss") for _, metrics in one.seen.steps] == [
+            metrics.get("held_out_loss") for _, metrics in once.seen.steps
+        ]
+    mixed = [run(Federated(parts, datasets.digits(), **SMALL), 0) for _ in range(2)]
+    assert mixed[0].sha256 == mixed[1].sha256
 
 
 def test_a_stream_sets_a_flag_for_good(tmp_path):
