@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from shoal import __version__
 from shoal.commands import completion
+from shoal.jobs.settings import nearest
 
 Act: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -37,12 +38,6 @@ class Parser(argparse.ArgumentParser):
         options = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
         first = words[0].partition("=")[0]
         self.error(f"{first!r} is not known: {nearest(first, options) if first.startswith('-') else 'it is one word too many'}")
-
-
-def nearest(name: Any, known: Any) -> str:
-    from shoal.jobs.settings import nearest as found
-
-    return found(str(name), map(str, known))
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -179,7 +179,7 @@ def actor(asked: argparse.Namespace) -> int:
         from shoal.runs.choosing import absolute
 
         own = find(absolute(asked.job))
-    life = life_of_any(asked.name or socket.gethostname(), own, asked.job)
+    life = life_of_any(asked.name or socket.gethostname(), own)
     if asked.count == 1:
         return life(called)
     return _crowd(Pool.forked(life), asked.count, called)

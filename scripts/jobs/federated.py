@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from shoal.actors import Worker
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method
@@ -21,8 +22,6 @@ from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from shoal.actors import Worker
 
 
 def Federated(  # noqa: N802  it reads like the type of what it makes

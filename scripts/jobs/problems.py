@@ -14,7 +14,17 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from shoal.actors import Worker
+from shoal.envs.hatchery import Hatchery
+from shoal.envs.isolated import Isolated
+from shoal.envs.population import Population
+from shoal.envs.sources import array_of
+from shoal.envs.spaces import Spaces
+from shoal.envs.vector import Worlds, make_vector, spaces_in
+from shoal.jobs.parts import Bearing
+from shoal.jobs.populations import populated
 from shoal.jobs.settings import option, plain, values
+from shoal.nets.numpy_policy import NumpyPolicy, Policy
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -24,14 +34,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from shoal.actors import Worker
-    from shoal.envs.hatchery import Hatchery
-    from shoal.envs.population import Population
-    from shoal.envs.spaces import Spaces
-    from shoal.envs.vector import Worlds
     from shoal.jobs.methods.method import Method
-    from shoal.jobs.parts import Bearing
-    from shoal.nets.numpy_policy import Policy
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
 HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain "loss" is of training, "accuracy" held out
@@ -218,8 +221,6 @@ class Supervised(Problem):
 
     def population(self, method: Method, seed: int) -> Population:
         """The clients and their data, made once in each process and for each combination of settings."""
-        from shoal.jobs.populations import populated
-
         settings = self.settings(method)
         asks = callable(self.source) and not hasattr(self.source, "examples") and inspect.signature(self.source).parameters
         key = repr((plain(self), self.partition, settings.clients, seed, vars(settings) if asks else ()))
@@ -247,8 +248,6 @@ class Calls(Problem):
     weights: Callable[[], Mapping[str, Any]]
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
-        from shoal.envs.sources import array_of
-
         arrays = {name: array_of(array) for name, array in self.weights().items()}
         try:
             return Bundle.pack(arrays), None
@@ -308,8 +307,6 @@ class Environment(Problem):
 
     def spaces(self) -> Spaces:
         if "spaces" not in self.made:
-            from shoal.envs.vector import spaces_in
-
             with globally(0, "spaces"):
                 self.made["spaces"] = spaces_in(self.env)
         found: Spaces = self.made["spaces"]
@@ -318,8 +315,6 @@ class Environment(Problem):
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
         if self.policy is None:
-            from shoal.nets.numpy_policy import NumpyPolicy
-
             return NumpyPolicy(self.activation)
         from shoal.nets.policies import TorchPolicy
 
@@ -340,19 +335,12 @@ class Environment(Problem):
     def _hatched(self) -> None:
         """Start the process from which the environments' processes are forked, unless it runs already."""
         if "hatchery" not in self.made:
-            from shoal.envs.hatchery import Hatchery
-
             self.made["hatchery"] = Hatchery.forked(self.env)
 
     def worlds(self) -> Callable[[int], Worlds]:
         """The function that makes an actor's environments: their number -> Worlds."""
-        from shoal.envs.vector import make_vector
-
         if not self.step_timeout:
             return partial(make_vector, self.env)
-        from shoal.envs.hatchery import Hatchery
-        from shoal.envs.isolated import Isolated
-
         hatchery: Hatchery | None = self.made.get("hatchery")
         timeout, spaces = self.step_timeout, self.spaces()
         if hatchery is None and isinstance(self.env, str):

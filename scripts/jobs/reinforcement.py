@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shoal.envs.spaces import Spaces
 from shoal.jobs.job import Job
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
@@ -17,8 +18,6 @@ from shoal.jobs.wraps import CompressWeights
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from shoal.envs.spaces import Spaces
 
 
 def Reinforcement(  # noqa: N802  it reads like the type of what it makes

@@ -18,6 +18,7 @@ from shoal.actors import Worker
 from shoal.actors.hand import Workshop
 from shoal.actors.loop import Actor, on_signals
 from shoal.actors.pool import Life
+from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
@@ -41,12 +42,12 @@ def life_of(job: Job) -> Life:
     return live
 
 
-def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
-    """The life of an actor that joins a coordinator from elsewhere. name: the actor's name. own, own_name: the job that this
-    machine's user named with --job, and its name; None and "" if there is no --job."""
+def life_of_any(name: str, own: Job | None) -> Life:
+    """The life of an actor that joins a coordinator from elsewhere. name: the actor's name. own: the job that this machine's
+    user named with --job; None if there is no --job."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
-        job = _trusted(str(workload.get("job")), own, own_name)
+        job = _trusted(str(workload.get("job")), own)
         return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0))).worker()
 
     def live(arguments: Mapping[str, Any]) -> int:
@@ -61,9 +62,7 @@ def life_of_any(name: str, own: Job | None, own_name: str) -> Life:
     return live
 
 
-def _trusted(asked: str, own: Job | None, own_name: str) -> Job:
-    from shoal.jobs.catalog import built_in
-
+def _trusted(asked: str, own: Job | None) -> Job:
     if own is not None:
         return own
     by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose

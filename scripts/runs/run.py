@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.coordinator.keeping.store import Snapshot, newest
+from shoal.coordinator.reports import Observer
+from shoal.jobs.catalog import INLINE, recalled
+from shoal.jobs.job import Job
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
+from shoal.runs.export import load as load_weights
 from shoal.runs.metrics import FIRST, own
 from shoal.runs.rundir import Config, RunDir
+from shoal.runs.watching import StopWhen, Watch
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from shoal.coordinator.reports import Observer
-    from shoal.jobs.job import Job
 
 Place = str | Path
 
@@ -72,8 +74,6 @@ class Run:
     def job(self) -> Job:
         """The job with the settings of the run. Raises UserError if the job was made in Python in another process."""
         if self._job is None:
-            from shoal.jobs.catalog import recalled
-
             config = self.config
             self._job = recalled(config.job, config.settings, config.seed)
         return self._job
@@ -81,8 +81,6 @@ class Run:
     @property
     def job_name(self) -> str:
         """The job's name as a person reads it."""
-        from shoal.jobs.catalog import INLINE
-
         return self.config.job.removeprefix(INLINE)
 
     @property
@@ -113,10 +111,8 @@ class Run:
 
     def model(self) -> nn.Module:
         """The job's torch module with the run's weights, on the CPU, in evaluation mode. Raises UserError if it has none."""
-        from shoal.runs.export import load
-
         module = self.job.module().cpu().eval()
-        load(module, self.snapshot().weights)
+        load_weights(module, self.snapshot().weights)
         return module
 
     def snapshot(self) -> Snapshot:
@@ -135,7 +131,7 @@ class Run:
         actors: int | None = None,
         bind: str = "",
         observers: Iterable[Observer] = (),
-        stop_when: Callable[[Mapping[str, Any]], object] | None = None,
+        stop_when: StopWhen | None = None,
         show: bool | None = None,
     ) -> Run:
         """Go on from the newest snapshot, to the run's end or to a later one: `run.resume(settings={"rounds": 200})`.
@@ -144,7 +140,6 @@ class Run:
         `shoal.run`.
         """
         from shoal.runs.running import resume
-        from shoal.runs.watching import Watch
 
         return resume(self, settings or {}, actors, bind, Watch(observers, stop_when), show)
 
