@@ -205,7 +205,7 @@ def test_a_job_of_a_module_that_cannot_be_imported_says_where_too(folder: Path) 
         ("Federated(model, lambda: 3)", "data is of type int: expected a tuple (x, y)"),
         ("Federated(model, lambda: ([[1.0]], [0, 1]))", "1 inputs but 2 labels"),
         ("Federated(lambda: nn.Linear(2), data, clients=4, cohort=2)", "TypeError: "),
-        ("Federated(model, data, lambda logits: 0, clients=4, cohort=2)", "loss raised TypeError for outputs float32[2, 2]"),
+        ("Federated(model, data, lambda logits: 0, clients=4, cohort=2)", "loss raised TypeError for outputs float32[10, 2]"),
         ("Reinforcement(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
         ("Reinforcement(lambda: 3)", "made builtins.int, not a gymnasium.Env"),
         ("Reinforcement(Env, lambda spaces: spaces.colour)", "AttributeError: "),
