@@ -119,11 +119,9 @@ class Tally:
         return totals
 
 
-def batches(arrays: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+def batches(arrays: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
     """The examples in order, `size` at a time, the last part perhaps smaller: a view of each array."""
-    for first in range(0, len(arrays[0]), size):
-        which = slice(first, first + size)
-        yield [array[which] for array in arrays]
+    return zip(*(torch.split(array, size) for array in arrays), strict=True)
 
 
 @contextmanager

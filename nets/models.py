@@ -30,6 +30,12 @@ def seeded(model: Model, seed: int) -> nn.Module:
     return module
 
 
+def for_training(model: Model) -> nn.Module:
+    """The module that the factory makes, in training mode if the factory left the module as a whole in evaluation mode."""
+    module = seeded(model, 0)
+    return module if module.training else module.train()
+
+
 def mlp(sizes: Sequence[int] = (64, 64, 10)) -> nn.Module:
     """Linear layers with ReLU between: float32 [B, sizes[0]] -> logits [B, sizes[-1]]. The default sizes fit the digits."""
     layers: list[nn.Module] = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shoal.envs.datasets import Examples
 from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors
 from shoal.nets.flat import FlatModule, told
-from shoal.nets.models import Model, seeded
+from shoal.nets.models import Model, for_training
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 
@@ -36,9 +36,7 @@ def tried(
     Returns the number of classes if the loss is one of torch's over classes, else None. Raises UserError, whose traceback ends
     in the user's own code if that raised.
     """
-    flat = FlatModule(seeded(model, 0)).trained()
-    if not flat.module.training:
-        flat.module.train()
+    flat = FlatModule(for_training(model)).trained()
     data = tensors(examples, "cpu")
     x, y = data[:2]
     with globally(0, "try"), warnings.catch_warnings():
@@ -71,9 +69,7 @@ def tried(
 
 def fails_alone(model: Model, examples: Examples) -> bool:
     """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two."""
-    module = seeded(model, 0)
-    if not module.training:
-        module.train()
+    module = for_training(model)
     x = tensors(examples[:2], "cpu")[0]
     with globally(0, "try"), torch.no_grad():
         return len(x) == 2 and _runs(module, x) and not _runs(module, x[:1])

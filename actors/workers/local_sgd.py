@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from shoal.envs.population import Population
 from shoal.nets.evaluation import Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
-from shoal.nets.models import Model, seeded
+from shoal.nets.models import Model, for_training
 from shoal.nets.schedules import Schedule
 from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
@@ -27,6 +28,7 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
 
+@dataclass(eq=False, repr=False)
 class LocalSGD:
     """FedAvg's ClientUpdate (McMahan et al. 2017, algorithm 1); with mu > 0 FedProx's (Li et al. 2020, algorithm 2).
 
@@ -52,60 +54,49 @@ class LocalSGD:
     Raises UserError for a setting out of range.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        population: Population,
-        loss: Loss,
-        *,
-        local_epochs: int = 1,
-        local_steps: int = 0,
-        batch_size: int = 10,
-        drop_last: bool = False,
-        optimizer: Optimizer = "sgd",
-        lr: float = 0.1,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        lr_schedule: Schedule | None = None,
-        clip_grad_norm: float = 0.0,
-        mu: float = 0.0,
-        weighting: str = "samples",
-        metrics: Mapping[str, Metric] | None = None,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        kept_bytes: int = 2**28,
-    ) -> None:
-        for name, number, least in (
-            ("local_epochs", local_epochs, 1),
-            ("local_steps", local_steps, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            within(name, number, first=least)
+    model: Model
+    population: Population
+    loss: Loss
+    _: KW_ONLY
+    local_epochs: int = 1
+    local_steps: int = 0
+    batch_size: int = 10
+    drop_last: bool = False
+    optimizer: Optimizer = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    lr_schedule: Schedule | None = None
+    clip_grad_norm: float = 0.0
+    mu: float = 0.0
+    weighting: str = "samples"
+    metrics: Mapping[str, Metric] | None = None
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    kept_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        for name, least in {"local_epochs": 1, "local_steps": 0, "batch_size": 1}.items():
+            within(name, number := getattr(self, name), first=least)
             if not hasattr(number, "__index__"):
                 raise UserError(f"{name}={number!r}: must be a whole number")
-        within("lr", lr, above=0.0)
-        within("clip_grad_norm", clip_grad_norm)
-        within("mu", mu)
-        if weighting not in ("samples", "users"):
-            raise UserError(f"weighting={weighting!r}: must be 'samples' or 'users'")
-        self.population, self.loss, self.metrics = population, loss, named(metrics)
-        self.local_epochs, self.local_steps = local_epochs, local_steps
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self.update = update_of(optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        within("lr", self.lr, above=0.0)
+        within("clip_grad_norm", self.clip_grad_norm)
+        within("mu", self.mu)
+        if self.weighting not in ("samples", "users"):
+            raise UserError(f"weighting={self.weighting!r}: must be 'samples' or 'users'")
+        self.metrics = named(self.metrics)
+        self.update = update_of(self.optimizer, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         self.sgd = self.update if isinstance(self.update, SGD) and type(self.update) in (SGD, Momentum) else None
-        self.lr_schedule, self.clip_grad_norm, self.mu = lr_schedule, clip_grad_norm, mu
         self.factor_at(0)
-        self.weighting, self.seed = weighting, seed
-        self.flat = FlatModule(seeded(model, 0), device).trained()  # each task brings the weights
-        if not self.flat.module.training:
-            self.flat.module.train()
+        self.flat = FlatModule(for_training(self.model), self.device).trained()  # each task brings the weights
         self.own_buffers = {name: buffer.data_ptr() for name, buffer in self.flat.module.named_buffers()}
         self.w = self.flat.vector[: self.flat.trainable]
         self.w_global = torch.empty_like(self.w)
         self.drift = torch.empty_like(self.w)
         self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
         self.one = torch.ones((), device=self.flat.device)
-        self.data = _Data(population, self.flat.device, kept_bytes)
+        self.data = _Data(self.population, self.flat.device, self.kept_bytes)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         data = self.data.of(client)
