@@ -66,8 +66,8 @@ def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False,
         run = RunDir.create(job.name, datetime.now(), path=Path(folder) / "run")
         config = Config(job.name, job.seed, actors, transport, "cpu", job.plain())
         bind = "tcp://127.0.0.1:*" if keys or gateway else ""
-        options = Launch(config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway)
-        with ready(job, options) as begun:
+        options = Launch(job, config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway)
+        with ready(options) as begun:
             end = launch(begun, Errors(sys.stderr))
         if end.failed:
             raise RuntimeError(f"the run failed: {end.reason}")

@@ -78,7 +78,7 @@ def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     sys.modules.pop("shown", None)
     job = job.configured({job.method.end: SHORT[job.method.end]})
     (tmp_path / "run").mkdir()
-    with ready(job, Launch(Config("shown", actors=0, settings=job.plain()), RunDir(tmp_path / "run"))) as begun:
+    with ready(Launch(job, Config("shown", actors=0, settings=job.plain()), RunDir(tmp_path / "run"))) as begun:
         end = launch(begun, Errors(sys.stderr))
     assert (end.reason, end.summary["version"] > 0) == ("done", True)
 

@@ -100,10 +100,10 @@ def coordinator(asked: argparse.Namespace) -> int:
 
     job, config = _configured(asked)
     preload(job)
-    options = Launch(config, new_run(config, asked.run_dir), settled(asked.bind), **shown)
+    options = Launch(job, config, new_run(config, asked.run_dir), settled(asked.bind), **shown)
     rows = options.run.metrics_file
     return supervised(
-        lambda resume: _run(job, replace(options, resume=resume), asked),
+        lambda resume: _run(replace(options, resume=resume), asked),
         lambda text: print(f"shoal: {text}", file=sys.stderr),
         moved=lambda: rows.stat().st_size if rows.exists() else 0,
         wait=threading.Event().wait,
@@ -128,7 +128,7 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     job, config = _configured(asked)
     try_out(job)  # a fault in the job is raised before the run has a folder
     device_of(config.device)
-    return _run(job, Launch(config, new_run(config, asked.run_dir), bind, **shown), asked)
+    return _run(Launch(job, config, new_run(config, asked.run_dir), bind, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
@@ -137,11 +137,11 @@ def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     from shoal.runs.choosing import chosen
 
     given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
-    choice = chosen(asked.job, pairs(asked.settings), **given)
-    return choice.job, choice.config
+    job, config, _ = chosen(asked.job, pairs(asked.settings), **given)
+    return job, config
 
 
-def _run(job: Job, options: Launch, asked: argparse.Namespace) -> int:
+def _run(options: Launch, asked: argparse.Namespace) -> int:
     import signal
 
     from shoal.runs.launch import launch, ready
@@ -152,7 +152,7 @@ def _run(job: Job, options: Launch, asked: argparse.Namespace) -> int:
 
     run = options.run
     with (
-        ready(job, options) as begun,
+        ready(options) as begun,
         Stopper(signal.SIG_DFL) as stopper,
         display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet) as shown,
     ):
@@ -223,7 +223,7 @@ def resume(asked: argparse.Namespace) -> int:
     if is_done(run.dir, job):
         print(json_line(run.summary) if asked.json and run.summary else what_next(run.dir, job))
         return 0
-    return _run(job, Launch(config, run.dir, asked.bind or "", resume=True, **_shown(asked)), asked)
+    return _run(Launch(job, config, run.dir, asked.bind or "", resume=True, **_shown(asked)), asked)
 
 
 def evaluate(asked: argparse.Namespace) -> int:

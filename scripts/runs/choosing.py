@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,9 @@ from shoal.runs.rundir import Config
 PLAIN = (str, int, float, bool, list, tuple, type(None))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A job with its settings. config: what repeats the run. named: True if config.job is the same job in any process."""
-
-    job: Job
-    config: Config
-    named: bool = True
-
-
-def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **given: Any) -> Choice:
-    """The job that is meant. given: seed, actors, transport, device; None is what a TOML file or the job says, else the
-    default.
+def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **given: Any) -> tuple[Job, Config, bool]:
+    """The job that is meant, with its settings; the config that repeats the run; and True if config.job is the same job in any
+    process. given: seed, actors, transport, device; None is what a TOML file or the job says, else the default.
 
     Raises UserError.
     """
@@ -53,7 +44,7 @@ def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **giv
         found = job.configured(settings, config.seed)
     else:
         found = recalled(config.job, config.settings, config.seed).configured(settings)
-    return Choice(found, replace(config, settings=found.plain(), groups=found.groups()), named)
+    return found, replace(config, settings=found.plain(), groups=found.groups()), named
 
 
 def absolute(name: str) -> str:

@@ -12,24 +12,28 @@ import json
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shoal.actors.pool import Pool
-from shoal.jobs.job import Job
 from shoal.protocol.errors import UserError
 from shoal.runs.living import life_of
-from shoal.runs.rundir import Config, finite
+from shoal.runs.rundir import finite
+
+if TYPE_CHECKING:
+    from shoal.runs.launch import Launch
 
 TASKS = Path("/proc/self/task")
 
 
-def hired(job: Job, config: Config, named: bool) -> Pool | None:
-    """A nursery for this job's actors; None if the run has none. named: True if config.job is this job in any process.
+def hired(options: Launch) -> Pool | None:
+    """A nursery for the actors of a run; None if the run has none.
 
     Raises UserError if the job has no name and a copy of this process could not train.
     """
+    job, config = options.job, options.config
     if not config.actors:
         return None
-    if named and (threading.active_count() > 1 or _uses_cuda()):
+    if options.named and (threading.active_count() > 1 or _uses_cuda()):
         return Pool.started("shoal.runs.fresh", json.dumps([config.job, finite(job.plain()), job.seed]))
     if _differentiates():
         raise UserError(

@@ -47,6 +47,7 @@ class Launch:
     always does. named: True if another process finds the same job by config.job.
     """
 
+    job: Job
     config: Config
     run: RunDir
     bind: str = ""
@@ -71,24 +72,24 @@ class Ended:
 class Ready:
     """A run that can begin, in this thread or another."""
 
-    job: Job
     options: Launch
     device: str
     pool: Pool | None
 
 
 @contextmanager
-def ready(job: Job, options: Launch) -> Iterator[Ready]:
+def ready(options: Launch) -> Iterator[Ready]:
     """Prepare the job, and make the nursery from which actors are forked. The nursery ends with this block and this thread."""
+    job = options.job
     with few_threads():
         heap.keep()
         job.prepare()
         job.check_parts()
         few()
         device = device_of(options.config.device)
-        pool = hired(job, options.config, options.named)
+        pool = hired(options)
     try:
-        yield Ready(job, options, device, pool)
+        yield Ready(options, device, pool)
     finally:
         if pool:
             pool.close()
@@ -114,13 +115,13 @@ def device_of(name: str) -> str:
 def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str) -> Ended:
     """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
     second."""
-    job, options, device, pool = ready.job, ready.options, ready.device, ready.pool
-    config, keys, clock = options.config, options.keys, time.monotonic
+    options, pool, clock = ready.options, ready.pool, time.monotonic
+    job, config, keys = options.job, options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
         observer = Together(stack.enter_context(Record(options.run, time.time())), observer)  # a row is there when it is told
-        aggregator = job.aggregator(device)
+        aggregator = job.aggregator(ready.device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):
             observer.report(Report("threads", why, "warning"))
@@ -128,19 +129,19 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             observer.report(Report("data", note, "warning"))
         layout = aggregator.weights().layout
         layouts, briefs = job.layouts(layout), job.briefs(layout)
-        recording, found = recording_of(job, options, aggregator, layouts, observer, clock)
+        recording, found = recording_of(options, aggregator, layouts, observer, clock)
         stack.callback(recording.close)
         if pool:
             pool.ready(interrupted)
         core = Core(
             job.plan(found.asked),
             job.method.goal(),
-            replace(bounds_of(job, config), retain=recording.retain, briefs=bool(briefs)),
+            replace(bounds_of(options), retain=recording.retain, briefs=bool(briefs)),
             found,
             clock(),
         )
-        wire = wire_of(options, job, stack, clock)
-        learner = learner_of(job, aggregator, wire, recording, core.facts.version, device, clock, briefs)
+        wire = wire_of(options, stack, clock)
+        learner = learner_of(ready, aggregator, wire, recording, core.facts.version, clock, briefs)
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:

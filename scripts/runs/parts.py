@@ -22,7 +22,6 @@ from shoal.coordinator.learner import Learner, LearnerThread
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Wire
 from shoal.coordinator.sharing import Sharing, sharing
-from shoal.jobs.job import Job
 from shoal.protocol.door import ServerKeys, is_local
 from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.gateway import Gateway
@@ -33,25 +32,26 @@ from shoal.runs.rundir import Config
 from shoal.runs.socketdir import socket_folder
 
 if TYPE_CHECKING:
-    from shoal.runs.launch import Launch
+    from shoal.runs.launch import Launch, Ready
 
 Clock = Callable[[], float]
 
 
-def bounds_of(job: Job, config: Config) -> Bounds:
+def bounds_of(options: Launch) -> Bounds:
     """The job's bounds. If clients stay with their actors, the first tasks wait until all of this machine's actors are here."""
-    bounds = job.bounds()
-    return replace(bounds, gather=config.actors) if bounds.sticky else bounds
+    bounds = options.job.bounds()
+    return replace(bounds, gather=options.config.actors) if bounds.sticky else bounds
 
 
 def recording_of(
-    job: Job, options: Launch, aggregator: Aggregator, layouts: Sequence[Layout], observer: Observer, clock: Clock
+    options: Launch, aggregator: Aggregator, layouts: Sequence[Layout], observer: Observer, clock: Clock
 ) -> tuple[Recording, Recovered]:
     """The run's recording, which goes on where the last life of the run ended, and what that life had promised."""
 
     def report(text: str) -> None:
         observer.report(Report("durable", text, "warning"))
 
+    job = options.job
     kind = job.keeping.journal
     if kind == "auto":
         kind = "ids" if options.bind else "off"
@@ -75,10 +75,10 @@ def recording_of(
     return recording, found
 
 
-def wire_of(options: Launch, job: Job, stack: ExitStack, clock: Clock) -> Wire:
+def wire_of(options: Launch, stack: ExitStack, clock: Clock) -> Wire:
     """The coordinator's wire: sockets, or the plain loop if there are no actors."""
     if not options.config.actors and not options.bind:
-        return PlainWire(lambda workload: job.worker(), clock)
+        return PlainWire(lambda workload: options.job.worker(), clock)
     address = options.bind or _local_address(options.config.transport, stack)
     raise_descriptor_limit()
     keys = options.keys if options.bind else None
@@ -113,18 +113,12 @@ def _local_address(transport: str, stack: ExitStack) -> str:
 
 
 def learner_of(
-    job: Job,
-    aggregator: Aggregator,
-    wire: Wire,
-    recording: Recording,
-    version: int,
-    device: str,
-    clock: Clock,
-    briefs: Sequence[Layout],
+    ready: Ready, aggregator: Aggregator, wire: Wire, recording: Recording, version: int, clock: Clock, briefs: Sequence[Layout]
 ) -> Learner:
     """The learner, on a thread of its own; in the plain loop on the caller's."""
+    job = ready.options.job
     inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
-    central = {"evaluate": job.central(device), "due": job.method.due}
+    central = {"evaluate": job.central(ready.device), "due": job.method.due}
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **central}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)

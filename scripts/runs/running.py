@@ -73,8 +73,8 @@ def run(
     """
     watch = Watch(observers, stop_when)
     with _in_one_line():
-        options, its = _asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device)
-        return _carried_out(Run(options.run.path.absolute(), its, options.named), its, options, watch, show)
+        options = _asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device)
+        return _carried_out(Run(options.run.path.absolute(), options.job, options.named), options, watch, show)
 
 
 def start(
@@ -97,7 +97,7 @@ def start(
     """
     with _in_one_line():
         begun = Started(observers, stop_when, show)
-        begun._begin(*_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
+        begun._begin(_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
         return begun
 
 
@@ -109,8 +109,8 @@ def resume(run: Run, settings: Mapping[str, Any], actors: int | None, bind: str,
         config, job = resumed(run.dir, run.job, settings, actors)
         if is_done(run.dir, job):
             return run
-        options = Launch(config, run.dir, bind, resume=True, named=run.named)
-        return _carried_out(Run(run.folder, job, run.named), job, options, watch, show)
+        options = Launch(job, config, run.dir, bind, resume=True, named=run.named)
+        return _carried_out(Run(run.folder, job, run.named), options, watch, show)
 
 
 class Started(Run):
@@ -129,10 +129,10 @@ class Started(Run):
         self._error: BaseException | None = None
         self._raised = False
 
-    def _begin(self, options: Launch, job: Job) -> None:
-        super().__init__(options.run.path.absolute(), job, options.named)
+    def _begin(self, options: Launch) -> None:
+        super().__init__(options.run.path.absolute(), options.job, options.named)
         stack = ExitStack()
-        made = ready(job, options)
+        made = ready(options)
         if threading.current_thread() is threading.main_thread():  # it outlives the run, and may be the only one so far
             begun = stack.enter_context(made)
             make: Callable[[], Ready] = lambda: begun  # noqa: E731
@@ -187,21 +187,19 @@ class Started(Run):
             self.wait()
 
 
-def _asked(
-    job: Job | Place, settings: Mapping[str, Any] | None, bind: str, folder: Place | None, **given: Any
-) -> tuple[Launch, Job]:
-    """The launch and the job that are asked for. A mistake in them is told before the run's folder is made."""
+def _asked(job: Job | Place, settings: Mapping[str, Any] | None, bind: str, folder: Place | None, **given: Any) -> Launch:
+    """The launch that is asked for. A mistake in it is told before the run's folder is made."""
     refuse_within_find()
     _check_address(bind)
-    choice = chosen(job, settings or {}, **given)
-    try_out(choice.job)
-    device_of(choice.config.device)
-    name = choice.job.name if choice.config.job.startswith(INLINE) else ""
-    return Launch(choice.config, new_run(choice.config, folder, name), bind, named=choice.named), choice.job
+    its, config, named = chosen(job, settings or {}, **given)
+    try_out(its)
+    device_of(config.device)
+    name = its.name if config.job.startswith(INLINE) else ""
+    return Launch(its, config, new_run(config, folder, name), bind, named=named)
 
 
-def _carried_out(run: Run, job: Job, options: Launch, watch: Watch, show: bool | None) -> Run:
-    with ready(job, options) as begun, Stopper() as stopper, _display(options, show) as shown:
+def _carried_out(run: Run, options: Launch, watch: Watch, show: bool | None) -> Run:
+    with ready(options) as begun, Stopper() as stopper, _display(options, show) as shown:
         ended = launch(begun, Together(shown, watch), lambda: stopper.reason or watch.reason)
     if stopper.number == signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)  # now it does what it does to the program
