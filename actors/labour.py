@@ -56,9 +56,10 @@ def perform(
     try:
         hand = worker()
         stage = run.task.kind
+        task = replace(run.task, version=run.made_from)
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
-            work = work_of(hand, weights, client, run.task, brief)
+            work = work_of(hand, weights, client, task, brief)
             _check(work, run.task)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)

@@ -26,9 +26,11 @@ Words: TypeAlias = Mapping[str, Any]
 class Task:
     """Work against weights `version`, for each of `clients` in turn. (version, index) is the task's name within a run.
 
-    An actor may start the task with these weights or newer ones. kind: the kind of work, a word for the worker that the
+    An actor may start the task with these weights or newer ones: the task that its worker sees has the version of the weights
+    that the worker gets. kind: the kind of work, a word for the worker that the
     machinery never looks at. counts: True if the contribution goes to the aggregator and counts towards a step; False if only
-    its totals and samples are used, as in evaluation. words: plain data from the plan to the worker, at most 4 KiB packed.
+    its totals and samples are used, as in evaluation. words: plain data from the plan to the worker, at most 4 KiB packed. A
+    plan that may give a client several tasks of one version says which this is in the word "visit", a whole number.
     """
 
     version: int
@@ -41,6 +43,11 @@ class Task:
     @property
     def name(self) -> tuple[int, int]:
         return (self.version, self.index)
+
+    def draws(self, client: int) -> tuple[int, ...]:
+        """The numbers that key a worker's draws, beside seed and purpose: client, version and, if the plan says it, visit."""
+        visit = self.words.get("visit")
+        return (client, self.version) if type(visit) is not int else (client, self.version, visit)
 
     def apart(self) -> tuple[Task, ...]:
         """The task cut into a task for each client, so that a client that fails takes no other along. Indices count clients,

@@ -46,7 +46,7 @@ class Compressed:
         if work.bundle is None:
             return work
         packed = self._packed_for(work.bundle)
-        rng = np.random.Generator(np.random.Philox(draws.key(self.seed, "compress", client, task.version)))
+        rng = np.random.Generator(np.random.Philox(draws.key(self.seed, "compress", *task.draws(client))))
         more: Totals = {}
         if self.residuals is None:
             sent = packed.pack(work.bundle, rng)

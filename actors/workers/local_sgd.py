@@ -1,6 +1,6 @@
 """The worker of federated learning: stochastic gradient descent on a client's own examples, and the delta it makes.
 
-The one idea: a client's work is a function of (weights, client, version, seed) and of nothing that ran before, bit for bit.
+The one idea: a client's work is a function of (weights, client, task, seed) and of nothing that ran before, bit for bit.
 So any actor may play any client. With all parameters in one flat vector, a step is one addition.
 """
 
@@ -101,12 +101,12 @@ class LocalSGD:
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         data = self.data.of(client)
         self.flat.read(weights)
-        self._seed(client, task.version)
+        draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
         examples = float(len(data[1]))
         weight = examples if self.weighting == "samples" else 1.0
         match task.kind:
             case "train":
-                totals = self._train(data, client, task.version)
+                totals = self._train(data, client, task)
                 return Work(self._delta(weights), weight, {**totals, "examples": (examples, 1.0)})
             case "evaluate":
                 size = max(self.batch_size, 1000)
@@ -120,10 +120,15 @@ class LocalSGD:
             raise UserError(f"lr_schedule gave {factor!r} for version {version}: must be a number from 0")
         return factor
 
-    def _train(self, data: Sequence[Tensor], client: int, version: int) -> dict[str, tuple[float, float]]:
+    def _train(self, data: Sequence[Tensor], client: int, task: Task) -> dict[str, tuple[float, float]]:
         self._start()
-        module, loss_of, tally, factor = self.flat.module, loss_for(data, self.loss), Tally(self.loss), self.factor_at(version)
-        shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", client, version)))
+        module, loss_of, tally, factor = (
+            self.flat.module,
+            loss_for(data, self.loss),
+            Tally(self.loss),
+            self.factor_at(task.version),
+        )
+        shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", *task.draws(client))))
         t = 0
         for order in self._orders(len(data[1]), shuffle):
             for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size):
@@ -152,13 +157,6 @@ class LocalSGD:
             moment.fill_(first)
         if self.mu:
             self.w_global.copy_(self.w)
-
-    def _seed(self, client: int, version: int) -> None:
-        """Seed torch's generators, for dropout and other random layers."""
-        place = draws.key(self.seed, "torch", client, version) % 2**63
-        torch.default_generator.manual_seed(place)  # a hundredth of what torch.manual_seed costs, which asks every backend
-        if self.flat.device.type == "cuda":
-            torch.cuda.manual_seed(place)
 
     def _step(self, factor: float, t: int) -> None:
         """Make one step of the optimizer. SGD's formula is computed in place, without new memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Mapping
 from functools import partial
 
@@ -612,3 +613,26 @@ def test_a_metric_is_tried_on_every_class_and_its_own_fault_is_one_line():
         UserError, match=r"^metric both raised IndexError\('one class only'\) for logits \[15, 3\] and y \[15\]: "
     ):
         Evaluation(small, Examples(x[:15], y[:15]), cross_entropy, batch_size=7, metrics={"both": both})
+
+
+def test_each_visit_of_one_version_draws_anew_and_from_all_generators():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x * float(np.random.rand()) + random.random())
+
+    weights = weights_of(seeded(Noisy, 0))
+
+    def made(visit: int | None, version: int = 4) -> str:
+        worker = LocalSGD(Noisy, population(), cross_entropy, batch_size=2, seed=5)
+        task = Task(version, 9, (1,), words={} if visit is None else {"visit": visit})
+        return worker.run(weights, 1, task).bundle.sha256()
+
+    tasks = [(None, 4), (None, 5), (0, 4), (1, 4), (1, 5)]
+    first = [made(*task) for task in tasks]
+    random.random(), np.random.rand(), torch.rand(())
+    assert [made(*task) for task in tasks] == first
+    assert len(set(first)) == len(tasks)

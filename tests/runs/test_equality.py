@@ -14,10 +14,11 @@ from shoal.envs import datasets
 from shoal.jobs.catalog import find
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
+from shoal.jobs.methods.fedbuff import FedBuff
 from shoal.nets.models import mlp
 from shoal.protocol import draws
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Task, Work
+from shoal.protocol.work import Contribution, Task, Work
 
 SMALL = {"rounds": 6, "local_epochs": 2, "eval_every": 3}
 
@@ -175,6 +176,40 @@ def test_a_factory_that_gives_the_same_module_again_changes_no_number():
 def test_a_stream_sets_a_flag_for_good(tmp_path):
     job = Federated(ActNorm, datasets.digits(), method="fedbuff", buffer=2, rounds=9, local_epochs=1)
     assert run(job, 2, f"ipc://{tmp_path}/hub").weights["initialized"]
+
+
+class Visited:
+    """Notes the numbers that its draws are keyed by."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+        assert float(weights["w"][0]) == task.version  # every contribution moves the weights by 1
+        self.seen.append(task.draws(client))
+        return Work(Bundle.pack({"w": np.ones(1)}, weights.layout))
+
+
+@pytest.mark.parametrize("method", ["fedbuff", "fedavg"])
+def test_no_two_tasks_draw_alike_and_each_knows_the_version_that_it_works_on(method):
+    worker, more = Visited(), {"buffer": 2} if method == "fedbuff" else {"cohort": 2}
+    job = Federated(
+        worker=lambda: worker, weights=lambda: {"w": np.zeros(1, np.float32)}, method=method, clients=3, rounds=7, **more
+    )
+    assert run(job, 0).core.facts.version == 7
+    assert len(set(worker.seen)) == len(worker.seen) >= 14
+    assert {numbers[1] for numbers in worker.seen} >= set(range(7))
+
+
+def test_the_normalisation_of_the_paper_can_be_chosen():
+    for normalise, expected in ((True, 1.0), (False, (1 + 3) ** -0.5)):
+        weights = Bundle.pack({"w": np.zeros(1, np.float32)})
+        method = FedBuff(buffer=1, normalise=normalise, weighting="users")
+        job = Federated(worker=Visited, weights=lambda: {"w": np.zeros(1, np.float32)}, method=method)
+        aggregator = job.aggregator("cpu")
+        aggregator.fold(Contribution(Task(0, 0, (0,)), 0, 3, Work(Bundle.pack({"w": np.ones(1)}, weights.layout))))
+        aggregator.step()
+        np.testing.assert_allclose(aggregator.weights()["w"], expected, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(alone):

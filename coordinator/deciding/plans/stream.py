@@ -45,5 +45,6 @@ class Stream:
             self.evaluated = version
             return Task(oldest, number, (0,), "evaluate", counts=False)
         if self.clients:
-            return Task(oldest, number, (draw(self.seed, "client", number).randrange(self.clients),))
+            client = draw(self.seed, "client", number).randrange(self.clients)
+            return Task(oldest, number, (client,), words={"visit": number})
         return Task(oldest, number, ())

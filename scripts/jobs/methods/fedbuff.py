@@ -25,6 +25,11 @@ class FedBuff(LocalTraining):
     staleness: float = option(
         0.5, "exponent of the factor (1 + lag) ** -staleness of a contribution's weight (0: lag has no effect)", least=0
     )
+    normalise: bool = option(
+        True,
+        "deltas are divided by the sum of their weights with the factor for lag; false: without it, as in the paper, so that "
+        "stale deltas make a shorter step, also with buffer=1",
+    )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         return Stream(self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked)
@@ -40,6 +45,7 @@ class FedBuff(LocalTraining):
             start.trainable,
             lr=self.server_lr,
             exponent=self.staleness,
+            normalise=self.normalise,
             device=device,
             deterministic=self.deterministic,
         )
