@@ -123,12 +123,9 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
-    from shoal.runs.launch import Launch, device_of, new_run, try_out
+    from shoal.runs.launch import planned
 
-    job, config = _configured(asked)
-    try_out(job)  # a fault in the job is raised before the run has a folder
-    device_of(config.device)
-    return _run(Launch(job, config, new_run(config, asked.run_dir), bind, **shown), asked)
+    return _run(planned(*_configured(asked), asked.run_dir, bind, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:

@@ -70,12 +70,7 @@ LONG_EPISODES: Mapping[str, Any] = {**LONG, "gamma": 0.999, "gae_lambda": 0.98, 
 ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs": 10}
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
-    "digits": digits,
-    "mnist": mnist,
-    "cartpole": cartpole,
-    "cartpole-ppo": cartpole_ppo,
-    "acrobot": acrobot,
-    "lunarlander": lunarlander,
+    each.__name__.replace("_", "-"): each for each in (digits, mnist, cartpole, cartpole_ppo, acrobot, lunarlander)
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file

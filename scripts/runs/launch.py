@@ -22,6 +22,7 @@ from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.keeping.disk import Lock
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Outside, Server
+from shoal.jobs.catalog import INLINE
 from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.codec import Terms, pack_welcome
@@ -209,8 +210,15 @@ def preload(job: Job) -> None:
     gc.freeze()  # the collector would copy the pages that all these processes share
 
 
-def new_run(config: Config, path: Path | str | None, name: str = "") -> RunDir:
-    """A fresh run directory with its config.toml. name: the first part of the folder's name, if it is not the job's."""
-    run = RunDir.create(name or config.job, datetime.now(), path=path)
+def planned(job: Job, config: Config, path: Path | str | None, bind: str, **how: Any) -> Launch:
+    """The launch of a new run. Raises UserError for a fault in the job or the device before the run has a folder."""
+    try_out(job)
+    device_of(config.device)
+    return Launch(job, config, new_run(config, path), bind, **how)
+
+
+def new_run(config: Config, path: Path | str | None) -> RunDir:
+    """A fresh run directory with its config.toml."""
+    run = RunDir.create(config.job.removeprefix(INLINE), datetime.now(), path=path)
     run.write_config(config)
     return run

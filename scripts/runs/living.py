@@ -47,7 +47,12 @@ def life_of_any(name: str, own: Job | None) -> Life:
     user named with --job; None if there is no --job."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
-        job = _trusted(str(workload.get("job")), own)
+        asked = str(workload.get("job"))
+        by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose
+        if (job := own or (None if by_module else built_in(asked))) is None:
+            raise UserError(
+                f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job"
+            )
         return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0))).worker()
 
     def live(arguments: Mapping[str, Any]) -> int:
@@ -60,15 +65,6 @@ def life_of_any(name: str, own: Job | None) -> Life:
         return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag)
 
     return live
-
-
-def _trusted(asked: str, own: Job | None) -> Job:
-    if own is not None:
-        return own
-    by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose
-    if by_module or (job := built_in(asked)) is None:
-        raise UserError(f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job")
-    return job
 
 
 def called_on(address: str, keys: ClientKeys | None) -> dict[str, Any]:

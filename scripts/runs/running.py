@@ -25,7 +25,7 @@ from shoal.jobs.job import Job
 from shoal.protocol.door import check_bind
 from shoal.protocol.errors import UserError
 from shoal.runs.choosing import chosen, refuse_within_find
-from shoal.runs.launch import Ended, Launch, Ready, device_of, launch, new_run, ready, try_out
+from shoal.runs.launch import Ended, Launch, Ready, launch, planned, ready
 from shoal.runs.observers import Together
 from shoal.runs.progress import Errors, Lines, display
 from shoal.runs.resuming import is_done, resumed
@@ -192,10 +192,7 @@ def _asked(job: Job | Place, settings: Mapping[str, Any] | None, bind: str, fold
     refuse_within_find()
     _check_address(bind)
     its, config, named = chosen(job, settings or {}, **given)
-    try_out(its)
-    device_of(config.device)
-    name = its.name if config.job.startswith(INLINE) else ""
-    return Launch(its, config, new_run(config, folder, name), bind, named=named)
+    return planned(its, config, folder, bind, named=named)
 
 
 def _carried_out(run: Run, options: Launch, watch: Watch, show: bool | None) -> Run:
