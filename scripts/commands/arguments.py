@@ -83,15 +83,8 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one = command("coordinator", "start a coordinator for JOB, which actors join from this machine or others")
     _job(one)
     _running(one)
-    one.add_argument(
-        "--bind",
-        type=address,
-        required=True,
-        metavar="tcp://HOST:PORT",
-        help="address at which actors reach the coordinator; port * means any free port",
-    )
     one.add_argument("--restart", action="store_true", help="start the coordinator again from its journal whenever it dies")
-    _facing(one)
+    _facing(one, required=True)
     one = command("actor", "start actors that join a coordinator; they may join at any time, from any machine")
     one.add_argument("address", type=address, metavar="tcp://HOST:PORT")
     one.add_argument("--count", type=whole(1), default=1, metavar="N", help="number of actors (default: 1)")
@@ -111,10 +104,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one = command("resume", "go on with a run from its newest snapshot")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
-    one.add_argument(
-        "--bind", type=address, metavar="tcp://HOST:PORT", help="address at which actors of elsewhere reach the coordinator"
-    )
-    _facing(one)
+    _facing(one, required=False)
     one.add_argument("--actors", type=whole(0), metavar="N")
     one.add_argument("--quiet", action="store_true")
     one.add_argument("--json", action="store_true")
@@ -171,7 +161,9 @@ def _running(one: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
 
 
-def _facing(one: argparse.ArgumentParser) -> None:
+def _facing(one: argparse.ArgumentParser, required: bool) -> None:
+    place = "address at which actors reach the coordinator; port * means any free port"
+    one.add_argument("--bind", type=address, required=required, metavar="tcp://HOST:PORT", help=place)
     one.add_argument(
         "--key", metavar="NAME", help="ask actors for keys, and show them this key; needed if other machines take part"
     )
