@@ -478,7 +478,10 @@ class Audit:
             owed = holding.owed.product if holding.owed else None
             if owed and owed.honest and message.verdict != "accepted" and not self._made_again(owed):
                 wrong(f"{message}, of what was acknowledged")
-            failed = isinstance(self.event, Heard) and isinstance(self.event.envelope.message, Failed)
+            said = self.event.envelope.message if isinstance(self.event, Heard) else None
+            if message.verdict == "stale" and isinstance(said, Contribute) and said.made_from < message.task[0]:
+                wrong(f"{message}, of what cannot have been made for its task, which nobody does again")
+            failed = isinstance(said, Failed)
             self.due.append((message.task, "failed" if failed else message.verdict))
             if message.verdict == "refused":
                 self._fault(message.task, holding)

@@ -227,6 +227,7 @@ class Hub(Process):
     # Events in
 
     def hear(self, peer: bytes, envelope: Envelope, payload: Product | None, user: str) -> None:
+        self.lost.pop(peer, None)  # a message that was under way makes a lost line one to be tried again
         arrays = None
         match envelope.message:
             case Chunk(_, first, last) if payload is not None and last > first:
