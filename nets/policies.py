@@ -58,12 +58,11 @@ class ActorCritic(nn.Module):
             raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
         self.activation = activation
         self.rank = len(spaces.observation.shape)
-        box = isinstance(spaces.action, Box)
         outputs = spaces.action.size if isinstance(spaces.action, Box) else spaces.action.n
         generator = torch.Generator().manual_seed(seed)
         before, after = (list(hidden), []) if shared else ([], list(hidden))
         inputs = spaces.observation.size
-        if box:
+        if isinstance(spaces.action, Box):
             self.log_std = nn.Parameter(torch.zeros(outputs))
         self.trunk = _linears([inputs, *before], math.sqrt(2), generator)
         features = [before[-1] if before else inputs, *after]
