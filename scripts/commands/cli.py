@@ -68,7 +68,7 @@ def _asked(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> arg
 
 
 def jobs(asked: argparse.Namespace) -> int:
-    from shoal.jobs.catalog import BUILT_IN, about, find
+    from shoal.jobs.catalog import BUILT_IN, find
 
     if asked.job:
         from shoal.runs.choosing import absolute
@@ -77,8 +77,8 @@ def jobs(asked: argparse.Namespace) -> int:
         wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
         print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))
         return 0
-    for name in BUILT_IN:
-        print(f"{name:<14}{about(name)}")
+    for name, make in BUILT_IN.items():
+        print(f"{name:<14}{make.__doc__}")
     print(f"{'gymnasium:ID':<14}reinforcement: any gymnasium environment with discrete or Box actions, by PPO")
     return 0
 

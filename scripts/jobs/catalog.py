@@ -143,8 +143,3 @@ def _module(name: str) -> Any:
         if missing.name and not name.startswith(missing.name):
             raise
         raise UserError(f"no module {name!r}: give FILE.py:attribute, or a module that Python finds from here") from None
-
-
-def about(name: str) -> str:
-    """One line that describes a built-in job."""
-    return (BUILT_IN[name].__doc__ or "").strip()

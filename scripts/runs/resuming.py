@@ -50,7 +50,6 @@ def _later(job: Job, changes: Mapping[str, Any]) -> Job:
             grows = f"; only {end} may grow" if end in before else ""
             raise UserError(f"{name}={value}: a run that is resumed keeps its settings{grows}")
     later = job.configured(changes)
-    for name in changes:
-        if later.plain()[name] < before[name]:
-            raise UserError(f"{name}={changes[name]}: allowed is from {before[name]}, which the run was begun with")
+    if later.plain()[end] < before[end]:
+        raise UserError(f"{end}={changes[end]}: allowed is from {before[end]}, which the run was begun with")
     return later

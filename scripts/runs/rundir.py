@@ -43,10 +43,7 @@ class Config:
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False, compare=False)
 
-    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "transport": ("shm", "ipc", "tcp"),
-        "device": ("auto", "cpu", "cuda"),
-    }
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"transport": ("shm", "ipc", "tcp"), "device": ("auto", "cpu", "cuda")}
 
     def dumps(self) -> str:
         """The config as TOML. Raises TypeError for a value that TOML cannot hold."""
