@@ -35,19 +35,15 @@ class Serving:
         self._newest = version
         self._tidy()
 
-    def gone(self, session: bytes) -> None:
-        """Forget a session that is gone and fetches nothing any more."""
-        if self._readers.pop(session, None):
-            self._tidy()
-
     def begin(self, session: bytes, what: What, arrays: Sized) -> None:
         """Keep these arrays of the newest version for a session that is told of them and will fetch them."""
         self._readers[session] = what
         self._kept.setdefault(what, arrays)
 
-    def end(self, session: bytes, version: int) -> None:
-        """End the session's fetch of this version: the session has it."""
-        if (what := self._readers.get(session)) is not None and what[0] == version:
+    def end(self, session: bytes, version: int | None) -> None:
+        """End the session's fetch of this version, which the session has; of any version if None: the session is gone."""
+        what = self._readers.get(session)
+        if what is not None and version in (None, what[0]):
             del self._readers[session]
             self._tidy()
 

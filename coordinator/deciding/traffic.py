@@ -393,7 +393,7 @@ class Traffic:
         """Forget a session, but for its deliveries that are with the learner."""
         self.lanes.forget(gone.session)
         self.receiving.gone(gone.session)
-        self.serving.gone(gone.session)
+        self.serving.end(gone.session, None)
         self.slots.moved_on(gone.session, None)
         self.sharers.discard(gone.session)
         return ()

@@ -239,9 +239,9 @@ def test_a_version_goes_with_the_last_who_fetched_it() -> None:
     serving.publish(1)
     serving.begin(b"a", (1,), weights(1).data)
     serving.publish(2)
-    serving.gone(b"b")
+    serving.end(b"b", None)
     assert serving._kept
-    serving.gone(b"a")
+    serving.end(b"a", None)
     assert not serving._kept
 
 
