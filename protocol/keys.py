@@ -74,12 +74,13 @@ class KeyFolder:
     def __init__(self, path: Path | None = None) -> None:
         asked = os.environ.get("SHOAL_KEYS")
         self.path = path or (Path(asked) if asked else Path.home() / ".config" / "shoal")
+        self.allowed_path = self.path / ALLOWED
 
     # One's own pairs
 
     def new(self, name: str) -> Pair:
         """Make a pair. Raises UserError if the name is malformed or taken."""
-        self._check_name(name)
+        _check_name(name)
         pair = Pair.new()
         with self._locked():
             if self._file(name, "key").exists():
@@ -90,10 +91,10 @@ class KeyFolder:
 
     def pair(self, name: str) -> Pair:
         """The pair of that name. Raises UserError if there is none, if it is damaged, or if others can read it."""
-        self._check_name(name)
+        _check_name(name)
         path = self._file(name, "key")
         if not path.exists():
-            near = self._nearest(name, self.names())
+            near = _nearest(name, self.names())
             raise UserError(f"key {name} is not in {self.path}{near}: make it with `shoal keys new {name}`")
         text = self._read(path, private=True).strip()
         if not PUBLIC.fullmatch(text):
@@ -103,17 +104,13 @@ class KeyFolder:
     def public(self, text: str) -> str:
         """The public key that `text` is, or that the .pub of that name in this folder holds. Raises UserError."""
         path = self._file(text, "pub") if NAME.fullmatch(text) else None
-        return public_of(self._text(path).strip() if path and path.exists() else text)
+        return public_of(_text(path).strip() if path and path.exists() else text)
 
     def names(self) -> list[str]:
         """Names of the owner's pairs, sorted."""
         return sorted(path.stem for path in self.path.glob("*.key") if NAME.fullmatch(path.stem))
 
     # The list of those let in
-
-    @property
-    def allowed_path(self) -> Path:
-        return self.path / ALLOWED
 
     def allowed(self) -> dict[str, str]:
         """The list of allowed keys: public key -> name. Raises UserError for a line that is not a key and a name."""
@@ -128,7 +125,7 @@ class KeyFolder:
         """Let a key in. Returns its name on the list. name: "" keeps the name that it has, or makes one. Raises UserError."""
         public = public_of(public)
         if name:
-            self._check_name(name)
+            _check_name(name)
         with self._locked():
             allowed = self.allowed()
             name = name or allowed.get(public) or self._own_name(public)
@@ -148,13 +145,13 @@ class KeyFolder:
     def _listed(self, who: str, allowed: Mapping[str, str]) -> str:
         public = who if NAME.fullmatch(who) else public_of(who)
         if public not in allowed:
-            raise UserError(f"{who} is not on the list in {self.allowed_path}{self._nearest(who, allowed.values())}")
+            raise UserError(f"{who} is not on the list in {self.allowed_path}{_nearest(who, allowed.values())}")
         return public
 
     def _own_name(self, public: str) -> str:
         for name in self.names():
             path = self._file(name, "pub")
-            if path.exists() and self._text(path).strip() == public:
+            if path.exists() and _text(path).strip() == public:
                 return name
         return f"key-{public[:8]}"
 
@@ -166,32 +163,13 @@ class KeyFolder:
     def _file(self, name: str, kind: str) -> Path:
         return self.path / f"{name}.{kind}"
 
-    @staticmethod
-    def _check_name(name: str) -> None:
-        if not NAME.fullmatch(name):
-            raise UserError(f"name {name[:80]!a}: a key's name is 1 to 32 letters, digits, . - or _, a letter or digit first")
-
-    @staticmethod
-    def _nearest(name: str, known: Iterable[str]) -> str:
-        near = difflib.get_close_matches(name, known, 1)
-        return f" (is it {near[0]}?)" if near else ""
-
     def _read(self, path: Path, *, private: bool) -> str:
         """The text of a file. Raises UserError if other users can write it, or, with `private`, read it."""
         loose = path.stat().st_mode & (0o077 if private else 0o022)
         if loose:
             verb = "read" if private else "changed"
             raise UserError(f"{path} can be {verb} by others (mode {path.stat().st_mode & 0o777:o}): chmod 600 {path}")
-        return self._text(path)
-
-    @staticmethod
-    def _text(path: Path) -> str:
-        try:
-            return path.read_text("ascii")
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not text: remove it") from None
-        except OSError as wrong:
-            raise UserError(f"{path} cannot be read ({wrong.strerror}): give it mode 600, or remove it") from None
+        return _text(path)
 
     def _write(self, path: Path, text: str) -> None:
         """Replace a file, durably; after a crash the file is the new one or the one before, whole."""
@@ -224,6 +202,25 @@ class KeyFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(f"name {name[:80]!a}: a key's name is 1 to 32 letters, digits, . - or _, a letter or digit first")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (is it {near[0]}?)" if near else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text: remove it") from None
+    except OSError as wrong:
+        raise UserError(f"{path} cannot be read ({wrong.strerror}): give it mode 600, or remove it") from None
 
 
 def parse(text: str) -> tuple[dict[str, str], list[int]]:
