@@ -67,7 +67,7 @@ def live(channel: socket.socket, env: Environment, seed: int) -> None:
     set_globals(seed, "env made")
     with suppress(_GoneError):
         try:
-            envs = make_vector(env, 1, native=False)
+            envs = make_vector(env, 1, "sync")
             rows = Rows.of(envs.spaces)
             _say(channel, MADE, rows.digest)
             _serve(channel, envs, rows)

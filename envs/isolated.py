@@ -5,14 +5,17 @@ that died. The step that it owed never happened: its row is masked (`lived` is F
 before bootstraps from the last observation that was seen, and nothing is learned, or reported, of an episode whose end is
 unknown. The replacement's first observation is the next row.
 
-An environment's exception is no death: it is the user's mistake, and is raised here with the traceback from there.
+An environment's exception is no death: it is the user's mistake, and is raised here with the traceback from there, unless the
+user asked for a fresh environment instead (`replaces`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
+import sys
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -22,7 +25,7 @@ import numpy as np
 from shoal.envs.cell import BREAK, DONE, HEAD, MADE, MOST_TEXT, RAISED, WRONG, Rows
 from shoal.envs.hatchery import ENDING, Hatchery
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import Array, Step
+from shoal.envs.vector import Array, EnvError, Step
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError, within
 
@@ -35,10 +38,6 @@ Clock = Callable[[], float]
 Losses = dict[int, str]  # environment -> how its process was lost
 
 
-class EnvError(Exception):
-    """An exception of an environment in its own process. The traceback from there is a note."""
-
-
 class _LostError(Exception):
     """A process has died, is late, or answered nonsense."""
 
@@ -47,15 +46,19 @@ class Isolated:
     """`Worlds` in B = num_envs processes of `hatchery`, each with one environment.
 
     The processes begin at the first reset. Environment i is seeded with seed + i at a reset; its n-th replacement after that
-    with a number drawn from (seed, i, n). timeout: seconds that a step or reset may take.
+    with a number drawn from (seed, i, n). timeout: seconds that a step or reset may take; math.inf: no limit. replaces: True if
+    an exception has an environment replaced, as a death has; the first of each kind is printed to stderr.
     Raises EnvError for an environment's exception, and UserError if an environment cannot be made, or was replaced MOST
     times in a row without one good step. The environments are closed before either is raised.
     """
 
-    def __init__(self, hatchery: Hatchery, num_envs: int, spaces: Spaces, timeout: float, clock: Clock) -> None:
+    def __init__(
+        self, hatchery: Hatchery, num_envs: int, spaces: Spaces, timeout: float, clock: Clock, replaces: bool = False
+    ) -> None:
         within("num_envs", num_envs, first=1)
         self.num_envs, self.spaces = num_envs, spaces
         self._hatchery, self._timeout, self._clock = hatchery, timeout, clock
+        self._replaces, self._said = replaces, set[str]()
         self._rows = Rows.of(spaces)
         self._commands, self._answers = np.zeros(num_envs, self._rows.command), np.zeros(num_envs, self._rows.answer)
         self._told = [self._commands[i : i + 1].view(np.uint8).data for i in range(num_envs)]
@@ -127,7 +130,7 @@ class Isolated:
         new = [i for i in seeds if i not in self._holds]
         for i in new:
             self._holds[i] = _Hold(self._hatchery, seeds[i], self._clock)
-        within = max(MAKING, self._timeout)
+        within = max(MAKING, self._timeout) if math.isfinite(self._timeout) else MAKING
         lost = self._gather(new, within, f"was not made within {within:g} s")
         self._commands["reset"] = True
         for i, seed in seeds.items():
@@ -151,8 +154,21 @@ class Isolated:
             except _LostError as why:
                 lost[i] = str(why)
             else:
-                self._check(i, kind, body)
+                if kind == RAISED and self._replaces:
+                    lost[i] = self._excused(i, body)
+                else:
+                    self._check(i, kind, body)
         return lost
+
+    def _excused(self, i: int, body: bytes) -> str:
+        """What became of environment i, which raised an exception."""
+        line = body.decode(errors="replace").partition(BREAK.decode())[0]
+        if (kind := line.partition(":")[0]) not in self._said:
+            self._said.add(kind)
+            print(
+                f"shoal: environment {i} raised {line} and is replaced; env_replaced counts these", file=sys.stderr, flush=True
+            )
+        return f"raised {line}"
 
     def _check(self, i: int, kind: int, body: bytes) -> None:
         if kind == RAISED:
@@ -202,7 +218,7 @@ class _Hold:
                 read = self.channel.recv_into(into[got:], 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 left = until - self._clock()
-                if left <= 0 or not self._poller.poll(left * 1_000):
+                if left <= 0 or not self._poller.poll(left * 1_000 if math.isfinite(left) else None):
                     raise _LostError(late) from None
                 continue
             except ConnectionResetError:

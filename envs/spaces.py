@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Observations as arrays of `shape`. dtype: "u1" for bytes (pictures), "f4" for everything else.
+    """Observations as arrays of `shape`. dtype: "u1" for pictures (bytes from 0 to 255 in two dimensions or more), which
+    policies scale to [0, 1]; "f4" for everything else, unscaled.
 
     categories: number of values of a Discrete observation, which becomes one-hot (shape is then (categories,)); 0: another
     kind of observation. start: first value of a Discrete observation.
@@ -42,7 +43,13 @@ class Observations:
     def encoded(self, observation: Any) -> Array:
         """Observations [B, *shape] from the environment's form, batched. May be a view of `observation`."""
         if self.categories:
-            one_hot: Array = np.eye(self.categories, dtype=np.float32)[np.asarray(observation) - self.start]
+            index = np.asarray(observation).astype(np.int64) - self.start
+            if (odd := (index < 0) | (index >= self.categories)).any():
+                space = f"Discrete({self.categories}, start={self.start})"
+                raise UserError(
+                    f"an environment's observation is {np.asarray(observation)[odd].flat[0]}, outside its space {space}"
+                )
+            one_hot: Array = np.eye(self.categories, dtype=np.float32)[index]
             return one_hot
         return np.asarray(observation, dtype=DTYPES[self.dtype])
 
@@ -184,7 +191,8 @@ def _observations(space: Any) -> Observations:
 
     match space:
         case spaces.Box():
-            return Observations(tuple(space.shape), "u1" if space.dtype == np.uint8 else "f4")
+            picture = space.dtype == np.uint8 and len(space.shape) > 1 and (space.low == 0).all() and (space.high == 255).all()
+            return Observations(tuple(space.shape), "u1" if picture else "f4")
         case spaces.Discrete():
             return Observations((int(space.n),), categories=int(space.n), start=int(space.start))
         case spaces.MultiBinary():

@@ -11,7 +11,10 @@ import difflib
 import importlib
 import inspect
 import itertools
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +29,7 @@ Environment = str | Callable[..., Any]
 """An environment id; a factory of one environment, () -> gymnasium.Env; or a factory of many, num_envs -> VectorEnv."""
 
 NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"  # the values of gymnasium's AutoresetMode
+STATES = "metadata['autoreset_mode']"
 
 
 class Step(NamedTuple):
@@ -65,13 +69,15 @@ class Envs:
     last observation, mask False and reward 0.
     SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments), so no row is
     masked, and `final` holds the last observations of truncated episodes (`spaces.finals` is True).
-    A VectorEnv whose metadata name no mode is taken for NEXT_STEP, as gymnasium's own wrappers do.
+    name: the environment's, for errors. Raises UserError for a VectorEnv whose metadata name no mode, or whose steps show
+    another mode than the metadata: which observation ends an episode would be a guess. Raises EnvError for an exception that
+    comes from inside gymnasium.
     """
 
-    def __init__(self, vector: Any) -> None:
-        self.vector = vector
+    def __init__(self, vector: Any, name: str = "") -> None:
+        self.vector, self.name = vector, name or type(vector).__name__
         self.num_envs = int(vector.num_envs)
-        self.mode = _mode(vector)
+        self.mode = self._mode()
         self.spaces: Spaces = spaces_of(vector.single_observation_space, vector.single_action_space, self.mode != NEXT_STEP)
         self._all = np.ones(self.num_envs, dtype=bool)
         self._none = np.zeros(self.num_envs, dtype=bool)
@@ -82,7 +88,8 @@ class Envs:
 
     def reset(self, seed: int) -> Step:
         """Begin an episode in every environment; environment i is seeded with seed + i where gymnasium does so."""
-        observation, _ = self.vector.reset(seed=seed)
+        with naming(self.name):
+            observation, _ = self.vector.reset(seed=seed)
         first = self.spaces.observation.encoded(observation)
         self._over = self._none
         return Step(
@@ -91,11 +98,14 @@ class Envs:
 
     def step(self, action: Array) -> Step:
         """Step every environment. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
-        observation, reward, terminated, truncated, info = self.vector.step(self.spaces.action.decoded(action))
+        with naming(self.name):
+            observation, reward, terminated, truncated, info = self.vector.step(self.spaces.action.decoded(action))
         seen = self.spaces.observation.encoded(observation)
         reward = np.asarray(reward, dtype=np.float64)
         terminated, truncated = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
         if self.mode == NEXT_STEP:
+            if "final_obs" in info:
+                raise UserError(f"{self.name}: a step's info has final_obs, as in SAME_STEP, but {STATES} is NEXT_STEP")
             return self._next_step(seen, reward, terminated, truncated)
         return self._same_step(seen, reward, terminated, truncated, info)
 
@@ -113,6 +123,10 @@ class Envs:
             final = seen.copy()
             seen = self._restarted(seen, over)
         elif truncated.any():
+            if "final_obs" not in info:
+                raise UserError(
+                    f"{self.name}: {STATES} is SAME_STEP, but info['final_obs'] is missing where an episode was truncated"
+                )
             final = seen.copy()
             for i in np.flatnonzero(truncated):
                 final[i] = self.spaces.observation.encoded(info["final_obs"][i])
@@ -127,44 +141,95 @@ class Envs:
     def close(self) -> None:
         self.vector.close()
 
+    def _mode(self) -> str:
+        mode = self.vector.metadata.get("autoreset_mode")
+        name = str(getattr(mode, "value", mode))
+        if name not in (NEXT_STEP, SAME_STEP, DISABLED):
+            raise UserError(
+                f"{self.name}: {STATES} is {mode!r}; say how episodes begin anew: "
+                "gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED"
+            )
+        return name
 
-def make_vector(env: Environment, num_envs: int, native: bool = True) -> Envs:
-    """B = num_envs environments: the native vector environment of an id that has one (if `native`), the VectorEnv of a
-    factory of many, else gymnasium's SyncVectorEnv.
 
+class EnvError(Exception):
+    """An exception of an environment, told with the environment's name or number."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """An exception from inside gymnasium becomes an EnvError with the environment's name. One of the environment's own code
+    stays as it is: its traceback says where."""
+    try:
+        yield
+    except Exception as raised:
+        *_, last = traceback.walk_tb(raised.__traceback__)
+        if str(last[0].f_globals.get("__name__")).split(".")[0] in ("gymnasium", "numpy"):
+            raise EnvError(f"environment {name}: {type(raised).__name__}: {raised}") from raised
+        raise
+
+
+def make_vector(env: Environment, num_envs: int, vector: str = "auto") -> Envs:
+    """B = num_envs environments: the VectorEnv of a factory of many, or else gymnasium's SyncVectorEnv of single ones.
+
+    vector: for an id. "native": the id's own vector environment, with raw rewards if it could clip them. "auto": that only
+    if it is gymnasium's own, which is the same environment as the single one; anybody else's may see and pay otherwise.
+    "sync": never, unless the id has no single environment.
     Raises UserError for an unknown id, a factory that makes something else, a space that is not supported, or a package
     that the environment needs and that is not installed.
     """
     within("num_envs", num_envs, first=1)
-    vector = _by_id(env, num_envs, native) if isinstance(env, str) else _by_factory(env, num_envs)
-    return Envs(vector)
+    name = repr(env) if isinstance(env, str) else _name(env)
+    with naming(name):
+        made = _by_id(env, num_envs, vector) if isinstance(env, str) else _by_factory(env, num_envs)
+    return Envs(made, name)
 
 
-def spaces_in(env: Environment) -> Spaces:
+def spaces_in(env: Environment, vector: str = "auto") -> Spaces:
     """The spaces of `env`: makes one environment and closes it again. Raises UserError as make_vector does."""
-    envs = make_vector(env, 1)
+    envs = make_vector(env, 1, vector)
     envs.close()
     return envs.spaces
 
 
-def _mode(vector: Any) -> str:
-    mode = vector.metadata.get("autoreset_mode", NEXT_STEP)
-    name = str(getattr(mode, "value", mode))
-    if name not in (NEXT_STEP, SAME_STEP, DISABLED):
-        raise UserError(f"{type(vector).__name__}: metadata['autoreset_mode'] is {mode!r}, not a gymnasium AutoresetMode")
-    return name
-
-
-def _by_id(env: str, num_envs: int, native: bool) -> Any:
+def _by_id(env: str, num_envs: int, vector: str) -> Any:
     import gymnasium
 
     spec = _spec(env)
     try:
-        if native and spec.vector_entry_point is not None:
-            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
-        return gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make(spec, disable_env_checker=True)] * num_envs)
+        if _native(env, spec, vector):
+            entry = spec.vector_entry_point
+            made = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
+            raw: dict[str, Any] = {"reward_clipping": False} if "reward_clipping" in inspect.signature(made).parameters else {}
+            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **raw)
+        return _side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True)] * num_envs)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"environment {env!r} cannot be made: {' '.join(str(error).split())}") from error
+
+
+def _native(env: str, spec: Any, vector: str) -> bool:
+    """True if the id's own vector environment is meant."""
+    entry = spec.vector_entry_point
+    if entry is None:
+        if vector == "native":
+            raise UserError(f"vector=native: {env} has no vector environment of its own; leave it at vector=auto")
+        return False
+    module = str(entry.__module__ if callable(entry) else entry.partition(":")[0])
+    return vector == "native" or spec.entry_point is None or (vector == "auto" and module.startswith("gymnasium.envs."))
+
+
+def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
+    """gymnasium's SyncVectorEnv without infos: nothing reads them here, and it fails on infos that change their shape."""
+    import gymnasium
+
+    class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **given: Any) -> Any:
+            return self.env.reset(**given)[0], {}
+
+        def step(self, action: Any) -> Any:
+            return *self.env.step(action)[:4], {}
+
+    return gymnasium.vector.SyncVectorEnv([partial(lambda make: Silent(make()), make) for make in makers])
 
 
 def _spec(env: str) -> Any:
@@ -197,7 +262,7 @@ def _by_factory(factory: Callable[..., Any], num_envs: int) -> Any:
             raise UserError(f"{_name(factory)}() made {_what(single)}, not a gymnasium.Env")
     if len({id(single) for single in singles}) < num_envs:
         raise UserError(f"{_name(factory)}() gave the same environment twice: make a new one at each call")
-    return gymnasium.vector.SyncVectorEnv([itertools.repeat(single).__next__ for single in singles])
+    return _side_by_side([itertools.repeat(single).__next__ for single in singles])
 
 
 def _wants_number(factory: Callable[..., Any]) -> bool:

@@ -7,6 +7,7 @@ population, spaces or processes from the user's part once in each process.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -279,7 +280,29 @@ class Environment(Problem):
         least=0,
     )
 
+    vector: str = option(
+        "auto",
+        "how environments are stepped: one after another (sync), each in a process of its own (async), by an id's vector "
+        "env, which may see and pay otherwise than its single one (native); auto: native if gymnasium's own, else sync",
+        choices=("auto", "sync", "async", "native"),
+    )
+    on_env_error: str = option(
+        "raise",
+        "what an environment's exception comes to: the task fails (raise), a fresh environment takes its place (replace)",
+        choices=("raise", "replace"),
+    )
+
+    @property
+    def apart(self) -> bool:
+        """True if each environment has a process of its own."""
+        return self.step_timeout > 0 or self.vector == "async" or self.on_env_error == "replace"
+
     def check(self, bearing: Bearing) -> None:
+        if self.apart and self.vector in ("sync", "native"):
+            why = "step_timeout" if self.step_timeout else "on_env_error=replace"
+            raise UserError(f"vector={self.vector}: {why} gives each environment a process of its own; leave it at vector=auto")
+        if self.vector == "native" and callable(self.env):
+            raise UserError("vector=native: only an id has a vector environment of its own; leave it at vector=auto")
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
         if self.step_timeout >= bearing.lease > 0:
@@ -306,10 +329,11 @@ class Environment(Problem):
         return (torch.zeros((2, *seen.shape), dtype=TORCH_DTYPES[seen.dtype]),)
 
     def spaces(self) -> Spaces:
-        if "spaces" not in self.made:
+        vector = "sync" if self.apart else self.vector
+        if ("spaces", vector) not in self.made:
             with globally(0, "spaces"):
-                self.made["spaces"] = spaces_in(self.env)
-        found: Spaces = self.made["spaces"]
+                self.made["spaces", vector] = spaces_in(self.env, vector)
+        found: Spaces = self.made["spaces", vector]
         return found
 
     def acts(self, seed: int) -> Policy:
@@ -322,7 +346,7 @@ class Environment(Problem):
 
     def prepare(self, method: Method, seed: int) -> None:
         self.spaces()
-        if self.step_timeout:
+        if self.apart:
             self._hatched()
 
     def hatch(self) -> None:
@@ -339,14 +363,15 @@ class Environment(Problem):
 
     def worlds(self) -> Callable[[int], Worlds]:
         """The function that makes an actor's environments: their number -> Worlds."""
-        if not self.step_timeout:
-            return partial(make_vector, self.env)
+        if not self.apart:
+            return partial(make_vector, self.env, vector=self.vector)
         hatchery: Hatchery | None = self.made.get("hatchery")
-        timeout, spaces = self.step_timeout, self.spaces()
+        timeout, spaces, replaces = self.step_timeout or math.inf, self.spaces(), self.on_env_error == "replace"
         if hatchery is None and isinstance(self.env, str):
             hatchery = Hatchery.started(self.env)
         if hatchery is None:
             raise UserError(
-                f"step_timeout={timeout:g}: environments that a function makes need job.prepare() before there are threads"
+                "environments that a function makes, and that have processes of their own (step_timeout, vector=async, "
+                "on_env_error=replace), need job.prepare() before there are threads"
             )
-        return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic)
+        return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic, replaces)

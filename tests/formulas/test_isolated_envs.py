@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
 from shoal.envs.vector import Step, Worlds, make_vector, spaces_in
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Failed
 
@@ -45,10 +47,12 @@ def isolated() -> Iterator[Make]:
     made: list[Isolated] = []
     before = set(psutil.Process().children())
 
-    def make(env: Any, num_envs: int, timeout: float = LONG, like: Any = lambda: Counting([(3, "t")])) -> Isolated:
+    def make(
+        env: Any, num_envs: int, timeout: float = LONG, like: Any = lambda: Counting([(3, "t")]), replaces: bool = False
+    ) -> Isolated:
         hatcheries.append(Hatchery.forked(env))
         spaces = spaces_in(env if isinstance(env, str) else like)
-        made.append(Isolated(hatcheries[-1], num_envs, spaces, timeout, time.monotonic))
+        made.append(Isolated(hatcheries[-1], num_envs, spaces, timeout, time.monotonic, replaces))
         return made[-1]
 
     yield make
@@ -127,7 +131,7 @@ def same(ours: Step, theirs: Step, at: Any = slice(None)) -> bool:
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
 def test_trajectories_are_those_of_the_actors_own_process_bit_for_bit(isolated: Make, env: str) -> None:
     count = 250  # Pendulum is cut at 200
-    ours, theirs = taken(isolated(env, 3), count), taken(make_vector(env, 3, native=False), count)
+    ours, theirs = taken(isolated(env, 3), count), taken(make_vector(env, 3, vector="sync"), count)
     assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
     assert any(step.over.any() for step in ours) or env == "Acrobot-v1"
 
@@ -344,6 +348,50 @@ def test_a_wrong_environment_is_one_line(isolated: Make, env: Any, said: str) ->
 def test_numbers_below_one_are_refused(isolated: Make) -> None:
     with pytest.raises(UserError, match="num_envs=0: must be a number from 1"):
         isolated("CartPole-v1", 0)
+
+
+def test_one_that_raises_may_be_replaced_like_one_that_dies(isolated: Make, capfd: Any) -> None:
+    ours = taken(isolated(lambda: Trapped(stumble), 4, math.inf, replaces=True), 20)
+    died = taken(isolated(lambda: Trapped(leave), 4), 20)
+    assert all(same(a, b) for a, b in zip(ours, died, strict=True))
+    assert [step.replaced for step in ours] == [step.replaced for step in died]
+    said = "shoal: environment 2 raised ValueError: the floor is wet and is replaced; env_replaced counts these"
+    assert capfd.readouterr().err.count(said) == 1
+
+
+def test_one_that_raises_at_once_again_and_again_is_given_up_with_its_exception(isolated: Make) -> None:
+    envs = isolated(lambda: Trapped(stumble, at=1, episode=0, always=True), 2, replaces=True)
+    envs.reset(0)
+    with pytest.raises(UserError, match=f"replaced {MOST} times in a row .*; at last it raised ValueError: the floor is wet"):
+        taken(envs, MOST + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "apart"),
+    [({}, False), ({"vector": "async"}, True), ({"on_env_error": "replace"}, True), ({"step_timeout": 3}, True)],
+)
+def test_settings_say_whether_environments_have_processes_of_their_own(settings: Any, apart: bool) -> None:
+    job = Reinforcement("Acrobot-v1", **settings)
+    job.prepare()
+    worlds = job.problem.worlds()(2)  # type: ignore[attr-defined]
+    assert isinstance(worlds, Isolated) == apart
+    rows, theirs = taken(worlds, 5), taken(make_vector("Acrobot-v1", 2, "sync"), 5)
+    assert all(same(a, b) for a, b in zip(rows, theirs, strict=True))
+    worlds.close()
+    job.problem.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "said"),
+    [
+        ("CartPole-v1", {"vector": "native", "step_timeout": 3}, "vector=native: step_timeout gives each environment"),
+        ("CartPole-v1", {"vector": "sync", "on_env_error": "replace"}, "vector=sync: on_env_error=replace gives"),
+        (lambda: Counting([(3, "t")]), {"vector": "native"}, "vector=native: only an id"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(env: Any, settings: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Reinforcement(env, **settings)
 
 
 # In a rollout

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from counting import Counting, counting, definition
 from gymnasium import spaces
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.envs.registration import register
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from shoal.envs.spaces import Box, Discrete, Observations, spaces_of
-from shoal.envs.vector import Envs, Step, make_vector, spaces_in
+from shoal.envs.vector import EnvError, Envs, Step, make_vector, spaces_in
 from shoal.protocol.errors import UserError
 
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -104,9 +105,9 @@ def test_the_end_of_a_truncated_episode_follows_its_last_row_or_is_beside_it(mod
 
 
 class Sloppy(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """NEXT_STEP without saying so, with stale flags, NaN rewards and reused buffers on the step that only resets."""
+    """NEXT_STEP with stale flags, NaN rewards and reused buffers on the step that only resets."""
 
-    metadata: ClassVar[dict[str, Any]] = {}
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     num_envs = 2
     single_observation_space = observation_space = spaces.Box(0, 9, (1,), np.float64)
     single_action_space = action_space = spaces.Discrete(2)
@@ -253,7 +254,7 @@ def test_discrete_observations_go_through_every_mode(mode: str) -> None:
         def seen(self) -> Any:
             return self.at
 
-    made = SyncVectorEnv([lambda: Walk([(2, "c")])] * 2, autoreset_mode=gymnasium.vector.AutoresetMode(mode))
+    made = SyncVectorEnv([lambda: Walk([(2, "c")])] * 2, autoreset_mode=AutoresetMode(mode))
     envs = Envs(made)
     envs.reset(0)
     envs.step(np.zeros(2, np.int64))
@@ -299,3 +300,150 @@ def test_box_actions_are_clipped_for_the_environment_alone(dtype: Any) -> None:
     assert taken.dtype == dtype
     assert space.contains(taken)
     assert action.tolist() == [[3, -7]]
+
+
+# Modes that are not told, or told wrongly
+
+
+def lying(mode: str, told: Any) -> Any:
+    vector = counting([[(2, "c")]] * 2, mode).vector
+    vector.metadata = {} if told is None else {"autoreset_mode": told}
+    return vector
+
+
+@pytest.mark.parametrize("told", [None, "at once", True])
+def test_a_vector_environment_without_an_autoreset_mode_is_refused(told: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"SyncVectorEnv: metadata\['autoreset_mode'\] is .*AutoresetMode.NEXT_STEP, SAME_STEP or"
+    ):
+        Envs(lying("SameStep", told))
+
+
+@pytest.mark.parametrize(("mode", "told"), [("SameStep", "NextStep"), ("NextStep", "SameStep")])
+def test_a_vector_environment_that_begins_anew_in_another_way_than_it_tells_is_refused(mode: str, told: str) -> None:
+    envs = Envs(lying(mode, told))
+    envs.reset(0)
+    envs.step(np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="final_obs"):
+        envs.step(np.zeros(2, np.int64))
+
+
+# An id is one environment
+
+
+class Coins(gymnasium.Env[Any, Any]):
+    """Pays 7 a step; episodes of three steps."""
+
+    observation_space = spaces.Box(0, 9, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.at = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.at += 1
+        return np.full(2, self.at, np.float32), 7.0, self.at == 3, False, {}
+
+
+class Preprocessed(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Somebody's fast version: it sees otherwise, and clips rewards unless it is told not to."""
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int, reward_clipping: bool = True) -> None:
+        self.num_envs, self.pays = num_envs, 1.0 if reward_clipping else 7.0
+        self.single_observation_space, self.single_action_space = spaces.Box(0, 1, (4,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros((self.num_envs, 4), np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        no = np.zeros(self.num_envs, bool)
+        return np.zeros((self.num_envs, 4), np.float32), np.full(self.num_envs, self.pays), no, no, {}
+
+
+register("Coins-v0", entry_point=Coins, vector_entry_point=Preprocessed)
+register("FastCoins-v0", vector_entry_point=Preprocessed)
+
+
+@pytest.mark.parametrize(
+    ("env", "vector", "size"),
+    [("Coins-v0", "auto", 2), ("Coins-v0", "sync", 2), ("Coins-v0", "native", 4), ("FastCoins-v0", "auto", 4)],
+)
+def test_an_id_is_gymnasiums_environment_unless_another_is_chosen_and_pays_raw_rewards(
+    env: str, vector: str, size: int
+) -> None:
+    envs = make_vector(env, 2, vector)
+    assert envs.spaces.observation == Observations((size,)) == spaces_in(env, vector).observation
+    envs.reset(0)
+    assert envs.step(np.zeros(2, np.int64)).reward.tolist() == [7, 7]
+
+
+def test_an_id_without_a_vector_environment_has_no_native_one() -> None:
+    with pytest.raises(UserError, match="vector=native: Acrobot-v1 has no vector environment of its own"):
+        make_vector("Acrobot-v1", 2, "native")
+
+
+# Infos, and exceptions
+
+
+def test_infos_may_change_their_shape_because_nothing_reads_them() -> None:
+    class Telling(Counting):
+        def step(self, action: Any) -> Any:
+            *rest, _ = super().step(action)
+            return *rest, {"path": np.zeros(self.at), "kind": self.at if self.at % 2 else "odd"}
+
+    envs = make_vector(lambda: Telling([(4, "t")]), 2)
+    envs.reset(0)
+    assert [float(envs.step(np.zeros(2, np.int64)).reward[0]) for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_exception_from_inside_gymnasium_names_the_environment() -> None:
+    class Odd(Counting):
+        def seen(self) -> Any:
+            return np.zeros(2 + self.at, np.float32)
+
+    def odd() -> Any:
+        return Odd([(4, "t")])
+
+    envs = make_vector(odd, 2)
+    envs.reset(0)
+    with pytest.raises(EnvError, match=r"^environment odd: ValueError: "):
+        envs.step(np.zeros(2, np.int64))
+
+
+def test_an_exception_of_the_environments_own_code_stays_as_it_is() -> None:
+    class Broken(Counting):
+        def step(self, action: Any) -> Any:
+            return 1 / 0
+
+    envs = make_vector(lambda: Broken([(4, "t")]), 2)
+    envs.reset(0)
+    with pytest.raises(ZeroDivisionError):
+        envs.step(np.zeros(2, np.int64))
+
+
+# Observations
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 255, (6,), np.uint8),  # no picture: one dimension
+        spaces.Box(0, 12, (2, 3), np.uint8),  # no picture: other bounds
+    ],
+)
+def test_bytes_that_are_no_picture_are_numbers_as_they_stand(space: Any) -> None:
+    known = spaces_of(space, spaces.Discrete(2)).observation
+    seen = known.encoded(np.full((1, *space.shape), 9, np.uint8))
+    assert (known.dtype, seen.dtype, seen.flat[0]) == ("f4", np.float32, 9)
+
+
+@pytest.mark.parametrize(
+    ("space", "value"), [(spaces.Discrete(3), -1), (spaces.Discrete(4, start=-2), 2), (spaces.Discrete(3), 3)]
+)
+def test_a_discrete_observation_outside_its_space_is_refused(space: Any, value: int) -> None:
+    known = spaces_of(space, spaces.Discrete(2)).observation
+    with pytest.raises(UserError, match=rf"observation is {value}, outside its space Discrete\("):
+        known.encoded(np.array([1, value]))

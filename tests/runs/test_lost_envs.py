@@ -142,7 +142,7 @@ def test_an_environment_that_never_makes_a_step_fails_the_run_in_one_line(folder
 
 
 def test_a_function_that_was_not_prepared_is_one_line(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"step_timeout=0.5: .* before there are threads"):
+    with pytest.raises(UserError, match=r"have processes of their own .* before there are threads"):
         find(f"{folder}/mine.py:job").worker()
 
 
