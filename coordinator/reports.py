@@ -21,8 +21,16 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What a run had come to before it was resumed: seconds that it ran, and clients folded in."""
+
+    seconds: float = 0.0
+    contributions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands. Rates are units a second, over the last RECENT (5) seconds.
+    """Where a run stands, over all its lives. Rates are units a second, over the last RECENT (5) seconds.
 
     shares: shares of the actors' time, adding up to 1: "waiting", "training", "moving"; and "stepping", the learner's own
     share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions.
@@ -33,7 +41,7 @@ class Progress:
     version: int
     goal: str  # e.g. "100 rounds", "500,000 steps"
     done: float  # share of the goal, 0..1
-    seconds: float  # since the run's start
+    seconds: float  # that the run has run; time between its lives does not count
     contributions: int
     contributions_per_second: float
     steps: int  # environment steps; 0 in federated runs

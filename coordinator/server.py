@@ -16,7 +16,7 @@ from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import Deed, Happening
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.learner import Answer, Broke, Evaluated, Intake, Job, Learner, Make
-from shoal.coordinator.reports import Observer, Report
+from shoal.coordinator.reports import Before, Observer, Report
 from shoal.coordinator.sharing import Sharing
 from shoal.coordinator.telling import Telling
 from shoal.protocol.layout import Layout
@@ -63,7 +63,7 @@ class Server:
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
-    None: the system's temporary folder.
+    None: the system's temporary folder. before: what earlier lives of the run came to.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Server:
         sharing: Sharing | None = None,
         local: Container[str] = ("",),
         folder: Path | None = None,
+        before: Before | None = None,
     ) -> None:
         self.core, self.wire, self.learner = core, wire, learner
         self.welcome, self.clock, self.outside = welcome, clock, outside or Outside()
@@ -94,7 +95,7 @@ class Server:
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
         premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
-        self.telling = Telling(core, learner, observer, clock)
+        self.telling = Telling(core, learner, observer, clock, before or Before())
         self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None
@@ -165,7 +166,7 @@ class Server:
             case Report():
                 self.telling.report(outcome)
             case Evaluated(version, metrics):
-                self.telling.stepped(version, metrics)
+                self.telling.evaluation(version, metrics)
             case Broke(error):
                 self._broke = error
                 # The actors hear nothing of it: another life may go on with them.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.learner import Learner
-from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.coordinator.tally import Rate, Tally
 from shoal.protocol.work import Metrics
 
@@ -22,11 +22,12 @@ CHATTY = 10  # reports of one kind that are shown in a second; more are counted,
 class Telling:
     """Tells an observer of one core and its learner."""
 
-    def __init__(self, core: Core, learner: Learner, observer: Observer, clock: Callable[[], float]) -> None:
-        self.core, self.learner, self.observer, self.clock = core, learner, observer, clock
+    def __init__(self, core: Core, learner: Learner, observer: Observer, clock: Callable[[], float], before: Before) -> None:
+        self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
         self.tally = Tally()
         self.metrics: dict[str, float] = {}
         self.began = clock()
+        self.evaluated = -1  # the newest version that was evaluated centrally in this life
         self._looked_at = 0.0
         self._seen, self._seen_since = Counter[str](), 0.0  # reports by kind, in the last second
         self._rates = (Rate(), Rate())
@@ -44,6 +45,11 @@ class Telling:
         self.metrics.update(metrics)
         self.observer.stepped(version, metrics, self.progress())
 
+    def evaluation(self, version: int, metrics: Metrics) -> None:
+        """Tell the observer a central evaluation of weights `version`."""
+        self.evaluated = version
+        self.stepped(version, metrics)
+
     def look(self) -> None:
         """Tell the observer the progress, every LOOK seconds at most, however often this is called."""
         now = self.clock()
@@ -59,8 +65,8 @@ class Telling:
             version=core.facts.version,
             goal=str(core.facts.goal),
             done=core.facts.goal.share(core.facts.version, core.facts.steps),
-            seconds=seconds,
-            contributions=clients,
+            seconds=self.before.seconds + seconds,
+            contributions=self.before.contributions + clients,
             contributions_per_second=self._rates[0].at(now, clients),
             steps=core.facts.steps,
             steps_per_second=self._rates[1].at(now, core.facts.steps),
@@ -74,7 +80,7 @@ class Telling:
 
     def _shares(self, seconds: float) -> Mapping[str, float]:
         """Shares, 0 to 1, of the actors' time by activity, and of wall time that the learner spends on jobs."""
-        whole = max(1e-9, seconds * max(1, len(self.core.facts.roster)))
-        trained, waited = min(1.0, self.tally.trained / whole), min(1.0, self.tally.waited / whole)
-        moving = max(0.0, 1.0 - trained - waited)
-        return {"waiting": waited, "training": trained, "moving": moving, "stepping": self.learner.busy / max(1e-9, seconds)}
+        trained, waited, seconds = self.tally.trained, self.tally.waited, max(1e-9, seconds)
+        whole = max(seconds * len(self.core.facts.roster), trained + waited, 1e-9)  # actors that left have worked too
+        shares = {"waiting": waited / whole, "training": trained / whole, "moving": 1.0 - (trained + waited) / whole}
+        return {**shares, "stepping": self.learner.busy / seconds}

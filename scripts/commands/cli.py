@@ -100,7 +100,7 @@ def coordinator(asked: argparse.Namespace) -> int:
 
     job, config = _configured(asked)
     preload(job)
-    options = Launch(job, config, new_run(config, asked.run_dir), settled(asked.bind), **shown)
+    options = Launch(job, config, new_run(config, asked.run_dir, asked.bind), settled(asked.bind), **shown)
     rows = options.run.metrics_file
     return supervised(
         lambda resume: _run(replace(options, resume=resume), asked),

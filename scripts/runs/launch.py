@@ -28,6 +28,7 @@ from shoal.protocol import heap
 from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys
 from shoal.protocol.errors import UserError
+from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
 from shoal.runs.crew import Crew
 from shoal.runs.hiring import hired
@@ -109,7 +110,7 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not torch.cuda.is_available():
-        raise UserError("device=cuda: this machine has no CUDA device that torch can use; device=cpu, say")
+        raise UserError("device=cuda: this machine has no CUDA device that torch can use; type device=cpu, or device=auto")
     return name
 
 
@@ -121,7 +122,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
     with ExitStack() as stack:
         stack.enter_context(few_threads())
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
-        observer = Together(stack.enter_context(Record(options.run, time.time())), observer)  # a row is there when it is told
+        central = job.central(ready.device)
+        record = Record(options.run, time.time(), lambda version: central is not None and job.method.due(version))
+        observer = Together(stack.enter_context(record), observer)  # a row is there when it is told
         aggregator = job.aggregator(ready.device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):
@@ -132,6 +135,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         layouts, briefs = job.layouts(layout), job.briefs(layout)
         recording, found = recording_of(options, aggregator, layouts, observer, clock)
         stack.callback(recording.close)
+        before = record.rewind(found.version)
         if pool:
             pool.ready(interrupted)
         core = Core(
@@ -142,7 +146,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             clock(),
         )
         wire = wire_of(options, stack, clock)
-        learner = learner_of(ready, aggregator, wire, recording, core.facts.version, clock, briefs)
+        learner = learner_of(job, aggregator, wire, recording, core.facts.version, central, clock, briefs)
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:
@@ -167,9 +171,12 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             sharing=shared,
             local=(keys.own.public,) if keys else ("",),
             folder=options.run.path,
+            before=before,
         )
         end = server.run()
         version, weights = learner.newest
+        if central and version > max(found.version, server.telling.evaluated) and not end.failed:
+            server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         if recording.kept != version:
             recording.snapshot(weights, aggregator)
         result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
@@ -214,11 +221,14 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, **how:
     """The launch of a new run. Raises UserError for a fault in the job or the device before the run has a folder."""
     try_out(job)
     device_of(config.device)
-    return Launch(job, config, new_run(config, path), bind, **how)
+    return Launch(job, config, new_run(config, path, bind), bind, **how)
 
 
-def new_run(config: Config, path: Path | str | None) -> RunDir:
-    """A fresh run directory with its config.toml."""
+def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:
+    """A fresh run directory with its config.toml. bind: the address at which actors will join; if it is in use, UserError is
+    raised before there is a folder."""
+    if bind.startswith("tcp://"):
+        listening(bind).close()
     run = RunDir.create(config.job.removeprefix(INLINE), datetime.now(), path=path)
     run.write_config(config)
     return run

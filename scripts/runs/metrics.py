@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-FIRST = ("accuracy", "return_mean", "loss")  # shown before all other metrics
+FIRST = ("accuracy", "held_out_loss", "return_mean", "loss")  # shown before all other metrics
 # fmt: off
 OURS = frozenset({
-    "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "held_out_loss",
+    "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes",
     "held_out_examples", "sent_bytes", "dense_bytes", "dropped_residuals", "change_bytes", "weights_bytes", "untold",
     "length_mean", "episodes", "env_replaced", "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
     "rho_mean", "approx_kl", "clip_fraction", "first_ratio_error",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from shoal.coordinator.reports import Observer, Progress, Report
+from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.protocol.work import Metrics
 from shoal.runs.progress import indented
 from shoal.runs.rundir import RunDir, finite
@@ -38,21 +39,51 @@ class Together:
 
 
 class Record:
-    """An observer that writes a run's history into its folder. started: Unix time, in seconds, when progress.seconds was 0.
+    """An observer that writes a run's history into its folder, a row a version. started: Unix time, in seconds, when
+    progress.seconds was 0. evaluated: True for a version that is evaluated after its step: its row waits for that.
 
     A Record of a folder that has a history (`shoal resume`) appends to it.
     """
 
-    def __init__(self, run: RunDir, started: float) -> None:
+    def __init__(self, run: RunDir, started: float, evaluated: Callable[[int], bool] = lambda version: False) -> None:
+        self._run, self._evaluated = run, evaluated
+        self._newest: dict[str, Any] = {"version": -1}
+        self._begins = -1  # where the newest row begins in the file; -1: it waits
         self.metrics = _append(run.metrics_file)
         self.log = _append(run.log_file)
         self.events = Events(run.path, started)
 
+    def rewind(self, version: int) -> Before:
+        """Go on from this version: what the history tells of later ones is taken out. Returns what the run had come to."""
+        self.metrics.close()
+        before = self._run.rewind(version)
+        self.metrics = _append(self._run.metrics_file)
+        self.events.started -= before.seconds
+        return before
+
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         with _as_far_as_possible():
-            self.metrics.write(json.dumps(row(version, metrics, progress), allow_nan=False) + "\n")
-            self.metrics.flush()  # people follow the file while it grows
+            self._keep(row(version, metrics, progress), self._evaluated(version))
             self.events.scalars(version, metrics, progress)
+
+    def _keep(self, new: dict[str, Any], waits: bool) -> None:
+        """Write a row; but if it waits, with its evaluation or with the next row."""
+        if new["version"] == self._newest["version"]:
+            new = {**new, "metrics": {**self._newest["metrics"], **new["metrics"]}}
+            if self._begins >= 0:  # an evaluation after the last step of a run that was stopped
+                self.metrics.truncate(self._begins)
+            waits = False
+        else:
+            self._write_waiting()
+        self._newest, self._begins = new, -1
+        if not waits:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if self._begins < 0 <= self._newest["version"]:
+            self._begins = self.metrics.tell()
+            self.metrics.write(json.dumps(self._newest, allow_nan=False) + "\n")
+            self.metrics.flush()  # people follow the file while it grows
 
     def moved(self, progress: Progress) -> None:
         with _as_far_as_possible():
@@ -67,6 +98,8 @@ class Record:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with _as_far_as_possible():
+            self._write_waiting()
         for file in (self.metrics, self.log, self.events):
             with _as_far_as_possible():
                 file.close()
@@ -79,7 +112,7 @@ def _as_far_as_possible() -> suppress:
 
 
 def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
-    """One line of metrics.jsonl: seconds and environment steps since the run's start, lag as [min, mean, max] versions."""
+    """One line of metrics.jsonl: seconds and environment steps of all the run's lives, lag as [min, mean, max] versions."""
     counters = {"version": version, "seconds": round(progress.seconds, 6), "steps": progress.steps}
     state = {"contributions": progress.contributions, "actors": progress.actors, "lag": progress.lag}
     line: dict[str, Any] = finite({**counters, **state, "metrics": metrics})

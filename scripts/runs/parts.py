@@ -22,6 +22,8 @@ from shoal.coordinator.learner import Learner, LearnerThread
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Wire
 from shoal.coordinator.sharing import Sharing, sharing
+from shoal.jobs.job import Job
+from shoal.jobs.problems import Evaluate
 from shoal.protocol.door import ServerKeys, is_local
 from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.gateway import Gateway
@@ -32,7 +34,7 @@ from shoal.runs.rundir import Config
 from shoal.runs.socketdir import socket_folder
 
 if TYPE_CHECKING:
-    from shoal.runs.launch import Launch, Ready
+    from shoal.runs.launch import Launch
 
 Clock = Callable[[], float]
 
@@ -113,13 +115,19 @@ def _local_address(transport: str, stack: ExitStack) -> str:
 
 
 def learner_of(
-    ready: Ready, aggregator: Aggregator, wire: Wire, recording: Recording, version: int, clock: Clock, briefs: Sequence[Layout]
+    job: Job,
+    aggregator: Aggregator,
+    wire: Wire,
+    recording: Recording,
+    version: int,
+    central: Evaluate | None,
+    clock: Clock,
+    briefs: Sequence[Layout],
 ) -> Learner:
     """The learner, on a thread of its own; in the plain loop on the caller's."""
-    job = ready.options.job
     inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
-    central = {"evaluate": job.central(ready.device), "due": job.method.due}
-    options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **central}
+    evaluation = {"evaluate": central, "due": job.method.due}
+    options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **evaluation}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
     return Learner(aggregator, inspector, clock, **options)

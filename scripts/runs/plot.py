@@ -31,6 +31,7 @@ PANELS = {
     "return_mean": "return (mean of the last 100 episodes)",
     "eval/return_mean": "return of greedy episodes (mean)",
     "loss": "training loss",
+    "held_out_loss": "held-out loss",
 }
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
@@ -66,18 +67,23 @@ def read(run: RunDir) -> Curves:
 
 
 def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
-    """Draw the runs in one picture and return its path: `out`; else the learning.png of one run, or ./learning.png of several.
-    An older picture is replaced.
+    """Draw the runs in one picture and return its path: `out`; else the learning.png of one run, or a new ./learning.png,
+    ./learning-2.png ... of several. An older picture at `out` or of the one run is replaced.
 
     Raises UserError for a run without metrics, for a suffix that is no picture's, and if matplotlib is not installed.
     """
-    target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else Path("learning.png")
+    target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else _new_picture()
     if target.suffix not in SUFFIXES:
         raise UserError(f"{target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise UserError(f"{target}: no folder {target.parent}; make it first")
     _draw([read(run) for run in runs], target)
     return target
+
+
+def _new_picture() -> Path:
+    names = itertools.chain(["learning.png"], (f"learning-{number}.png" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def groups(curves: Iterable[Curves]) -> Groups:
@@ -106,15 +112,17 @@ def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:
 def panels(curves: Sequence[Curves]) -> list[str]:
     """The metrics to draw: at most MOST of PANELS and MOST of the user's own; if there are none, the first two by name."""
     there = sorted({name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()})
-    return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or there[:2]
+    losses = [name for name in there if name.endswith("loss")]
+    return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or (losses or there)[:2]
 
 
 def _label(runs: list[Curves], own: list[str]) -> str:
-    if len(runs) == 1:
+    if len(runs) == 1 and not own:
         return runs[0].name
     sets = ", ".join(f"{key}={runs[0].config.settings.get(key)}" for key in own)
     seeds = ", ".join(str(each.config.seed) for each in runs)
-    return f"{runs[0].config.job}{' ' + sets if sets else ''} (mean of seeds {seeds})"
+    luck = f" (mean of seeds {seeds})" if len(runs) > 1 else ""
+    return f"{runs[0].config.job}{' ' + sets if sets else ''}{luck}"
 
 
 def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:

@@ -177,25 +177,22 @@ def load(folder: Place, job: Job | None = None) -> Run:
     Raises UserError if there is no run.
     """
     found = RunDir.open(folder)
-    path = found.path
-    if path.is_symlink():  # runs/latest points at another run later
-        path = path.parent / path.readlink()
     if job is not None:
         config = found.config()
         job = job.configured(config.settings, config.seed)
-    return Run(path.absolute(), job, named=job is None)
+    return Run(found.path.absolute(), job, named=job is None)
 
 
 def opened(run: Run | Place) -> Run:
-    """The run that is given, or the run in a folder, whose path stays as it was typed."""
+    """The run that is given, or the run in a folder, whose path stays relative if it was typed so."""
     return run if isinstance(run, Run) else Run(RunDir.open(run).path)
 
 
 def plot(*runs: Run | Place, out: Place | None = None) -> Path:
     """Draw learning curves over each other, and return the picture's path.
 
-    out: a .png, .svg or .pdf file; None is learning.png in the folder of one run, or ./learning.png for several runs. Runs that
-    differ in their seed alone get a mean.
+    out: a .png, .svg or .pdf file; None is learning.png in the folder of one run, or a new ./learning.png
+    or ./learning-N.png for several runs. Runs that differ in their seed alone get a mean.
     """
     from shoal.runs.plot import plot as drawn
 

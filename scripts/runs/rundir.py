@@ -1,7 +1,8 @@
 """A run's folder: the files that a run writes, and how a run is found again.
 
 The one idea: the folder alone says what was run and with what result. `config.toml` repeats the run; `metrics.jsonl` is its
-history, appended line by line and never rewritten; `summary.json` is its end. A new run never overwrites an old one.
+history, appended line by line, from which a resumed run takes only the versions that it makes again; `summary.json` is its end.
+A new run never overwrites an old one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shoal.coordinator.reports import Before
 from shoal.protocol.errors import UserError
 
 OWN = ("job", "seed", "actors", "transport", "device")
@@ -93,7 +95,7 @@ class Config:
 
 
 class RunDir:
-    """The folder of one run. path: as the user gave it (not resolved), so that a printed path can be typed again."""
+    """The folder of one run. path: relative if the user gave it so, so that a printed path is short and can be typed again."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -124,8 +126,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """The run in the folder `path`. If there is no run, raises UserError naming the run whose path is most similar."""
-        run = cls(path)
+        """The run in the folder `path`, or in the folder that a link points at now. If there is no run, raises UserError naming
+        the run whose path is most similar."""
+        path = Path(path)
+        run = cls(path.parent / path.readlink() if path.is_symlink() else path)
         if not run.config_file.is_file():
             why = "has no config.toml" if run.path.is_dir() else "does not exist"
             raise UserError(f"{run.path} is no run: it {why}; {_nearest(run.path)}")
@@ -153,8 +157,8 @@ class RunDir:
         _replace(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The history: one row for each version, versions rising. Several lines of one version (training, then evaluation)
-        become one row. If a resumed run made versions again, the later lines count.
+        """The history: one row for each version, versions rising. Several lines of one version (its training, and an evaluation
+        after the run was stopped) become one row. If a run of Shoal 0.1 was resumed, the later lines count.
 
         A line that was cut short by a sudden end is left out. The list is empty if nothing has been written yet.
         """
@@ -165,6 +169,14 @@ class RunDir:
             before = kept.pop()["metrics"] if kept and kept[-1]["version"] == row["version"] else {}
             kept.append({**row, "metrics": {**before, **row["metrics"]}})
         return kept
+
+    def rewind(self, version: int) -> Before:
+        """Take the versions after this one out of the history: the run goes on from here. Returns what it had come to."""
+        rows = self.rows()
+        kept = [row for row in rows if row["version"] <= version]
+        if len(kept) < len(rows):
+            _replace(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+        return Before(kept[-1]["seconds"], kept[-1]["contributions"]) if kept else Before()
 
 
 def short_name(job: str) -> str:

@@ -77,7 +77,12 @@ def _left_out(summary: Mapping[str, Any]) -> list[str]:
     return [f"Left out: {len(clients)} clients ({listed(clients)}), whose last tasks all failed: {why}{remedy}."]
 
 
-_WORDS = {"accuracy": "held-out accuracy", "return_mean": "mean return of the last 100 episodes"}
+_WORDS = {
+    "accuracy": "held-out accuracy",
+    "held_out_loss": "held-out loss",
+    "return_mean": "mean return of the last 100 episodes",
+    "loss": "training loss",
+}
 
 
 def _next(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

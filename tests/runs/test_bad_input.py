@@ -302,6 +302,7 @@ def test_a_busy_port_is_named(folder: Path) -> None:
         other.listen()
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         assert mistake("coordinator", "digits", "--bind", address).startswith(f"address {address} is in use")
+    assert not (folder / "runs").exists()
 
 
 def test_an_actor_that_cannot_reach_its_coordinator_says_so_after_5_s_and_keeps_trying() -> None:
@@ -431,6 +432,9 @@ def test_ctrl_c_ends_the_plain_loop_in_good_order_and_resume_goes_on_to_the_same
     whole = ran("simulate", "mine.py", "--actors", 0, "--json").result
     resumed = ran("resume", "broken", "--json").result
     assert (resumed["version"], resumed["weights_sha256"]) == (3, whole["weights_sha256"])
+    assert resumed["contributions"] == whole["contributions"] == 12
+    lines = (folder / "broken" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["version"] for line in lines] == [1, 2, 3]
 
 
 def test_ctrl_c_in_the_middle_of_a_round_loses_no_contribution_that_the_journal_holds(folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_axes_have_units_and_the_legend_the_runs_names(tmp_path: Path, monkeypat
     runs = [learning(tmp_path, f"digits-{lr}", Config("digits", settings={"lr": lr})) for lr in (1, 2)]
     with mpl.rc_context({"svg.fonttype": "none"}):  # text as text
         text = drawn(plot(runs, tmp_path / "both.svg"))
-    for said in ("digits-1", "digits-2", "held-out accuracy (share of examples)", "training loss"):
+    for said in ("digits lr=1", "digits lr=2", "held-out accuracy (share of examples)", "training loss"):
         assert said in text
     assert text.count("round (version of the weights)") == 2
 
@@ -80,6 +80,19 @@ def test_a_picture_is_replaced_by_a_newer_one(tmp_path: Path) -> None:
     size(plot([run]))
 
 
+def test_a_picture_of_several_runs_replaces_none_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [learning(tmp_path, f"digits-{seed}", Config("digits", seed=seed)) for seed in (1, 2)]
+    assert [plot(runs), plot(runs), plot(runs)] == [Path("learning.png"), Path("learning-2.png"), Path("learning-3.png")]
+
+
+def test_a_run_that_has_only_numbers_of_bytes_and_losses_is_drawn_by_its_losses(tmp_path: Path) -> None:
+    run = made(
+        tmp_path / "a", Config("mine"), [{"down_bytes": 9.0, "policy_loss": 1.0, "change_bytes": 2.0, "value_loss": 3.0}]
+    )
+    assert panels([read(run)]) == ["policy_loss", "value_loss"]
+
+
 def test_missing_and_nan_metrics_are_gaps(tmp_path: Path) -> None:
     curves = read(made(tmp_path / "a", Config("digits"), [{"loss": 1.0}, {"loss": math.nan, "accuracy": 0.5}]))
     np.testing.assert_array_equal(curves.metrics["loss"], [1.0, math.nan])
@@ -92,7 +105,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
     found = groups(map(read, [*runs, other]))
     assert [(label, [each.name for each in group]) for label, group in found] == [
         ("digits lr=0.1 (mean of seeds 0, 1)", ["r0", "r1"]),
-        ("other", ["other"]),
+        ("digits lr=0.2", ["other"]),
     ]
 
 

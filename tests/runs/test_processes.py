@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from whole import run as whole_run
 from shoal.coordinator.keeping.store import newest
 from shoal.faults.booked import Accepted, Committed, read, records
 from shoal.protocol.messages import TaskName
+from shoal.runs.rundir import RunDir
 
 SHOAL = (sys.executable, "-m", "shoal")
 STANDING = Path(standing.__file__)
@@ -118,7 +120,14 @@ def test_ctrl_c_leaves_no_process_and_resume_ends_with_the_same_bits_as_an_unbro
     assert 0 < stopped["version"] < 300
     assert run.child.returncode == 130
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    last = RunDir(tmp_path / "broken").rows()[-1]
+    assert (last["version"], last["metrics"]["accuracy"]) == (stopped["version"], stopped["metrics"]["accuracy"])
     resumed = start("resume", "broken", "--json").result()
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [line["version"] for line in lines] == list(range(1, 301))
+    assert all(before["seconds"] <= after["seconds"] for before, after in pairwise(lines))
+    assert resumed["seconds"] >= stopped["seconds"]
+    assert resumed["contributions"] == unbroken.result()["contributions"]
     assert resumed["version"] == 300
     assert resumed["weights_sha256"] == unbroken.result()["weights_sha256"]
 

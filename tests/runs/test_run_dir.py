@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from shoal.coordinator.reports import Progress, Report
+from shoal.coordinator.reports import Before, Progress, Report
 from shoal.protocol.errors import UserError
 from shoal.runs.observers import Record, Together
 from shoal.runs.rundir import Config, RunDir, short_name
@@ -54,7 +54,8 @@ def test_two_runs_in_one_second_get_two_folders_and_latest_is_the_second(tmp_pat
 def test_latest_is_found_by_the_run_s_own_name(tmp_path: Path) -> None:
     run = RunDir.create("digits", WHEN, tmp_path)
     run.write_config(Config("digits"))
-    assert RunDir.open(tmp_path / "latest").name == run.path.name
+    found = RunDir.open(tmp_path / "latest")
+    assert (found.name, found.path) == (run.path.name, run.path)
 
 
 def test_a_folder_called_latest_is_left_alone(tmp_path: Path) -> None:
@@ -202,6 +203,16 @@ def test_every_step_is_a_line_of_json_at_once(tmp_path: Path) -> None:
     assert json.loads(line) == {**expected, "metrics": {"loss": 0.5}}
 
 
+def test_an_evaluation_after_the_last_step_stands_in_the_line_of_its_version(tmp_path: Path) -> None:
+    run = recorded(tmp_path, 1)
+    with Record(run, 0.0) as record:
+        record.stepped(2, {"loss": 0.5}, progress(2))
+        assert len(run.metrics_file.read_text().splitlines()) == 2  # it was there before it was evaluated
+        record.stepped(2, {"accuracy": 0.9}, progress(2))
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [(row["version"], row["metrics"]) for row in rows] == [(1, {"loss": 1.0}), (2, {"loss": 0.5, "accuracy": 0.9})]
+
+
 def test_nan_and_infinity_are_null_in_valid_json(tmp_path: Path) -> None:
     def no_constant(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -213,11 +224,44 @@ def test_nan_and_infinity_are_null_in_valid_json(tmp_path: Path) -> None:
     assert row["metrics"] == {"loss": None, "norm": None, "lr": 0.5}
 
 
-def test_a_resumed_run_goes_on_in_the_same_file_and_its_later_lines_count(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_the_same_file_from_the_version_that_it_was_kept_at(tmp_path: Path) -> None:
     recorded(tmp_path, 1, 2, 3)
-    run = recorded(tmp_path, 2, 3, 4, contributions=99)
-    assert [(row["version"], row["contributions"]) for row in run.rows()] == [(1, 30), (2, 99), (3, 99), (4, 99)]
-    assert len(run.metrics_file.read_text().splitlines()) == 6  # nothing is rewritten
+    run = RunDir(tmp_path)
+    with Record(run, started=1_700_000_000.0) as record:
+        before = record.rewind(1)
+        assert before == Before(0.5, 30)
+        for version in (2, 3, 4):
+            record.stepped(version, {"loss": 0.5}, progress(version, seconds=before.seconds + version, contributions=99))
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [(row["version"], row["contributions"], row["seconds"]) for row in rows] == [
+        (1, 30, 0.5),
+        (2, 99, 2.5),
+        (3, 99, 3.5),
+        (4, 99, 4.5),
+    ]
+    assert run.rows() == rows
+
+
+def test_a_run_that_lost_no_version_keeps_its_history_as_it_is(tmp_path: Path) -> None:
+    before = recorded(tmp_path, 1, 2).metrics_file.read_text()
+    with Record(RunDir(tmp_path), started=0.0) as record:
+        assert record.rewind(2) == Before(1.0, 30)
+    assert RunDir(tmp_path).metrics_file.read_text() == before
+
+
+def test_a_version_that_is_evaluated_after_its_step_is_one_line(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with Record(run, 0.0, lambda version: version % 2 == 0) as record:
+        record.stepped(1, {"loss": 0.5}, progress(1))
+        record.stepped(2, {"loss": 0.4}, progress(2))
+        assert [row["version"] for row in run.rows()] == [1]
+        record.stepped(2, {"accuracy": 0.9}, progress(2))
+        assert run.rows()[-1]["metrics"] == {"loss": 0.4, "accuracy": 0.9}
+        record.stepped(4, {"loss": 0.3}, progress(4))
+        record.stepped(5, {"loss": 0.2}, progress(5))  # the evaluation of version 4 never came
+        record.stepped(6, {"loss": 0.1}, progress(6))
+    assert [row["version"] for row in run.rows()] == [1, 2, 4, 5, 6]
+    assert len(run.metrics_file.read_text().splitlines()) == 5
 
 
 def test_half_a_line_of_a_killed_run_spoils_nothing(tmp_path: Path) -> None:
@@ -342,7 +386,7 @@ def test_the_summary_in_the_folder_is_the_same_and_may_be_renewed(tmp_path: Path
 
 def test_the_closing_words_tell_the_result_its_place_and_three_things_to_try() -> None:
     told = closing(ended()).splitlines()
-    assert told[0] == "digits: held-out accuracy 0.9361, loss 0.25 after 100 rounds in 0:12 (8.0 rounds/s)."
+    assert told[0] == "digits: held-out accuracy 0.9361, training loss 0.25 after 100 rounds in 0:12 (8.0 rounds/s)."
     assert "runs/digits-1" in told[1]
     commands = [line.strip() for line in told if line.startswith("  shoal ")]
     assert [command.split()[1] for command in commands] == ["evaluate", "simulate", "export"]
