@@ -5,6 +5,7 @@ The one idea: all that an actor needs of a job is a Worker, one function from we
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 from shoal.protocol.layout import Bundle
@@ -21,6 +22,16 @@ class Worker(Protocol):
         never gets a brief may leave the parameter out.
         """
         ...
+
+
+def close(worker: Worker) -> None:
+    """Let go of what a worker holds (environments and their processes), if it has a function `close`. What that raises is
+    printed: the work is done."""
+    if callable(shut := getattr(worker, "close", None)):
+        try:
+            shut()
+        except Exception as raised:  # noqa: BLE001  a worker is the user's code
+            print(f"shoal: closing the worker raised {type(raised).__name__}: {raised}", file=sys.stderr)
 
 
 def work_of(worker: Worker, weights: Bundle, client: int, task: Task, brief: Bundle | None) -> Work:

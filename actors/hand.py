@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from shoal.actors import Worker
+from shoal.actors import Worker, close
 from shoal.actors.effects import Run
 from shoal.actors.labour import Product, perform
 from shoal.actors.sharing import Shared
@@ -26,6 +26,7 @@ Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
 """Makes the worker for a workload (from the Terms of a Welcome). Called in the worker's thread, once for each Welcome."""
 
 Clock: TypeAlias = Callable[[], float]
+ENDING = 2.0  # seconds that the last task and the worker's close may take: less than a pool waits for its actors
 
 
 @dataclass(slots=True, eq=False)
@@ -105,11 +106,25 @@ class Hand(threading.Thread):
                 idle_since = self._clock()
             del order  # or an idle worker would keep the weights in memory
             self._wake()
+        self._let_go()
         self._shared.close()
+
+    def end(self) -> None:
+        """No more orders come: the worker is closed after the task that is under way. Waits ENDING seconds for that at most,
+        and not at all if the worker has nothing to close."""
+        self.orders.put(None)
+        if self._made and hasattr(self._made[1], "close") and self.is_alive():
+            self.join(ENDING)
+
+    def _let_go(self) -> None:
+        if self._made:
+            close(self._made[1])
+        self._made = None
 
     def _obey(self, order: Order, weights: Bundle, waited: float) -> Product:
         def worker() -> Worker:
             if self._made is None or self._made[0] is not order.workload:
+                self._let_go()
                 self._made = (order.workload, self._workshop(order.workload))
             return self._made[1]
 

@@ -32,6 +32,7 @@ from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import INLINE, Arrival, Line, Part
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message, TaskName
+from shoal.protocol.parent import of_this_process
 from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
 
@@ -82,7 +83,7 @@ class Actor:
                 self.line.wait(TURN)
                 self._turn()
         finally:
-            self.hand.orders.put(None)
+            self.hand.end()
             if self.lane:
                 self.lane.close()
             self.line.close(seconds=0.5)
@@ -272,4 +273,4 @@ def host_id() -> str:
 def on_signals(flag: threading.Event, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
     """Set `flag` when one of these signals comes, so that the actor leaves in good order and its tasks go to others at once."""
     for number in numbers:
-        signal.signal(number, lambda *_: flag.set())
+        signal.signal(number, of_this_process(lambda *_: flag.set()))

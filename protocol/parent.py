@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
@@ -24,6 +25,21 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)  # the parent ended before the request above
+
+
+def of_this_process(hear: Callable[[int, FrameType | None], object]) -> Callable[[int, FrameType | None], None]:
+    """A signal handler that calls `hear` in this process alone. In a process that a user's code forks from it (multiprocessing
+    does), the signal ends the process, as if no handler had been set: whoever forked it may wait for that."""
+    maker = os.getpid()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == maker:
+            hear(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return heard
 
 
 def forked(life: Callable[[], int | None]) -> int:

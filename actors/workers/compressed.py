@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shoal.actors import Worker, work_of
+from shoal.actors import Worker, close, work_of
 from shoal.protocol import draws
 from shoal.protocol.compress import Codec, Packed
 from shoal.protocol.errors import UserError
@@ -54,6 +54,9 @@ class Compressed:
             sent, more = _corrected(packed, self.residuals, work.bundle, client, rng)
         of_bytes = {"sent_bytes": (float(sent.data.nbytes), 1.0), "dense_bytes": (float(work.bundle.data.nbytes), 1.0)}
         return replace(work, bundle=sent, totals={**work.totals, **of_bytes, **more})
+
+    def close(self) -> None:
+        close(self.worker)
 
     def _packed_for(self, bundle: Bundle) -> Packed:
         if self.packed is None or self.packed.dense.digest != bundle.layout.digest:

@@ -122,11 +122,10 @@ class Rollout:
 
     def close(self) -> None:
         """Close every environment."""
-        for life in self._lives.values():
-            life.envs.close()
-        if self._stage is not None:
-            self._stage.close()
-        self._lives, self._stage = {}, None
+        with ExitStack() as stack:  # all of them, whatever one of them raises
+            for envs in (*(life.envs for life in self._lives.values()), *([self._stage] if self._stage else [])):
+                stack.callback(envs.close)
+            self._lives, self._stage = {}, None
 
     def _begun(self, client: int, version: int) -> Life:
         with globally(self.seed, "env made", client, version):

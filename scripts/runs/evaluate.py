@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shoal.actors import close
 from shoal.coordinator.tally import add
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
@@ -33,11 +34,14 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}
-    for client in clients:
-        work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
-        add(totals, work.totals)
-        for name, values in work.samples.items():
-            samples.setdefault(name, []).extend(values)
+    try:
+        for client in clients:
+            work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+            add(totals, work.totals)
+            for name, values in work.samples.items():
+                samples.setdefault(name, []).extend(values)
+    finally:
+        close(worker)
     return version | _of_samples(samples) | {name: total / count for name, (total, count) in totals.items() if count}
 
 

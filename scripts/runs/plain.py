@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from shoal.actors import Worker
+from shoal.actors import Worker, close
 from shoal.actors.effects import Adopt, Drop, Forget, Reset, Run, Say, Stow
 from shoal.actors.events import Decoded, Done, Event, Heard, Tick
 from shoal.actors.labour import perform
@@ -68,7 +68,9 @@ class PlainWire:
             self._handle(Done(product.message, product.clients), None)
 
     def close(self) -> None:
-        return
+        if self._worker is not None:
+            close(self._worker)
+        self._worker = None
 
     def _hand(self) -> Worker:
         if self._worker is None:

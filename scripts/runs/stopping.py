@@ -10,6 +10,8 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+from shoal.protocol.parent import of_this_process
+
 
 class Stopper:
     """Hears SIGINT and SIGTERM in a `with` block. In a thread other than the main one it hears nothing.
@@ -24,7 +26,9 @@ class Stopper:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, of_this_process(self._hear)) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,83 @@
+"""Environments that start processes of their own: they are closed in order, and a run that is over ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.actors import close
+from shoal.protocol.parent import of_this_process
+
+LIMIT = 90.0  # seconds until a test gives up
+JOB = """
+import pathlib
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv
+from shoal import Reinforcement
+
+
+class Noted(AsyncVectorEnv):
+    def close_extras(self, **given):
+        super().close_extras(**given)
+        pathlib.Path("closed").open("a").write("once ")
+
+
+def many(num_envs):
+    return Noted([lambda: gymnasium.make("CartPole-v1")] * num_envs)
+
+
+sizes = dict(num_envs=2, rollout_length=8, total_timesteps=200, eval_every=5, eval_episodes=2)
+job = Reinforcement(many, method="ppo", clients=1, num_minibatches=1, **sizes)
+"""
+
+
+@pytest.mark.parametrize("actors", [0, 1])
+def test_a_run_whose_environments_have_processes_ends_without_a_word(tmp_path: Path, actors: int) -> None:
+    (tmp_path / "mine.py").write_text(JOB)
+    words = [sys.executable, "-m", "shoal", "simulate", "mine.py", "--actors", str(actors), "--run-dir", "run"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "BrokenPipe" not in done.stderr + done.stdout
+    assert (tmp_path / "closed").read_text().count("once") >= 3  # the one whose spaces were looked at, training, evaluation
+
+
+def test_a_handler_of_this_process_is_not_one_of_its_children() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, of_this_process(lambda number, _: heard.append(number)))
+    try:
+        ours, theirs = multiprocessing.Pipe()
+
+        def live() -> None:
+            theirs.send("here")
+            threading.Event().wait()
+
+        child = multiprocessing.get_context("fork").Process(target=live, daemon=True)
+        child.start()
+        assert ours.recv() == "here"  # Python drops a signal that comes in the midst of a fork
+        child.terminate()
+        child.join(LIMIT)
+        assert child.exitcode == -signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_a_workers_close_raises_ends_no_run(capsys: Any) -> None:
+    class Bad:
+        def run(self, *_: Any) -> Any: ...
+
+        def close(self) -> None:
+            raise OSError("the pipe is gone")
+
+    close(Bad())
+    assert capsys.readouterr().err == "shoal: closing the worker raised OSError: the pipe is gone\n"
