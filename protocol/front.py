@@ -25,6 +25,12 @@ SLACK = 65_536 + 4_096  # bytes of a header, beside the largest payload
 PIECE = MOST + SLACK  # bytes of the largest message that a peer may send
 QUEUED = 1_000  # small messages in either direction after which a peer counts as stuck; the core bounds models
 HELD = 8 << 20  # bytes taken in from one stranger before it has to wait
+PULSE = (800, 1_800)  # ms between two pings of a process of this machine, and until its connection is given up without an
+# answer. ZeroMQ's own thread answers, also while Python computes in one call, and not if the process is stopped.
+PULSE_AFAR = (2_500, 10_000)  # the same where the way may be slow: an answer waits behind arrays
+IO_THREADS = (
+    4  # a cancelled timer costs a walk through all timers of its thread: with 4,000 connections a third of one thread's
+)
 OVERHEARD = 4_096  # ZeroMQ's own events that are looked at in a turn
 EVENT = struct.Struct("=Hi")  # a ZeroMQ event's kind, and its value
 FAILED = frozenset({zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL})
@@ -75,8 +81,11 @@ class Front:
 
     def __init__(self, address: str, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1) -> None:
         check_bind(address, keys)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self.socket = opened(self._context, zmq.ROUTER, MOST)
+        every, within = PULSE if address.startswith("ipc://") else PULSE_AFAR
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, every)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, within)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.USE_FD, listener)
         self.socket.setsockopt(zmq.IPV6, "[" in address)

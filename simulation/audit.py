@@ -495,6 +495,9 @@ class Audit:
 
     def _blame(self, text: str) -> None:
         """Take the report of a loss, which may name the task that the lost actor ran."""
+        away = any(text.startswith(f"{row.actor.name} ") and row.away for row in self.rows.values())
+        if " silent for " in text and " in task " in text and self.setting.bounds.watched and not away:
+            wrong(f"{text}, and its connection lives")
         if ran := re.search(r"in task \((\d+), (\d+)\);", text):
             task = (int(ran[1]), int(ran[2]))
             holding = self.held.get(task)

@@ -91,7 +91,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         ),
         default=core.facts.now,
     )
-    silent = max((core.facts.now - row.heard_at for row in audit.rows.values()), default=0.0)
+    borne = [row for row in audit.rows.values() if row.away or not (bounds.watched and (row.tasks or row.actor.runs))]
+    silent = max((core.facts.now - row.heard_at for row in borne), default=0.0)
     shares = Counter(roster.homes.values())
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]

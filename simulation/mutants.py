@@ -115,8 +115,11 @@ MUTANTS = (
     Mutant("the next attempt has the same number", desk, "take_back", "Waiting(task, given,", "Waiting(task, given - 1,"),
     Mutant("tasks are never set aside", desk, "take_back", "if faults < facts.bounds.attempts:", "if True:"),
     Mutant("a death is blamed on all tasks of the actor", membership, "part", "fault=name == ran", "fault=True"),
+    Mutant(
+        "who computes without a word is given up", patience, "_computes", "return facts.bounds.watched and", "return False and"
+    ),
     Mutant("a death is blamed on no task", membership, "part", "fault=name == ran", "fault=False"),
-    Mutant("a death is blamed on what was not begun", membership, "_suspects", "lease.task.version <= actor.held and ", ""),
+    Mutant("a death is blamed on what was not begun", membership, "suspects", "lease.task.version <= actor.held and ", ""),
     Mutant("what ends actors is tried beside others", desk, "_place", "if one.alone and", "if False and"),
     Mutant("others come beside what is tried alone", Roster, "allow", "if actor.alone else", "if False else"),
     Mutant("leases never end", patience, "tick", "if facts.bounds.lease:", "if False:"),

@@ -199,7 +199,9 @@ def drawn(rng: Random, seconds: float) -> Setting:
     retain = rng.choice((0, 3 * max(work, 8), RETAIN, RETAIN, RETAIN, RETAIN)) if journal == "ids" else 0
     setting = Setting(
         schedule=schedule,
-        bounds=replace(bounds, retain=retain, briefs=schedule.seed % 3 > 0),  # no draw of its own
+        bounds=replace(
+            bounds, retain=retain, briefs=schedule.seed % 3 > 0, watched=schedule.seed % 4 < 3
+        ),  # no draw of its own
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
         weather=_weather(rng, delay, seconds),
         actors=actors,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QUEUED = 1_000  # messages that a socket keeps while its peer is not there
 CODED = 0.02  # share of messages that travel as bytes
 NEVER = float("inf")
+PULSE = 2.6  # seconds until a socket that pings its peers gives up a connection without an answer
 
 Act: TypeAlias = Callable[[Any], None]
 
@@ -113,8 +114,8 @@ class Connection:
 class Wire:
     """All connections to the one address. hub: the coordinator that answers there now; None if there is none."""
 
-    def __init__(self, time: Timeline, weather: Weather, rng: Random) -> None:
-        self.time, self.weather, self.rng = time, weather, rng
+    def __init__(self, time: Timeline, weather: Weather, rng: Random, watched: bool) -> None:
+        self.time, self.weather, self.rng, self.watched = time, weather, rng, watched
         self.hub: Hub | None = None
         self.wild, self.delay = weather.wild, weather.delay
         self.peers: dict[bytes, Connection] = {}  # connections that the coordinator's socket takes for living
@@ -152,11 +153,13 @@ class Wire:
         life.connection = None
         connection.until = self.time.now + self.rng.choice((0.0, 0.0, self.weather.delay / 2))
         noticed = self.rng.choice((0.0, 0.05, 1.0, 60.0, 60.0))
-        self.time.at(self.time.now + noticed, self._notice, connection.peer)
+        self.time.at(self.time.now + (min(noticed, PULSE) if self.watched else noticed), self._notice, connection.peer)
         self.time.at(self.time.now + away, self.connect, life)
 
     def stall(self, life: Life, seconds: float) -> None:
         """Hold back all messages for `seconds`, in one direction or both; then all arrive."""
+        if self.watched and seconds > PULSE:
+            self.time.at(self.time.now + PULSE, self._silent, life)
         connection = self.rng.choice((life.connection, life.lane.connection))
         if connection is None:
             return
@@ -165,6 +168,9 @@ class Wire:
             connection.up_at = max(connection.up_at, self.time.now + seconds)
         if way != "up":
             connection.down_at = max(connection.down_at, self.time.now + seconds)
+
+    def _silent(self, life: Life) -> None:
+        self.cut(life, 0.01)
 
     def _notice(self, peer: bytes) -> None:
         self.peers.pop(peer, None)

@@ -34,7 +34,7 @@ class World:
         self.rng = rng = Random(seed)
         self.setting: Setting = drawn(rng, seconds)
         self.time = Timeline(rng)
-        self.wire = Wire(self.time, self.setting.weather, rng)
+        self.wire = Wire(self.time, self.setting.weather, rng, self.setting.bounds.watched)
         self.audit = Audit(self.setting)
         self.disk = Disk(self.setting)
         self.healed = False

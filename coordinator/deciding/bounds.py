@@ -40,6 +40,7 @@ class Bounds:
     "stop" when a task is set aside. strikes: results in a row refused or failed before an actor gets no tasks for `quarantine`
     seconds, doubled each time up to 8 times as many (0: never). retain: bytes of accepted contributions that an actor keeps
     for a coordinator that keeps none (0: no bytes). briefs: the aggregator may have arrays of its own for a task (`brief`).
+    watched: the sockets tell by themselves whose process has stopped, so that silence alone is no sign of it.
     back: seconds after a restart in which actors of the last life may offer again its accepted contributions, or hear Stop.
     """
 
@@ -60,6 +61,7 @@ class Bounds:
     quarantine: float = 10.0
     retain: int = 0
     briefs: bool = False
+    watched: bool = False
     back: float = 2.0
 
     def beat_for(self, actors: int) -> float:

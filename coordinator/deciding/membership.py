@@ -80,8 +80,8 @@ def lose(facts: Facts, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
 
 def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterator[Effect]:
     """Remove an actor that is gone; its tasks go to others. died: True blames the task that it ran, and no other."""
-    suspects = _suspects(facts, actor) if died else []
-    ran = suspects[0] if suspects else None
+    begun = suspects(facts, actor) if died else []
+    ran = begun[0] if begun else None
     facts.ledger.counts.deaths += ran is not None
     facts.roster.part(actor)
     facts.ledger.verdicts.part(actor.session)
@@ -90,7 +90,7 @@ def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterato
     for name in sorted(actor.tasks):
         lease = facts.ledger.leases[name]
         if not lease.folding:
-            alone = lease.alone or name in suspects
+            alone = lease.alone or name in begun
             yield from desk.take_back(facts, lease, f"{actor.name} {why}", fault=name == ran, alone=alone)
     facts.ledger.unpark(actor)
     for lease in facts.ledger.promises():
@@ -100,7 +100,7 @@ def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterato
     yield Gone(actor.session)
 
 
-def _suspects(facts: Facts, actor: Actor) -> list[TaskName]:
+def suspects(facts: Facts, actor: Actor) -> list[TaskName]:
     """Return the tasks that the actor's worker may have begun; first the task that it most probably ran: the task that its Beat
     named, or the first that it was given. Empty if the worker hung, or ran a task that was taken from it."""
     leases = [facts.ledger.leases[name] for name in sorted(actor.tasks)]

@@ -15,7 +15,9 @@ from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.fetching import to_go
-from shoal.protocol.messages import Beat
+from shoal.protocol.messages import BEATS, Beat
+
+RARELY = 4.0  # seconds between the beats that an actor hears that is silent for longer
 
 
 def tick(facts: Facts) -> Iterator[Effect]:
@@ -27,16 +29,30 @@ def tick(facts: Facts) -> Iterator[Effect]:
         yield Report("quarantine", f"{freed.name} may have work again")
     if facts.ledger.promised and facts.now >= facts.back_by and not facts.reached:
         yield from _recall(facts)
-    while actor := facts.roster.silent(facts.now - facts.bounds.patience_for(len(facts.roster))):
-        yield from membership.part(facts, actor, f"silent for {facts.now - facts.roster.heard_at(actor):.1f} s", died=True)
-    beat = facts.bounds.beat_for(len(facts.roster))
-    while actor := facts.roster.unspoken(facts.now - beat):
-        yield facts.say(actor, Beat(facts.version, facts.kept, beat))
     if facts.bounds.lease:
         yield from _expire(facts)
+    for silent in facts.roster.silent(facts.now - facts.bounds.patience_for(len(facts.roster))):
+        if not _computes(facts, silent):
+            yield from membership.part(facts, silent, f"silent for {_silence(facts, silent):.1f} s", died=True)
+    beat = facts.bounds.beat_for(len(facts.roster))
+    while actor := facts.roster.unspoken(facts.now - beat):
+        silence = _silence(facts, actor)
+        facts.roster.say(actor, facts.now)
+        if silence < RARELY or silence % RARELY < 2 * beat:  # an actor that reads nothing has room for some thousand messages
+            yield facts.say(actor, Beat(facts.version, facts.kept, beat))
     if facts.now - max(facts.moved_at, facts.complained_at) > facts.bounds.quiet:
         facts.complained_at = facts.now
         yield Report("waiting", "nothing moves: waiting for " + "; ".join(waiting_for(facts)), "warning")
+
+
+def _silence(facts: Facts, actor: Actor) -> float:
+    return facts.now - facts.roster.heard_at(actor)
+
+
+def _computes(facts: Facts, actor: Actor) -> bool:
+    """Return whether an actor may be silent because its worker computes in one call that holds Python's lock: its process lives
+    as long as its connection does, and the worker has begun a task."""
+    return facts.bounds.watched and not actor.away and bool(actor.runs or membership.suspects(facts, actor))
 
 
 def _expire(facts: Facts) -> Iterator[Effect]:
@@ -124,5 +140,8 @@ def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
         return f"{line}: the learner, which makes its brief"
     if lease.pulled or lease.left:
         return f"{line}: {'its arrays' if lease.pulled else 'its brief'}, {to_go(lease.left, lease.nbytes)}"
-    waits = actor.under_way and lease.task.version > actor.held
-    return f"{line}: weights {actor.sent} on their way to it" if waits else line
+    if actor.under_way and lease.task.version > actor.held:
+        return f"{line}: weights {actor.sent} on their way to it"
+    silence, unheard = _silence(facts, actor), max(1.0, BEATS * facts.bounds.beat_for(len(facts.roster)))
+    busy = silence > unheard and _computes(facts, actor)
+    return f"{line}: its interpreter is busy in one call for {silence:.0f} s" if busy else line

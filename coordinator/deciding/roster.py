@@ -10,6 +10,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple
 
 from shoal.coordinator.deciding.plans import Seat
@@ -264,17 +265,15 @@ class Roster:
         self._said[actor.session] = now
         self._said.move_to_end(actor.session)
 
-    def silent(self, since: float) -> Actor | None:
-        """Return the actor with the longest silence, if nothing was heard of it since `since`; else None."""
-        return self._oldest(self._heard, since)
+    def silent(self, since: float) -> list[Actor]:
+        """Return the actors of which nothing was heard since `since`, the longest silence first."""
+        heard = takewhile(lambda item: item[1] <= since, self._heard.items())
+        return [self.actors[session] for session, _ in heard]
 
     def unspoken(self, since: float) -> Actor | None:
         """Return the actor longest without a word from here, if nothing was said to it since `since`; else None."""
-        return self._oldest(self._said, since)
+        session = next(iter(self._said), None)
+        return self.actors[session] if session is not None and self._said[session] <= since else None
 
     def heard_at(self, actor: Actor) -> float:
         return self._heard[actor.session]
-
-    def _oldest(self, index: OrderedDict[bytes, float], since: float) -> Actor | None:
-        session = next(iter(index), None)
-        return self.actors[session] if session is not None and index[session] <= since else None

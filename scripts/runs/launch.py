@@ -141,7 +141,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         core = Core(
             job.plan(found.asked),
             job.method.goal(),
-            replace(bounds_of(options), retain=recording.retain, briefs=bool(briefs)),
+            replace(bounds_of(options), retain=recording.retain, briefs=bool(briefs), watched=True),
             found,
             clock(),
         )

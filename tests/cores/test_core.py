@@ -678,6 +678,18 @@ def test_a_death_that_no_task_can_have_caused_is_blamed_on_none(why: str) -> Non
     assert not any(one.faults for one in run.core.facts.ledger.leases.values())
 
 
+def test_an_actor_that_computes_without_a_word_keeps_its_task_while_its_connection_lives() -> None:
+    run = Run(rounds(1), Bounds(patience=2.0, watched=True)).join("a")
+    run.arrive("a")
+    beats = sum(len(run.tick(after=0.1).said("a", Beat)) for _ in range(300))
+    assert run.core.facts.roster.actors
+    assert 5 < beats < 40  # it reads none of them
+    assert waiting_for(run.core.facts) == ["a, on task (0, 0), for 30 s: its interpreter is busy in one call for 30 s"]
+    assert run.event(Lost(b"a", "lost its connection")).told("lost") == [
+        "a lost its connection in task (0, 0); 1 of its tasks go to others"
+    ]
+
+
 def test_after_a_death_the_task_that_ran_is_tried_alone_and_then_others_come_again() -> None:
     run = died(Run(rounds(8), Bounds(ahead=2)), "a").join("b")
     assert list(run.tasks["b"]) == [(0, 0)]
