@@ -280,7 +280,8 @@ class Audit:
     def _unfit(self, event: Unfit) -> None:
         self.due.append((event.task, "refused"))
         holding = self.folding.pop(event.task).holding
-        self._fault(event.task, holding)
+        if not holding.owed:
+            self._fault(event.task, holding)
         self._end(event.task, holding)
 
     def _hear(self, event: Heard) -> None:
@@ -483,7 +484,7 @@ class Audit:
                 wrong(f"{message}, of what cannot have been made for its task, which nobody does again")
             failed = isinstance(said, Failed)
             self.due.append((message.task, "failed" if failed else message.verdict))
-            if message.verdict == "refused":
+            if message.verdict == "refused" and not holding.owed:
                 self._fault(message.task, holding)
             self._end(message.task, holding)
 
@@ -570,6 +571,7 @@ class Audit:
                 wrong(f"{report.text}, and it failed {self.faults.get((version, index), 0)} times")
         if report.kind == "away":
             for row in self.rows.values():
+                row.heard_at = self.core.facts.now if row.actor.away and not row.away else row.heard_at
                 row.away = row.actor.away
         if report.kind == "quarantine":
             for row in self.rows.values():

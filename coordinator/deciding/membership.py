@@ -71,6 +71,7 @@ def lose(facts: Facts, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
         return
     if not dead and any(facts.ledger.leases[name].moving for name in actor.tasks):
         facts.roster.leave(actor)
+        facts.roster.hear(actor, facts.now)  # its time to come back begins, however long it computed without a word before
         facts.ledger.unpark(actor)
         yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
     else:
