@@ -29,7 +29,7 @@ def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, who
     desk.survive(facts, actor, lease.name)
     if lease.folding:  # the verdict on this attempt is on its way
         facts.ledger.counts.duplicate += whole
-    elif why := fault or amiss(lease, message, actor.sent, facts.bounds):
+    elif why := fault or amiss(lease, message, actor.sent, facts.bounds, facts.now):
         yield from _refuse(facts, lease, why)
     elif why := _late_for(facts, lease, message, onto := _onto(facts, lease)):
         yield from desk.end(facts, lease)

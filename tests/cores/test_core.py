@@ -1157,3 +1157,27 @@ def test_attempts_of_two_lives_of_the_coordinator_differ() -> None:
     assert first.task == second.said("a", Assign)[0].task
     old = Contribute(first.task, first.attempt, 0, 1.0, "layout", False, {}, {}, 0.0, 0.0)
     assert second.hear("a", old).verdicts("a") == ["stale"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"steps": 10**10}, "steps, where its task has 24 at most"),
+        ({"steps": 25}, "25 steps, where its task has 24 at most"),
+        ({"steps": 2, "samples": {"return": (1.0, 1.0, 1.0)}}, "more samples than its 2 steps"),
+        ({"trained": 1e9}, "s of work, but its actor has had the task for"),
+    ],
+)
+def test_claims_that_a_task_cannot_bear_out_are_refused_and_bring_no_goal_nearer(claims: dict[str, Any], said: str) -> None:
+    run = Run(Stream(1, 9), Bounds(steps=24), goal=Goal(steps=1000)).join("a").send("a", **claims)
+    [verdict] = run.said("a", Verdict)
+    assert verdict.verdict == "refused"
+    assert said in verdict.reason
+    assert run.core.facts.steps == 0
+    assert not run.all(Fold)
+
+
+def test_claims_at_the_very_bounds_are_taken() -> None:
+    run = Run(Stream(1, 9), Bounds(steps=3), goal=Goal(steps=1000)).join("a")
+    run.contribute("a", steps=3, samples={"return": (1.0,) * 3}, trained=0.5)
+    assert run.core.facts.steps == 3

@@ -31,7 +31,7 @@ class IMPALA(Acting):
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
-        return Bounds(ahead=1)
+        return Bounds(ahead=1, steps=self.rollout_length * self.num_envs)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner

@@ -33,7 +33,7 @@ class PPO(Acting):
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds that keep a client with one actor: its environments live in the actor's process."""
-        return Bounds(sticky=True)
+        return Bounds(sticky=True, steps=self.rollout_length * self.num_envs)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.ppo import PPOLearner
