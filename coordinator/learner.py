@@ -23,6 +23,7 @@ from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import UserError
+from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.work import Contribution, Metrics, Moved, Task, Work
 
@@ -97,6 +98,7 @@ class Learner:
         self.busy = 0.0  # seconds spent on jobs
         self._wake = wake
         self._early: dict[int, list[Intake]] = {}
+        self._loss = (0.0, 0.0)  # total and count of the contributions' loss since the last step
         self._unsaid: list[Answer] = []  # answers not to be told before their records are durable
 
     def put(self, jobs: Sequence[Job]) -> None:
@@ -149,6 +151,9 @@ class Learner:
             self.aggregator.fold(Contribution(task, message.made_from, lag, work, message.summed, norm))
         except ValueError as unfit:  # an aggregator raises it for values it cannot take in; nothing was changed
             return Unfit(name, str(unfit))
+        if "loss" in message.totals:
+            total, count = message.totals["loss"]
+            self._loss = (self._loss[0] + total, self._loss[1] + count)
         if self.recording is not None:
             self.recording.accept(fold, intake.bundle)
         return Folded(name)
@@ -171,6 +176,9 @@ class Learner:
             kind = type(self.aggregator).__name__
             raise UserError(f"aggregator {kind}: step() gave {type(moved).__name__}; expected Moved({{'loss': 0.3}}), say")
         weights = self.aggregator.weights() if moved.weights else self.newest[1]
+        if moved.weights and (name := unfinite(weights)):
+            raise UserError(self._diverged(version, name, moved.metrics))
+        self._loss = (0.0, 0.0)
         self.newest = (version, weights)
         if not moved.weights:
             self.lately = Lately(version)
@@ -186,6 +194,16 @@ class Learner:
         self._unsaid.append(Stepped(version, moved.metrics, moved.weights))
         self._flush()
         self._wake()  # for a new version, before the work that comes after
+
+    def _diverged(self, version: int, name: str, metrics: Metrics) -> str:
+        total, count = self._loss
+        told = {"loss": total / count} if count else {}
+        told |= {key: value for key, value in metrics.items() if "loss" in key or "norm" in key}
+        found = f" ({', '.join(f'{key} {value:.4g}' for key, value in told.items())})" if told else ""
+        return (
+            f"version {version} is not finite: {name!r} holds NaN or an infinity{found}. It is neither published nor kept, and "
+            f"version {self.newest[0]} is the last one; smaller learning rates or a bound on gradients may help"
+        )
 
     def _after(self, step: Step) -> None:
         """Do the work that can wait until the version is told: snapshot, contributions that came early for it, evaluation."""

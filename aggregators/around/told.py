@@ -91,4 +91,5 @@ def _distance(a: Bundle, b: Bundle) -> float:
     """The norm |a - b| of the float32 entries, taken a block at a time, so that no third bundle is needed."""
     x, y = a.vector(), b.vector()
     parts = (slice(first, first + BLOCK) for first in range(0, x.size, BLOCK))
-    return math.sqrt(math.fsum(square(x[part] - y[part]) for part in parts))
+    with np.errstate(all="ignore"):  # squares of numbers above 1e19 overflow
+        return math.sqrt(math.fsum(square(x[part] - y[part]) for part in parts))

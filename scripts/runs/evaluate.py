@@ -8,6 +8,8 @@ from typing import Any
 
 from shoal.actors import close
 from shoal.coordinator.tally import add
+from shoal.protocol.errors import UserError
+from shoal.protocol.exact import unfinite
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
 from shoal.runs.run import Place, Run, opened
@@ -21,6 +23,8 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     run = opened(run)
     job, snapshot = run.job, run.snapshot()
     version = {"version": float(snapshot.version)}
+    if name := unfinite(snapshot.weights):
+        raise UserError(f"{run.folder}: version {snapshot.version} is not finite: {name!r} holds NaN or an infinity")
     if (central := job.central()) is not None:
         few()
         return {**version, **central(snapshot.weights)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.checks import Inspector
@@ -14,9 +16,10 @@ from shoal.coordinator.deciding.events import Fold, Folded, Kept, Step, Stepped
 from shoal.coordinator.learner import Intake, Learner, Make
 from shoal.coordinator.sharing import Sharing
 from shoal.protocol.board import Board, BoardReader
-from shoal.protocol.layout import Bundle
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.messages import Contribute
-from shoal.protocol.work import Moved, Task
+from shoal.protocol.work import Contribution, Moved, Task
 
 START = Bundle.pack({"w": np.zeros(5, np.float32)})
 
@@ -57,6 +60,57 @@ def test_a_version_is_told_before_its_snapshot_is_written_and_the_last_one_after
     learner.put([Make(Step(2, 0, 0, last=True))])
     assert [type(one) for one in learner.outcomes][4:] == [Kept, Stepped]
     assert book.asked == [(1, [Folded, Stepped], 1), (2, [Folded, Stepped, Kept, Folded], 2)]
+
+
+class Diverging:
+    """An aggregator of a user's own, whose second step makes weights that are not finite."""
+
+    linear = False
+
+    def __init__(self, dtype: str, odd: float) -> None:
+        layout = Layout.of({"fine": ("f4", (3,)), "burst": (dtype, (4,)), "count": ("i8", ())})
+        self.now, self.odd, self.steps = Bundle.zeros(layout), odd, 0
+
+    def weights(self) -> Bundle:
+        return self.now.copy()
+
+    def fold(self, contribution: Contribution) -> None:
+        return
+
+    def step(self) -> Moved:
+        self.steps += 1
+        if self.steps == 2:
+            burst = np.asarray([0.0, 0.0, self.odd, 0.0], np.float32)
+            self.now["burst"][...] = burst.view(np.uint32) >> 16 if self.now["burst"].dtype == np.uint16 else burst
+        return Moved({"grad_norm": 7.5, "entropy": 1.0})
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "bf16"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_version_that_is_not_finite_is_neither_told_nor_kept_by_any_rule(dtype: str, odd: float) -> None:
+    book: Any = Book()
+    aggregator: Any = Diverging(dtype, odd)
+    learner = book.learner = Learner(aggregator, Inspector(), time.monotonic, recording=book)
+    learner.put([intake(0), Make(Step(1, 0, 0))])
+    assert (learner.newest[0], len(book.asked)) == (1, 1)
+    fold = intake(1).fold
+    lossy = Intake(replace(fold, message=replace(fold.message, totals={"loss": (9.0, 4.0)})), START)
+    with pytest.raises(UserError) as wrong:
+        learner.put([lossy, Make(Step(2, 0, 0))])
+    assert str(wrong.value).startswith(
+        "version 2 is not finite: 'burst' holds NaN or an infinity (loss 2.25, grad_norm 7.5). It is neither published nor kept"
+    )
+    assert (learner.newest[0], len(book.asked)) == (1, 1)
+    assert not any(isinstance(one, Stepped) and one.version == 2 for one in learner.outcomes)
+
+
+def test_large_weights_are_finite() -> None:
+    learner = Learner(FedAvgServer(START, lr=3e38), Inspector(), time.monotonic)
+    one = Bundle.pack({"w": np.ones(5, np.float32)})
+    learner.put([replace(intake(0), bundle=one), Make(Step(1, 0, 0))])
+    assert learner.newest[0] == 1
+    with pytest.raises(UserError, match="version 2 is not finite: 'w' holds NaN or an infinity"):
+        learner.put([replace(intake(1, onto=1), bundle=one), Make(Step(2, 0, 0))])
 
 
 def test_the_learner_writes_the_next_weights_where_actors_of_this_machine_read_them() -> None:

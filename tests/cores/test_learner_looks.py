@@ -45,9 +45,11 @@ def test_every_entry_is_squared_once_between_its_arrival_and_the_sum(
     monkeypatch.setattr("shoal.coordinator.checks.squares", noted)
     monkeypatch.setattr("shoal.protocol.exact.squares", noted)
     learner = Learner(FedAvgServer(START, deterministic=deterministic), Inspector(norm=bound), time.monotonic)
-    learner.put([intake(delta(0.5)), Make(Step(1, 0, 0))])
-    assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
+    learner.put([intake(delta(0.5))])
     assert sorted(looked) == ["f2", "f4", "f8"]
+    learner.put([Make(Step(1, 0, 0))])
+    assert [type(outcome) for outcome in learner.outcomes] == [Folded, Stepped]
+    assert sorted(looked) == ["f2", "f2", "f4", "f4", "f8", "f8"]  # the new weights, once
     assert learner.newest[1]["w"].tolist() == [0.5] * 5
 
 
