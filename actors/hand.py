@@ -70,14 +70,15 @@ class Hand(threading.Thread):
     """The thread that does tasks. It takes orders, places the arrays of each product where they are sent from, appends the
     product to `results`, and calls `wake`.
 
-    Weights that are put into `orders` are decoded, unless newer ones have come; then they are appended to `results` too. What
-    breaks this thread ends up there as well. newest: the newest weights, which the socket's thread sets.
+    For a workload that is put into `orders` the worker is made. Weights that are put there are decoded, unless newer ones have
+    come; then they are appended to `results` too. What breaks this thread ends up there as well. newest: the newest weights,
+    which the socket's thread sets.
     """
 
     def __init__(self, workshop: Workshop, clock: Clock, wake: Wake, shared: Shared, buffers: Buffers) -> None:
         super().__init__(name="worker", daemon=True)
         self._shared, self._buffers = shared, buffers
-        self.orders: queue.SimpleQueue[Order | Held | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[Order | Held | Mapping[str, Any] | None] = queue.SimpleQueue()
         self.results: deque[Product | Held | BaseException] = deque()
         self.newest: Held | None = None
         self._workshop, self._clock, self._wake = workshop, clock, wake
@@ -94,7 +95,9 @@ class Hand(threading.Thread):
     def _work(self) -> None:
         idle_since = self._clock()
         while (order := self.orders.get()) is not None:
-            if isinstance(order, Held):
+            if isinstance(order, Mapping):
+                self._make(order)
+            elif isinstance(order, Held):
                 if order is self.newest:
                     order.bundle(self._buffers)
                     self.results.append(order)
@@ -122,10 +125,12 @@ class Hand(threading.Thread):
         self._made = None
 
     def _obey(self, order: Order, weights: Bundle, waited: float) -> Product:
-        def worker() -> Worker:
-            if self._made is None or self._made[0] is not order.workload:
-                self._let_go()
-                self._made = (order.workload, self._workshop(order.workload))
-            return self._made[1]
+        worker = self._make(order.workload)
+        return perform(lambda: worker, order.run, weights, waited, self._clock, order.brief)
 
-        return perform(worker, order.run, weights, waited, self._clock, order.brief)
+    def _make(self, workload: Mapping[str, Any]) -> Worker:
+        """The worker for a workload. What its making raises ends this life: no task is to blame for that."""
+        if self._made is None or self._made[0] is not workload:
+            self._let_go()
+            self._made = (workload, self._workshop(workload))
+        return self._made[1]

@@ -10,9 +10,10 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class Actor:
         self.shared = Shared()
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
-        self.orders: deque[Order | Held] = deque()  # for the worker, at the end of this turn
+        self.orders: deque[Order | Held | Mapping[str, Any]] = deque()  # for the worker, at the end of this turn
         self.terms: Terms | None = None
         self.changes: Changes | None = None
         self.weights: Held | None = None  # the newest
@@ -124,6 +125,8 @@ class Actor:
         if isinstance(result, Product):
             self._made(result)
         elif isinstance(result, BaseException):
+            self._handle(events.Quit(f"cannot work: {result}"))
+            self.line.flush()
             raise result
         elif result is self.weights:
             self._handle(events.Decoded())
@@ -232,6 +235,7 @@ class Actor:
         self.weights = self.hand.newest = None
         self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)
+        self.orders.append(terms.workload)
 
     def _adopt(self, version: int, base: int) -> None:
         message, payload = self.heard

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal.coordinator.deciding import desk, patience
+from shoal.coordinator.deciding import desk, membership, patience
 from shoal.coordinator.deciding.claims import amiss
 from shoal.coordinator.deciding.events import Effect, Fold, Pull
 from shoal.coordinator.deciding.facts import Facts
@@ -19,6 +19,7 @@ from shoal.protocol.errors import printable
 from shoal.protocol.messages import Contribute, Failed, TaskName, Verdict
 
 NOTHING = Coming()
+SETUP = "setup"  # stage of a failure before any task, which an actor of another Shoal may tell; it says nothing of the task
 
 
 def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
@@ -165,5 +166,10 @@ def failed(facts: Facts, actor: Actor, message: Failed) -> Iterator[Effect]:
     yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
     facts.ledger.verdicts.remember(actor.session, Verdict(lease.name, lease.attempt, "refused", "failed"))
     yield _again(facts, actor, message)
-    yield from desk.take_back(facts, lease, error, "failed")
-    yield from patience.strike(facts, actor, f"failed in {stage}: {error}")
+    unfit = message.stage == SETUP
+    yield from desk.take_back(facts, lease, error, "failed", fault=not unfit)
+    if unfit:
+        yield facts.refusal(actor.peer, actor.session, f"this actor cannot work here: {error}", final=True)
+        yield from membership.part(facts, actor, "cannot set up its work")
+    else:
+        yield from patience.strike(facts, actor, f"failed in {stage}: {error}")

@@ -24,6 +24,7 @@ from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Pair
+from shoal.runs import theirs
 from shoal.runs.threads import few_for_good
 
 LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
@@ -79,11 +80,20 @@ def _live(
     coordinator, 2 the user's mistake."""
     heap.keep()
     few_for_good()
+
+    def made(workload: Mapping[str, Any]) -> Worker:
+        try:
+            return workshop(workload)
+        except Exception as raised:
+            if line := theirs.told(raised):
+                raise UserError(line) from raised
+            raise
+
     try:
         keys = arguments.get("keys")
         actor = Actor(
             str(arguments["address"]),
-            workshop,
+            made,
             name=name,
             session=os.urandom(8),
             clock=time.monotonic,

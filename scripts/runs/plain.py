@@ -62,7 +62,8 @@ class PlainWire:
             self._handle(Heard(envelope), payload)
         if self._due and self._weights is not None and not self._session.over:
             run = self._due.popleft()
-            product = perform(self._hand, run, self._weights, 0.0, self._clock, self._brief(run))
+            worker = self._hand()  # what this raises is no fault of the task
+            product = perform(lambda: worker, run, self._weights, 0.0, self._clock, self._brief(run))
             if product.bundle is not None:
                 self._kept[product.message.task] = product.bundle
             self._handle(Done(product.message, product.clients), None)

@@ -594,6 +594,18 @@ def test_a_failure_is_reported_answered_and_tried_again() -> None:
     assert names(run.said("a", Assign)) == [(0, 0)]
 
 
+def test_who_cannot_set_up_its_work_is_sent_away_and_no_task_is_to_blame() -> None:
+    run = Run(rounds(2), Bounds(ahead=1))
+    for name in "abcdef":
+        run.join(name)
+        assign = run.work(name)
+        run.hear(name, Failed(assign.task, assign.attempt, 0, "setup", "start this actor with --job FILE.py:job", ""))
+        assert [refused.final for refused in run.said(name, Refused)] == [True]
+        assert run.told("lost")
+        assert not run.told("aside")
+    assert run.join("g").contribute("g", "g").all(Step) == [Step(1, 0, 2)]
+
+
 def test_a_failure_of_an_old_attempt_is_answered_or_it_would_be_said_for_ever() -> None:
     run = Run(rounds()).join("a").hear("a", Failed((0, 0), 5, 0, "training", "no", ""))
     assert run.verdicts("a") == ["stale"]

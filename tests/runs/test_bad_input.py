@@ -376,12 +376,15 @@ def test_or_it_stops_where_the_job_says_so(folder: Path) -> None:
     assert "the run failed: task (0, 3) failed 3 times: RuntimeError: client three is ill" in said.err
 
 
-def test_a_worker_that_cannot_be_made_fails_in_setup_and_ends_the_run(folder: Path) -> None:
+@pytest.mark.parametrize("actors", [0, 2])
+def test_a_worker_that_cannot_be_made_ends_the_run_in_one_line_and_is_no_fault_of_a_task(folder: Path, actors: int) -> None:
     numpy_job(folder, made='raise OSError("no camera")')
-    said = shoal("simulate", "mine.py", "--actors", 0, "--json")
-    assert said.code == 1
-    assert "failed in setup: OSError: no camera" in reports(said)
-    assert "the run failed: no contribution to version 1 could be had" in said.err
+    said = shoal("simulate", "mine.py", "--actors", actors, "--json")
+    assert said.code == (1 if actors else 2)
+    assert "OSError: no camera" in said.err
+    assert "Traceback" not in said.err
+    assert ("could not set up its work" in said.err) == (actors > 0)
+    assert "set aside" not in said.err
 
 
 @pytest.mark.parametrize(

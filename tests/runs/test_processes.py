@@ -306,3 +306,22 @@ def test_where_the_actor_that_has_it_dies_as_well_it_is_made_again_and_a_person_
     half.end()
     assert half.recalled() == len(lost)
     assert not lost & half.accepted(2)
+
+
+def test_an_actor_without_the_job_says_so_in_one_line_and_the_run_goes_on_with_others(start, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom shoal import Federated\nfrom shoal.nets.models import mlp\n"
+        "x = np.random.default_rng(1).normal(size=(80, 64)).astype('float32')\n"
+        "job = Federated(mlp, (x, np.arange(80) % 10), clients=4, cohort=4, rounds=2, local_epochs=1)\n"
+    )
+    coordinator = start("coordinator", "mine.py", "--bind", "tcp://127.0.0.1:*", "--json")
+    address = coordinator.until(r"(tcp://127\.0\.0\.1:\d+)")[1]
+    strangers = [start("actor", address) for _ in range(2)]
+    for stranger in strangers:
+        assert stranger.child.wait(LIMIT) == 2
+        assert "start this actor with --job FILE.py:job" in stranger.said()
+        assert "Traceback" not in stranger.said()
+    start("actor", address, "--job", "mine.py")
+    result = coordinator.result()
+    assert (result["version"], result["contributions"]) == (2, 8)
+    assert "set aside" not in coordinator.said()
