@@ -7,6 +7,8 @@ generators, from which an environment may draw, are set likewise, and afterwards
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +87,8 @@ class Rollout:
     episodes: number of episodes in one evaluation, at most num_envs side by side. The first episodes of each environment
     count, a number that is fixed ahead, so that short episodes are not favoured.
     longest: number of steps at which an episode of an evaluation is a UserError.
+    seconds: time after which a rollout ends early, after a whole step: its other rows are masked, the last row
+    bootstraps, and the next rollout goes on from there. 0: never.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
@@ -98,6 +102,9 @@ class Rollout:
     seed: int
     episodes: int = 20
     longest: int = 100_000
+    seconds: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    _told: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
     _stage: Worlds | None = field(init=False, default=None)  # environments of evaluation, apart from those of training
     _layout: Layout | None = field(init=False, default=None)
@@ -159,8 +166,13 @@ class Rollout:
         actions = life.envs.spaces.action
         noise = actions.noise(rng, T, B)
         parameters = np.empty((T, B, actions.parameters), np.float32)
-        step, replaced = life.step, life.step.replaced
+        step, replaced, began = life.step, life.step.replaced, self.clock()
         for t in range(T):
+            if t and 0 < self.seconds < self.clock() - began:
+                self._cut(t)
+                observation[t:T], mask[t:], lived[t:] = step.observation, False, False
+                reward[t:], action[t:], parameters[t:] = 0, 0, 0
+                break
             observation[t], mask[t] = step.observation, step.mask
             parameters[t] = self.policy.parameters(step.observation)
             action[t] = actions.act(parameters[t], noise[t])
@@ -174,6 +186,16 @@ class Rollout:
         bundle["log_prob"][...] = actions.log_prob(parameters, action)
         life.step = step._replace(replaced=0)  # the replaced processes are counted by now
         return reward, lived, replaced
+
+    def _cut(self, rows: int) -> None:
+        if not self._told:
+            print(
+                f"shoal: environments are slow: a rollout ends after {rows} of rollout_length={self.rollout_length} steps: "
+                f"it took {self.seconds:g} s, half of its lease; give a larger lease, a smaller num_envs, or vector=async",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._told = True
 
     def _bundle(self, envs: Worlds) -> Bundle:
         if self._layout is None:

@@ -12,6 +12,7 @@ from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
+from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators import Aggregator, amiss, lacking
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
@@ -239,6 +240,8 @@ class Job:
 
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)
+        if isinstance(made, Rollout):
+            made.seconds = self.bearing.lease / 2  # a rollout that is cut short is worth more than a task that fails
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
 
     # For evaluation and export

@@ -16,8 +16,10 @@ from counting import Counting, counting, definition, finished
 from gymnasium import spaces
 
 from shoal.actors.workers.rollout import MAX_SAMPLES, Rollout
+from shoal.aggregators.gae import gae
 from shoal.envs.spaces import Discrete, Observations, Spaces
 from shoal.envs.vector import Envs, make_vector, spaces_in
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
@@ -393,3 +395,58 @@ def test_a_task_leaves_global_generators_as_they_were(task: Task) -> None:
     diced().run(NOTHING, 0, task)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[union-attr,index]
     assert before == after
+
+
+# Slow environments
+
+
+class Hours:
+    """A clock that moves on by `each` seconds at every look."""
+
+    def __init__(self, each: float) -> None:
+        self.now, self.each = 0.0, each
+
+    def __call__(self) -> float:
+        self.now += self.each
+        return self.now
+
+
+def paced(mode: str, rollout_length: int, seconds: float, each: float) -> Rollout:
+    make = scripted(SCRIPTS, mode)
+    return Rollout(make, Still(), rollout_length, len(SCRIPTS), seed=0, seconds=seconds, clock=Hours(each))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rollout_that_takes_too_long_ends_early_and_loses_no_transition(mode: str, capsys: Any) -> None:
+    """Cut after 5 rows, it has the rows of a rollout of 5; the others are masked, and the next one goes on from there."""
+    slow, short = paced(mode, 9, 5.0, 1.1), paced(mode, 5, 0.0, 1.1)
+    for _ in range(6):
+        works = slow.run(NOTHING, 0, TRAIN), short.run(NOTHING, 0, TRAIN)
+        cut, whole = (work.bundle for work in works)
+        assert cut is not None
+        assert whole is not None
+        for name in ("reward", "terminated", "truncated", "mask"):
+            assert (cut[name][:5] == whole[name]).all()
+        assert (cut["observation"][:6] == whole["observation"]).all()
+        assert not cut["mask"][5:].any()
+        assert np.isfinite(cut["log_prob"]).all()
+        assert (works[0].steps, works[0].samples) == (works[1].steps, works[1].samples)
+        targets = []
+        for one, n in ((cut, 9), (whole, 5)):
+            reward, mask, over = (torch.from_numpy(one[name]) for name in ("reward", "mask", "terminated"))
+            value = torch.from_numpy(one["observation"]).sum(-1)[: n + 1]
+            targets.append(gae(reward, 0.9 * ~over, value[:-1], value[-1], mask).advantage[:5])
+        assert torch.equal(*targets)
+    assert capsys.readouterr().err.count("shoal: environments are slow: a rollout ends after 5 of rollout_length=9") == 1
+
+
+def test_a_rollout_makes_one_step_at_least_and_all_if_there_is_no_limit() -> None:
+    assert paced("NextStep", 7, 1.0, 50.0).run(NOTHING, 0, TRAIN).steps == len(SCRIPTS)
+    assert paced("NextStep", 7, 0.0, 50.0).run(NOTHING, 0, TRAIN).steps > len(SCRIPTS)
+
+
+def test_a_jobs_rollouts_take_half_of_its_lease_at_most() -> None:
+    for lease in (90.0, 0.0):
+        worker = Reinforcement("CartPole-v1", lease=lease).worker()
+        assert isinstance(worker, Rollout)
+        assert worker.seconds == lease / 2
