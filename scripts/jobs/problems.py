@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -345,7 +346,11 @@ class Environment(Problem):
         return TorchPolicy(self.module(seed))
 
     def prepare(self, method: Method, seed: int) -> None:
-        self.spaces()
+        spaces = self.spaces()
+        if self.vector == "native" and (single := replace(self, vector="sync").spaces()) != spaces:
+            also = f"observations {list(spaces.observation.shape)} of {spaces.observation.dtype}, {spaces.action}"
+            plain = f"{list(single.observation.shape)} of {single.observation.dtype}, {single.action}"
+            print(f"shoal: vector=native: {self.env} has {also}, where gymnasium.make gives {plain}", file=sys.stderr)
         if self.apart:
             self._hatched()
 

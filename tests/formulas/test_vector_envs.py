@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from shoal.envs.spaces import Box, Discrete, Observations, spaces_of
 from shoal.envs.vector import EnvError, Envs, Step, make_vector, spaces_in
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -383,6 +384,15 @@ def test_an_id_is_gymnasiums_environment_unless_another_is_chosen_and_pays_raw_r
 def test_an_id_without_a_vector_environment_has_no_native_one() -> None:
     with pytest.raises(UserError, match="vector=native: Acrobot-v1 has no vector environment of its own"):
         make_vector("Acrobot-v1", 2, "native")
+
+
+@pytest.mark.parametrize(("env", "said"), [("Coins-v0", True), ("CartPole-v1", False)])
+def test_what_a_chosen_vector_environment_sees_otherwise_is_said(env: str, said: bool, capsys: Any) -> None:
+    Reinforcement(env, vector="native").prepare()
+    line = (
+        f"shoal: vector=native: {env} has observations [4] of f4, Discrete(n=2, start=0), where gymnasium.make gives [2] of f4"
+    )
+    assert (line in capsys.readouterr().err) == said
 
 
 # Infos, and exceptions
