@@ -6,6 +6,7 @@ The one idea: a data set is two arrays, `Examples(x, y)`; everything else about 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import io
 import math
@@ -45,6 +46,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def sha256(self) -> str:
+        """A digest of all arrays and their shapes."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.y, self.weight):
+            digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
+            digest.update(b"" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
 
     def __getitem__(self, which: Any) -> Examples:
         """A slice (a view) or an array of indices (a copy)."""

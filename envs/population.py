@@ -7,6 +7,7 @@ client's data are a view, made when they are asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from shoal.envs.datasets import Examples
 from shoal.envs.sources import examples_of
+from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, within
 
 
@@ -39,7 +41,7 @@ class Population:
 
     def __post_init__(self) -> None:
         within("clients", self.clients, first=1)
-        object.__setattr__(self, "examples", _checked(self.examples))
+        object.__setattr__(self, "examples", _checked(self.examples, self.divides is None))
 
     @classmethod
     def divided(
@@ -79,11 +81,15 @@ def listed(clients: Sequence[int]) -> str:
     return ", ".join(map(str, clients[:8])) + ", ..." * (len(clients) > 8)
 
 
-def _checked(of: Callable[[int], Any]) -> Callable[[int], Examples]:
-    """A function from a client to its Examples, around one that returns any data set. Raises UserError naming the client."""
+def _checked(of: Callable[[int], Any], draws: bool) -> Callable[[int], Examples]:
+    """A function from a client to its Examples, around one that returns any data set. Raises UserError naming the client.
+
+    draws: True if the function is a user's, which finds the global generators set from the client.
+    """
 
     def examples(client: int) -> Examples:
-        found = of(client)
+        with globally(0, "examples", client) if draws else nullcontext():
+            found = of(client)
         try:
             return examples_of(found)
         except UserError as wrong:

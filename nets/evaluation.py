@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shoal.envs.datasets import Examples
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, seeded
+from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics, Totals
@@ -213,7 +214,8 @@ class Evaluation:
 
     def __call__(self, weights: Bundle) -> Metrics:
         self.flat.read(weights)
-        totals = tallied(self.flat.module, self.data, self.loss, self.batch_size, self.metrics)
+        with globally(0, "evaluate"):  # for a module that draws when it is evaluated
+            totals = tallied(self.flat.module, self.data, self.loss, self.batch_size, self.metrics)
         means = {name: total / count for name, (total, count) in totals.items() if count}
         return {**means, "examples": float(len(self.data[1]))}
 

@@ -15,6 +15,7 @@ from shoal.envs.datasets import split
 from shoal.envs.partition import PARTITIONS, classes_of, parts_of
 from shoal.envs.population import Population
 from shoal.envs.sources import ACCEPTED, examples_of, is_listed, is_set, split_table, told
+from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 
 
@@ -28,7 +29,8 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
     (labels, clients, seed) -> an array of indices for each client. Raises UserError.
     """
     if callable(data) and not isinstance(data, Population) and not is_set(data):
-        data = data(settings) if inspect.signature(data).parameters else data()
+        with globally(0, "data"):  # the same data for every seed of a run, and in every process
+            data = data(settings) if inspect.signature(data).parameters else data()
     if not isinstance(data, Population):
         training, held_out = _parts(data)
         if not isinstance(training, list):

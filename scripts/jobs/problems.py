@@ -83,6 +83,10 @@ class Problem:
     def try_out(self, method: Method, seed: int) -> None:
         """Try the user's part once, in this process. Raises UserError for a fault in it."""
 
+    def held_out_digest(self, method: Method, seed: int) -> str:
+        """The digest of the held-out data; "" if there is none."""
+        return ""
+
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         """Lines about the user's part that a person is told when a run begins."""
         return ()
@@ -179,6 +183,10 @@ class Supervised(Problem):
         if classes is not None:
             population.check_classes(classes, ignored_label(loss))
 
+    def held_out_digest(self, method: Method, seed: int) -> str:
+        held_out = self.population(method, seed).held_out
+        return "" if held_out is None else held_out.sha256()
+
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         population = self.population(method, seed)
         return (*population.notes, *self._left_out(method, population))
@@ -227,6 +235,8 @@ class Supervised(Problem):
         asks = callable(self.source) and not hasattr(self.source, "examples") and inspect.signature(self.source).parameters
         key = repr((plain(self), self.partition, settings.clients, seed, vars(settings) if asks else ()))
         if key not in self.made:
+            import torch  # noqa: F401  its generator is set for the data function too
+
             self.made.clear()  # keep one population at most: data may be large
             self.made[key] = populated(self.source, settings, seed)
         found: Population = self.made[key]

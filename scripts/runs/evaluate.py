@@ -27,6 +27,7 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
         raise UserError(f"{run.folder}: version {snapshot.version} is not finite: {name!r} holds NaN or an infinity")
     if (central := job.central()) is not None:
         few()
+        run.dir.check_held_out(job.problem.held_out_digest(job.method, job.seed))
         return {**version, **central(snapshot.weights)}
     settings = job.plain()
     plays = "eval_episodes" in settings

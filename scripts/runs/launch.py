@@ -27,6 +27,7 @@ from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys
+from shoal.protocol.draws import kept_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
@@ -125,10 +126,15 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         central = job.central(ready.device)
         record = Record(options.run, time.time(), lambda version: central is not None and job.method.due(version))
         observer = Together(stack.enter_context(record), observer)  # a row is there when it is told
+        if not config.actors:
+            stack.enter_context(kept_globals())  # tasks set them, in the user's own process
         aggregator = job.aggregator(ready.device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):
             observer.report(Report("threads", why, "warning"))
+        if digest := job.problem.held_out_digest(job.method, job.seed):
+            options.run.check_held_out(digest)
+            options.run.held_out_file.write_text(digest + "\n")
         for note in job.problem.notes(job.method, job.seed):
             observer.report(Report("data", note, "warning"))
         layout = aggregator.weights().layout

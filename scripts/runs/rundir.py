@@ -105,6 +105,7 @@ class RunDir:
         self.summary_file = self.path / "summary.json"
         self.log_file = self.path / "log.txt"
         self.picture = self.path / "learning.png"
+        self.held_out_file = self.path / "held_out.sha256"
 
     @classmethod
     def create(cls, job: str, when: datetime, parent: Path | str = "runs", path: Path | str | None = None) -> RunDir:
@@ -155,6 +156,15 @@ class RunDir:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, atomically. The summary of a resumed run replaces the summary from before."""
         _replace(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+
+    def check_held_out(self, digest: str) -> None:
+        """Raises UserError if the run was begun with other held-out data. digest: of the data now, "" if there is none."""
+        before = self.held_out_file.read_text().strip() if self.held_out_file.is_file() else ""
+        if before and digest and before != digest:
+            raise UserError(
+                f"{self.path}: the held-out data is not that of the run ({digest[:12]}, not {before[:12]}), so "
+                "results would not compare: the job's data must be the same each time (seed its generators)"
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         """The history: one row for each version, versions rising. Several lines of one version (its training, and an evaluation
