@@ -7,6 +7,7 @@ contribution without a verdict. If only the connection is new, the coordinator t
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -304,6 +305,7 @@ class Session:
             else:
                 self.undone += max(nbytes, LEAST)
             yield effects.Adopt(version, base)
+            yield from self._drop_weights(version)  # or an older version, which nobody sends any more, would hold up the queue
         self.owing = self.undone > BACKLOG
         if not self.owing:  # else the coordinator sends no more until the worker has added these
             yield self._have(version)
@@ -336,10 +338,12 @@ class Session:
             self.fetching.begin(what, nbytes, self.now)
         yield from self._ask()
 
-    def _drop_weights(self) -> Iterator[Effect]:
+    def _drop_weights(self, upto: float = math.inf) -> Iterator[Effect]:
+        """Stop fetching weights of versions up to this one."""
         for what in self.fetching.weights():
-            self.fetching.drop(what)
-            yield effects.Drop(what)
+            if what[0] <= upto:
+                self.fetching.drop(what)
+                yield effects.Drop(what)
 
     def _ask(self) -> Iterator[Effect]:
         if self.epoch:

@@ -295,7 +295,7 @@ class Audit:
         message, row.heard_at = envelope.message, self.core.facts.now
         if isinstance(message, Have) and message.version == row.sent:
             row.under_way, row.held = False, message.version
-        if isinstance(message, OF_WORK):
+        if isinstance(message, OF_WORK) or (isinstance(message, Beat) and not message.runs):
             row.stuck = False
         row.settled = row.settled or isinstance(message, OF_MORE)
         row.spoke = row.spoke or not isinstance(message, Hello)

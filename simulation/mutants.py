@@ -124,6 +124,7 @@ MUTANTS = (
     Mutant("others come beside what is tried alone", Roster, "allow", "if actor.alone else", "if False else"),
     Mutant("leases never end", patience, "tick", "if facts.bounds.lease:", "if False:"),
     Mutant("an actor that hangs gets more", patience, "_stick", "facts.roster.allow(actor, 0)", "pass"),
+    Mutant("an idle actor counts as hanging", core, "_listen", "if not runs:", "if False:"),
     Mutant("an actor that hung stays idle", patience, "unstick", "facts.roster.allow(actor, facts.bounds.ahead)", "pass"),
     Mutant("a revoked task still burdens", desk, "revoke", "unburden(facts, actor, lease.name)", "pass"),
     Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),

@@ -142,6 +142,8 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
             return contributions.contributed(facts, actor, message, event.fault, event.whole)
         case Beat(progress, runs=runs):
             actor.progress, actor.runs = max(actor.progress, progress), runs
+            if not runs:  # the task or its brief never came, or the task was cancelled before it began
+                patience.unstick(facts, actor)
             return ()
         case Have(version):
             facts.roster.arrived(actor, version, facts.version)

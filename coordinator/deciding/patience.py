@@ -92,7 +92,7 @@ def _stick(facts: Facts, lease: Lease) -> Iterator[Effect]:
 
 
 def unstick(facts: Facts, actor: Actor) -> None:
-    """Give a stuck actor tasks again: its worker spoke. A worker never speaks of a task cancelled early, so any word counts."""
+    """Give a stuck actor tasks again: its worker spoke, or runs no task."""
     if actor.stuck:
         actor.stuck = False
         if not actor.idles:

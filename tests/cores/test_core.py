@@ -956,8 +956,15 @@ def test_an_actor_that_hangs_gets_no_more_until_its_worker_speaks() -> None:
     run.tick(after=5.1)
     assert run.all(Evict) == [Evict(b"a")]
     assert run.said("a", Assign) == []
-    assert run.hear("a", Beat(0)).tick(after=9.0).said("a", Assign) == []  # its other thread lives, which says nothing
+    at_it = Beat(0, runs=(*late.task, late.attempt))
+    assert run.hear("a", at_it).tick(after=9.0).said("a", Assign) == []  # its other thread lives, which says nothing
     assert names(run.hear("a", late).said("a", Assign)) == [(0, 0)]
+
+
+def test_an_actor_that_runs_no_task_does_not_hang() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a").hear("a", Have(0)).tick(after=5.1)
+    assert run.said("a", Assign) == []
+    assert names(run.hear("a", Beat(0)).tick(after=0.1).said("a", Assign)) == [(0, 0)]
 
 
 def test_an_actor_whose_weights_are_still_on_their_way_does_not_hang() -> None:

@@ -6,6 +6,7 @@ The one idea: everything said is safe to say again, so every story is about what
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -402,6 +403,15 @@ def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all()
     story.hear(Weights(9, base=7)).tick()
     assert story.all(Adopt) == []
     assert [hello.held for hello in story.said(Hello)] == [WHOLE]
+
+
+def test_weights_that_came_another_way_end_the_fetching_of_older_ones() -> None:
+    story = Story().welcomed().hear(Weights(0, (), 10))
+    brief = replace(assign((4, 0)), brief="layout", nbytes=20)
+    assert story.hear(Weights(4)).hear(brief).coming() == [((4, 0, 1), 20)]
+    assert story.hear(Chunk((0,), 0, 10)).effects == []
+    story = Story().welcomed().hear(Weights(7, (), 10))
+    assert story.hear(Weights(4)).coming() == [((7,), 10)]  # a late word of an older version
 
 
 def test_what_changed_is_fetched_by_its_own_name() -> None:
