@@ -178,7 +178,7 @@ def _stalled(facts: Facts, task: TaskName) -> Iterable[Effect]:
     if lease is None or not lease.pulled:
         return ()
     its = facts.roster.actors[lease.session].name
-    why = f"nothing came of its arrays from {its} for {facts.bounds.lease:g} s, {to_go(lease.left, lease.nbytes)}"
+    why = f"nothing came of its arrays from {its} for {facts.bounds.stall:g} s, {to_go(lease.left, lease.nbytes)}"
     return patience.overdue(facts, lease, why)
 
 

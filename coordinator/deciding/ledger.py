@@ -109,6 +109,7 @@ class Ledger:
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
     returned: deque[Waiting] = field(default_factory=deque)
+    took: dict[str, deque[float]] = field(default_factory=dict)  # kind -> seconds of its last tasks that came in
     later: list[Waiting] = field(default_factory=list)  # returned tasks of versions that are still to come
     parked: int = 0
     counts: Counts = field(default_factory=Counts)

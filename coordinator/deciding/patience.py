@@ -6,6 +6,7 @@ and reports that to the person.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership
@@ -59,17 +60,20 @@ def _expire(facts: Facts) -> Iterator[Effect]:
     """Take back the leases whose time is up."""
     for lease in _late(facts):
         yield from _stick(facts, lease)
-        yield from overdue(facts, lease, f"no result within its lease of {facts.bounds.lease:g} s")
+        yield from overdue(facts, lease, f"no result within its lease of {facts.limit(lease.task.kind):g} s")
 
 
 def _late(facts: Facts) -> list[Lease]:
     """Return the leases whose time is up, oldest first, because leases are kept in the order they were given. A lease whose
     contribution waits here or with the learner is not late, and must not hide others."""
     late: list[Lease] = []
+    limits = {kind: limit for kind in facts.ledger.took if (limit := facts.limit(kind))}
+    shortest = facts.bounds.lease if facts.bounds.lease > 0 else min(limits.values(), default=math.inf)
     for lease in facts.ledger.leases.values():
-        if facts.now - lease.since <= facts.bounds.lease:
+        if (took := facts.now - lease.since) <= shortest:
             break
-        if not (lease.folding or lease.pulled or lease.briefing or lease.promise):
+        limit = limits.get(lease.task.kind, facts.bounds.lease)
+        if took > limit > 0 and not (lease.folding or lease.pulled or lease.briefing or lease.promise):
             late.append(lease)
     return late
 
@@ -135,7 +139,8 @@ def waiting_for(facts: Facts, most: int = 5) -> list[str]:
 
 def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     """Return a line on a task that is out, and on the arrays under way for it."""
-    line = f"{actor.name}, on task {lease.name}, for {facts.now - lease.since:.0f} s"
+    limit = facts.limit(lease.task.kind)
+    line = f"{actor.name}, on task {lease.name}, for {facts.now - lease.since:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
     if lease.briefing:
         return f"{line}: the learner, which makes its brief"
     if lease.pulled or lease.left:

@@ -292,7 +292,7 @@ class Traffic:
         doing = self._decide(event)
         if self.receiving.idle:
             return doing
-        lease = self.core.facts.bounds.lease
+        lease = self.core.facts.bounds.stall
         for task in self.receiving.stalled(self.now - lease) if lease else ():
             doing.extend(self._decide(events.Stalled(task)))
         wants, in_vain = self.receiving.ask(self.now, self.core.facts.starves())

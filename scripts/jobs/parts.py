@@ -52,7 +52,11 @@ class KeepingDeltas(Keeping):
 class Bearing:
     """Settings for tasks that fail or take too long, and for actors whose contributions are refused."""
 
-    lease: float = option(0.0, "seconds that a task may take (0: no limit)", least=0)
+    lease: float = option(
+        -1.0,
+        "seconds that a task may take (0: no limit; -1: ten times the median of what tasks of its kind took, at least 60)",
+        least=-1,
+    )
     on_failure: str = option("continue", "what the run does when a task has failed three times", choices=("continue", "stop"))
     strikes: int = option(
         5, "failed tasks or refused contributions in a row after which an actor is in quarantine (0: never)", least=0

@@ -7,6 +7,7 @@ The one idea: a story says what is heard and looks at what comes of it; whatever
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -700,6 +701,28 @@ def test_an_actor_that_computes_without_a_word_keeps_its_task_while_its_connecti
     assert run.event(Lost(b"a", "lost its connection")).told("lost") == [
         "a lost its connection in task (0, 0); 1 of its tasks go to others"
     ]
+
+
+def test_a_lease_follows_what_tasks_took_and_begins_when_three_are_in() -> None:
+    run = Run(rounds(9), Bounds(ahead=1, lease=-1.0, patience=1e6)).join("a", "b")
+    assert run.tick(after=9_000.0).told("late") == []  # nobody knows yet what a task takes
+    for _ in range(3):
+        run.tick(after=12.0).contribute("b")
+    assert run.tick(after=0.1).told("late")[0].endswith("no result within its lease of 120 s")
+    assert any(line.startswith("b, on task") and line.endswith("of at most 120") for line in waiting_for(run.core.facts))
+
+
+@pytest.mark.parametrize(("lease", "late"), [(-1.0, [False, True]), (0.0, [False, False])])
+def test_a_lease_of_short_tasks_is_a_minute_unless_it_is_switched_off(lease: float, late: list[bool]) -> None:
+    run = Run(rounds(9), Bounds(ahead=1, lease=lease, patience=1e6)).join("b").contribute("b", "b", "b").join("a")
+    assert [bool(run.tick(after=seconds).told("late")) for seconds in (59.0, 2.0)] == late
+
+
+def test_short_tasks_of_another_kind_do_not_shorten_a_lease() -> None:
+    run = Run(rounds(9), Bounds(ahead=1, lease=-1.0, patience=1e6)).join("a")
+    run.core.facts.ledger.took.update({"evaluate": deque([0.1] * 50), "train": deque([50.0] * 3)})
+    assert run.tick(after=400.0).told("late") == []
+    assert run.tick(after=101.0).told("late")
 
 
 def test_after_a_death_the_task_that_ran_is_tried_alone_and_then_others_come_again() -> None:

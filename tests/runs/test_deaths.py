@@ -56,7 +56,7 @@ def killing(kill: Callable[[], Any], clients: int = 12) -> shoal.Job:
 
 
 def test_a_client_that_ends_its_actor_takes_no_other_along() -> None:
-    kills: list[Callable[[], Any]] = [lambda: os._exit(0), lambda: os.kill(os.getpid(), signal.SIGSEGV)]
+    kills: list[Callable[[], Any]] = [lambda: os._exit(0), lambda: os.kill(os.getpid(), signal.SIGKILL)]
     runs = [shoal.run(killing(kill), actors=2, show=False) for kill in kills]
     for run in runs:
         logged = run.dir.log_file.read_text()
