@@ -29,11 +29,12 @@ RECENT = 4  # versions back to which changes are kept: an actor that holds one o
 @dataclass(frozen=True, slots=True)
 class Model:
     """Weights: the weights before, and the clients and products folded in since. digest: of all that makes two models the same.
-    data: as many bytes as RECENT changes have."""
+    layout: of no floats. data: as many bytes as RECENT changes have."""
 
     digest: int
     before: Model | None = field(default=None, repr=False, compare=False)  # not compared: the digest covers it
     folded: tuple[tuple[tuple[int, ...], int], ...] = ()
+    layout: ClassVar[Layout] = LAYOUT
     data: ClassVar[Bytes] = Bundle.zeros(Layout.of({"whole": ("i8", (RECENT * LAYOUT.nbytes // 8,))})).data
 
     def sha256(self) -> str:

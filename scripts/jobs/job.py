@@ -241,7 +241,7 @@ class Job:
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)
         if isinstance(made, Rollout):
-            made.seconds = self.bearing.lease / 2  # a rollout that is cut short is worth more than a task that fails
+            made.seconds = max(0.0, self.bearing.lease) / 2  # a rollout that is cut short is worth more than a task that fails
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
 
     # For evaluation and export
