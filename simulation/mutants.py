@@ -135,7 +135,7 @@ MUTANTS = (
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
     Mutant("a new connection is not believed", membership, "greet", "actor.peer != peer or ", ""),
-    Mutant("the silent are waited for", patience, "tick", "actor := facts.roster.silent", "False and facts.roster.silent"),
+    Mutant("the silent are waited for", patience, "tick", "if not _computes", "if False and not _computes"),
     Mutant(
         "two actors have one number",
         Roster,
@@ -234,7 +234,7 @@ MUTANTS = (
     Mutant("work on weights that are not there", Stream, "_next", "version - self.max_lag", "version + 1"),
     Mutant("the plan hears all of it twice", desk, "_new", "news.clear()", "len(told) % 5 == 3 or news.clear()"),
     Mutant("the plan hears nothing", desk, "_new", "facts.seats, told", "facts.seats, ()"),
-    Mutant("the plan hears of failures as refusals", contributions, "failed", '"failed")\n', '"refused")\n'),
+    Mutant("the plan hears of failures as refusals", contributions, "failed", '"failed", fault', '"refused", fault'),
     Mutant("the plan hears none of the numbers", contributions, "folded", ", lease.done.totals", ""),
     Mutant("seats are counted that are taken", Roster, "seats", "actor.capacity - len(actor.tasks)", "actor.capacity"),
     # Durable records
