@@ -110,7 +110,15 @@ def _contribute(
 
 
 def _total(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return (math.fsum(total for total, _ in pairs), math.fsum(count for _, count in pairs))
+    return (_added([total for total, _ in pairs]), _added([count for _, count in pairs]))
+
+
+def _added(numbers: Sequence[float]) -> float:
+    """The sum of a worker's figures, rounded once; NaN if it overflows or two infinities cancel."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def _failed(run: Run, client: int, stage: str, raised: BaseException) -> Failed:

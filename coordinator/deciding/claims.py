@@ -6,12 +6,61 @@ The one idea: an actor may claim anything about its own work, within its lease; 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.ledger import Lease
+from shoal.protocol.errors import printable
 from shoal.protocol.messages import Contribute
 
 SLACK = 10.0  # seconds by which an actor's clock and the coordinator's may differ over one task
+
+LARGEST = 2.0**500  # most of a figure, in absolute value: its square, and a sum of as many as can come, is still finite
+LONGEST = 64  # characters of a metric's name
+OF_A_KEY, OF_ALL = 128, 1_024  # names of metrics that a run keeps: those that one key brought first, and all
+T = TypeVar("T")
+
+
+class Figures:
+    """The figures of contributions, totals and samples, that a run's statistics take. A figure that is no good is dropped, and
+    the contribution is not refused for it: statistics touch no weights."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._brought: Counter[str] = Counter()
+
+    def sound(self, message: Contribute, user: str) -> tuple[Contribute, str]:
+        """Return the message without the figures that are no good, and why the first of them is not; "" if all are good."""
+        faults: list[str] = []
+        totals = self._good(message.totals, lambda pair: _within(pair[0]), user, faults)
+        samples = self._good(message.samples, lambda values: all(map(_within, values)), user, faults)
+        return (replace(message, totals=totals, samples=samples), faults[0]) if faults else (message, "")
+
+    def _good(self, figures: Mapping[str, T], fits: Callable[[T], bool], user: str, faults: list[str]) -> Mapping[str, T]:
+        good: dict[str, T] = {}
+        for name, figure in figures.items():
+            if not fits(figure):
+                faults.append(f"{printable(name, LONGEST)!a} is not finite, or above 2**500")
+            elif name in self.names or self._admit(name, user):
+                good[name] = figure
+            else:
+                most = f"at most {LONGEST} characters, and {OF_A_KEY} names of one key or {OF_ALL} of all are kept"
+                faults.append(f"{printable(name, LONGEST)!a} is one name of a metric too many, or too long: {most}")
+        return good
+
+    def _admit(self, name: str, user: str) -> bool:
+        if not (len(name) <= LONGEST and name.isprintable() and self._brought[user] < OF_A_KEY and len(self.names) < OF_ALL):
+            return False
+        self.names.add(name)
+        self._brought[user] += 1
+        return True
+
+
+def _within(figure: float) -> bool:
+    return -LARGEST <= figure <= LARGEST  # NaN is not
 
 
 def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds, now: float) -> str:
@@ -23,8 +72,8 @@ def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds, now: flo
         return f"made_from {message.made_from} is not a version this actor was sent for the task"
     if not (math.isfinite(message.weight) and message.weight > 0):
         return f"weight {message.weight} is not a finite number above 0"
-    if not all(math.isfinite(count) and count >= 0 for _, count in message.totals.values()):
-        return "a count in its totals is not a finite number from 0"
+    if not all(count == 0 or 1 / LARGEST <= count <= LARGEST for _, count in message.totals.values()):
+        return "a count in its totals is not 0, or a number from 2**-500 to 2**500"
     if not 0 <= message.steps < 2**53:
         return "its number of steps is out of range"
     if lease.counts and bounds.steps:
@@ -32,7 +81,7 @@ def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds, now: flo
             return f"{message.steps} steps, where its task has {most} at most"
         if any(len(values) > message.steps for values in message.samples.values()):
             return f"more samples than its {message.steps} steps"
-    if not (0 <= message.trained < math.inf and 0 <= message.waited < math.inf):
+    if not (0 <= message.trained <= LARGEST and 0 <= message.waited <= LARGEST):
         return "the times it took are not finite numbers from 0"
     if not lease.promise and message.trained > now - lease.since + SLACK:
         return f"{message.trained:g} s of work, but its actor has had the task for {now - lease.since:g} s"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shoal.coordinator.deciding import deeds, events
+from shoal.coordinator.deciding.claims import Figures
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import Deed, Happening
 from shoal.coordinator.deciding.events import Event
@@ -67,6 +68,7 @@ class Traffic:
 
     def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
         self.core, self.premises, self.slots = core, premises, slots
+        self.figures = Figures()
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
@@ -85,7 +87,7 @@ class Traffic:
             deeds.Ended: self._ended,
         }
         self._hears: Mapping[type[Any], Callable[[Any, Any], Sequence[Deed]]] = {
-            Contribute: self._contributed,
+            Contribute: self._claimed,
             Have: self._arrived,
             Want: self._on_lane,
             Chunk: self._on_lane,
@@ -132,6 +134,15 @@ class Traffic:
         return doing
 
     # Contributions
+
+    def _claimed(self, event: events.Heard, message: Contribute) -> Sequence[Deed]:
+        """Take a contribution, without the figures that are no good."""
+        sound, fault = self.figures.sound(message, event.user)
+        if not fault:
+            return self._contributed(event, message)
+        actor = self.core.facts.roster.at(event.peer)
+        report = Report("figures", f"{actor.name if actor else 'an actor'}: dropped a figure: {fault}", "warning")
+        return (report, *self._contributed(replace(event, envelope=replace(event.envelope, message=sound)), sound))
 
     def _contributed(self, event: events.Heard, message: Contribute) -> Sequence[Deed]:
         if not message.slot:

@@ -529,9 +529,12 @@ def test_an_actor_cannot_answer_for_another() -> None:
         {"steps": 2**53},
         {"totals": {"loss": (1.0, math.inf)}},
         {"totals": {"loss": (1.0, -1.0)}},
+        {"totals": {"loss": (1.0, 1.7e308)}},
+        {"totals": {"loss": (1.0, 1e-300)}},
         {"summed": True},
         {"trained": math.nan},
         {"waited": -1.0},
+        {"waited": 1.7e308},
     ],
     ids=repr,
 )

@@ -138,6 +138,22 @@ def delta() -> Bundle:
     return Bundle.pack({"w": np.ones(2, np.float32)})
 
 
+@pytest.mark.parametrize("total", [math.inf, -math.inf, 1.7e308, math.nan])
+def test_totals_that_cannot_be_added_are_no_number_and_end_no_actor(total: float) -> None:
+    works = iter([total, -total if math.isinf(total) else total, 1.0])
+
+    class Turns(Three):
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            return Work(delta(), totals={"loss": (next(works), 1.0)})
+
+    hand: Any = lambda: Turns(Work(None))  # noqa: E731
+    order = Order(Task(0, 0, (0, 1, 2), "mine"), 1, True, 0)
+    message = perform(hand, order, Bundle.pack({"w": np.zeros(2, np.float32)}), 0.0, float).message
+    assert isinstance(message, Contribute)
+    assert math.isnan(message.totals["loss"][0])
+    assert message.totals["loss"][1] == 3.0
+
+
 def test_steps_of_all_clients_are_added() -> None:
     message = done(Work(delta(), steps=np.int64(7)), clients=(0, 1, 2))  # type: ignore[arg-type]
     assert isinstance(message, Contribute)

@@ -5,12 +5,14 @@ No sockets, no arrays but their number of bytes, and a clock wound by hand.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pytest
 
 from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.claims import OF_A_KEY, OF_ALL, Figures
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import (
     Deed,
@@ -31,6 +33,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.reports import Report
+from shoal.coordinator.tally import Tally
 from shoal.protocol.fetching import LEAST, PROBE, UNKNOWN
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -163,6 +166,55 @@ def fetching(*names: str) -> Run:
 
 
 # Contributions
+
+
+BIG = 1.7e308
+HARD: dict[str, tuple[dict[str, tuple[float, float]], dict[str, tuple[float, ...]]]] = {
+    "samples of both infinities": ({}, {"return": (math.inf, -math.inf)}),
+    "samples whose sum overflows": ({}, {"return": (BIG, BIG), "length": (1.0, 1.0)}),
+    "a sample of NaN": ({}, {"length": (math.nan,)}),
+    "a total of NaN": ({"loss": (math.nan, 1.0)}, {}),
+    "totals whose sum overflows": ({"loss": (BIG, 1.0)}, {}),
+    "a long name": ({"x" * 65: (1.0, 1.0)}, {}),
+    "a name that moves the cursor": ({"\x1b[2J": (1.0, 1.0)}, {}),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_figures_that_are_no_good_are_dropped_and_told_and_the_work_counts(name: str) -> None:
+    totals, samples = HARD[name]
+    run = Run(Stream(2, 9)).join("a").arrived("a")
+    tally = Tally()
+    for _ in range(2):
+        figures: dict[str, Any] = {"totals": {**totals, "good": (4.0, 2.0)}, "samples": {**samples, "seen": (1.0,)}}
+        done = replace(run.work("a", layout="small", nbytes=0), **figures)
+        run.say("a", done, arrays=8)
+        [fold] = run.all(Fold)
+        assert [report.kind for report in run.all(Report)] == ["figures"]
+        tally.train(fold.message, 0)
+        tally.evaluate(fold.message)
+        run.event(Folded(done.task))
+        assert run.verdicts() == ["accepted"]
+    metrics = tally.flush()
+    assert all(map(math.isfinite, metrics.values()))
+    assert (metrics["good"], metrics["eval/good"], metrics["eval/seen"]) == (2.0, 2.0, 1.0)
+    assert not {f"eval/{name}" for name in (*totals, *samples)} & metrics.keys()
+
+
+def test_one_key_brings_only_so_many_names_of_metrics_and_takes_none_from_others() -> None:
+    figures, work = Figures(), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
+    kept: set[str] = set()
+    for turn in range(100):
+        liar = replace(work, totals={f"liar-{turn}-{number}": (1.0, 1.0) for number in range(30)})
+        kept |= figures.sound(liar, "liar")[0].totals.keys()
+    assert len(kept) == OF_A_KEY
+    honest = replace(work, totals={"loss": (1.0, 1.0)})
+    assert figures.sound(honest, "honest") == (honest, "")
+    told = figures.sound(replace(work, samples={"more": (1.0,)}), "liar")[1]
+    assert "'more' is one name of a metric too many" in told
+    for key in range(100):
+        figures.sound(replace(work, totals={f"{key}-{number}": (1.0, 1.0) for number in range(30)}), str(key))
+    assert len(figures.names) == OF_ALL
 
 
 def test_a_small_contribution_goes_to_the_learner_with_what_came_with_it() -> None:
