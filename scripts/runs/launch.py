@@ -181,10 +181,10 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         )
         end = server.run()
         version, weights = learner.newest
-        if central and version > max(found.version, server.telling.evaluated) and not end.failed:
-            server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         if recording.kept != version:
             recording.snapshot(weights, aggregator)
+        if central and version > max(found.version, server.telling.evaluated) and not end.failed:
+            server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
         options.run.write_summary(result)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))

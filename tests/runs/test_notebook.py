@@ -38,7 +38,7 @@ print(versions[:3], watched.reason)
 """
 INTERRUPTED = """
 class Interrupt:
-    def stepped(self, version, metrics, progress): signal.raise_signal(signal.SIGINT)
+    def stepped(self, version, metrics, progress): "loss" in metrics and signal.raise_signal(signal.SIGINT)  # not twice
     def moved(self, progress): pass
     def report(self, report): pass
 
