@@ -36,6 +36,7 @@ class FedAvgServer:
     the weighted mean, rounded to a whole number.
     The arithmetic is float64, one block of entries at a time, rounded once.
 
+    shares: clients whose contributions make a step, at most: each may have one share of the range of the sum, and no more.
     deterministic: True gives the same bits for any order of arrival and any partial sums (protocol/grid.py). False takes
     plain float32 sums, faster.
     Memory: the weights, one total (8 bytes an entry; plain: 4) and 4 bytes an entry for each moment. An exact total needs the
@@ -54,6 +55,7 @@ class FedAvgServer:
         update: Update | None = None,
         device: torch.device | str = "cpu",
         deterministic: bool = True,
+        shares: int = 1,
     ) -> None:
         self.layout, self.device = weights.layout, torch.device(device)
         self.update = SGD(lr) if update is None else tried(update, "update")
@@ -64,6 +66,7 @@ class FedAvgServer:
             has = f"the weights have {entries} float32 entries"
             raise ValueError(f"trainable={trainable}: {has}; must be a number from 0 to that")
         self.sum = make_sum(self.current, self.device, deterministic)
+        self.sum.gauge.shares = shares
         self.unit = GRID if deterministic else 1.0
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.steps = 0
@@ -79,7 +82,7 @@ class FedAvgServer:
         if not contribution.summed:
             self.sum.add(contribution.bundle, self.weight_of(contribution), contribution.norm)
         elif self.linear:
-            self.sum.merge(contribution.bundle, contribution.work.weight)
+            self.sum.merge(contribution.bundle, contribution.work.weight, len(contribution.task.clients) or 1)
         else:
             raise ProtocolError("this aggregator weighs each contribution by itself; it takes no sums, and this one is a sum")
 

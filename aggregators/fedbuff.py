@@ -40,9 +40,10 @@ class FedBuffServer(FedAvgServer):
         update: Update | None = None,
         device: torch.device | str = "cpu",
         deterministic: bool = True,
+        shares: int = 1,
     ) -> None:
         within("exponent", exponent)
-        super().__init__(weights, trainable, lr=lr, update=update, device=device, deterministic=deterministic)
+        super().__init__(weights, trainable, lr=lr, update=update, device=device, deterministic=deterministic, shares=shares)
         self.exponent, self.normalise = exponent, normalise
         self.undiscounted = 0.0
 

@@ -45,9 +45,9 @@ class DeviceSum:
         for dtype, total in self.totals.items():
             add(total, segment(raw, bundle.layout, dtype), weight)
 
-    def merge(self, bundle: Bundle, weight: float) -> None:
-        """Add a partial sum: its bundle and the sum of its weights."""
-        self.gauge.partial(bundle, weight, self._extent)
+    def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:
+        """Add a partial sum over so many clients: its bundle and the sum of its weights."""
+        self.gauge.partial(bundle, weight, self._extent, clients)
         arrays = views(self._road.bring(bundle), bundle.layout)
         for dtype, total in self.totals.items():
             total.add_(arrays[f"sum/{dtype}"])
@@ -136,9 +136,9 @@ class Turning(Sum):
         self._begin()
         super().add(bundle, weight, norm)
 
-    def merge(self, bundle: Bundle, weight: float) -> None:
+    def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:
         self._begin()
-        super().merge(bundle, weight)
+        super().merge(bundle, weight, clients)
 
     def turn(self) -> Tensor:
         """The buffer, for the next weights. The totals in it are valid until the sum is cleared."""

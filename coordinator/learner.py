@@ -141,7 +141,7 @@ class Learner:
             return Unfit(name, "a contribution without arrays")
         if fold.promised and intake.bundle.sha256() != message.digest:
             return Unfit(name, "its arrays are not those that were accepted before the restart")
-        fault, norm = self.inspector.look(intake.bundle, message)
+        fault, norm = self.inspector.look(intake.bundle, message, len(fold.clients))
         if fault:
             return Unfit(name, fault)
         work = Work(intake.bundle, message.weight, message.totals, message.samples, message.steps)
@@ -151,6 +151,7 @@ class Learner:
             self.aggregator.fold(Contribution(task, message.made_from, lag, work, message.summed, norm))
         except ValueError as unfit:  # an aggregator raises it for values it cannot take in; nothing was changed
             return Unfit(name, str(unfit))
+        self.inspector.taken()
         if "loss" in message.totals:
             total, count = message.totals["loss"]
             self._loss = (self._loss[0] + total, self._loss[1] + count)
@@ -172,6 +173,7 @@ class Learner:
     def _step(self, make: Make) -> None:
         step, version = make.step, make.step.version
         moved = self.aggregator.step()
+        self.inspector.step()
         if not isinstance(moved, Moved):
             kind = type(self.aggregator).__name__
             raise UserError(f"aggregator {kind}: step() gave {type(moved).__name__}; expected Moved({{'loss': 0.3}}), say")

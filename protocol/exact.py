@@ -100,6 +100,9 @@ class Gauge:
     extent, an argument of the methods: () -> largest |entry| of the sum now. (The gauge does not keep it: a sum that was held
     by its own gauge would keep its memory until the garbage collector ran.)
     All methods raise ProtocolError, with nothing counted, for a term that must not be added.
+
+    shares: clients that the sum must have room for. A client's term may have its share of the range of entries and weights, and
+    no more, so that no client leaves another without room.
     """
 
     def __init__(self, layout: Layout, exact: bool) -> None:
@@ -108,6 +111,7 @@ class Gauge:
         self.dtypes = tuple(averaged(layout))
         self.converted = tuple(dtype for dtype in self.dtypes if dtype not in AS_THEY_ARE)
         self.limit = LIMIT if exact else PLAIN_LIMIT
+        self.shares = 1
         self.weight = 0.0
         self.reach = 0.0
 
@@ -123,22 +127,29 @@ class Gauge:
         weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
         reach = weight * grid.bound(square)
-        if not self.reach + reach <= self.limit:
+        if not max(self.reach + reach, self.shares * reach) <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
-        self._count(weight, reach, extent)
+        self._count(weight, reach, extent, 1)
         return weight, reach
 
-    def partial(self, bundle: Bundle, weight: float, extent: Extent) -> None:
-        """Count a partial sum in: a bundle of `summed_layout` and the sum of its weights, as a PartialSum has them."""
+    def partial(self, bundle: Bundle, weight: float, extent: Extent, clients: int = 1) -> None:
+        """Count a partial sum over so many clients in: a bundle of `summed_layout` and the sum of its weights, as a PartialSum
+        has them."""
         self.sums.expect(bundle.layout)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
         reach = math.inf if self.exact else grid.bound(squares(bundle, self.sums.segments))
-        if not self.reach + reach <= self.limit:
+        if not max(self.reach + reach, self.shares / clients * reach) <= self.limit:
             reach = _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0)
-        self._count(grid.plain_weight(weight), reach, extent)
+        self._count(grid.plain_weight(weight), reach, extent, clients)
 
-    def _count(self, weight: float, reach: float, extent: Extent) -> None:
+    def _count(self, weight: float, reach: float, extent: Extent, clients: int) -> None:
+        share = min(1.0, clients / self.shares)
+        if not (reach <= share * self.limit and weight <= share * WEIGHT_LIMIT) and share < 1:
+            raise ProtocolError(
+                f"a contribution of weight {weight:g} whose weighted entries reach {reach:.3g} has more than its share of what "
+                f"is summed, {share:.3g} of 2**33 and of {self.limit:.3g}: clip the contributions, or scale their weights down"
+            )
         before = self.reach if self.reach + reach <= self.limit else extent()
         if not before + reach <= self.limit:
             raise ProtocolError(
@@ -205,9 +216,9 @@ class Sum:
             for first, x in entries(bundle, dtype):
                 add(total if x.size == total.size else total[first : first + x.size], x, weight)
 
-    def merge(self, bundle: Bundle, weight: float) -> None:
-        """Add a partial sum's bundle and weight. Raises as `add` does."""
-        self.gauge.partial(bundle, weight, self._extent)
+    def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:
+        """Add a partial sum's bundle and weight, over so many clients. Raises as `add` does."""
+        self.gauge.partial(bundle, weight, self._extent, clients)
         for dtype, total in self._totals.items():
             for first, its in bundle.blocks_of(f"sum/{dtype}"):
                 part = total[first : first + its.size]

@@ -83,6 +83,12 @@ class Checks:
         return 0.0
 
     @property
+    def usual(self) -> float:
+        """Bound on a contribution of an actor with a key of its own, as a multiple of the median of norms and of weights, where
+        norm_bound or max_examples is 0. 0: none."""
+        return 0.0
+
+    @property
     def each(self) -> bool:
         """True if a check looks at single clients' contributions, so that actors must not send sums."""
         return self.norm_bound > 0 or self.max_examples > 0
@@ -94,3 +100,7 @@ class DeltaChecks(Checks):
 
     norm_bound: float = option(0.0, "largest L2 norm of one client's delta that is accepted (0: any)", least=0)
     max_examples: float = option(0.0, "largest weight of one client's contribution that is accepted (0: any)", least=0)
+
+    @property
+    def usual(self) -> float:
+        return 100.0

@@ -152,7 +152,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             clock(),
         )
         wire = wire_of(options, stack, clock)
-        learner = learner_of(job, aggregator, wire, recording, core.facts.version, central, clock, briefs)
+        learner = learner_of(job, aggregator, wire, recording, core.facts.version, central, clock, briefs, keys is not None)
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:

@@ -123,9 +123,10 @@ def learner_of(
     central: Evaluate | None,
     clock: Clock,
     briefs: Sequence[Layout],
+    strangers: bool,
 ) -> Learner:
-    """The learner, on a thread of its own; in the plain loop on the caller's."""
-    inspector = Inspector(norm=job.checks.norm_bound, examples=job.checks.max_examples)
+    """The learner, on a thread of its own; in the plain loop on the caller's. strangers: actors come with keys of their own."""
+    inspector = Inspector(job.checks.norm_bound, job.checks.max_examples, job.checks.usual if strangers else 0.0)
     evaluation = {"evaluate": central, "due": job.method.due}
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **evaluation}
     if isinstance(wire, Hub | Gateway):

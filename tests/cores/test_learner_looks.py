@@ -70,6 +70,25 @@ def test_what_is_out_of_bounds_is_refused_with_number_and_bound() -> None:
     assert why == "not finite (NaN or infinity) in its arrays"
 
 
+@pytest.mark.parametrize("summed", [True, False])
+def test_what_is_far_above_the_median_of_earlier_versions_is_refused_where_no_bound_is_set(summed: bool) -> None:
+    def made(value: float, weight: float) -> Intake:
+        if not summed:
+            return intake(delta(value), weight)
+        part = PartialSum(START.layout)
+        part.add(delta(value), weight)
+        return intake(part.bundle(), part.weight, summed=True)
+
+    honest = [made(0.5, 2.0 + turn) for turn in range(10)]
+    step = Make(Step(1, 0, 0))
+    assert said(Inspector(factor=100.0), *honest, made(200.0, 2.0), made(0.5, 2000.0)) == []  # nothing is usual yet
+    norm, weight = said(Inspector(factor=100.0), *honest, step, made(200.0, 2.0), made(0.5, 2000.0), made(40.0, 500.0))
+    assert norm.endswith("is above 100 times the median: set norm_bound")
+    assert weight == "weight 2000 of a client is above 100 times the median: set max_examples"
+    assert said(Inspector(600.0, 5000.0, 100.0), *honest, step, made(200.0, 2.0), made(0.5, 2000.0)) == []
+    assert said(Inspector(), *honest, step, made(200.0, 2.0), made(0.5, 2000.0)) == []
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_norm_of_a_sum_is_that_of_its_mean(exact: bool) -> None:
     part = PartialSum(START.layout, exact)

@@ -17,6 +17,7 @@ from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum, floats
+from shoal.protocol.grid import LIMIT, PLAIN_LIMIT
 from shoal.protocol.layout import Bundle
 
 ROUNDING = 2.0**-23  # of a float32 that is about 1: a weight moves by a number of that size and is rounded once
@@ -199,6 +200,28 @@ def test_a_restored_aggregator_goes_on_to_the_same_bits(kind):
     assert restored.weights().sha256() == unbroken.weights().sha256()
     assert {k: v.tolist() for k, v in restored.state().items()} == {k: v.tolist() for k, v in unbroken.state().items()}
     assert restored.state()["steps"] == 2
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_contribution_near_the_limit_of_the_sum_takes_no_room_of_the_others(deterministic, summed):
+    limit = LIMIT if deterministic else PLAIN_LIMIT
+    aggregator = FedAvgServer(vector([0.0]), deterministic=deterministic, shares=111)
+    delta = PartialSum(aggregator.layout, deterministic) if summed else None
+
+    def work(entry, weight):
+        if delta is None:
+            return contribution(vector([entry]), weight)
+        delta.clear()
+        delta.add(vector([entry]), weight)
+        return contribution(delta.bundle(), weight, summed=True)
+
+    for entry, weight in ((-0.99 * limit, 1.0), (limit / 110, 1.0), (1e-9, 2.0**27)):
+        with pytest.raises(ProtocolError, match="more than its share of what is summed"):
+            aggregator.fold(work(entry, weight))
+    for _ in range(111):
+        aggregator.fold(work(limit / 112 / 4, 4.0))
+    assert aggregator.step().metrics["examples"] == 444.0
 
 
 def test_a_state_that_does_not_fit_is_refused_by_name():

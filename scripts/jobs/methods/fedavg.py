@@ -88,8 +88,10 @@ class InRounds(LocalTraining):
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.fedavg import FedAvgServer
 
-        deterministic = self.deterministic
-        return FedAvgServer(start.weights, start.trainable, update=self.update(), device=device, deterministic=deterministic)
+        deterministic, shares = self.deterministic, self.cohort
+        return FedAvgServer(
+            start.weights, start.trainable, update=self.update(), device=device, deterministic=deterministic, shares=shares
+        )
 
 
 @dataclass(frozen=True)

@@ -48,4 +48,5 @@ class FedBuff(LocalTraining):
             normalise=self.normalise,
             device=device,
             deterministic=self.deterministic,
+            shares=self.buffer,
         )
