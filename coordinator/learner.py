@@ -18,7 +18,7 @@ import numpy as np
 from shoal.aggregators import Aggregator
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.events import Brief, Briefed, Event, Fold, Folded, Kept, Step, Stepped, Unfit
-from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
+from shoal.coordinator.keeping.disk import DiskTrouble, Done, lasting
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
@@ -65,7 +65,6 @@ Answer: TypeAlias = Event | Evaluated | Broke | Report
 GROUP = 64  # jobs whose records are made durable together
 LONG = 2e-4  # seconds of a job after which its outcome is told: its actor may be waiting for the memory that its arrays lie in
 DEARER = 4  # times the seconds of the last telling, sync included: jobs take this long before the next telling
-AGAIN = 0.5  # seconds until a disk that was full is tried again
 
 
 class Learner:
@@ -73,7 +72,8 @@ class Learner:
     changes, if the aggregator tells changes (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version for which `due` is True; None: no evaluation. recording: makes promises
-    durable; None: nothing is recorded. briefs: the layouts that briefs may have. wake: called after each step.
+    durable; None: nothing is recorded. briefs: the layouts that briefs may have. wake: called after each step. given_up:
+    returns whether a person ended the run, so that no more room on a full disk is waited for. complain: tells of a full disk.
     """
 
     def __init__(
@@ -88,13 +88,16 @@ class Learner:
         recording: Recording | None = None,
         briefs: Iterable[Layout] = (),
         wake: Callable[[], None] = lambda: None,
+        given_up: Callable[[], object] = bool,
+        complain: Callable[[Report], object] | None = None,
     ) -> None:
+        self.outcomes: deque[Answer] = deque()
+        self.given_up, self.complain = given_up, complain or self.outcomes.append
         self.briefs = {layout.digest for layout in briefs}
         self.aggregator, self.inspector, self.clock = aggregator, inspector, clock
         self.evaluate, self.due, self.recording = evaluate, due, recording
         self.newest = (version, aggregator.weights())
         self.lately = Lately(version)
-        self.outcomes: deque[Answer] = deque()
         self.busy = 0.0  # seconds spent on jobs
         self._wake = wake
         self._early: dict[int, list[Intake]] = {}
@@ -217,13 +220,24 @@ class Learner:
             self._unsaid.append(Evaluated(step.version, self.evaluate(self.newest[1])))
 
     def _keep(self, step: Step) -> None:
-        if self.recording is not None and self.recording.keep(step, self.newest[1], self.aggregator):
+        recording = self.recording
+        if recording and self._lasting(lambda: recording.keep(step, self.newest[1], self.aggregator)):
             self._unsaid.append(Kept(step.version))
 
     def _sync(self) -> None:
         """Make all records durable before this returns."""
         if self.recording is not None:
-            self.recording.sync()
+            self._lasting(self.recording.sync)
+
+    def _lasting(self, act: Callable[[], Done]) -> Done:
+        """Act, as soon as there is room on the disk: nothing is acknowledged or published meanwhile, actors keep their work and
+        wait. Raises SyncFailed; or DiskTrouble once the run is given up."""
+
+        def complain(trouble: DiskTrouble) -> None:
+            self.complain(Report("disk", f"{trouble}: nothing is acknowledged until there is room", "error"))
+            self._wake()
+
+        return lasting(act, self.given_up, complain)
 
 
 class LearnerThread(Learner):
@@ -233,7 +247,6 @@ class LearnerThread(Learner):
         super().__init__(*arguments, **options, wake=wake)  # type: ignore[arg-type]
         self._jobs: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._telling = 0.0  # seconds of the last telling
-        self._pause = threading.Event().wait  # the event is never set: a wait always lasts its whole time
         self._thread = threading.Thread(target=self._work, name="learner", daemon=True)
         self._thread.start()
 
@@ -274,16 +287,3 @@ class LearnerThread(Learner):
         self._flush()
         self._wake()
         self._telling = self.clock() - began
-
-    def _sync(self) -> None:
-        """Make all records durable, and try again every AGAIN seconds while the disk is full: nothing is acknowledged or
-        published meanwhile, actors keep their work and wait."""
-        while True:
-            try:
-                return super()._sync()
-            except SyncFailed:
-                raise
-            except DiskTrouble as trouble:
-                self.outcomes.append(Report("disk", f"{trouble}: nothing is acknowledged until there is room", "error"))
-                self._wake()
-                self._pause(AGAIN)

@@ -11,8 +11,10 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from shoal.protocol.errors import UserError
 
@@ -20,6 +22,9 @@ Buffer = bytes | bytearray | memoryview
 BATCH = 512  # buffers a call: half of Linux's IOV_MAX
 TEMPORARY = ".tmp"
 PIECE = 1 << 30  # bytes a read: Linux moves at most 2 GiB a call
+AGAIN = 0.5  # seconds until a disk that was full is tried again
+SELDOM = 20  # attempts from one report of a full disk to the next
+Done = TypeVar("Done")
 
 
 class DiskTrouble(OSError):  # noqa: N818
@@ -41,6 +46,29 @@ def trouble(what: str, kind: type[DiskTrouble] = DiskTrouble, remedy: str = "") 
         raise
     except OSError as error:
         raise kind(error.errno, f"cannot {what}: {error.strerror or error}{remedy}") from error
+
+
+def lasting(
+    act: Callable[[], Done],
+    given_up: Callable[[], object],
+    complain: Callable[[DiskTrouble], object],
+    wait: Callable[[float], object] | None = None,
+) -> Done:
+    """Act, and try again every AGAIN seconds while the disk gives trouble; every SELDOM-th trouble is told. Raises SyncFailed;
+    or DiskTrouble once `given_up` is true. wait: sleeps for a number of seconds."""
+    wait, attempt = wait or threading.Event().wait, 0  # the event is never set: a wait always lasts its whole time
+    while True:
+        try:
+            return act()
+        except SyncFailed:
+            raise
+        except DiskTrouble as trouble:
+            if given_up():
+                raise
+            if attempt % SELDOM == 0:
+                complain(trouble)
+            attempt += 1
+        wait(AGAIN)
 
 
 class Disk:

@@ -95,11 +95,15 @@ class Recording:
         self.record = self.journal.append(len(head).to_bytes(4, "little") + head)
 
     def keep(self, step: Step, weights: Bundle, aggregator: Aggregator) -> bool:
-        """Make a snapshot, if one is due. Returns whether a snapshot of this version exists now."""
+        """Make a snapshot, if one is due. Returns whether a snapshot of this version exists now.
+
+        Raises DiskTrouble if the run must not go on without it: after it actors leave, or would drop what they keep. The caller
+        tries again.
+        """
         since = self.clock() - self.kept_at
         cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
         if step.last or since >= self.every or cheap:
-            self.snapshot(weights, aggregator)
+            self.snapshot(weights, aggregator, needed=step.last or 0 < self.retain <= self._with_actors)
         return self.kept == step.version
 
     def sync(self) -> None:
@@ -107,9 +111,10 @@ class Recording:
         if self.journal is not None:
             self.journal.commit()
 
-    def snapshot(self, weights: Bundle, aggregator: Aggregator) -> None:
-        """Make a snapshot of the current version. If the disk does not take the snapshot, that is reported and the run goes on.
-        Contributions folded in since `commit` are in no weights yet: the snapshot does not cover their records."""
+    def snapshot(self, weights: Bundle, aggregator: Aggregator, needed: bool = False) -> None:
+        """Make a snapshot of the current version. If the disk does not take the snapshot, DiskTrouble is raised if the snapshot
+        is needed; else that is reported, and the run goes on. Contributions folded in since `commit` are in no weights yet: the
+        snapshot does not cover their records."""
         step, state = self.stepped, aggregator.state()
         counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self.record}
         if self.promises.by_name:  # this snapshot covers the records of these promises
@@ -125,6 +130,8 @@ class Recording:
         except SyncFailed:
             raise
         except DiskTrouble as trouble:  # tried again when the next snapshot is due
+            if needed and not saved:
+                raise
             what = "the snapshot is made, but the journal before it stays" if saved else "no snapshot is made"
             self.report(f"version {step.version}: {what}: {trouble}")
         self.kept_at = self.clock()

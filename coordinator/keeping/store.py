@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.coordinator.keeping import disk as disks
-from shoal.coordinator.keeping.disk import Disk, trouble
+from shoal.coordinator.keeping.disk import Disk, DiskTrouble, trouble
 from shoal.protocol.layout import ALIGNMENT, DTYPES, STORED, UNSIGNED, Bundle, Layout
 
 Array = npt.NDArray[Any]
@@ -95,7 +95,12 @@ class Store:
         Raises DiskTrouble, with the former snapshots untouched and no temporary file left; or SyncFailed.
         """
         path = self.folder / f"{snapshot.version:08d}.safetensors"
-        disks.write_file(self.disk, path, _buffers(snapshot))
+        try:
+            disks.write_file(self.disk, path, _buffers(snapshot))
+        except DiskTrouble as trouble:
+            if trouble.errno == errno.ENOENT and self.folder.parent.is_dir():  # the next attempt finds the folder
+                self.disk.make_folder(self.folder)
+            raise
         self.kept[snapshot.version] = dict(snapshot.counters)
         self._drop_old()
         return path

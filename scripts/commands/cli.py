@@ -154,8 +154,11 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
         display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet) as shown,
     ):
         end = launch(begun, shown, lambda: stopper.reason)
-    if run.rows():
-        plot([run])
+    try:
+        if run.rows():
+            plot([run])
+    except OSError as full:  # the run itself is whole
+        print(f"shoal: no picture: {full}", file=sys.stderr)
     if end.failed:
         print(f"shoal: the run failed: {end.reason}; {run.log_file} says more", file=sys.stderr)
     print(json_line(end.summary) if asked.json else closing(end.summary, whole=end.reason == "done"))

@@ -19,7 +19,9 @@ from typing import Any
 from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.keeping.disk import Lock
+from shoal.coordinator.deciding.events import Finish
+from shoal.coordinator.keeping.disk import DiskTrouble, Lock, SyncFailed, lasting, trouble
+from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.jobs.catalog import INLINE
@@ -152,7 +154,19 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             clock(),
         )
         wire = wire_of(options, stack, clock)
-        learner = learner_of(job, aggregator, wire, recording, core.facts.version, central, clock, briefs, keys is not None)
+        learner = learner_of(
+            job,
+            aggregator,
+            wire,
+            recording,
+            core.facts.version,
+            central,
+            clock,
+            briefs,
+            keys is not None,
+            interrupted,
+            observer.report,
+        )
         stack.callback(learner.finish)
         shared = shared_of(config, options, layout, observer)
         if shared:
@@ -179,15 +193,59 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             folder=options.run.path,
             before=before,
         )
-        end = server.run()
+        end = _lived(server)
         version, weights = learner.newest
-        if recording.kept != version:
-            recording.snapshot(weights, aggregator)
+
+        def keep() -> None:
+            recording.sync()
+            if recording.kept != version:
+                recording.snapshot(weights, aggregator, needed=True)
+
+        lost = _on_disk(keep, "waits with the weights in memory", interrupted, observer)
+        if lost:
+            end = Finish(f"{lost}; {_gone(recording, version)}", True)
         if central and version > max(found.version, server.telling.evaluated) and not end.failed:
             server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
-        options.run.write_summary(result)
+        _on_disk(lambda: options.run.write_summary(result), "the summary waits", interrupted, observer)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
+
+
+def _lived(server: Server) -> Finish:
+    """How a server ended; as failed, if its learner gave up waiting for room on the disk."""
+    try:
+        return server.run()
+    except SyncFailed:
+        raise
+    except DiskTrouble as full:
+        return Finish(str(full), True)
+
+
+def _on_disk(write: Callable[[], None], waits: str, interrupted: Callable[[], str], observer: Observer) -> str:
+    """Write, as soon as there is room on the disk. Returns why nothing was written, if the run is interrupted; else ""."""
+
+    def act() -> None:
+        with trouble("write the end of the run"):
+            write()
+
+    def complain(full: DiskTrouble) -> None:
+        observer.report(Report("disk", f"{full}: {waits} until there is room; Ctrl-C ends the wait", "error"))
+
+    try:
+        lasting(act, interrupted, complain)
+    except SyncFailed:
+        raise
+    except DiskTrouble as full:
+        observer.report(Report("disk", f"given up: {full}", "error"))
+        return str(full)
+    return ""
+
+
+def _gone(recording: Recording, version: int) -> str:
+    """What is lost without a snapshot of this version."""
+    which = f"version {version}" if version == recording.kept + 1 else f"versions {recording.kept + 1} to {version}"
+    again = "the journal has their contributions" if recording.journal and recording.payload else "their weights are lost"
+    return f"{which} are in no snapshot, and {again}: shoal resume goes on from version {max(0, recording.kept)}"
 
 
 def _outside(interrupted: Callable[[], str], crew: Crew | None, options: Launch) -> Outside:

@@ -124,11 +124,13 @@ def learner_of(
     clock: Clock,
     briefs: Sequence[Layout],
     strangers: bool,
+    given_up: Callable[[], object] = bool,
+    complain: Callable[[Report], None] | None = None,
 ) -> Learner:
     """The learner, on a thread of its own; in the plain loop on the caller's. strangers: actors come with keys of their own."""
     inspector = Inspector(job.checks.norm_bound, job.checks.max_examples, job.checks.usual if strangers else 0.0)
     evaluation = {"evaluate": central, "due": job.method.due}
-    options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, **evaluation}
+    options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, "given_up": given_up, **evaluation}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
-    return Learner(aggregator, inspector, clock, **options)
+    return Learner(aggregator, inspector, clock, complain=complain, **options)

@@ -11,6 +11,7 @@ import os
 import sysconfig
 import traceback
 
+from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.protocol.errors import UserError
 
 CORE = frozenset({"shoal", "zmq", "msgpack", "numpy", "psutil"})
@@ -31,7 +32,7 @@ def told(raised: BaseException, job: str = "") -> str | None:
             return f"{place}: {what}" if place else f"this {what}"
     elif isinstance(raised, UserError):
         return f"{place}: {what}" if place else what
-    elif isinstance(raised, OSError) and raised.errno in FULL and not place:
+    elif isinstance(raised, DiskTrouble) or (isinstance(raised, OSError) and raised.errno in FULL and not place):
         return what
     return f"{place}: {type(raised).__name__}: {what}" if place else None
 

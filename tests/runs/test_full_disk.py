@@ -1,0 +1,157 @@
+"""A run whose disk has no room, or whose folder is gone: it waits with what it has, and says what is lost if it may not."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.aggregators.fedavg import FedAvgServer
+from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.events import Fold, Kept, Step, Stepped
+from shoal.coordinator.deciding.recovered import Recovered
+from shoal.coordinator.keeping.disk import DiskTrouble
+from shoal.coordinator.keeping.recording import Recording
+from shoal.coordinator.keeping.store import Store, newest
+from shoal.coordinator.learner import Broke, Intake, LearnerThread, Make
+from shoal.coordinator.reports import Progress, Report
+from shoal.faults.ramdisk import RamDisk
+from shoal.protocol.layout import Bundle
+from shoal.protocol.messages import Contribute
+from shoal.protocol.work import Metrics, Task
+from shoal.runs.running import RunError
+
+ROOT = Path("run")
+START = Bundle.pack({"w": np.zeros(5, np.float32)})
+SMALL = {"rounds": 3, "clients": 3, "cohort": 2, "eval_every": 0}
+
+
+def recording(disk: RamDisk, retain: int = 0) -> Recording:
+    store = Store(ROOT, disk=disk)
+    return Recording(
+        store, None, Recovered(), payload=False, every=1e9, clock=lambda: 0.0, report=lambda text: None, retain=retain
+    )
+
+
+class Life:
+    """A learner's thread that makes its last step on a disk without room."""
+
+    def __init__(self, given_up: Callable[[], object] = bool) -> None:
+        self.disk, self.rung = RamDisk(), threading.Event()
+        book = recording(self.disk)
+        self.disk.fault = lambda call, path: errno.ENOSPC if call == "create" else 0
+        self.learner = LearnerThread(
+            FedAvgServer(START), Inspector(), time.monotonic, recording=book, wake=self.rung.set, given_up=given_up
+        )
+        message = Contribute((0, 0), 0, 0, 1.0, START.layout.digest, False, {}, {}, 0.0, 0.0)
+        self.learner.put([Intake(Fold(Task(0, 0, (0,)), (0,), message, 0), START), Make(Step(1, 0, 0, last=True))])
+
+    def until(self, kind: type) -> list[Any]:
+        while not any(isinstance(one, kind) for one in list(self.learner.outcomes)):
+            assert self.rung.wait(30.0)
+            self.rung.clear()
+        return list(self.learner.outcomes)
+
+
+def test_the_last_version_is_told_when_its_snapshot_has_room_and_no_earlier() -> None:
+    life = Life()
+    told = life.until(Report)
+    assert "No space left" in next(one.text for one in told if isinstance(one, Report))
+    assert not any(isinstance(one, Stepped | Kept) for one in told)
+    life.disk.fault = lambda call, path: 0
+    life.learner.finish()
+    assert [type(one) for one in life.learner.outcomes if isinstance(one, Stepped | Kept)] == [Kept, Stepped]
+    found = newest(ROOT, pytest.fail, life.disk)
+    assert found is not None
+    assert found.version == 1
+
+
+def test_a_wait_for_room_ends_when_the_run_is_given_up_and_nothing_is_told_as_made() -> None:
+    life = Life(given_up=lambda: True)
+    told = life.until(Broke)
+    life.learner.finish()
+    assert isinstance(told[-1].error, DiskTrouble)
+    assert not any(isinstance(one, Stepped | Kept) for one in life.learner.outcomes)
+
+
+def test_a_run_does_not_go_on_to_where_actors_drop_what_no_snapshot_holds() -> None:
+    disk = RamDisk()
+    book = recording(disk, retain=100)
+    book.kept_at = 0.0
+    disk.fault = lambda call, path: errno.ENOSPC if call == "create" else 0
+    aggregator = FedAvgServer(START)
+    book._with_actors = 99
+    assert book.keep(Step(1, 0, 0), START, aggregator) is False
+    book._with_actors = 100
+    with pytest.raises(DiskTrouble):
+        book.keep(Step(1, 0, 0), START, aggregator)
+
+
+class Vanishing:
+    """Removes the run's folder after the first step. back: makes it again when the run waits."""
+
+    def __init__(self, folder: Path, back: Callable[[], None]) -> None:
+        self.folder, self.back = folder, back
+        self.reports: list[Report] = []
+
+    def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
+        if self.folder.exists() and version == 1:
+            shutil.rmtree(self.folder)
+
+    def moved(self, progress: Progress) -> None:
+        pass
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+        if report.kind == "disk" and "until there is room" in report.text:
+            self.back()
+
+
+@pytest.mark.parametrize("actors", [0, 1])
+def test_a_folder_that_is_gone_is_waited_for_and_gets_the_last_version(tmp_path: Path, actors: int) -> None:
+    folder = tmp_path / "run"
+    seen = Vanishing(folder, lambda: folder.mkdir(exist_ok=True))
+    run = shoal.run("digits", actors=actors, settings=SMALL, folder=folder, observers=[seen])
+    assert run.reason == "done"
+    found = newest(folder, pytest.fail)
+    assert found is not None
+    assert found.version == 3
+    assert any(one.kind == "disk" and "No such file" in one.text for one in seen.reports)
+
+
+def test_what_is_lost_with_a_run_that_is_stopped_without_room_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    seen = Vanishing(folder, lambda: started.stop("enough"))
+    started = shoal.start("digits", actors=1, settings=SMALL, folder=folder, observers=[seen])
+    with pytest.raises(RunError, match=r"No such file.*version.* no snapshot, and their weights are lost: shoal resume"):
+        started.wait()
+    assert not folder.exists()
+
+
+def test_ctrl_c_without_the_folder_gives_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    words = ["simulate", "digits", "rounds=1000000", "eval_every=0", "--actors", "1", "--run-dir", "run", "--quiet"]
+    with subprocess.Popen([sys.executable, "-m", "shoal", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        rows, ends_at = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60.0
+        while not (rows.exists() and rows.stat().st_size):
+            assert time.monotonic() < ends_at
+            assert child.poll() is None
+            time.sleep(0.02)
+        while (tmp_path / "run").exists():  # a snapshot may be written meanwhile
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60.0)
+    assert child.returncode == 1, said
+    assert "Traceback" not in said
+    assert "the run failed" in said
+    assert "No such file" in said
