@@ -40,7 +40,7 @@ from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.summary import summary
-from shoal.runs.threads import cores, crowded, few, few_threads
+from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         threads = few()
         if why := crowded(config.actors, threads, cores()):
             observer.report(Report("threads", why, "warning"))
+        if config.threads not in (0, threads):
+            were, now = f"{config.threads} threads a process", f"OMP_NUM_THREADS says {threads}"
+            observer.report(
+                Report("threads", f"the run was begun with {were}, and {now}: its weights may have other bits", "warning")
+            )
         if digest := job.problem.held_out_digest(job.method, job.seed):
             options.run.check_held_out(digest)
             options.run.held_out_file.write_text(digest + "\n")
@@ -294,5 +299,5 @@ def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:
     if bind.startswith("tcp://"):
         listening(bind).close()
     run = RunDir.create(config.job.removeprefix(INLINE), datetime.now(), path=path)
-    run.write_config(config)
+    run.write_config(replace(config, threads=asked_for()))
     return run

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from shoal.protocol.errors import UserError
+
 
 @dataclass(slots=True)
 class _Held:
@@ -39,8 +41,17 @@ def few() -> int:
     return _set()
 
 
+def asked_for() -> int:
+    """The number in OMP_NUM_THREADS, of which the first counts if there are several; 1 if it is not set. Raises UserError."""
+    said = os.environ.get("OMP_NUM_THREADS", "") or "1"
+    first = said.split(",")[0].strip()
+    if not (first.isdecimal() and int(first)):
+        raise UserError(f"OMP_NUM_THREADS={said}: must be a whole number from 1; set it to 1, or unset it")
+    return int(first)
+
+
 def _set() -> int:
-    number = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    number = asked_for()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(number)
         number = torch.get_num_threads()
@@ -59,6 +70,7 @@ def _elsewhere(act: Callable[[], int | None]) -> int:
 def few_threads() -> Iterator[None]:
     """Few threads in this block, for the thread that runs it and for new ones. Code in the block that may have imported torch
     calls `few` afterwards."""
+    asked_for()  # it may be a mistake
     torch = sys.modules.get("torch")
     own = torch.get_num_threads() if torch else 0
     with _HELD.lock:

@@ -296,6 +296,27 @@ def test_weights_are_exported_to_what_can_be_written_and_never_over_a_file(folde
 # Coordinators and actors
 
 
+@pytest.mark.parametrize("number", ["0", "-2", "many", "1.5", " ,2"])
+def test_a_number_of_threads_that_is_none_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", number)
+    assert mistake("simulate", "digits", "rounds=1", "--actors", 0).startswith(
+        f"OMP_NUM_THREADS={number}: must be a whole number"
+    )
+    assert not (folder / "runs").exists()
+
+
+def test_another_number_of_threads_than_the_run_was_begun_with_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ran("simulate", "digits", "rounds=1", "clients=10", "--actors", 0, "--run-dir", "run")
+    assert "threads = 1\n" in (folder / "run" / "config.toml").read_text()
+    ran("resume", "run", "rounds=2")
+    assert "threads" not in (folder / "run" / "log.txt").read_text()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,4")
+    ran("resume", "run", "rounds=3")
+    said = "the run was begun with 1 threads a process, and OMP_NUM_THREADS says 2: its weights may have other bits"
+    assert said in (folder / "run" / "log.txt").read_text()
+
+
 def test_a_busy_port_is_named(folder: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
