@@ -17,11 +17,12 @@ KEYS = 65_536  # buckets kept; the bucket that was used longest ago goes first, 
 class Budget:
     """The limits of one key. An actor sends again what was dropped.
 
-    bytes: bytes a second; messages: messages a second; seconds: seconds' worth of both that may be saved up.
+    bytes: bytes a second; messages: messages a second, of which a frame may hold thousands; seconds: seconds' worth of both
+    that may be saved up.
     """
 
     bytes: float = 2e9
-    messages: float = 20_000
+    messages: float = 5_000
     seconds: float = 4.0
 
 
@@ -48,6 +49,10 @@ class Buckets:
         bucket.messages -= 1
         bucket.bytes -= nbytes
         return True
+
+    def charge(self, key: str, messages: float, now: float) -> None:
+        """Take so many messages more from the key's bucket, which may leave a debt."""
+        self._filled(key, now).messages -= messages
 
     def _filled(self, key: str, now: float) -> Bucket:
         budget = self.budget

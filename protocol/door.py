@@ -120,6 +120,11 @@ def dress(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
     socket.setsockopt(zmq.CURVE_SERVERKEY, z85_of(keys.server))
 
 
+def over_budget(name: str) -> str:
+    """The sentence for a person about a message that is dropped. name: the key's."""
+    return f"dropped a message: {name} sends more than its budget"
+
+
 def user_of(frame: Any) -> str:
     """The key that a frame came under, as `Door` named it at the handshake; "" if the frame came under none."""
     try:
@@ -181,8 +186,8 @@ class Door:
         if user not in self.keys.allowed:
             self._users.pop(peer, None)
             return user, News("access", f"dropped a message: {self.keys.allowed.name(user)} is not on the list")
-        if not self._buckets.take(user, sum(map(len, frames)), self.clock()):
-            return user, News("budget", f"dropped a message: {self.keys.allowed.name(user)} sends more than its budget")
+        if user != self.keys.own.public and not self._buckets.take(user, sum(map(len, frames)), self.clock()):
+            return user, News("budget", over_budget(self.keys.allowed.name(user)))
         self._users[peer] = user
         self._users.move_to_end(peer)
         if len(self._users) > PEERS:

@@ -27,7 +27,7 @@ from shoal.protocol.door import PEERS, ServerKeys, check_bind, unbound
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import PIECE, SLACK, ZERO_COPY
 from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, PART, SEND, SEND_KEPT, TURN
-from shoal.protocol.link import DRAIN, INLINE, Arrival, Part, Payload, Waiting, bytes_of, read
+from shoal.protocol.link import DRAIN, INLINE, Arrival, Meter, Part, Payload, Waiting, bytes_of
 from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
 
@@ -59,6 +59,7 @@ class Gateway:
     ) -> None:
         self.address, self._keys, self._clock = address, keys, clock
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        self._meter = Meter(keys, clock)
         self._waiting = Waiting()
         self.wake = self._waiting.wake
         self._peers: OrderedDict[bytes, None] = OrderedDict()
@@ -95,12 +96,15 @@ class Gateway:
     def drain(self) -> Iterator[Arrival]:
         """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
         self._attend()
-        for _ in range(DRAIN):
-            frames = self._try(self._pipe.take) if self._pipe else None
-            if frames is None:
-                break
+        if self._keys:
+            self._keys.allowed.refresh(self._clock())  # looked at here too, so that a key that is out is out before a backlog
+        came = 0
+        while came < DRAIN and (frames := self._try(self._pipe.take) if self._pipe else None) is not None:
             self._silence = 0.0
-            yield from self._arrival(*frames)
+            came += 1  # also if nothing of the frame is handed on
+            for arrival in self._arrival(*frames):
+                yield arrival
+                came += 1
         while self._news:
             yield self._news.popleft()
 
@@ -168,7 +172,9 @@ class Gateway:
         match bytes(kind), frames:
             case b"came", [peer, user, *message]:
                 self._know(bytes(peer))
-                yield from read(bytes(peer), user.decode("ascii"), [memoryview(frame).toreadonly() for frame in message])
+                key, read_only = user.decode("ascii"), [memoryview(frame).toreadonly() for frame in message]
+                if not self._keys or key in self._keys.allowed:
+                    yield from self._meter.read(bytes(peer), key, read_only)
             case b"news", [about, text, peer]:
                 if about == b"lost":
                     self._peers.pop(bytes(peer), None)

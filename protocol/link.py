@@ -21,8 +21,9 @@ import numpy.typing as npt
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from shoal.protocol.budget import Buckets
 from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, encode_arrays
-from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress
+from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress, over_budget
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.front import Came, Entry, Front, opened
@@ -33,6 +34,7 @@ INLINE = 1 << 18  # bytes of arrays that go with their message, at most; larger 
 NEAR = 1 << 62  # INLINE where the other end is in this very process: all arrays go with their message
 DRAIN = 256  # messages taken in a turn, at most, so that the clock is looked at in between
 KNOCK_AGAIN = (0.5, 15.0)  # seconds until a line that was refused tries again: at first, and at most (doubled each time)
+NONSENSE = 64  # bytes of a frame that cannot be read, which count as a message
 FAREWELL = 0.5  # seconds that the last messages of a coordinator have to leave
 WATCHED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -143,10 +145,30 @@ def read(peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
     yield Arrival(peer, envelope, last, "", user)
 
 
-def arrivals_of(entry: Entry) -> Iterator[Arrival]:
-    if isinstance(entry, Came):
-        return read(entry.peer, entry.user, [frame.buffer for frame in entry.frames])
-    return iter([Arrival(entry.peer, None, None, entry.text, kind=entry.kind)])
+class Meter:
+    """Reads frames within the budgets of their keys: a frame may hold thousands of messages, so they are counted here. A key
+    whose budget is spent has its frames dropped unread. The coordinator's own actors have no budget."""
+
+    def __init__(self, keys: ServerKeys | None, clock: Callable[[], float]) -> None:
+        self._keys, self._clock = keys, clock
+        self._buckets = Buckets(keys.budget) if keys else None
+
+    def read(self, peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
+        keys, buckets, now = self._keys, self._buckets, self._clock()
+        if keys is None or buckets is None or user == keys.own.public:
+            yield from read(peer, user, frames)
+        elif not buckets.take(user, 0, now):
+            yield Arrival(b"", None, None, over_budget(keys.allowed.name(user)), kind="budget")
+        else:
+            arrivals = list(read(peer, user, frames))
+            many = len(arrivals) if arrivals[-1].envelope else len(frames[0]) / NONSENSE
+            buckets.charge(user, many - 1, now)
+            yield from arrivals
+
+    def arrivals(self, entry: Entry) -> Iterator[Arrival]:
+        if isinstance(entry, Came):
+            return self.read(entry.peer, entry.user, [frame.buffer for frame in entry.frames])
+        return iter([Arrival(entry.peer, None, None, entry.text, kind=entry.kind)])
 
 
 class Outbox:
@@ -186,6 +208,7 @@ class Hub:
     def __init__(self, address: str, keys: ServerKeys | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.front = Front(address, keys, clock)
         self.address = self.front.address
+        self._meter = Meter(keys, clock)
         self._outbox = Outbox()
         self._waiting = Waiting()
         self.wake = self._waiting.wake
@@ -199,11 +222,13 @@ class Hub:
     def drain(self) -> Iterator[Arrival]:
         """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
         for knock in self.front.knocks():
-            yield from arrivals_of(knock)
-        for _ in range(DRAIN):
-            if (entry := self.front.take()) is None:
-                return
-            yield from arrivals_of(entry)
+            yield from self._meter.arrivals(knock)
+        came = 0
+        while came < DRAIN and (entry := self.front.take()) is not None:
+            came += 1  # also if nothing of the frame is handed on
+            for arrival in self._meter.arrivals(entry):
+                yield arrival
+                came += 1
 
     def send(self, peer: bytes, envelope: Envelope, payload: Payload | None = None) -> str:
         """Send at once; never wait. Returns "" or why the peer cannot be reached. The payload must not change afterwards."""

@@ -21,8 +21,25 @@ from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.receiving import Delivery, Receiving
 from shoal.coordinator.deciding.serving import Serving, Sized
 from shoal.coordinator.reports import Report
+from shoal.protocol.budget import Buckets, Budget
 from shoal.protocol.fetching import MOST
-from shoal.protocol.messages import WHOLE, Assign, Chunk, Contribute, Envelope, Have, Ready, TaskName, Want, Weights, Welcome
+from shoal.protocol.messages import (
+    WHOLE,
+    Assign,
+    Chunk,
+    Contribute,
+    Envelope,
+    Have,
+    Hello,
+    Ready,
+    TaskName,
+    Want,
+    Weights,
+    Welcome,
+)
+
+GREETS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Hellos that are answered, of a connection and a key
+SESSIONS = 1_024  # actors that one key may have here at a time
 
 
 class Since(Protocol):
@@ -69,6 +86,7 @@ class Traffic:
     def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
         self.core, self.premises, self.slots = core, premises, slots
         self.figures = Figures()
+        self._greets = tuple(map(Buckets, GREETS))
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
@@ -87,6 +105,7 @@ class Traffic:
             deeds.Ended: self._ended,
         }
         self._hears: Mapping[type[Any], Callable[[Any, Any], Sequence[Deed]]] = {
+            Hello: self._greeted,
             Contribute: self._claimed,
             Have: self._arrived,
             Want: self._on_lane,
@@ -132,6 +151,21 @@ class Traffic:
             else:
                 doing.append(effect)
         return doing
+
+    def _greeted(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
+        """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection."""
+        if event.user in self.premises.local:
+            return self._decide(event)
+        actors = self.core.facts.roster.actors
+        fits = self._greets[0].take(event.peer.hex(), 0, self.now) and self._greets[1].take(event.user, 0, self.now)
+        if fits and event.envelope.session not in actors:
+            fits = sum(actor.user == event.user for actor in actors.values()) < SESSIONS
+        if fits:
+            return self._decide(event)
+        most = (
+            f"{GREETS[0].messages:g} a second over a connection, {GREETS[1].messages:g} of a key; {SESSIONS:,} actors of a key"
+        )
+        return (Report("budget", f"dropped a Hello: key {event.user[:8]} says it more often than it may ({most})", "warning"),)
 
     # Contributions
 

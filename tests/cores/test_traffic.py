@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from shoal.coordinator.deciding import traffic
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.claims import OF_A_KEY, OF_ALL, Figures
 from shoal.coordinator.deciding.core import Core
@@ -163,6 +164,35 @@ def fetching(*names: str) -> Run:
     for name in names:
         run.arrived(name).say(name, Ready(), line=f"lane of {name}").say(name, run.work(name))
     return run.tick()
+
+
+# Hellos
+
+
+def test_a_key_that_says_hello_as_ever_new_sessions_costs_so_many_welcomes_and_no_more() -> None:
+    run, welcomed, told = Run(), 0, 0
+    for number in range(1_000):
+        session = number.to_bytes(8, "big")
+        hello = Envelope(session, 0, Hello(PROTOCOL, "x", "", 1, ()))
+        run.event(Heard(b"one connection", hello, user="liar"), after=0.001)
+        welcomed, told = welcomed + len(run.all(Greet)), told + sum(one.kind == "budget" for one in run.all(Report))
+    assert (welcomed, welcomed + told) == (11, 1_000)  # 10 saved up, and 2 a second
+    for number in range(1_000):
+        hello = Envelope(number.to_bytes(8, "big"), 0, Hello(PROTOCOL, "x", "", 1, ()))
+        run.event(Heard(b"connection %d" % number, hello, user="liar"), after=0.001)
+        welcomed += len(run.all(Greet))
+    assert welcomed <= 240  # 200 saved up by the key, and 20 a second
+    assert run.join("b", user="honest").all(Greet)
+    assert run.join("c", user="key").all(Greet)  # of this machine
+
+
+def test_a_key_has_only_so_many_actors_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "SESSIONS", 3)
+    run = Run()
+    places = [len(run.join(name, user="liar").all(Greet)) for name in ("a", "b", "c", "d", "a")]
+    assert places == [1, 1, 1, 0, 1]
+    assert run.join("e", user="honest").all(Greet)
+    assert run.event(Lost(b"a", "is gone", dead=True)).join("d", user="liar").all(Greet)
 
 
 # Contributions

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +24,10 @@ import zmq
 
 from shoal.coordinator.deciding import core
 from shoal.faults import strangers
-from shoal.faults.strangers import CASES, INTRUSION, LIMIT, PING, Site, attempt, frame, greeting, ready
+from shoal.faults.strangers import CASES, INTRUSION, LIMIT, MOMENT, PING, READ, Site, attempt, frame, greeting, ready
 from shoal.protocol import door, front, keys
 from shoal.protocol.budget import Budget
+from shoal.protocol.codec import encode
 from shoal.protocol.door import client_keys
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import Gateway
@@ -245,6 +247,37 @@ def test_who_sends_more_than_its_budget_loses_that_and_nobody_else_does(site: Ca
     assert "budget: dropped a message: bob sends more than its budget" in here.told or any(
         text.startswith("budget:") for text in here.told
     )
+
+
+@pytest.mark.parametrize("gateway", [False, True], ids=["hub", "gateway"])
+def test_messages_that_lie_in_one_frame_are_counted_each(site: Callable[..., Site], gateway: bool) -> None:
+    here = site(gateway=gateway, budget=Budget(messages=20, seconds=2.0))
+    alice, bob = here.line("alice"), here.line("bob")
+    users: list[str] = []
+    here.hears = lambda arrival: users.append(arrival.user)
+    many = encode(PING) * 2_000
+    for _ in range(5):
+        bob._send(many, None)
+    here.moment()
+    for _ in range(30):
+        alice.send(PING)
+    assert here.pump(lambda: users.count(here.pairs["alice"].public) == 30)
+    assert users.count(here.pairs["bob"].public) == 2_000  # the first frame, and the rest are dropped unread
+    assert sum("bob sends more than its budget" in text for text in here.told) == 4
+
+
+def test_a_revoked_key_is_out_before_what_it_has_waiting(site: Callable[..., Site]) -> None:
+    here = site(gateway=True)
+    bob = here.line("bob")
+    assert here.exchange(bob)
+    here.hears = lambda arrival: None
+    for _ in range(40):
+        bob.send(PING, INTRUSION)
+    threading.Event().wait(MOMENT)  # the gateway process hands them on, and nobody takes them
+    here.folder.revoke("bob")
+    threading.Event().wait(READ)
+    here.moment()
+    assert here.intruded() == 0
 
 
 # The gateway
