@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import (
     Ended,
@@ -60,10 +61,10 @@ TURN = 0.05  # seconds between looks at the clock
 TICK = Tick()
 
 
-class Finite:
+class Finite(Inspector):
     """The check of a contribution's numbers: a product with an odd number is not finite."""
 
-    def look(self, bundle: Bundle, message: Contribute) -> tuple[str, None]:
+    def look(self, bundle: Bundle, message: Contribute, clients: int = 1) -> tuple[str, None]:
         return "not finite" if bundle.data[0] & 1 else "", None
 
 
@@ -127,7 +128,7 @@ class Slow(Learner):
         self._free_at = 0.0
         self._syncs = False
         plain: Any = adder
-        finite: Any = Finite()
+        finite = Finite()
         super().__init__(plain, finite, hub.clock, version=version, recording=recording, briefs=[LAYOUT])
 
     def put(self, jobs: Sequence[Job]) -> None:
