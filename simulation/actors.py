@@ -6,6 +6,7 @@ they were made from, do.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -206,8 +207,10 @@ class Life(Process):
                     self._take_back(effect.task)
                 case Reset():
                     self._reset(self._heard(event))
-                case Leave():
+                case Leave(failed=failed):
                     self.gone = True
+                    if failed:  # its process ends without a Bye
+                        self.world.wire.cut(self, math.inf)
 
     def tick(self) -> None:
         self.take(TICK)
