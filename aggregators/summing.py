@@ -43,14 +43,16 @@ class DeviceSum:
         raw = self._road.bring(bundle)
         add = self._exact if self.gauge.exact else self._plain
         for dtype, total in self.totals.items():
-            add(total, segment(raw, bundle.layout, dtype), weight)
+            x = segment(raw, bundle.layout, dtype)
+            add(total[: len(x)], x, weight)
 
     def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:
         """Add a partial sum over so many clients: its bundle and the sum of its weights."""
         self.gauge.partial(bundle, weight, self._extent, clients)
         arrays = views(self._road.bring(bundle), bundle.layout)
         for dtype, total in self.totals.items():
-            total.add_(arrays[f"sum/{dtype}"])
+            if (part := arrays.get(f"sum/{dtype}")) is not None:
+                total[: len(part)].add_(part)
 
     def clear(self) -> None:
         self.gauge.clear()

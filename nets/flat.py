@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from shoal.protocol.errors import UserError
+from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import ALIGNMENT, Bundle, Layout
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -34,19 +35,27 @@ WIRE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DT
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """The layout of a module's weights. Within a dtype, trainable parameters come first, then frozen ones, then buffers.
+    """The layout of a module's weights. Within a dtype, trainable parameters come first, then buffers, then frozen parameters,
+    which are `still`. (Those of one byte are not, and come before: contributions hold values of them.)
 
     Raises UserError for a tensor without a shape, of a lazy module, and for one of a dtype that cannot travel.
     """
-    parameters = sorted(module.named_parameters(), key=lambda named: not named[1].requires_grad)
-    tensors: dict[str, torch.Tensor] = dict((*parameters, *module.named_buffers()))
+    named = dict(module.named_parameters())
+    still = {name for name, its in named.items() if not its.requires_grad and WIRE_NAMES.get(its.dtype) not in VALUES}
+    ordered = sorted(named.items(), key=lambda each: not each[1].requires_grad)
+    first = {name: tensor for name, tensor in ordered if name not in still}
+    tensors: dict[str, torch.Tensor] = {
+        **first,
+        **dict(module.named_buffers()),
+        **{name: named[name] for name in named if name in still},
+    }
     for name, tensor in tensors.items():
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise UserError(f"model: {name!r} has no shape yet: in the factory, call the lazy module once on a batch")
         if tensor.dtype not in WIRE_NAMES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIRE_NAMES)
             raise UserError(f"model: {name!r} is {tensor.dtype}; expected one of {known}")
-    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
+    return Layout.of({name: (WIRE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}, still)
 
 
 def segment(raw: torch.Tensor, layout: Layout, dtype: str) -> torch.Tensor:

@@ -100,6 +100,7 @@ class Gauge:
     extent, an argument of the methods: () -> largest |entry| of the sum now. (The gauge does not keep it: a sum that was held
     by its own gauge would keep its memory until the garbage collector ran.)
     All methods raise ProtocolError, with nothing counted, for a term that must not be added.
+    whole: False as long as every term lacked the arrays at each dtype's end, as those of `narrow` do: such a term is 0 there.
 
     shares: clients that the sum must have room for. A client's term may have its share of the range of entries and weights, and
     no more, so that no client leaves another without room.
@@ -107,7 +108,9 @@ class Gauge:
 
     def __init__(self, layout: Layout, exact: bool) -> None:
         self.layout, self.exact = layout, exact
-        self.sums = summed_layout(layout, exact)
+        self.sums, self.narrow = summed_layout(layout, exact), layout.moving
+        self.narrow_sums = summed_layout(self.narrow, exact)
+        self.whole = False
         self.dtypes = tuple(averaged(layout))
         self.converted = tuple(dtype for dtype in self.dtypes if dtype not in AS_THEY_ARE)
         self.limit = LIMIT if exact else PLAIN_LIMIT
@@ -117,31 +120,37 @@ class Gauge:
 
     def clear(self) -> None:
         self.weight = self.reach = 0.0
+        self.whole = False
 
     def term(self, bundle: Bundle, weight: float, norm: float | None, extent: Extent) -> tuple[float, float]:
         """Count one client's bundle in. Returns the weight to use, and a bound on |weight * entry|.
 
         norm: sqrt(squares(bundle)), if the caller knows it: that spares a pass. None: not known.
         """
-        self.layout.expect(bundle.layout)
+        if (its := bundle.layout).digest not in (self.layout.digest, self.narrow.digest) and self.layout.begins_with(its):
+            self.narrow, self.narrow_sums = its, summed_layout(its, self.exact)
+        (self.narrow if its.digest == self.narrow.digest else self.layout).expect(its)
         weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
         reach = weight * grid.bound(square)
         if not max(self.reach + reach, self.shares * reach) <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
         self._count(weight, reach, extent, 1)
+        self.whole |= its.digest == self.layout.digest
         return weight, reach
 
     def partial(self, bundle: Bundle, weight: float, extent: Extent, clients: int = 1) -> None:
         """Count a partial sum over so many clients in: a bundle of `summed_layout` and the sum of its weights, as a PartialSum
         has them."""
-        self.sums.expect(bundle.layout)
+        narrow = bundle.layout.digest == self.narrow_sums.digest != self.sums.digest
+        (self.narrow_sums if narrow else self.sums).expect(bundle.layout)
         if self.exact and not (WEIGHT_GRID <= weight <= WEIGHT_LIMIT and (weight / WEIGHT_GRID).is_integer()):
             raise ProtocolError(f"an exact sum of weights is a multiple of 2**-20 up to 2**33, not {weight!r}")
         reach = math.inf if self.exact else grid.bound(squares(bundle, self.sums.segments))
         if not max(self.reach + reach, self.shares / clients * reach) <= self.limit:
             reach = _largest(bundle, self.sums.segments) * (GRID if self.exact else 1.0)
         self._count(grid.plain_weight(weight), reach, extent, clients)
+        self.whole |= not narrow
 
     def _count(self, weight: float, reach: float, extent: Extent, clients: int) -> None:
         share = min(1.0, clients / self.shares)
@@ -211,7 +220,7 @@ class Sum:
         norm: sqrt(squares(bundle)), if the caller knows it; None: not known.
         """
         weight, reach = self.gauge.term(bundle, weight, norm, self._extent)
-        add = self._way(reach)
+        add = self._way(reach if bundle.layout.digest == self.gauge.layout.digest else math.inf)
         for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
                 add(total if x.size == total.size else total[first : first + x.size], x, weight)
@@ -220,7 +229,7 @@ class Sum:
         """Add a partial sum's bundle and weight, over so many clients. Raises as `add` does."""
         self.gauge.partial(bundle, weight, self._extent, clients)
         for dtype, total in self._totals.items():
-            for first, its in bundle.blocks_of(f"sum/{dtype}"):
+            for first, its in bundle.blocks_of(f"sum/{dtype}") if f"sum/{dtype}" in bundle else ():
                 part = total[first : first + its.size]
                 np.add(part, its, part)
 
@@ -259,6 +268,12 @@ class PartialSum(Sum):
         self._totals = {dtype: self._bundle[f"sum/{dtype}"] for dtype in self.gauge.dtypes}
 
     def bundle(self) -> Bundle:
-        """The sum as it travels. Not a copy: the next `add` or `clear` changes it."""
+        """The sum as it travels, without the arrays that no term had. Perhaps no copy: the next `add` or `clear` may change
+        it."""
         self._settle()
-        return self._bundle
+        if self.gauge.whole or self.gauge.narrow_sums.digest == self.gauge.sums.digest:
+            return self._bundle
+        narrow = Bundle.zeros(self.gauge.narrow_sums)
+        for name, total in narrow.items():
+            total[...] = self._bundle[name][: total.size]
+        return narrow

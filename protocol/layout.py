@@ -80,10 +80,15 @@ class Layout:
     digest: str
     segments: Mapping[str, tuple[int, int]]  # dtype -> first byte, one past the last byte
     by_name: Mapping[str, Place] = field(repr=False)
+    still: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Layout:
-        """The layout of arrays given as name -> (dtype name, shape). Arrays of one dtype lie in the mapping's order."""
+    def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]], still: Iterable[str] = ()) -> Layout:
+        """The layout of arrays given as name -> (dtype name, shape). Arrays of one dtype lie in the mapping's order.
+
+        still: names of arrays that training leaves as they are; within a dtype they come last. They do not travel with the
+        layout, and are no part of its digest.
+        """
         places: list[Place] = []
         segments: dict[str, tuple[int, int]] = {}
         offset = 0
@@ -96,11 +101,24 @@ class Layout:
             segments[dtype] = (start, offset)
         rows = [[p.name, p.dtype, list(p.shape), p.offset] for p in places]
         digest = hashlib.blake2b(msgpack.packb(rows), digest_size=8).hexdigest()
-        return cls(tuple(places), offset, digest, segments, {p.name: p for p in places})
+        return cls(tuple(places), offset, digest, segments, {p.name: p for p in places}, frozenset(still))
 
     @classmethod
     def like(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Layout:
         return cls.of({name: (dtype_name(a.dtype), a.shape) for name, a in arrays.items()})
+
+    @cached_property
+    def moving(self) -> Layout:
+        """The layout without the arrays in `still`. The entries of a dtype are the first ones that this layout has of it."""
+        return Layout.of({p.name: (p.dtype, p.shape) for p in self.places if p.name not in self.still}) if self.still else self
+
+    def begins_with(self, other: Layout) -> bool:
+        """True if the arrays that `other` has of each dtype are the first ones that this layout has of it."""
+        return other.digest == self.digest or all(
+            mine[: len(theirs)] == theirs
+            for dtype in other.segments
+            for mine, theirs in [[[(p.name, p.shape) for p in each.places if p.dtype == dtype] for each in (self, other)]]
+        )
 
     def rows(self) -> list[list[Any]]:
         """The layout for the wire: [name, dtype, shape] for each array, in order; offsets follow from these."""
@@ -242,6 +260,23 @@ class Bundle:
             twin.data[at : at + piece.nbytes] = piece
             at += piece.nbytes
         return twin
+
+    def first(self, layout: Layout) -> Bundle:
+        """A copy of the first entries of each dtype, as many as `layout` has of it."""
+        out = Bundle.zeros(layout)
+        for dtype in layout.segments:
+            into = out.vector(dtype)
+            into[...] = self.vector(dtype)[: into.size]
+        return out
+
+    def ends_as(self, other: Bundle, layout: Layout) -> bool:
+        """True if the entries behind those that `first` copies have the same bits in `other`, a bundle of this layout."""
+        for dtype, (first, last) in self.layout.segments.items():
+            start, end = layout.segments.get(dtype, (0, 0))
+            behind = slice(first + end - start, last)
+            if not np.array_equal(self.data[behind], other.data[behind]):
+                return False
+        return True
 
     def sha256(self) -> str:
         """A digest of layout and bytes: two bundles with one digest hold the same weights."""

@@ -71,7 +71,7 @@ def _corrected(
     meant, told = bundle.copy(), Bundle.zeros(packed.dense)
     p = meant.vector()
     if (residual := residuals.of(client)) is not None:
-        p += residual
+        p[: residual.size] += residual  # it may lack frozen parameters
     sent = packed.pack(meant, rng)
     packed.unpack(sent, told)
     return sent, {"dropped_residuals": (float(residuals.keep(client, p - told.vector())), 1.0)}

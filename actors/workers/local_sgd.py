@@ -47,6 +47,7 @@ class LocalSGD:
     weighting: "samples" weighs a client by its number of examples, "users" weighs all clients alike.
     metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data, in a task of kind "evaluate".
     kept_bytes: most bytes of clients' data that stay on the device; the data unused for longest go first.
+    thin: True leaves frozen parameters (requires_grad=False) out of deltas, until a task changed one of them.
 
     A "train" task returns the delta (local - global, in each dtype's own arithmetic; of booleans and one-byte integers local
     itself) and totals over all examples of all steps, each taken just before the step that uses it. An "evaluate" task returns
@@ -74,6 +75,7 @@ class LocalSGD:
     seed: int = 0
     device: torch.device | str = "cpu"
     kept_bytes: int = 2**28
+    thin: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"local_epochs": 1, "local_steps": 0, "batch_size": 1}.items():
@@ -183,6 +185,9 @@ class LocalSGD:
             if buffer.data_ptr() != self.own_buffers.get(name):
                 raise ValueError(f"buffer {name!r} was replaced, not changed: write self.{name}.copy_(...) in the module")
         delta = self.flat.bundle()
+        if (moving := self.flat.layout.moving) is not self.flat.layout:
+            self.thin &= delta.ends_as(weights, moving)  # a module may change a frozen parameter itself
+            delta = delta.first(moving) if self.thin else delta
         for dtype in delta.layout.segments:
             _subtract(delta, weights, dtype)
         return delta
@@ -223,7 +228,8 @@ def _nbytes(data: tuple[Tensor, ...]) -> int:
 def _subtract(local: Bundle, start: Bundle, dtype: str) -> None:
     """Subtract `start` from `local` in place, with numpy except for bfloat16: for a small model, calling torch takes longer
     than subtracting. Entries of one byte stay values."""
-    into, other = local.vector(dtype), start.vector(dtype)
+    into = local.vector(dtype)
+    other = start.vector(dtype)[: into.size]
     if dtype == "bf16":
         as_tensor(into).view(torch.bfloat16).sub_(as_tensor(other).view(torch.bfloat16))
     elif dtype not in VALUES:

@@ -23,7 +23,7 @@ class Decompressed(Around):
 
     norm: largest L2 norm of an unpacked contribution, of its float32 and float64 entries; 0: any finite norm. The packed
     numbers do not show it.
-    Memory: one bundle beside the aggregator's own.
+    Memory: one bundle for each layout that contributions may have, beside the aggregator's own.
     """
 
     linear = False
@@ -31,16 +31,19 @@ class Decompressed(Around):
     def __init__(self, aggregator: Aggregator, codec: Codec, *, norm: float = 0.0) -> None:
         super().__init__(aggregator)
         self.norm = norm
-        self.packed = Packed(codec, aggregator.weights().layout)
-        self.unpacked = Bundle.zeros(self.packed.dense)
+        layout = aggregator.weights().layout
+        self.whole = Packed(codec, layout)
+        ways = (Packed(codec, layout.moving), self.whole) if layout.still else (self.whole,)
+        self.ways = {packed.layout.digest: (packed, Bundle.zeros(packed.dense)) for packed in ways}
 
     def fold(self, contribution: Contribution) -> None:
         """Raises ProtocolError, with nothing folded in, for malformed arrays and a norm above `norm`; and as the other
         aggregator does."""
         if contribution.summed:
             raise ProtocolError("compressed contributions come one by one; this one is a sum")
-        self.packed.unpack(contribution.bundle, self.unpacked)
-        norm = math.sqrt(squares(self.unpacked))
+        packed, unpacked = self.ways.get(contribution.bundle.layout.digest, self.ways[self.whole.layout.digest])
+        packed.unpack(contribution.bundle, unpacked)
+        norm = math.sqrt(squares(unpacked))
         if self.norm and norm > self.norm:
             raise ProtocolError(f"norm {norm:g} is above the bound of {self.norm:g}")
-        self.aggregator.fold(replace(contribution, work=replace(contribution.work, bundle=self.unpacked), norm=norm))
+        self.aggregator.fold(replace(contribution, work=replace(contribution.work, bundle=unpacked), norm=norm))

@@ -17,12 +17,13 @@ from shoal.aggregators import Aggregator, amiss, lacking
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
 from shoal.jobs.methods import METHODS, owners
+from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import Range, among, changed, check_used, checked, described, nearest, plain, ranges, shown, values
-from shoal.jobs.wraps import chain
+from shoal.jobs.wraps import Calling, chain
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import summed_layout, unfinite
 from shoal.protocol.layout import Layout
@@ -198,10 +199,20 @@ class Job:
 
     def layouts(self, weights: Layout) -> Sequence[Layout]:
         """The layouts that contributions may have."""
+        both = [weights.moving, weights] if self.thin and weights.still else []
         if self.sums:
-            return [summed_layout(weights, self.method.exact)]
-        inner = self.method.layouts(self.problem, weights)
+            return [summed_layout(each, self.method.exact) for each in both or [weights]]
+        inner = both or self.method.layouts(self.problem, weights)
         return reduce(lambda layouts, wrap: wrap.layouts(layouts), self.around, inner)
+
+    @property
+    def thin(self) -> bool:
+        """True if contributions may lack frozen parameters: if no code of the user's, which may need them, sees contributions.
+        (The arrays of randk do not show how many entries they are of.)"""
+        parts = [getattr(type(self.method), part) for part in ("aggregator", "layouts", "worker")]
+        ours = all(part.__module__.startswith("shoal.") for part in (*parts, *map(type, self.around)))
+        plain_around = not any(isinstance(wrap, Calling) or getattr(wrap, "compress", "") == "randk" for wrap in self.around)
+        return ours and plain_around and self._ours and isinstance(self.method, LocalTraining)
 
     def briefs(self, weights: Layout) -> Sequence[Layout]:
         """The layouts that the aggregator's briefs may have; none if the aggregator gives no briefs."""
@@ -242,6 +253,8 @@ class Job:
         made = self.method.worker(self.problem, self.seed)
         if isinstance(made, Rollout):
             made.seconds = max(0.0, self.bearing.lease) / 2  # a rollout that is cut short is worth more than a task that fails
+        if self.thin:
+            setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
 
     # For evaluation and export

@@ -399,3 +399,63 @@ def test_a_cleared_sum_starts_from_nothing():
         fresh.weight,
         fresh.gauge.reach,
     )
+
+
+FROZEN = Layout.of(
+    {"head": ("f4", (3,)), "mean": ("f4", (2,)), "count": ("i8", (1,)), "body": ("f4", (4,)), "map": ("f8", (2,))},
+    ["body", "map"],
+)
+
+
+def lacking_and_whole() -> list[tuple[Bundle, float]]:
+    rng = np.random.default_rng(4)
+    found = []
+    for at, layout in enumerate([FROZEN.moving, FROZEN, FROZEN.moving, FROZEN.moving]):
+        arrays = {p.name: rng.normal(size=p.shape) * 10 ** (2 * at) for p in layout.places}
+        found.append(
+            (
+                Bundle.pack(
+                    {
+                        name: np.asarray(x.round() if name == "count" else x).astype(Bundle.zeros(layout)[name].dtype)
+                        for name, x in arrays.items()
+                    },
+                    layout,
+                ),
+                1.0 + at,
+            )
+        )
+    return found
+
+
+def padded(bundle: Bundle) -> Bundle:
+    whole = Bundle.zeros(FROZEN)
+    for name, array in bundle.items():
+        whole[name][...] = array
+    return whole
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PartialSum(FROZEN), lambda: PartialSum(FROZEN, False), lambda: DeviceSum(FROZEN, torch.device("cpu"))]
+)
+def test_arrays_that_a_contribution_lacks_count_as_zeros(make):
+    some, other, parts = make(), make(), PartialSum(Layout.from_rows(FROZEN.rows()), make().gauge.exact)
+    for bundle, weight in lacking_and_whole():
+        some.add(bundle, weight)
+        other.add(padded(bundle), weight)
+    for bundle, weight in lacking_and_whole()[2:]:  # an actor, which does not know what is frozen
+        parts.add(bundle, weight)
+        other.add(padded(bundle), weight)
+    assert parts.bundle().layout.digest == summed_layout(FROZEN.moving, parts.gauge.exact).digest
+    some.merge(parts.bundle(), parts.weight)
+    assert some.weight == other.weight
+    for dtype, total in other.totals.items():
+        np.testing.assert_allclose(np.asarray(some.totals[dtype]), np.asarray(total), rtol=0 if some.gauge.exact else 1e-5)
+    parts.add(padded(lacking_and_whole()[0][0]), 1.0)
+    assert parts.bundle().layout.digest == summed_layout(FROZEN, parts.gauge.exact).digest
+
+
+def test_a_sum_refuses_a_bundle_that_lacks_other_arrays_than_the_last():
+    for lacking in (["head"], ["mean"], ["count", "head"]):
+        odd = Layout.of({p.name: (p.dtype, p.shape) for p in FROZEN.places if p.name not in lacking})
+        with pytest.raises(ProtocolError, match="first difference"):
+            PartialSum(FROZEN).add(Bundle.zeros(odd), 1.0)

@@ -636,3 +636,35 @@ def test_each_visit_of_one_version_draws_anew_and_from_all_generators():
     random.random(), np.random.rand(), torch.rand(())
     assert [made(*task) for task in tasks] == first
     assert len(set(first)) == len(tasks)
+
+
+class Probed(nn.Module):
+    """A frozen body of 42 numbers with running statistics, and a trained head. grows: a task changes the body itself."""
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 6).requires_grad_(False), nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.norm.requires_grad_(False)
+        self.grows = grows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grows and self.training:
+            self.body.weight.mul_(2)
+        return self.head(self.norm(self.body(x)))
+
+
+def test_a_delta_lacks_frozen_parameters_and_has_the_statistics_that_training_moves():
+    weights = weights_of(seeded(Probed, 0))
+    whole = LocalSGD(Probed, population(), cross_entropy).run(weights, 0, Task(0, 0, (0,))).bundle
+    thin = LocalSGD(Probed, population(), cross_entropy, thin=True).run(weights, 0, Task(0, 0, (0,))).bundle
+    moving = {"head.weight", "head.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert thin.layout.by_name.keys() == moving
+    assert whole.layout.by_name.keys() == weights.layout.by_name.keys() > moving
+    assert all((thin[name] == whole[name]).all() for name in moving)
+    assert np.abs(thin["norm.running_mean"]).max() > 0
+
+
+def test_a_frozen_parameter_that_a_task_changed_is_in_the_delta():
+    worker = LocalSGD(lambda: Probed(grows=True), population(), cross_entropy, local_steps=1, thin=True)
+    weights = weights_of(seeded(Probed, 0))
+    np.testing.assert_array_equal(worker.run(weights, 0, Task(0, 0, (0,))).bundle["body.weight"], weights["body.weight"])

@@ -84,6 +84,9 @@ def test_reinforcement_learning_in_rounds_has_the_same_bits(codec):
     assert metric(over, "first_ratio_error") == metric(plain, "first_ratio_error")
 
 
+# randk sends a tenth of the entries, drawn at random, so its accuracy depends on the seed: seeds 0 to 12 give 0.77 to 0.87,
+# mean 0.81, standard deviation 0.03. (Before the partition's rounding was mended they gave 0.78 to 0.86, mean 0.82: no loss,
+# but other clients.) Its bound is the mean less two deviations.
 @pytest.mark.parametrize(
     ("codec", "least"),
     [("float16", 0.91), ("bfloat16", 0.91), ("int8", 0.91), ("int4", 0.91), ("topk", 0.89), ("randk", 0.75)],
