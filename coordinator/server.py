@@ -49,10 +49,12 @@ class Wire(Protocol):
 @dataclass(slots=True)
 class Outside:
     """News for a server that does not come by its sockets. interrupted: a reason to end the run here, or "".
+    pauses: True if actors are then to wait for the run's next life.
     nudged: True if the plan was fed since the last call; the feeder wakes the wire. gone: process ids of this machine's
     actors that have ended since the last call. evict: ends these processes, whose workers hang."""
 
     interrupted: Callable[[], str] = str
+    pauses: Callable[[], bool] = bool
     nudged: Callable[[], bool] = bool
     gone: Callable[[], Iterable[int]] = tuple
     evict: Callable[[Sequence[int]], None] = lambda pids: None
@@ -121,7 +123,7 @@ class Server:
         self._learned()
         self._hear()
         if reason := self.outside.interrupted():
-            self.handle(events.Interrupt(reason))
+            self.handle(events.Interrupt(reason, self.outside.pauses()))
         if self.outside.nudged():
             self.handle(events.Nudge())
         self.handle(events.Tick())

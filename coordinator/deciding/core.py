@@ -35,7 +35,7 @@ class Core:
         """Take an event, the one way in. Return the effects, in order. `now` is in seconds of a clock that never goes back."""
         facts = self.facts
         if facts.ended:
-            return facts.farewell.answer(event)
+            return [] if facts.paused else facts.farewell.answer(event)
         if type(event) is events.Tick:
             if now < self.look_at:
                 return []
@@ -107,8 +107,8 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return _lost(facts, peer, why, dead)
         case events.Nudge():
             return ()
-        case events.Interrupt(reason):
-            return facts.end(reason, failed=False)
+        case events.Interrupt(reason, pause):
+            return facts.end(reason, failed=False, pause=pause)
 
 
 def _sign_of_life(event: Event) -> bool:

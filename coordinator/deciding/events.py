@@ -120,9 +120,10 @@ class Nudge:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """The person (or a limit) wants the run to end here."""
+    """The person (or a limit) wants the run to end here. pause: actors hear nothing of it, and wait for the run's next life."""
 
     reason: str
+    pause: bool = False
 
 
 Event: TypeAlias = (

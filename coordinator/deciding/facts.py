@@ -34,7 +34,7 @@ class Facts:
         self.epoch, self.version, self.since = found.epoch + 1, found.version, found.version
         self.steps, self.drawn, self.kept = found.steps, found.drawn, found.kept
         self.reached = not found.folded and goal.reached(found.version, found.steps)  # and the last life could not say so
-        self.stepping = self.ended = False
+        self.stepping = self.ended = self.paused = False
         self.gathering = bounds.gather > 0
         self.now = self.began = self.moved_at = self.complained_at = now
         self.back_by = now + bounds.back
@@ -67,8 +67,11 @@ class Facts:
     def refusal(self, peer: bytes, session: bytes, reason: str, *, final: bool) -> Send:
         return Send(peer, Envelope(session, self.epoch, Refused(reason, final)))
 
-    def end(self, reason: str, *, failed: bool) -> Iterator[Effect]:
-        """End the run, if it has not ended: every actor that is here is told."""
+    def end(self, reason: str, *, failed: bool, pause: bool = False) -> Iterator[Effect]:
+        """End the run, if it has not ended: every actor that is here is told, except in a pause."""
+        if not self.ended and pause:
+            self.ended = self.paused = True
+            yield Finish(reason, failed)
         if not self.ended:
             self.ended = True
             for actor in self.roster.actors.values():

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carries out one command and returns the exit code: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
+    """Carries out one command and returns the exit code: 0 done, 1 the run failed, 2 the user's mistake, 75 paused, 130
+    interrupted."""
     top = parser(ACTS)
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -146,6 +147,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     from shoal.runs.progress import display
     from shoal.runs.stopping import Stopper
     from shoal.runs.summary import closing, json_line
+    from shoal.runs.supervise import LATER
 
     run = options.run
     with (
@@ -153,7 +155,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
         Stopper(signal.SIG_DFL) as stopper,
         display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet) as shown,
     ):
-        end = launch(begun, shown, lambda: stopper.reason)
+        end = launch(begun, shown, lambda: stopper.reason, stopper.pauses)
     try:
         if run.rows():
             plot([run])
@@ -162,11 +164,15 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     if end.failed:
         print(f"shoal: the run failed: {end.reason}; {run.log_file} says more", file=sys.stderr)
     print(json_line(end.summary) if asked.json else closing(end.summary, whole=end.reason == "done"))
+    if options.bind and stopper.pauses() and not end.failed and end.reason != "done":
+        print(f"shoal: actors from elsewhere wait: go on with shoal resume {run.path} --bind ADDRESS", file=sys.stderr)
+        return LATER
     return 1 if end.failed else 0 if end.reason == "done" else 130
 
 
 def actor(asked: argparse.Namespace) -> int:
     import socket
+    import threading
 
     from shoal.actors.pool import Pool
     from shoal.commands.access import of_actor
@@ -181,7 +187,12 @@ def actor(asked: argparse.Namespace) -> int:
         own = find(absolute(asked.job))
     life = life_of_any(asked.name or socket.gethostname(), own)
     if asked.count == 1:
-        return life(called)
+        code = life(called)
+        if any(thread.name == "worker" for thread in threading.enumerate()):  # in a task still: torch would abort this process
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     return _crowd(Pool.forked(life), asked.count, called)
 
 

@@ -117,9 +117,9 @@ def device_of(name: str) -> str:
     return name
 
 
-def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str) -> Ended:
+def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str, pauses: Callable[[], bool] = bool) -> Ended:
     """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
-    second."""
+    second. pauses: True if actors from elsewhere are then to wait for the run's next life."""
     options, pool, clock = ready.options, ready.pool, time.monotonic
     job, config, keys = options.job, options.config, options.keys
     with ExitStack() as stack:
@@ -192,7 +192,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             welcome=pack_welcome(Terms(workload, layout, getattr(aggregator, "coding", None), briefs)),
             layouts=layouts,
             clock=clock,
-            outside=_outside(interrupted, crew, options),
+            outside=_outside(interrupted, pauses, crew, options),
             sharing=shared,
             local=(keys.own.public,) if keys else ("",),
             folder=options.run.path,
@@ -253,10 +253,11 @@ def _gone(recording: Recording, version: int) -> str:
     return f"{which} are in no snapshot, and {again}: shoal resume goes on from version {max(0, recording.kept)}"
 
 
-def _outside(interrupted: Callable[[], str], crew: Crew | None, options: Launch) -> Outside:
+def _outside(interrupted: Callable[[], str], pauses: Callable[[], bool], crew: Crew | None, options: Launch) -> Outside:
+    its = pauses if options.bind else bool
     if crew is None:
-        return Outside(interrupted)
-    return Outside(lambda: interrupted() or _alone(crew, options), gone=crew.gone, evict=crew.evict)
+        return Outside(interrupted, its)
+    return Outside(lambda: interrupted() or _alone(crew, options), its, gone=crew.gone, evict=crew.evict)
 
 
 def _alone(crew: Crew | None, options: Launch) -> str:

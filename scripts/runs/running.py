@@ -197,7 +197,7 @@ def _asked(job: Job | Place, settings: Mapping[str, Any] | None, bind: str, fold
 
 def _carried_out(run: Run, options: Launch, watch: Watch, show: bool | None) -> Run:
     with ready(options) as begun, Stopper() as stopper, _display(options, show) as shown:
-        ended = launch(begun, Together(shown, watch), lambda: stopper.reason or watch.reason)
+        ended = launch(begun, Together(shown, watch), lambda: stopper.reason or watch.reason, stopper.pauses)
     if stopper.number == signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)  # now it does what it does to the program
     _settle(run, ended, watch)

@@ -35,6 +35,10 @@ class Stopper:
         for number, before in self._before.items():
             signal.signal(number, before)
 
+    def pauses(self) -> bool:
+        """True after SIGTERM, which a machine sends that goes down: the run is to go on in another life."""
+        return self.number == signal.SIGTERM
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.reason, self.number = f"stopped by {signal.Signals(number).name}", number
         signal.signal(number, self._before[number] if self._again is None else self._again)

@@ -23,7 +23,7 @@ MOST = 20  # lives in a row without a new row of metrics, after which the coordi
 PAUSE = (0.05, 0.5)  # seconds before the next life if the last life exited by itself: the first pause, and the longest
 BROKEN = 70  # exit code of a life that ended in an error of ours (sysexits' EX_SOFTWARE)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LATER = 75  # exit code of a life that found no room on the disk (sysexits' EX_TEMPFAIL)
+LATER = 75  # exit code of a life that found no room on the disk, or that SIGTERM ended (sysexits' EX_TEMPFAIL)
 
 
 def supervised(
@@ -41,7 +41,7 @@ def supervised(
         if code >= 0 and code not in (BROKEN, LATER):
             return code
         if told.number:
-            return 128 + told.number
+            return code if code == LATER else 128 + told.number
         why = f"was ended by {signal.Signals(-code).name}" if code < 0 else "broke down" if code == BROKEN else "finds no room"
         fruitless, pause = (0, PAUSE[0]) if moved() != before else (fruitless + (code != LATER), pause)
         if fruitless > MOST:

@@ -1123,6 +1123,14 @@ def test_a_goal_of_steps_ends_the_run_with_the_version_that_reaches_it() -> None
     assert run.all(Finish) == [Finish("done", False)]
 
 
+def test_in_a_pause_no_actor_hears_of_the_end_and_none_is_answered() -> None:
+    run = Run(rounds()).join("a").event(Interrupt("stopped by SIGTERM", pause=True))
+    assert run.all(Finish) == [Finish("stopped by SIGTERM", False)]
+    assert [send for send in run.all(Send) if isinstance(send.envelope.message, Stop)] == []
+    assert not run.core.facts.farewell.waits(run.now)
+    assert run.hear("a", Beat(0)).all(Send) == []
+
+
 def test_an_interrupt_ends_the_run_and_all_are_told() -> None:
     run = Run(rounds()).join("a").event(Interrupt("stopped by SIGINT"))
     assert run.said("a", Stop) == [Stop("stopped by SIGINT")]

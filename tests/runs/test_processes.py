@@ -325,3 +325,19 @@ def test_an_actor_without_the_job_says_so_in_one_line_and_the_run_goes_on_with_o
     result = coordinator.result()
     assert (result["version"], result["contributions"]) == (2, 8)
     assert "set aside" not in coordinator.said()
+
+
+def test_sigterm_of_a_coordinator_leaves_its_actors_waiting_and_ctrl_c_sends_them_home(start, tmp_path):
+    first = start("coordinator", "digits", "--bind", "tcp://127.0.0.1:*", "--run-dir", "run", *LONG)
+    address = first.until(r"listening on (\S+);")[1]
+    actor = start("actor", address)
+    rows = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: rows.exists() and rows.stat().st_size > 0, lambda: f"a row: {first.said()}")
+    first.child.send_signal(signal.SIGTERM)
+    assert first.child.wait(LIMIT) == 75
+    size = rows.stat().st_size
+    second = start("resume", "run", "--bind", address)
+    wait_until(lambda: rows.stat().st_size > size, lambda: f"a row more: {second.said()} {actor.said()}")
+    assert actor.child.poll() is None
+    second.child.send_signal(signal.SIGINT)
+    assert (second.child.wait(LIMIT), actor.child.wait(LIMIT)) == (130, 0)
