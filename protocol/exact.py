@@ -129,6 +129,7 @@ class Gauge:
         """
         if (its := bundle.layout).digest not in (self.layout.digest, self.narrow.digest) and self.layout.begins_with(its):
             self.narrow, self.narrow_sums = its, summed_layout(its, self.exact)
+            self.whole |= self.weight > 0  # the terms before may have more arrays
         (self.narrow if its.digest == self.narrow.digest else self.layout).expect(its)
         weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)

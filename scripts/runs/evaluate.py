@@ -12,6 +12,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.exact import unfinite
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
+from shoal.runs.export import untrained
 from shoal.runs.run import Place, Run, opened
 from shoal.runs.threads import few, few_threads
 
@@ -63,7 +64,11 @@ def export(run: Run | Place, to: Place) -> Path:
     job, snapshot = run.job, run.snapshot()
 
     def model() -> tuple[Any, tuple[Any, ...]]:
-        return job.module(), job.problem.example(job.method, job.seed)
+        return untrained(job), job.problem.example(job.method, job.seed)
 
+    try:
+        module = untrained(job)
+    except UserError:  # no torch model, or one that cannot be made here: the weights are whole without it
+        module = None
     about = {"job": job.name, "version": str(snapshot.version), "run": run.dir.name}
-    return written(snapshot.weights, to, model, about)
+    return written(snapshot.weights, to, model, about, (lambda: module) if module is not None else None)

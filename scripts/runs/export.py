@@ -16,13 +16,23 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shoal.jobs.job import Job
+
     Model = Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
     """() -> the job's module, with any weights, and example inputs: tensors whose first dimension is the batch."""
 
 
-def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, str] | None = None) -> Path:
+def export(
+    weights: Bundle,
+    to: Path | str,
+    model: Model,
+    about: Mapping[str, str] | None = None,
+    module: Callable[[], nn.Module] | None = None,
+) -> Path:
     """Write `weights` to a new file and return its path. The suffix .safetensors or .pt2 decides the form. `model` is called
-    only for .pt2; `about` becomes the metadata of .safetensors.
+    only for .pt2, and `module` only for .safetensors, which then holds the module's state_dict, for a strict load_state_dict:
+    tied weights under each name, and no buffer that is not persistent. None: the names of `weights`. `about` becomes the
+    metadata of .safetensors.
 
     Raises UserError for another suffix, for a missing folder, and for a file that exists: an existing file is kept.
     """
@@ -38,7 +48,7 @@ def export(weights: Bundle, to: Path | str, model: Model, about: Mapping[str, st
         if target.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(tensors_of(weights), part, metadata=dict(about or {}))
+            save_file(tensors_of(weights) if module is None else _state(module(), weights), part, metadata=dict(about or {}))
         else:
             _write_program(weights, part, *model())
         part.replace(target)  # whole or not at all
@@ -65,12 +75,26 @@ def tensors_of(weights: Bundle) -> dict[str, torch.Tensor]:
     return {p.name: as_tensor(weights[p.name]).view(TORCH_DTYPES[p.dtype]).clone() for p in weights.layout.places}
 
 
+def _state(module: nn.Module, weights: Bundle) -> dict[str, torch.Tensor]:
+    import torch
+
+    load(module.cpu(), weights)
+    return {name: its.clone().contiguous() for name, its in module.state_dict().items() if isinstance(its, torch.Tensor)}
+
+
+def untrained(job: Job) -> nn.Module:
+    """The job's module, to load weights into: the file `initial_weights` need not be there. Raises UserError if the job
+    has no torch model."""
+    return (job.configured({"initial_weights": ""}) if "initial_weights" in job.plain() else job).module().cpu()
+
+
 def load(module: nn.Module, weights: Bundle) -> None:
-    """Copy weights into a module of the same layout. Raises UserError if the weights have another layout."""
+    """Copy weights into a module that has the same arrays, in any order. Raises UserError if it has others."""
     from shoal.nets.flat import layout_of
 
-    difference = layout_of(module).difference(weights.layout)
-    if difference:
+    layout = layout_of(module)
+    if {p.name: (p.dtype, p.shape) for p in layout.places} != {p.name: (p.dtype, p.shape) for p in weights.layout.places}:
+        difference = layout.difference(weights.layout)
         raise UserError(f"the weights are not this model's: {difference}")
     places = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in tensors_of(weights).items():

@@ -23,6 +23,7 @@ from shoal.jobs.job import Job
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.runs.export import load as load_weights
+from shoal.runs.export import untrained
 from shoal.runs.metrics import FIRST, own
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.watching import StopWhen, Watch
@@ -111,7 +112,7 @@ class Run:
 
     def model(self) -> nn.Module:
         """The job's torch module with the run's weights, on the CPU, in evaluation mode. Raises UserError if it has none."""
-        module = self.job.module().cpu().eval()
+        module = untrained(self.job).eval()
         load_weights(module, self.snapshot().weights)
         return module
 

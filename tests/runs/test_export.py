@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import shoal
 from shoal.nets.flat import FlatModule
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
@@ -106,3 +108,40 @@ def test_weights_of_another_model_are_refused_and_leave_no_file(tmp_path: Path) 
     with pytest.raises(UserError, match="not this model's"):
         export(trained()[1], tmp_path / "m.pt2", lambda: (Net(width=6), (torch.zeros(2, 3),)))
     assert list(tmp_path.iterdir()) == []
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a buffer that a state_dict has not, and one that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.second.weight = self.first.weight
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+        self.register_buffer("scale", torch.full((3,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.out(self.second(self.first(x)) * self.mask * self.scale)
+        return out
+
+
+def test_a_run_of_tied_weights_and_passing_buffers_exports_what_loads_strictly(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.random.default_rng(1).normal(size=(60, 3)), np.arange(60) % 2
+    first = shoal.export(
+        shoal.run(shoal.Federated(Tied, (x, y), rounds=1, clients=3, cohort=3), actors=0, show=False), "a.safetensors"
+    )
+    job = shoal.Federated(Tied, (x, y), rounds=1, clients=3, cohort=3, initial_weights=str(first))
+    run = shoal.run(job, actors=0, show=False)
+    first.unlink()
+    net, inputs = Tied().eval(), torch.randn(4, 3)
+    net.load_state_dict(load_file(shoal.export(run, "b.safetensors")), strict=True)
+    assert torch.equal(net(inputs), run.model()(inputs))
+    assert torch.equal(net(inputs), torch.export.load(shoal.export(run, "b.pt2")).module()(inputs))
+
+
+def test_weights_load_into_a_model_that_has_its_arrays_in_another_order() -> None:
+    net, weights = trained()
+    turned = {p.name: weights[p.name] for p in reversed(weights.layout.places)}
+    load(into := Net(), Bundle.pack(turned))
+    assert all(torch.equal(into.state_dict()[name], its) for name, its in net.state_dict().items())
