@@ -40,6 +40,9 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{first!r} is not known: {nearest(first, options) if first.startswith('-') else 'it is one word too many'}")
 
 
+TRUST = "run the job's file also if it lies outside of this directory and of the run's folder"
+
+
 def whole(least: int) -> Callable[[str], int]:
     """A function that reads a whole number from `least`."""
 
@@ -103,6 +106,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("words", nargs="*", metavar="new|allow|revoke")
     one = command("resume", "go on with a run from its newest snapshot")
     one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
     _facing(one, required=False)
     one.add_argument("--actors", type=whole(0), metavar="N")
@@ -110,6 +114,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true")
     one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
     one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument(
         "--episodes",
         type=whole(1),
@@ -123,6 +128,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--out", metavar="FILE.png")
     one = command("export", "write a run's weights, or its model as a torch.export program, for use elsewhere")
     one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--to", required=True, metavar="FILE.safetensors|FILE.pt2")
     one = command("bench", "run benchmarks: print a table, and one JSON line for each case")
     one.add_argument("cases", nargs="*", metavar="CASE")

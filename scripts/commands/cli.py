@@ -226,10 +226,10 @@ def resume(asked: argparse.Namespace) -> int:
     from shoal.jobs.settings import pairs
     from shoal.runs.launch import Launch
     from shoal.runs.resuming import is_done, resumed, what_next
-    from shoal.runs.run import opened
+    from shoal.runs.run import trusted
     from shoal.runs.summary import json_line
 
-    run = opened(asked.run_dir)
+    run = trusted(asked.run_dir, asked.trust)
     config, job = resumed(run.dir, run.job, pairs(asked.settings), asked.actors)
     if is_done(run.dir, job):
         print(json_line(run.summary) if asked.json and run.summary else what_next(run.dir, job))
@@ -239,9 +239,10 @@ def resume(asked: argparse.Namespace) -> int:
 
 def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import evaluate as evaluated
+    from shoal.runs.run import trusted
     from shoal.runs.summary import json_line
 
-    metrics = evaluated(asked.run_dir, asked.episodes)
+    metrics = evaluated(trusted(asked.run_dir, asked.trust), asked.episodes)
     print(json_line(metrics) if asked.json else "\n".join(f"{name:<18}{value:.6g}" for name, value in metrics.items()))
     return 0
 
@@ -255,8 +256,9 @@ def plot(asked: argparse.Namespace) -> int:
 
 def export(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import export as exported
+    from shoal.runs.run import trusted
 
-    print(exported(asked.run_dir, asked.to))
+    print(exported(trusted(asked.run_dir, asked.trust), asked.to))
     return 0
 
 

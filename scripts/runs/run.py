@@ -189,6 +189,20 @@ def opened(run: Run | Place) -> Run:
     return run if isinstance(run, Run) else Run(RunDir.open(run).path)
 
 
+def trusted(folder: Place, trust: bool) -> Run:
+    """The run in a folder. Raises UserError if the folder's config.toml names a file of code that lies neither in the current
+    directory nor in the folder, unless the user trusts the file: the folder may be a stranger's, and the file is run."""
+    run = opened(folder)
+    place = Path(run.dir.config().job.rpartition(":")[0])
+    homes = (Path.cwd().resolve(), run.dir.path.resolve())
+    if place.suffix == ".py" and not trust and not any(place.resolve().is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{run.dir.config_file} names {place}, which would be run and lies outside of this directory: "
+            "give --trust if you know that file, or go to its directory"
+        )
+    return run
+
+
 def plot(*runs: Run | Place, out: Place | None = None) -> Path:
     """Draw learning curves over each other, and return the picture's path.
 

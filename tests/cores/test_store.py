@@ -48,6 +48,29 @@ def unexpected(line: str) -> None:
     pytest.fail(line)
 
 
+def test_a_sparse_file_that_claims_gigabytes_gets_no_memory_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    zeros = Bundle.zeros
+    monkeypatch.setattr(Bundle, "zeros", lambda layout: given.append(layout.nbytes) or zeros(layout))
+    path, layout = tmp_path / "00000001.safetensors", Layout.of({"w": ("f4", (1 << 26,))})
+    about = {"sha256": "1" * 64, "format": "shoal 1", "version": "1", "counters": "{}", "layout": json.dumps(layout.rows())}
+    row = {"dtype": "F32", "shape": [1 << 26], "data_offsets": [0, 1 << 28]}
+    text = json.dumps({"__metadata__": about, "weights/w": row}).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (1 << 28))
+    with pytest.raises(CorruptError, match="the digest does not fit"):
+        read(path)
+    assert given == []
+
+
+def test_a_file_large_enough_to_be_hashed_first_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.coordinator.keeping.store.HASHED_FIRST", 1)
+    store = Store(ROOT, disk=RamDisk())
+    store.save(snapshot(7))
+    assert same(store.newest(unexpected), snapshot(7))
+
+
 def test_what_is_saved_is_loaded() -> None:
     store = Store(ROOT, disk=RamDisk())
     assert store.newest(unexpected) is None

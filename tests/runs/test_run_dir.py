@@ -14,9 +14,12 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from shoal.commands.arguments import parser
+from shoal.commands.cli import ACTS
 from shoal.coordinator.reports import Before, Progress, Report
 from shoal.protocol.errors import UserError
 from shoal.runs.observers import Record, Together
+from shoal.runs.run import trusted
 from shoal.runs.rundir import Config, RunDir, short_name
 from shoal.runs.summary import closing, json_line, summary
 from shoal.runs.threads import crowded
@@ -399,3 +402,22 @@ def test_the_closing_words_of_a_reinforcement_run_speak_of_episodes_and_steps() 
     assert "mean return of the last 100 episodes 487.2 after 300,000 environment steps in 0:10 (30,000.0 steps/s)." in told
     assert "shoal evaluate 'runs/a b'" in told
     assert "fresh episodes" in told
+
+
+def test_a_job_file_outside_of_this_directory_and_of_the_run_is_not_run_without_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere, folder = (tmp_path / name for name in ("home", "elsewhere", "runs/theirs"))
+    for each in (home, elsewhere, folder):
+        each.mkdir(parents=True)
+    (elsewhere / "job.py").write_text("raise AssertionError('the file of a stranger was run')")
+    monkeypatch.chdir(home)
+    for place in (elsewhere / "job.py", home / ".." / "elsewhere" / "job.py"):
+        (folder / "config.toml").write_text(Config(f"{place}:job").dumps())
+        for command in (["resume"], ["evaluate"], ["export", "--to", "w.safetensors"]):
+            with pytest.raises(UserError, match="which would be run and lies outside of this directory: give --trust"):
+                ACTS[command[0]](parser(ACTS).parse_args([command[0], str(folder), *command[1:]]))
+    assert trusted(folder, True).dir.path == folder
+    for own in (home / "job.py", folder / "job.py"):
+        (folder / "config.toml").write_text(Config(f"{own}:job").dumps())
+        assert trusted(folder, False).dir.path == folder
