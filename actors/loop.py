@@ -275,6 +275,9 @@ def host_id() -> str:
 
 
 def on_signals(flag: threading.Event, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
-    """Set `flag` when one of these signals comes, so that the actor leaves in good order and its tasks go to others at once."""
+    """Set `flag` when one of these signals comes, so that the actor leaves in good order and its tasks go to others at once. A
+    SIGHUP that is ignored, as by nohup, stays so."""
     for number in numbers:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         signal.signal(number, of_this_process(lambda *_: flag.set()))

@@ -41,7 +41,7 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
         actor.greeting = hello.greeting
         facts.ledger.verdicts.join(session)
         desk.unpark(facts)  # a parked task may be the newcomer's now
-        yield Report("joined", f"{name} joined as actor {actor.number}")
+        yield Report("joined", f"{name} joined as actor {actor.number}" + f", key {event.user[:8]}" * bool(event.user))
     facts.roster.hear(actor, facts.now)
     facts.roster.say(actor, facts.now)
     yield Admit(peer, session, actor.number, hello)

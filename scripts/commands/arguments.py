@@ -111,6 +111,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     _facing(one, required=False)
     one.add_argument("--actors", type=whole(0), metavar="N")
     one.add_argument("--quiet", action="store_true")
+    _logging(one)
     one.add_argument("--json", action="store_true")
     one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
     one.add_argument("run_dir", metavar="RUN_DIR")
@@ -164,7 +165,13 @@ def _running(one: argparse.ArgumentParser) -> None:
     one.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device that the learner computes on")
     one.add_argument("--seed", type=whole(0), metavar="S")
     one.add_argument("--quiet", action="store_true", help="print only errors and the result")
+    _logging(one)
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
+
+
+def _logging(one: argparse.ArgumentParser) -> None:
+    form = "lines on a pipe and in log.txt: text, or one JSON object a line (time, level, kind, text)"
+    one.add_argument("--log-format", choices=("text", "json"), default="text", help=form)
 
 
 def _facing(one: argparse.ArgumentParser, required: bool) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from shoal.commands.arguments import Act, parser
 
 if TYPE_CHECKING:
+    from shoal.actors.pool import Pool
     from shoal.jobs.job import Job
     from shoal.runs.launch import Launch
     from shoal.runs.rundir import Config
@@ -85,7 +86,7 @@ def jobs(asked: argparse.Namespace) -> int:
 
 
 def simulate(asked: argparse.Namespace) -> int:
-    return _start(asked, bind="")
+    return _start(asked, bind="", log_format=asked.log_format)
 
 
 def coordinator(asked: argparse.Namespace) -> int:
@@ -120,7 +121,7 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
     shown = of_coordinator(asked.key)
     if asked.bind:
         check_bind(asked.bind, shown)
-    return {"keys": shown, "gateway": asked.gateway}
+    return {"keys": shown, "gateway": asked.gateway, "log_format": asked.log_format}
 
 
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
@@ -153,7 +154,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     with (
         ready(options) as begun,
         Stopper(signal.SIG_DFL) as stopper,
-        display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet) as shown,
+        display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet, form=asked.log_format) as shown,
     ):
         end = launch(begun, shown, lambda: stopper.reason, stopper.pauses)
     try:
@@ -185,7 +186,7 @@ def actor(asked: argparse.Namespace) -> int:
         from shoal.runs.choosing import absolute
 
         own = find(absolute(asked.job))
-    life = life_of_any(asked.name or socket.gethostname(), own)
+    life = life_of_any(f"{asked.name}@{socket.gethostname()}" if asked.name else socket.gethostname(), own)
     if asked.count == 1:
         code = life(called)
         if any(thread.name == "worker" for thread in threading.enumerate()):  # in a task still: torch would abort this process
@@ -203,23 +204,27 @@ def keys(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _crowd(pool: Any, many: int, called: dict[str, Any]) -> int:
-    """Starts `many` actors, waits until all have ended or Ctrl-C, and returns the largest exit code."""
+def _crowd(pool: Pool, many: int, called: dict[str, Any]) -> int:
+    """Keeps `many` actors, replacing those that die, until all have left or a signal comes. Returns the largest exit code."""
     import select
+    import signal
+    import time
 
-    codes: list[int] = []
-    for number in range(many):
-        pool.grow(1, {**called, "number": number, "many": many})
-    try:
-        while len(codes) < many and not pool.fault:
-            select.select([pool], [], [])
-            codes += pool.ended().values()
-        codes += [1] * (many - len(codes))
-    except KeyboardInterrupt:
-        codes.append(130)
-    finally:
-        pool.close()
-    return max(abs(code) for code in codes)
+    from shoal.runs.crew import Crew
+    from shoal.runs.stopping import Stopper
+
+    crew = Crew(pool, many, lambda report: print(f"shoal: {report.text}", file=sys.stderr), time.monotonic, final=(0, 1, 2))
+    with Stopper(signal.SIG_DFL, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as stopper:
+        try:
+            crew.hire(called)
+            while crew.left > 0 and not (pool.fault or stopper.number):
+                select.select([pool], [], [], 0.2)
+                crew.gone()
+        finally:
+            pool.close()
+    if stopper.number:
+        return 130 if stopper.number == signal.SIGINT else 0
+    return 1 if pool.fault else max(code if code >= 0 else 1 for code in crew.codes)
 
 
 def resume(asked: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from shoal.actors.pool import Pool
@@ -22,7 +22,8 @@ WITHIN = 60.0  # seconds in which the crew replaces at most three actors for eac
 class Crew:
     """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others.
 
-    blamed: number of deaths so far that the core blamed on tasks.
+    blamed: number of deaths so far that the core blamed on tasks. final: exit codes after which an actor is not replaced.
+    codes: exit statuses of the actors that were not replaced.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Crew:
         report: Callable[[Report], None],
         clock: Callable[[], float],
         blamed: Callable[[], int] = int,
+        final: Container[int] = (LEFT, UNFIT),
     ) -> None:
+        self.final, self.codes = final, list[int]()
         self.pool, self.many, self.report, self.clock, self.blamed = pool, many, report, clock, blamed
         self.deaths: deque[float] = deque()  # of the last WITHIN seconds, without those that were explained since
         self.explained = self.evicted = 0
@@ -55,8 +58,9 @@ class Crew:
             )
             if status == UNFIT:
                 self.last = "could not set up its work"
-            if status in (LEFT, UNFIT) or not self._replaced(pid):
+            if status in self.final or not self._replaced(pid):
                 self.left -= 1
+                self.codes.append(status)
         return list(ended)
 
     def _replaced(self, pid: int) -> bool:

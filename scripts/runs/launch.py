@@ -49,7 +49,8 @@ class Launch:
 
     bind: the address at which other actors join; "" if only the run's own take part. keys: the coordinator's keys, which actors
     are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
-    always does. named: True if another process finds the same job by config.job.
+    always does. named: True if another process finds the same job by config.job. log_format: "text" or "json",
+    of the lines of log.txt.
     """
 
     job: Job
@@ -60,6 +61,7 @@ class Launch:
     keys: ServerKeys | None = None
     gateway: bool = False
     named: bool = True
+    log_format: str = "text"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         stack.enter_context(few_threads())
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
         central = job.central(ready.device)
-        record = Record(options.run, time.time(), lambda version: central is not None and job.method.due(version))
+        record = Record(
+            options.run, time.time(), lambda version: central is not None and job.method.due(version), options.log_format
+        )
         observer = Together(stack.enter_context(record), observer)  # a row is there when it is told
         if not config.actors:
             stack.enter_context(kept_globals())  # tasks set them, in the user's own process

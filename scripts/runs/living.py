@@ -27,6 +27,7 @@ from shoal.protocol.keys import Pair
 from shoal.runs import theirs
 from shoal.runs.threads import few_for_good
 
+LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # signals at which an actor elsewhere says Bye
 LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
 
 
@@ -44,7 +45,8 @@ def life_of(job: Job) -> Life:
 
 
 def life_of_any(name: str, own: Job | None) -> Life:
-    """The life of an actor that joins a coordinator from elsewhere. name: the actor's name. own: the job that this machine's
+    """The life of an actor that joins a coordinator from elsewhere. name: the actor's name, with its
+    host's; its process id follows in reports. own: the job that this machine's
     user named with --job; None if there is no --job."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
@@ -59,10 +61,9 @@ def life_of_any(name: str, own: Job | None) -> Life:
     def live(arguments: Mapping[str, Any]) -> int:
         if own is not None:
             own.problem.hatch()  # before this process has threads: the coordinator's settings may have a step_timeout
-        number = arguments.get("number", 0)
-        called = f"{name}-{number}" if arguments.get("many", 1) > 1 else name
+        called = f"{name}:{os.getpid()}"
         flag = threading.Event()
-        on_signals(flag)
+        on_signals(flag, LEAVING)
         return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag)
 
     return live

@@ -1,6 +1,6 @@
 """The record that a run writes while it goes on: metrics.jsonl, TensorBoard events and log.txt.
 
-The one idea: an observer is given all values, the time included, and only writes. This module reads no clock and starts no
+The one idea: an observer is given all values and only writes; it reads the clock for log.txt alone. This module starts no
 thread: a step costs two short writes of some tens of microseconds.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any, Self
 
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.protocol.work import Metrics
-from shoal.runs.progress import indented
+from shoal.runs.progress import indented, stamped
 from shoal.runs.rundir import RunDir, finite
 
 
@@ -42,11 +43,19 @@ class Record:
     """An observer that writes a run's history into its folder, a row a version. started: Unix time, in seconds, when
     progress.seconds was 0. evaluated: True for a version that is evaluated after its step: its row waits for that.
 
-    A Record of a folder that has a history (`shoal resume`) appends to it.
+    A Record of a folder that has a history (`shoal resume`) appends to it. form: "text" or "json", of the lines of log.txt.
+    now: Unix time, in seconds.
     """
 
-    def __init__(self, run: RunDir, started: float, evaluated: Callable[[int], bool] = lambda version: False) -> None:
-        self._run, self._evaluated = run, evaluated
+    def __init__(
+        self,
+        run: RunDir,
+        started: float,
+        evaluated: Callable[[int], bool] = lambda version: False,
+        form: str = "text",
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._run, self._evaluated, self._form, self._now = run, evaluated, form, now
         self._newest: dict[str, Any] = {"version": -1}
         self._begins = -1  # where the newest row begins in the file; -1: it waits
         self.metrics = _append(run.metrics_file)
@@ -91,7 +100,8 @@ class Record:
 
     def report(self, report: Report) -> None:
         with _as_far_as_possible():
-            self.log.write(f"{report.level}: {report.kind}: {indented(report)}\n")
+            text = indented(report) if self._form == "json" else f"{report.level}: {report.kind}: {indented(report)}"
+            self.log.write(stamped(self._now(), report.level, report.kind, text, self._form) + "\n")
             self.log.flush()
 
     def __enter__(self) -> Self:

@@ -7,7 +7,11 @@ text that may come from a peer. A stream that closes ends the display, never the
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from shoal.coordinator.reports import Progress, Report
@@ -23,16 +27,17 @@ SHOWN = "waiting"  # the kind of reports that are not displayed: Progress.waitin
 SHARES = ("training", "waiting", "moving", "stepping")
 
 
-def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0) -> Errors:
-    """The display for a stream: only errors if quiet; a live table on a terminal; else a line every `every` seconds."""
+def display(stream: TextIO, title: str, quiet: bool = False, every: float = 5.0, form: str = "text") -> Errors:
+    """The display for a stream: only errors if quiet; a live table on a terminal; else a line every `every` seconds. form: of
+    lines, "text" or "json"; with "json" a terminal gets lines too."""
     if quiet:
-        return Errors(stream)
-    if Lasting(stream).isatty():
+        return Errors(stream, form)
+    if form == "text" and Lasting(stream).isatty():
         with contextlib.suppress(ModuleNotFoundError):  # rich comes with shoal[all]
             console = _console(stream)
             if not console.is_dumb_terminal:
                 return Live(stream, title, console)
-    return Lines(stream, title, every)
+    return Lines(stream, title, every, form)
 
 
 # Phrases ------------------------------------------------------------------------------------------------------------------
@@ -48,6 +53,15 @@ def indented(report: Report) -> str:
     first, *rest = report.text.rstrip().split("\n")
     often = f" ({report.count} times)" if report.count > 1 else ""
     return "\n    | ".join([escaped(first) + often, *map(escaped, rest)])
+
+
+def stamped(now: float, level: str, kind: str, text: str, form: str) -> str:
+    """A line with its time, in UTC (ISO 8601, seconds), in front. form: "text", or "json" for one object a line: time, level,
+    kind, text. now: Unix time."""
+    when = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if form == "json":
+        return json.dumps({"time": when, "level": level, "kind": kind, "text": text})
+    return f"{when} {text}"
 
 
 def position(progress: Progress) -> str:
@@ -133,10 +147,11 @@ class Lasting:
 
 
 class Errors:
-    """A display of errors only. A display is an observer that holds the terminal until its `with` block ends."""
+    """A display of errors only. A display is an observer that holds the terminal until its `with` block ends. form: of its
+    lines. now: Unix time, in seconds."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = Lasting(stream)
+    def __init__(self, stream: TextIO, form: str = "text", now: Callable[[], float] = time.time) -> None:
+        self.stream, self.form, self.now = Lasting(stream), form, now
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         pass
@@ -146,10 +161,10 @@ class Errors:
 
     def report(self, report: Report) -> None:
         if report.level == "error":
-            self._say(f"error: {indented(report)}")
+            self._say(report.level, report.kind, f"error: {indented(report)}")
 
-    def _say(self, text: str) -> None:
-        self.stream.write(text + "\n")
+    def _say(self, level: str, kind: str, text: str) -> None:
+        self.stream.write(stamped(self.now(), level, kind, text, self.form) + "\n")
         self.stream.flush()
 
     def __enter__(self) -> Self:
@@ -162,8 +177,10 @@ class Errors:
 class Lines(Errors):
     """A display that prints a line every `every` seconds of the run's clock, each report when it comes, and the last state."""
 
-    def __init__(self, stream: TextIO, title: str, every: float = 5.0) -> None:
-        super().__init__(stream)
+    def __init__(
+        self, stream: TextIO, title: str, every: float = 5.0, form: str = "text", now: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(stream, form, now)
         self.title = title
         self.every = every
         self.due = 0.0  # the first line comes at once, to show that the run has begun
@@ -182,13 +199,13 @@ class Lines(Errors):
     def report(self, report: Report) -> None:
         prefix = "" if report.level == "info" else f"{report.level}: "
         if report.kind != SHOWN:
-            self._say(f"{self.title}: {prefix}{indented(report)}")
+            self._say(report.level, report.kind, f"{self.title}: {prefix}{indented(report)}")
 
     def _tell(self, progress: Progress) -> None:
         self.told = progress
-        self._say(f"{self.title}: {line(progress)}")
+        self._say("info", "progress", f"{self.title}: {line(progress)}")
         for waited in progress.waiting_for:
-            self._say(f"{self.title}: waiting for {escaped(waited)}")
+            self._say("warning", "waiting", f"{self.title}: waiting for {escaped(waited)}")
 
     def __exit__(self, *_: object) -> None:
         if self.newest is not None and self.newest is not self.told:

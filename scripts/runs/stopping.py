@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Self
 
@@ -14,21 +15,20 @@ from shoal.protocol.parent import of_this_process
 
 
 class Stopper:
-    """Hears SIGINT and SIGTERM in a `with` block. In a thread other than the main one it hears nothing.
+    """Hears signals (SIGINT and SIGTERM) in a `with` block. In a thread other than the main one it hears nothing.
 
     reason: which signal came, in words; "" as long as none came. number: the signal's number; 0 as long as none came. again:
-    the handler of a second signal; None is the handler of before.
+    the handler of a second signal; None is the handler of before. numbers: the signals; a SIGHUP that is ignored stays so.
     """
 
-    def __init__(self, again: Any = None) -> None:
+    def __init__(self, again: Any = None, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
         self.reason, self.number = "", 0
         self._again, self._before = again, dict[int, Any]()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, of_this_process(self._hear)) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._before = {number: signal.signal(number, of_this_process(self._hear)) for number in self.numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

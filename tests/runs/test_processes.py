@@ -154,7 +154,7 @@ def test_actors_join_a_coordinator_late_and_leave_when_it_is_done(start):
     coordinator = start("coordinator", "digits", "rounds=60", "--bind", "tcp://127.0.0.1:*", "--json")
     address = coordinator.until(r"listening on (\S+);")[1]
     early = start("actor", address, "--name", "early")
-    coordinator.until("early joined as actor 0")
+    coordinator.until(r"early@\S+:\d+ joined as actor 0")
     late = start("actor", address, "--count", "2", "--name", "late")
     result = coordinator.result()
     assert result["version"] == 60
@@ -341,3 +341,21 @@ def test_sigterm_of_a_coordinator_leaves_its_actors_waiting_and_ctrl_c_sends_the
     assert actor.child.poll() is None
     second.child.send_signal(signal.SIGINT)
     assert (second.child.wait(LIMIT), actor.child.wait(LIMIT)) == (130, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_crowd_replaces_its_dead_and_says_bye_when_it_is_told_to_go(start, number):
+    coordinator = start("coordinator", "digits", "--bind", "tcp://127.0.0.1:*", *LONG)
+    crowd = start("actor", coordinator.until(r"listening on (\S+);")[1], "--count", "2", "--name", "pair")
+    coordinator.until(r"joined as actor 1")
+    victim = actors_of(crowd)[0]
+    coordinator.until(rf"pair@\S+:{victim.pid} joined")
+    victim.kill()
+    crowd.until(f"process {victim.pid} ended by signal 9; another takes its place")
+    coordinator.until(rf"pair@\S+:{victim.pid} [\s\S]*pair@\S+:(?!{victim.pid})\d+ joined")
+    wait_until(lambda: len(actors_of(crowd)) == 2)
+    left = [one.pid for one in actors_of(crowd)]
+    os.killpg(crowd.child.pid, number) if number == signal.SIGHUP else crowd.child.send_signal(number)
+    assert crowd.child.wait(LIMIT) == 0
+    for pid in left:
+        coordinator.until(rf"pair@\S+:{pid} left: told to stop")

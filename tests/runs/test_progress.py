@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from typing import Any
 
 import pytest
@@ -122,7 +124,7 @@ def test_plain_lines_come_at_once_then_as_often_as_asked_then_at_the_end() -> No
     with Lines(stream, "digits", every=5.0) as lines:
         for tenth in range(0, 126):
             lines.moved(federated(seconds=tenth / 10))
-    times = [text.split()[1] for text in stream.getvalue().splitlines()]
+    times = [text.split()[2] for text in stream.getvalue().splitlines()]
     assert times == ["0:00", "0:05", "0:10", "0:12"]
 
 
@@ -142,13 +144,14 @@ def test_a_plain_line_says_it_all() -> None:
 
 def test_plain_lines_tell_reports_and_whom_we_wait_for() -> None:
     stream = io.StringIO()
-    lines = Lines(stream, "digits")
+    lines = Lines(stream, "digits", now=lambda: 0.0)
     lines.report(Report("joined", "actor a joined"))
     lines.report(Report("refused", "NaN from actor b", "warning", 3))
     lines.moved(federated(waiting_for=("actor c since 7 s",)))
     told = stream.getvalue().splitlines()
-    assert told[:2] == ["digits: actor a joined", "digits: warning: NaN from actor b (3 times)"]
-    assert told[3] == "digits: waiting for actor c since 7 s"
+    when = "1970-01-01T00:00:00Z"
+    assert told[:2] == [f"{when} digits: actor a joined", f"{when} digits: warning: NaN from actor b (3 times)"]
+    assert told[3] == f"{when} digits: waiting for actor c since 7 s"
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
@@ -165,9 +168,11 @@ def test_whom_we_wait_for_is_told_by_the_progress_not_by_the_report_as_well(kind
 
 def test_a_traceback_is_shown_whole_but_cannot_pass_for_our_own_line() -> None:
     stream = io.StringIO()
-    Lines(stream, "digits").report(Report("failed", "client 3 raised\nValueError\ndigits: all is well\n", "error"))
+    Lines(stream, "digits", now=lambda: 0.0).report(
+        Report("failed", "client 3 raised\nValueError\ndigits: all is well\n", "error")
+    )
     told = stream.getvalue().splitlines()
-    assert told == ["digits: error: client 3 raised", "    | ValueError", "    | digits: all is well"]
+    assert told == ["1970-01-01T00:00:00Z digits: error: client 3 raised", "    | ValueError", "    | digits: all is well"]
 
 
 def test_quiet_tells_errors_alone() -> None:
@@ -177,7 +182,18 @@ def test_quiet_tells_errors_alone() -> None:
         quiet.stepped(37, {}, federated())
         for level in ("info", "warning", "error"):
             quiet.report(Report("failed", f"an {level}", level))
-    assert stream.getvalue() == "error: an error\n"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ error: an error\n", stream.getvalue())
+
+
+def test_lines_may_be_json_objects_with_time_level_kind_and_text() -> None:
+    stream = Terminal()
+    lines = display(stream, "digits", form="json")
+    lines.report(Report("failed", 'client 3 raised\n"quoted"', "error"))
+    lines.moved(federated(waiting_for=("actor c",)))
+    told = [json.loads(text) for text in stream.getvalue().splitlines()]
+    assert [(one["level"], one["kind"]) for one in told] == [("error", "failed"), ("info", "progress"), ("warning", "waiting")]
+    assert all(set(one) == {"time", "level", "kind", "text"} for one in told)
+    assert '"quoted"' in told[0]["text"]
 
 
 # On a terminal

@@ -281,9 +281,11 @@ def test_a_run_that_wrote_nothing_has_no_rows(tmp_path: Path) -> None:
 
 def test_reports_are_kept_in_the_log_with_control_characters_escaped(tmp_path: Path) -> None:
     run = recorded(tmp_path, 1)
-    with Record(run, started=0.0) as record:
+    with Record(run, started=0.0, now=lambda: 1740819907.9) as record:
         record.report(Report("failed", "client 3: \x1b[2Jgone\nTraceback: x", "error", 2))
-    assert run.log_file.read_text() == "error: failed: client 3: \\x1b[2Jgone (2 times)\n    | Traceback: x\n"
+    assert run.log_file.read_text() == (
+        "2025-03-01T09:05:07Z error: failed: client 3: \\x1b[2Jgone (2 times)\n    | Traceback: x\n"
+    )
 
 
 def events(folder: Path) -> list[Event]:
