@@ -21,13 +21,16 @@ import numpy.typing as npt
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 
+BATCH = 4096  # examples turned into a model's dtype at once, for a digest
 READ = 1 << 24  # bytes of a file asked for at once: room is made for all of them, whether they are there or not
 MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Examples:
-    """Inputs x [n, ...] and labels y [n, ...]. Floats are kept as float32, whole numbers as int64 (labels, tokens).
+    """Inputs x [n, ...] and labels y [n, ...], kept in the dtype given if that is no larger than the one in which a model gets
+    them: int64 for whole numbers (labels, tokens, bytes of pictures), float32 for others. (uint16 is kept as int32, larger
+    unsigned numbers as int64; y [n] always as a model gets it.) `widened` turns them into that dtype, a batch at a time.
 
     weight: factor of each example's loss, [n], finite, at least 0; None: all examples count alike.
     """
@@ -38,7 +41,8 @@ class Examples:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", _as_kept(self.x))
-        object.__setattr__(self, "y", _as_kept(self.y))
+        y = _as_kept(self.y)
+        object.__setattr__(self, "y", widened(y) if y.ndim == 1 else y)  # classes are few bytes
         if len(self.x) != len(self.y):
             raise UserError(f"examples: {len(self.x)} inputs but {len(self.y)} labels; there must be as many of each")
         if self.weight is not None:
@@ -48,11 +52,15 @@ class Examples:
         return len(self.y)
 
     def sha256(self) -> str:
-        """A digest of all arrays and their shapes."""
+        """A digest of all arrays, as a model gets them, and their shapes."""
         digest = hashlib.sha256()
         for array in (self.x, self.y, self.weight):
-            digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
-            digest.update(b"" if array is None else np.ascontiguousarray(array).view(np.uint8).data)
+            if array is None:
+                digest.update(b"none")
+                continue
+            digest.update(f"{widened(array[:0]).dtype}{array.shape}".encode())
+            for first in range(0, len(array), BATCH):
+                digest.update(np.ascontiguousarray(widened(array[first : first + BATCH])).view(np.uint8).data)
         return digest.hexdigest()
 
     def __getitem__(self, which: Any) -> Examples:
@@ -151,13 +159,22 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 
+def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array as a model gets it: int64 or float32; no copy is made of an array that has that dtype already."""
+    return np.asarray(array, dtype=np.int64 if array.dtype.kind in "iu" else np.float32, order="C")
+
+
 def _as_kept(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array as int64 or float32; no copy is made of an array that has that dtype already. Raises UserError for other than
-    real numbers."""
+    """The array in its own dtype if torch has that and it is no larger than that of `widened`, else in one that is. No copy
+    is made of an array that has that dtype already. Raises UserError for other than real numbers."""
     if (dtype := np.asarray(array).dtype).kind not in "biuf":
         raise UserError(f"examples of dtype {dtype}: expected real numbers; give real and imaginary parts as two, say")
-    whole = np.issubdtype(dtype, np.integer)
-    return np.asarray(array, dtype=np.int64 if whole else np.float32, order="C")
+    to = dtype.newbyteorder("=")
+    if dtype.kind == "u" and dtype.itemsize > 1:  # which torch can hold and not index
+        to = np.dtype(np.int32 if dtype.itemsize == 2 else np.int64)
+    elif dtype.kind == "f" and dtype.itemsize > 4:
+        to = np.dtype(np.float32)
+    return np.asarray(array, dtype=to, order="C")
 
 
 def _weights(array: npt.NDArray[Any], n: int) -> npt.NDArray[np.float32]:

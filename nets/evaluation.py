@@ -121,8 +121,14 @@ class Tally:
 
 
 def batches(arrays: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """The examples in order, `size` at a time, the last part perhaps smaller: a view of each array."""
-    return zip(*(torch.split(array, size) for array in arrays), strict=True)
+    """The examples in order, `size` at a time, the last part perhaps smaller, as a model gets them."""
+    return (tuple(map(widened, parts)) for parts in zip(*(torch.split(array, size) for array in arrays), strict=True))
+
+
+def widened(array: Tensor) -> Tensor:
+    """The array as a model gets it: int64 for whole numbers, float32 for others; itself if it is that already."""
+    whole = not array.is_floating_point() and array.dtype != torch.bool
+    return array.to(torch.int64 if whole else torch.float32)
 
 
 @contextmanager
@@ -157,7 +163,7 @@ def tallied(
     totals = tally.totals()
     if metrics:
         n = float(len(data[1]))
-        values = measured(metrics, torch.cat(kept), data[1].cpu())
+        values = measured(metrics, torch.cat(kept), widened(data[1].cpu()))
         totals |= {name: (value * n, n) for name, value in values.items() if not math.isnan(value)}
     return totals
 
@@ -209,7 +215,7 @@ class Evaluation:
         self.data = tensors(examples, device)
         if metrics:
             with evaluating(self.flat.module), torch.no_grad():
-                logits, y = self.flat.module(self.data[0][:batch_size]).cpu(), self.data[1].cpu()
+                logits, y = self.flat.module(widened(self.data[0][:batch_size])).cpu(), widened(self.data[1].cpu())
             measured(metrics, logits[torch.arange(len(y)) % len(logits)], y)
 
     def __call__(self, weights: Bundle) -> Metrics:
@@ -221,6 +227,6 @@ class Evaluation:
 
 
 def tensors(examples: Examples, device: torch.device | str) -> tuple[Tensor, ...]:
-    """The arrays of the examples on `device`: x, y and, if the examples have weights, weight."""
+    """The arrays of the examples on `device`, as they are kept: x, y and, if the examples have weights, weight."""
     arrays = (examples.x, examples.y) if examples.weight is None else (examples.x, examples.y, examples.weight)
     return tuple(as_tensor(array).to(device) for array in arrays)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.datasets import Examples
-from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors
+from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors, widened
 from shoal.nets.flat import FlatModule, told
 from shoal.nets.models import Model, for_training
 from shoal.protocol.draws import globally
@@ -37,7 +37,7 @@ def tried(
     in the user's own code if that raised.
     """
     flat = FlatModule(for_training(model)).trained()
-    data = tensors(examples, "cpu")
+    data = tuple(map(widened, tensors(examples, "cpu")))
     x, y = data[:2]
     with globally(0, "try"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives them again
@@ -70,7 +70,7 @@ def tried(
 def fails_alone(model: Model, examples: Examples) -> bool:
     """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two."""
     module = for_training(model)
-    x = tensors(examples[:2], "cpu")[0]
+    x = widened(tensors(examples[:2], "cpu")[0])
     with globally(0, "try"), torch.no_grad():
         return len(x) == 2 and _runs(module, x) and not _runs(module, x[:1])
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from shoal.actors import Worker
+from shoal.envs.datasets import widened
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
 from shoal.envs.population import Population
@@ -157,7 +158,7 @@ class Supervised(Problem):
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         import torch
 
-        return (torch.from_numpy(self.population(method, seed).examples(0).x[:2].copy()),)
+        return (torch.from_numpy(widened(self.population(method, seed).examples(0).x[:2]).copy()),)
 
     def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
         if (held_out := self.population(method, seed).held_out) is None:

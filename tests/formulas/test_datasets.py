@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.envs.datasets import Examples, digits, mnist, read_idx, split
+from shoal.envs.datasets import Examples, digits, mnist, read_idx, split, widened
 from shoal.protocol.errors import UserError
 
 
@@ -68,11 +68,17 @@ def test_examples_that_do_not_match_are_refused():
         Examples(np.zeros((3, 2)), np.zeros(4))
 
 
-def test_examples_keep_floats_as_float32_and_whole_numbers_as_int64():
-    kept = Examples(np.zeros((2, 3), dtype=np.float64), np.zeros(2, dtype=np.uint8))
-    tokens = Examples(np.zeros((2, 3), dtype=np.int32), np.zeros(2, dtype=np.float16))
-    assert (kept.x.dtype, kept.y.dtype) == (np.float32, np.int64)
-    assert (tokens.x.dtype, tokens.y.dtype) == (np.int64, np.float32)
+def test_examples_keep_a_dtype_that_is_no_larger_than_a_models():
+    for of, kept, given_ in [
+        ("f8", "f4", "f4"), ("f4", "f4", "f4"), ("f2", "f2", "f4"), ("?", "?", "f4"), ("u1", "u1", "i8"), ("i1", "i1", "i8"),
+        ("i4", "i4", "i8"), (">i2", "i2", "i8"), ("u2", "i4", "i8"), ("u4", "i8", "i8"), ("i8", "i8", "i8"),
+    ]:  # fmt: skip
+        found = Examples(np.arange(6).reshape(2, 3).astype(of), np.arange(6).reshape(2, 3).astype(of))
+        assert (found.x.dtype, found.y.dtype) == (np.dtype(kept), np.dtype(kept))
+        assert widened(found.x).dtype == np.dtype(given_)
+        np.testing.assert_array_equal(widened(found.x), np.arange(6).reshape(2, 3).astype(of).astype(given_))
+        assert found.sha256() == Examples(widened(found.x), widened(found.y)).sha256()
+    assert Examples(np.zeros((2, 3), np.uint8), np.zeros(2, np.uint8)).y.dtype == np.int64
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -21,6 +21,7 @@ from shoal.envs.population import Population
 from shoal.nets.evaluation import Evaluation, tallied, tensors
 from shoal.nets.flat import FlatModule
 from shoal.nets.models import fedavg_cnn, mlp, seeded
+from shoal.nets.trying import tried
 from shoal.nets.updates import SGD, AdamW, RMSprop
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
@@ -668,3 +669,23 @@ def test_a_frozen_parameter_that_a_task_changed_is_in_the_delta():
     worker = LocalSGD(lambda: Probed(grows=True), population(), cross_entropy, local_steps=1, thin=True)
     weights = weights_of(seeded(Probed, 0))
     np.testing.assert_array_equal(worker.run(weights, 0, Task(0, 0, (0,))).bundle["body.weight"], weights["body.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f2", "?", "i4"])
+def test_data_of_few_bytes_is_kept_as_it_is_and_trains_to_the_same_bits(dtype):
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.dtype == (torch.int64 if dtype in ("u1", "i4") else torch.float32)
+            return super().forward(x.float() / 3)
+
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(0, 2, (30, 6)).astype(dtype), rng.integers(0, 3, 30)
+    wide = x.astype(np.int64 if dtype in ("u1", "i4") else np.float32)
+    found = []
+    for given in (x, wide):
+        worker = LocalSGD(lambda: Scaled(6, 3), Population(1, lambda client, given=given: Examples(given, y)), cross_entropy)
+        found += [worker.run(weights_of(seeded(lambda: Scaled(6, 3), 0)), 0, Task(0, 0, (0,))).bundle.sha256()]
+        assert worker.data.of(0)[0].element_size() == given.itemsize
+        worker.run(weights_of(seeded(lambda: Scaled(6, 3), 0)), 0, Task(0, 0, (0,), "evaluate"))
+        tried(lambda: Scaled(6, 3), Examples(given, y), cross_entropy, Examples(given, y))
+    assert found[0] == found[1]
