@@ -113,6 +113,12 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--quiet", action="store_true")
     _logging(one)
     one.add_argument("--json", action="store_true")
+    one = command("status", "tell whether a run of this machine is alive and moves: exit code 0, else 1")
+    one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument(
+        "--within", type=whole(1), default=60, metavar="S", help="seconds without a step that are no fault (default: 60)"
+    )
+    one.add_argument("--json", action="store_true")
     one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)

@@ -242,6 +242,18 @@ def resume(asked: argparse.Namespace) -> int:
     return _run(Launch(job, config, run.dir, asked.bind or "", resume=True, **_shown(asked)), asked)
 
 
+def status(asked: argparse.Namespace) -> int:
+    import time
+
+    from shoal.runs.status import status as looked
+    from shoal.runs.status import told
+    from shoal.runs.summary import json_line
+
+    well, found = looked(asked.run_dir, asked.within, time.time())
+    print(json_line(found) if asked.json else told(found))
+    return 0 if well else 1
+
+
 def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import evaluate as evaluated
     from shoal.runs.run import trusted
@@ -278,7 +290,7 @@ def bench(asked: argparse.Namespace) -> int:
 
 
 ACTS: Mapping[str, Act] = {
-    act.__name__: act for act in (jobs, simulate, coordinator, actor, keys, resume, evaluate, plot, export, bench)
+    act.__name__: act for act in (jobs, simulate, coordinator, actor, keys, resume, status, evaluate, plot, export, bench)
 }
 
 

@@ -39,6 +39,7 @@ from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
 from shoal.runs.rundir import Config, RunDir
+from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
 
@@ -131,7 +132,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         record = Record(
             options.run, time.time(), lambda version: central is not None and job.method.due(version), options.log_format
         )
-        observer = Together(stack.enter_context(record), observer)  # a row is there when it is told
+        status = Status(options.run)
+        observer = Together(stack.enter_context(record), status, observer)  # a row is there when it is told
         if not config.actors:
             stack.enter_context(kept_globals())  # tasks set them, in the user's own process
         aggregator = job.aggregator(ready.device)
@@ -217,6 +219,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
         _on_disk(lambda: options.run.write_summary(result), "the summary waits", interrupted, observer)
+        status.ended(end.reason)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
 
 

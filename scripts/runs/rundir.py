@@ -106,6 +106,7 @@ class RunDir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.log_file = self.path / "log.txt"
+        self.status_file = self.path / "status.json"
         self.picture = self.path / "learning.png"
         self.held_out_file = self.path / "held_out.sha256"
 
@@ -150,14 +151,14 @@ class RunDir:
 
     def extend(self, config: Config) -> None:
         """Replace config.toml, atomically, for a run that gets a later end."""
-        _replace(self.config_file, config.dumps())
+        replaced(self.config_file, config.dumps())
 
     def config(self) -> Config:
         return Config.load(self.config_file)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, atomically. The summary of a resumed run replaces the summary from before."""
-        _replace(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+        replaced(self.summary_file, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def check_held_out(self, digest: str) -> None:
         """Raises UserError if the run was begun with other held-out data. digest: of the data now, "" if there is none."""
@@ -187,7 +188,7 @@ class RunDir:
         rows = self.rows()
         kept = [row for row in rows if row["version"] <= version]
         if len(kept) < len(rows):
-            _replace(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+            replaced(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
         return Before(kept[-1]["seconds"], kept[-1]["contributions"]) if kept else Before()
 
 
@@ -231,7 +232,8 @@ def _claim(path: Path) -> Path:
     return path
 
 
-def _replace(path: Path, text: str) -> None:
+def replaced(path: Path, text: str) -> None:
+    """Write a file of this text, atomically: a reader finds the old text or the new text."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
