@@ -7,6 +7,7 @@ The one idea: the error for an unknown name gives the nearest known name. This m
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -66,6 +67,29 @@ def address(text: str) -> str:
     return text
 
 
+def given(read: Callable[[str], str] = str) -> Callable[[str], str]:
+    """A function that reads a word, or the first line of FILE for a word @FILE, with `read`."""
+
+    def word(text: str) -> str:
+        if not text.startswith("@"):
+            return read(text)
+        try:
+            with open(text[1:], encoding="utf-8") as file:
+                found = file.readline().strip()
+        except (OSError, UnicodeDecodeError) as refused:
+            raise argparse.ArgumentTypeError(f"{text}: cannot read the file ({refused})") from None
+        if not found:
+            raise argparse.ArgumentTypeError(f"{text}: the first line of the file is empty")
+        return read(found)
+
+    return word
+
+
+def _or(variable: str) -> dict[str, Any]:
+    """A default from the environment, which is read like a typed word."""
+    return {"default": os.environ.get(variable) or None}
+
+
 def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     """The parser of the whole command line. acts: name of a command -> the function that carries it out."""
     top = Parser("shoal", description="Federated and reinforcement learning over long-lived actors.", epilog=EPILOG)
@@ -89,16 +113,30 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--restart", action="store_true", help="start the coordinator again from its journal whenever it dies")
     _facing(one, required=True)
     one = command("actor", "start actors that join a coordinator; they may join at any time, from any machine")
-    one.add_argument("address", type=address, metavar="tcp://HOST:PORT")
+    where = _or("SHOAL_ADDRESS")
+    one.add_argument(
+        "address",
+        type=given(address),
+        nargs="?" if where["default"] else None,
+        metavar="tcp://HOST:PORT",
+        help="the coordinator's address (default: $SHOAL_ADDRESS); an address, --key and --server may be @FILE: its first line",
+        **where,
+    )
     one.add_argument("--count", type=whole(1), default=1, metavar="N", help="number of actors (default: 1)")
-    one.add_argument("--name", help="name of the actors in the coordinator's reports (default: this machine's name)")
+    name = "name of the actors in the coordinator's reports (default: $SHOAL_NAME, or this machine's name)"
+    one.add_argument("--name", help=name, **_or("SHOAL_NAME"))
     one.add_argument(
         "--job", metavar="FILE.py:attribute", help="this machine's copy of the job, if the coordinator runs a user's own job"
     )
     one.add_argument(
-        "--key", metavar="NAME", help="this machine's own key, see `shoal keys`; needed if other machines take part"
+        "--key",
+        type=given(),
+        metavar="NAME",
+        help="this machine's own key, see `shoal keys`; needed if other machines take part (default: $SHOAL_KEY)",
+        **_or("SHOAL_KEY"),
     )
-    one.add_argument("--server", metavar="PUBLIC", help="the coordinator's public key; needed with --key")
+    server = "the coordinator's public key; needed with --key (default: $SHOAL_SERVER)"
+    one.add_argument("--server", type=given(), metavar="PUBLIC", help=server, **_or("SHOAL_SERVER"))
     one = command(
         "keys",
         "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; no word lists them",
@@ -182,10 +220,24 @@ def _logging(one: argparse.ArgumentParser) -> None:
 
 def _facing(one: argparse.ArgumentParser, required: bool) -> None:
     place = "address at which actors reach the coordinator; port * means any free port"
-    one.add_argument("--bind", type=address, required=required, metavar="tcp://HOST:PORT", help=place)
+    bound = _or("SHOAL_BIND") if required else {}
     one.add_argument(
-        "--key", metavar="NAME", help="ask actors for keys, and show them this key; needed if other machines take part"
+        "--bind",
+        type=given(address),
+        required=required and not bound["default"],
+        metavar="tcp://HOST:PORT",
+        help=f"{place} (default: $SHOAL_BIND)" if required else place,
+        **bound,
     )
+    one.add_argument(
+        "--key",
+        type=given(),
+        metavar="NAME",
+        help="ask actors for keys, and show them this key; needed if other machines take part (default: $SHOAL_KEY)",
+        **_or("SHOAL_KEY"),
+    )
+    named = "address that the printed invitation names, if actors reach the coordinator by another than it binds"
+    one.add_argument("--advertise", type=given(address), metavar="tcp://HOST:PORT", help=named, **_or("SHOAL_ADVERTISE"))
     one.add_argument(
         "--gateway", action="store_true", help="a process of its own talks to actors; always so beyond this machine"
     )

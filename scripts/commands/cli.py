@@ -118,10 +118,11 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
     from shoal.commands.access import of_coordinator
     from shoal.protocol.door import check_bind
 
-    shown = of_coordinator(asked.key)
+    shown = of_coordinator(asked.key if asked.bind else None)
     if asked.bind:
         check_bind(asked.bind, shown)
-    return {"keys": shown, "gateway": asked.gateway, "log_format": asked.log_format}
+    how = {"gateway": asked.gateway, "log_format": asked.log_format}
+    return {"keys": shown, **how, "advertise": asked.advertise or ""}
 
 
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:

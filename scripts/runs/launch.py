@@ -51,7 +51,7 @@ class Launch:
     bind: the address at which other actors join; "" if only the run's own take part. keys: the coordinator's keys, which actors
     are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
     always does. named: True if another process finds the same job by config.job. log_format: "text" or "json",
-    of the lines of log.txt.
+    of the lines of log.txt. advertise: the address that the invitation names; "" for that of the wire.
     """
 
     job: Job
@@ -63,6 +63,7 @@ class Launch:
     gateway: bool = False
     named: bool = True
     log_format: str = "text"
+    advertise: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,12 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if shared:
             stack.callback(shared.close)
         if options.bind:
-            observer.report(Report("listening", f"listening on {wire.address}; add actors with: {invitation(wire, keys)}"))
+            observer.report(
+                Report(
+                    "listening",
+                    f"listening on {wire.address}; add actors with: {invitation(options.advertise or wire.address, keys)}",
+                )
+            )
         crew = Crew(pool, config.actors, observer.report, clock, lambda: core.facts.ledger.counts.deaths) if pool else None
         if crew:
             crew.hire(called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None))

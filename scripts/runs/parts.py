@@ -92,9 +92,9 @@ def wire_of(options: Launch, stack: ExitStack, clock: Clock) -> Wire:
     return wire
 
 
-def invitation(wire: Wire, keys: ServerKeys | None) -> str:
+def invitation(address: str, keys: ServerKeys | None) -> str:
     """The command that a person types on a machine that is to join."""
-    place = wire.address.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
+    place = address.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
     return f"shoal actor {place}" + (f" --key NAME --server {keys.pair.public}" if keys else "")
 
 
