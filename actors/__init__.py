@@ -6,8 +6,9 @@ The one idea: all that an actor needs of a job is a Worker, one function from we
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
+from shoal.protocol.errors import UserError, binds, signed
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
@@ -22,6 +23,16 @@ class Worker(Protocol):
         never gets a brief may leave the parameter out.
         """
         ...
+
+
+def check_runs(worker: Any, *before: object) -> None:
+    """Raises UserError unless the worker has a function run(weights, client, task), perhaps with a brief. before: arguments in
+    front of these: `self`, if `worker` is a class."""
+    given = (*before, None, 0, None)
+    if not (binds(run := getattr(worker, "run", None), *given) or binds(run, *given, None)):
+        name = worker.__name__ if isinstance(worker, type) else type(worker).__name__
+        found = f"{name} has no function run" if run is None else f"{name}'s is {signed(run)}"
+        raise UserError(f"worker: expected a function run(weights, client, task) -> Work; {found}")
 
 
 def close(worker: Worker) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from shoal.actors import Worker, work_of
 from shoal.actors.effects import Run
-from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.errors import ProtocolError, UserError, signed
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
@@ -73,6 +73,15 @@ def perform(
 
 
 def _check(work: Work, task: Task) -> None:
+    if not isinstance(work, Work):
+        raise UserError(f"a worker's run gave {signed(work)}: expected a Work(bundle, weight, totals)")
+    if not (work.bundle is None or isinstance(work.bundle, Bundle)):
+        raise UserError(f"a worker's Work has a bundle {signed(work.bundle)}: expected Bundle.pack(name -> array)")
+    if not hasattr(work.weight, "__float__"):
+        raise UserError(f"a worker's Work has the weight {signed(work.weight)}: expected a number above 0")
+    for name, pair in work.totals.items():
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(hasattr(each, "__float__") for each in pair)):
+            raise UserError(f"a worker's Work has totals[{name!r}] = {pair!r}: expected a pair of numbers (sum, count)")
     if work.bundle is None and task.counts:
         raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
     if "steps" in work.totals or not 0 <= work.steps < 2**53:

@@ -70,6 +70,8 @@ class Examples:
 
 def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
     """The pair (kept, held out), both shuffled. Held out is a random share `held_out`, rounded to whole examples."""
+    if len(examples) < 2:
+        raise UserError(f"data has {len(examples)} examples: expected at least 2, of which one is held out")
     held = round(len(examples) * held_out)
     if not 0 < held < len(examples):
         raise UserError(f"held_out={held_out}: expected to leave some of {len(examples)} examples on both sides; try 0.2")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol import draws
-from shoal.protocol.errors import UserError, within
+from shoal.protocol.errors import UserError, binds, within
 
 Labels: TypeAlias = npt.NDArray[Any]
 Parts: TypeAlias = list[npt.NDArray[np.int64]]
@@ -124,7 +124,8 @@ def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: 
     Raises UserError naming the client, for a client without indices, an index out of range, and an index given twice.
     """
     name, n = getattr(partition, "__name__", type(partition).__name__), len(labels)
-    found = partition(labels, clients, seed=seed)
+    named = binds(partition, labels, clients, seed=seed)  # as those in PARTITIONS; a name of its own will do
+    found = partition(labels, clients, seed=seed) if named else partition(labels, clients, seed)
     if not hasattr(found, "__len__") or len(found) != clients:
         gave = len(found) if hasattr(found, "__len__") else type(found).__name__
         raise UserError(f"partition {name} gave {gave}: expected a list of {clients} arrays of indices, one a client")

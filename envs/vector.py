@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.spaces import Spaces, spaces_of
-from shoal.protocol.errors import UserError, within
+from shoal.protocol.errors import UserError, signed, within
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +29,7 @@ Environment = str | Callable[..., Any]
 """An environment id; a factory of one environment, () -> gymnasium.Env; or a factory of many, num_envs -> VectorEnv."""
 
 NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"  # the values of gymnasium's AutoresetMode
+RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 STATES = "metadata['autoreset_mode']"
 
 
@@ -224,12 +225,24 @@ def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
 
     class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
         def reset(self, **given: Any) -> Any:
-            return self.env.reset(**given)[0], {}
+            return told_apart(self.env.reset(**given), RESET)[0], {}
 
         def step(self, action: Any) -> Any:
-            return *self.env.step(action)[:4], {}
+            return *told_apart(self.env.step(action), STEP)[:4], {}
 
     return gymnasium.vector.SyncVectorEnv([partial(lambda make: Silent(make()), make) for make in makers])
+
+
+def told_apart(given: Any, parts: tuple[str, ...]) -> tuple[Any, ...]:
+    """Returns the result of a reset or a step. Raises UserError unless it has these parts and a number as reward: a step of gym
+    0.25, (observation, reward, done, info), would pass for one that never ends."""
+    if not isinstance(given, tuple) or len(given) != len(parts):
+        found = f"a tuple of {len(given)}" if isinstance(given, tuple) else signed(given)
+        part = "reset" if parts is RESET else "step"
+        raise UserError(f"the environment's {part} gave {found}: expected ({', '.join(parts)})")
+    if parts is STEP and (not hasattr(given[1], "__float__") or getattr(given[1], "shape", ()) not in ((), (1,))):
+        raise UserError(f"the environment's step gave the reward {str(given[1])[:100]}: expected one number")
+    return given
 
 
 def _spec(env: str) -> Any:
@@ -251,7 +264,7 @@ def _spec(env: str) -> Any:
 def _by_factory(factory: Callable[..., Any], num_envs: int) -> Any:
     import gymnasium
 
-    if _wants_number(factory):
+    if wants_number(factory):
         vector = factory(num_envs)
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
             raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}")
@@ -265,7 +278,8 @@ def _by_factory(factory: Callable[..., Any], num_envs: int) -> Any:
     return _side_by_side([itertools.repeat(single).__next__ for single in singles])
 
 
-def _wants_number(factory: Callable[..., Any]) -> bool:
+def wants_number(factory: Callable[..., Any]) -> bool:
+    """True if the factory makes many environments: it has a first argument for their number."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next(iter(inspect.signature(factory).parameters.values()), None)
     return first is not None and first.kind in positional and (first.name == "num_envs" or first.default is first.empty)

@@ -137,6 +137,8 @@ def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
             seen = torch.zeros((n, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
             first = _shaped(tried(seen), n, spaces.action)
             again = _shaped(tried(seen), n, spaces.action)
+            if any(each.isnan().any() for each in first):
+                raise UserError("policy: forward gave NaN for observations of zeros; expected numbers, or -inf for a logit")
             if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
                 raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
     return module

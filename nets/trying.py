@@ -41,12 +41,14 @@ def tried(
     x, y = data[:2]
     with globally(0, "try"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives them again
-        with _blamed("model", f"x {told(x)}"):
+        whole = "" if x.is_floating_point() else "; whole numbers stay int64, x.astype('float32') makes them float32"
+        with _blamed("model", f"x {told(x)}", whole):
             logits = flat.module(x)
         if not isinstance(logits, Tensor):
             raise UserError(f"model gave {type(logits).__name__} for x {told(x)}: expected one tensor")
         given = f"outputs {told(logits)} and y {told(y)}"
-        with _blamed("loss", given):
+        numbers = "; cross entropy needs classes, y.astype('int64'), and for numbers there is loss=nn.functional.mse_loss"
+        with _blamed("loss", given, numbers if loss is nn.functional.cross_entropy and y.is_floating_point() else ""):
             value = loss_for(data, loss)(logits, y)
         if not isinstance(value, Tensor):
             raise UserError(
@@ -104,13 +106,14 @@ def _refuse_broadcast(loss: Loss, logits: Tensor, y: Tensor, value: Tensor) -> N
 
 
 @contextmanager
-def _blamed(part: str, given: str) -> Iterator[None]:
+def _blamed(part: str, given: str, fix: str = "") -> Iterator[None]:
+    """An exception becomes a UserError that names the part and what it was given. fix: what to try, for the end of the line."""
     try:
         yield
     except UserError:
         raise
     except Exception as raised:  # noqa: BLE001  the user's code may raise anything at all
         what = next((line for line in str(raised).splitlines() if line.strip()), "")
-        raise UserError(f"{part} raised {type(raised).__name__} for {given}: {what}").with_traceback(
+        raise UserError(f"{part} raised {type(raised).__name__} for {given}: {what}{fix}").with_traceback(
             raised.__traceback__
         ) from None

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from shoal.protocol.errors import UserError, within
+from shoal.protocol.errors import UserError, binds, within
 
 
 class Update(Protocol):
@@ -183,6 +183,9 @@ def update_of(optimizer: Optimizer, **settings: float) -> Update:
     for name in given.keys() - known:
         where = f"takes {', '.join(known)}" if isinstance(made, type) else "has its own settings: set it there"
         raise UserError(f"{name}={given[name]!r}: optimizer {_called(optimizer)} {where}")
+    if isinstance(made, type) and not binds(made, **given):
+        names = ", ".join(UPDATES)
+        raise UserError(f"optimizer is the class {_called(made)}, which lr alone does not make: give {names}, or an Update")
     return tried(made(**given) if isinstance(made, type) else made, "optimizer")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 
 class ProtocolError(ValueError):
@@ -26,3 +28,38 @@ def within(name: str, value: float, *, above: float | None = None, first: float 
         lowest = f"above {above:g}" if above is not None else f"from {first:g}"
         highest = f" to below {below:g}" if math.isfinite(below) else ""
         raise UserError(f"{name}={value!r}: must be a number {lowest}{highest}")
+
+
+def binds(given: Any, *arguments: object, **named: object) -> bool:
+    """True if `given` is a function that can be called with these arguments, and for a function of C without a signature."""
+    if not callable(given):
+        return False
+    try:
+        inspect.signature(given).bind(*arguments, **named)
+    except ValueError:  # no signature
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def takes(part: str, given: Any, form: str, *arguments: object) -> None:
+    """Raises UserError unless `given` is a function that can be called with these arguments. part: its name in the job. form:
+    the expected value, in words."""
+    if not binds(given, *arguments):
+        raise UserError(f"{part} is {signed(given)}: expected {form}")
+
+
+def signed(given: Any) -> str:
+    """A user's value, for an error: a function with its arguments, a text or a number as it is, anything else by its type."""
+    if callable(given):
+        name = str(getattr(given, "__name__", type(given).__name__))
+        try:
+            return f"{name}{inspect.signature(given)}"[:200]
+        except ValueError:  # a function of C
+            return name
+    return (
+        repr(given)[:100]
+        if given is None or isinstance(given, str | int | float)
+        else f"an object of type {type(given).__name__}"
+    )

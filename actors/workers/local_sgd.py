@@ -117,9 +117,13 @@ class LocalSGD:
 
     def factor_at(self, version: int) -> float:
         """The factor of the optimizer's step in a task against weights `version`. Raises UserError unless finite and from 0."""
-        factor = 1.0 if self.lr_schedule is None else float(self.lr_schedule(version))
+        given = 1.0 if self.lr_schedule is None else self.lr_schedule(version)
+        try:
+            factor = float(given)
+        except (TypeError, ValueError, RuntimeError):
+            factor = math.nan
         if not 0 <= factor < math.inf:
-            raise UserError(f"lr_schedule gave {factor!r} for version {version}: must be a number from 0")
+            raise UserError(f"lr_schedule gave {given!r} for version {version}: must be a number from 0")
         return factor
 
     def _train(self, data: Sequence[Tensor], client: int, task: Task) -> dict[str, tuple[float, float]]:

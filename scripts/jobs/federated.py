@@ -11,14 +11,14 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from shoal.actors import Worker
+from shoal.actors import Worker, check_runs
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, DeltaChecks, KeepingDeltas
 from shoal.jobs.problems import Calls, Problem, Supervised
 from shoal.jobs.wraps import Bound, Compress
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, binds, signed, takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,4 +61,31 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     else:
         raise UserError("Federated needs model= and data=, or worker= and weights=")
     job = Job(problem, FedAvg(), KeepingDeltas(), Bearing(), DeltaChecks(), (*around, Bound(), Compress()), name, seed)
-    return job.configured({"method": method, **settings})
+    job = job.configured({"method": method, **settings})
+    _check_yours(model, loss, metrics, worker, weights)
+    return job
+
+
+def _check_yours(model: Any, loss: Any, metrics: Any, worker: Any, weights: Any) -> None:
+    """Raises UserError for a part of the user's that cannot be what it is given as."""
+    if model is not None and (isinstance(model, type) or not hasattr(model, "state_dict")):
+        takes("model", model, "a function without arguments that makes a torch module: model=lambda: nn.Linear(5, 2), say")
+    if isinstance(loss, type):
+        raise UserError(f"loss is the class {loss.__name__}: expected a function (logits, y); loss={loss.__name__}(), say")
+    if loss is not None and not callable(loss):
+        raise UserError(f"loss is {signed(loss)}: expected a function (logits, y) -> mean; nn.functional.mse_loss, say")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise UserError(f"metrics is {signed(metrics)}: expected name -> function; metrics={{'f1': f1}}, say")
+    if weights is not None:
+        takes("weights", weights, "a function without arguments that gives the first weights, name -> array")
+    if worker is not None:
+        _check_worker(worker, data=weights is None)
+
+
+def _check_worker(worker: Any, data: bool) -> None:
+    """data: True if the worker's maker may take (settings, population)."""
+    form = "(settings, population) -> worker, or () -> worker" if data else "() -> worker"
+    if not (binds(worker) or (data and binds(worker, None, None))):
+        raise UserError(f"worker is {signed(worker)}: expected a class or a function {form}")
+    if isinstance(worker, type):
+        check_runs(worker, None)

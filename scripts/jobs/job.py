@@ -246,6 +246,7 @@ class Job:
         folder, and before anything is forked. Called after `check_parts`."""
         if name := unfinite(self.problem.first(self.seed)[0]):
             raise UserError(f"first weights: {name!r} holds NaN or an infinity")
+        self.method.try_out(self.seed)
         if self._ours:
             self.problem.try_out(self.method, self.seed)
 

@@ -16,7 +16,7 @@ from shoal.envs.partition import PARTITIONS, classes_of, parts_of
 from shoal.envs.population import Population
 from shoal.envs.sources import ACCEPTED, examples_of, is_listed, is_set, split_table, told
 from shoal.protocol.draws import globally
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, takes
 
 
 def populated(data: Any, settings: Any, seed: int) -> Population:
@@ -30,7 +30,9 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
     """
     if callable(data) and not isinstance(data, Population) and not is_set(data):
         with globally(0, "data"):  # the same data for every seed of a run, and in every process
-            data = data(settings) if inspect.signature(data).parameters else data()
+            given = (settings,) if inspect.signature(data).parameters else ()
+            takes("data", data, "a function without arguments, or of the settings", *given)
+            data = data(*given)
     if not isinstance(data, Population):
         training, held_out = _parts(data)
         if not isinstance(training, list):

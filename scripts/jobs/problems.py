@@ -16,7 +16,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from shoal.actors import Worker
+from shoal.actors import Worker, check_runs
 from shoal.envs.datasets import widened
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
@@ -29,7 +29,7 @@ from shoal.jobs.populations import populated
 from shoal.jobs.settings import option, plain, values
 from shoal.nets.numpy_policy import NumpyPolicy, Policy
 from shoal.protocol.draws import globally
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, binds, signed
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
 
@@ -139,6 +139,11 @@ class Supervised(Problem):
     data: str = option("", "folder of data files, for a job that reads files (empty: the job's own default)")
     initial_weights: str = option("", "file .safetensors with the weights of version 0 (empty: drawn with the seed)")
 
+    def check(self, bearing: Bearing) -> None:
+        if callable(self.partition) and not (binds(self.partition, (), 1, 0) or binds(self.partition, (), 1, seed=0)):
+            form = "a function (labels, clients, seed) -> a list of indices for each client"
+            raise UserError(f"partition is {signed(self.partition)}: expected {form}")
+
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded
 
@@ -152,8 +157,10 @@ class Supervised(Problem):
     def own_worker(self, method: Method, seed: int) -> Worker | None:
         if self.worker is None:
             return None
-        asks = inspect.signature(self.worker).parameters
-        return self.worker(self.settings(method), self.population(method, seed)) if asks else self.worker()
+        both = binds(self.worker, None, None)
+        made = self.worker(self.settings(method), self.population(method, seed)) if both else self.worker()
+        check_runs(made)
+        return made
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         import torch
@@ -261,7 +268,11 @@ class Calls(Problem):
     weights: Callable[[], Mapping[str, Any]]
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
-        arrays = {name: array_of(array) for name, array in self.weights().items()}
+        made = self.weights()
+        if not isinstance(made, Mapping) or not made:
+            what = "nothing" if isinstance(made, Mapping) else signed(made)
+            raise UserError(f"weights: the first weights are {what}: expected name -> array")
+        arrays = {name: array_of(array) for name, array in made.items()}
         try:
             return Bundle.pack(arrays), None
         except TypeError as odd:
@@ -269,7 +280,9 @@ class Calls(Problem):
             raise UserError(f"first weights ({told}): {odd}") from None
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
-        return self.worker()
+        made = self.worker()
+        check_runs(made)
+        return made
 
 
 @dataclass(frozen=True)

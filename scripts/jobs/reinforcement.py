@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.envs.spaces import Spaces
+from shoal.envs.vector import wants_number
 from shoal.jobs.job import Job
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Environment
 from shoal.jobs.wraps import CompressWeights
+from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,4 +41,13 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     """
     bearing = Bearing(lease=60.0, on_failure="stop")
     job = Job(Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()), name, seed)
-    return job.configured({"method": method, **settings})
+    job = job.configured({"method": method, **settings})
+    if not isinstance(env, str):
+        form = "an id, a function () -> gymnasium.Env, or num_envs -> VectorEnv"
+        takes("env", env, form, *((1,) if callable(env) and wants_number(env) else ()))
+    if policy is not None:
+        form = "a function of the spaces that makes a torch module"
+        if hasattr(policy, "state_dict") and not isinstance(policy, type):
+            raise UserError(f"policy is a module, {type(policy).__name__}: expected {form}; its class, say")
+        takes("policy", policy, form, None)
+    return job

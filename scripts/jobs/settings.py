@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 
 S = TypeVar("S")
 
@@ -113,7 +113,7 @@ def coerced(name: str, given: Any, allowed: Range) -> Any:
     if allowed.own and not isinstance(given, str):
         if callable(given):
             return given
-        raise UserError(f"{name}={given!r}: must be a function of yours, or {allowed}")
+        raise UserError(f"{name}={signed(given)}: must be a function of yours, or {allowed}")
     kind, say = type(allowed.default), f"{name}={shown(allowed.default)}, say"
     try:
         value = _as(kind, given)

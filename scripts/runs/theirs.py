@@ -30,7 +30,7 @@ def told(raised: BaseException, job: str = "") -> str | None:
         if missing in EXTRA or not (place or missing in CORE):
             what = f"needs {missing}, which is not installed: pip install 'shoal[all]'"
             return f"{place}: {what}" if place else f"this {what}"
-    elif isinstance(raised, UserError):
+    elif isinstance(raised, UserError) or type(raised).__name__ == "EnvError":  # by name: an edge actor has no environments
         return f"{place}: {what}" if place else what
     elif isinstance(raised, DiskTrouble) or (isinstance(raised, OSError) and raised.errno in FULL and not place):
         return what

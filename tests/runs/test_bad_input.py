@@ -485,3 +485,142 @@ def test_a_finished_run_says_that_it_is_done_and_goes_on_only_to_a_later_end(fol
     again = ran("simulate", "again.toml", "--json").result
     assert longer["version"] == again["version"] == 5
     assert longer["weights_sha256"] == again["weights_sha256"]
+
+
+# Parts of a job that are not what they are given as
+
+
+PARTS = """
+import gymnasium, torch
+from shoal import Federated, Reinforcement, Work
+from torch import nn
+def model(): return nn.Linear(2, 2)
+def data(): return [[0.0, 1.0]] * 40, [0, 1] * 20
+def two(a, b): return None
+def zeros(): return {"w": []}
+class Idle: pass
+class Narrow:
+    def run(self, weights): return None
+class Blind(nn.Module):
+    def __init__(self, spaces): super().__init__()
+    def forward(self, seen): return None
+class NaN(nn.Module):
+    def __init__(self, spaces):
+        super().__init__()
+        self.head = nn.Linear(spaces.observation.size, 3)
+    def forward(self, seen):
+        out = self.head(seen) * float("nan")
+        return out[:, :2], out[:, 2]
+class Bare(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(2)
+few = dict(clients=4, cohort=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("job", "line"),
+    [
+        ("Federated('mlp', data)", "model is 'mlp': expected a function without arguments that makes a torch module"),
+        ("Federated(two, data)", "model is two(a, b): expected a function without arguments"),
+        ("Federated(nn.Linear, data)", "model is Linear(in_features"),
+        ("Federated(model, two)", "data is two(a, b): expected a function without arguments, or of the settings"),
+        (
+            "Federated(model, data, nn.CrossEntropyLoss)",
+            "the class CrossEntropyLoss: expected a function (logits, y); loss=Cross",
+        ),
+        ("Federated(model, data, 'mse')", "loss is 'mse': expected a function (logits, y)"),
+        ("Federated(model, data, metrics=two)", "metrics is two(a, b): expected name -> function"),
+        ("Federated(model, data, partition=two)", "partition is two(a, b): expected a function (labels, clients, seed)"),
+        ("Federated(model, data, select=two)", "select is two(a, b): expected a function (version, how_many, news)"),
+        ("Federated(model, data, select=lambda *_: None, **few)", "a selection gave None for the round of version 0"),
+        (
+            "Federated(model, data, select=lambda *_: ['a', 'b'], **few)",
+            "a selection gave ['a', 'b'] for the round of version 0",
+        ),
+        ("Federated(model, data, select=lambda *_: range(3), **few)", "[0, 1, 2] for the round of version 0; asked were 2"),
+        ("Federated(model, data, lr_schedule=two)", "lr_schedule is two(a, b): expected a function version -> factor"),
+        (
+            "Federated(model, data, lr_schedule=lambda v: 'slow', **few)",
+            "lr_schedule gave 'slow' for version 0: must be a number",
+        ),
+        (
+            "Federated(model, data, optimizer=torch.optim.SGD, **few)",
+            "optimizer is the class SGD, which lr alone does not make",
+        ),
+        ("Federated(model, data, worker=Idle)", "worker: expected a function run(weights, client, task) -> Work; Idle has no"),
+        ("Federated(model, data, worker=Narrow)", "Narrow's is run(self, weights)"),
+        ("Federated(model, data, worker=Narrow())", "worker is an object of type Narrow: expected a class or a function"),
+        ("Federated(worker=two, weights=zeros)", "worker is two(a, b): expected a class or a function () -> worker"),
+        ("Federated(worker=lambda: 3, weights={'w': []})", "weights is an object of type dict: expected a function"),
+        (
+            "Federated(worker=lambda: 3, weights=lambda: [1])",
+            "the first weights are an object of type list: expected name -> array",
+        ),
+        ("Federated(model, lambda: (torch.zeros(40, 2, dtype=torch.int64), [0, 1] * 20), **few)", "x.astype('float32') makes"),
+        ("Federated(model, lambda: ([[0.0, 1.0]] * 40, [0.5, 1] * 20), **few)", "loss=nn.functional.mse_loss"),
+        ("Federated(model, lambda: (torch.zeros(0, 2), []))", "data has 0 examples: expected at least 2"),
+        ("Reinforcement(None)", "env is None: expected an id, a function () -> gymnasium.Env, or num_envs -> VectorEnv"),
+        ("Reinforcement(gymnasium.make('CartPole-v1'))", "expected an id, a function () -> gymnasium.Env"),
+        ("Reinforcement(two)", "env is two(a, b): expected an id"),
+        ("Reinforcement(Bare)", "environment Bare: AttributeError: 'Bare' object has no attribute 'action_space'"),
+        ("Reinforcement('CartPole-v1', 'mlp')", "policy is 'mlp': expected a function of the spaces"),
+        ("Reinforcement('CartPole-v1', Blind(None))", "policy is a module, Blind: expected a function of the spaces"),
+        ("Reinforcement('CartPole-v1', Blind)", "expected (logits [1, 2], value [1])"),
+        ("Reinforcement('CartPole-v1', two)", "policy is two(a, b): expected a function of the spaces"),
+        ("Reinforcement('CartPole-v1', NaN)", "policy: forward gave NaN"),
+    ],
+)
+def test_a_part_that_is_not_what_it_is_given_as_is_one_line_before_the_run_has_a_folder(
+    folder: Path, job: str, line: str
+) -> None:
+    (folder / "mine.py").write_text(f"{PARTS}\njob = {job}")
+    assert line in mistake("simulate", "mine.py", "--actors", 0)
+    assert not (folder / "runs").exists()
+
+
+def test_a_partition_names_its_arguments_as_it_likes(folder: Path) -> None:
+    own = "import numpy as np\ndef deal(y, n, s): return np.array_split(np.arange(len(y)), n)\n"
+    (folder / "mine.py").write_text(
+        f"{PARTS}{own}job = Federated(model, data, partition=deal, rounds=1, local_epochs=1, **few)"
+    )
+    assert ran("simulate", "mine.py", "--actors", 0, "--json").result["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ill", "line"),
+    [
+        ("return {'w': 1}", "a worker's run gave an object of type dict: expected a Work(bundle, weight, totals)"),
+        ("return None", "a worker's run gave None: expected a Work"),
+        ("return Work(delta)", "a worker's Work has a bundle an object of type dict: expected Bundle.pack(name -> array)"),
+        ("return Work(Bundle.pack(delta), '3')", "a worker's Work has the weight '3': expected a number above 0"),
+        (
+            "return Work(Bundle.pack(delta), 1.0, {'loss': 2.0})",
+            "totals['loss'] = 2.0: expected a pair of numbers (sum, count)",
+        ),
+    ],
+)
+def test_work_of_another_form_is_told_in_one_line_without_a_traceback_of_ours(folder: Path, ill: str, line: str) -> None:
+    numpy_job(folder, ill)
+    said = ran("simulate", "mine.py", "--actors", 0, "--json")
+    assert line in reports(said)
+    assert "client 3 failed in train: a worker's " in reports(said)
+    assert "Traceback" not in reports(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "def step(self, action): return 0, 1.0, True, {}",
+            "step gave a tuple of 4: expected (observation, reward, terminated",
+        ),
+        ("def step(self, action): return 0, None, True, False, {}", "step gave the reward None: expected one number"),
+        ("def reset(self, **given): return 0", "the environment's reset gave 0: expected (observation, info)"),
+    ],
+)
+def test_an_environment_of_another_interface_is_told_in_one_line(folder: Path, body: str, line: str) -> None:
+    (folder / "mine.py").write_text(f"{JOB}    {body}\njob = Reinforcement(Env, method='ppo')")
+    said = shoal("simulate", "mine.py", "--actors", 0)
+    assert said.code == 1
+    assert line in said.err
+    assert "Traceback" not in said.err

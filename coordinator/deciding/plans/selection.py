@@ -20,14 +20,20 @@ Select: TypeAlias = Callable[[int, int, Sequence[Outcome]], Sequence[int]]
 
 
 def checked(select: Select, clients: int) -> Select:
-    """Return `select` with a check: UserError if it gives no client, a client twice, or a number outside 0 to `clients` - 1."""
+    """Return `select` with a check: UserError if it gives no client, more than are asked for, a client twice, or one outside
+    0 to `clients` - 1."""
 
     def selected(version: int, how_many: int, news: Sequence[Outcome]) -> Sequence[int]:
         chosen = select(version, how_many, news)
-        if len(chosen) and len(set(chosen)) == len(chosen) and min(chosen) >= 0 and max(chosen) < clients:
-            return chosen
         asked = f"asked were {how_many} different clients from 0 to {clients - 1}"
-        raise UserError(f"a selection gave {list(chosen)[:10]} for the round of version {version}; {asked}")
+        try:
+            many, whole = len(chosen), all(int(client) == client for client in chosen)
+        except (TypeError, ValueError):
+            many, whole = 0, False
+        if whole and 0 < many == len(set(chosen)) <= how_many and min(chosen) >= 0 and max(chosen) < clients:
+            return chosen
+        gave = list(chosen)[:10] if many else repr(chosen)[:100]
+        raise UserError(f"a selection gave {gave} for the round of version {version}; {asked}")
 
     return selected
 

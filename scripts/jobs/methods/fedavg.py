@@ -9,12 +9,12 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.plans.selection import Select, power_of_choice
+from shoal.coordinator.deciding.plans.selection import Select, checked, power_of_choice
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
     from shoal.nets.updates import Update
@@ -40,6 +40,8 @@ class InRounds(LocalTraining):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
+        if callable(self.select):
+            takes("select", self.select, "a function (version, how_many, news) -> clients", 0, self.cohort, ())
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 1 to clients={self.clients}")
         if self.candidates and not self.cohort <= self.candidates <= self.clients:
@@ -69,6 +71,10 @@ class InRounds(LocalTraining):
             asked=asked,
             select=self.selection(seed),
         )
+
+    def try_out(self, seed: int) -> None:
+        if callable(self.select):
+            checked(self.select, self.clients)(0, self.cohort, ())
 
     def selection(self, seed: int) -> Select | None:
         """The function (version, how many, news) -> clients that chooses a round's clients; None means uniform."""

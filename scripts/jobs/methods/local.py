@@ -13,7 +13,7 @@ from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
 from shoal.jobs.settings import option, ranges, shown
 from shoal.nets.schedules import SCHEDULES, Schedule
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, takes
 
 WEIGHTINGS = ("samples", "users")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
@@ -63,6 +63,8 @@ class LocalTraining(Method):
 
     def check(self, problem: Problem) -> None:
         check_made(self, "optimizer", "lr")
+        if callable(self.lr_schedule):
+            takes("lr_schedule", self.lr_schedule, "a function version -> factor of the learning rate", 0)
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         if (own := problem.own_worker(self, seed)) is not None:

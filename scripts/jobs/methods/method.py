@@ -94,6 +94,9 @@ class Method:
     def check(self, problem: Problem) -> None:
         """Raises UserError, one line, if settings contradict each other or the method cannot work on the problem."""
 
+    def try_out(self, seed: int) -> None:
+        """Tries the user's own functions among the settings once, before the run has a folder. Raises UserError."""
+
     def goal(self) -> Goal:
         """The goal of the run: `rounds` versions if the method has a setting of that name; else the run never ends."""
         return Goal(versions=int(getattr(self, "rounds", 0)))
