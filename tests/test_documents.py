@@ -23,10 +23,11 @@ from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import pairs, ranges, shown
+from shoal.nets.models import mlp
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: Mapping[str, Job] = {"federated.md": Federated(1, 2), "reinforcement.md": Reinforcement("CartPole-v1")}  # type: ignore[arg-type]
+TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "reinforcement.md": Reinforcement("CartPole-v1")}
 HEAD = "| setting | allowed | what it means | method |\n"
 SHORT = {"rounds": 2, "total_timesteps": 2_000}
 

@@ -21,6 +21,7 @@ from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS, owners
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.wraps import Bound, Compress, CompressWeights
+from shoal.nets.models import mlp
 from shoal.protocol.errors import UserError
 from shoal.runs.rundir import Config
 
@@ -197,7 +198,7 @@ from shoal import Federated, Method
 class Mine(Method):
     name: ClassVar[str] = "mine"
     {body}
-job = Federated(1, 2, method=Mine)
+job = Federated(lambda: None, 2, method=Mine)
 """)
     assert line in mistake("simulate", "mine.py")
 
@@ -243,7 +244,7 @@ def test_a_tuple_of_numbers_is_of_whole_numbers() -> None:
 
 
 def test_the_two_other_words_for_the_method_are_accepted_everywhere() -> None:
-    assert Federated(1, 2, aggregator="fedadam", beta1=0.5).plain() == Federated(1, 2, method="fedadam", beta1=0.5).plain()  # type: ignore[arg-type]
+    assert Federated(mlp, 2, aggregator="fedadam", beta1=0.5).plain() == Federated(mlp, 2, method="fedadam", beta1=0.5).plain()
     assert Reinforcement("x", algorithm="ppo", clip_coef=0.3).plain() == Reinforcement("x", method="ppo", clip_coef=0.3).plain()
 
 
@@ -351,8 +352,8 @@ broken = Federated(models.mlp, lambda: datasets.digits(), around=[lambda inner: 
 def test_public_names_are_what_they_say() -> None:
     for name in package.__all__:
         assert getattr(package, name) is not None
-    assert json.dumps(Federated(1, 2).plain())
-    assert np.isfinite(Federated(1, 2).plain()["lr"])
+    assert json.dumps(Federated(mlp, 2).plain())
+    assert np.isfinite(Federated(mlp, 2).plain()["lr"])
 
 
 @pytest.mark.parametrize(
