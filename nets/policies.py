@@ -124,23 +124,29 @@ def judged(module: nn.Module, observation: torch.Tensor) -> tuple[Parameters, to
 
 def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a policy for these spaces whose outputs follow from the
-    weights and an observation alone. The module is tried on observations of zeros; a copy of it, so that no buffer changes."""
+    weights and an observation alone. A copy of the module is tried, so that no buffer changes: on observations of zeros, and of
+    ones if it takes them, because dropout shows on no zero and what divides by a norm has none there."""
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     for name, part in module.named_modules():
         drops = isinstance(part, _DropoutNd) and part.training and part.p > 0
         if drops or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)):
             raise UserError(f"policy: part {name!r} is {type(part).__name__}, active as it stands; {UNSTEADY}")
-    tried = copy.deepcopy(module)
-    with torch.no_grad():
-        for n in (1, 3):
-            seen = torch.zeros((n, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
-            first = _shaped(tried(seen), n, spaces.action)
-            again = _shaped(tried(seen), n, spaces.action)
-            if any(each.isnan().any() for each in first):
-                raise UserError("policy: forward gave NaN for observations of zeros; expected numbers, or -inf for a logit")
-            if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
-                raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
+    tried, numbers = copy.deepcopy(module), False
+    for n, fill in ((1, 0), (3, 0), (3, 1)):
+        seen = torch.full((n, *spaces.observation.shape), fill, dtype=TORCH_DTYPES[spaces.observation.dtype])
+        try:
+            with torch.no_grad():
+                first, again = (_shaped(tried(seen), n, spaces.action) for _ in range(2))
+        except Exception:
+            if fill:  # ones may be no observation
+                continue
+            raise
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
+            raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
+        numbers |= not any(each.isnan().any() for each in first)
+    if not numbers:
+        raise UserError("policy: forward gave NaN for observations of zeros and of ones; expected numbers, or -inf for a logit")
     return module
 
 

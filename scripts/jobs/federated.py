@@ -17,7 +17,7 @@ from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, DeltaChecks, KeepingDeltas
 from shoal.jobs.problems import Calls, Problem, Supervised
-from shoal.jobs.wraps import Bound, Compress
+from shoal.jobs.wraps import Bound, Compress, check_listed
 from shoal.protocol.errors import UserError, binds, signed, takes
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     If actors are to work without torch, give worker: () -> Worker and weights: () -> name -> array, in place of model, data
     and loss.
     """
+    check_listed(around)
     problem: Problem
     if worker is not None and weights is not None:
         problem = Calls(worker, weights)

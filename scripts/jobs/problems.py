@@ -185,6 +185,8 @@ class Supervised(Problem):
         population, size = self.population(method, seed), getattr(self.settings(method), "batch_size", 2)
         sizes = population.sizes
         if not len(examples := population.examples(0 if sizes is None else int(sizes.argmax()))):
+            if sizes is not None and not self.worker:
+                raise UserError(f"data: none of the {len(sizes)} clients has an example")
             return
         loss, backward = self.loss_function(), not torch.cuda.is_available()
         classes = tried(self.model, examples[: max(2, size)], loss, population.held_out, self.metrics, backward=backward)

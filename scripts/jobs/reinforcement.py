@@ -15,7 +15,7 @@ from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Environment
-from shoal.jobs.wraps import CompressWeights
+from shoal.jobs.wraps import CompressWeights, check_listed
 from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     method: a name, or a method of your own (docs/own.md). around: wraps around the aggregator, innermost first.
     Further keywords are settings: `shoal jobs cartpole` lists them.
     """
+    check_listed(around)
     bearing = Bearing(lease=60.0, on_failure="stop")
     job = Job(Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()), name, seed)
     job = job.configured({"method": method, **settings})

@@ -18,7 +18,7 @@ from shoal.aggregators.around.compressed import Decompressed
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 from shoal.protocol.layout import Layout
 
 
@@ -157,6 +157,12 @@ class Compress(CompressWeights):
     def layouts(self, inner: Sequence[Layout]) -> Sequence[Layout]:
         codec = self.codec()
         return inner if codec is None else [Packed(codec, layout).layout for layout in inner]
+
+
+def check_listed(around: Any) -> None:
+    """Raises UserError unless `around` is a list or a tuple."""
+    if not isinstance(around, Sequence) or isinstance(around, str):
+        raise UserError(f"around is {signed(around)}: expected a list; around=[{getattr(around, '__name__', '...')}], say")
 
 
 def chain(around: Sequence[Any]) -> tuple[Wrap, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from shoal.jobs import catalog
 from shoal.jobs.catalog import INLINE, recalled
 from shoal.jobs.job import Job
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 from shoal.runs.rundir import Config
 
 PLAIN = (str, int, float, bool, list, tuple, type(None))
@@ -28,13 +28,16 @@ def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **giv
 
     Raises UserError.
     """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"settings is {signed(settings)}: expected name -> value; settings={{'lr': 0.1}}, say")
     named = all(isinstance(value, PLAIN) for value in settings.values())  # a method of the user's own has a name only here
     if isinstance(job, Job):
         name, anywhere = place_of(job)
         config, named = Config(name, seed=job.seed), named and anywhere
     elif isinstance(job, str | os.PathLike):
         name = os.fspath(job)
-        config = Config.load(Path(name)) if name.endswith(".toml") else Config(absolute(name))
+        config = Config.load(Path(name)) if name.endswith(".toml") else Config(name)
+        config = replace(config, job=absolute(config.job))
     else:
         kind = type(job).__name__
         raise UserError(f"{job!r} is of type {kind}, not a job: make one with Federated(...), or give a name, 'digits' say")

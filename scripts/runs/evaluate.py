@@ -12,7 +12,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.exact import unfinite
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
-from shoal.runs.export import untrained
+from shoal.runs.export import of_this_model, untrained
 from shoal.runs.run import Place, Run, opened
 from shoal.runs.threads import few, few_threads
 
@@ -29,7 +29,8 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     if (central := job.central()) is not None:
         few()
         run.dir.check_held_out(job.problem.held_out_digest(job.method, job.seed))
-        return {**version, **central(snapshot.weights)}
+        with of_this_model(run.folder):
+            return {**version, **central(snapshot.weights)}
     settings = job.plain()
     plays = "eval_episodes" in settings
     job = job.configured({"eval_episodes": episodes} if plays else {})
@@ -42,7 +43,8 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     samples: dict[str, list[float]] = {}
     try:
         for client in clients:
-            work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+            with of_this_model(run.folder):
+                work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
             add(totals, work.totals)
             for name, values in work.samples.items():
                 samples.setdefault(name, []).extend(values)

@@ -5,11 +5,12 @@ The one idea: a reader of either file needs no Shoal, and reading it cannot run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle
 
 if TYPE_CHECKING:
@@ -86,6 +87,16 @@ def untrained(job: Job) -> nn.Module:
     """The job's module, to load weights into: the file `initial_weights` need not be there. Raises UserError if the job
     has no torch model."""
     return (job.configured({"initial_weights": ""}) if "initial_weights" in job.plain() else job).module().cpu()
+
+
+@contextmanager
+def of_this_model(folder: Path | str) -> Iterator[None]:
+    """Turns a difference between a run's weights and the job's model into a UserError, one line."""
+    try:
+        yield
+    except ProtocolError as other:
+        why = "the job's model must be the one that the run began with"
+        raise UserError(f"{folder}: the weights are not this model's: {other}; {why}") from None
 
 
 def load(module: nn.Module, weights: Bundle) -> None:

@@ -29,6 +29,7 @@ from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.gateway import Gateway
 from shoal.protocol.layout import Layout
 from shoal.protocol.link import Hub
+from shoal.runs.export import of_this_model
 from shoal.runs.plain import PlainWire
 from shoal.runs.rundir import Config
 from shoal.runs.socketdir import socket_folder
@@ -58,7 +59,8 @@ def recording_of(
     if kind == "auto":
         kind = "ids" if options.bind else "off"
     store, run = Store(options.run.path), options.run.name[-60:]
-    found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
+    with of_this_model(options.run.path):
+        found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
     if options.resume:
         observer.report(Report("resumed", f"going on from version {found.version}"))
     found.settle(streams=job.plan(found.asked).admits(0, 1))

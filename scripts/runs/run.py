@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from shoal.coordinator.keeping.store import Snapshot, newest
 from shoal.coordinator.reports import Observer
 from shoal.jobs.catalog import INLINE, recalled
 from shoal.jobs.job import Job
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 from shoal.protocol.layout import Bundle
 from shoal.runs.export import load as load_weights
 from shoal.runs.export import untrained
@@ -177,7 +178,7 @@ def load(folder: Place, job: Job | None = None) -> Run:
 
     Raises UserError if there is no run.
     """
-    found = RunDir.open(folder)
+    found = opened(folder).dir
     if job is not None:
         config = found.config()
         job = job.configured(config.settings, config.seed)
@@ -186,7 +187,11 @@ def load(folder: Place, job: Job | None = None) -> Run:
 
 def opened(run: Run | Place) -> Run:
     """The run that is given, or the run in a folder, whose path stays relative if it was typed so."""
-    return run if isinstance(run, Run) else Run(RunDir.open(run).path)
+    if isinstance(run, Run):
+        return run
+    if not isinstance(run, str | os.PathLike):
+        raise UserError(f"{signed(run)}: expected a run, of shoal.run or shoal.load, or its folder")
+    return Run(RunDir.open(run).path)
 
 
 def trusted(folder: Place, trust: bool) -> Run:
@@ -211,4 +216,6 @@ def plot(*runs: Run | Place, out: Place | None = None) -> Path:
     """
     from shoal.runs.plot import plot as drawn
 
+    if not runs:
+        raise UserError("plot: no run is given; shoal.plot(run), say")
     return drawn([opened(run).dir for run in runs], out)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shoal.coordinator.reports import Observer, Progress, Report
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 from shoal.protocol.work import Metrics
 
 SEES = ("stepped", "moved", "report")  # the methods of an observer
@@ -39,6 +39,8 @@ class Watch:
     def __init__(
         self, observers: Iterable[Observer] = (), stop_when: StopWhen | None = None, told: Callable[[Row], None] | None = None
     ) -> None:
+        if not isinstance(observers, Iterable):
+            raise UserError(f"observers is {signed(observers)}: expected a list; observers=[...], say")
         self.observers = list(observers)
         self.stop_when, self.told = stop_when, told
         self.reason = ""

@@ -18,6 +18,7 @@ from typed import Said, mistake, ran, shoal
 from shoal.actors.effects import Note, Say
 from shoal.actors.events import Tick
 from shoal.actors.session import Session, hello
+from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Hello
 from shoal.runs.rundir import Config, RunDir
 
@@ -511,6 +512,10 @@ class NaN(nn.Module):
     def forward(self, seen):
         out = self.head(seen) * float("nan")
         return out[:, :2], out[:, 2]
+class Noisy(NaN):
+    def forward(self, seen):
+        out = nn.functional.dropout(self.head(seen) * 0 + seen.sum(-1, keepdim=True))
+        return out[:, :2], out[:, 2]
 class Bare(gymnasium.Env):
     observation_space = gymnasium.spaces.Discrete(2)
 few = dict(clients=4, cohort=2)
@@ -568,6 +573,10 @@ few = dict(clients=4, cohort=2)
         ("Reinforcement('CartPole-v1', Blind)", "expected (logits [1, 2], value [1])"),
         ("Reinforcement('CartPole-v1', two)", "policy is two(a, b): expected a function of the spaces"),
         ("Reinforcement('CartPole-v1', NaN)", "policy: forward gave NaN"),
+        ("Reinforcement('CartPole-v1', Noisy)", "policy: two passes over the same observations differ"),
+        ("Reinforcement('CartPole-v1', around=two)", "around is two(a, b): expected a list; around=[two], say"),
+        ("Federated(model, data, around='clip')", "around is 'clip': expected a list"),
+        ("Federated(model, [(torch.zeros(0, 2), [])] * 3, clients=3, cohort=2)", "data: none of the 3 clients has an example"),
     ],
 )
 def test_a_part_that_is_not_what_it_is_given_as_is_one_line_before_the_run_has_a_folder(
@@ -624,3 +633,50 @@ def test_an_environment_of_another_interface_is_told_in_one_line(folder: Path, b
     assert said.code == 1
     assert line in said.err
     assert "Traceback" not in said.err
+
+
+def test_a_policy_that_divides_by_a_norm_which_is_zero_for_zeros_is_taken(folder: Path) -> None:
+    norm = "class Norm(NaN):\n    def forward(self, seen):\n        out = self.head(seen / seen.norm(dim=-1, keepdim=True))\n"
+    job = "job = Reinforcement('CartPole-v1', Norm, method='ppo', total_timesteps=64, num_envs=2, rollout_length=8)"
+    (folder / "mine.py").write_text(f"{PARTS}{norm}        return out[:, :2], out[:, 2]\n{job}")
+    assert ran("simulate", "mine.py", "--actors", 0, "--json").result["version"] > 0
+
+
+def test_a_run_whose_job_has_another_model_now_says_so_in_every_command(folder: Path) -> None:
+    few = "Federated(model, data, rounds=1, local_epochs=1, **few)"
+    (folder / "mine.py").write_text(f"{PARTS}job = {few}")
+    ran("simulate", "mine.py", "--actors", 0, "--run-dir", "run")
+    (folder / "mine.py").write_text(f"{PARTS}def model(): return nn.Linear(2, 3)\njob = {few}")
+    line = "the weights are not this model's: layout"
+    for words in (["evaluate", "run"], ["export", "run", "--to", "w.pt2"], ["resume", "run", "rounds=2"]):
+        assert line in mistake(*words)
+    assert RunDir.open("run").rows()[-1]["version"] == 1
+
+
+def test_a_toml_file_names_a_job_s_file_as_the_command_does(folder: Path) -> None:
+    numpy_job(folder)
+    (folder / "mine.toml").write_text('job = "mine.py"\nactors = 0\n[settings]\nrounds = 1')
+    assert ran("simulate", "mine.toml", "--json").result["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("run(job, settings='lr=0.1')", "settings is 'lr=0.1': expected name -> value; settings={'lr': 0.1}, say"),
+        ("run(job, observers=3)", "observers is 3: expected a list"),
+        ("evaluate(job)", "an object of type Job: expected a run, of shoal.run or shoal.load, or its folder"),
+        ("load(3)", "3: expected a run"),
+        ("plot()", "plot: no run is given"),
+    ],
+)
+def test_a_wrong_argument_in_python_is_a_usererror_of_one_line(folder: Path, call: str, line: str) -> None:
+    import shoal as package
+
+    numpy_job(folder)
+    sys.path.insert(0, str(folder))
+    from shoal.jobs.catalog import find
+
+    with pytest.raises(UserError) as wrong:
+        eval(f"package.{call}", {"package": package, "job": find("mine.py:job")})
+    assert line in str(wrong.value)
+    assert list(folder.glob("runs")) == []

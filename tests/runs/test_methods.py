@@ -314,7 +314,7 @@ def test_a_file_of_this_version_may_hold_settings_in_any_group(place: Path) -> N
 
 
 def test_wraps_compose_in_an_order_that_makes_sense_and_in_no_other() -> None:
-    federated = {"worker": object, "weights": dict}
+    federated = {"worker": lambda: LocalSGD, "weights": dict}
     for around in ((), (Bound(2.0), Compress(compress="int8")), (Bound(2.0), CompressWeights("int8"), Bound(3.0))):
         Job(Federated(**federated).problem, FedAvg(), around=around[:2])
     with pytest.raises(UserError, match=r"around: Bound stands outside Compress.*put Bound before Compress"):
