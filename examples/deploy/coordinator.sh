@@ -1,0 +1,8 @@
+#!/bin/sh
+# Starts the run in $RUN_DIR, or goes on with it if an earlier life was ended there. Exit code 75 asks for another life.
+# SHOAL_BIND and SHOAL_KEY come from the environment.
+set -eu
+if [ -e "$RUN_DIR/config.toml" ]; then
+    exec shoal resume "$RUN_DIR" --bind "$SHOAL_BIND"
+fi
+exec shoal coordinator "$JOB" --run-dir "$RUN_DIR"
