@@ -206,7 +206,8 @@ class Gateway:
         self._process = subprocess.Popen(program, stdin=subprocess.DEVNULL, pass_fds=handed)
         theirs.close()
         pipe = self._pipe = Pipe(ours, PIECE + SLACK)
-        self._began, self._silence, self._looked_at, self._again_at = self._clock(), 0.0, self._clock(), float("inf")
+        self._began, self._looked_at, self._again_at = self._clock(), self._clock(), float("inf")
+        self._silence = SILENT - STARTING  # it may take STARTING seconds to its first message
         pipe.put([CONFIG, json.dumps(self._config()).encode()])
         self._waiting.poller.register(ours.fileno(), zmq.POLLIN)
         self._try(pipe.flush)

@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant("an infinite weight counts", contributions, "amiss", "math.isfinite(message.weight) and ", ""),
     Mutant("no weight at all counts", contributions, "amiss", "message.weight > 0", "message.weight >= 0"),
     Mutant("any number of steps counts", contributions, "amiss", "2**53", "math.inf"),
-    Mutant("counts below nothing count", contributions, "amiss", "math.isfinite(count) and count >= 0", "True"),
+    Mutant("counts below nothing count", contributions, "amiss", "count == 0 or 1 / LARGEST <= count <= LARGEST", "True"),
     Mutant("times that are no numbers set the pace", contributions, "amiss", "not (0 <= message.trained", "0 and not (0"),
     Mutant(
         "a sum passes for one client's work",
@@ -249,7 +249,13 @@ MUTANTS = (
     Mutant("versions are not recorded", Recording, "commit", "if self.journal is None:", "if True:"),
     Mutant("actors leave before the last version is in a snapshot", Learner, "_step", "if step.last:", "if False:"),
     Mutant("nobody hears of snapshots", Learner, "_keep", "self._unsaid.append(Kept(step.version))", "pass"),
-    Mutant("a snapshot counts before it is made", Learner, "_keep", "and self.recording.keep(", "or not self.recording.keep("),
+    Mutant(
+        "a snapshot counts before it is made",
+        Learner,
+        "_keep",
+        "recording and self._lasting(",
+        "recording and not self._lasting(",
+    ),
     Mutant("arrays are not recorded", Recording, "accept", "if self.payload:", "if False:"),
     Mutant("early work is folded at once", Learner, "_do", "if job.fold.onto > self.newest[0]", "if False"),
     Mutant("early work is forgotten", Learner, "_after", "self._early.pop(step.version, ())", "()"),

@@ -139,7 +139,7 @@ def waiting_for(facts: Facts, most: int = 5) -> list[str]:
 
 def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     """Return a line on a task that is out, and on the arrays under way for it."""
-    limit = facts.limit(lease.task.kind)
+    limit = 0.0 if lease.briefing else facts.limit(lease.task.kind)
     line = f"{actor.name}, on task {lease.name}, for {facts.now - lease.since:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
     if lease.briefing:
         return f"{line}: the learner, which makes its brief"
