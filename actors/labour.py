@@ -21,6 +21,11 @@ from shoal.protocol.messages import Contribute, Failed
 from shoal.protocol.work import Task, Work
 
 MOST_TEXT = 3_900  # characters of an error, and of a traceback, that are sent
+TAKEN = frozenset(
+    {"examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "return_mean", "length_mean"}
+    | {"episodes", "train_accuracy"}
+)
+"""The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
 MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a header
 
 
@@ -60,7 +65,7 @@ def perform(
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
             work = work_of(hand, weights, client, task, brief)
-            _check(work, run.task)
+            _check(work, run.task, hand)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)
                 work = replace(work, bundle=None)
@@ -72,7 +77,7 @@ def perform(
     return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
 
 
-def _check(work: Work, task: Task) -> None:
+def _check(work: Work, task: Task, worker: Worker) -> None:
     if not isinstance(work, Work):
         raise UserError(f"a worker's run gave {signed(work)}: expected a Work(bundle, weight, totals)")
     if not (work.bundle is None or isinstance(work.bundle, Bundle)):
@@ -87,6 +92,12 @@ def _check(work: Work, task: Task) -> None:
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
         raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
+    while (inner := getattr(worker, "worker", None)) is not None:
+        worker = inner
+    parts = [kind for each in (worker, *getattr(worker, "__dict__", {}).values()) for kind in type(each).__mro__]
+    ours = any(kind.__module__ == "shoal.actors.workers.local_sgd" for kind in parts)  # which counts examples itself
+    if taken := sorted(work.totals.keys() & (TAKEN - {"examples"} if ours else TAKEN)) if task.counts else ():
+        raise UserError(f"a worker's totals hold {taken[0]!r}, which is a metric of Shoal's own: give it another name")
 
 
 def _adder() -> Adder:

@@ -40,7 +40,19 @@ METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
     {"accuracy", "change_bytes", "dense_bytes", "down_bytes", "dropped_residuals", "episodes", "examples", "held_out_examples"}
     | {"held_out_loss", "lag_max", "lag_mean", "lag_min", "loss", "norm_bound", "sent_bytes", "steps", "train_accuracy"}
-    | {"actors", "contributions", "lag", "seconds", "untold", "up_bytes", "update_norm", "version", "weights_bytes"}
+    | {
+        "return_mean",
+        "length_mean",
+        "actors",
+        "contributions",
+        "lag",
+        "seconds",
+        "untold",
+        "up_bytes",
+        "update_norm",
+        "version",
+        "weights_bytes",
+    }
 )
 
 

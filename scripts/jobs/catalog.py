@@ -6,6 +6,7 @@ named it. A name that comes over the network can choose only from the table.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -120,17 +121,24 @@ def recalled(name: str, settings: Mapping[str, Any], seed: int) -> Job:
 def _file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no file {path}: give the path of the file that holds the job")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    path = path.resolve()
+    own = f"{path.stem}_{hashlib.blake2b(bytes(path), digest_size=4).hexdigest()}"  # `random.py` is not the module `random`
+    spec = importlib.util.spec_from_file_location(own, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    there = sys.modules.setdefault(path.stem, module)  # dataclasses look their module up in sys.modules
+    sys.path.insert(0, str(path.parent))
+    before = sys.modules.get(own)
+    sys.modules[own] = module  # where dataclasses look their module up
+    there = sys.modules.setdefault(path.stem, module)  # for other files that import this one, if no other module has the name
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        if there is module:
-            del sys.modules[path.stem]
+        for name, stands in ((own, before), (path.stem, None if there is module else there)):
+            if stands is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = stands
         raise
     return module
 

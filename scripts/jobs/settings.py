@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -15,6 +16,35 @@ from typing import Any, TypeVar
 from shoal.protocol.errors import UserError, signed
 
 S = TypeVar("S")
+
+NEAR = 0.65  # share of the letters of two names that must agree, in difflib's measure, for one to be offered for the other
+ALSO: Mapping[str, str] = {
+    "lr": "learning_rate client_lr eta step_size",
+    "server_lr": "server_learning_rate global_lr",
+    "rounds": "global_rounds communication_rounds server_rounds",
+    "local_epochs": "epochs",
+    "local_steps": "steps iterations",
+    "total_timesteps": "timesteps steps max_steps total_steps",
+    "update_epochs": "epochs",
+    "clients": "users nodes parties total_clients",
+    "cohort": "clients_per_round participants cohort_size fraction_fit",
+    "batch_size": "batch minibatch_size",
+    "weight_decay": "wd l2",
+    "clip_grad_norm": "clip_norm max_norm grad_clip max_grad_norm",
+    "max_grad_norm": "clip_norm max_norm grad_clip clip_grad_norm",
+    "server_momentum": "beta",
+    "mu": "proximal_mu",
+    "alpha": "dirichlet_alpha",
+    "gamma": "discount",
+    "ent_coef": "entropy_coef",
+    "vf_coef": "value_coef",
+    "num_envs": "environments",
+    "rollout_length": "num_steps horizon",
+    "initial_weights": "pretrained checkpoint",
+    "data": "dataset data_dir folder",
+    "method": "strategy",
+}
+"""Settings -> the names that other programs have for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +96,16 @@ def ranges(settings: Any) -> dict[str, Range]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error's line: the known name that the user probably meant, or all known names."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    words = {low := name.lower().replace("-", "_"), low.removeprefix("num_").removeprefix("n_")}
+    meant = [other for other in names if other in words or words & {*ALSO.get(other, "").split()}]
+    close = meant[:1] or difflib.get_close_matches(name, names, n=1, cutoff=NEAR)
     return f"did you mean {close[0]}?" if close else "known are " + ", ".join(names)
 
 
 def among(name: str, given: Any, choices: Iterable[str]) -> str:
     """The error's line for a value that is none of the choices: all choices, and the choice that was probably meant."""
     names = list(choices)
-    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=NEAR)
     say = f"did you mean {close[0]}?" if close else f"{name}={names[0]}, say"
     return f"{name}={shown(given)}: allowed is one of {', '.join(names)}; {say}"
 
@@ -145,9 +177,9 @@ def _as(kind: type, given: Any) -> Any:
             given.replace(",", " ").split() if isinstance(given, str) else [given] if isinstance(given, int | float) else given
         )
         return tuple(_as(int, part) for part in parts)
-    if not isinstance(given, str):
+    if not isinstance(given, str | os.PathLike):
         raise ValueError
-    return given
+    return os.fspath(given)
 
 
 def _truth(given: Any) -> bool:

@@ -16,6 +16,7 @@ from typed import mistake, ran
 from whole import run
 
 from shoal import Bundle, Federated, Task, UserError, Work
+from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.jobs.catalog import find
 from shoal.jobs.methods.local import OPTIMIZERS
 from shoal.nets.models import mlp
@@ -232,3 +233,60 @@ def test_a_run_may_start_from_another_run_s_exported_weights(place: Path) -> Non
     assert row["accuracy"] == pytest.approx(evaluated["accuracy"], abs=1e-6)
     assert first["metrics"]["accuracy"] == pytest.approx(evaluated["accuracy"], abs=1e-6)
     assert json.loads(json.dumps(find("digits").plain()))["initial_weights"] == ""
+
+
+def test_a_workers_total_that_a_metric_of_ours_would_replace_is_refused_by_name() -> None:
+    for name in ("examples", "update_norm", "lag_mean", "up_bytes", "return_mean"):
+
+        class Counting:
+            def run(self, weights: Bundle, client: int, task: Task, name: str = name) -> Work:
+                return Work(Bundle.zeros(weights.layout), totals={name: (7.0, 1.0)})
+
+        failing = Federated(worker=Counting, weights=lambda: {"w": np.zeros(3, np.float32)}, clients=2, cohort=2, rounds=1)
+        outcome = run(failing, 0)
+        assert outcome.finish.failed
+        assert any(f"totals hold '{name}'" in report.text for report in outcome.seen.reports)
+
+
+def test_a_worker_around_local_sgd_hands_on_its_count_of_examples() -> None:
+    class Around:
+        def __init__(self, settings: Any, population: Any) -> None:
+            self.inner = LocalSGD(mlp, population, torch.nn.functional.cross_entropy)
+
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            return self.inner.run(weights, client, task)
+
+    assert run(job(worker=Around), 0).finish.reason == "done"
+
+
+@pytest.mark.parametrize("name", ["loss", "examples", "return_mean", "lag_max"])
+def test_a_metric_with_a_name_of_ours_is_refused_before_there_is_a_run(name: str) -> None:
+    with pytest.raises(UserError, match=f"metric '{name}'"):
+        job(metrics={name: lambda logits, y: 1.0}).check_parts()
+
+
+def test_a_jobs_file_may_have_the_name_of_a_module_that_is_imported(place: Path) -> None:
+    text = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np, shoal, torch
+
+@dataclass(frozen=True)
+class Mine(shoal.FedAvg):
+    name: ClassVar[str] = "mine"
+    trim: float = 0.3
+
+data = (np.zeros((60, 4), np.float32), np.arange(60) % 2)
+job = shoal.Federated(lambda: torch.nn.Linear(4, 2), data, method=Mine, rounds=1, clients=3, cohort=3)
+"""
+    for name in ("random.py", "json.py", "job.py", "folder/job.py"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+        before = sys.modules.get(Path(name).stem)
+        found = find(f"{name}:job")
+        assert found.plain()["trim"] == 0.3
+        assert "name" not in found.plain()
+        assert before is None or sys.modules[Path(name).stem] is before
+    assert find("job.py:job").method.__class__ is not find("folder/job.py:job").method.__class__
+    assert sys.modules["random"].random() < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import TensorDataset
 from whole import run
 
 from shoal import Federated
+from shoal.jobs.catalog import find
 from shoal.nets.models import mlp
 
 RNG = np.random.Generator(np.random.Philox(7))
@@ -53,3 +55,7 @@ def test_weights_of_examples_and_all_a_client_may_do_are_the_same_bits_for_any_n
     }
     weighted = job((X, Y, np.linspace(0, 2, 120)), mu=0.1, **more)
     assert run(weighted, 0).sha256 == run(weighted, 3).sha256 != run(job((X, Y), mu=0.1, **more), 0).sha256
+
+
+def test_a_setting_that_is_a_path_may_be_given_as_one(tmp_path: Path) -> None:
+    assert find("mnist").configured({"data": tmp_path}).plain()["data"] == str(tmp_path)
