@@ -28,10 +28,11 @@ from shoal.protocol import messages
 from shoal.protocol.changes import Changes
 from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
-from shoal.protocol.errors import ProtocolError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.fetching import MOST
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import INLINE, Arrival, Line, Part
+from shoal.protocol.memory import claim
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message, TaskName
 from shoal.protocol.parent import of_this_process
 from shoal.protocol.pool import Buffers
@@ -191,8 +192,16 @@ class Actor:
             self.coming[stow.what] = np.frombuffer(payload, np.uint8)
             return
         if stow.what not in self.coming:
+            self._claim("what the coordinator sends", stow.nbytes)
             self.coming[stow.what] = self.buffers.take(stow.nbytes)
         self.coming[stow.what][stow.first : stow.first + len(payload)] = payload
+
+    def _claim(self, what: str, nbytes: int) -> None:
+        """Ends this life if memory that the coordinator asks for cannot be had here. Raises UserError."""
+        try:
+            claim(what, nbytes)
+        except UserError as wrong:
+            self._came(wrong)
 
     def _brief(self, run: effects.Run, terms: Terms) -> Bundle | None:
         """The brief of a task, taken from what came; None if the task has none."""
@@ -231,6 +240,8 @@ class Actor:
         if not isinstance(welcome, messages.Welcome) or payload is None:
             raise ProtocolError("the coordinator sent a Welcome without a payload, which is to hold workload and layout")
         self.terms = terms = unpack_welcome(payload)
+        if not welcome.shares:  # else they lie in memory that the coordinator has already
+            self._claim("the coordinator's model", terms.layout.nbytes + max((one.nbytes for one in terms.briefs), default=0))
         self.changes = Changes(terms.coding, terms.layout) if terms.coding else None
         self.weights = self.hand.newest = None
         self.hand.retains = welcome.retain > 0

@@ -110,7 +110,7 @@ class Session:
     # What the coordinator says
 
     def _hear(self, envelope: Envelope) -> Iterable[Effect]:
-        if envelope.session != self.session:
+        if envelope.session != self.session and not _to_a_key(envelope):
             return ()
         self.heard_at = self.now
         match envelope.message:
@@ -444,6 +444,11 @@ class Session:
     def _say(self, message: Message) -> Effect:
         self.said_at = self.now
         return effects.Say(Envelope(self.session, self.epoch, message))
+
+
+def _to_a_key(envelope: Envelope) -> bool:
+    """True for the last word to all actors of a key that was revoked, said where no session is known."""
+    return envelope.session == b"" and isinstance(envelope.message, messages.Refused) and envelope.message.final
 
 
 def hello(name: str, host: str, pid: int, offers: tuple[str, ...]) -> messages.Hello:

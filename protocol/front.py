@@ -17,8 +17,10 @@ from typing import Any, TypeAlias
 
 import zmq
 
+from shoal.protocol.codec import encode
 from shoal.protocol.door import Door, News, ServerKeys, check_bind, unbound
 from shoal.protocol.fetching import MOST
+from shoal.protocol.messages import Envelope, Refused
 
 ZERO_COPY = 65_536  # bytes of a payload from which on it is not copied: below, a copy is cheaper than the bookkeeping
 SLACK = 65_536 + 4_096  # bytes of a header, beside the largest payload
@@ -32,6 +34,7 @@ IO_THREADS = (
     4  # a cancelled timer costs a walk through all timers of its thread: with 4,000 connections a third of one thread's
 )
 OVERHEARD = 4_096  # ZeroMQ's own events that are looked at in a turn
+REVOKED = encode(Envelope(b"", 0, Refused("its key was revoked: the coordinator's user took it off the list", final=True)))
 EVENT = struct.Struct("=Hi")  # a ZeroMQ event's kind, and its value
 FAILED = frozenset({zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL})
 
@@ -119,7 +122,10 @@ class Front:
         """Answer peers that ask to be let in. Yields what befell connections. Call it before `take`."""
         self._overhear()
         if self.door:
-            yield from (News("lost", "its key is not on the list any more", peer) for peer in self.door.answer())
+            for peer in self.door.answer():
+                with suppress(zmq.ZMQError):  # the connection is lost, or takes nothing in any more
+                    self.socket.send_multipart([peer, REVOKED], zmq.NOBLOCK)
+                yield News("lost", "its key is not on the list any more", peer)
             while self.door.news:
                 yield self.door.news.popleft()
 

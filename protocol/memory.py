@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from shoal.protocol.errors import UserError
+
 
 class Room(NamedTuple):
     """nbytes: bytes that can still be had; bound: whose limit that is, "machine" or "container"."""
@@ -21,6 +23,16 @@ class Room(NamedTuple):
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 UNBOUNDED = Room(2**62, "machine")  # if no file names a limit; cgroup v1 writes about 2**63 for "no limit"
+
+
+def claim(what: str, nbytes: int) -> None:
+    """Raises UserError, one line, if that many bytes, which a peer asks this process to have, are more than can be had here."""
+    have = room()
+    if nbytes > have.nbytes:
+        raise UserError(
+            f"{what} would take {nbytes / 1e9:,.1f} GB of memory, and this {have.bound} has {have.nbytes / 1e9:,.1f} GB left: "
+            "take part with a larger machine, or ask the coordinator's user for a smaller job"
+        )
 
 
 def room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:

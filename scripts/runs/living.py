@@ -22,12 +22,14 @@ from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, printable
 from shoal.protocol.keys import Pair
+from shoal.protocol.memory import claim
 from shoal.runs import theirs
 from shoal.runs.threads import few_for_good
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # signals at which an actor elsewhere says Bye
+ENVIRONMENT, ROW = 65_536, 16  # bytes of an environment, and of a row of its trajectory, that are counted: rather few
 LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
 
 
@@ -56,7 +58,11 @@ def life_of_any(name: str, own: Job | None) -> Life:
             raise UserError(
                 f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job"
             )
-        return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0))).worker()
+        job = job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
+        settings = job.plain()
+        envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)
+        claim(f"the coordinator's job, of num_envs={envs} and rollout_length={rows},", envs * (ENVIRONMENT + ROW * rows))
+        return job.worker()
 
     def live(arguments: Mapping[str, Any]) -> int:
         if own is not None:
@@ -86,6 +92,9 @@ def _live(
         try:
             return workshop(workload)
         except Exception as raised:
+            if isinstance(raised, MemoryError) or "allocate" in str(raised):  # torch raises no MemoryError
+                said = printable(str(raised), 200)
+                raise UserError(f"the coordinator's job needs more memory than this machine has left: {said}") from raised
             if line := theirs.told(raised):
                 raise UserError(line) from raised
             raise

@@ -22,17 +22,21 @@ import psutil
 import pytest
 import zmq
 
+from shoal.actors.effects import Leave
+from shoal.actors.loop import Actor
 from shoal.coordinator.deciding import core
 from shoal.faults import strangers
 from shoal.faults.strangers import CASES, INTRUSION, LIMIT, MOMENT, PING, READ, Site, attempt, frame, greeting, ready
 from shoal.protocol import door, front, keys
 from shoal.protocol.budget import Budget
-from shoal.protocol.codec import encode
+from shoal.protocol.codec import Terms, encode, pack_welcome
 from shoal.protocol.door import client_keys
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import Gateway
+from shoal.protocol.layout import Layout
 from shoal.protocol.link import Arrival, Hub, Line
-from shoal.protocol.messages import Beat, Envelope, Weights
+from shoal.protocol.messages import Beat, Chunk, Envelope, Hello, Want, Weights, Welcome
+from shoal.runs import living
 
 MIB = 1 << 20
 
@@ -227,6 +231,67 @@ def test_a_bind_that_others_can_reach_is_refused_without_keys(made: type[Hub] | 
 def test_an_address_in_use_is_told(made: type[Hub] | type[Gateway]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="is in use: stop what runs there"):
         made(f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("gateway", [False, True], ids=["hub", "gateway"])
+def test_an_actor_whose_key_is_revoked_is_told_and_leaves(site: Callable[..., Site], gateway: bool) -> None:
+    here = site(gateway=gateway)
+    said: list[Any] = []
+    here.hears = lambda arrival: said.append(arrival.envelope)
+    where, theirs = here.wire.address, client_keys(here.folder, "bob", "hub")
+    nobody: Any = None
+    life = Actor(where, nobody, name="bob", session=b"bobs", clock=time.monotonic, say=said.append, keys=theirs)
+    left: list[Leave] = []
+    thread = threading.Thread(target=lambda: left.append(life.live()), daemon=True)
+    thread.start()
+    assert here.pump(lambda: bool(said))
+    here.folder.revoke("bob")
+    assert here.pump(lambda: bool(left))
+    assert (left[0].failed, left[0].reason) == (True, "its key was revoked: the coordinator's user took it off the list")
+
+
+@pytest.mark.parametrize("way", ["layout", "weights"])
+def test_an_actor_takes_no_more_memory_than_its_machine_has_whatever_the_coordinator_says(
+    site: Callable[..., Site], way: str
+) -> None:
+    here = site(gateway=False)
+    layout = Layout.of({"w": ("f4", (1 << (38 if way == "layout" else 4),))})
+
+    def answer(arrival: Arrival) -> None:
+        said, peer = arrival.envelope, arrival.peer
+        if said and isinstance(said.message, Hello):
+            welcome = Welcome("run", 0, 0.25, 10.0, "", (), said.message.greeting)
+            here.wire.send(peer, Envelope(said.session, 1, welcome), pack_welcome(Terms({"job": "digits"}, layout)))
+            here.wire.send(peer, Envelope(said.session, 1, Weights(0, nbytes=1 << 42)))
+        elif said and isinstance(said.message, Want):
+            want = said.message
+            chunk = Envelope(said.session, 1, Chunk(want.what, want.first, want.last))
+            here.wire.send(peer, chunk, bytes(want.last - want.first))
+
+    here.hears = answer
+    nobody: Any = lambda workload: None  # noqa: E731
+    keys = client_keys(here.folder, "bob", "hub")
+    life = Actor(here.wire.address, nobody, name="bob", session=b"bobs", clock=time.monotonic, say=print, keys=keys)
+    raised: list[UserError] = []
+
+    def live() -> None:
+        try:
+            life.live()
+        except UserError as wrong:
+            raised.append(wrong)
+
+    threading.Thread(target=live, daemon=True).start()
+    assert here.pump(lambda: bool(raised))
+    assert re.search(r"would take [\d,.]+ GB of memory, and this (machine|container) has [\d,.]+ GB left", str(raised[0]))
+
+
+def test_an_actor_makes_no_more_environments_than_its_machine_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    lives: list[Any] = []
+    monkeypatch.setattr(living, "_live", lambda arguments, workshop, *rest: lives.append(workshop) or 0)
+    living.life_of_any("bob", None)({})
+    for settings in ({"num_envs": 10**9}, {"num_envs": 10**6, "rollout_length": 10**6}):
+        with pytest.raises(UserError, match=r"num_envs=\d+ and rollout_length=\d+, would take .* GB of memory"):
+            lives[0]({"job": "cartpole", "settings": settings})
 
 
 # Budgets
