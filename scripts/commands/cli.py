@@ -125,6 +125,12 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
     return {"keys": shown, **how, "advertise": asked.advertise or ""}
 
 
+def _preparing(asked: argparse.Namespace, name: str) -> None:
+    """Tell a person at a terminal at once what is prepared: imports and data may take many seconds."""
+    if sys.stderr.isatty() and not asked.quiet:
+        print(f"shoal: preparing {name} ...", file=sys.stderr, flush=True)
+
+
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     from shoal.runs.launch import planned
 
@@ -133,6 +139,7 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     """The job and config that JOB and key=value ask for. If JOB is a TOML file, key=value and flags override its settings."""
+    _preparing(asked, asked.job)
     from shoal.jobs.settings import pairs
     from shoal.runs.choosing import chosen
 
@@ -144,6 +151,7 @@ def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
 def _run(options: Launch, asked: argparse.Namespace) -> int:
     import signal
 
+    from shoal.runs.choosing import brief
     from shoal.runs.launch import launch, ready
     from shoal.runs.plot import plot
     from shoal.runs.progress import display
@@ -155,7 +163,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     with (
         ready(options) as begun,
         Stopper(signal.SIG_DFL) as stopper,
-        display(sys.stderr, f"{options.config.job} in {run.path}", asked.quiet, form=asked.log_format) as shown,
+        display(sys.stderr, f"{brief(options.config.job)} in {run.path}", asked.quiet, form=asked.log_format) as shown,
     ):
         end = launch(begun, shown, lambda: stopper.reason, stopper.pauses)
     try:
@@ -229,6 +237,7 @@ def _crowd(pool: Pool, many: int, called: dict[str, Any]) -> int:
 
 
 def resume(asked: argparse.Namespace) -> int:
+    _preparing(asked, asked.run_dir)
     from shoal.jobs.settings import pairs
     from shoal.runs.launch import Launch
     from shoal.runs.resuming import is_done, resumed, what_next

@@ -56,6 +56,15 @@ def absolute(name: str) -> str:
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
+def brief(name: str) -> str:
+    """A job's name for a person: a file's path as seen from the current folder, or its last part if it lies elsewhere."""
+    place, _, attribute = name.removeprefix(INLINE).rpartition(":")
+    if not place.endswith(".py"):
+        return name.removeprefix(INLINE)
+    path, here = Path(place), Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path.name}:{attribute}"
+
+
 def place_of(job: Job) -> tuple[str, bool]:
     """A name by which this object is found again, and whether another process may import it by that name.
 

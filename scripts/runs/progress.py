@@ -76,7 +76,8 @@ def position(progress: Progress) -> str:
 
 
 def metrics(progress: Progress) -> str:
-    return "  ".join(f"{escaped(name)} {progress.metrics[name]:.4g}" for name in ordered(progress.metrics)[:MOST])
+    names = [name for name in ordered(progress.metrics) if not name.endswith("_bytes") and not name.startswith("lag_")]
+    return "  ".join(f"{escaped(name)} {progress.metrics[name]:.4g}" for name in names[:MOST])
 
 
 def rates(progress: Progress) -> str:
@@ -85,8 +86,9 @@ def rates(progress: Progress) -> str:
 
 
 def lag(progress: Progress) -> str:
+    """ "lag 0/1.5/4", the least, the mean and the largest; "" if all are 0."""
     low, mean, high = progress.lag
-    return f"lag {low:g}/{mean:.1f}/{high:g}"
+    return f"lag {low:g}/{mean:.1f}/{high:g}" if high else ""
 
 
 def shares(progress: Progress) -> str:
@@ -266,7 +268,7 @@ def table(title: str, progress: Progress) -> Group:
     bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:4.0%}", _time(progress))
     waits = [_row(f"waiting for {escaped(waited)}", "yellow") for waited in progress.waiting_for]
     facts = [rates(progress), lag(progress), actors(progress)]
-    body = [_row(metrics(progress), "cyan"), _row("  ".join(facts)), _row(shares(progress), "dim")]
+    body = [_row(metrics(progress), "cyan"), _row("  ".join(filter(None, facts))), _row(shares(progress), "dim")]
     return Group(_row(f"{title}  {position(progress)}", "bold"), bar, *filter(None, body), *waits)
 
 

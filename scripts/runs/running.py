@@ -20,11 +20,10 @@ from typing import Any, Self
 from shoal.commands.arguments import address
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.coordinator.reports import Observer
-from shoal.jobs.catalog import INLINE
 from shoal.jobs.job import Job
 from shoal.protocol.door import check_bind
 from shoal.protocol.errors import UserError
-from shoal.runs.choosing import chosen, refuse_within_find
+from shoal.runs.choosing import brief, chosen, refuse_within_find
 from shoal.runs.launch import Ended, Launch, Ready, launch, planned, ready
 from shoal.runs.observers import Together
 from shoal.runs.progress import Errors, Lines, display
@@ -236,7 +235,7 @@ def _in_one_line() -> Iterator[None]:
 
 
 def _display(options: Launch, show: bool | None) -> Errors:
-    title = f"{options.config.job.removeprefix(INLINE)} in {options.run.path}"
+    title = f"{brief(options.config.job)} in {options.run.path}"
     notebook = _in_notebook()
     if show or (show is None and (notebook or (sys.stderr is not None and sys.stderr.isatty()))):
         return Lines(sys.stdout, title) if notebook else display(sys.stderr, title)

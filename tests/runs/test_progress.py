@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from shoal.commands.cli import main
 from shoal.coordinator.reports import Progress, Report
+from shoal.runs.choosing import brief
 from shoal.runs.progress import Errors, Lasting, Lines, Live, display, escaped, line, table
 
 CONTROL = "\x1b[2J\x07[bold]evil[/bold]\u202e"
@@ -77,6 +81,38 @@ def test_a_federated_run_shows_round_metrics_rates_lag_shares_and_actors() -> No
     assert "4 actors" in text
     assert "0:14, 0:23 left" in text
     assert "steps/s" not in text
+
+
+def test_what_is_zero_and_what_few_ask_for_is_not_shown() -> None:
+    progress = federated(lag=(0, 0.0, 0), metrics={"loss": 0.5, "down_bytes": 9e6, "sent_bytes": 3.0, "lag_mean": 0.0})
+    for text in (line(progress), seen(progress)):
+        assert "loss 0.5" in text
+        assert "bytes" not in text
+        assert "lag" not in text
+
+
+def test_a_file_is_named_as_seen_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert brief(f"{tmp_path}/here/jobs/mine.py:job") == "jobs/mine.py:job"
+    assert brief(f"{tmp_path}/there/mine.py:job") == "mine.py:job"
+    assert [brief(name) for name in ("digits", "pack.age:job", "gymnasium:CartPole-v1", "inline:mine")] == [
+        "digits",
+        "pack.age:job",
+        "gymnasium:CartPole-v1",
+        "mine",
+    ]
+
+
+def test_a_terminal_is_told_at_once_what_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, words, told in (
+        (Terminal(), ["none.py"], "shoal: preparing none.py ...\n"),
+        (Terminal(), ["none.py", "--quiet"], "shoal: no file"),
+        (io.StringIO(), ["none.py"], "shoal: no file"),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["simulate", *words]) == 2
+        assert stream.getvalue().startswith(told)
 
 
 def test_a_reinforcement_run_shows_steps_and_return() -> None:
