@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.actors import Worker, work_of
@@ -84,6 +84,14 @@ def _check(work: Work, task: Task, worker: Worker) -> None:
         raise UserError(f"a worker's Work has a bundle {signed(work.bundle)}: expected Bundle.pack(name -> array)")
     if not hasattr(work.weight, "__float__"):
         raise UserError(f"a worker's Work has the weight {signed(work.weight)}: expected a number above 0")
+    for part in ("totals", "samples"):
+        if not isinstance(names := getattr(work, part), Mapping) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"a worker's Work has {part} = {names!r}"[:200] + ": expected a dict of names")
+    for name, numbers in work.samples.items():
+        if not (hasattr(numbers, "__iter__") and all(hasattr(each, "__float__") for each in numbers)):
+            raise UserError(f"a worker's Work has samples[{name!r}] = {numbers!r}"[:200] + ": expected a tuple of numbers")
+    if not hasattr(work.steps, "__index__"):
+        raise UserError(f"a worker's Work has steps={work.steps!r}: expected a whole number from 0")
     for name, pair in work.totals.items():
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(hasattr(each, "__float__") for each in pair)):
             raise UserError(f"a worker's Work has totals[{name!r}] = {pair!r}: expected a pair of numbers (sum, count)")

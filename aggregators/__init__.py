@@ -8,10 +8,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from shoal.protocol.errors import unfit
 from shoal.protocol.layout import STORED, Bundle
 from shoal.protocol.work import Contribution, Moved
 
-PARTS = ("weights", "fold", "step", "state", "load")
+PARTS = {"weights": 0, "fold": 1, "step": 0, "state": 0, "load": 2}  # name -> number of arguments
 
 
 State: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -58,8 +59,8 @@ class Aggregator(Protocol):
 
 
 def lacking(aggregator: Any) -> list[str]:
-    """Returns the names of the parts of an Aggregator that this object lacks."""
-    missing = [name for name in PARTS if not callable(getattr(aggregator, name, None))]
+    """Returns the names of the parts of an Aggregator that this object lacks, or that take other arguments."""
+    missing = unfit(aggregator, PARTS)
     return missing if isinstance(getattr(aggregator, "linear", None), bool) else [*missing, "linear"]
 
 

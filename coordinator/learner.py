@@ -9,9 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from shoal.coordinator.keeping.disk import DiskTrouble, Done, lasting
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, signed
 from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.work import Contribution, Metrics, Moved, Task, Work
@@ -180,6 +180,8 @@ class Learner:
         if not isinstance(moved, Moved):
             kind = type(self.aggregator).__name__
             raise UserError(f"aggregator {kind}: step() gave {type(moved).__name__}; expected Moved({{'loss': 0.3}}), say")
+        if odd := _odd(moved.metrics):
+            raise UserError(f"aggregator {type(self.aggregator).__name__}: step() gave Moved({odd}); expected name -> number")
         weights = self.aggregator.weights() if moved.weights else self.newest[1]
         if moved.weights and (name := unfinite(weights)):
             raise UserError(self._diverged(version, name, moved.metrics))
@@ -287,3 +289,11 @@ class LearnerThread(Learner):
         self._flush()
         self._wake()
         self._telling = self.clock() - began
+
+
+def _odd(metrics: Any) -> str:
+    """The metrics of a user's step, in part, if they are not names with numbers; else ""."""
+    if not isinstance(metrics, Mapping):
+        return signed(metrics)
+    odd = [name for name, value in metrics.items() if not isinstance(name, str) or not hasattr(value, "__float__")]
+    return f"{{{odd[0]!r}: {signed(metrics[odd[0]])}}}" if odd else ""

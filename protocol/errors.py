@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -41,6 +42,14 @@ def binds(given: Any, *arguments: object, **named: object) -> bool:
     except TypeError:
         return False
     return True
+
+
+def unfit(given: Any, parts: Mapping[str, int]) -> list[str]:
+    """The functions among `parts`, name -> number of arguments, that an object lacks or that take others, as an error names
+    them."""
+    found = {name: getattr(given, name, None) for name in parts}
+    odd = {name: part for name, part in found.items() if not binds(part, *[None] * parts[name])}
+    return [f"{name} (its {signed(part)} takes other arguments)" if callable(part) else name for name, part in odd.items()]
 
 
 def takes(part: str, given: Any, form: str, *arguments: object) -> None:

@@ -24,7 +24,7 @@ from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import Range, among, changed, check_used, checked, described, nearest, plain, ranges, shown, values
 from shoal.jobs.wraps import Calling, chain
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, unfit
 from shoal.protocol.exact import summed_layout, unfinite
 from shoal.protocol.layout import Layout
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
-PLAN = ("assign", "admits", "enough")
+PLAN = {"assign": 4, "admits": 2, "enough": 4}  # name -> number of arguments
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ class Job:
         """The method's plan. asked: the tasks that earlier lives of the run asked for. Raises UserError if the plan lacks a
         part."""
         made = self.method.plan(asked, self.seed, self.sums)
-        if lacking := [part for part in PLAN if not callable(getattr(made, part, None))]:
-            raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(lacking)}")
+        if parts := unfit(made, PLAN):
+            raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(parts)}")
         return made
 
     def bounds(self) -> Bounds:

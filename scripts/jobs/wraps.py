@@ -18,7 +18,7 @@ from shoal.aggregators.around.compressed import Decompressed
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
-from shoal.protocol.errors import UserError, signed
+from shoal.protocol.errors import UserError, signed, takes
 from shoal.protocol.layout import Layout
 
 
@@ -171,6 +171,8 @@ def chain(around: Sequence[Any]) -> tuple[Wrap, ...]:
     for each in around:
         if not (isinstance(each, Wrap) or callable(each)):
             raise UserError(f"around: {each!r} is neither a Wrap nor a function from an aggregator to an aggregator")
+        if not isinstance(each, Wrap):
+            takes("around", each, "a function from an aggregator to an aggregator, or a class made with one", None)
         links.append(each if isinstance(each, Wrap) else Calling(function=each))
     packed: Wrap | None = None
     for link in links:

@@ -581,6 +581,7 @@ few = dict(clients=4, cohort=2)
         ("Reinforcement('CartPole-v1', NaN)", "policy: forward gave NaN"),
         ("Reinforcement('CartPole-v1', Noisy)", "policy: two passes over the same observations differ"),
         ("Reinforcement('CartPole-v1', around=two)", "around is two(a, b): expected a list; around=[two], say"),
+        ("Federated(model, data, around=[Idle])", "around is Idle(): expected a function from an aggregator to an aggregator"),
         ("Federated(model, data, around='clip')", "around is 'clip': expected a list"),
         ("Federated(model, [(torch.zeros(0, 2), [])] * 3, clients=3, cohort=2)", "data: none of the 3 clients has an example"),
     ],
@@ -607,6 +608,10 @@ def test_a_partition_names_its_arguments_as_it_likes(folder: Path) -> None:
         ("return {'w': 1}", "a worker's run gave an object of type dict: expected a Work(bundle, weight, totals)"),
         ("return None", "a worker's run gave None: expected a Work"),
         ("return Work(delta)", "a worker's Work has a bundle an object of type dict: expected Bundle.pack(name -> array)"),
+        ("return Work(Bundle.pack(delta), totals=None)", "totals = None: expected a dict of names"),
+        ("return Work(Bundle.pack(delta), totals={3: (1.0, 1.0)})", "totals = {3: (1.0, 1.0)}: expected a dict of names"),
+        ("return Work(Bundle.pack(delta), samples={'return': 3})", "samples['return'] = 3: expected a tuple of numbers"),
+        ("return Work(Bundle.pack(delta), steps='many')", "steps='many': expected a whole number from 0"),
         ("return Work(Bundle.pack(delta), '3')", "a worker's Work has the weight '3': expected a number above 0"),
         (
             "return Work(Bundle.pack(delta), 1.0, {'loss': 2.0})",
@@ -686,3 +691,48 @@ def test_a_wrong_argument_in_python_is_a_usererror_of_one_line(folder: Path, cal
         eval(f"package.{call}", {"package": package, "job": find("mine.py:job")})
     assert line in str(wrong.value)
     assert list(folder.glob("runs")) == []
+
+
+RULE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from shoal import FedAvg, Moved
+class Rule:
+    linear = False
+    def __init__(self, weights): self.now = weights.copy()
+    def weights(self): return self.now
+    def fold(self, contribution): pass
+    def step(self): return Moved()
+    def state(self): return {}
+    def load(self, weights, state): self.now = weights.copy()
+class Turns:
+    def assign(self, seats, news): return []
+    def admits(self, made_from, version): return True
+    def enough(self, folded, outstanding, version, now): return False
+class Odd(Rule):
+    BODY
+@dataclass(frozen=True)
+class Mine(FedAvg):
+    name: ClassVar[str] = "mine"
+    def aggregator(self, start, device): return Odd(start.weights)
+    PLAN
+job = Federated(model, data, method=Mine, rounds=1, local_epochs=1, **few)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "plan", "line", "left"),
+    [
+        ("def fold(self): pass", "", "its aggregator Odd lacks fold (its fold() takes other arguments)", False),
+        ("def step(self, now): pass", "", "its aggregator Odd lacks step (its step(now) takes other arguments)", False),
+        ("", "def plan(self, asked, seed, sums): return Turns()", "lacks assign (its assign(seats, news) takes other", False),
+        ("def step(self): return Moved({'loss': 'low'})", "", "gave Moved({'loss': 'low'}); expected name -> number", True),
+        ("def step(self): return Moved([0.5])", "", "gave Moved(an object of type list); expected name -> number", True),
+    ],
+)
+def test_a_rule_or_a_plan_with_other_arguments_or_metrics_is_one_line(
+    folder: Path, body: str, plan: str, line: str, left: bool
+) -> None:
+    (folder / "mine.py").write_text(PARTS + RULE.replace("BODY", body or "pass").replace("PLAN", plan))
+    assert line in mistake("simulate", "mine.py", "--actors", 0, "--quiet")
+    assert (folder / "runs").exists() == left
