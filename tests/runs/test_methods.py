@@ -133,7 +133,7 @@ def test_a_rule_from_inside_is_one_file_and_one_row(place: Path, monkeypatch: py
         ("    def load(self, weights, state):", "    def lood(self, w, s):", "method krum: its aggregator Chosen lacks load"),
         ('    name: ClassVar[str] = "krum"\n', "", "method Krum: fedavg is the name of a built-in method"),
         ("@dataclass(frozen=True)\n", "", "settings faulty are not read; put @dataclass(frozen=True) above class Krum"),
-        ("class Krum(FedAvg)", "class Krum", "method=<class 'mine.Krum'>: "),
+        ("class Krum(FedAvg)", "class Krum", ".Krum'>: must be a name ("),
         ("method=Krum", "method=3", "method=3: "),
         ("faulty: int = 1", "lease: int = 1", "lease is a setting of two parts, method and bearing: rename one"),
     ],
