@@ -149,4 +149,6 @@ def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
         return f"{line}: weights {actor.sent} on their way to it"
     silence, unheard = _silence(facts, actor), max(1.0, BEATS * facts.bounds.beat_for(len(facts.roster)))
     busy = silence > unheard and _computes(facts, actor)
-    return f"{line}: its interpreter is busy in one call for {silence:.0f} s" if busy else line
+    if busy:
+        return f"{line}: its interpreter is busy in one call for {silence:.0f} s"
+    return line if actor.progress or actor.pace >= 0 else f"{line}: starting (it has finished no task yet)"

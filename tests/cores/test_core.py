@@ -1081,7 +1081,10 @@ def test_whom_the_run_waits_for_is_told_and_since_when() -> None:
     run.join("a").tick(after=7.0)
     assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 7 s: weights 0 on their way to it"]
     run.hear("a", Have(0)).tick(after=6.0)
-    assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 13 s"]
+    assert run.told("waiting") == [
+        "nothing moves: waiting for a, on task (0, 0), for 13 s: starting (it has finished no task yet)"
+    ]
+    assert waiting_for(run.hear("a", Beat(1)).core.facts) == ["a, on task (0, 0), for 13 s"]
     run.contribute("a").tick(after=6.0)
     assert run.told("waiting") == ["nothing moves: waiting for the learner, on the step to version 1, for 6 s"]
 
