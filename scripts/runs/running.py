@@ -215,6 +215,8 @@ def _settle(run: Run, ended: Ended, watch: Watch) -> None:
 
 
 def _check_address(bind: str) -> None:
+    if not isinstance(bind, str):
+        raise UserError(f"bind={bind!r}: an address has the form tcp://HOST:PORT")
     if bind:
         try:
             check_bind(address(bind), None)

@@ -674,6 +674,7 @@ def test_a_toml_file_names_a_job_s_file_as_the_command_does(folder: Path) -> Non
     ("call", "line"),
     [
         ("run(job, settings='lr=0.1')", "settings is 'lr=0.1': expected name -> value; settings={'lr': 0.1}, say"),
+        ("run(job, bind=5555)", "bind=5555: an address has the form tcp://HOST:PORT"),
         ("run(job, observers=3)", "observers is 3: expected a list"),
         ("evaluate(job)", "an object of type Job: expected a run, of shoal.run or shoal.load, or its folder"),
         ("load(3)", "3: expected a run"),
