@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shoal.benchmarks.case import Case
-from shoal.faults import access, chaos, diskfull, endurance, fuzz, leaks, recovery, slowlink, soak, stalled
+from shoal.faults import access, chaos, diskfull, endurance, fuzz, leaks, liars, recovery, slowlink, soak, stalled
 
 FAULTS: Mapping[str, Case] = {
     "dst": endurance.dst,
@@ -23,4 +23,5 @@ FAULTS: Mapping[str, Case] = {
     "slowlink": slowlink.slowlink,
     "soak": soak.soak,
     "access": access.access,
+    "strangers": liars.strangers,
 }

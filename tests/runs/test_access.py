@@ -25,7 +25,7 @@ import zmq
 from shoal.actors.effects import Leave
 from shoal.actors.loop import Actor
 from shoal.coordinator.deciding import core
-from shoal.faults import strangers
+from shoal.faults import liars, strangers
 from shoal.faults.strangers import CASES, INTRUSION, LIMIT, MOMENT, PING, READ, Site, attempt, frame, greeting, ready
 from shoal.protocol import door, front, keys
 from shoal.protocol.budget import Budget
@@ -292,6 +292,16 @@ def test_an_actor_makes_no_more_environments_than_its_machine_can_hold(monkeypat
     for settings in ({"num_envs": 10**9}, {"num_envs": 10**6, "rollout_length": 10**6}):
         with pytest.raises(UserError, match=r"num_envs=\d+ and rollout_length=\d+, would take .* GB of memory"):
             lives[0]({"job": "cartpole", "settings": settings})
+
+
+@pytest.mark.parametrize("liar", liars.LIARS)
+def test_beside_a_liar_with_a_key_no_honest_work_is_refused_and_the_run_goes_on(liar: str, tmp_path: Path) -> None:
+    found = liars.beside(liar, tmp_path, 0.5)
+    assert (found["raised"], found["refused"]) == ("", 0)
+    assert found["rate"] > 0
+    assert found["names"] < 150
+    told = {"flood": "budget", "claims": "refused", "range": "refused", "names": "figures", "samples": "figures"}
+    assert told[liar] in found["told"]
 
 
 # Budgets
