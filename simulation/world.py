@@ -155,9 +155,10 @@ class World:
         self._healed_version = self.newest()
         self.audit.served.clear()
         bear = self.setting.bounds.lease > 0 and any(life.honest and not life.gone and not life.hangs for life in self.lives)
+        holds = self.setting.unlimited or not self.setting.bounds.lease  # a liar may hold a task for ever, also in silence
         for life in list(self.lives):
             life.thaw()
-            if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.unlimited):
+            if life.gone or (life.hangs and not bear) or (not life.honest and holds):
                 self.wire.cut(life, math.inf)
                 life.die()
                 self._return(life)
