@@ -65,7 +65,7 @@ class Server:
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
-    None: the system's temporary folder. before: what earlier lives of the run came to.
+    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict: as in Premises.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Server:
         sharing: Sharing | None = None,
         local: Container[str] = ("",),
         folder: Path | None = None,
+        job: str = "",
+        strict: bool = False,
         before: Before | None = None,
     ) -> None:
         self.core, self.wire, self.learner = core, wire, learner
@@ -95,7 +97,7 @@ class Server:
         self.arrays = Arrays(layouts, self.sharing, folder, near)
         room = max(ROOM, int(SHARE * weights.data.nbytes))
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
-        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room)
+        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock, before or Before())
         self.finished: events.Finish | None = None

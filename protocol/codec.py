@@ -26,6 +26,7 @@ MAX_LIST = 900  # entries of a list in a header. msgpack nests 1,024 deep, 8 byt
 MAX_MAP = 32  # entries of a map in a header
 MAX_WELCOME = 8 << 20  # bytes of a Welcome's payload
 MAX_WORDS = 4_096  # bytes of a task's words, packed
+LATER = 8  # fields that a later minor version may have added to a message: they are ignored
 MAX_DEPTH = 16  # levels of lists and maps in a task's words
 PLAIN = (type(None), bool, int, float, str)
 UNPACKED = (ValueError, OverflowError, TypeError, RecursionError)  # exceptions that unpacking documents, or was seen to raise
@@ -149,10 +150,10 @@ class Schema:
         return lambda message: tuple(getattr(message, name) for name in self.names)
 
     def message(self, values: list[Any]) -> Any:
-        if not self.least <= len(values) <= len(self.names):
+        if not self.least <= len(values) <= len(self.names) + LATER:
             raise ProtocolError(f"{self.cls.__name__} has {len(self.names)} fields, not {len(values)}")
         checked = []
-        for at, value in enumerate(values):
+        for at, value in enumerate(values[: len(self.names)]):
             try:
                 checked.append(self.checks[at](value))
             except MismatchError as wrong:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0201  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0202  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -31,7 +31,8 @@ class Hello:
     actor can exchange arrays beside the socket ("shm"). greeting: number of times that the actor has looked for a place
     before, by which a late message is known for late. epoch: life of the coordinator in which the actor has a place and
     remembers it, so that only its connection is new; 0: it has no place. held: newest version that the actor holds from that
-    life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task.
+    life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task. job: digest of the job's file and of
+    Shoal's version on its machine; "": not told.
     """
 
     protocol: int
@@ -43,6 +44,7 @@ class Hello:
     epoch: int = 0
     held: int = -1
     busy: bool = False
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

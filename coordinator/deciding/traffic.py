@@ -22,6 +22,7 @@ from shoal.coordinator.deciding.receiving import Delivery, Receiving
 from shoal.coordinator.deciding.serving import Serving, Sized
 from shoal.coordinator.reports import Report
 from shoal.protocol.budget import Buckets, Budget
+from shoal.protocol.errors import printable
 from shoal.protocol.fetching import MOST
 from shoal.protocol.messages import (
     WHOLE,
@@ -32,6 +33,7 @@ from shoal.protocol.messages import (
     Have,
     Hello,
     Ready,
+    Refused,
     TaskName,
     Want,
     Weights,
@@ -68,6 +70,7 @@ class Premises:
     machine and process are believed. shares: handle of the weights' shared memory, () if there is none. layouts: digest of a
     layout -> bytes of a contribution's arrays. inline: most bytes of arrays that go with their message. whole: weights always
     go whole, never as changes. room: most bytes of contributions fetched and not yet folded in.
+    job: digest of the job, as in Hello; "": none. strict: an actor that tells another digest is refused.
     """
 
     run: str
@@ -78,6 +81,8 @@ class Premises:
     inline: int
     whole: bool
     room: int
+    job: str = ""
+    strict: bool = False
 
 
 class Traffic:
@@ -155,17 +160,29 @@ class Traffic:
     def _greeted(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
         """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection."""
         if event.user in self.premises.local:
-            return self._decide(event)
+            return self._same_job(event, hello)
         actors = self.core.facts.roster.actors
         fits = self._greets[0].take(event.peer.hex(), 0, self.now) and self._greets[1].take(event.user, 0, self.now)
         if fits and event.envelope.session not in actors:
             fits = sum(actor.user == event.user for actor in actors.values()) < SESSIONS
         if fits:
-            return self._decide(event)
+            return self._same_job(event, hello)
         most = (
             f"{GREETS[0].messages:g} a second over a connection, {GREETS[1].messages:g} of a key; {SESSIONS:,} actors of a key"
         )
         return (Report("budget", f"dropped a Hello: key {event.user[:8]} says it more often than it may ({most})", "warning"),)
+
+    def _same_job(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
+        """Take a Hello that may be answered; say so, or refuse it, if its actor has another job or another Shoal."""
+        ours, session = self.premises.job, event.envelope.session
+        if not (hello.job and ours and hello.job != ours) or session in self.core.facts.roster.actors:
+            return self._decide(event)
+        its = f"its digest is {printable(hello.job, 8)}, and the coordinator's is {ours[:8]}"
+        what = f"the actor's job file or its version of Shoal differs from the coordinator's: {its}"
+        report = Report("differs", f"{printable(hello.name, 64)}: {what}", "warning")
+        if not self.premises.strict:
+            return (report, *self._decide(event))
+        return (report, events.Send(event.peer, Envelope(session, self.core.facts.epoch, Refused(what, final=True))))
 
     # Contributions
 

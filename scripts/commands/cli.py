@@ -121,7 +121,7 @@ def _shown(asked: argparse.Namespace) -> dict[str, Any]:
     shown = of_coordinator(asked.key if asked.bind else None)
     if asked.bind:
         check_bind(asked.bind, shown)
-    how = {"gateway": asked.gateway, "log_format": asked.log_format}
+    how = {"strict": asked.strict, "gateway": asked.gateway, "log_format": asked.log_format}
     return {"keys": shown, **how, "advertise": asked.advertise or ""}
 
 
@@ -186,16 +186,16 @@ def actor(asked: argparse.Namespace) -> int:
 
     from shoal.actors.pool import Pool
     from shoal.commands.access import of_actor
+    from shoal.jobs.catalog import digest_of, find
     from shoal.runs.living import called_on, life_of_any
 
     called = called_on(asked.address, of_actor(asked.key, asked.server))
-    own = None
+    own, name = None, ""
     if asked.job:
-        from shoal.jobs.catalog import find
         from shoal.runs.choosing import absolute
 
-        own = find(absolute(asked.job))
-    life = life_of_any(f"{asked.name}@{socket.gethostname()}" if asked.name else socket.gethostname(), own)
+        own = find(name := absolute(asked.job))
+    life = life_of_any(f"{asked.name}@{socket.gethostname()}" if asked.name else socket.gethostname(), own, digest_of(name))
     if asked.count == 1:
         code = life(called)
         if any(thread.name == "worker" for thread in threading.enumerate()):  # in a task still: torch would abort this process

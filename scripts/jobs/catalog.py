@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shoal import __version__
 from shoal.envs import datasets
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
@@ -108,6 +109,18 @@ def find(name: str) -> Job:
             f"{name} is of type {type(found).__name__}, not a job: make it with Federated(...) or Reinforcement(...)"
         )
     return found
+
+
+def digest_of(name: str) -> str:
+    """The digest of a job's file, which was imported, and of Shoal's version: actors with another one may learn something else.
+    Of a built-in job, or "", that of the version; of a job that stands in no file "". The job's settings are the coordinator's
+    on every machine."""
+    if name.startswith(INLINE):
+        return ""
+    place = name.rpartition(":")[0] if name not in BUILT_IN and not name.startswith(GYMNASIUM) else ""
+    path = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    text = Path(path).read_bytes() if path and Path(path).is_file() else b""
+    return hashlib.sha256(f"shoal {__version__}\n".encode() + text).hexdigest()
 
 
 def recalled(name: str, settings: Mapping[str, Any], seed: int) -> Job:

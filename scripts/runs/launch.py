@@ -24,7 +24,7 @@ from shoal.coordinator.keeping.disk import DiskTrouble, Lock, SyncFailed, lastin
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Outside, Server
-from shoal.jobs.catalog import INLINE
+from shoal.jobs.catalog import INLINE, digest_of
 from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.codec import Terms, pack_welcome
@@ -51,13 +51,15 @@ class Launch:
     bind: the address at which other actors join; "" if only the run's own take part. keys: the coordinator's keys, which actors
     are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
     always does. named: True if another process finds the same job by config.job. log_format: "text" or "json",
-    of the lines of log.txt. advertise: the address that the invitation names; "" for that of the wire.
+    of the lines of log.txt. strict: actors with another job file or Shoal are refused. advertise: the address that the
+    invitation names; "" for that of the wire.
     """
 
     job: Job
     config: Config
     run: RunDir
     bind: str = ""
+    strict: bool = False
     resume: bool = False
     keys: ServerKeys | None = None
     gateway: bool = False
@@ -193,7 +195,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         crew = Crew(pool, config.actors, observer.report, clock, lambda: core.facts.ledger.counts.deaths) if pool else None
         if crew:
             crew.hire(called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None))
-        workload = {"job": config.job, "seed": job.seed, "settings": job.plain()}
+        told = digest_of(config.job)
+        workload = {"job": config.job, "seed": job.seed, "settings": job.plain(), "digest": told}
         server = Server(
             core,
             wire,
@@ -206,6 +209,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             clock=clock,
             outside=_outside(interrupted, pauses, crew, options),
             sharing=shared,
+            job=told,
+            strict=options.strict,
             local=(keys.own.public,) if keys else ("",),
             folder=options.run.path,
             before=before,

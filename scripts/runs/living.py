@@ -46,10 +46,10 @@ def life_of(job: Job) -> Life:
     return live
 
 
-def life_of_any(name: str, own: Job | None) -> Life:
+def life_of_any(name: str, own: Job | None, digest: str = "") -> Life:
     """The life of an actor that joins a coordinator from elsewhere. name: the actor's name, with its
     host's; its process id follows in reports. own: the job that this machine's
-    user named with --job; None if there is no --job."""
+    user named with --job; None if there is no --job. digest: of that job, or of Shoal alone (jobs/catalog.py)."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
         asked = str(workload.get("job"))
@@ -58,6 +58,9 @@ def life_of_any(name: str, own: Job | None) -> Life:
             raise UserError(
                 f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job"
             )
+        if digest and (other := workload.get("digest")) and other != digest:
+            its = f"its digest is {digest[:8]}, and the coordinator's is {printable(str(other), 8)}"
+            print(f"{name}: this machine's job file or version of Shoal differs from the coordinator's: {its}", flush=True)
         job = job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
         settings = job.plain()
         envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)
@@ -70,7 +73,7 @@ def life_of_any(name: str, own: Job | None) -> Life:
         called = f"{name}:{os.getpid()}"
         flag = threading.Event()
         on_signals(flag, LEAVING)
-        return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag)
+        return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag, digest)
 
     return live
 
@@ -81,7 +84,12 @@ def called_on(address: str, keys: ClientKeys | None) -> dict[str, Any]:
 
 
 def _live(
-    arguments: Mapping[str, Any], workshop: Workshop, name: str, say: Callable[[str], None], told: threading.Event
+    arguments: Mapping[str, Any],
+    workshop: Workshop,
+    name: str,
+    say: Callable[[str], None],
+    told: threading.Event,
+    job: str = "",
 ) -> int:
     """Works until the run is over or this process is told to stop, and returns the exit code: 0 in good order, 1 refused by the
     coordinator, 2 the user's mistake."""
@@ -110,6 +118,7 @@ def _live(
             say=say,
             interrupted=lambda: "told to stop" if told.is_set() else "",
             keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
+            job=job,
         )
         left = actor.live()
     except UserError as wrong:

@@ -248,3 +248,9 @@ def test_layouts_tell_where_they_differ_first():
     assert there.digest in line
     assert "'w' f4[3, 4] here, 'w' f4[3, 5] there" in line
     assert here.difference(here) == ""
+
+
+def test_fields_of_a_later_minor_version_are_ignored() -> None:
+    frame = msgpack.packb(["Have", b"12345678", 5, 7, 6, "a later field", [1, {"and": 2}]])
+    assert decode(frame).message == Have(7, 6)
+    assert [envelope.message for envelope, _ in decode_all(frame)] == [Have(7, 6)]

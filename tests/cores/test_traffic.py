@@ -47,6 +47,7 @@ from shoal.protocol.messages import (
     Hello,
     Message,
     Ready,
+    Refused,
     Verdict,
     Want,
     Weights,
@@ -193,6 +194,21 @@ def test_a_key_has_only_so_many_actors_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert places == [1, 1, 1, 0, 1]
     assert run.join("e", user="honest").all(Greet)
     assert run.event(Lost(b"a", "is gone", dead=True)).join("d", user="liar").all(Greet)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_actor_with_another_job_file_is_told_of_and_refused_where_the_coordinator_is_strict(strict: bool) -> None:
+    run = Run()
+    run.traffic.premises = replace(run.traffic.premises, job="ours", strict=strict)
+    for same in ("ours", ""):
+        assert run.join(f"same {same}", user="key of it", job=same).all(Greet)
+        assert "differs" not in {report.kind for report in run.all(Report)}
+    run.join("another", user="key of it", job="theirs")
+    assert [report.kind for report in run.all(Report)][:1] == ["differs"]
+    assert bool(run.all(Greet)) is not strict
+    assert [(said.final, "differs from the coordinator's" in said.reason) for _, said in run.said(Refused)] == [
+        (True, True)
+    ] * strict
 
 
 # Contributions

@@ -27,6 +27,7 @@ from shoal.actors.loop import Actor
 from shoal.coordinator.deciding import core
 from shoal.faults import liars, strangers
 from shoal.faults.strangers import CASES, INTRUSION, LIMIT, MOMENT, PING, READ, Site, attempt, frame, greeting, ready
+from shoal.jobs import catalog
 from shoal.protocol import door, front, keys
 from shoal.protocol.budget import Budget
 from shoal.protocol.codec import Terms, encode, pack_welcome
@@ -630,3 +631,21 @@ def test_a_run_whose_gateway_is_killed_twice_ends_on_the_same_weights(place: Pla
     result = json.loads((place.folder / "hub.log").read_text().splitlines()[-1])
     assert result["version"] == 60
     assert result["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_job_file_that_differs_has_another_digest_and_its_actor_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests: list[str] = []
+    for text in ("lr = 0.1", "lr = 0.2", "lr = 0.1"):
+        (tmp_path / "job.py").write_text(text)
+        digests.append(catalog.digest_of(f"{tmp_path / 'job.py'}:job"))
+    assert digests[0] == digests[2] != digests[1]
+    assert catalog.digest_of("digits") == catalog.digest_of("gymnasium:CartPole-v1") == catalog.digest_of("")
+    assert catalog.digest_of("inline:mine") == ""
+    lives: list[Any] = []
+    monkeypatch.setattr(living, "_live", lambda arguments, workshop, *rest: lives.append(workshop) or 0)
+    living.life_of_any("bob", catalog.digits(), digests[0])({})
+    for its, said in ((digests[0], 0), (digests[1], 1)):
+        lives[0]({"job": "job.py:job", "settings": {}, "digest": its})
+        assert capsys.readouterr().out.count("bob: this machine's job file or version of Shoal differs") == said
