@@ -198,7 +198,10 @@ def actor(asked: argparse.Namespace) -> int:
     life = life_of_any(f"{asked.name}@{socket.gethostname()}" if asked.name else socket.gethostname(), own, digest_of(name))
     if asked.count == 1:
         code = life(called)
-        if any(thread.name == "worker" for thread in threading.enumerate()):  # in a task still: torch would abort this process
+        workers = [thread for thread in threading.enumerate() if thread.name == "worker"]
+        for thread in workers:
+            thread.join(1.0)  # an idle one ends at once
+        if any(thread.is_alive() for thread in workers):  # in a task still: torch would abort this process
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

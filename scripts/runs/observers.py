@@ -78,7 +78,8 @@ class Record:
     def _keep(self, new: dict[str, Any], waits: bool) -> None:
         """Write a row; but if it waits, with its evaluation or with the next row."""
         if new["version"] == self._newest["version"]:
-            new = {**new, "metrics": {**self._newest["metrics"], **new["metrics"]}}
+            # The counts stay those of the step: the next version's contributions may have come since.
+            new = {**self._newest, "metrics": {**self._newest["metrics"], **new["metrics"]}}
             if self._begins >= 0:  # an evaluation after the last step of a run that was stopped
                 self.metrics.truncate(self._begins)
             waits = False

@@ -258,8 +258,9 @@ def test_a_version_that_is_evaluated_after_its_step_is_one_line(tmp_path: Path) 
         record.stepped(1, {"loss": 0.5}, progress(1))
         record.stepped(2, {"loss": 0.4}, progress(2))
         assert [row["version"] for row in run.rows()] == [1]
-        record.stepped(2, {"accuracy": 0.9}, progress(2))
+        record.stepped(2, {"accuracy": 0.9}, progress(2, contributions=33, seconds=9.0))
         assert run.rows()[-1]["metrics"] == {"loss": 0.4, "accuracy": 0.9}
+        assert run.rows()[-1]["contributions"] == progress(2).contributions  # those of its step
         record.stepped(4, {"loss": 0.3}, progress(4))
         record.stepped(5, {"loss": 0.2}, progress(5))  # the evaluation of version 4 never came
         record.stepped(6, {"loss": 0.1}, progress(6))
