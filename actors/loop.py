@@ -193,7 +193,8 @@ class Actor:
             self.coming[stow.what] = np.frombuffer(payload, np.uint8)
             return
         if stow.what not in self.coming:
-            self._claim("what the coordinator sends", stow.nbytes)
+            if not self.buffers.has(stow.nbytes):
+                self._claim("what the coordinator sends", stow.nbytes)
             self.coming[stow.what] = self.buffers.take(stow.nbytes)
         self.coming[stow.what][stow.first : stow.first + len(payload)] = payload
 
@@ -240,8 +241,10 @@ class Actor:
         welcome, payload = self.heard
         if not isinstance(welcome, messages.Welcome) or payload is None:
             raise ProtocolError("the coordinator sent a Welcome without a payload, which is to hold workload and layout")
-        self.terms = terms = unpack_welcome(payload)
-        if not welcome.shares:  # else they lie in memory that the coordinator has already
+        before, terms = self.terms, unpack_welcome(payload)
+        self.terms = terms
+        known = before is not None and before.layout.digest == terms.layout.digest  # it is here, or its buffers are
+        if not (welcome.shares or known):  # shared weights lie in memory that the coordinator has already
             self._claim("the coordinator's model", terms.layout.nbytes + max((one.nbytes for one in terms.briefs), default=0))
         self.changes = Changes(terms.coding, terms.layout) if terms.coding else None
         self.weights = self.hand.newest = None

@@ -66,7 +66,7 @@ def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False,
         run = RunDir.create(job.name, datetime.now(), path=Path(folder) / "run")
         config = Config(job.name, job.seed, actors, transport, "cpu", settings=job.plain())
         bind = "tcp://127.0.0.1:*" if keys or gateway else ""
-        options = Launch(job, config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway)
+        options = Launch(job, config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway, named=False)
         with ready(options) as begun:
             end = launch(begun, Errors(sys.stderr))
         if end.failed:

@@ -85,10 +85,17 @@ def ignored_label(loss: Loss) -> int | None:
     options: dict[str, Any] = {}
     while isinstance(loss, partial):
         options, loss = {**loss.keywords, **options}, loss.func
-    kind = loss if hasattr(loss, "__name__") else type(loss)
-    if str(kind.__module__).startswith("torch.") and kind.__name__ not in OVER_CLASSES:
+    if over_classes(loss) is False:
         return None
     return int(options.get("ignore_index", getattr(loss, "ignore_index", -100)))
+
+
+def over_classes(loss: Loss) -> bool | None:
+    """Whether a loss of torch's is over classes; None for a loss of the user's own, which may be."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    kind = loss if hasattr(loss, "__name__") else type(loss)
+    return kind.__name__ in OVER_CLASSES if str(kind.__module__).startswith("torch.") else None
 
 
 class Tally:
@@ -99,7 +106,7 @@ class Tally:
     """
 
     def __init__(self, loss: Loss) -> None:
-        self.ignored = ignored_label(loss)
+        self.ignored, self._sure = ignored_label(loss), over_classes(loss)
         self.classes = 0
         self.losses: list[Tensor] = []
         self.sizes: list[float | Tensor] = []
@@ -110,11 +117,17 @@ class Tally:
         """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
         self.losses.append(loss.detach())
         self.sizes.append(len(y) if weight is None else weight.sum())
-        over_classes = self.ignored is not None and logits.ndim == y.ndim + 1 and logits.shape[1] > 1
-        if over_classes and not y.is_floating_point():  # classes on axis 1, as cross_entropy has them
+        if self._scores(logits, y):
             self.classes = logits.shape[1]
             self.guesses.append(logits.argmax(1))
             self.truths.append(y)
+
+    def _scores(self, logits: Tensor, y: Tensor) -> bool:
+        """Whether the logits are scores of classes, on axis 1, as cross entropy has them. A loss of the user's own over more
+        axes may have the classes elsewhere."""
+        if self.ignored is None or y.is_floating_point() or not (self._sure or logits.ndim == 2):
+            return False
+        return logits.ndim == y.ndim + 1 and logits.shape[1] > 1 and (logits.shape[0], *logits.shape[2:]) == y.shape
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """The totals {"loss": (sum, count), "accuracy": (hits, labels)}. The count of loss is the number of examples, or the

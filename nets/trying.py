@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.datasets import Examples
-from shoal.nets.evaluation import Evaluation, Loss, Metric, ignored_label, loss_for, mean_loss, tallied, tensors, widened
+from shoal.nets.evaluation import Evaluation, Loss, Metric, loss_for, mean_loss, over_classes, tallied, tensors, widened
 from shoal.nets.flat import FlatModule, told
 from shoal.nets.models import Model, for_training
 from shoal.protocol.draws import globally
@@ -55,7 +55,7 @@ def tried(
                 f"loss gave {type(value).__name__} for {given}: expected a tensor, the mean or one number an example"
             )
         mean = mean_loss(value, y, *data[2:])
-        _refuse_broadcast(loss, logits, y, value)
+        _refuse_broadcast(loss, loss_for(data, loss), logits, y)
         if not mean.requires_grad:
             raise UserError(f"loss gave a number for {given} that does not depend on any trainable parameter: no gradient")
         if backward:
@@ -66,7 +66,7 @@ def tried(
                 tallied(flat.module, tensors(held_out[:2], "cpu"), loss, 2)
                 if metrics:
                     Evaluation(model, held_out, loss, metrics=metrics)
-    return logits.shape[1] if logits.ndim > 1 and not y.is_floating_point() and ignored_label(loss) is not None else None
+    return logits.shape[1] if logits.ndim > 1 and not y.is_floating_point() and over_classes(loss) else None
 
 
 def fails_alone(model: Model, examples: Examples) -> bool:
@@ -85,8 +85,9 @@ def _runs(module: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def _refuse_broadcast(loss: Loss, logits: Tensor, y: Tensor, value: Tensor) -> None:
-    """Raises UserError if the loss pairs each output with each label: outputs [n, 1] with y [n], or the other way round."""
+def _refuse_broadcast(loss: Loss, called: Loss, logits: Tensor, y: Tensor) -> None:
+    """Raises UserError if the loss pairs each output with each label: outputs [n, 1] with y [n], or the other way round. Then
+    the mean over single examples, which can pair nothing, is that of equal shapes. called: the loss as training calls it."""
     says = f"outputs {list(logits.shape)} against y {list(y.shape)}: the loss pairs each output with each label"
     fix = "nn.Flatten(0) at the model's end makes outputs [n]; y.reshape(-1, 1) makes labels [n, 1]"
     if logits.shape == (*y.shape, 1):
@@ -94,14 +95,15 @@ def _refuse_broadcast(loss: Loss, logits: Tensor, y: Tensor, value: Tensor) -> N
     elif y.shape == (*logits.shape, 1):
         slim = (logits, y.squeeze(-1))
     else:
-        if ignored_label(loss) is None and logits.shape != y.shape:
+        if over_classes(loss) is False and logits.shape != y.shape:
             raise UserError(f"outputs {list(logits.shape)} against y {list(y.shape)}: this loss needs equal shapes")
         return
     try:
-        other = loss(*slim)
+        whole, equal = called(logits, y).mean(), called(*slim).mean()
+        alone = torch.stack([called(logits[i : i + 1], y[i : i + 1]).mean() for i in range(len(y))]).mean()
     except Exception:  # noqa: BLE001  the loss takes the shapes as they are, and no others
         return
-    if other.shape != value.shape or not torch.allclose(other, value, equal_nan=True):
+    if torch.allclose(alone, equal, equal_nan=True) and not torch.allclose(alone, whole, equal_nan=True):
         raise UserError(f"{says}; {fix}")
 
 

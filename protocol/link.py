@@ -161,7 +161,7 @@ class Meter:
             yield Arrival(b"", None, None, over_budget(keys.allowed.name(user)), kind="budget")
         else:
             arrivals = list(read(peer, user, frames))
-            many = len(arrivals) if arrivals[-1].envelope else len(frames[0]) / NONSENSE
+            many = len(arrivals) if arrivals[-1].envelope else max(1.0, len(frames[0]) / NONSENSE)
             buckets.charge(user, many - 1, now)
             yield from arrivals
 

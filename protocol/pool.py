@@ -23,6 +23,10 @@ class Buffers:
     def __init__(self) -> None:
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
+    def has(self, nbytes: int) -> bool:
+        """True if a buffer of this size is free: it takes no new memory."""
+        return bool(self._free[nbytes])
+
     def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """A buffer, uint8 [nbytes], aligned to 64 bytes; it holds bytes of its last use."""
         free = self._free[nbytes]

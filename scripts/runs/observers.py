@@ -58,21 +58,22 @@ class Record:
         self._run, self._evaluated, self._form, self._now = run, evaluated, form, now
         self._newest: dict[str, Any] = {"version": -1}
         self._begins = -1  # where the newest row begins in the file; -1: it waits
-        self.metrics = _append(run.metrics_file)
-        self.log = _append(run.log_file)
+        self.metrics, self._ends = _append(run.metrics_file)
+        self.log, _ = _append(run.log_file)
         self.events = Events(run.path, started)
 
     def rewind(self, version: int) -> Before:
         """Go on from this version: what the history tells of later ones is taken out. Returns what the run had come to."""
         self.metrics.close()
         before = self._run.rewind(version)
-        self.metrics = _append(self._run.metrics_file)
+        self.metrics, self._ends = _append(self._run.metrics_file)
         self.events.started -= before.seconds
         return before
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         with _as_far_as_possible():
             self._keep(row(version, metrics, progress), self._evaluated(version))
+        with _as_far_as_possible():
             self.events.scalars(version, metrics, progress)
 
     def _keep(self, new: dict[str, Any], waits: bool) -> None:
@@ -82,6 +83,7 @@ class Record:
             new = {**self._newest, "metrics": {**self._newest["metrics"], **new["metrics"]}}
             if self._begins >= 0:  # an evaluation after the last step of a run that was stopped
                 self.metrics.truncate(self._begins)
+                self._ends = self._begins
             waits = False
         else:
             self._write_waiting()
@@ -91,9 +93,11 @@ class Record:
 
     def _write_waiting(self) -> None:
         if self._begins < 0 <= self._newest["version"]:
-            self._begins = self.metrics.tell()
-            self.metrics.write(json.dumps(self._newest, allow_nan=False) + "\n")
-            self.metrics.flush()  # people follow the file while it grows
+            line = json.dumps(self._newest, allow_nan=False) + "\n"
+            self._begins, self._ends = self._ends, self._ends + len(line)  # also if the disk is full: the line stays buffered
+            self.metrics.write(line)
+            with _as_far_as_possible():
+                self.metrics.flush()  # people follow the file while it grows
 
     def moved(self, progress: Progress) -> None:
         with _as_far_as_possible():
@@ -196,10 +200,11 @@ def _rates(progress: Progress) -> dict[str, float]:
     return {**rates, **lags, **{f"share/{name}": share for name, share in progress.shares.items()}}
 
 
-def _append(path: Path) -> IO[str]:
-    """The file, opened to append whole lines: if a run that was killed left half a line, a line's end is added first."""
+def _append(path: Path) -> tuple[IO[str], int]:
+    """The file, opened to append whole lines, and where they begin: if a run that was killed left half a line, a line's end is
+    added first."""
     file = path.open("a+", encoding="utf-8")
     size = file.seek(0, os.SEEK_END)
     if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-        file.write("\n")
-    return file
+        size += file.write("\n")
+    return file, size

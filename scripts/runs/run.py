@@ -200,7 +200,7 @@ def trusted(folder: Place, trust: bool) -> Run:
     run = opened(folder)
     place = Path(run.dir.config().job.rpartition(":")[0])
     homes = (Path.cwd().resolve(), run.dir.path.resolve())
-    if place.suffix == ".py" and not trust and not any(place.resolve().is_relative_to(home) for home in homes):
+    if place.name.endswith(".py") and not trust and not any(place.resolve().is_relative_to(home) for home in homes):
         raise UserError(
             f"{run.dir.config_file} names {place}, which would be run and lies outside of this directory: "
             "give --trust if you know that file, or go to its directory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -214,6 +215,24 @@ def test_an_evaluation_after_the_last_step_stands_in_the_line_of_its_version(tmp
         record.stepped(2, {"accuracy": 0.9}, progress(2))
     rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [(row["version"], row["metrics"]) for row in rows] == [(1, {"loss": 1.0}), (2, {"loss": 0.5, "accuracy": 0.9})]
+
+
+def test_rows_of_a_disk_that_was_full_are_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    run = RunDir(tmp_path)
+    with Record(run, 0.0) as record:
+        record.stepped(1, {"loss": 0.5}, progress(1))
+        with monkeypatch.context() as full:
+            full.setattr(record.metrics, "flush", no_room)
+            for version in (2, 3):
+                record.stepped(version, {"loss": 0.4}, progress(version))
+        record.stepped(4, {"loss": 0.3}, progress(4))
+        record.stepped(4, {"accuracy": 0.9}, progress(4))
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [row["version"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["metrics"] == {"loss": 0.3, "accuracy": 0.9}
 
 
 def test_nan_and_infinity_are_null_in_valid_json(tmp_path: Path) -> None:

@@ -140,6 +140,15 @@ RIGHT: dict[str, tuple[Any, Any, Any]] = {
     "ignored": (linear, (X, np.where(Y == 2, -100, Y)), None),
     "module": (linear, (X, Y), nn.CrossEntropyLoss(ignore_index=3)),
     "weighted": (linear, (X, Y, np.ones(120)), None),
+    "counts": (one, (X, Y), lambda p, y: square(p.squeeze(1), y.float())),
+    "signs": (one, (X, np.where(Y > 2, 1, -1)), lambda p, y: functional.soft_margin_loss(p.squeeze(1), y.float())),
+    "own-ignored": (linear, (X, np.where(Y == 2, 255, Y)), lambda p, y: functional.cross_entropy(p, y, ignore_index=255)),
+    "own-axis": (one, (X, REAL), lambda p, y: square(p, y.unsqueeze(1))),
+    "sequences": (
+        lambda: nn.Sequential(linear(15), nn.Unflatten(1, (3, 5))),
+        (X, np.stack([Y, Y[::-1], Y], axis=1)),
+        lambda p, y: functional.cross_entropy(p.flatten(0, 1), y.flatten()),
+    ),
 }
 
 
