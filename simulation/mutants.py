@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant("an infinite weight counts", contributions, "amiss", "math.isfinite(message.weight) and ", ""),
     Mutant("no weight at all counts", contributions, "amiss", "message.weight > 0", "message.weight >= 0"),
     Mutant("any number of steps counts", contributions, "amiss", "2**53", "math.inf"),
-    Mutant("counts below nothing count", contributions, "amiss", "count == 0 or 1 / LARGEST <= count <= LARGEST", "True"),
+    Mutant("counts below nothing count", contributions, "amiss", "not (count == 0 or LEAST <= count <= LARGEST)", "False"),
     Mutant("times that are no numbers set the pace", contributions, "amiss", "not (0 <= message.trained", "0 and not (0"),
     Mutant(
         "a sum passes for one client's work",

@@ -445,8 +445,9 @@ def test_a_rollout_makes_one_step_at_least_and_all_if_there_is_no_limit() -> Non
     assert paced("NextStep", 7, 0.0, 50.0).run(NOTHING, 0, TRAIN).steps > len(SCRIPTS)
 
 
-def test_a_jobs_rollouts_take_half_of_its_lease_at_most() -> None:
+@pytest.mark.parametrize(("method", "part"), [("impala", 2), ("ppo", 3)])
+def test_a_jobs_rollouts_end_within_the_lease_also_behind_another_task(method: str, part: int) -> None:
     for lease in (90.0, 0.0):
-        worker = Reinforcement("CartPole-v1", lease=lease).worker()
+        worker = Reinforcement("CartPole-v1", method=method, lease=lease).worker()
         assert isinstance(worker, Rollout)
-        assert worker.seconds == lease / 2
+        assert worker.seconds == lease / part
