@@ -1,5 +1,5 @@
-"""Where a coordinator's arrays are: in messages, in shared memory, in pieces, in a file. deciding/traffic.py decides what is
-done with these arrays.
+"""The places of a coordinator's arrays: messages, shared memory, pieces, files. deciding/traffic.py decides what is done with
+these arrays.
 
 The one idea: every way in ends in a bundle, made of the arrays that the delivery holds, so the learner folds a contribution in
 without asking which way its arrays came. A contribution in pieces must be whole before anything of it touches the sum, and a

@@ -1,4 +1,4 @@
-"""What a run says of itself. Observers read these; nothing else hooks into the machinery."""
+"""Reports and progress of a run, which its observers read; nothing else hooks into the machinery."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What a run had come to before it was resumed: seconds that it ran, and clients folded in."""
+    """The counts of a run before it was resumed: seconds that it ran, and clients folded in."""
 
     seconds: float = 0.0
     contributions: int = 0
@@ -30,7 +30,7 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands, over all its lives. Rates are units a second, over the last RECENT (5) seconds.
+    """The state of a run, over all its lives. Rates are units a second, over the last RECENT (5) seconds.
 
     shares: shares of the actors' time, adding up to 1: "waiting", "training", "moving"; and "stepping", the learner's own
     share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions.

@@ -70,8 +70,8 @@ class Sharing:
             self.tokens[session] = [(version if token == out else label, token) for label, token in held]
 
     def lend(self, session: bytes, version: int) -> tuple[int, ...]:
-        """Where this session finds `version`: a token, and the version that the slot was written as; () if the weights must go
-        by the socket."""
+        """The place where this session finds `version`: a token, and the version that the slot was written as; () if the
+        weights must go by the socket."""
         if not (self.board and self.published and self.published[0] == version):
             return ()
         token = self.published[1]

@@ -161,7 +161,7 @@ class Isolated:
         return lost
 
     def _excused(self, i: int, body: bytes) -> str:
-        """What became of environment i, which raised an exception."""
+        """The outcome of environment i, which raised an exception."""
         line = body.decode(errors="replace").partition(BREAK.decode())[0]
         if (kind := line.partition(":")[0]) not in self._said:
             self._said.add(kind)

@@ -163,7 +163,7 @@ def naming(name: str) -> Iterator[None]:
     stays as it is: its traceback says where."""
     try:
         yield
-    except Exception as raised:
+    except Exception as raised:  # an environment is the user's code; all that is not gymnasium's goes on as it is
         *_, last = traceback.walk_tb(raised.__traceback__)
         if str(last[0].f_globals.get("__name__")).split(".")[0] in ("gymnasium", "numpy"):
             raise EnvError(f"environment {name}: {type(raised).__name__}: {raised}") from raised

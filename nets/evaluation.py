@@ -200,7 +200,7 @@ def measured(metrics: Mapping[str, Metric], logits: Tensor, y: Tensor) -> dict[s
     for name, metric in metrics.items():
         try:
             value = metric(logits, y)
-        except Exception as raised:
+        except Exception as raised:  # a metric is the user's code and may raise anything at all
             raise UserError(f"metric {name} raised {raised!r} for {given}: math.nan says that it is not defined") from raised
         try:
             found[name] = float(value)

@@ -138,7 +138,7 @@ def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
         try:
             with torch.no_grad():
                 first, again = (_shaped(tried(seen), n, spaces.action) for _ in range(2))
-        except Exception:
+        except Exception:  # a policy is the user's code and may raise anything at all
             if fill:  # ones may be no observation
                 continue
             raise

@@ -95,8 +95,8 @@ def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds, now: flo
             return f"more samples than its {message.steps} steps"
     if not (0 <= message.trained <= LARGEST and 0 <= message.waited <= LARGEST):
         return "the times it took are not finite numbers from 0"
-    if not lease.promise and message.trained > now - lease.since + SLACK:
-        return f"{message.trained:g} s of work, but its actor has had the task for {now - lease.since:g} s"
+    if not lease.promise and message.trained > now - lease.given_at + SLACK:
+        return f"{message.trained:g} s of work, but its actor has had the task for {now - lease.given_at:g} s"
     if lease.counts and message.summed != (bounds.summed and message.layout != ""):
         return "a sum over clients where none is asked for, or none where one is"
     if lease.counts and bounds.retain and not message.digest:

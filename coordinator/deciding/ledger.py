@@ -26,8 +26,8 @@ TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
 class Lease:
     """A task given to an actor.
 
-    attempt: differs between all leases of a task, in all lives of the coordinator. since: start in seconds. faults, alone: as
-    in Waiting.
+    attempt: differs between all leases of a task, in all lives of the coordinator. since: the time, in seconds, from
+    which its limit counts; given_at: the time at which it was given. faults, alone: as in Waiting.
     done: the contribution that is with the learner; onto: version that `done` builds on, -1 before that. pulled: the task is
     done, and its arrays are on their way or wait for room here: nbytes in all, of which `left` are still to come. briefing:
     the learner makes the brief, and the actor has not heard of the task. brief: the brief made; until the task is done, nbytes
@@ -51,6 +51,10 @@ class Lease:
     brief: Briefed | None = None
     promise: Promise | None = None
     offered: Contribute | None = None
+    given_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given_at = self.since
 
     @property
     def name(self) -> TaskName:

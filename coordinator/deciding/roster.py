@@ -30,7 +30,7 @@ class Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class Actor:
-    """One session of an actor, as the coordinator sees it. user: the public key that the actor proved, without which
+    """A session of an actor, as the coordinator sees it. user: the public key that the actor proved, without which
     nobody can speak for it; "" if the run asks for none. sent: newest version that went to the actor, -1 if none. under_way:
     `sent` has not arrived. progress: highest progress in the actor's Beats."""
 

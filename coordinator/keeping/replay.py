@@ -34,7 +34,7 @@ NAME = re.compile(r"(\d{8})\.journal")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file of the journal. first: number of its first record. header: the file's first bytes, which end with a digest that
+    """A file of the journal. first: number of its first record. header: the file's first bytes, which end with a digest that
     is part of every record's digest."""
 
     path: Path

@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal.actors import close
 from shoal.coordinator.tally import add
+from shoal.protocol.draws import kept_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.exact import unfinite
 from shoal.protocol.work import Task
@@ -43,7 +44,7 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     samples: dict[str, list[float]] = {}
     try:
         for client in clients:
-            with of_this_model(run.folder):
+            with kept_globals(), of_this_model(run.folder):
                 work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
             add(totals, work.totals)
             for name, values in work.samples.items():

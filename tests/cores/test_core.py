@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from shoal.coordinator.deciding import claims
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import (
@@ -985,6 +986,16 @@ def test_an_actor_that_hangs_gets_no_more_until_its_worker_speaks() -> None:
     at_it = Beat(0, runs=(*late.task, late.attempt))
     assert run.hear("a", at_it).tick(after=9.0).said("a", Assign) == []  # its other thread lives, which says nothing
     assert names(run.hear("a", late).said("a", Assign)) == [(0, 0)]
+
+
+def test_work_is_measured_from_when_the_task_was_given_also_if_its_lease_was_renewed() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, patience=900.0)).join("a").hear("a", Have(0))
+    done = run.work("a", trained=60.0)
+    run.tick(after=60.0)
+    lease = run.core.facts.ledger.leases[done.task]
+    run.core.facts.ledger.renew(lease, run.now)  # its brief was sent again, to an actor that came back
+    assert claims.amiss(lease, done, 0, run.core.facts.bounds, run.now) == ""
+    assert "90 s of work" in claims.amiss(lease, replace(done, trained=90.0), 0, run.core.facts.bounds, run.now)
 
 
 def test_an_actor_that_runs_no_task_does_not_hang() -> None:
