@@ -7,13 +7,36 @@ actors, and a million clients cost an index, not a million generators.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
+
+States: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Globals:
+    """State of this process: the thread that holds the lock has the global generators to itself. runs: blocks of
+    `lent_globals` under way. before: the generators' states before the first of them."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    runs: int = 0
+    before: States = ()
+
+    def begin(self) -> None:
+        self.lock = threading.RLock()
+
+
+_GLOBALS = _Globals()
+os.register_at_fork(after_in_child=_GLOBALS.begin)  # a thread that did not come along may have held the lock
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
@@ -40,22 +63,57 @@ def set_globals(seed: int, purpose: str, *numbers: int) -> None:
             torch.cuda.manual_seed(place % 2**63)
 
 
+def _states() -> States:
+    torch = sys.modules.get("torch")
+    torchs = torch.default_generator.get_state() if torch else None
+    cudas = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torchs, cudas
+
+
+def _put_back(states: States) -> None:
+    own, numpys, torchs, cudas = states
+    random.setstate(own)
+    np.random.set_state(numpys)
+    if torchs is not None:
+        sys.modules["torch"].default_generator.set_state(torchs)
+    if cudas is not None:
+        sys.modules["torch"].cuda.set_rng_state(cudas)
+
+
 @contextmanager
 def kept_globals() -> Iterator[None]:
-    """After the block, the global generators of `random`, numpy and torch are in the states in which they were before it."""
-    before, before_numpy = random.getstate(), np.random.get_state()
-    torch = sys.modules.get("torch")
-    before_torch = torch.default_generator.get_state() if torch else None
-    before_cuda = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
+    """After the block, the global generators of `random`, numpy and torch are in the states in which they were before it. Such
+    blocks of two threads run one after the other: two runs in one process would draw from each other's generators."""
+    with _GLOBALS.lock:
+        before = _states()
+        try:
+            yield
+        finally:
+            _put_back(before)
+
+
+@contextmanager
+def lent_globals() -> Iterator[None]:
+    """For a run whose tasks set the generators in the user's own process, each inside `alone`: after the last of such blocks
+    the generators are as they were before the first, which costs nothing a task."""
+    with _GLOBALS.lock:
+        _GLOBALS.before = _GLOBALS.before or _states()
+        _GLOBALS.runs += 1
     try:
         yield
     finally:
-        random.setstate(before)
-        np.random.set_state(before_numpy)
-        if torch:
-            torch.default_generator.set_state(before_torch)
-        if torch and before_cuda is not None:
-            torch.cuda.set_rng_state(before_cuda)
+        with _GLOBALS.lock:
+            _GLOBALS.runs -= 1
+            if not _GLOBALS.runs:
+                _put_back(_GLOBALS.before)
+                _GLOBALS.before = ()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block no other thread of Shoal's sets the global generators or draws from them."""
+    with _GLOBALS.lock:
+        yield
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from shoal.jobs.job import Job
 from shoal.protocol import heap
 from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.door import ClientKeys, ServerKeys
-from shoal.protocol.draws import kept_globals
+from shoal.protocol.draws import lent_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
@@ -138,7 +138,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         status = Status(options.run)
         observer = Together(stack.enter_context(record), status, observer)  # a row is there when it is told
         if not config.actors:
-            stack.enter_context(kept_globals())  # tasks set them, in the user's own process
+            stack.enter_context(lent_globals())  # tasks set them, in the user's own process
         aggregator = job.aggregator(ready.device)
         threads = few()
         if why := crowded(config.actors, threads, cores()):

@@ -15,6 +15,7 @@ from shoal.actors.effects import Adopt, Drop, Forget, Reset, Run, Say, Stow
 from shoal.actors.events import Decoded, Done, Event, Heard, Tick
 from shoal.actors.labour import perform
 from shoal.actors.session import Session, hello
+from shoal.protocol import draws
 from shoal.protocol.codec import unpack_welcome
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.link import NEAR, Arrival, Payload
@@ -62,8 +63,9 @@ class PlainWire:
             self._handle(Heard(envelope), payload)
         if self._due and self._weights is not None and not self._session.over:
             run = self._due.popleft()
-            worker = self._hand()  # what this raises is no fault of the task
-            product = perform(lambda: worker, run, self._weights, 0.0, self._clock, self._brief(run))
+            with draws.alone():
+                worker = self._hand()  # what this raises is no fault of the task
+                product = perform(lambda: worker, run, self._weights, 0.0, self._clock, self._brief(run))
             if product.bundle is not None:
                 self._kept[product.message.task] = product.bundle
             self._handle(Done(product.message, product.clients), None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from shoal.protocol.draws import globally
+from shoal.protocol.draws import globally, kept_globals, lent_globals, set_globals
 
 
 def drawn() -> tuple[float, ...]:
@@ -36,4 +40,58 @@ def test_a_block_leaves_the_global_generators_as_they_were_also_after_an_error()
     before = states()
     with pytest.raises(ZeroDivisionError), globally(0, "task"):
         drawn()[len(drawn()) // 0]
+    assert states() == before
+
+
+def test_blocks_of_two_threads_run_one_after_the_other() -> None:
+    with globally(3, "task", 5, 8):
+        alone = drawn(), drawn()
+    other: list[tuple[float, ...]] = []
+
+    def draw() -> None:
+        with globally(4, "task"):
+            other.append(drawn())
+
+    with globally(3, "task", 5, 8):
+        first = drawn()
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join(0.2)  # without a lock the thread ends in this time, and the draw below is another
+        second = drawn()
+    thread.join()
+    with globally(4, "task"):
+        assert other == [drawn()]
+    assert (first, second) == alone
+
+
+def test_a_block_may_stand_in_another_of_the_same_thread_and_in_a_process_forked_while_a_thread_was_in_one() -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with kept_globals():
+            inside.set()
+            over.wait()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    inside.wait()
+    if (child := os.fork()) == 0:
+        signal.alarm(30)  # a child that waits for the lock ends by the signal
+        with kept_globals(), globally(0, "task"):
+            os._exit(7)
+    over.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_generators_that_are_lent_to_two_runs_are_as_before_once_both_have_ended() -> None:
+    random.seed(5)
+    before = states()
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(lent_globals())
+        set_globals(1, "torch")
+        second.enter_context(lent_globals())
+        set_globals(2, "torch")
+        first.close()
+        assert states() != before  # the second run goes on with its own
     assert states() == before

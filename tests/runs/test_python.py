@@ -99,11 +99,16 @@ def test_a_run_in_a_thread_has_the_same_numbers_from_a_fresh_interpreter(typed: 
     assert first != second
 
 
-def test_two_runs_at_once_have_the_same_numbers_and_give_torch_its_threads_back(typed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("actors", [2, 0])
+def test_two_runs_at_once_have_the_same_numbers_and_give_torch_its_threads_back(typed: dict[str, Any], actors: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     found: list[shoal.Run] = []
-    threads = [threading.Thread(target=lambda: found.append(shoal.run("digits", settings=SMALL))) for _ in range(2)]
+
+    def run() -> None:
+        found.append(shoal.run("digits", settings=SMALL, actors=actors))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
