@@ -45,7 +45,7 @@ class Actor:
     """One life of an actor at one coordinator, until the run is over or the actor is told to stop.
 
     say: prints a line for a person. interrupted: returns a reason to leave, or ""; called at least every TURN seconds. keys:
-    the actor's own and the coordinator's, needed if the coordinator is on another machine. job: as in Hello.
+    the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class Actor:
         interrupted: Callable[[], str] = str,
         keys: ClientKeys | None = None,
         job: str = "",
+        threads: int = 0,
     ) -> None:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
         self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
         offers = () if available() else ("shm",)
-        self.session = Session(session, hello(name, host_id(), os.getpid(), offers, job), address, clock())
+        self.session = Session(session, hello(name, host_id(), os.getpid(), offers, job, threads), address, clock())
         self.shared = Shared()
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)

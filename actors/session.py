@@ -451,6 +451,6 @@ def _to_a_key(envelope: Envelope) -> bool:
     return envelope.session == b"" and isinstance(envelope.message, messages.Refused) and envelope.message.final
 
 
-def hello(name: str, host: str, pid: int, offers: tuple[str, ...], job: str = "") -> messages.Hello:
+def hello(name: str, host: str, pid: int, offers: tuple[str, ...], job: str = "", threads: int = 0) -> messages.Hello:
     """The Hello of a new life."""
-    return messages.Hello(PROTOCOL, name, host, pid, offers, job=job)
+    return messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads)

@@ -65,7 +65,7 @@ class Server:
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
-    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict: as in Premises.
+    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict, threads: as in Premises.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class Server:
         folder: Path | None = None,
         job: str = "",
         strict: bool = False,
+        threads: int = 0,
         before: Before | None = None,
     ) -> None:
-        self.core, self.wire, self.learner = core, wire, learner
+        self.core, self.wire, self.learner, self.name = core, wire, learner, run
         self.welcome, self.clock, self.outside = welcome, clock, outside or Outside()
         version, weights = learner.newest
         near = wire.inline >= NEAR
@@ -97,7 +98,7 @@ class Server:
         self.arrays = Arrays(layouts, self.sharing, folder, near)
         room = max(ROOM, int(SHARE * weights.data.nbytes))
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
-        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict)
+        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict, threads)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock, before or Before())
         self.finished: events.Finish | None = None
@@ -214,6 +215,9 @@ class Server:
                 return self.arrays.store(deed)
             case events.Brief():
                 self._jobs.append(deed)
+            case deeds.Describe(peer, session):
+                state = self.telling.state(self.name, self.finished.reason if self.finished else "running")
+                return self._say(peer, Envelope(session, self.core.facts.epoch, state), None)
             case deeds.Greet(peer, envelope):
                 return self._say(peer, envelope, self.welcome)
             case events.Step():

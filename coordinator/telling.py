@@ -5,6 +5,7 @@ The one idea: the server says what happened, and this module makes the form in w
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,8 @@ from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.coordinator.tally import Rate, Tally
+from shoal.protocol.errors import printable
+from shoal.protocol.messages import State
 from shoal.protocol.work import Metrics
 
 LOOK = 0.25  # seconds, at least, between two looks of an observer
@@ -26,7 +29,7 @@ class Telling:
         self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
         self.tally = Tally()
         self.metrics: dict[str, float] = {}
-        self.began = clock()
+        self.began = self._stepped_at = clock()
         self.evaluated = -1  # the newest version that was evaluated centrally in this life
         self._looked_at = 0.0
         self._seen, self._seen_since = Counter[str](), 0.0  # reports by kind, in the last second
@@ -42,6 +45,7 @@ class Telling:
 
     def stepped(self, version: int, metrics: Metrics) -> None:
         """Tell the observer these metrics, which are new, of weights `version`."""
+        self._stepped_at = self.clock()
         self.metrics.update(metrics)
         self.observer.stepped(version, metrics, self.progress())
 
@@ -56,6 +60,14 @@ class Telling:
         if now - self._looked_at >= LOOK:
             self._looked_at = now
             self.observer.moved(self.progress())
+
+    def state(self, run: str, state: str) -> State:
+        """The answer to a monitor. run: name of the run; state: "running", or why it ended."""
+        now = self.progress()
+        waits = tuple(printable(line, 200) for line in now.waiting_for)
+        still, goal = self.clock() - self._stepped_at, printable(now.goal, 200)
+        about = (os.getpid(), now.version, goal, now.done, now.steps, now.actors, still)
+        return State(printable(run, 200), printable(state, 200), *about, waits)
 
     def progress(self) -> Progress:
         now, core = self.clock(), self.core

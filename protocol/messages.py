@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0202  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0203  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -32,7 +32,7 @@ class Hello:
     before, by which a late message is known for late. epoch: life of the coordinator in which the actor has a place and
     remembers it, so that only its connection is new; 0: it has no place. held: newest version that the actor holds from that
     life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task. job: digest of the job's file and of
-    Shoal's version on its machine; "": not told.
+    Shoal's version on its machine; "": not told. threads: threads that it computes with, of which bits depend; 0: not told.
     """
 
     protocol: int
@@ -45,6 +45,7 @@ class Hello:
     held: int = -1
     busy: bool = False
     job: str = ""
+    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,17 @@ class Bye:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The actor's line for arrays has a new connection: messages that were under way on the last one are lost."""
+
+
+# A message of a monitor, which is no actor
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The question how the run is, of `shoal status` under a session of its own; the coordinator answers State. It gives no
+    place, and may be asked at any time. A coordinator of protocol 2.2 or earlier drops it as malformed."""
+
+    protocol: int
 
 
 # Messages of either side: the receiver of arrays asks, their sender answers
@@ -255,10 +267,33 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """The answer to Ask.
+
+    run: name of the run. state: "running", or why the run ended. pid: process id of the coordinator. version: newest version
+    of the weights. goal: of the run, in words; done: share of it, 0 to 1. steps: environment steps; 0 in federated runs.
+    actors: number of actors that are here. still: seconds since the last step, or since the start if there was none.
+    waiting_for: one line for each thing that the run waits for, if nothing has moved for 5 s.
+    """
+
+    run: str
+    state: str
+    pid: int
+    version: int
+    goal: str
+    done: float
+    steps: int
+    actors: int
+    still: float
+    waiting_for: tuple[str, ...] = ()
+
+
 OfActor: TypeAlias = Hello | Have | Contribute | Failed | Bye | Ready
+OfMonitor: TypeAlias = Ask
 OfEither: TypeAlias = Beat | Want | Chunk
-OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop
-Message: TypeAlias = OfActor | OfEither | OfCoordinator
+OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop | State
+Message: TypeAlias = OfActor | OfMonitor | OfEither | OfCoordinator
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,14 @@ class Greet:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """Say the State of the run to `peer`, in the session that asked for it."""
+
+    peer: bytes
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ship:
     """Say `envelope` to `peer`, with the bytes from `first` to before `last` of `arrays`."""
 
@@ -87,4 +95,4 @@ class LetGo:
 
 
 Happening: TypeAlias = Event | Stored | Opened | Ended
-Deed: TypeAlias = Effect | Greet | Ship | Open | Store | LetGo
+Deed: TypeAlias = Effect | Greet | Describe | Ship | Open | Store | LetGo

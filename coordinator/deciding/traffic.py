@@ -26,6 +26,7 @@ from shoal.protocol.errors import printable
 from shoal.protocol.fetching import MOST
 from shoal.protocol.messages import (
     WHOLE,
+    Ask,
     Assign,
     Chunk,
     Contribute,
@@ -41,6 +42,7 @@ from shoal.protocol.messages import (
 )
 
 GREETS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Hellos that are answered, of a connection and a key
+ASKS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Asks that are answered, likewise
 SESSIONS = 1_024  # actors that one key may have here at a time
 
 
@@ -70,7 +72,8 @@ class Premises:
     machine and process are believed. shares: handle of the weights' shared memory, () if there is none. layouts: digest of a
     layout -> bytes of a contribution's arrays. inline: most bytes of arrays that go with their message. whole: weights always
     go whole, never as changes. room: most bytes of contributions fetched and not yet folded in.
-    job: digest of the job, as in Hello; "": none. strict: an actor that tells another digest is refused.
+    job: digest of the job, as in Hello; "": none. strict: an actor that tells another digest is refused. threads: threads
+    that the run's processes compute with; 0: an actor with another number is not told of.
     """
 
     run: str
@@ -83,6 +86,7 @@ class Premises:
     room: int
     job: str = ""
     strict: bool = False
+    threads: int = 0
 
 
 class Traffic:
@@ -91,7 +95,7 @@ class Traffic:
     def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
         self.core, self.premises, self.slots = core, premises, slots
         self.figures = Figures()
-        self._greets = tuple(map(Buckets, GREETS))
+        self._greets, self._asks = tuple(map(Buckets, GREETS)), tuple(map(Buckets, ASKS))
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
@@ -111,6 +115,7 @@ class Traffic:
         }
         self._hears: Mapping[type[Any], Callable[[Any, Any], Sequence[Deed]]] = {
             Hello: self._greeted,
+            Ask: self._asked,
             Contribute: self._claimed,
             Have: self._arrived,
             Want: self._on_lane,
@@ -160,29 +165,47 @@ class Traffic:
     def _greeted(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
         """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection."""
         if event.user in self.premises.local:
-            return self._same_job(event, hello)
+            return self._same_as_here(event, hello)
         actors = self.core.facts.roster.actors
-        fits = self._greets[0].take(event.peer.hex(), 0, self.now) and self._greets[1].take(event.user, 0, self.now)
+        fits = self._within(self._greets, event)
         if fits and event.envelope.session not in actors:
             fits = sum(actor.user == event.user for actor in actors.values()) < SESSIONS
         if fits:
-            return self._same_job(event, hello)
+            return self._same_as_here(event, hello)
         most = (
             f"{GREETS[0].messages:g} a second over a connection, {GREETS[1].messages:g} of a key; {SESSIONS:,} actors of a key"
         )
         return (Report("budget", f"dropped a Hello: key {event.user[:8]} says it more often than it may ({most})", "warning"),)
 
-    def _same_job(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
-        """Take a Hello that may be answered; say so, or refuse it, if its actor has another job or another Shoal."""
-        ours, session = self.premises.job, event.envelope.session
-        if not (hello.job and ours and hello.job != ours) or session in self.core.facts.roster.actors:
+    def _within(self, buckets: Sequence[Buckets], event: events.Heard) -> bool:
+        """Return whether a message is within the budgets of its connection and of its key."""
+        return buckets[0].take(event.peer.hex(), 0, self.now) and buckets[1].take(event.user, 0, self.now)
+
+    def _asked(self, event: events.Heard, ask: Ask) -> Sequence[Deed]:
+        """Answer a monitor, also after the end of the run. A monitor that asks too often is not answered."""
+        if event.user not in self.premises.local and not self._within(self._asks, event):
+            return ()
+        return (deeds.Describe(event.peer, event.envelope.session),)
+
+    def _same_as_here(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
+        """Take a Hello that may be answered; say so if its actor has another job, another Shoal or another number of threads.
+        Refuse it for the first two if the coordinator is strict."""
+        session, ours = event.envelope.session, self.premises
+        if session in self.core.facts.roster.actors:
             return self._decide(event)
-        its = f"its digest is {printable(hello.job, 8)}, and the coordinator's is {ours[:8]}"
+        name, told = printable(hello.name, 64), list[Deed]()
+        if hello.threads > 0 < ours.threads != hello.threads:
+            its = f"{name} computes with {hello.threads} threads, and the run with {ours.threads}"
+            remedy = f"the weights may have other bits; set OMP_NUM_THREADS={ours.threads} where it starts"
+            told.append(Report("threads", f"{its}: {remedy}", "warning"))
+        if not (hello.job and ours.job and hello.job != ours.job):
+            return (*told, *self._decide(event))
+        its = f"its digest is {printable(hello.job, 8)}, and the coordinator's is {ours.job[:8]}"
         what = f"the actor's job file or its version of Shoal differs from the coordinator's: {its}"
-        report = Report("differs", f"{printable(hello.name, 64)}: {what}", "warning")
-        if not self.premises.strict:
-            return (report, *self._decide(event))
-        return (report, events.Send(event.peer, Envelope(session, self.core.facts.epoch, Refused(what, final=True))))
+        told.append(Report("differs", f"{name}: {what}", "warning"))
+        if not ours.strict:
+            return (*told, *self._decide(event))
+        return (*told, events.Send(event.peer, Envelope(session, self.core.facts.epoch, Refused(what, final=True))))
 
     # Contributions
 

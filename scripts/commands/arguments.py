@@ -128,15 +128,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument(
         "--job", metavar="FILE.py:attribute", help="this machine's copy of the job, if the coordinator runs a user's own job"
     )
-    one.add_argument(
-        "--key",
-        type=given(),
-        metavar="NAME",
-        help="this machine's own key, see `shoal keys`; needed if other machines take part (default: $SHOAL_KEY)",
-        **_or("SHOAL_KEY"),
-    )
-    server = "the coordinator's public key; needed with --key (default: $SHOAL_SERVER)"
-    one.add_argument("--server", type=given(), metavar="PUBLIC", help=server, **_or("SHOAL_SERVER"))
+    _keyed(one)
     one = command(
         "keys",
         "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; no word lists them",
@@ -151,8 +143,10 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--quiet", action="store_true")
     _logging(one)
     one.add_argument("--json", action="store_true")
-    one = command("status", "tell whether a run of this machine is alive and moves: exit code 0, else 1")
-    one.add_argument("run_dir", metavar="RUN_DIR")
+    one = command("status", "tell whether a run is alive and moves: exit code 0, else 1")
+    where_to = "folder of a run of this machine, or the address of a coordinator, which is asked"
+    one.add_argument("place", type=_place, metavar="RUN_DIR|tcp://HOST:PORT", help=where_to)
+    _keyed(one)
     one.add_argument(
         "--within", type=whole(1), default=60, metavar="S", help="seconds without a step that are no fault (default: 60)"
     )
@@ -187,6 +181,19 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     )
     one.add_argument("--json", action="store_true", help="print only the JSON lines")
     return top
+
+
+def _place(text: str) -> str:
+    """A folder as it is typed, or an address."""
+    return address(text) if "://" in text else text
+
+
+def _keyed(one: argparse.ArgumentParser) -> None:
+    """The keys of a command that talks to a coordinator."""
+    own = "this machine's own key, see `shoal keys`; needed if other machines take part (default: $SHOAL_KEY)"
+    one.add_argument("--key", type=given(), metavar="NAME", help=own, **_or("SHOAL_KEY"))
+    server = "the coordinator's public key; needed with --key (default: $SHOAL_SERVER)"
+    one.add_argument("--server", type=given(), metavar="PUBLIC", help=server, **_or("SHOAL_SERVER"))
 
 
 def _job(one: argparse.ArgumentParser) -> None:

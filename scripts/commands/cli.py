@@ -258,11 +258,16 @@ def resume(asked: argparse.Namespace) -> int:
 def status(asked: argparse.Namespace) -> int:
     import time
 
+    from shoal.commands.access import of_actor
+    from shoal.runs.status import asked as answered
     from shoal.runs.status import status as looked
     from shoal.runs.status import told
     from shoal.runs.summary import json_line
 
-    well, found = looked(asked.run_dir, asked.within, time.time())
+    if "://" in asked.place:
+        well, found = answered(asked.place, of_actor(asked.key, asked.server), asked.within, time.time())
+    else:
+        well, found = looked(asked.place, asked.within, time.time())
     print(json_line(found) if asked.json else told(found))
     return 0 if well else 1
 

@@ -211,6 +211,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             sharing=shared,
             job=told,
             strict=options.strict,
+            threads=config.threads or threads,
             local=(keys.own.public,) if keys else ("",),
             folder=options.run.path,
             before=before,

@@ -94,7 +94,7 @@ def _live(
     """Works until the run is over or this process is told to stop, and returns the exit code: 0 in good order, 1 refused by the
     coordinator, 2 the user's mistake."""
     heap.keep()
-    few_for_good()
+    threads = few_for_good()
 
     def made(workload: Mapping[str, Any]) -> Worker:
         try:
@@ -119,6 +119,7 @@ def _live(
             interrupted=lambda: "told to stop" if told.is_set() else "",
             keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
             job=job,
+            threads=threads,
         )
         left = actor.live()
     except UserError as wrong:

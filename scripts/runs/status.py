@@ -1,7 +1,8 @@
-"""The state of a run for a monitor: status.json, which the coordinator writes, and `shoal status`, which reads it.
+"""The state of a run for a monitor: status.json, which the coordinator writes, and `shoal status`, which reads it, or asks the
+coordinator at an address.
 
 The one idea: the file says when it was written and when the run last moved, so a reader sees a coordinator that is gone or
-stands still without asking it.
+stands still without asking it. An answer to Ask says the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from shoal.coordinator.reports import Progress, Report
-from shoal.protocol.errors import UserError
+from shoal.protocol.door import ClientKeys
+from shoal.protocol.errors import UserError, printable
+from shoal.protocol.link import Line
+from shoal.protocol.messages import PROTOCOL, Ask, Beat, Envelope, Refused, State
 from shoal.protocol.work import Metrics
 from shoal.runs.rundir import RunDir, finite, replaced
 
 EVERY = 1.0  # seconds between two writes, at least
 SILENT = 10.0  # seconds since the last write after which the coordinator counts as gone
+ANSWER = 5.0  # seconds that a coordinator has to answer
+AGAIN = 1.0  # seconds until it is asked again
 
 
 class Status:
@@ -74,20 +81,73 @@ def status(run_dir: Path | str, within: float, now: float) -> tuple[bool, dict[s
     except ValueError as broken:
         raise UserError(f"{run.status_file} is not as a coordinator wrote it ({broken}); the next write mends it") from None
     still, silent = now - found["stepped"], now - found["written"]
-    why = ""
-    if found["state"] != "running":
-        why = f"ended: {found['state']}"
-    elif silent > SILENT:
+    why = _ill(found["state"], still, within)
+    if found["state"] == "running" and silent > SILENT:
         why = f"the coordinator (pid {found['pid']}) has written nothing for {silent:.0f} s"
-    elif still > within:
-        why = f"no step for {still:.0f} s, of at most {within:g}"
     times = {"seconds_since_step": round(still, 1), "seconds_since_written": round(silent, 1)}
     return not why, {"run_dir": str(run.path), **found, **times, "why": why}
 
 
+def asked(
+    address: str,
+    keys: ClientKeys | None,
+    within: float,
+    now: float,
+    clock: Callable[[], float] = time.monotonic,
+    patience: float = ANSWER,
+) -> tuple[bool, dict[str, Any]]:
+    """As `status`, of the run whose coordinator answers at this address; `address` and `run`, the run's name, are in the place
+    of `run_dir`. A coordinator that does not answer within `patience` seconds of `clock` is not well.
+
+    keys: of this user and of the coordinator, needed if the coordinator asks for keys. now: Unix time. Raises UserError.
+    """
+    answer, why = _answer(address, keys, clock, patience)
+    if answer is None:
+        return False, {"address": address, "state": "no answer", "why": why}
+    state = printable(answer.state, 200)
+    why = _ill(state, answer.still, within)
+    of = {"address": address, "run": printable(answer.run, 200), "state": state, "pid": answer.pid}
+    times = {"written": now, "stepped": now - answer.still, "seconds_since_step": round(answer.still, 1)}
+    place = {"version": answer.version, "goal": printable(answer.goal, 200), "done": answer.done, "steps": answer.steps}
+    waits = {"actors": answer.actors, "waiting_for": [printable(line, 200) for line in answer.waiting_for[:20]]}
+    return not why, {**of, **times, "seconds_since_written": 0.0, **place, **waits, "why": why}
+
+
+def _answer(address: str, keys: ClientKeys | None, clock: Callable[[], float], patience: float) -> tuple[State | None, str]:
+    """A coordinator's answer; None with the reason if there was none."""
+    session, until, ask_at = os.urandom(8), clock() + patience, clock()
+    why = f"no answer within {patience:g} s: no coordinator is there, or no way leads to it"
+    with closing(Line(address, keys, clock)) as line:
+        first = True
+        while (now := clock()) < until:
+            if now >= ask_at:
+                ask_at = now + AGAIN
+                line.send(Envelope(session, 0, Ask(PROTOCOL)))
+                if not first:  # a coordinator that does not know Ask refuses a Beat of a stranger
+                    line.send(Envelope(session, 0, Beat(0)))
+                first = False
+            line.wait(min(until, ask_at) - now)
+            for arrival in line.drain():
+                match arrival.envelope.message if arrival.envelope else None:
+                    case State() as state:
+                        return state, ""
+                    case Refused():
+                        why = "a coordinator of an older version is there and tells no state: type shoal status RUN_DIR there"
+                    case None if arrival.kind == "access":
+                        why = arrival.fault.removesuffix("; trying on")
+    return None, why
+
+
+def _ill(state: str, still: float, within: float) -> str:
+    """Why a run is not well; "" if it is. still: seconds since its last step."""
+    if state != "running":
+        return f"ended: {state}"
+    return f"no step for {still:.0f} s, of at most {within:g}" if still > within else ""
+
+
 def told(found: dict[str, Any]) -> str:
     """What `status` found, in lines for a person."""
-    lines = [f"{found['run_dir']}: {found['why'] or 'alive'}"]
+    lines = [f"{found.get('run_dir') or found['address']}: {found['why'] or 'alive'}"]
     if "version" in found:
         lines += [f"version {found['version']} ({found['goal']}), {found['actors']} actors"]
         lines += [f"last step {found['seconds_since_step']:.0f} s ago"]

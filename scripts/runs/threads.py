@@ -90,16 +90,17 @@ def few_threads() -> Iterator[None]:
             _HELD.before = _HELD.before if _HELD.runs else 0
 
 
-def few_for_good() -> None:
-    """Set the numbers of torch and numpy in an actor's process, which never takes them back."""
+def few_for_good() -> int:
+    """Set the numbers of torch and numpy in an actor's process, which never takes them back. Returns the number."""
     unset = "OMP_NUM_THREADS" not in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that the job imports later
-    _set()  # without the lock, which a thread may have held when this process was forked
+    number = _set()  # without the lock, which a thread may have held when this process was forked
     if unset:
         with suppress(ModuleNotFoundError):  # it comes with scikit-learn
             from threadpoolctl import threadpool_limits
 
             threadpool_limits(1)
+    return number
 
 
 def crowded(actors: int, threads: int, cores: int) -> str:

@@ -25,6 +25,7 @@ from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.link import Outbox, read
 from shoal.protocol.messages import (
+    Ask,
     Assign,
     Beat,
     Bye,
@@ -38,6 +39,7 @@ from shoal.protocol.messages import (
     Message,
     Ready,
     Refused,
+    State,
     Stop,
     Verdict,
     Want,
@@ -54,6 +56,7 @@ EXAMPLES: tuple[Message, ...] = (
     Beat(17, 12, 2.5),
     Bye("told to stop"),
     Ready(),
+    Ask(515),
     Want((3, 4, 65537), 0, 262_144),
     Chunk((5,), 262_144, 524_288),
     Welcome("run", 0, 0.25, 10.0, "boot", (1, 2, 3)),
@@ -64,6 +67,7 @@ EXAMPLES: tuple[Message, ...] = (
     Cancel((3, 4)),
     Refused("say Hello", False),
     Stop("done"),
+    State("run", "running", 7, 37, "100 rounds", 0.37, 0, 4, 0.5, ("an actor to join, for 6 s",)),
 )
 
 

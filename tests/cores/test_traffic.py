@@ -17,6 +17,7 @@ from shoal.coordinator.deciding.claims import OF_A_KEY, OF_ALL, Figures
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.deeds import (
     Deed,
+    Describe,
     Ended,
     Greet,
     Happening,
@@ -27,7 +28,7 @@ from shoal.coordinator.deciding.deeds import (
     Store,
     Stored,
 )
-from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Heard, Lost, Send, Step, Stepped, Tick, Unfit
+from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Heard, Interrupt, Lost, Send, Step, Stepped, Tick, Unfit
 from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
@@ -39,6 +40,7 @@ from shoal.protocol.fetching import LEAST, PROBE, UNKNOWN
 from shoal.protocol.messages import (
     PROTOCOL,
     WHOLE,
+    Ask,
     Assign,
     Chunk,
     Contribute,
@@ -209,6 +211,48 @@ def test_an_actor_with_another_job_file_is_told_of_and_refused_where_the_coordin
     assert [(said.final, "differs from the coordinator's" in said.reason) for _, said in run.said(Refused)] == [
         (True, True)
     ] * strict
+
+
+def test_an_actor_with_another_number_of_threads_is_told_of_once() -> None:
+    run = Run()
+    run.traffic.premises = replace(run.traffic.premises, threads=2)
+    for name, threads in (("same", 2), ("silent", 0)):
+        assert [report.kind for report in run.join(name, threads=threads).all(Report)] == ["joined"]
+    first = run.join("other", threads=8)
+    assert [report.kind for report in first.all(Report)] == ["threads", "joined"]
+    assert "other computes with 8 threads, and the run with 2" in first.all(Report)[0].text
+    assert run.all(Greet)  # it works all the same
+    again = run.join("other", threads=8, greeting=1, epoch=1)
+    assert (len(again.all(Greet)), "threads" in {report.kind for report in again.all(Report)}) == (1, False)
+
+
+# Monitors
+
+
+def asks(run: Run, peer: bytes = b"monitor", user: str = "", after: float = 0.0) -> Run:
+    return run.event(Heard(peer, Envelope(b"its own", 0, Ask(PROTOCOL)), user=user), after)
+
+
+def test_a_monitor_is_answered_and_gets_no_place() -> None:
+    run = asks(Run().join("a"))
+    assert run.deeds == [Describe(b"monitor", b"its own")]
+    assert list(run.core.facts.roster.actors) == [b"a"]
+
+
+def test_a_monitor_is_answered_after_the_end_too() -> None:
+    run = Run().join("a").event(Interrupt("stopped by SIGINT"))
+    assert asks(run).deeds == [Describe(b"monitor", b"its own")]
+    assert run.core.facts.farewell.waits(run.now)
+
+
+def test_a_key_has_so_many_answers_and_no_fewer_hellos_for_them() -> None:
+    run = Run()
+    answers = sum(bool(asks(run, user="curious", after=0.001).deeds) for _ in range(1_000))
+    assert answers == 11  # 10 saved up, and 2 a second
+    answers = sum(bool(asks(run, b"line %d" % number, "curious", 0.001).deeds) for number in range(1_000))
+    assert answers <= 240
+    assert run.join("b", user="curious").all(Greet)
+    assert asks(run, user="key").deeds  # of this machine
 
 
 # Contributions

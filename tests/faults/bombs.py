@@ -14,6 +14,7 @@ import msgpack
 from shoal.protocol.codec import MAX_HEADER, MAX_LIST, encode
 from shoal.protocol.layout import DTYPES
 from shoal.protocol.messages import (
+    Ask,
     Assign,
     Beat,
     Bye,
@@ -27,6 +28,7 @@ from shoal.protocol.messages import (
     Message,
     Ready,
     Refused,
+    State,
     Stop,
     Verdict,
     Want,
@@ -51,6 +53,8 @@ HONEST: tuple[Message, ...] = (
     Cancel((3, 4)),
     Refused("say Hello", False),
     Stop("done"),
+    Ask(515),
+    State("run", "running", 7, 37, "100 rounds", 0.37, 0, 4, 0.5, ("an actor to join, for 6 s",)),
 )
 
 

@@ -21,6 +21,7 @@ from whole import run as whole_run
 
 from shoal.coordinator.keeping.store import newest
 from shoal.faults.booked import Accepted, Committed, read, records
+from shoal.protocol.keys import KeyFolder
 from shoal.protocol.messages import TaskName
 from shoal.runs.rundir import RunDir
 
@@ -341,6 +342,30 @@ def test_sigterm_of_a_coordinator_leaves_its_actors_waiting_and_ctrl_c_sends_the
     assert actor.child.poll() is None
     second.child.send_signal(signal.SIGINT)
     assert (second.child.wait(LIMIT), actor.child.wait(LIMIT)) == (130, 0)
+
+
+@pytest.mark.parametrize("gateway", [(), ("--gateway",)], ids=["hub", "gateway"])
+def test_a_coordinator_tells_its_state_to_a_key_that_it_knows_and_to_nobody_else(start, tmp_path, monkeypatch, gateway):
+    monkeypatch.setenv("SHOAL_KEYS", str(tmp_path / "keys"))
+    folder = KeyFolder()
+    for name in ("hub", "monitor", "stranger"):
+        folder.new(name)
+    folder.allow(folder.public("monitor"), "monitor")
+    first = start("coordinator", "digits", "--bind", "tcp://127.0.0.1:*", "--key", "hub", *gateway, *LONG)
+    address = first.until(r"listening on (\S+);")[1]
+    keys = ("--key", "monitor", "--server", "hub")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    start("actor", address, *keys)
+    first.until(r"computes with 2 threads, and the run with 1: the weights may have other bits; set OMP_NUM_THREADS=1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    wait_until(lambda: start("status", address, *keys, "--json").result().get("version", 0) > 0)
+    asked = start("status", address, *keys, "--json")
+    found = asked.result()
+    assert (asked.child.returncode, found["state"], found["actors"], found["why"]) == (0, "running", 1, "")
+    for words in ((), ("--key", "stranger", "--server", "hub")):
+        stranger = start("status", address, *words, "--json")
+        assert (stranger.result()["state"], stranger.child.returncode) == ("no answer", 1)
+        assert {*stranger.result()} == {"address", "state", "why"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

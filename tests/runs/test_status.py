@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,10 @@ import pytest
 from typed import mistake, ran, shoal
 
 from shoal.coordinator.reports import Progress
+from shoal.protocol.link import Hub
+from shoal.protocol.messages import Ask, Beat, Envelope, Message, Refused, State
 from shoal.runs.rundir import Config, RunDir
-from shoal.runs.status import Status, status, told
+from shoal.runs.status import Status, asked, status, told
 
 AT = 1_000_000.0
 
@@ -92,3 +99,75 @@ def test_a_broken_file_is_one_line(tmp_path: Path, content: str) -> None:
     _, _, run = written(tmp_path)
     run.status_file.write_text(content)
     assert "status.json" in mistake("status", tmp_path / "run")
+
+
+# Of a coordinator at an address
+
+
+@contextmanager
+def coordinator(answers: dict[type[Message], Message]) -> Iterator[str]:
+    """The address of something that answers these messages, and drops others."""
+    hub, ended = Hub("tcp://127.0.0.1:*"), threading.Event()
+
+    def answer() -> None:
+        while not ended.is_set():
+            hub.wait(0.05)
+            for heard in hub.drain():
+                if heard.envelope and (message := answers.get(type(heard.envelope.message))):
+                    hub.send(heard.peer, Envelope(heard.envelope.session, 1, message))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield hub.address
+    finally:
+        ended.set()
+        thread.join()
+        hub.close()
+
+
+RUNNING = State("run-1", "running", 4242, 7, "100 rounds", 0.07, 0, 4, 2.0)
+
+
+def test_an_address_is_asked_and_told_of_as_a_folder_is(tmp_path: Path) -> None:
+    written(tmp_path)
+    _, of_folder = status(tmp_path / "run", 60, AT + 2.0)
+    with coordinator({Ask: RUNNING}) as address:
+        well, found = asked(address, None, 60, AT)
+        said = shoal("status", address, "--json")
+    assert (well, found["why"], found["version"], found["run"]) == (True, "", 7, "run-1")
+    assert {*found} - {"address", "run"} == {*of_folder} - {"run_dir"}
+    assert (said.code, said.result["actors"], said.result["seconds_since_step"]) == (0, 4, 2.0)
+    assert f"{address}: alive" in told(found)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"still": 61.0, "waiting_for": ("an actor to join, for 61 s",)}, "no step for 61 s, of at most 60"),
+        ({"state": "done"}, "ended: done"),
+        ({"state": "evil\n\x1b[2J"}, "ended: evil\\n\\x1b[2J"),
+    ],
+)
+def test_a_coordinator_whose_run_stands_still_or_has_ended_is_not_well(more: dict[str, Any], why: str) -> None:
+    with coordinator({Ask: replace(RUNNING, **more)}) as address:
+        well, found = asked(address, None, 60, AT)
+        said = shoal("status", address)
+    assert (well, found["why"]) == (False, why)
+    assert said.code == 1
+    assert all(f"waiting for {one}" in said.out for one in more.get("waiting_for", ()))
+
+
+def test_a_coordinator_that_does_not_know_the_question_is_said_to_be_older() -> None:
+    with coordinator({Beat: Refused("not of this run: say Hello", False)}) as address:
+        well, found = asked(address, None, 60, AT, patience=2.0)
+    assert not well
+    assert "a coordinator of an older version is there" in found["why"]
+
+
+def test_an_address_where_nobody_is_has_exit_code_1_and_one_of_no_form_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.runs.status.asked.__defaults__", (time.monotonic, 0.2))
+    said = shoal("status", "tcp://127.0.0.1:9", "--json")
+    assert (said.code, said.result["state"]) == (1, "no answer")
+    assert "a port is a number" in mistake("status", "tcp://127.0.0.1:99999")
+    assert "give --key NAME" in mistake("status", "tcp://192.0.2.1:5555")
