@@ -1246,5 +1246,20 @@ def test_claims_that_a_task_cannot_bear_out_are_refused_and_bring_no_goal_nearer
 
 def test_claims_at_the_very_bounds_are_taken() -> None:
     run = Run(Stream(1, 9), Bounds(steps=3), goal=Goal(steps=1000)).join("a")
-    run.contribute("a", steps=3, samples={"return": (1.0,) * 3}, trained=0.5)
+    counts = {"none": (0.0, 0.0), "least": (1.0, 2.0**-500), "most": (1.0, 2.0**500)}
+    run.contribute("a", steps=3, samples={"return": (1.0,) * 3}, trained=claims.SLACK, totals=counts, waited=2.0**500)
     assert run.core.facts.steps == 3
+
+
+def test_work_that_may_be_asked_for_again_needs_a_digest_to_be_known_by() -> None:
+    run = Run(Stream(1, 9), Bounds(retain=1_000)).join("a").send("a")
+    assert [verdict.reason for verdict in run.said("a", Verdict)] == [
+        "no digest, by which it is known again if it is asked for once more"
+    ]
+    assert run.send("a", digest="of its arrays").all(Fold)
+
+
+def test_an_evaluation_brings_no_arrays_and_so_neither_sum_nor_digest_and_any_number_of_steps() -> None:
+    run = Run(rounds(4, 1, evaluate_every=1, evaluate_cohort=1), Bounds(steps=3, summed=True, retain=1_000)).join("a")
+    [evaluation] = [assign for assign in run.tasks["a"].values() if not assign.counts]
+    assert run.send("a", evaluation.task, steps=9).all(Fold)

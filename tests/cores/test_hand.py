@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shoal.actors.effects import Run
-from shoal.actors.hand import Hand, Held, Order
+from shoal.actors.hand import Clock, Hand, Held, Order
 from shoal.actors.labour import Product
 from shoal.actors.sharing import Shared
 from shoal.protocol.changes import Changes
@@ -68,10 +68,14 @@ def test_a_version_is_made_once_and_what_it_was_made_of_is_let_go() -> None:
 
 
 class Weigher:
-    """Notes the weights that it works from."""
+    """Notes the weights that it works from. closed: times that it was closed."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         self.seen.append(weights.sha256())
@@ -81,16 +85,22 @@ class Weigher:
 class Bench:
     """A hand that works in a thread of its own, and a worker."""
 
-    def __init__(self, waits: float = 10.0) -> None:
+    def __init__(self, waits: float = 10.0, clock: Clock = time.monotonic) -> None:
         self.worker, self.until = Weigher(), time.monotonic() + waits
-        wake: Any = lambda: None  # noqa: E731
-        self.hand = Hand(self._workshop, time.monotonic, wake, Shared(), Buffers())
+        self.made: list[tuple[Mapping[str, Any], int]] = []  # workloads of which a worker was made, and how often it was closed
+        self.woken = 0
+        self.workload: Mapping[str, Any] = {}
+        self.hand = Hand(self._workshop, clock, self._wake, Shared(), Buffers())
+
+    def _wake(self) -> None:
+        self.woken += 1
 
     def _workshop(self, workload: Mapping[str, Any]) -> Weigher:
+        self.made.append((workload, self.worker.closed))
         return self.worker
 
     def order(self, version: int, weights: Held) -> Order:
-        return Order(Run(Task(version, 0, (0,)), 1, False, version), weights, None, {})
+        return Order(Run(Task(version, 0, (0,)), 1, False, version), weights, None, self.workload)
 
     def results(self) -> list[Product | Held | BaseException]:
         """All of them, when there is no more to do."""
@@ -127,3 +137,44 @@ def test_what_is_no_change_of_these_weights_ends_the_life_and_not_the_thread_in_
     bench.hand.start()
     [error] = bench.results()
     assert isinstance(error, ProtocolError)
+
+
+def test_one_worker_does_all_tasks_of_a_workload_and_is_closed_when_another_comes_and_at_the_end() -> None:
+    bench, held = Bench(), Held(bundle(0))
+    first, second = {"job": "a"}, {"job": "a"}  # alike, and yet of two welcomes
+    for workload in (first, second):
+        bench.workload = workload
+        bench.hand.orders.put(workload)
+        for version in (1, 2):
+            bench.hand.orders.put(bench.order(version, held))
+    bench.hand.start()
+    assert len(bench.results()) == 4
+    assert [(made is first, made is second, closed) for made, closed in bench.made] == [(True, False, 0), (False, True, 1)]
+    assert bench.worker.closed == 2
+    assert bench.woken == 6  # after each workload, and after each task
+
+
+@pytest.mark.parametrize("retains", [True, False])
+def test_only_work_that_may_be_asked_for_again_gets_a_digest(retains: bool) -> None:
+    bench, weights = Bench(), bundle(0)
+    bench.hand.retains = retains
+    bench.hand.orders.put(bench.order(1, Held(weights)))
+    bench.hand.start()
+    [product] = bench.results()
+    assert isinstance(product, Product)
+    assert isinstance(product.message, Contribute)
+    assert product.message.digest == (weights.sha256() if retains else "")
+
+
+def test_the_time_that_a_worker_waited_is_from_the_end_of_the_last_task_to_the_next() -> None:
+    ticks = itertools.count()
+    bench = Bench(clock=lambda: float(next(ticks)) ** 2)  # 0, 1, 4, 9, ...: every interval has a length of its own
+    for version in (1, 2):
+        bench.hand.orders.put(bench.order(version, Held(bundle(0))))
+    bench.hand.start()
+    took = [
+        (one.message.waited, one.message.trained)
+        for one in bench.results()
+        if isinstance(one, Product) and isinstance(one.message, Contribute)
+    ]
+    assert took == [(1.0, 5.0), (9.0, 13.0)]

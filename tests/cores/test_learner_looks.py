@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,26 @@ def test_what_is_far_above_the_median_of_earlier_versions_is_refused_where_no_bo
     assert weight == "weight 2000 of a client is above 100 times the median: set max_examples"
     assert said(Inspector(600.0, 5000.0, 100.0), *honest, step, made(200.0, 2.0), made(0.5, 2000.0)) == []
     assert said(Inspector(), *honest, step, made(200.0, 2.0), made(0.5, 2000.0)) == []
+
+
+def test_nothing_is_usual_before_ten_contributions_or_where_all_norms_are_zero() -> None:
+    step = Make(Step(1, 0, 0))
+    nine, ten = [intake(delta(0.5)) for _ in range(9)], [intake(delta(0.0)) for _ in range(10)]
+    assert said(Inspector(factor=100.0), *nine, step, intake(delta(0.5), 2000.0), intake(delta(200.0))) == []
+    assert said(Inspector(factor=100.0), *ten, step, intake(delta(200.0))) == []
+
+
+def test_the_weight_of_a_sum_is_compared_by_its_mean_client() -> None:
+    checks, bundle = Inspector(factor=2.0), delta(0.5)
+    message = intake(bundle).fold.message
+    for _ in range(10):
+        assert checks.look(bundle, replace(message, weight=30.0), clients=3)[0] == ""
+        checks.taken()
+    checks.step()
+    assert checks.look(bundle, replace(message, weight=60.0), clients=3)[0] == ""
+    assert checks.look(bundle, replace(message, weight=60.5), clients=3)[0].startswith(
+        "weight 20.1667 of a client is above 2 times"
+    )
 
 
 @pytest.mark.parametrize("exact", [True, False])

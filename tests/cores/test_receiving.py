@@ -4,10 +4,12 @@ hand."""
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from shoal.coordinator.arrays import Arrays, Frames, Gathered, Spool
@@ -312,11 +314,12 @@ def test_bytes_that_go_by_the_socket_are_counted_where_they_have_far_to_go() -> 
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path) -> None:
+def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout.of({"w": ("f4", (3 * LEAST // 4 + 5,)), "n": ("i8", (3,))})
     whole = Bundle.zeros(layout)
     whole["w"][...] = np.arange(whole["w"].size)
     whole["n"][...] = (1, 2, 3)
+    monkeypatch.setattr("shoal.coordinator.arrays.READ", LEAST + ALIGNMENT)  # so that a file is read in several turns
     store: Gathered = Frames() if kind == "memory" else Spool(tmp_path)
     cuts = [0, LEAST, 2 * LEAST, 3 * LEAST, layout.nbytes]
     for first, last in sorted(itertools.pairwise(cuts), reverse=True):
@@ -328,6 +331,15 @@ def test_pieces_in_any_order_are_the_bundle_again(kind: str, tmp_path: Path) -> 
     )
     assert list(tmp_path.iterdir()) == []  # a file without a name
     store.close()
+    store.close()
+
+
+def test_a_file_that_lost_its_end_is_no_contribution(tmp_path: Path) -> None:
+    store, layout = Spool(tmp_path), Layout.of({"w": ("f4", (32,))})
+    store.put(0, memoryview(bytes(128)))
+    os.truncate(store._fd, 64)
+    with pytest.raises(OSError, match="64 bytes of a spooled contribution where 128 were written"):
+        store.bundle(layout).sha256()
     store.close()
 
 
@@ -348,8 +360,10 @@ def test_a_delivery_is_gathered_where_there_is_room_for_it_and_leaves_nothing_be
     bundle = arrays.bundle(delivery)
     assert bundle is not None
     assert bundle["w"].tolist() == list(range(100))
+    files = psutil.Process().num_fds()
     arrays.let_go(delivery)
     assert (delivery.arrays, list(tmp_path.iterdir())) == (None, [])
+    assert psutil.Process().num_fds() == files - large
 
 
 def test_a_disk_that_takes_no_piece_is_told_and_not_raised(tmp_path: Path) -> None:

@@ -291,6 +291,25 @@ def test_figures_that_are_no_good_are_dropped_and_told_and_the_work_counts(name:
     assert not {f"eval/{name}" for name in (*totals, *samples)} & metrics.keys()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, BIG, -BIG])
+def test_a_figure_that_is_no_good_is_dropped_also_under_a_name_that_is_known(bad: float) -> None:
+    figures, work = Figures(), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
+    good = replace(work, totals={"loss": (2.0, 1.0)}, samples={"return": (3.0,)})
+    assert figures.sound(good, "honest") == figures.sound(good, "honest") == (good, "")
+    for message in (replace(good, totals={"loss": (bad, 1.0)}), replace(good, samples={"return": (3.0, bad)})):
+        sound, why = figures.sound(message, "honest")
+        assert sound == replace(
+            message, **{part: {} for part in ("totals", "samples") if getattr(message, part) != getattr(good, part)}
+        )
+        assert "is not finite, or above 2**500" in why
+
+
+def test_figures_and_names_at_the_very_bounds_are_taken() -> None:
+    figures, work = Figures(), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
+    most = replace(work, totals={"x" * 64: (2.0**500, 1.0), "y": (-(2.0**500), 1.0)}, samples={"z": (-(2.0**500), 2.0**500)})
+    assert figures.sound(most, "honest") == figures.sound(most, "honest") == (most, "")
+
+
 def test_one_key_brings_only_so_many_names_of_metrics_and_takes_none_from_others() -> None:
     figures, work = Figures(), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
     kept: set[str] = set()
