@@ -110,8 +110,9 @@ class Learner:
             self._do(job)
         self._flush()
 
-    def finish(self) -> None:
-        """Return when all jobs are done; no job may be put after this."""
+    def finish(self, seconds: float | None = None) -> bool:
+        """Return True when all jobs are done, or False after `seconds`; no job may be put after this."""
+        return True
 
     def _do(self, job: Job) -> None:
         began = self.clock()
@@ -236,7 +237,9 @@ class Learner:
         wait. Raises SyncFailed; or DiskTrouble once the run is given up."""
 
         def complain(trouble: DiskTrouble) -> None:
-            self.complain(Report("disk", f"{trouble}: nothing is acknowledged until there is room", "error"))
+            self.complain(
+                Report("disk", f"{trouble}: nothing is acknowledged until there is room; Ctrl-C ends the wait", "error")
+            )
             self._wake()
 
         return lasting(act, self.given_up, complain)
@@ -249,15 +252,19 @@ class LearnerThread(Learner):
         super().__init__(*arguments, **options, wake=wake)  # type: ignore[arg-type]
         self._jobs: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._telling = 0.0  # seconds of the last telling
+        self._finishing = False  # True: the end of all jobs was put
         self._thread = threading.Thread(target=self._work, name="learner", daemon=True)
         self._thread.start()
 
     def put(self, jobs: Sequence[Job]) -> None:
         self._jobs.put(jobs)
 
-    def finish(self) -> None:
-        self._jobs.put(None)
-        self._thread.join()
+    def finish(self, seconds: float | None = None) -> bool:
+        if not self._finishing:
+            self._finishing = True
+            self._jobs.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         try:

@@ -114,7 +114,9 @@ class Server:
             self.wire.wait(TURN)
             self._hear()
             self._flush()
-        self.learner.finish()
+        while not self.learner.finish(TURN):  # it may wait for room on the disk, and says so
+            self._learned()
+            self.telling.look()
         self._learned()
         if self._broke:
             raise self._broke

@@ -226,6 +226,7 @@ def _logging(one: argparse.ArgumentParser) -> None:
 
 
 def _facing(one: argparse.ArgumentParser, required: bool) -> None:
+    one.add_argument("--pause", action="store_true", help="Ctrl-C too leaves actors waiting for a resume, as SIGTERM does")
     one.add_argument("--strict", action="store_true", help="refuse actors whose job file or version of Shoal is another")
     place = "address at which actors reach the coordinator; port * means any free port"
     bound = _or("SHOAL_BIND") if required else {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out one command and returns the exit code: 0 done, 1 the run failed, 2 the user's mistake, 75 paused, 130
-    interrupted."""
+    after Ctrl-C, 143 after SIGTERM."""
     top = parser(ACTS)
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -109,6 +109,7 @@ def coordinator(asked: argparse.Namespace) -> int:
         lambda text: print(f"shoal: {text}", file=sys.stderr),
         moved=lambda: rows.stat().st_size if rows.exists() else 0,
         wait=threading.Event().wait,
+        gone=lambda: "" if options.run.config_file.exists() else f"{options.run.path} is gone, and the run's weights with it",
     )
 
 
@@ -159,10 +160,10 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     from shoal.runs.summary import closing, json_line
     from shoal.runs.supervise import LATER
 
-    run = options.run
+    run, both = options.run, (signal.SIGINT, signal.SIGTERM)
     with (
         ready(options) as begun,
-        Stopper(signal.SIG_DFL) as stopper,
+        Stopper(signal.SIG_DFL, pausing=both if getattr(asked, "pause", False) else (signal.SIGTERM,)) as stopper,
         display(sys.stderr, f"{brief(options.config.job)} in {run.path}", asked.quiet, form=asked.log_format) as shown,
     ):
         end = launch(begun, shown, lambda: stopper.reason, stopper.pauses)
@@ -177,7 +178,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
     if options.bind and stopper.pauses() and not end.failed and end.reason != "done":
         print(f"shoal: actors from elsewhere wait: go on with shoal resume {run.path} --bind ADDRESS", file=sys.stderr)
         return LATER
-    return 1 if end.failed else 0 if end.reason == "done" else 130
+    return 1 if end.failed else 0 if end.reason == "done" else 128 + (stopper.number or signal.SIGINT)
 
 
 def actor(asked: argparse.Namespace) -> int:
@@ -242,11 +243,14 @@ def _crowd(pool: Pool, many: int, called: dict[str, Any]) -> int:
 def resume(asked: argparse.Namespace) -> int:
     _preparing(asked, asked.run_dir)
     from shoal.jobs.settings import pairs
+    from shoal.protocol.errors import UserError
     from shoal.runs.launch import Launch
     from shoal.runs.resuming import is_done, resumed, what_next
     from shoal.runs.run import trusted
     from shoal.runs.summary import json_line
 
+    if asked.pause and not asked.bind:
+        raise UserError("--pause without --bind: no actors from elsewhere can wait; give --bind ADDRESS, or leave --pause out")
     run = trusted(asked.run_dir, asked.trust)
     config, job = resumed(run.dir, run.job, pairs(asked.settings), asked.actors)
     if is_done(run.dir, job):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from types import FrameType
 from typing import Any, Self
 
@@ -19,10 +19,17 @@ class Stopper:
 
     reason: which signal came, in words; "" as long as none came. number: the signal's number; 0 as long as none came. again:
     the handler of a second signal; None is the handler of before. numbers: the signals; a SIGHUP that is ignored stays so.
+    pausing: the signals after which the run is to go on in another life.
     """
 
-    def __init__(self, again: Any = None, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+    def __init__(
+        self,
+        again: Any = None,
+        numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM),
+        pausing: Container[int] = (signal.SIGTERM,),
+    ) -> None:
         self.numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
+        self.pausing = pausing
         self.reason, self.number = "", 0
         self._again, self._before = again, dict[int, Any]()
 
@@ -36,8 +43,8 @@ class Stopper:
             signal.signal(number, before)
 
     def pauses(self) -> bool:
-        """True after SIGTERM, which a machine sends that goes down: the run is to go on in another life."""
-        return self.number == signal.SIGTERM
+        """True after a signal that pauses the run: SIGTERM, which a machine sends that goes down, and with --pause Ctrl-C."""
+        return self.number in self.pausing
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.reason, self.number = f"stopped by {signal.Signals(number).name}", number

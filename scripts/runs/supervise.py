@@ -27,12 +27,17 @@ LATER = 75  # exit code of a life that found no room on the disk, or that SIGTER
 
 
 def supervised(
-    life: Callable[[bool], int], say: Callable[[str], None], moved: Callable[[], object], wait: Callable[[float], object]
+    life: Callable[[bool], int],
+    say: Callable[[str], None],
+    moved: Callable[[], object],
+    wait: Callable[[float], object],
+    gone: Callable[[], str] = str,
 ) -> int:
     """Runs `life(resume)` in a process of its own, again and again until a life ends in good order. Returns its exit code.
 
     moved: returns another value if the run made progress since the last call. wait: sleeps for a number of seconds. say: prints
-    a line for a person. After a SIGINT or SIGTERM to this process there is no further life.
+    a line for a person. gone: why the run cannot go on ("its folder is gone"); "" if it can. After a SIGINT or SIGTERM to this
+    process there is no further life.
     """
     fruitless, pause, resume, told = 0, PAUSE[0], False, Told()
     while True:
@@ -43,6 +48,9 @@ def supervised(
         if told.number:
             return code if code == LATER else 128 + told.number
         why = f"was ended by {signal.Signals(-code).name}" if code < 0 else "broke down" if code == BROKEN else "finds no room"
+        if lost := gone():
+            say(f"the coordinator {why}, and cannot go on: {lost}")
+            return 1
         fruitless, pause = (0, PAUSE[0]) if moved() != before else (fruitless + (code != LATER), pause)
         if fruitless > MOST:
             say(f"the coordinator {why}, {fruitless} times in a row without a new row of metrics: given up")

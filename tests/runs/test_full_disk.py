@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,22 @@ import pytest
 
 import shoal
 from shoal.aggregators.fedavg import FedAvgServer
+from shoal.benchmarks.jobs import Still
 from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.events import Fold, Kept, Step, Stepped
+from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Finish, Fold, Kept, Step, Stepped
+from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.keeping.store import Store, newest
 from shoal.coordinator.learner import Broke, Intake, LearnerThread, Make
 from shoal.coordinator.reports import Progress, Report
+from shoal.coordinator.server import Outside, Server
 from shoal.faults.ramdisk import RamDisk
 from shoal.protocol.layout import Bundle
+from shoal.protocol.link import Arrival
 from shoal.protocol.messages import Contribute
 from shoal.protocol.work import Metrics, Task
 from shoal.runs.running import RunError
@@ -47,15 +53,16 @@ def recording(disk: RamDisk, retain: int = 0) -> Recording:
 class Life:
     """A learner's thread that makes its last step on a disk without room."""
 
-    def __init__(self, given_up: Callable[[], object] = bool) -> None:
+    def __init__(self, still: Still | None = None, given_up: Callable[[], object] = bool) -> None:
         self.disk, self.rung = RamDisk(), threading.Event()
         book = recording(self.disk)
         self.disk.fault = lambda call, path: errno.ENOSPC if call == "create" else 0
         self.learner = LearnerThread(
-            FedAvgServer(START), Inspector(), time.monotonic, recording=book, wake=self.rung.set, given_up=given_up
+            still or FedAvgServer(START), Inspector(), time.monotonic, recording=book, wake=self.rung.set, given_up=given_up
         )
         message = Contribute((0, 0), 0, 0, 1.0, START.layout.digest, False, {}, {}, 0.0, 0.0)
-        self.learner.put([Intake(Fold(Task(0, 0, (0,)), (0,), message, 0), START), Make(Step(1, 0, 0, last=True))])
+        intake = Intake(Fold(Task(0, 0, (0,)), (0,), message, 0), START)
+        self.learner.put([*([] if still else [intake]), Make(Step(1, 0, 0, last=True))])
 
     def until(self, kind: type) -> list[Any]:
         while not any(isinstance(one, kind) for one in list(self.learner.outcomes)):
@@ -83,6 +90,70 @@ def test_a_wait_for_room_ends_when_the_run_is_given_up_and_nothing_is_told_as_ma
     life.learner.finish()
     assert isinstance(told[-1].error, DiskTrouble)
     assert not any(isinstance(one, Stepped | Kept) for one in life.learner.outcomes)
+
+
+class Nobody:
+    """A wire that leads nowhere."""
+
+    address, inline = "nowhere", 0
+
+    def say(self, *_: object) -> str:
+        return ""
+
+    def flush(self) -> list[tuple[bytes, str]]:
+        return []
+
+    def drain(self) -> Iterator[Arrival]:
+        return iter(())
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_that_is_over_tells_that_its_learner_waits_for_room_before_it_waits(tmp_path: Path) -> None:
+    life = Life(Still(5))
+
+    class Making:
+        """An observer that makes room when it is told that there is none."""
+
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
+            pass
+
+        def moved(self, progress: Progress) -> None:
+            pass
+
+        def report(self, report: Report) -> None:
+            if report.kind == "disk":
+                self.told.append(report.text)
+                life.disk.fault = lambda call, path: 0
+
+    core = Core(Rounds(3), Goal(), Bounds(), now=time.monotonic())
+    alone = Outside(lambda: "all actors have ended")  # the learner, whom no person told to give up, waits on
+    layouts, seen = [START.layout], Making()
+    server = Server(
+        core,
+        Nobody(),
+        life.learner,
+        seen,
+        run="run",
+        host="",
+        welcome=b"",
+        layouts=layouts,
+        clock=time.monotonic,
+        outside=alone,
+    )
+    server.finished = Finish("all actors have ended", False)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    thread.join(30.0)
+    assert not thread.is_alive()
+    assert "until there is room; Ctrl-C ends the wait" in seen.told[0]
 
 
 def test_a_run_does_not_go_on_to_where_actors_drop_what_no_snapshot_holds() -> None:

@@ -163,6 +163,15 @@ def test_actors_join_a_coordinator_late_and_leave_when_it_is_done(start):
     assert late.child.wait(LIMIT) == 0
 
 
+def test_sigterm_ends_a_run_of_this_machine_in_good_order_with_exit_code_143(start, tmp_path):
+    run = start("simulate", "digits", "--actors", "1", "--run-dir", "run", "--json", *LONG)
+    rows = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: rows.exists() and rows.stat().st_size > 0)
+    run.child.send_signal(signal.SIGTERM)
+    assert run.result()["version"] > 0
+    assert run.child.returncode == 128 + signal.SIGTERM
+
+
 def test_an_actor_started_first_says_that_nobody_answers_and_keeps_trying(start, tmp_path):
     lonely = start("actor", f"ipc://{tmp_path}/nobody", "--name", "lonely")
     lonely.until(r"no answer from ipc://\S+ for [5-9] s; trying on")
@@ -328,13 +337,16 @@ def test_an_actor_without_the_job_says_so_in_one_line_and_the_run_goes_on_with_o
     assert "set aside" not in coordinator.said()
 
 
-def test_sigterm_of_a_coordinator_leaves_its_actors_waiting_and_ctrl_c_sends_them_home(start, tmp_path):
-    first = start("coordinator", "digits", "--bind", "tcp://127.0.0.1:*", "--run-dir", "run", *LONG)
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGTERM, ()), (signal.SIGINT, ("--pause",)), (signal.SIGINT, ("--pause", "--restart"))]
+)
+def test_a_coordinator_that_is_paused_leaves_its_actors_waiting_and_ctrl_c_sends_them_home(start, tmp_path, number, words):
+    first = start("coordinator", "digits", "--bind", "tcp://127.0.0.1:*", "--run-dir", "run", *words, *LONG)
     address = first.until(r"listening on (\S+);")[1]
     actor = start("actor", address)
     rows = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: rows.exists() and rows.stat().st_size > 0, lambda: f"a row: {first.said()}")
-    first.child.send_signal(signal.SIGTERM)
+    first.child.send_signal(number)
     assert first.child.wait(LIMIT) == 75
     size = rows.stat().st_size
     second = start("resume", "run", "--bind", address)

@@ -50,7 +50,13 @@ class Lives:
         return self.each[min(number, len(self.each) - 1)]()
 
     def run(self) -> int:
-        return supervised(self.live, self.said.append, lambda: self.rows.stat().st_size, self.waits.append)
+        return supervised(
+            self.live,
+            self.said.append,
+            lambda: self.rows.stat().st_size if self.rows.exists() else 0,
+            self.waits.append,
+            lambda: "" if self.rows.exists() else "its folder is gone",
+        )
 
 
 def killed() -> int:
@@ -94,6 +100,21 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert lives.run() == 0
     assert len(lives.waits) == 2 * MOST
     assert capfd.readouterr().err.startswith("shoal: [Errno 28] no room for the journal\n")
+
+
+@pytest.mark.parametrize("end", ["a full disk", "a signal"])
+def test_a_run_whose_folder_is_gone_has_no_other_life(tmp_path: Path, end: str) -> None:
+    def vanished() -> int:
+        lives.rows.unlink()
+        if end == "a signal":
+            return killed()
+        raise DiskTrouble(2, "no such folder")
+
+    lives = Lives(tmp_path, vanished)
+    assert lives.run() == 1
+    assert lives.lived() == ["new"]
+    [line] = lives.said
+    assert line.endswith("and cannot go on: its folder is gone")
 
 
 def test_a_users_mistake_ends_the_first_life_and_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
