@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from shoal.coordinator.deciding.events import (
@@ -84,6 +85,9 @@ class Row:
     greeting: int = 0
     spoke: bool = False
     stuck: bool = False
+    runs: tuple[int, ...] = ()  # task and attempt that its last Beat named, unless its result came since
+    free_at: float = -math.inf  # time when a result of a task that it was given came last
+    dropped: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=8))  # tasks and attempts taken back from it
     away: bool = False
     barred: bool = False
     settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
@@ -141,6 +145,7 @@ class Audit:
         self.blamed: set[TaskName] = set()  # tasks on which a death was blamed, and which have not been given out since
         self.folding: dict[TaskName, Taken] = {}
         self.pulled: dict[TaskName, Holding] = {}
+        self.took: dict[str, deque[float]] = {}  # kind -> seconds of work at its last tasks that came in
         self.changes = False
         self.heard = self.accepted = 0
         self.stops: set[bytes] = set()
@@ -293,13 +298,53 @@ class Audit:
         if row is None:
             return
         message, row.heard_at = envelope.message, self.core.facts.now
-        if isinstance(message, Have) and message.version == row.sent:
+        if isinstance(message, Have) and message.version == row.sent and row.under_way:
             row.under_way, row.held = False, message.version
+        for task in row.tasks if isinstance(message, Have) else ():
+            if not (holding := self.held[task]).ready and task[0] <= row.held:
+                holding.ready, holding.since = True, self.core.facts.now
+        if isinstance(message, OF_WORK):
+            self._result(row, message)
+        elif isinstance(message, Beat):
+            row.runs = message.runs
         if isinstance(message, OF_WORK) or (isinstance(message, Beat) and not message.runs):
             row.stuck = False
         row.settled = row.settled or isinstance(message, OF_MORE)
         row.spoke = row.spoke or not isinstance(message, Hello)
         self.heard += isinstance(message, Contribute) and not self._goes_on(event)
+
+    def _result(self, row: Row, message: Contribute | Failed) -> None:
+        """Note that the worker is free for its next task, if this is the first word of a result of a task that it was given."""
+        what, task = (*message.task, message.attempt), message.task
+        row.runs = () if row.runs == what else row.runs
+        holding = self.held.get(task)
+        mine = holding is not None and (holding.session, holding.attempt) == (row.actor.session, message.attempt)
+        if holding and mine and not holding.briefing:
+            if task in self.folding or task in self.pulled or holding.owed:
+                return
+            holding.took = self.core.facts.now - max(holding.since, row.free_at)
+        elif what in row.dropped:
+            row.dropped.remove(what)
+        else:
+            return
+        row.free_at = self.core.facts.now
+
+    def limit(self, kind: str) -> float:
+        """The longest time of a task of this kind; 0: no limit."""
+        bounds, took = self.setting.bounds, self.took.get(kind, ())
+        if bounds.lease >= 0:
+            return bounds.lease
+        return max(bounds.floor, 10 * median(took)) if len(took) >= 3 else bounds.first
+
+    def at_it(self, row: Row) -> TaskName | None:
+        """The task that an actor's worker is at, as far as the coordinator can know: the task that its Beat named, or the first
+        of those that it can have begun. None: it is at none of its tasks."""
+        begun = [task for task in sorted(row.tasks) if task not in self.folding and task not in self.pulled]
+        begun = [task for task in begun if not ((one := self.held[task]).briefing or one.owed or one.left)]
+        begun = [task for task in begun if task[0] <= row.held and not row.stuck]
+        if row.runs:
+            return next((task for task in begun if (*task, self.held[task].attempt) == row.runs), None)
+        return min(begun, key=lambda task: self.held[task].since, default=None)
 
     def _goes_on(self, event: Heard) -> bool:
         """Whether the event is a contribution whose arrays are on their way, or with the learner already."""
@@ -439,7 +484,8 @@ class Audit:
             wrong(f"task {task} is given out at version {self.core.facts.version}")
         if task[0] > self.newest_task:
             self.newest_task, self.round_at = task[0], self.core.facts.now
-        self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone)
+        ready = task[0] <= row.held
+        self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone, ready=ready)
         row.tasks.add(task)
         if row.stuck:
             wrong(f"task {task} goes to an actor that hangs")
@@ -456,11 +502,25 @@ class Audit:
             wrong(f"task {task} is taken from one that does not have it")
         if holding.owed:
             self._recalled(task, holding)
-        if isinstance(self.event, Tick | Stalled) and not holding.owed:
+        if isinstance(self.event, Tick) and not holding.owed:
+            self._overdue(row, task, holding)
+        elif isinstance(self.event, Stalled):
             self._fault(task, holding)
-        began = task[0] <= row.held and not holding.owed and not holding.left
-        row.stuck = row.stuck or (isinstance(self.event, Tick) and began)
+        row.dropped.append((*task, holding.attempt))
         self._end(task, holding)
+
+    def _overdue(self, row: Row, task: TaskName, holding: Holding) -> None:
+        """Check that a task is taken back because its own time is up, or because its actor hangs in another; a fault only of
+        the task that the worker is at."""
+        took, limit = self.core.facts.now - max(holding.since, row.free_at), self.limit(holding.told[0])
+        at = self.at_it(row)
+        if not row.stuck and (at not in (None, task) or not took > limit > 0):
+            wrong(f"task {task} is late after {took} s of {limit} s, and its actor is at {at}")
+        if at == task:
+            self._fault(task, holding)
+        elif holding.alone:
+            self.blamed.add(task)  # it is still to be tried alone
+        row.stuck = row.stuck or (task[0] <= row.held and not holding.left)
 
     def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
         self._only_own(session)
@@ -662,6 +722,8 @@ class Audit:
         if not event.whole:
             wrong(f"{message} goes to the learner without its arrays")
         self.pulled.pop(task, None)
+        if holding.took >= 0:
+            self.took.setdefault(holding.told[0], deque(maxlen=99)).append(holding.took)
         self.folding[task] = taken = Taken(
             task, holding, row.actor, effect.onto, message.steps, product if holding.counts else None
         )

@@ -42,6 +42,8 @@ class Holding:
     since: float
     handout: Handout | None = None
     briefing: bool = False  # the learner makes the task's brief
+    ready: bool = False  # weights that the task can be done from are with its actor
+    took: float = -1.0  # seconds of work until its result came; -1 before that
     left: int = 0  # bytes of the task's brief that are still to come
     alone: bool = False  # a death was blamed on the task, and it is tried alone
     owed: Taken | None = None  # the contribution that an earlier life acknowledged, and did not keep

@@ -83,14 +83,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
     ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
-    oldest = min(
-        (
-            held.since
-            for task, held in audit.held.items()
-            if not (held.owed or held.briefing or task in audit.folding or task in audit.pulled)
-        ),
-        default=core.facts.now,
-    )
+    acted = ticks and core.look_at == core.facts.now + LOOK  # a limit that follows may have become shorter since the last such
+    late = max((_late(audit, task) for task in audit.held), default=0.0)
     borne = [row for row in audit.rows.values() if row.away or not (bounds.watched and (row.tasks or row.actor.runs))]
     silent = max((core.facts.now - row.heard_at for row in borne), default=0.0)
     shares = Counter(roster.homes.values())
@@ -107,7 +101,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
-        "seconds of a lease": (core.facts.now - oldest, bounds.lease + LOOK if bounds.lease and ticks else math.inf),
+        "seconds beyond a lease": (late, LOOK if bounds.lease and acted else math.inf),
         "seconds of silence": (silent, bounds.patience_for(len(roster)) + LOOK if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
@@ -115,6 +109,16 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
         "bytes retained": (max(one.session.retained_bytes for one in lives), bounds.retain),
     }
+
+
+def _late(audit: Audit, task: TaskName) -> float:
+    """Seconds by which a task's time is over; 0 if it has a result, waits behind another at its actor, or has no limit."""
+    holding = audit.held[task]
+    if holding.owed or holding.briefing or task in audit.folding or task in audit.pulled:
+        return 0.0
+    row, limit = audit.rows[holding.session], audit.limit(holding.told[0])
+    waits = audit.at_it(row) not in (None, task)
+    return 0.0 if waits or not limit else audit.core.facts.now - max(holding.since, row.free_at) - limit
 
 
 def _retained(life: Life) -> list[TaskName]:

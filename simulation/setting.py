@@ -176,6 +176,11 @@ class Setting:
         return self.bounds.attempts == UNLIMITED
 
     @property
+    def limited(self) -> bool:
+        """Whether a task that hangs has a limit in any case."""
+        return self.bounds.lease > 0 or (self.bounds.lease < 0 and self.bounds.first > 0)
+
+    @property
     def exact(self) -> bool:
         """Whether every life of the coordinator must make the same weights of a version."""
         return not self.schedule.streams and not self.schedule.deadline and self.unlimited
@@ -210,7 +215,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         step=rng.choice((0.002, 0.002, 0.02, 0.3)),
         fold=rng.choice((0.003, 0.1)),
         heal_at=seconds * rng.uniform(0.6, 1.2),
-        within=40.0 + 10 * (bounds.patience + bounds.lease) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
+        within=40.0 + 10 * (bounds.patience + _longest(bounds)) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
         rests=schedule.seed % 4 == 1,
@@ -253,8 +258,9 @@ def _schedule(rng: Random) -> Schedule:
 def _bounds(rng: Random, schedule: Schedule, pace: float, delay: float, actors: int) -> Bounds:
     sticky = not schedule.streams and not schedule.summed
     ahead = rng.choice((1, 2, 2, 3))
-    enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds; a shorter lease is too short
-    return Bounds(
+    one = pace * (3 if schedule.summed else 1) + 2 * delay + 0.5  # seconds; a shorter lease is too short for one task
+    enough = ahead * pace * (3 if schedule.summed else 1) + 2 * delay + 0.5
+    bounds = Bounds(
         ahead=ahead,
         most=rng.choice((0, 0, 4, 12)),
         stock=rng.choice((0.01, 0.5)),
@@ -268,6 +274,14 @@ def _bounds(rng: Random, schedule: Schedule, pace: float, delay: float, actors: 
         quarantine=rng.choice((0.5, 2.0)),
         back=rng.choice((0.3, 1.0, 2.0)),
     )
+    if bounds.lease or schedule.seed % 3 == 0:
+        return bounds
+    return replace(bounds, lease=-1.0, floor=one, first=4 * one * (schedule.seed % 3 == 1))  # no draw of its own
+
+
+def _longest(bounds: Bounds) -> float:
+    """The longest lease that is to be expected, in seconds."""
+    return bounds.lease if bounds.lease >= 0 else max(bounds.first, 10 * bounds.floor)
 
 
 def _weather(rng: Random, delay: float, seconds: float) -> Weather:

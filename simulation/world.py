@@ -154,8 +154,8 @@ class World:
         self._restart(None)
         self._healed_version = self.newest()
         self.audit.served.clear()
-        bear = self.setting.bounds.lease > 0 and any(life.honest and not life.gone and not life.hangs for life in self.lives)
-        holds = self.setting.unlimited or not self.setting.bounds.lease  # a liar may hold a task for ever, also in silence
+        bear = self.setting.limited and any(life.honest and not life.gone and not life.hangs for life in self.lives)
+        holds = self.setting.unlimited or not self.setting.limited  # a liar may hold a task for ever, also in silence
         for life in list(self.lives):
             life.thaw()
             if life.gone or (life.hangs and not bear) or (not life.honest and holds):

@@ -27,16 +27,14 @@ class Goal:
         return " or ".join(said) or "no end"
 
 
-FLOOR = 60.0  # shortest lease that follows what tasks took, in seconds
-
-
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The bounds that a run sets its actors. Times in seconds.
 
     ahead: tasks that an actor holds at once, so that it starts the next while the last result is on its way; up to `most` if
     `ahead` tasks last for less than `stock` seconds. attempts: times that a task is given out before it is set aside. lease:
-    longest time of one attempt (0: no limit; below 0: see Facts.limit).
+    longest time of one attempt (0: no limit; below 0: see Facts.limit). floor, first: of a lease below 0, the shortest, and the
+    lease before three tasks of a kind have come in (0: no limit).
     beat, patience: shortest silence before a Beat, and before the other side is
     given up (`beat_for`, `patience_for`). quiet: time without progress before a warning. sticky: a client stays with the actor
     that plays it (its environments live there). summed: actors send one sum over a task's clients; exact: the sum is of whole
@@ -54,6 +52,8 @@ class Bounds:
     stock: float = 0.01
     attempts: int = 3
     lease: float = 0.0
+    floor: float = 60.0
+    first: float = 0.0
     beat: float = 0.25
     patience: float = 10.0
     quiet: float = 5.0
@@ -73,7 +73,7 @@ class Bounds:
     @property
     def stall(self) -> float:
         """Return the longest time without a piece of a contribution that is fetched (0: no limit)."""
-        return self.lease if self.lease >= 0 else FLOOR
+        return self.lease if self.lease >= 0 else self.floor
 
     def beat_for(self, actors: int) -> float:
         """Return the seconds of silence before either side says Beat: all actors together say at most 2,000 Beats a second."""

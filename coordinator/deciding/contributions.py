@@ -25,6 +25,7 @@ SETUP = "setup"  # stage of a failure before any task, which an actor of another
 
 def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, whole: bool) -> Iterator[Effect]:
     lease = _lease(facts, actor, message)
+    _free(facts, actor, message, lease)
     if lease is None:
         yield _repeat(facts, actor, message)
         return
@@ -53,12 +54,27 @@ def fetch(facts: Facts, actor: Actor, lease: Lease, message: Contribute) -> Iter
 
 def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto: int) -> Iterator[Effect]:
     lease.done = message
-    facts.ledger.took.setdefault(lease.task.kind, deque(maxlen=99)).append(facts.now - lease.since)
+    if lease.took >= 0:
+        facts.ledger.took.setdefault(lease.task.kind, deque(maxlen=99)).append(lease.took)
     _pace(facts, actor, message)
     facts.ledger.take(lease, onto)
     facts.moved_at = facts.now
     lease.brief = None
     yield Fold(lease.task, lease.clients, message, onto, lease.session, lease.promise is not None)
+
+
+def _free(facts: Facts, actor: Actor, message: Contribute | Failed, lease: Lease | None) -> None:
+    """Begin the time of the actor's next task if this is a result of its worker, heard for the first time. Each task that it
+    was given counts once, so no actor can put off the limits of its tasks with results that nobody asked for."""
+    if lease is not None:
+        if lease.folding or lease.pulled or lease.promise:
+            return
+        lease.took = facts.now - max(lease.since, actor.free_at)
+    elif (what := (*message.task, message.attempt)) in actor.dropped:
+        actor.dropped = tuple(one for one in actor.dropped if one != what)
+    else:
+        return
+    actor.free_at = facts.now
 
 
 def _onto(facts: Facts, lease: Lease) -> int:
@@ -157,6 +173,7 @@ def unfit(facts: Facts, task: TaskName, reason: str) -> Iterator[Effect]:
 
 def failed(facts: Facts, actor: Actor, message: Failed) -> Iterator[Effect]:
     lease = _lease(facts, actor, message)
+    _free(facts, actor, message, lease)
     if lease is None or lease.folding:
         yield _again(facts, actor, message)
         return

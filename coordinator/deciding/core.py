@@ -147,6 +147,7 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
             return ()
         case Have(version):
             facts.roster.arrived(actor, version, facts.version)
+            patience.ready(facts, actor)
             return ()
         case Failed():
             patience.unstick(facts, actor)

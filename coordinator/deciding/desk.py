@@ -12,7 +12,7 @@ from dataclasses import replace
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, Lease
-from shoal.coordinator.deciding.roster import Actor, Waiting
+from shoal.coordinator.deciding.roster import DROPPED, Actor, Waiting
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
 from shoal.protocol.errors import UserError
@@ -73,7 +73,7 @@ def _give(facts: Facts, actor: Actor, one: Waiting) -> Effect:
     task = one.task
     clients = task.clients or (actor.number,)  # a task without clients is for the actor's own environments
     attempt = facts.epoch * TRIES + one.given + 1
-    lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone)
+    lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone, task.version <= actor.held)
     facts.ledger.leases[lease.name] = lease
     facts.roster.burden(actor, lease.name)
     if facts.bounds.briefs:
@@ -95,6 +95,7 @@ def briefed(facts: Facts, event: Briefed) -> Iterator[Effect]:
         return  # the task is done, or another's
     lease.briefing = False
     facts.ledger.renew(lease, facts.now)
+    lease.given_at = facts.now
     if event.layout:
         lease.brief, lease.nbytes, lease.left = event, event.arrays.nbytes, event.arrays.nbytes
     yield tell(facts, facts.roster.actors[lease.session], lease)  # an actor that is away is told again when it comes back
@@ -146,6 +147,7 @@ def revoke(facts: Facts, lease: Lease) -> Iterator[Effect]:
     """Tell the lease's actor that it may stop; a contribution that still comes is stale."""
     if actor := facts.roster.actors.get(lease.session):
         unburden(facts, actor, lease.name)
+        actor.dropped = (*actor.dropped, (*lease.name, lease.attempt))[-DROPPED:]
         yield facts.say(actor, Cancel(lease.name))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from shoal.coordinator.deciding.bounds import FLOOR, Bounds, Goal
+from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Effect, Finish, Send
 from shoal.coordinator.deciding.farewell import Farewell
 from shoal.coordinator.deciding.ledger import Ledger
@@ -48,12 +48,12 @@ class Facts:
             self.ledger.promise(promise, now)
 
     def limit(self, kind: str) -> float:
-        """Return the longest time of one attempt at a task of this kind, in seconds; 0: no limit, or none is known yet. If the
-        lease follows what tasks took, it is ten times the median of the last 99 of the kind, and at least FLOOR."""
+        """Return the longest time of one attempt at a task of this kind, in seconds; 0: no limit. If the lease follows what
+        tasks took, it is ten times the median of the last 99 of the kind, and at least `floor`; `first` before three are in."""
         took = self.ledger.took.get(kind, ())
         if self.bounds.lease >= 0:
             return self.bounds.lease
-        return max(FLOOR, 10 * median(took)) if len(took) >= 3 else 0.0
+        return max(self.bounds.floor, 10 * median(took)) if len(took) >= 3 else self.bounds.first
 
     def starves(self) -> bool:
         """Return whether the learner makes no step and holds none for the next; it may hold contributions for later ones."""

@@ -27,7 +27,9 @@ class Lease:
     """A task given to an actor.
 
     attempt: differs between all leases of a task, in all lives of the coordinator. since: the time, in seconds, from
-    which its limit counts; given_at: the time at which it was given. faults, alone: as in Waiting.
+    which its limit counts, unless its actor was free later (`Actor.free_at`); given_at: the time at which it was given. ready:
+    weights that it can be done from are with its actor. took: seconds of work until its result came; -1 before that. faults,
+    alone: as in Waiting.
     done: the contribution that is with the learner; onto: version that `done` builds on, -1 before that. pulled: the task is
     done, and its arrays are on their way or wait for room here: nbytes in all, of which `left` are still to come. briefing:
     the learner makes the brief, and the actor has not heard of the task. brief: the brief made; until the task is done, nbytes
@@ -42,6 +44,8 @@ class Lease:
     since: float
     faults: int = 0
     alone: bool = False
+    ready: bool = False
+    took: float = -1.0
     onto: int = -1
     done: Contribute | None = None
     pulled: bool = False
@@ -113,7 +117,7 @@ class Ledger:
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
     returned: deque[Waiting] = field(default_factory=deque)
-    took: dict[str, deque[float]] = field(default_factory=dict)  # kind -> seconds of its last tasks that came in
+    took: dict[str, deque[float]] = field(default_factory=dict)  # kind -> seconds of work at its last tasks that came in
     later: list[Waiting] = field(default_factory=list)  # returned tasks of versions that are still to come
     parked: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -202,7 +206,7 @@ class Ledger:
 
     def note(self, lease: Lease, word: str, now: float, totals: Totals = NONE) -> None:
         """Note what became of a lease, for the plan."""
-        self.news.append(Outcome(lease.task, word, now - lease.since, totals))
+        self.news.append(Outcome(lease.task, word, now - lease.given_at, totals))
 
     def judge(self, session: bytes, verdict: Verdict) -> None:
         """Count and remember the one verdict on a contribution, so that a repeat gets the same."""

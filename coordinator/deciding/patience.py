@@ -56,32 +56,63 @@ def _computes(facts: Facts, actor: Actor) -> bool:
     return facts.bounds.watched and not actor.away and bool(actor.runs or membership.suspects(facts, actor))
 
 
+def ready(facts: Facts, actor: Actor) -> None:
+    """Begin the time of the actor's tasks that waited for the weights that it holds now."""
+    for name in actor.tasks:
+        lease = facts.ledger.leases[name]
+        if not lease.ready and name[0] <= actor.held:
+            lease.ready = True
+            facts.ledger.renew(lease, facts.now)
+
+
 def _expire(facts: Facts) -> Iterator[Effect]:
-    """Take back the leases whose time is up."""
+    """Take back the leases whose time is up. A task is to blame only if its actor can have begun it. The tasks that wait
+    behind it go to other actors at once, and are not to blame."""
     for lease in _late(facts):
+        if facts.ended or facts.ledger.leases.get(lease.name) is not lease:
+            continue  # it waited behind another, and is with another actor by now
+        actor = facts.roster.actors[lease.session]
+        blamed = bool(membership.suspects(facts, actor))
         yield from _stick(facts, lease)
-        yield from overdue(facts, lease, f"no result within its lease of {facts.limit(lease.task.kind):g} s")
+        behind = [facts.ledger.leases[name] for name in sorted(actor.tasks) if actor.stuck and name != lease.name]
+        behind = [one for one in behind if not (one.folding or one.pulled or one.promise)]
+        others = f"; waiting behind it, and given to others: {len(behind)}" * bool(behind)
+        why = f"no result within its lease of {facts.limit(lease.task.kind):g} s"
+        yield from overdue(facts, lease, f"{why}{others}", blamed=blamed)
+        for one in behind if not facts.ended else ():
+            yield from desk.revoke(facts, one)
+            yield from desk.take_back(facts, one, f"{actor.name} hangs in another task", fault=False, alone=one.alone)
 
 
 def _late(facts: Facts) -> list[Lease]:
-    """Return the leases whose time is up, oldest first, because leases are kept in the order they were given. A lease whose
-    contribution waits here or with the learner is not late, and must not hide others."""
+    """Return the leases whose time is up, oldest first, because leases are kept in the order in which their time began. A lease
+    whose contribution waits here or with the learner is not late, and must not hide others; neither is a lease that waits
+    behind another task at its actor, because that task has a limit of its own."""
     late: list[Lease] = []
-    limits = {kind: limit for kind in facts.ledger.took if (limit := facts.limit(kind))}
-    shortest = facts.bounds.lease if facts.bounds.lease > 0 else min(limits.values(), default=math.inf)
+    limits = {kind: facts.limit(kind) for kind in facts.ledger.took}
+    usual = facts.bounds.lease if facts.bounds.lease > 0 else facts.bounds.first
+    shortest = min((limit for limit in (*limits.values(), usual) if limit > 0), default=math.inf)
     for lease in facts.ledger.leases.values():
-        if (took := facts.now - lease.since) <= shortest:
+        if facts.now - lease.since <= shortest:
             break
-        limit = limits.get(lease.task.kind, facts.bounds.lease)
-        if took > limit > 0 and not (lease.folding or lease.pulled or lease.briefing or lease.promise):
-            late.append(lease)
+        if not (lease.folding or lease.pulled or lease.briefing or lease.promise):
+            actor, limit = facts.roster.actors[lease.session], limits.get(lease.task.kind, usual)
+            if facts.now - max(lease.since, actor.free_at) > limit > 0 and not _waits(facts, actor, lease):
+                late.append(lease)
     return late
 
 
-def overdue(facts: Facts, lease: Lease, why: str) -> Iterator[Effect]:
+def _waits(facts: Facts, actor: Actor, lease: Lease) -> bool:
+    """Return whether the actor's worker is, most probably, at another of its tasks."""
+    begun = membership.suspects(facts, actor)
+    return bool(begun) and begun[0] != lease.name
+
+
+def overdue(facts: Facts, lease: Lease, why: str, *, blamed: bool = True) -> Iterator[Effect]:
+    """Take a task back from its actor. blamed: the task may be the reason, and its count of faults rises."""
     yield Report("late", f"task {lease.name}: {why}", "warning")
     yield from desk.revoke(facts, lease)
-    yield from desk.take_back(facts, lease, why)
+    yield from desk.take_back(facts, lease, why, fault=blamed, alone=lease.alone and not blamed)
 
 
 def _stick(facts: Facts, lease: Lease) -> Iterator[Effect]:
@@ -139,14 +170,16 @@ def waiting_for(facts: Facts, most: int = 5) -> list[str]:
 
 def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     """Return a line on a task that is out, and on the arrays under way for it."""
-    limit = 0.0 if lease.briefing else facts.limit(lease.task.kind)
-    line = f"{actor.name}, on task {lease.name}, for {facts.now - lease.since:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
+    limit, began = 0.0 if lease.briefing else facts.limit(lease.task.kind), max(lease.since, actor.free_at)
+    line = f"{actor.name}, on task {lease.name}, for {facts.now - began:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
     if lease.briefing:
         return f"{line}: the learner, which makes its brief"
     if lease.pulled or lease.left:
         return f"{line}: {'its arrays' if lease.pulled else 'its brief'}, {to_go(lease.left, lease.nbytes)}"
     if actor.under_way and lease.task.version > actor.held:
         return f"{line}: weights {actor.sent} on their way to it"
+    if _waits(facts, actor, lease):
+        return f"{actor.name}, on task {lease.name}, which waits behind another task there"
     silence, unheard = _silence(facts, actor), max(1.0, BEATS * facts.bounds.beat_for(len(facts.roster)))
     busy = silence > unheard and _computes(facts, actor)
     if busy:

@@ -7,6 +7,7 @@ which are behind, which has been silent longest), so that an answer costs the sa
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from shoal.coordinator.deciding.plans import Seat
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Task
+
+DROPPED = 8  # tasks taken back from an actor that are remembered: its worker may be at any of so many
 
 
 class Waiting(NamedTuple):
@@ -48,6 +51,8 @@ class Actor:
     runs: tuple[int, ...] = ()  # (version, index, attempt) of the task that its last Beat named, unless it came since
     progress: int = 0
     capacity: int = 0  # tasks that the actor may hold
+    free_at: float = -math.inf  # time when a result of the actor came last: no task that waits here began before
+    dropped: tuple[tuple[int, ...], ...] = ()  # (version, index, attempt) of the last tasks taken back, without a result so far
     pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
     stuck: bool = False  # a lease of the actor ran out, and its worker has said nothing since
     away: bool = False  # the actor's connection was lost, and the actor may come back over another

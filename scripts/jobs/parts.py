@@ -55,7 +55,8 @@ class Bearing:
     lease: float = option(
         -1.0,
         "seconds that a task may take (0: no limit; -1: ten times the median of what tasks of its kind took, at least 60)",
-        least=-1,
+        least=0,
+        also=(-1.0,),
     )
     on_failure: str = option("continue", "what the run does when a task has failed three times", choices=("continue", "stop"))
     strikes: int = option(

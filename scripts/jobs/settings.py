@@ -50,7 +50,8 @@ ALSO: Mapping[str, str] = {
 @dataclass(frozen=True, slots=True)
 class Range:
     """The values that a setting may have: numbers from `least` to `most`, both included; above `above`; below `below`; or one
-    of `choices`. about: the meaning, in one line. default: the value of a setting that nobody gave.
+    of `choices`. also: numbers outside of these bounds that have a meaning of their own. about: the meaning, in one line.
+    default: the value of a setting that nobody gave.
 
     own: a user's function or object may take the place of a name from `choices`. of: name -> values: the setting has an effect
     only if another setting, `name`, has one of `values`; with several names, one of them is enough.
@@ -63,6 +64,7 @@ class Range:
     above: float = -math.inf
     below: float = math.inf
     choices: tuple[str, ...] = ()
+    also: tuple[float, ...] = ()
     own: bool = False
     of: Mapping[str, tuple[str, ...]] | None = None
 
@@ -70,12 +72,14 @@ class Range:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         bounds = {"from": self.least, "above": self.above, "to": self.most, "below": self.below}
-        return " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)) or "any"
+        within = " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)) or "any"
+        return within + "".join(f", or {one:g}" for one in self.also)
 
     def holds(self, value: Any) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
-        return math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
+        within = math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
+        return within or value in self.also
 
 
 def option(default: Any, about: str, **bounds: Any) -> Any:

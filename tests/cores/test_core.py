@@ -1015,6 +1015,106 @@ def test_what_is_with_the_learner_hides_no_lease_that_ends() -> None:
     assert run.told("late") == ["task (0, 1): no result within its lease of 5 s"]
 
 
+def queued(lease: float, **bounds: Any) -> Run:
+    """Actor a is at the first of its two tasks and says so; b has finished its own."""
+    run = Run(Stream(9, 9), Bounds(ahead=2, lease=lease, patience=1e6, **bounds)).join("a").hear("a", Have(0))
+    first = run.work("a")
+    return run.hear("a", Beat(0, runs=(*first.task, first.attempt)))
+
+
+def test_a_task_that_waits_behind_another_is_not_late() -> None:
+    run = queued(5.0).tick(after=4.0)
+    behind = list(run.tasks["a"])[1]
+    run.send("a").tick(after=4.0)  # 8 s after it was given, and its actor began it 4 s ago
+    assert run.told("late") == []
+    assert behind in run.core.facts.ledger.leases
+    assert run.tick(after=1.1).told("late") == [f"task {behind}: no result within its lease of 5 s"]
+
+
+def test_tasks_behind_a_task_that_hangs_go_to_others_at_once_and_are_not_to_blame() -> None:
+    run = queued(5.0).tick(after=3.0).join("b").hear("b", Have(0))
+    run.tick(after=2.1)
+    assert run.told("late") == ["task (0, 0): no result within its lease of 5 s; waiting behind it, and given to others: 1"]
+    assert names(run.said("a", Cancel)) == [(0, 0), (0, 1)]
+    waiting = {lease.name: lease.faults for lease in run.core.facts.ledger.leases.values()}
+    waiting |= {one.task.name: one.faults for one in run.core.facts.ledger.returned}
+    assert (waiting[0, 0], waiting[0, 1]) == (1, 0)
+    assert run.all(Evict) == [Evict(b"a")]
+
+
+def test_of_a_silent_actor_the_first_task_is_late_and_the_others_are_not_to_blame() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=3, lease=5.0, patience=60.0)).join("a").hear("a", Have(0)).tick(after=5.1)
+    assert [text[:11] for text in run.told("late")] == ["task (0, 0)"]
+    assert [one.faults for one in run.core.facts.ledger.returned] == [1, 0, 0]
+
+
+def test_a_short_kind_behind_a_long_one_waits_for_it() -> None:
+    run = queued(-1.0, floor=10.0)
+    behind = list(run.tasks["a"])[1]
+    lease = run.core.facts.ledger.leases[behind]
+    lease.task = replace(lease.task, kind="short")
+    run.core.facts.ledger.took.update({"short": deque([0.1] * 9), "train": deque([100.0] * 9)})
+    assert run.tick(after=900.0).told("late") == []
+    assert run.send("a").tick(after=9.0).told("late") == []
+    assert run.tick(after=1.1).told("late")[0].startswith(f"task {behind}: no result within its lease of 10 s")
+
+
+def test_the_lease_follows_the_work_and_not_the_time_in_a_queue() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=3, lease=-1.0, patience=1e6)).join("a").hear("a", Have(0))
+    for _ in range(3):
+        run.tick(after=20.0).send("a")
+    assert list(run.core.facts.ledger.took["train"]) == [20.0, 20.0, 20.0]  # and not 20, 40, 60
+
+
+def test_the_time_of_arrays_on_their_way_is_not_time_of_work() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=1e6)).join("a")
+    run.tick(after=4.0).hear("a", Have(0))  # the weights took 4 s to come
+    assert run.tick(after=4.0).told("late") == []
+    done = run.work("a", nbytes=10)
+    run.event(Heard(b"a", Envelope(run.sessions["a"], run.core.facts.epoch, done), whole=False))
+    run.event(Heard(b"a", Envelope(run.sessions["a"], run.core.facts.epoch, done)), after=30.0)
+    assert list(run.core.facts.ledger.took["train"]) == [4.0]
+
+
+def test_weights_that_do_not_come_are_no_fault_of_the_task() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a")
+    for _ in range(4):
+        run.tick(after=5.1)
+    assert run.core.facts.ledger.counts.aside == 0
+    assert [lease.faults for lease in run.core.facts.ledger.leases.values()] == [0]
+
+
+def test_a_task_behind_one_that_was_taken_back_is_not_to_blame() -> None:
+    run = Run(Rounds(4, quorum=1, deadline=3.0), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a", "b")
+    run.hear("a", Have(0)).hear("b", Have(0))
+    taken = run.work("a")
+    at_it = Beat(0, runs=(*taken.task, taken.attempt))
+    run.hear("a", at_it).contribute("b").tick(after=3.1).step()
+    assert taken.task not in run.core.facts.ledger.leases
+    run.hear("a", Have(1)).hear("a", at_it).contribute("b", "b", "b").tick(after=4.0)
+    run.hear("a", taken)  # only now has its worker begun the task of this round
+    assert run.tick(after=4.0).told("late") == []
+    run.hear("a", taken).hear("a", taken).tick(after=1.1)  # repeats put nothing off
+    assert len(run.told("late")) == 1
+
+
+def test_a_worker_that_stays_at_a_task_that_was_taken_back_hangs_and_the_next_task_is_not_to_blame() -> None:
+    run = Run(Rounds(4, quorum=1, deadline=3.0), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a", "b")
+    run.hear("a", Have(0)).hear("b", Have(0))
+    taken = run.work("a")
+    at_it = Beat(0, runs=(*taken.task, taken.attempt))
+    run.hear("a", at_it).contribute("b").tick(after=3.1).step()
+    run.hear("a", Have(1)).hear("a", at_it).hear("b", Have(1)).tick(after=4.0).contribute("b").tick(after=1.1)
+    assert run.all(Evict) == [Evict(b"a")]
+    out = [*run.core.facts.ledger.leases.values(), *run.core.facts.ledger.returned]
+    assert [one.faults for one in out] == [0]
+
+
+def test_a_limit_before_three_tasks_are_known_can_be_set() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=-1.0, first=600.0, patience=1e6)).join("a").hear("a", Have(0))
+    assert [bool(run.tick(after=seconds).told("late")) for seconds in (599.0, 1.1)] == [False, True]
+
+
 # Sticky clients
 
 
@@ -1093,9 +1193,9 @@ def test_whom_the_run_waits_for_is_told_and_since_when() -> None:
     assert run.told("waiting") == ["nothing moves: waiting for a, on task (0, 0), for 7 s: weights 0 on their way to it"]
     run.hear("a", Have(0)).tick(after=6.0)
     assert run.told("waiting") == [
-        "nothing moves: waiting for a, on task (0, 0), for 13 s: starting (it has finished no task yet)"
+        "nothing moves: waiting for a, on task (0, 0), for 6 s: starting (it has finished no task yet)"
     ]
-    assert waiting_for(run.hear("a", Beat(1)).core.facts) == ["a, on task (0, 0), for 13 s"]
+    assert waiting_for(run.hear("a", Beat(1)).core.facts) == ["a, on task (0, 0), for 6 s"]
     run.contribute("a").tick(after=6.0)
     assert run.told("waiting") == ["nothing moves: waiting for the learner, on the step to version 1, for 6 s"]
 

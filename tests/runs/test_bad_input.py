@@ -74,6 +74,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate digits lr=-1", "lr=-1", "allowed is above 0"),
         ("simulate digits lr=nan", "lr=nan", "above 0"),
         ("simulate digits lr=abc", "lr=abc", "a number, above 0"),
+        ("simulate digits lease=-0.3", "lease=-0.3", "allowed is from 0, or -1"),
+        ("simulate cartpole lease=-2", "lease=-2", "allowed is from 0, or -1"),
         ("simulate digits rounds=0", "rounds=0", "allowed is from 1"),
         ("simulate digits rounds=1.5", "rounds=1.5", "a whole number, from 1"),
         ("simulate digits momentum=1", "momentum=1", "from 0 below 1"),
