@@ -79,7 +79,8 @@ class Staging:
         self.keys.append((task.clients, contribution.made_from, task.version, task.index))
 
     def batch(self) -> Batch:
-        """Everything folded, which is then forgotten. Ordered by client, version, task: the order of arrival changes no bit."""
+        """Return the folded trajectories, and forget them. Ordered by client, version, task: the order of arrival changes no
+        bit."""
         if not self.keys:
             raise ValueError("a step needs at least one trajectory; fold one in first")
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)

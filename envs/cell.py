@@ -1,4 +1,4 @@
-"""One environment's life in a process of its own: its commands, its answers, and their bytes.
+"""The life of an environment in a process of its own: its commands, its answers, and their bytes.
 
 The one idea: a command and an answer are one row each of a numpy dtype that follows from the spaces. Both ends derive the
 dtypes before the first byte crosses, so no byte has to be interpreted, and no object is ever pickled.

@@ -183,7 +183,7 @@ class Isolated:
 
 
 class _Hold:
-    """This side's ends of the two sockets to one process: the channel, for commands and answers, and the leash."""
+    """The parent's ends of the two sockets to one process: the channel, for commands and answers, and the leash."""
 
     def __init__(self, hatchery: Hatchery, seed: int, clock: Clock) -> None:
         self.channel, theirs = socket.socketpair()

@@ -91,7 +91,7 @@ def ignored_label(loss: Loss) -> int | None:
 
 
 def over_classes(loss: Loss) -> bool | None:
-    """Whether a loss of torch's is over classes; None for a loss of the user's own, which may be."""
+    """Return whether a loss of torch's is over classes; None for a loss of the user's own, which may be."""
     while isinstance(loss, partial):
         loss = loss.func
     kind = loss if hasattr(loss, "__name__") else type(loss)
@@ -123,8 +123,8 @@ class Tally:
             self.truths.append(y)
 
     def _scores(self, logits: Tensor, y: Tensor) -> bool:
-        """Whether the logits are scores of classes, on axis 1, as cross entropy has them. A loss of the user's own over more
-        axes may have the classes elsewhere."""
+        """Return whether the logits are scores of classes, on axis 1, as cross entropy has them. A loss of the user's own over
+        more axes may have the classes elsewhere."""
         if self.ignored is None or y.is_floating_point() or not (self._sure or logits.ndim == 2):
             return False
         return logits.ndim == y.ndim + 1 and logits.shape[1] > 1 and (logits.shape[0], *logits.shape[2:]) == y.shape

@@ -59,7 +59,7 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def segment(raw: torch.Tensor, layout: Layout, dtype: str) -> torch.Tensor:
-    """All entries of one dtype in a buffer of `layout`, as a flat view."""
+    """Return the entries of one dtype in a buffer of `layout`, as a flat view."""
     first, last = layout.segments.get(dtype, (0, 0))
     return raw[first:last].view(TORCH_DTYPES[dtype])
 

@@ -180,7 +180,7 @@ def _form(out: Any) -> str:
 
 
 class TorchPolicy:
-    """Any module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
+    """A module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self.flat = FlatModule(module)

@@ -1,4 +1,4 @@
-"""One batch tried before a run begins: a mistake in a user's model, data or loss is told before anything was forked.
+"""The trial of one batch before a run begins: a mistake in a user's model, data or loss is told before anything was forked.
 
 The one idea: the batch goes the way that it will go in an actor (forward, loss, backward) and at the learner (held-out data),
 so that the mistake that would stop every actor is one line instead.

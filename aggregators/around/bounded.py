@@ -24,7 +24,8 @@ NORMS, COUNTS = "recent_norms", "recent_counts"
 
 
 class Bounded(Around):
-    """Another aggregator, which gets no contribution whose L2 norm is above `factor` times the median of recent norms.
+    """An aggregator around another, which gets no contribution whose L2 norm is above `factor` times the median of recent
+    norms.
 
     A norm is of the float32 and float64 entries. Recent norms are those accepted in the latest versions, as many whole
     versions as make up WINDOW norms. There is no bound if fewer than LEAST norms are recent, or if their median is 0. The

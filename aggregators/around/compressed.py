@@ -19,7 +19,7 @@ from shoal.protocol.work import Contribution
 
 
 class Decompressed(Around):
-    """Another aggregator, fed by actors.workers.compressed.Compressed with the same codec.
+    """An aggregator around another, fed by actors.workers.compressed.Compressed with the same codec.
 
     norm: largest L2 norm of an unpacked contribution, of its float32 and float64 entries; 0: any finite norm. The packed
     numbers do not show it.

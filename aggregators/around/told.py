@@ -28,7 +28,7 @@ OWN, STEPS = "own/", "told_steps"
 
 
 class Told(Around):
-    """Another aggregator, whose weights w follow contributions as usual; `weights()` is h, which follows w:
+    """An aggregator around another, whose weights w follow contributions as usual; `weights()` is h, which follows w:
     h += C(w - h) (EF21-P, Gruntkowska et al. 2023). Version 0 is w itself.
 
     A delta that a client made from h is added to w, so the part of w - h that is not told yet is kept, and told later. The log

@@ -75,7 +75,7 @@ class Job:
             wrap.check(self.method.exact)
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
-        """Each part, and before it the group of config.toml that holds the part's settings."""
+        """Yield each part, and before it the group of config.toml that holds the part's settings."""
         yield "method", self.method
         yield "problem", self.problem
         yield "keeping", self.keeping
@@ -138,7 +138,7 @@ class Job:
         return {name: allowed for _, part in self._parts() for name, allowed in ranges(part).items()}
 
     def plain(self) -> dict[str, Any]:
-        """All settings as plain data; `configured(plain())` is the same job."""
+        """Return the settings as plain data; `configured(plain())` is the same job."""
         return {"method": self.method.name, **{name: value for _, part in self._parts() for name, value in plain(part).items()}}
 
     def groups(self) -> dict[str, list[str]]:
@@ -149,7 +149,7 @@ class Job:
         return found
 
     def described(self) -> list[tuple[str, str, str]]:
-        """One row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
+        """Return a row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
         method = (f"method={self.method.name}", "one of " + ", ".join(self.fitting()), "how the weights are learned")
         return [method, *(row for _, part in self._parts() for row in described(part))]
 

@@ -176,7 +176,7 @@ class Supervised(Problem):
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
 
     def try_out(self, method: Method, seed: int) -> None:
-        """One batch of a client (of the largest, if sizes are known), and two held-out examples, as a run will use them."""
+        """Try a batch of a client (of the largest, if sizes are known), and two held-out examples, as a run will use them."""
         import torch
 
         from shoal.nets.evaluation import ignored_label
@@ -224,7 +224,7 @@ class Supervised(Problem):
                 )
 
     def _ends_alone(self, settings: SimpleNamespace, sizes: Any) -> Any:
-        """For each client, whether its passes have a batch of one example that is not the only one."""
+        """Return for each client whether its passes have a batch of one example that is not the only one."""
         steps, size = settings.local_steps, settings.batch_size
         reached = steps == 0 or steps >= -(-sizes // size)
         return (sizes > 0) & reached & (size == 1 or (not settings.drop_last and sizes % size == 1))

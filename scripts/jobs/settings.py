@@ -215,7 +215,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def described(settings: Any) -> list[tuple[str, str, str]]:
-    """One row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
+    """Return a row for each setting: `name=value` as a user types it, the allowed values, the meaning."""
     known = ranges(settings)
     return [(f"{name}={shown(value)}", str(known[name]), known[name].about) for name, value in values(settings).items()]
 

@@ -1,4 +1,4 @@
-"""This machine's own actors: an actor that dies is replaced.
+"""The actors of this machine: an actor that dies is replaced.
 
 The one idea: a death is an event like any other. The core limits the deaths of one task; the crew limits those that no task
 explains, because no replacement mends what ends actors before they work.
@@ -83,6 +83,6 @@ class Crew:
             self.evicted += 1
 
     def spent(self) -> str:
-        """Why the run cannot go on, if no actor of this machine is left; "" as long as there are actors."""
+        """Return why the run cannot go on, if no actor of this machine is left; "" as long as there are actors."""
         ended = f"all {self.many} actors of this machine have ended, the last one {self.last}"
         return self.pool.fault or ("" if self.left > 0 else ended)

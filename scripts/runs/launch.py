@@ -46,7 +46,7 @@ from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
 
 @dataclass(frozen=True)
 class Launch:
-    """What is decided before a run begins.
+    """The decisions that are made before a run begins.
 
     bind: the address at which other actors join; "" if only the run's own take part. keys: the coordinator's keys, which actors
     are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
@@ -70,7 +70,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. reason: "done", or why the run stopped before its goal. failed: True if the run could not go on."""
+    """The end of a run. reason: "done", or why the run stopped before its goal. failed: True if the run could not go on."""
 
     summary: dict[str, Any]
     version: int
@@ -236,7 +236,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
 
 
 def _lived(server: Server) -> Finish:
-    """How a server ended; as failed, if its learner gave up waiting for room on the disk."""
+    """Run a server and return how it ended; as failed, if its learner gave up waiting for room on the disk."""
     try:
         return server.run()
     except SyncFailed:
@@ -266,7 +266,7 @@ def _on_disk(write: Callable[[], None], waits: str, interrupted: Callable[[], st
 
 
 def _gone(recording: Recording, version: int) -> str:
-    """What is lost without a snapshot of this version."""
+    """Return a line on what is lost without a snapshot of this version."""
     which = f"version {version}" if version == recording.kept + 1 else f"versions {recording.kept + 1} to {version}"
     again = "the journal has their contributions" if recording.journal and recording.payload else "their weights are lost"
     return f"{which} are in no snapshot, and {again}: shoal resume goes on from version {max(0, recording.kept)}"
@@ -280,7 +280,7 @@ def _outside(interrupted: Callable[[], str], pauses: Callable[[], bool], crew: C
 
 
 def _alone(crew: Crew | None, options: Launch) -> str:
-    """Why a run without actors from elsewhere cannot go on; "" while it can."""
+    """Return why a run without actors from elsewhere cannot go on; "" while it can."""
     return crew.spent() if crew and not options.bind else ""
 
 

@@ -25,6 +25,6 @@ def own(names: Iterable[str]) -> list[str]:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """All names in the order in which a person sees them: FIRST, the user's own, the rest."""
+    """Return the names in the order in which a person sees them: FIRST, the user's own, the rest."""
     there = list(names)
     return list(dict.fromkeys([*(name for name in FIRST if name in there), *own(there), *there]))

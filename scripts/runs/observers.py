@@ -127,7 +127,8 @@ def _as_far_as_possible() -> suppress:
 
 
 def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
-    """One line of metrics.jsonl: seconds and environment steps of all the run's lives, lag as [min, mean, max] versions."""
+    """Return a line of metrics.jsonl: seconds and environment steps of all the run's lives, lag as [min, mean, max]
+    versions."""
     counters = {"version": version, "seconds": round(progress.seconds, 6), "steps": progress.steps}
     state = {"contributions": progress.contributions, "actors": progress.actors, "lag": progress.lag}
     line: dict[str, Any] = finite({**counters, **state, "metrics": metrics})

@@ -107,7 +107,7 @@ def clock(seconds: float) -> str:
 
 
 def line(progress: Progress) -> str:
-    """All phrases of a Progress in one line, for a stream that is no terminal."""
+    """Return the phrases of a Progress in one line, for a stream that is no terminal."""
     place = [clock(progress.seconds), position(progress), metrics(progress)]
     return " | ".join(part for part in [*place, rates(progress), lag(progress), shares(progress), actors(progress)] if part)
 

@@ -69,7 +69,7 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """All that repeats the run: job, seed, actors, transport, device, settings."""
+        """The settings that repeat the run: job, seed, actors, transport, device, settings."""
         return self.dir.config()
 
     @property
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def history(self) -> History:
-        """All rows that the run has written so far."""
+        """Return the rows of metrics.jsonl that the run has written so far."""
         return History(self.dir.rows())
 
     @property

@@ -67,7 +67,7 @@ class Status:
 
 
 def status(run_dir: Path | str, within: float, now: float) -> tuple[bool, dict[str, Any]]:
-    """Whether a run is alive and moving, and what it says of itself: the content of status.json, with `seconds_since_step`,
+    """Return whether a run is alive and moving, and its own figures: the content of status.json, with `seconds_since_step`,
     `seconds_since_written` and `why` ("" if it is well).
 
     within: seconds without a step after which a run counts as standing still. now: Unix time. Raises UserError if there is no
@@ -96,8 +96,8 @@ def asked(
     clock: Callable[[], float] = time.monotonic,
     patience: float = ANSWER,
 ) -> tuple[bool, dict[str, Any]]:
-    """As `status`, of the run whose coordinator answers at this address; `address` and `run`, the run's name, are in the place
-    of `run_dir`. A coordinator that does not answer within `patience` seconds of `clock` is not well.
+    """Return the same as `status`, of the run whose coordinator answers at this address; `address` and `run`, the run's name,
+    are in the place of `run_dir`. A coordinator that does not answer within `patience` seconds of `clock` is not well.
 
     keys: of this user and of the coordinator, needed if the coordinator asks for keys. now: Unix time. Raises UserError.
     """
@@ -139,14 +139,14 @@ def _answer(address: str, keys: ClientKeys | None, clock: Callable[[], float], p
 
 
 def _ill(state: str, still: float, within: float) -> str:
-    """Why a run is not well; "" if it is. still: seconds since its last step."""
+    """Return why a run is not well; "" if it is. still: seconds since its last step."""
     if state != "running":
         return f"ended: {state}"
     return f"no step for {still:.0f} s, of at most {within:g}" if still > within else ""
 
 
 def told(found: dict[str, Any]) -> str:
-    """What `status` found, in lines for a person."""
+    """Return the findings of `status`, in lines for a person."""
     lines = [f"{found.get('run_dir') or found['address']}: {found['why'] or 'alive'}"]
     if "version" in found:
         lines += [f"version {found['version']} ({found['goal']}), {found['actors']} actors"]

@@ -30,7 +30,7 @@ class Row(dict[str, Any]):
 
 
 class Watch:
-    """All observers of the user, and `stop_when`, as one observer that never raises.
+    """The observers of the user, and `stop_when`, as one observer that never raises.
 
     reason: why the run is to end here; "" as long as it is to go on. told: a function that is handed each row.
     Raises UserError for an observer that lacks a method.

@@ -127,7 +127,7 @@ class Method:
 
 
 def fault(method: Any) -> str:
-    """Why a job cannot have this object as its method, in one line; "" if it can."""
+    """Return why a job cannot have this object as its method, in one line; "" if it can."""
     kind = type(method).__name__
     if not isinstance(method, Method):
         return f"method={method!r}: must be a name, a method such as FedAvg(), or your own subclass of shoal.Method"
