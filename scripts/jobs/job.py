@@ -253,8 +253,8 @@ class Job:
     def worker(self) -> Worker:
         made = self.method.worker(self.problem, self.seed)
         if isinstance(made, Rollout):
-            # A rollout that is cut short is worth more than a task that fails; it may wait behind `ahead - 1` others.
-            made.seconds = max(0.0, self.bearing.lease) / (self.bounds().ahead + 1)
+            # A rollout that is cut short is worth more than a task that fails. A lease that nobody set follows the rollouts.
+            made.seconds = max(0.0, self.bearing.lease) / 2
         if self.thin:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)

@@ -40,7 +40,7 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     Further keywords are settings: `shoal jobs cartpole` lists them.
     """
     check_listed(around)
-    bearing = Bearing(lease=60.0, on_failure="stop")
+    bearing = Bearing(on_failure="stop")
     job = Job(Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()), name, seed)
     job = job.configured({"method": method, **settings})
     if not isinstance(env, str):

@@ -445,9 +445,15 @@ def test_a_rollout_makes_one_step_at_least_and_all_if_there_is_no_limit() -> Non
     assert paced("NextStep", 7, 0.0, 50.0).run(NOTHING, 0, TRAIN).steps > len(SCRIPTS)
 
 
-@pytest.mark.parametrize(("method", "part"), [("impala", 2), ("ppo", 3)])
-def test_a_jobs_rollouts_end_within_the_lease_also_behind_another_task(method: str, part: int) -> None:
-    for lease in (90.0, 0.0):
-        worker = Reinforcement("CartPole-v1", method=method, lease=lease).worker()
+@pytest.mark.parametrize("method", ["impala", "ppo"])
+def test_a_jobs_rollouts_end_within_half_of_a_lease_that_the_user_gave(method: str) -> None:
+    for given, seconds in (({"lease": 90.0}, 45.0), ({"lease": 0.0}, 0.0), ({}, 0.0)):
+        worker = Reinforcement("CartPole-v1", method=method, **given).worker()
         assert isinstance(worker, Rollout)
-        assert worker.seconds == lease / part
+        assert worker.seconds == seconds
+
+
+@pytest.mark.parametrize("method", ["impala", "ppo"])
+def test_a_lease_that_nobody_gave_follows_the_rollouts_and_is_an_hour_before_three_are_in(method: str) -> None:
+    bounds = Reinforcement("CartPole-v1", method=method).bounds()
+    assert (bounds.lease, bounds.floor, bounds.first) == (-1.0, 60.0, 3_600.0)

@@ -101,7 +101,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate cartpole hidden=a,b", "hidden=a,b", "whole numbers like 64,64"),
         ("simulate cartpole hidden=64,0", "hidden=64,0", "numbers from 1"),
         ("simulate cartpole step_timeout=-1", "step_timeout=-1", "allowed is from 0"),
-        ("simulate cartpole step_timeout=60", "step_timeout=60", "below lease=60"),
+        ("simulate cartpole step_timeout=60 lease=60", "step_timeout=60", "below lease=60"),
         ("simulate digits --actors -1", "--actors: -1", "whole numbers from 0"),
         ("simulate digits --seed x", "--seed: x", "whole numbers from 0"),
         ("actor tcp://127.0.0.1:5555 --count 0", "--count: 0", "whole numbers from 1"),

@@ -15,6 +15,9 @@ from shoal.jobs.settings import option
 from shoal.protocol.layout import Layout
 
 OPTIMIZERS = ("adam", "rmsprop")
+FIRST = (
+    3_600.0  # seconds: the longest rollout or evaluation before three are in, if nobody set a lease: a first one may hang too
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.jobs.methods.acting import Acting
+from shoal.jobs.methods.acting import FIRST, Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
@@ -31,7 +31,7 @@ class IMPALA(Acting):
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
-        return Bounds(ahead=1, steps=self.rollout_length * self.num_envs)
+        return Bounds(ahead=1, steps=self.rollout_length * self.num_envs, first=FIRST)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner

@@ -9,7 +9,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import Acting
+from shoal.jobs.methods.acting import FIRST, Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
@@ -33,7 +33,7 @@ class PPO(Acting):
 
     def bounds(self, sums: bool) -> Bounds:
         """Bounds that keep a client with one actor: its environments live in the actor's process."""
-        return Bounds(sticky=True, steps=self.rollout_length * self.num_envs)
+        return Bounds(sticky=True, steps=self.rollout_length * self.num_envs, first=FIRST)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.ppo import PPOLearner
