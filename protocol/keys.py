@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import os
 import re
+import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from shoal.protocol.errors import UserError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # shorter than a key, so that no name can be taken for one
 PUBLIC = re.compile(r"[0-9a-fA-F]{64}")
 ALLOWED = "allowed"
+SECRET = "runs.secret"  # file of the secret that signs this user's runs
 READ_AGAIN = 0.5  # seconds between two looks at the list's file
 
 
@@ -109,6 +111,21 @@ class KeyFolder:
     def names(self) -> list[str]:
         """Names of the owner's pairs, sorted."""
         return sorted(path.stem for path in self.path.glob("*.key") if NAME.fullmatch(path.stem))
+
+    def secret(self, make: bool = True) -> bytes:
+        """The 32 secret bytes with which this user's runs are signed (scripts/runs/signing.py), made at the first use if `make`
+        is True. Raises UserError if there is none, if it is damaged, or if others can read it."""
+        path = self.path / SECRET
+        if make and not path.exists():
+            with self._locked():
+                if not path.exists():
+                    self._write(path, secrets.token_hex(32))
+        if not path.exists():
+            raise UserError(f"{path} is not there: no run of this user was signed on this machine")
+        text = self._read(path, private=True).strip()
+        if not PUBLIC.fullmatch(text):
+            raise UserError(f"{path} holds no secret: remove it, and the next run makes another")
+        return bytes.fromhex(text)
 
     # The list of those let in
 

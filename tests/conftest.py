@@ -1,12 +1,15 @@
 """One thread for torch, as in every run: sums split over threads have other bits, and idle threads burn the cores.
 
-No example of a property has a deadline: a busy machine is not a fault.
+No example of a property has a deadline: a busy machine is not a fault. Runs are signed with a secret of the tests' own.
 """
 
 import os
+import tempfile
 
 from hypothesis import settings
 
+KEYS = tempfile.TemporaryDirectory(prefix="shoal-keys-")
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["SHOAL_KEYS"] = KEYS.name
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")

@@ -3,6 +3,6 @@
 # SHOAL_BIND and SHOAL_KEY come from the environment.
 set -eu
 if [ -e "$RUN_DIR/config.toml" ]; then
-    exec shoal resume "$RUN_DIR" --bind "$SHOAL_BIND"
+    exec shoal resume "$RUN_DIR" --bind "$SHOAL_BIND" --trust
 fi
 exec shoal coordinator "$JOB" --run-dir "$RUN_DIR"

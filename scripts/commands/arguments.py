@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{first!r} is not known: {nearest(first, options) if first.startswith('-') else 'it is one word too many'}")
 
 
-TRUST = "run the job's file also if it lies outside of this directory and of the run's folder"
+TRUST = "run the job's own code also if the run's folder is not signed as yours"
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -87,6 +87,13 @@ def built_in(name: str) -> Job | None:
     return None
 
 
+def names_code(name: str) -> bool:
+    """True if finding the job of this name imports a file or a module, which anybody may have written."""
+    if name in BUILT_IN or name.startswith(INLINE):
+        return False
+    return not name.startswith(GYMNASIUM) or name.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module
+
+
 def find(name: str) -> Job:
     """The job that `name` means: a built-in name, `module:attribute` or `file.py:attribute`. Raises UserError."""
     if (job := built_in(name)) is not None:
@@ -113,8 +120,9 @@ def find(name: str) -> Job:
 
 def digest_of(name: str) -> str:
     """The digest of a job's file, which was imported, and of Shoal's version: actors with another one may learn something else.
-    Of a built-in job, or "", that of the version; of a job that stands in no file "". The job's settings are the coordinator's
-    on every machine."""
+    Of a built-in job, or "", that of the version; of a job that stands in no file "". The job's settings are not in it: each
+    actor makes its worker from the coordinator's settings and seed, of Welcome (or is forked with them), so no actor can have
+    others."""
     if name.startswith(INLINE):
         return ""
     place = name.rpartition(":")[0] if name not in BUILT_IN and not name.startswith(GYMNASIUM) else ""

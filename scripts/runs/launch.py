@@ -39,6 +39,7 @@ from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
 from shoal.runs.rundir import Config, RunDir
+from shoal.runs.signing import sign
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
@@ -320,4 +321,5 @@ def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:
         listening(bind).close()
     run = RunDir.create(config.job.removeprefix(INLINE), datetime.now(), path=path)
     run.write_config(replace(config, threads=asked_for()))
+    sign(run, config.job)
     return run

@@ -61,6 +61,7 @@ def life_of_any(name: str, own: Job | None, digest: str = "") -> Life:
         if digest and (other := workload.get("digest")) and other != digest:
             its = f"its digest is {digest[:8]}, and the coordinator's is {printable(str(other), 8)}"
             print(f"{name}: this machine's job file or version of Shoal differs from the coordinator's: {its}", flush=True)
+        # All settings, also those that the file of `own` or a default would give: so they are in no digest.
         job = job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
         settings = job.plain()
         envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)

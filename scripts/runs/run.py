@@ -27,6 +27,7 @@ from shoal.runs.export import load as load_weights
 from shoal.runs.export import untrained
 from shoal.runs.metrics import FIRST, own
 from shoal.runs.rundir import Config, RunDir
+from shoal.runs.signing import unsigned
 from shoal.runs.watching import StopWhen, Watch
 
 if TYPE_CHECKING:
@@ -195,16 +196,12 @@ def opened(run: Run | Place) -> Run:
 
 
 def trusted(folder: Place, trust: bool) -> Run:
-    """The run in a folder. Raises UserError if the folder's config.toml names a file of code that lies neither in the current
-    directory nor in the folder, unless the user trusts the file: the folder may be a stranger's, and the file is run."""
+    """The run in a folder. Raises UserError if the folder's config.toml names code, which would be imported, and the folder is
+    not signed by this user (signing.py), unless the user trusts it: the folder may be a stranger's."""
     run = opened(folder)
-    place = Path(run.dir.config().job.rpartition(":")[0])
-    homes = (Path.cwd().resolve(), run.dir.path.resolve())
-    if place.name.endswith(".py") and not trust and not any(place.resolve().is_relative_to(home) for home in homes):
-        raise UserError(
-            f"{run.dir.config_file} names {place}, which would be run and lies outside of this directory: "
-            "give --trust if you know that file, or go to its directory"
-        )
+    job = run.dir.config().job
+    if not trust and (why := unsigned(run.dir, job)):
+        raise UserError(f"{run.dir.config_file} names {job}, whose code would be run, and {why}: give --trust if you know it")
     return run
 
 

@@ -108,6 +108,7 @@ class RunDir:
         self.log_file = self.path / "log.txt"
         self.status_file = self.path / "status.json"
         self.picture = self.path / "learning.png"
+        self.signature_file = self.path / "signature"
         self.held_out_file = self.path / "held_out.sha256"
 
     @classmethod

@@ -56,7 +56,7 @@ def test_the_federated_example_tells_tumours_apart() -> None:
 def test_the_reinforcement_example_learns_to_balance_on_the_moon() -> None:
     found = ran("simulate", EXAMPLES / "my_rl.py", "total_timesteps=50000", "--actors", 0, "--json").result
     assert found["metrics"]["return_mean"] > 100  # at random it falls after some 26 steps
-    assert ran("evaluate", found["run_dir"], "--trust", "--episodes", 5, "--json").result["return_mean"] > 100
+    assert ran("evaluate", found["run_dir"], "--episodes", 5, "--json").result["return_mean"] > 100
 
 
 def test_an_environment_by_its_id_is_a_job_too() -> None:

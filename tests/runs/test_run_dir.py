@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from typed import ran
 
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
 from shoal.coordinator.reports import Before, Progress, Report
 from shoal.protocol.errors import UserError
+from shoal.protocol.keys import KeyFolder
 from shoal.runs.observers import Record, Together
 from shoal.runs.run import trusted
 from shoal.runs.rundir import Config, RunDir, short_name
+from shoal.runs.signing import sign
 from shoal.runs.summary import closing, json_line, summary
 from shoal.runs.threads import crowded
 
@@ -426,20 +430,110 @@ def test_the_closing_words_of_a_reinforcement_run_speak_of_episodes_and_steps() 
     assert "fresh episodes" in told
 
 
-def test_a_job_file_outside_of_this_directory_and_of_the_run_is_not_run_without_trust(
+# Whose folder it is
+
+BOMB = "raise AssertionError('the code of a stranger was run')"
+COMMANDS = (["resume"], ["evaluate"], ["export", "--to", "w.safetensors"])
+
+
+def refused(folder: Path) -> str:
+    """The one line that each command gives, which would import the job of a folder."""
+    said = set()
+    for command in COMMANDS:
+        with pytest.raises(UserError) as error:
+            ACTS[command[0]](parser(ACTS).parse_args([command[0], str(folder), *command[1:]]))
+        said.add(one_line(error))
+    [line] = said
+    return line
+
+
+@pytest.mark.parametrize("where", ["home", "elsewhere", "run"])
+@pytest.mark.parametrize("name", ["{}/theirs.py:job", "theirs:job", "gymnasium:theirs:Env-v0"])
+def test_a_folder_without_this_users_signature_runs_no_code_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str
+) -> None:
+    folder = tmp_path / "run"
+    for each in (tmp_path / "home", tmp_path / "elsewhere", folder):
+        each.mkdir()
+    (tmp_path / where / "theirs.py").write_text(BOMB)
+    monkeypatch.chdir(tmp_path / where)
+    (folder / "config.toml").write_text(Config(name.format(tmp_path / where)).dumps())
+    assert "has no signature" in refused(folder)
+    assert trusted(folder, True).dir.path == folder
+
+
+def signed(folder: Path, job: str) -> RunDir:
+    folder.mkdir()
+    run = RunDir(folder)
+    run.write_config(Config(job))
+    sign(run, job)
+    return run
+
+
+def test_a_folder_of_ones_own_needs_no_trust_where_it_is_moved_and_wherever_its_job_lies(tmp_path: Path) -> None:
+    run = signed(tmp_path / "mine", f"{tmp_path}/far/away.py:job")
+    assert trusted(run.path, False).dir.path == run.path
+    run.path.rename(tmp_path / "moved")
+    assert trusted(tmp_path / "moved", False).dir.path == tmp_path / "moved"
+    KeyFolder().new("made-later")
+    assert trusted(tmp_path / "moved", False)
+
+
+def test_a_signature_holds_for_one_job_and_one_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = signed(tmp_path / "mine", "mine:job")
+    run.extend(Config("theirs:job"))
+    assert "another user's or machine's, or of another job" in refused(run.path)
+    run.extend(Config("mine:job"))
+    assert trusted(run.path, False)
+    monkeypatch.setenv("SHOAL_KEYS", str(tmp_path / "another"))
+    assert "cannot be checked" in refused(run.path)
+    KeyFolder().secret()
+    assert "another user's or machine's, or of another job" in refused(run.path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"0" * 64, "\N{SNOWMAN}".encode() * 30, b"0" * 1_000_000])
+def test_a_damaged_signature_is_none(tmp_path: Path, damage: bytes) -> None:
+    run = signed(tmp_path / "mine", "mine:job")
+    run.signature_file.write_bytes(damage)
+    assert "signature" in refused(run.path)
+
+
+def test_the_secret_of_signatures_is_read_by_its_user_alone(tmp_path: Path) -> None:
+    folder = KeyFolder(tmp_path / "keys")
+    assert len(folder.secret()) == 32
+    assert folder.secret() == folder.secret(make=False)
+    [file] = [path for path in folder.path.iterdir() if path.is_file()]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert folder.names() == []  # it is no key pair
+    file.chmod(0o644)
+    with pytest.raises(UserError, match="can be read by others"):
+        folder.secret()
+
+
+@pytest.mark.parametrize("name", ["digits", "gymnasium:CartPole-v1", "inline:mine"])
+def test_jobs_that_name_no_code_need_no_signature(tmp_path: Path, name: str) -> None:
+    assert not signed(tmp_path / "run", name).signature_file.exists()
+    assert trusted(tmp_path / "run", False)
+
+
+def test_a_run_whose_folder_of_keys_cannot_be_used_goes_on_without_a_signature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, elsewhere, folder = (tmp_path / name for name in ("home", "elsewhere", "runs/theirs"))
-    for each in (home, elsewhere, folder):
-        each.mkdir(parents=True)
-    (elsewhere / "job.py").write_text("raise AssertionError('the file of a stranger was run')")
-    monkeypatch.chdir(home)
-    for place in (elsewhere / "job.py", home / ".." / "elsewhere" / "job.py"):
-        (folder / "config.toml").write_text(Config(f"{place}:job").dumps())
-        for command in (["resume"], ["evaluate"], ["export", "--to", "w.safetensors"]):
-            with pytest.raises(UserError, match="which would be run and lies outside of this directory: give --trust"):
-                ACTS[command[0]](parser(ACTS).parse_args([command[0], str(folder), *command[1:]]))
-    assert trusted(folder, True).dir.path == folder
-    for own in (home / "job.py", folder / "job.py"):
-        (folder / "config.toml").write_text(Config(f"{own}:job").dumps())
-        assert trusted(folder, False).dir.path == folder
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys").chmod(0o755)
+    monkeypatch.setenv("SHOAL_KEYS", str(tmp_path / "keys"))
+    assert not signed(tmp_path / "run", "mine:job").signature_file.exists()
+
+
+def test_the_commands_go_on_with_a_job_elsewhere_that_this_user_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr("sys.path", [*sys.path])
+    job = tmp_path / "jobs" / "far_job.py"
+    job.write_text("from shoal.jobs.catalog import digits\n\njob = digits()\n")
+    monkeypatch.chdir(tmp_path / "home")
+    ran("simulate", job, "rounds=1", "eval_every=0", "--actors", 0, "--run-dir", "run", "--quiet")
+    assert ran("evaluate", "run", "--json").result["version"] == 1
+    ran("export", "run", "--to", "w.safetensors")
+    assert ran("resume", "run", "rounds=2", "--json").result["version"] == 2
+    assert ran("evaluate", "run", "--json").result["version"] == 2
