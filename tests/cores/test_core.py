@@ -6,6 +6,7 @@ The one idea: a story says what is heard and looks at what comes of it; whatever
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import replace
@@ -1210,6 +1211,64 @@ def test_arrays_that_stall_are_told_with_what_is_still_to_come() -> None:
     text = "a, on task (0, 0), for 10 s: its arrays, 0.6 of 1.0 MB still to come"
     assert run.tick(after=2.0).told("waiting") == [f"nothing moves: waiting for {text}"]
     assert waiting_for(run.core.facts) == [text]
+
+
+def test_a_run_that_only_folds_in_moves() -> None:
+    run = Run(Stream(99, 9), Bounds(quiet=5.0, patience=60.0)).join("a")
+    for _ in range(3):
+        run.tick(after=4.0)
+        assert run.told("waiting") == []
+        task = run.work("a").task
+        run.send("a").tick(after=4.0)
+        assert run.told("waiting") == []
+        run.event(Folded(task))
+
+
+def test_what_became_of_work_and_actors_is_counted() -> None:
+    run = Run(rounds(6), Bounds(ahead=3)).join("a").hear("a", Have(0))
+    done = run.work("a")
+    run.contribute("a").hear("a", done).hear("a", done)
+    task, attempt = next((name, assign.attempt) for name, assign in run.tasks["a"].items())
+    run.hear("a", Failed(task, attempt, 1, "train", "no", ""))
+    run.event(Lost(b"a", "died", dead=True))
+    counts = run.core.facts.ledger.counts
+    assert (counts.accepted, counts.duplicate, counts.failed, counts.deaths) == (1, 2, 1, 1)
+
+
+def test_who_was_left_out_in_one_round_and_counts_in_the_next_is_not_left_out() -> None:
+    run = Run(rounds(2), Bounds(attempts=1, strikes=0)).join("a")
+    run.send("a", weight=-1.0)
+    assert list(run.core.facts.ledger.left_out) == [0]
+    run.contribute("a").step().contribute("a")
+    assert run.core.facts.ledger.left_out == {}
+
+
+def test_pieces_that_come_are_a_sign_of_life() -> None:
+    run = Run(rounds(1), Bounds(patience=5.0)).join("a")
+    task = offer(run, "a").task
+    for left in (800_000, 600_000, 600_000):  # the last of them is not of this task
+        run.event(Carried(b"session of a", task, left), after=4.0)
+        assert run.tick(after=0.9).told("lost") == []
+    assert run.tick(after=4.2).told("lost") == ["a silent for 5.1 s; 1 of its tasks go to others"]
+
+
+def test_a_death_is_not_blamed_on_a_task_whose_work_is_done_or_has_not_begun() -> None:
+    run = Run(rounds(1), Bounds(attempts=1)).join("a")
+    offer(run, "a")  # its arrays are fetched: the worker is done
+    assert run.event(Lost(b"a", "died", dead=True)).told("lost") == ["a died; 1 of its tasks go to others"]
+    briefed = Run(rounds(1), Bounds(attempts=1, briefs=True)).join("a")
+    briefed.hear("a", Have(0))  # the brief is being made: the actor knows of no task
+    assert briefed.event(Lost(b"a", "died", dead=True)).told("lost") == ["a died; 1 of its tasks go to others"]
+    assert run.told("aside") == briefed.told("aside") == []
+
+
+def test_an_actor_that_reads_nothing_hears_a_beat_every_four_seconds() -> None:
+    run = Run(rounds(1), Bounds(beat=0.25, patience=60.0)).join("a").hear("a", Have(0))
+    heard = [run.now for _ in range(400) if run.tick(after=0.1).said("a", Beat)]
+    gaps = [round(after - before, 1) for before, after in itertools.pairwise(heard)]
+    assert set(gaps[:12]) == {0.3}
+    assert 9 <= len(gaps[13:]) <= 18  # one or two at each of nine turns
+    assert 3.5 < max(gaps[13:]) < 4.5
 
 
 def test_only_so_many_of_those_waited_for_are_named() -> None:

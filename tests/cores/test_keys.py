@@ -265,6 +265,21 @@ def test_a_message_larger_than_all_that_can_be_saved_passes_and_leaves_a_debt() 
     assert buckets.take("a", 1, 9.1)
 
 
+def test_a_second_is_a_second_however_late_it_is() -> None:
+    for budget, size in ((Budget(bytes=100, messages=1e9, seconds=4), 100), (Budget(bytes=1e9, messages=1, seconds=4), 1)):
+        buckets = Buckets(budget)
+        assert sum(buckets.take("a", size, 1_000.0) for _ in range(9)) == 4
+        assert sum(buckets.take("a", size, 1_002.0) for _ in range(9)) == 2
+
+
+def test_only_the_keys_heard_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.protocol.budget.KEYS", 2)
+    buckets = Buckets(Budget(bytes=1e9, messages=1, seconds=1))
+    assert [buckets.take(key, 1, 0.0) for key in "abba"] == [True, True, False, False]
+    assert buckets.take("c", 1, 0.0)  # b, heard longest ago, is forgotten
+    assert [buckets.take(key, 1, 0.0) for key in "ca"] == [False, False]
+
+
 def test_nobody_pays_for_another() -> None:
     buckets = Buckets(Budget(bytes=1e9, messages=1, seconds=1))
     assert buckets.take("a", 1, 0.0)

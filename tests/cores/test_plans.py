@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import permutations
@@ -148,10 +149,14 @@ def test_rounds_ask_whom_the_selection_names_and_tell_it_what_became_of_the_roun
     assert heard == [[], [(0, "refused"), (0, "accepted"), (3, "accepted")]]
 
 
-@pytest.mark.parametrize("chosen", [[], [1, 1], [-1], [8]])
-def test_a_selection_of_nobody_or_of_who_is_not_there_ends_the_run_in_one_line(chosen: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "gave"),
+    [([], "[]"), ([1, 1], "[1, 1]"), ([-1], "[-1]"), ([8], "[8]"), ([1, 2, 3], "[1, 2, 3]"), ([1, 2.5], "[1, 2.5]"), (3, "3")],
+)
+def test_a_selection_of_nobody_or_of_who_is_not_there_ends_the_run_in_one_line(chosen: Any, gave: str) -> None:
     plan = Rounds(8, 2, select=lambda version, how_many, news: chosen)
-    with pytest.raises(UserError, match=r"for the round of version 0; asked were 2 different clients from 0 to 7"):
+    asked = "for the round of version 0; asked were 2 different clients from 0 to 7"
+    with pytest.raises(UserError, match=rf"^a selection gave {re.escape(gave)} {asked}$"):
         Run(plan).join("a")
 
 

@@ -296,6 +296,17 @@ def test_whose_work_is_no_good_time_after_time_gets_none_for_a_while() -> None:
     assert len(run.tasks["a"]) > left
 
 
+def test_quarantine_is_twice_as_long_each_time_up_to_eight_times_and_short_again_after_good_work() -> None:
+    run = Run(Stream(99, 9, clients=5), Bounds(strikes=1, quarantine=10.0, attempts=99, patience=1e9)).join("a", "b")
+    for seconds in (10, 20, 40, 80, 80):
+        [report] = failing(run, "a", 1)
+        assert report.text.startswith(f"a gets no work for {seconds} s: 1 times in a row")
+        assert [one for one in run.tick(after=seconds - 0.1).all(Report) if one.kind == "quarantine"] == []
+        assert [one.text for one in run.tick(after=0.2).all(Report) if one.kind == "quarantine"] == ["a may have work again"]
+    run.contribute("a")
+    assert failing(run, "a", 1)[0].text.startswith("a gets no work for 10 s")
+
+
 def test_who_comes_out_of_quarantine_gets_its_share_of_what_waits_for_others() -> None:
     bounds = Bounds(ahead=1, sticky=True, gather=3, strikes=1, quarantine=1.0, attempts=9, patience=99.0)
     run = Run(Rounds(12), bounds).join("a", "b", "c")

@@ -116,3 +116,35 @@ def test_a_snapshot_whose_journal_cannot_go_on_in_a_new_file_is_said_to_be_there
     monkeypatch.setattr(life.recording.store, "save", lambda snapshot: full())
     life.recording.snapshot(life.learner.newest[1], life.learner.aggregator)
     assert life.said[1].startswith("version 2: no snapshot is made: ")
+
+
+@pytest.mark.parametrize(
+    ("last", "retain", "waits"), [(False, 0, False), (True, 0, True), (False, 48, True), (False, 64, False)]
+)
+def test_a_full_disk_is_waited_for_only_where_a_snapshot_is_all_that_keeps_the_work(
+    last: bool, retain: int, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(snapshot: object) -> None:
+        raise DiskTrouble(errno.ENOSPC, "no room")
+
+    life = begun(tmp_path)  # three contributions of 16 bytes since the snapshot of version 1
+    life.recording.retain, life.recording.kept_at = retain, -1e10
+    monkeypatch.setattr(life.recording.store, "save", full)
+    step, (_, weights) = Step(2, 12, 2, last), life.learner.newest
+    if waits:
+        with pytest.raises(DiskTrouble):
+            life.recording.keep(step, weights, life.learner.aggregator)
+    else:
+        assert not life.recording.keep(step, weights, life.learner.aggregator)
+        assert life.said[-1].startswith("version 2: no snapshot is made: ")
+    assert life.recording.kept == 1
+
+
+def test_a_life_that_folded_nothing_has_a_number_of_its_own_all_the_same(tmp_path: Path) -> None:
+    begun(tmp_path).stop()
+    epochs = []
+    for _ in range(3):
+        life = Life(tmp_path)
+        epochs.append(life.recording.epoch)
+        life.stop()
+    assert epochs == [2, 3, 4]
