@@ -30,7 +30,7 @@ from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.fetching import MOST
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout, run_of
 from shoal.protocol.link import INLINE, Arrival, Line, Part
 from shoal.protocol.memory import claim
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message, TaskName
@@ -211,6 +211,8 @@ class Actor:
         if not run.brief:
             return None
         layout = next((one for one in terms.briefs if one.digest == run.brief), None)
+        if layout is None and (nbytes := run_of(run.brief)) is not None:
+            layout = Layout.run(nbytes)
         if layout is None:
             raise ProtocolError(f"the coordinator sent a brief of layout {run.brief[:16]!a}, which is not in its Welcome")
         return Bundle(layout, self.coming.pop((run.task.version, run.task.index, run.attempt)))

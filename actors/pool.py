@@ -24,7 +24,8 @@ from shoal.protocol.parent import die_with_parent as die_with_parent
 from shoal.protocol.parent import forked
 
 Life: TypeAlias = Callable[[Mapping[str, Any]], int]
-"""What an actor process does, from plain data to an exit code. Called in the forked process."""
+"""What an actor process does, from plain data to an exit code. Called in the forked process. "born" in the data is the
+number of processes that were forked before this one."""
 
 GRACE = 3.0  # seconds that actors have to leave by themselves
 STARTING = 10.0  # seconds without a word after which a forked nursery is ended: a lock hangs it that another thread held
@@ -156,6 +157,7 @@ class Nursery:
         die_with_parent(parent)
         self._line, self._life = line, life
         self._children: set[int] = set()
+        self._born = 0
         self._bell, bell = os.pipe()
         os.set_blocking(bell, False)
         os.set_blocking(self._bell, False)
@@ -200,8 +202,9 @@ class Nursery:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(parent)
             self._line.close()
-            return self._life(arguments)
+            return self._life({**arguments, "born": born})
 
+        born, self._born = self._born, self._born + 1
         pid = forked(actor)
         self._children.add(pid)
         self.say([pid, None])

@@ -24,7 +24,7 @@ from shoal.coordinator.lately import Lately
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import UserError, signed
 from shoal.protocol.exact import unfinite
-from shoal.protocol.layout import Bundle, Bytes, Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout, run_of
 from shoal.protocol.work import Contribution, Metrics, Moved, Task, Work
 
 
@@ -74,6 +74,7 @@ class Learner:
     evaluate: central evaluation, of every version for which `due` is True; None: no evaluation. recording: makes promises
     durable; None: nothing is recorded. briefs: the layouts that briefs may have. wake: called after each step. given_up:
     returns whether a person ended the run, so that no more room on a full disk is waited for. complain: tells of a full disk.
+    prompt: the answers to jobs are there when `put` returns, and the server takes them in the same turn.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Learner:
         wake: Callable[[], None] = lambda: None,
         given_up: Callable[[], object] = bool,
         complain: Callable[[Report], object] | None = None,
+        prompt: bool = False,
     ) -> None:
+        self.prompt = prompt
         self.outcomes: deque[Answer] = deque()
         self.given_up, self.complain = given_up, complain or self.outcomes.append
         self.briefs = {layout.digest for layout in briefs}
@@ -169,7 +172,7 @@ class Learner:
         name = task.name
         if bundle is None:
             return Briefed(name, attempt)
-        if bundle.layout.digest not in self.briefs:
+        if bundle.layout.digest not in self.briefs and run_of(bundle.layout.digest) is None:
             whose = f"{type(self.aggregator).__name__}.brief of task {name}"
             raise UserError(f"{whose} has layout {bundle.layout.digest[:16]}, which is none of those in the job's briefs")
         return Briefed(name, attempt, bundle.layout.digest, bundle.data)

@@ -51,12 +51,14 @@ class Outside:
     """News for a server that does not come by its sockets. interrupted: a reason to end the run here, or "".
     pauses: True if actors are then to wait for the run's next life.
     nudged: True if the plan was fed since the last call; the feeder wakes the wire. gone: process ids of this machine's
-    actors that have ended since the last call. evict: ends these processes, whose workers hang."""
+    actors that have ended since the last call. ran: (version, index, attempt) of the task that the worker of this process of
+    this machine began last; (): it began none; None: nobody keeps a record. evict: ends these processes, whose workers hang."""
 
     interrupted: Callable[[], str] = str
     pauses: Callable[[], bool] = bool
     nudged: Callable[[], bool] = bool
     gone: Callable[[], Iterable[int]] = tuple
+    ran: Callable[[int], tuple[int, ...] | None] = lambda pid: None
     evict: Callable[[Sequence[int]], None] = lambda pids: None
 
 
@@ -65,7 +67,8 @@ class Server:
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
-    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict, threads: as in Premises.
+    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict, threads, runs: as in
+    Premises.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Server:
         strict: bool = False,
         threads: int = 0,
         before: Before | None = None,
+        runs: bool = False,
     ) -> None:
         self.core, self.wire, self.learner, self.name = core, wire, learner, run
         self.welcome, self.clock, self.outside = welcome, clock, outside or Outside()
@@ -98,7 +102,7 @@ class Server:
         self.arrays = Arrays(layouts, self.sharing, folder, near)
         room = max(ROOM, int(SHARE * weights.data.nbytes))
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
-        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict, threads)
+        premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict, threads, runs)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
         self.telling = Telling(core, learner, observer, clock, before or Before())
         self.finished: events.Finish | None = None
@@ -132,9 +136,11 @@ class Server:
         if self.outside.nudged():
             self.handle(events.Nudge())
         self.handle(events.Tick())
-        if self._jobs:
+        while self._jobs:
             jobs, self._jobs = self._jobs, []
             self.learner.put(jobs)
+            if self.learner.prompt:
+                self._learned()
         self._flush()
         self.telling.look()
 
@@ -144,12 +150,12 @@ class Server:
         for arrival in self.wire.drain():
             self._take(arrival)
         for pid in self.outside.gone():
-            self.handle(deeds.Ended(pid))
+            self.handle(deeds.Ended(pid, self.outside.ran(pid)))
 
     def _flush(self) -> None:
         while unreached := self.wire.flush():
             for peer, why in unreached:
-                self.handle(events.Lost(peer, why))
+                self.handle(self._lost(peer, why))
 
     def _take(self, arrival: Arrival) -> None:
         """Take a message, or a fault of a message or of the wire, which came in place of a message."""
@@ -159,7 +165,7 @@ class Server:
                 self.arrays.came(payload)
             self.handle(events.Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
         elif arrival.kind == "lost":
-            self.handle(events.Lost(arrival.peer, arrival.fault))
+            self.handle(self._lost(arrival.peer, arrival.fault))
         else:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
             self.telling.report(Report(arrival.kind, f"{said}{arrival.fault}", "warning"))
@@ -234,4 +240,8 @@ class Server:
 
     def _say(self, peer: bytes, envelope: Envelope, payload: Payload | None) -> events.Lost | None:
         why = self.wire.say(peer, envelope, payload)
-        return events.Lost(peer, why) if why else None
+        return self._lost(peer, why) if why else None
+
+    def _lost(self, peer: bytes, why: str) -> events.Lost:
+        pid = next((pid for pid, its in self.traffic.pids.items() if its == peer), None)
+        return events.Lost(peer, why, ran=None if pid is None else self.outside.ran(pid))

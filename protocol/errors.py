@@ -23,6 +23,10 @@ class UserError(ValueError):
     """A mistake that the user can put right. The command line prints its one line and exits with 2; no traceback."""
 
 
+class WorkerLost(RuntimeError):  # noqa: N818  the word that people look for
+    """The process of a call ended, as often as the call may be tried; or a pool has no processes any more."""
+
+
 def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
     """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
     if not ((value > above if above is not None else value >= first) and value < below):

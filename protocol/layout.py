@@ -43,6 +43,16 @@ MAX_RANK = 8  # dimensions of an array
 MAX_NAME = 256  # characters of an array's name
 
 
+RUN = "bytes:"  # begins the digest of a run of bytes
+
+
+def run_of(digest: str) -> int | None:
+    """The number of bytes of a layout made by `Layout.run`, from its digest; None if the digest is of another layout."""
+    number = digest.removeprefix(RUN)
+    fits = number != digest and number.isascii() and number.isdecimal() and len(number) <= 15
+    return int(number) if fits and str(int(number)) == number else None
+
+
 def aligned(nbytes: int) -> int:
     """The least multiple of ALIGNMENT from `nbytes` on."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
@@ -119,6 +129,13 @@ class Layout:
             for dtype in other.segments
             for mine, theirs in [[[(p.name, p.shape) for p in each.places if p.dtype == dtype] for each in (self, other)]]
         )
+
+    @classmethod
+    def run(cls, nbytes: int) -> Layout:
+        """The layout of one array "bytes" of this many bytes, whose digest says so (`run_of`): for bytes that no two ends can
+        agree on beforehand."""
+        place = Place("bytes", "u1", (nbytes,), 0)
+        return cls((place,), nbytes, f"{RUN}{nbytes}", {"u1": (0, nbytes)}, {"bytes": place})
 
     def rows(self) -> list[list[Any]]:
         """The layout for the wire: [name, dtype, shape] for each array, in order; offsets follow from these."""

@@ -93,8 +93,9 @@ class Segment:
         return cls(memory, (os.getpid(), file.fileno(), nbytes, os.fstat(file.fileno()).st_ino), file)
 
     @classmethod
-    def open(cls, handle: tuple[int, ...]) -> Segment:
-        """Another process's segment, to read only. Raises ProtocolError if the handle leads to anything but its segment."""
+    def open(cls, handle: tuple[int, ...], private: bool = False) -> Segment:
+        """Another process's segment, to read only; or to write too, if `private`, where what is written stays in this process.
+        Raises ProtocolError if the handle leads to anything but its segment."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
@@ -102,7 +103,8 @@ class Segment:
             with io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
                 _demand_seals(file.fileno(), path)
                 _recognise(os.fstat(file.fileno()), nbytes, inode, path)
-                return cls(mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ), checked, None)
+                access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+                return cls(mmap.mmap(file.fileno(), nbytes, access=access), checked, None)
         except OSError as why:
             raise ProtocolError(f"shared memory at {path} cannot be opened here: {why.strerror}") from why
 

@@ -31,6 +31,7 @@ class Task:
     machinery never looks at. counts: True if the contribution goes to the aggregator and counts towards a step; False if only
     its totals and samples are used, as in evaluation. words: plain data from the plan to the worker, at most 4 KiB packed. A
     plan that may give a client several tasks of one version says which this is in the word "visit", a whole number.
+    alone: True if the task may take long, so that its actor gets no task that would wait behind it.
     """
 
     version: int
@@ -39,6 +40,7 @@ class Task:
     kind: str = "train"
     counts: bool = True
     words: Words = field(default_factory=dict, hash=False)
+    alone: bool = False
 
     @property
     def name(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.jobs.settings import option as option
     from shoal.jobs.wraps import Wrap as Wrap
     from shoal.protocol.errors import UserError as UserError
+    from shoal.protocol.errors import WorkerLost as WorkerLost
     from shoal.protocol.layout import Bundle as Bundle
     from shoal.protocol.work import Contribution as Contribution
     from shoal.protocol.work import Moved as Moved
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from shoal.runs.running import RunError as RunError
     from shoal.runs.running import run as run
     from shoal.runs.running import start as start
+    from shoal.tasks.pool import Pool as Pool
 
 __version__ = "0.1.0"
 
@@ -51,12 +53,13 @@ MODULES = {
     "jobs.reinforcement": "Reinforcement",
     "jobs.settings": "option",
     "jobs.wraps": "Wrap",
-    "protocol.errors": "UserError",
+    "protocol.errors": "UserError WorkerLost",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
     "runs.evaluate": "evaluate export",
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",
+    "tasks.pool": "Pool",
 }
 """Module -> the public names that it defines."""
 PLACES = {name: module for module, names in MODULES.items() for name in names.split()}

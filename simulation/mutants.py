@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant("the plan hears nothing", desk, "_new", "facts.seats, told", "facts.seats, ()"),
     Mutant("the plan hears of failures as refusals", contributions, "failed", '"failed", fault', '"refused", fault'),
     Mutant("the plan hears none of the numbers", contributions, "folded", ", lease.done.totals", ""),
-    Mutant("seats are counted that are taken", Roster, "seats", "actor.capacity - len(actor.tasks)", "actor.capacity"),
+    Mutant("seats are counted that are taken", Roster, "seats", "one.capacity - len(one.tasks)", "one.capacity"),
     # Durable records
     Mutant(
         "acknowledged before it is durable",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch
     for block in [*blocks(ROOT / "docs" / "python.md", "python"), blocks(ROOT / "README.md", "python")[-1]]:
         exec(block, names)
     assert names["run"].reason.startswith("stopped by stop_when")
+
+
+def test_the_page_for_calls_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, *rest = blocks(ROOT / "docs" / "tasks.md", "python")
+    assert len(first.splitlines()) <= 10
+    for at, block in enumerate([first, first + "".join(rest)]):
+        (tmp_path / f"shown{at}.py").write_text(block)
+        done = subprocess.run([sys.executable, f"shown{at}.py"], capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("12.56636 1045")
 
 
 JOBS = [

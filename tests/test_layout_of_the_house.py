@@ -43,6 +43,8 @@ DECIDING = ("shoal.coordinator.deciding", "shoal.actors.session")  # and all the
 NOT_FOR_DECIDING = frozenset({"asyncio", "msgpack", "numpy", "psutil", "socket", "threading", "time", "torch", "zmq"})
 EDGE = ("shoal", "shoal.protocol", "shoal.actors.session", "shoal.actors.loop", "shoal.commands.cli", "shoal.__main__")
 CORE_IMPORTS = frozenset({"zmq", "msgpack", "numpy", "psutil"})  # import names of [project.dependencies]
+TRUSTED = "shoal.protocol.trusted"  # the only file that pickles
+OPENS = ("shoal.actors.workers.call", "shoal.tasks.")  # what may open what it has pickled: a program's own forks, and its pool
 UNSAFE_MODULES = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "time.sleep", "torch.load", "torch.save", "yaml.load"})
 UNSAFE_METHODS = frozenset({"recv_pyobj", "send_pyobj", "recv_serialized"})
@@ -160,7 +162,10 @@ def impure(module: Module) -> list[str]:
 
 def unsafe(module: Module) -> list[str]:
     """What could run a peer's code, waits for no reason, or hides a mistake of ours."""
-    found = [(i.line, i.name) for i in imports(module) if i.name.split(".")[0] in UNSAFE_MODULES]
+    allowed = {"pickle", "cloudpickle"} if module.name == TRUSTED else set()
+    found = [(i.line, i.name) for i in imports(module) if i.name.split(".")[0] in UNSAFE_MODULES - allowed]
+    if not module.name.startswith(OPENS):
+        found += [(i.line, i.name) for i in imports(module) if i.name == TRUSTED]
     for node in ast.walk(module.tree):
         match node:
             case ast.Call(func=callee) if (called := ast.unparse(callee)) in UNSAFE_CALLS:
@@ -352,6 +357,8 @@ def test_a_deciding_half_that_does_something_is_found(line: str) -> None:
     "line",
     [
         "import pickle",
+        "from shoal.protocol import trusted",
+        "from shoal.protocol.trusted import opened",
         "from joblib import load",
         "socket.recv_pyobj()",
         "torch.load(path)",

@@ -43,6 +43,7 @@ class Bounds:
     seconds, doubled each time up to 8 times as many (0: never). retain: bytes of accepted contributions that an actor keeps
     for a coordinator that keeps none (0: no bytes). briefs: the aggregator may have arrays of its own for a task (`brief`).
     watched: the sockets tell by themselves whose process has stopped, so that silence alone is no sign of it.
+    endless: no version follows, and a task that is set aside is no reason to end.
     steps: environment steps that one client's task can have (0: any number below 2**53).
     back: seconds after a restart in which actors of the last life may offer again its accepted contributions, or hear Stop.
     """
@@ -67,6 +68,7 @@ class Bounds:
     retain: int = 0
     briefs: bool = False
     watched: bool = False
+    endless: bool = False
     steps: int = 0
     back: float = 2.0
 

@@ -55,7 +55,7 @@ class Core:
                 yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
             if facts.roster.room or desk.stalls(facts):
                 yield from desk.employ(facts)
-            if facts.ledger.counts.aside:
+            if facts.ledger.counts.aside and not facts.bounds.endless:
                 yield from _despair(facts)
 
 
@@ -103,10 +103,12 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return ()
         case events.Stalled(task):
             return _stalled(facts, task)
-        case events.Lost(peer, why, dead):
-            return _lost(facts, peer, why, dead)
+        case events.Lost():
+            return _lost(facts, event)
         case events.Nudge():
             return ()
+        case events.Withdraw(task):
+            return desk.withdraw(facts, task)
         case events.Interrupt(reason, pause):
             return facts.end(reason, failed=False, pause=pause)
 
@@ -183,11 +185,11 @@ def _stalled(facts: Facts, task: TaskName) -> Iterable[Effect]:
     return patience.overdue(facts, lease, why)
 
 
-def _lost(facts: Facts, peer: bytes, why: str, dead: bool) -> Iterator[Effect]:
-    if actor := facts.roster.at(peer):
-        yield from membership.lose(facts, actor, why, dead)
-    if dead:
-        facts.farewell.dead(peer)
+def _lost(facts: Facts, event: events.Lost) -> Iterator[Effect]:
+    if actor := facts.roster.at(event.peer):
+        yield from membership.lose(facts, actor, event)
+    if event.dead:
+        facts.farewell.dead(event.peer)
 
 
 def _advance(facts: Facts, version: int, moved: bool) -> Iterator[Effect]:

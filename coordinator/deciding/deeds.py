@@ -35,9 +35,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process of this machine has ended. pid: its process number."""
+    """A process of this machine has ended. pid: its process number. ran: as in Lost."""
 
     pid: int
+    ran: tuple[int, ...] | None = None
 
 
 # Deeds

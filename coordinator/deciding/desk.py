@@ -6,10 +6,11 @@ the function that takes a task from one place puts it into the next.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from shoal.coordinator.deciding.events import Brief, Briefed, Effect, SendTask, Unpull
+from shoal.coordinator.deciding.events import Brief, Briefed, Effect, Evict, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, Lease
 from shoal.coordinator.deciding.roster import DROPPED, Actor, Waiting
@@ -34,7 +35,7 @@ def employ(facts: Facts) -> Iterator[Effect]:
             if task.words and (fault := words_fault(task.words)):
                 raise UserError(f"the words of a task must be plain data; those of task {task.name} are {fault}")
             facts.drawn += 1
-            yield from _place(facts, Waiting(task))
+            yield from _place(facts, Waiting(task, alone=task.alone))
 
 
 def _new(facts: Facts) -> Sequence[Task]:
@@ -149,6 +150,20 @@ def revoke(facts: Facts, lease: Lease) -> Iterator[Effect]:
         unburden(facts, actor, lease.name)
         actor.dropped = (*actor.dropped, (*lease.name, lease.attempt))[-DROPPED:]
         yield facts.say(actor, Cancel(lease.name))
+
+
+def withdraw(facts: Facts, name: TaskName) -> Iterator[Effect]:
+    """Forget a task, wherever it is; the actor that has it is ended. A task whose contribution is with the learner is done."""
+    lease = facts.ledger.leases.get(name)
+    if lease is not None and not lease.folding:
+        actor = facts.roster.actors.get(lease.session)
+        yield from revoke(facts, lease)
+        yield from end(facts, lease)
+        if actor is not None:
+            yield Evict(actor.peer)
+    unpark(facts)
+    facts.ledger.returned = deque(one for one in facts.ledger.returned if one.task.name != name)
+    facts.ledger.later = [one for one in facts.ledger.later if one.task.name != name]
 
 
 def end(facts: Facts, lease: Lease) -> Iterator[Effect]:

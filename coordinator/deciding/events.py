@@ -58,11 +58,13 @@ class Outdated:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """`peer` cannot be reached any more. dead: its process has ended, so it will not come back."""
+    """`peer` cannot be reached any more. dead: its process has ended, so it will not come back. ran: (version, index, attempt)
+    of the task that its worker began last, from a record of the shell's; (): it began none; None: there is no such record."""
 
     peer: bytes
     why: str
     dead: bool = False
+    ran: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,13 @@ class Nudge:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody wants this task any more. The actor that has it is ended, because its worker may be at the task."""
+
+    task: TaskName
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupt:
     """The person (or a limit) wants the run to end here. pause: actors hear nothing of it, and wait for the run's next life."""
 
@@ -127,7 +136,20 @@ class Interrupt:
 
 
 Event: TypeAlias = (
-    Heard | Carried | Stalled | Outdated | Lost | Folded | Unfit | Briefed | Stepped | Kept | Tick | Nudge | Interrupt
+    Heard
+    | Carried
+    | Stalled
+    | Outdated
+    | Lost
+    | Folded
+    | Unfit
+    | Briefed
+    | Stepped
+    | Kept
+    | Tick
+    | Nudge
+    | Withdraw
+    | Interrupt
 )
 
 # Effects
@@ -228,7 +250,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """End this actor's process, if it is ours: its worker hangs."""
+    """End this actor's process, if it is ours: its worker hangs, or is at a task that nobody wants any more."""
 
     peer: bytes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk
-from shoal.coordinator.deciding.events import Admit, Effect, Gone, Heard
+from shoal.coordinator.deciding.events import Admit, Effect, Gone, Heard, Lost
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
@@ -65,23 +65,27 @@ def _resume(facts: Facts, actor: Actor, peer: bytes, hello: Hello) -> Iterator[E
             yield desk.tell(facts, actor, lease)
 
 
-def lose(facts: Facts, actor: Actor, why: str, dead: bool) -> Iterator[Effect]:
+def lose(facts: Facts, actor: Actor, lost: Lost) -> Iterator[Effect]:
     """Part an actor whose connection is lost; if its arrays were half-way, keep its place until `patience_for` is over."""
-    if actor.away and not dead:
+    why = lost.why
+    if actor.away and not lost.dead:
         return
-    if not dead and any(facts.ledger.leases[name].moving for name in actor.tasks):
+    if not lost.dead and any(facts.ledger.leases[name].moving for name in actor.tasks):
         facts.roster.leave(actor)
         facts.roster.hear(actor, facts.now)  # its time to come back begins, however long it computed without a word before
         facts.ledger.unpark(actor)
         yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
     else:
         facts.farewell.lost(actor, facts.now)
-        yield from part(facts, actor, why, died=True)
+        yield from part(facts, actor, why, died=True, record=lost.ran)
 
 
-def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterator[Effect]:
-    """Remove an actor that is gone; its tasks go to others. died: True blames the task that it ran, and no other."""
-    begun = suspects(facts, actor) if died else []
+def part(
+    facts: Facts, actor: Actor, why: str, *, died: bool = False, record: tuple[int, ...] | None = None
+) -> Iterator[Effect]:
+    """Remove an actor that is gone; its tasks go to others. died: True blames the task that it ran, and no other. record: as
+    `ran` in Lost."""
+    begun = [] if not died else suspects(facts, actor) if record is None else recorded(facts, actor, record)
     ran = begun[0] if begun else None
     facts.ledger.counts.deaths += ran is not None
     facts.roster.part(actor)
@@ -99,6 +103,11 @@ def part(facts: Facts, actor: Actor, why: str, *, died: bool = False) -> Iterato
             lease.offered = None
             yield from desk.unpull(facts, lease)  # the actor may come back with the contribution
     yield Gone(actor.session)
+
+
+def recorded(facts: Facts, actor: Actor, record: tuple[int, ...]) -> list[TaskName]:
+    """Return the task that the actor's worker began last by a sure record, whatever the actor has said, if it still has it."""
+    return [name for name in actor.tasks if (*name, facts.ledger.leases[name].attempt) == record]
 
 
 def suspects(facts: Facts, actor: Actor) -> list[TaskName]:

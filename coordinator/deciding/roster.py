@@ -147,7 +147,7 @@ class Roster:
 
     def seats(self) -> Iterator[Seat]:
         """Return a Seat for each actor with room, in the same order."""
-        return (Seat(actor.number, actor.capacity - len(actor.tasks)) for actor in self.with_room())
+        return (Seat(one.number, one.capacity - len(one.tasks), held=len(one.tasks)) for one in self.with_room())
 
     def burden(self, actor: Actor, task: TaskName) -> None:
         self._leave(actor)

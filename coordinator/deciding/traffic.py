@@ -24,6 +24,7 @@ from shoal.coordinator.reports import Report
 from shoal.protocol.budget import Buckets, Budget
 from shoal.protocol.errors import printable
 from shoal.protocol.fetching import MOST
+from shoal.protocol.layout import run_of
 from shoal.protocol.messages import (
     WHOLE,
     Ask,
@@ -73,7 +74,8 @@ class Premises:
     layout -> bytes of a contribution's arrays. inline: most bytes of arrays that go with their message. whole: weights always
     go whole, never as changes. room: most bytes of contributions fetched and not yet folded in.
     job: digest of the job, as in Hello; "": none. strict: an actor that tells another digest is refused. threads: threads
-    that the run's processes compute with; 0: an actor with another number is not told of.
+    that the run's processes compute with; 0: an actor with another number is not told of. runs: contributions may be runs of
+    bytes, of any length (Layout.run).
     """
 
     run: str
@@ -87,6 +89,7 @@ class Premises:
     job: str = ""
     strict: bool = False
     threads: int = 0
+    runs: bool = False
 
 
 class Traffic:
@@ -252,6 +255,8 @@ class Traffic:
         if not message.layout:
             return "arrays without a layout" if nbytes else ""
         layouts = self.premises.layouts
+        if self.premises.runs and (expected := run_of(message.layout)) is not None:
+            return "" if nbytes == expected else f"{nbytes} bytes of arrays where its layout has {expected}"
         if message.layout not in layouts:
             known = ", ".join(layouts)
             return f"layout {message.layout!a} is none of this run's ({known}): the actor runs another model or environment"
@@ -472,7 +477,7 @@ class Traffic:
 
     def _ended(self, ended: deeds.Ended) -> Sequence[Deed]:
         peer = self.pids.pop(ended.pid, None)
-        return self._lost(events.Lost(peer, f"ended (process {ended.pid})", dead=True)) if peer else ()
+        return self._lost(events.Lost(peer, f"ended (process {ended.pid})", dead=True, ran=ended.ran)) if peer else ()
 
     def _gone(self, gone: events.Gone) -> Sequence[Deed]:
         """Forget a session, but for its deliveries that are with the learner."""

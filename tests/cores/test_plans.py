@@ -49,7 +49,7 @@ def test_a_plan_sees_who_has_room_the_least_busy_first() -> None:
     run = Run(plan, Bounds(ahead=2)).join("a")
     assert plan.seen[0] == [Seat(0, 2)]
     run.join("b").contribute("a")
-    assert plan.seen[-1] == [Seat(0, 1)]
+    assert plan.seen[-1] == [Seat(0, 1, held=1)]
 
 
 def test_a_plan_hears_once_what_was_accepted_when_and_with_which_totals() -> None:

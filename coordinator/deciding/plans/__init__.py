@@ -28,11 +28,13 @@ NEWS = 10_000  # most outcomes that are kept between two calls of a plan
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Room at an actor. actor: its number. free: tasks that it can take now. width: clients that it can work for at once."""
+    """Room at an actor. actor: its number. free: tasks that it can take now. width: clients that it can work for at once.
+    held: tasks that it has."""
 
     actor: int
     free: int
     width: int = 1
+    held: int = 0
 
 
 class Seats:

@@ -1,0 +1,83 @@
+"""The worker of a pool: it calls functions.
+
+The one idea: what a call raises is its result, not a failure of the task. So a task fails only if its process ends.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
+from shoal.protocol.layout import Bundle
+from shoal.protocol.marks import Marks
+from shoal.protocol.shared import Segment
+from shoal.protocol.trusted import Parcel, opened, pack
+from shoal.protocol.work import Task, Work
+
+FUNCTIONS = 256  # functions that an actor remembers
+LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
+
+
+class Answered(Bundle):
+    """The answers of a task, with the memory in which large results lie: it is let go when the coordinator has opened them."""
+
+    __slots__ = ("segments",)
+
+    def __init__(self, answers: Bundle, segments: list[Segment]) -> None:
+        super().__init__(answers.layout, answers.data)
+        self.segments = segments
+
+
+class Calls:
+    """Does the calls in a task's brief, one after another. marks: written before each call."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        assert brief is not None  # a task of a pool always has calls
+        answers: list[Answer] = []
+        segments: list[Segment] = []
+        began = perf_counter()
+        for call in read_calls(brief):
+            if answers and perf_counter() - began > LONG:
+                break
+            self._marks.note(task.version, task.index, call.ticket)
+            answer, parcel = self._answer(call)
+            answers.append(answer)
+            if parcel.segment:
+                segments.append(parcel.segment)
+        return Work(Answered(pack_answers(answers), segments))
+
+    def _answer(self, call: Call) -> tuple[Answer, Parcel]:
+        began = perf_counter()
+        try:
+            parcel = pack(self._called(call))
+            raised = False
+        except BaseException as error:  # noqa: BLE001  a user's function may raise anything, and even call sys.exit
+            parcel, raised = _of(error), True
+        return Answer(call.ticket, raised, parcel.data, perf_counter() - began, parcel.nbytes), parcel
+
+    def _called(self, call: Call) -> Any:
+        function = self._functions.get(call.function)
+        if function is None:
+            if len(self._functions) >= FUNCTIONS:
+                self._functions.clear()
+            function = self._functions[call.function] = opened(call.function)
+        args, kwargs = opened(call.arguments)
+        return function(*args, **kwargs)
+
+
+def _of(error: BaseException) -> Parcel:
+    """The parcel of an exception and its traceback; of a plain RuntimeError if the exception cannot travel."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        parcel = pack((error, text))
+        opened(parcel.data)  # an exception whose __init__ takes other arguments can be pickled, and not be unpickled
+    except Exception:  # noqa: BLE001  an exception is the user's object
+        return pack((RuntimeError(f"{type(error).__name__}: {error}"), text))
+    return parcel

@@ -1,0 +1,186 @@
+"""The schedule of a pool: calls that wait, by priority and age, and are given out one by one or several at once.
+
+The one idea: a call is a ticket, and a task holds one ticket or, where calls of this function are known to be short, as many as
+last for CHUNK seconds. A ticket is back here if its task ends without its answer, and only the ticket that ran is to blame.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from shoal.coordinator.deciding.plans import Outcome, Seats
+from shoal.protocol.work import Task
+
+CHUNK = 0.005  # seconds that the tickets of one task take together, about: some times what a task costs beside its calls
+MOST = 256  # tickets of one task
+BYTES = 1 << 17  # bytes of the calls of one task of several tickets
+SPREAD = (
+    2  # tasks of equal size into which the waiting tickets are cut for each actor, at least, so that all actors end together
+)
+AGE = 60.0  # seconds of waiting that count as one priority
+RECENT = 0.25  # weight of the newest time in the mean of a function
+
+
+@dataclass(slots=True)
+class Batch:
+    """Tickets whose results are taken one after another. room: bytes of results that nobody has taken, from which on no
+    ticket of this batch is given out. came, taken: bytes of the results that are here, and of those that were taken; each is
+    counted by one thread."""
+
+    room: int
+    came: int = 0
+    taken: int = 0
+
+    @property
+    def full(self) -> bool:
+        return self.came - self.taken >= self.room
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A call. number: order in which calls were made. function: name by which the time of its calls is known. since: time when
+    the call was made, in seconds: a ticket that has waited AGE seconds longer than another counts as one priority higher.
+    retries: deaths of actors that may be blamed on it, before it is given up. once: it is never begun twice. faults: deaths
+    blamed on it."""
+
+    number: int
+    function: str
+    nbytes: int = 0
+    since: float = 0.0
+    priority: float = 0.0
+    retries: int = 2
+    once: bool = False
+    batch: Batch | None = None
+    faults: int = 0
+
+    @property
+    def key(self) -> tuple[float, int]:
+        return (self.since / AGE - self.priority, self.number)
+
+
+@dataclass(slots=True)
+class Given:
+    """The tickets of one task, by number. blamed: the ticket that ran when its actor died; None: that is not known."""
+
+    tickets: dict[int, Ticket]
+    blamed: int | None = None
+
+
+@dataclass(slots=True)
+class Tickets:
+    """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are."""
+
+    begins: Callable[[Ticket], bool]
+    width: int = 1
+    waiting: list[tuple[tuple[float, int], Ticket]] = field(default_factory=list)  # a heap
+    given: dict[int, Given] = field(default_factory=dict)  # index of a task -> its tickets
+    full: list[Ticket] = field(default_factory=list)  # tickets of full batches
+    lost: list[tuple[Ticket, int]] = field(default_factory=list)  # tickets that are given up, with the index of their last task
+    pace: dict[str, float] = field(default_factory=dict)  # function -> seconds of a call, a running mean
+    drawn: int = 0
+    bounded: bool = True  # False: full batches are given out too, because the pool is to end
+
+    def offer(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            heapq.heappush(self.waiting, (ticket.key, ticket))
+
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        for outcome in news:
+            if outcome.word == "aside":
+                self._fell(outcome.task.index)
+        if not self.waiting:
+            return ()
+        empty = None
+        tasks: list[Task] = []
+        while len(tasks) < seats.room and (ticket := self._next()):
+            alone = self._long(ticket)
+            if alone and empty is None:
+                empty = sum(seat.held == 0 for seat in seats) - len(tasks)
+            if alone and not empty:
+                self.offer([ticket])
+                break
+            if not self.begins(ticket):
+                continue
+            if empty:
+                empty -= 1
+            tasks.append(self._task([ticket] if alone else [ticket, *self._more(ticket)], version, alone))
+        return tasks
+
+    def admits(self, made_from: int, version: int) -> bool:
+        return True
+
+    def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
+        return False
+
+    def answered(self, index: int, answers: Iterable[tuple[int, float]]) -> Iterator[Ticket]:
+        """Take in the answers of a task, as (ticket's number, seconds). Returns their tickets; the others of the task wait
+        again."""
+        given = self.given.pop(index)
+        for number, seconds in answers:
+            if ticket := given.tickets.pop(number, None):
+                before = self.pace.get(ticket.function, seconds)
+                self.pace[ticket.function] = max(seconds, 1e-6) * RECENT + before * (1 - RECENT)
+                yield ticket
+        self.offer(given.tickets.values())
+
+    def release(self) -> None:
+        """Let the tickets of batches that are no longer full wait again."""
+        if self.full:
+            held = self.full
+            self.offer(one for one in held if not self._held(one))
+            self.full = [one for one in held if self._held(one)]
+
+    def where(self, number: int) -> int | None:
+        """The index of the task that holds a ticket; None if no task does."""
+        return next((index for index, given in self.given.items() if number in given.tickets), None)
+
+    def _next(self) -> Ticket | None:
+        """The next ticket whose batch has room for its result."""
+        while self.waiting:
+            _, ticket = heapq.heappop(self.waiting)
+            if not self._held(ticket):
+                return ticket
+            self.full.append(ticket)
+        return None
+
+    def _held(self, ticket: Ticket) -> bool:
+        return self.bounded and ticket.batch is not None and ticket.batch.full
+
+    def _long(self, ticket: Ticket) -> bool:
+        """Whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
+        return ticket.once or ticket.faults > 0 or self.pace.get(ticket.function, 1.0) > CHUNK
+
+    def _more(self, first: Ticket) -> Iterator[Ticket]:
+        """Further tickets of the same function for a task that begins with this one."""
+        share = len(self.waiting) // (SPREAD * max(1, self.width))
+        many = min(MOST, share, int(CHUNK / self.pace[first.function]))
+        nbytes = first.nbytes
+        for _ in range(many - 1):
+            if not self.waiting or (ticket := self.waiting[0][1]).function != first.function or self._long(ticket):
+                return
+            if (nbytes := nbytes + ticket.nbytes) > BYTES or self._held(ticket):
+                return
+            heapq.heappop(self.waiting)
+            if self.begins(ticket):
+                yield ticket
+
+    def _task(self, tickets: Sequence[Ticket], version: int, alone: bool) -> Task:
+        index = self.drawn
+        self.drawn += 1
+        self.given[index] = Given({one.number: one for one in tickets})
+        return Task(version, index, (index,), "call", alone=alone)
+
+    def _fell(self, index: int) -> None:
+        """Take back a task that its actor's death, or a fault, ended. The ticket that ran is blamed, or the only one."""
+        given = self.given.pop(index, None)
+        if given is None:
+            return
+        blamed = given.blamed if given.blamed in given.tickets else next(iter(given.tickets))
+        for number, ticket in given.tickets.items():
+            ticket.faults += number == blamed
+            if number == blamed and (ticket.once or ticket.faults > ticket.retries):
+                self.lost.append((ticket, index))
+            else:
+                self.offer([ticket])

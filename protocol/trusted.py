@@ -1,0 +1,163 @@
+"""Python objects as bytes, between processes that were forked from one user's program. No other file of Shoal pickles.
+
+The one idea: to unpickle is to run the sender's code. So this is used between a program and its own forks alone, over a socket
+in a folder that only its user can enter; an object with large arrays is a pickle beside a segment of shared memory, so that the
+arrays are written once and read where they lie.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import aligned
+from shoal.protocol.shared import Segment
+
+LARGE = 1 << 16  # bytes of a buffer (an array's, say) from which on it lies beside the pickle
+PARTS = 200  # parts of an object that are tried, when an object cannot travel, to name the part that cannot
+DEEP = 4  # levels of parts that are tried
+EXTRA = "install shoal[tasks]"
+
+
+class Beside(Segment):
+    """Memory for the large buffers of one parcel, given back with the last reference to it."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An object as bytes. segment: the memory in which its large buffers lie, which must live until the parcel is opened; None
+    if there are none, or they are in `data`."""
+
+    data: bytes
+    segment: Segment | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + (self.segment.handle[2] if self.segment else 0)
+
+
+def pack_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
+    """The parcel of the pair (args, kwargs); else as `pack`."""
+    return pack((args, kwargs), Arguments(args, kwargs))
+
+
+def pack(value: object, called: object = None) -> Parcel:
+    """The parcel of an object. Raises UserError, with the path of the part that cannot travel (`args[1].model.lock`). called:
+    what an error calls the object, if that is not the object itself."""
+    buffers: list[memoryview] = []
+    try:
+        head = pickle.dumps(value, 5, buffer_callback=partial(_aside, buffers))
+    except Exception as raised:  # noqa: BLE001  an object's own __reduce__ may raise anything
+        buffers.clear()
+        head = _by_value(value, value if called is None else called, buffers, raised)
+    if not buffers:
+        return Parcel(b"." + head)
+    lengths = [one.nbytes for one in buffers]
+    try:
+        segment = Beside.create(sum(map(aligned, lengths)))
+    except UserError:  # no shared memory here, or no more of it: the bytes go with the pickle
+        return Parcel(msgpack.packb((head, lengths, (), b"".join(buffers))))
+    at = 0
+    for one in buffers:
+        np.copyto(segment.data[at : at + one.nbytes], np.frombuffer(one, np.uint8))
+        at += aligned(one.nbytes)
+    return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
+
+
+def opened(data: Any) -> Any:
+    """The object of a parcel that `pack` made in another process of this program. Arrays that lie in shared memory are read in
+    place, and a write to them stays in this process. Raises what unpickling raises."""
+    if bytes(data[:1]) == b".":
+        return pickle.loads(data[1:])
+    head, lengths, handle, inline = msgpack.unpackb(data, max_bin_len=len(data))
+    whole = Segment.open(tuple(handle), private=True).data.data if handle else memoryview(bytearray(inline))
+    buffers, at = [], 0
+    for nbytes in lengths:
+        buffers.append(whole[at : at + nbytes])
+        at += aligned(nbytes) if handle else nbytes
+    return pickle.loads(head, buffers=buffers)
+
+
+def by_value(value: object) -> Parcel:
+    """The parcel of a function or class that other processes do not have. Raises UserError if it cannot travel."""
+    return Parcel(b"." + _by_value(value, value, None, None))
+
+
+def _aside(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Keep a large buffer beside the pickle. Returns True for a small one, which goes into the pickle."""
+    raw = buffer.raw()
+    if raw.nbytes < LARGE:
+        return True
+    buffers.append(raw)
+    return False
+
+
+def _by_value(value: object, called: object, buffers: list[memoryview] | None, raised: BaseException | None) -> bytes:
+    try:
+        import cloudpickle
+    except ModuleNotFoundError:
+        what = unfit(called, "") if raised else "a function that was made here"
+        why = f" ({raised})" if raised else ""
+        raise UserError(f"{what} has no name that another process could import{why}: define it in a file, or {EXTRA}") from None
+    try:
+        aside = None if buffers is None else partial(_aside, buffers)
+        done: bytes = cloudpickle.dumps(value, 5, buffer_callback=aside)
+    except Exception as again:
+        raise UserError(f"{unfit(called, '')} cannot travel to another process: {again}") from again
+    return done
+
+
+def unfit(value: object, path: str) -> str:
+    """The path of the innermost part of an object that cannot be pickled, or the path of the object itself. At most PARTS parts
+    of an object are tried, DEEP levels down."""
+    for _ in range(DEEP):
+        for name, part in _parts(value):
+            if not _travels(part):
+                value, path = part, f"{path}{name}"
+                break
+        else:
+            break
+    return path.removeprefix(".") or f"an object of type {type(value).__name__}"
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    named: dict[str, object] = {}
+    if isinstance(value, Arguments):
+        named = {f"args[{at}]": one for at, one in enumerate(value.args)} | {
+            f"{name}": one for name, one in value.kwargs.items()
+        }
+    elif isinstance(value, list | tuple | set | frozenset):
+        named = {f"[{at}]": one for at, one in enumerate(list(value)[:PARTS])}
+    elif isinstance(value, Mapping):
+        named = {f"[{key!r}]": one for key, one in list(value.items())[:PARTS]}
+    elif isinstance(inside := getattr(value, "__dict__", None), dict):
+        named = {f".{name}": one for name, one in list(inside.items())[:PARTS]}
+    yield from named.items()
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.dumps(value, 5)
+    except Exception:  # noqa: BLE001  an object's own __reduce__ may raise anything
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]

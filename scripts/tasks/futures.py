@@ -1,0 +1,51 @@
+"""The future of a call in a pool.
+
+The one idea: it is Python's own future, and its call can also be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class RemoteTraceback(Exception):  # noqa: N818  as in concurrent.futures, whose tracebacks look the same
+    """The traceback of an exception in another process, as text: the cause of the exception here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class Result(Future[T], Generic[T]):
+    """The future of a call. It is completed on the pool's own thread, which so runs the functions of `add_done_callback`.
+    nbytes: bytes of the result of a call of `map`, once it is there."""
+
+    def __init__(self, end: Callable[[], bool]) -> None:
+        super().__init__()
+        self._end = end
+        self.nbytes = 0
+
+    def kill(self) -> bool:
+        """Cancel the call even if it is running: its process is ended and replaced, and other calls of that process are made
+        again. Returns False if the call was done before."""
+        return self.cancel() or self._end()
+
+    def killed(self) -> bool:
+        """Set this running future to cancelled. Returns False if it is done. For the pool's own thread."""
+        with self._condition:
+            if self._state in (FINISHED, CANCELLED_AND_NOTIFIED):
+                return False
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # as set_result does
+        return True

@@ -1,0 +1,42 @@
+"""The life of an actor of a pool, a process that was forked from the user's own program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.actors.loop import Actor, on_signals
+from shoal.actors.pool import Life
+from shoal.actors.workers.call import Calls
+from shoal.protocol import heap
+from shoal.protocol.marks import Marks
+from shoal.runs.living import LEFT
+from shoal.runs.threads import few_for_good
+
+
+def life_of(marks: Marks) -> Life:
+    """marks: shared with the process that looks at them when the actor has ended."""
+
+    def live(arguments: Mapping[str, Any]) -> int:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the user's own program's to hear
+        told = threading.Event()
+        on_signals(told, [signal.SIGTERM])
+        heap.keep()
+        few_for_good()
+        marks.begin(int(arguments["born"]))
+        Actor(
+            str(arguments["address"]),
+            lambda workload: Calls(marks),
+            name=f"actor-{os.getpid()}",
+            session=os.urandom(8),
+            clock=time.monotonic,
+            say=lambda text: None,
+            interrupted=lambda: "told to stop" if told.is_set() else "",
+        ).live()
+        return LEFT
+
+    return live

@@ -1,0 +1,307 @@
+"""A pool's coordinator on a thread of its own: the core, server and crew of any run, with tickets for a plan.
+
+The one idea: callers put tickets into a queue and wake the thread; everything else that knows of a ticket runs on that thread,
+so nothing but the queue is shared.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.actors.loop import host_id
+from shoal.actors.pool import Pool as Nursery
+from shoal.coordinator.answers import Answers
+from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Withdraw
+from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
+from shoal.coordinator.learner import Learner
+from shoal.coordinator.reports import Progress, Report
+from shoal.coordinator.server import Outside, Server
+from shoal.protocol.calls import Answer, Call
+from shoal.protocol.codec import Terms, pack_welcome
+from shoal.protocol.errors import UserError, WorkerLost
+from shoal.protocol.link import Hub
+from shoal.protocol.marks import Marks
+from shoal.protocol.trusted import Parcel, opened
+from shoal.protocol.work import Metrics
+from shoal.runs.crew import Crew
+from shoal.runs.socketdir import socket_folder
+from shoal.tasks.futures import RemoteTraceback, Result
+from shoal.tasks.life import life_of
+
+AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
+REPORTS = 50  # reports that are kept, for a person who asks
+LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
+BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A call that is not done. arguments, function: parcels, whose memory the actor may read. begun: its future is running."""
+
+    ticket: Ticket
+    future: Result[Any]
+    function: Parcel
+    arguments: Parcel
+    begun: bool = False
+
+
+class Reports:
+    """The observer of a pool: it keeps what was reported last."""
+
+    def __init__(self) -> None:
+        self.last: deque[Report] = deque(maxlen=REPORTS)
+
+    def report(self, report: Report) -> None:
+        self.last.append(report)
+
+    def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
+        """Nothing: no version follows."""
+
+    def moved(self, progress: Progress) -> None:
+        """Nothing: who asks is told by `status`."""
+
+
+class Running(threading.Thread):
+    """The thread. It makes the nursery itself, because a process ends with the thread that made it.
+
+    begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done.
+    """
+
+    def __init__(self, actors: int) -> None:
+        super().__init__(name="shoal-pool", daemon=True)
+        self.actors = actors
+        self.begun = threading.Event()
+        self.fault: BaseException | None = None
+        self.reports = Reports()
+        self.entries: dict[int, Entry] = {}
+        self.plan = Tickets(self._begins, actors)
+        self.core = Core(self.plan, Goal(), BOUNDS, now=time.monotonic())
+        self._marks = Marks()
+        self._offered: deque[Entry] = deque()
+        self._asked: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._closing = self._over = self._woken = False
+        self._wake: Callable[[], object] = bool
+        self._crew: Crew | None = None
+
+    # Called by any thread
+
+    def offer(self, entries: Iterable[Entry]) -> None:
+        """Take calls. Raises RuntimeError if the pool takes none any more, WorkerLost if it has no actors."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._over:
+                raise WorkerLost(f"the pool has ended: {self.fault}")
+            self._offered.extend(entries)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Let the thread look at what is new. Many calls in a row wake it once."""
+        if not self._woken:
+            self._woken = True
+            self._wake()
+
+    def ask(self, act: Callable[[], None]) -> bool:
+        """Let the thread call a function at its next look. Returns False if it has ended."""
+        with self._lock:
+            if self._over:
+                return False
+            self._asked.append(act)
+        self.nudge()
+        return True
+
+    def close(self, cancel: bool = False) -> None:
+        """Take no more calls, and end when all are done. cancel: those that have not begun are cancelled."""
+        with self._lock:
+            self._closing = True
+        if not (cancel and self.ask(self._cancel)):
+            self.nudge()
+
+    # On the thread
+
+    def run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                self._run(stack)
+        except BaseException as error:  # noqa: BLE001  handed on to those who wait for results
+            self.fault = error
+        finally:
+            with self._lock:
+                self._over, asked = True, list(self._asked)
+            self._take_in()
+            for entry in list(self.entries.values()):
+                self._fail(entry, WorkerLost(f"the pool has ended: {self.fault}"))
+            for act in asked:
+                act()
+            self.begun.set()
+
+    def _run(self, stack: ExitStack) -> None:
+        nursery = Nursery.forked(life_of(self._marks))
+        stack.callback(nursery.close)
+        nursery.ready()
+        wire = Hub(f"ipc://{stack.enter_context(socket_folder()) / 'hub'}")
+        stack.callback(wire.close)
+        self._wake = wire.wake
+        core = self.core
+        crew = self._crew = Crew(
+            nursery, self.actors, self.reports.report, time.monotonic, lambda: core.facts.ledger.counts.deaths
+        )
+        learner = Learner(Answers(self._calls, self._done), Inspector(), time.monotonic, prompt=True)
+        outside = Outside(self._ends, nudged=self._nudged, gone=crew.gone, ran=self._ran, evict=crew.evict)
+        self.server = Server(
+            core,
+            wire,
+            learner,
+            self.reports,
+            run="pool",
+            host=host_id(),
+            welcome=pack_welcome(Terms({}, learner.newest[1].layout)),
+            layouts=(),
+            clock=time.monotonic,
+            outside=outside,
+            runs=True,
+        )
+        crew.hire({"address": wire.address})
+        self.begun.set()
+        end = self.server.run()
+        self.fault = WorkerLost(end.reason)
+
+    def _ends(self) -> str:
+        """Why the pool ends now; "" if it goes on."""
+        if self._closing:
+            with self._lock:
+                if not (self.entries or self._offered or self._asked):
+                    return "the pool is shut down"
+        return self._crew.spent() if self._crew else ""
+
+    def _nudged(self) -> bool:
+        """Take in what callers offered and asked, and give up the tickets that the plan has lost. True if there was any."""
+        for ticket, index in self.plan.lost:
+            why = self.core.facts.ledger.left_out.pop(index, "its actor died")
+            if entry := self.entries.get(ticket.number):
+                times = "its process" if ticket.faults == 1 else f"its process {ticket.faults} times"
+                self._fail(entry, WorkerLost(f"{ticket.function} ended {times}; the last time: {why}"))
+        self.plan.lost.clear()
+        if len(self.server.telling.tally.lags) > LAGS:
+            self.server.telling.tally.flush()
+        return self._take_in()
+
+    def _take_in(self) -> bool:
+        if not self._woken:
+            return False
+        self.plan.bounded = not self._closing
+        self._woken = False  # before the queues are emptied: who adds from now on wakes the thread again
+        offered = []
+        while self._offered:
+            entry = self._offered.popleft()
+            self.entries[entry.ticket.number] = entry
+            offered.append(entry.ticket)
+        self.plan.offer(offered)
+        while self._asked and not self._over:
+            self._asked.popleft()()
+        self.plan.release()
+        return True
+
+    def _begins(self, ticket: Ticket) -> bool:
+        entry = self.entries.get(ticket.number)
+        if entry is None:
+            return False
+        if not entry.begun and not entry.future.set_running_or_notify_cancel():
+            del self.entries[ticket.number]
+            return False
+        entry.begun = True
+        return True
+
+    def _calls(self, index: int) -> Sequence[Call]:
+        entries = [self.entries[number] for number in self.plan.given[index].tickets]
+        return [Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries]
+
+    def _done(self, index: int, answers: Sequence[Answer]) -> None:
+        came = {one.ticket: one for one in answers}
+        for ticket in self.plan.answered(index, [(one.ticket, one.seconds) for one in answers]):
+            _complete(self.entries.pop(ticket.number), came[ticket.number])
+
+    def _ran(self, pid: int) -> tuple[int, ...]:
+        """(version, index, attempt) of the task that a process began last; the plan learns which of its tickets that was."""
+        ran = self._marks.ran(pid)
+        if not ran:
+            return ()
+        version, index, number = ran
+        if given := self.plan.given.get(index):
+            given.blamed = number
+        lease = self.core.facts.ledger.leases.get((version, index))
+        return (version, index, lease.attempt if lease else -1)
+
+    def _fail(self, entry: Entry, error: BaseException) -> None:
+        self.entries.pop(entry.ticket.number, None)
+        if entry.begun or entry.future.set_running_or_notify_cancel():
+            entry.future.set_exception(error)
+
+    def _cancel(self) -> None:
+        for entry in [one for one in self.entries.values() if not one.begun]:
+            if entry.future.cancel():
+                entry.future.set_running_or_notify_cancel()
+                del self.entries[entry.ticket.number]
+
+    def kill(self, number: int) -> bool:
+        """End the process that is at a call, for any thread. Returns False if the call is done."""
+        ended = threading.Event()
+        killed: list[bool] = []
+
+        def act() -> None:
+            killed.append(self._kill(number))
+            ended.set()
+
+        if not self.ask(act):
+            return False
+        if threading.current_thread() is not self:  # else a callback of a future asks, and the thread gets to it afterwards
+            ended.wait()
+        return killed == [True] or not killed
+
+    def _kill(self, number: int) -> bool:
+        entry, index = self.entries.pop(number, None), self.plan.where(number)
+        if entry is None:
+            return False
+        if index is not None:
+            rest = self.plan.given.pop(index).tickets
+            self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
+            self.server.handle(Withdraw((0, index)))
+        return entry.future.killed()
+
+
+def _complete(entry: Entry, answer: Answer) -> None:
+    """Complete the future of a call. What its result raises here is the call's exception."""
+    if entry.ticket.batch:
+        entry.ticket.batch.came += answer.nbytes
+        entry.future.nbytes = answer.nbytes
+    try:
+        value = opened(answer.parcel)
+    except Exception as raised:  # noqa: BLE001  a result's own code runs when it is unpickled
+        entry.future.set_exception(raised)
+        return
+    if answer.raised:
+        error, text = value
+        error.__cause__ = RemoteTraceback(text)
+        entry.future.set_exception(error)
+    else:
+        entry.future.set_result(value)
+
+
+def started(actors: int) -> Running:
+    """A thread whose pool takes calls. Raises UserError if its processes cannot be made."""
+    running = Running(actors)
+    running.start()
+    running.begun.wait()
+    if isinstance(running.fault, UserError):
+        raise running.fault
+    return running

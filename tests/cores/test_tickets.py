@@ -1,0 +1,231 @@
+"""Facts about the plan of a pool, alone and in a core: what is given out together, and who is blamed for a death."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+from test_core import Run, names
+
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.events import Evict, Finish, Lost, Nudge, Withdraw
+from shoal.coordinator.deciding.plans import Outcome, Seat, Seats
+from shoal.coordinator.deciding.plans.tickets import AGE, CHUNK, MOST, Batch, Ticket, Tickets
+from shoal.protocol.messages import Assign, Cancel
+from shoal.protocol.work import Task
+
+POOL = Bounds(ahead=1, most=2, attempts=1, strikes=0, watched=True, endless=True)
+
+
+def plan(width: int = 2, tickets: Iterable[Ticket] = (), pace: float | None = None) -> Tickets:
+    made = Tickets(lambda ticket: True, width)
+    if pace is not None:
+        made.pace["f"] = pace
+    made.offer(tickets)
+    return made
+
+
+def many(count: int, **how: object) -> list[Ticket]:
+    return [Ticket(number, "f", **how) for number in range(count)]  # type: ignore[arg-type]
+
+
+def room(*held: int, free: int = 1) -> Seats:
+    """Actors that have room for `free` tasks each, and hold so many."""
+    each = [Seat(at, free, held=has) for at, has in enumerate(held)]
+    return Seats(free * len(each), lambda: each)
+
+
+def inside(made: Tickets, tasks: Iterable[Task]) -> list[list[int]]:
+    """The tickets of tasks, by number."""
+    return [list(made.given[task.index].tickets) for task in tasks]
+
+
+def test_a_call_of_which_nobody_knows_how_long_it_takes_has_an_actor_for_itself() -> None:
+    made = plan(tickets=many(5))
+    tasks = made.assign(room(0, 0, free=2), (), 0, 0.0)
+    assert (inside(made, tasks), [task.alone for task in tasks]) == ([[0], [1]], [True, True])
+    assert not made.assign(room(1, 1), (), 0, 0.0)
+
+
+def test_short_calls_go_several_at_once_and_leave_a_share_for_every_actor() -> None:
+    made = plan(2, many(1_000), pace=CHUNK / 50)
+    [first] = inside(made, made.assign(room(0), (), 0, 0.0))
+    assert first == list(range(50))
+    few = plan(2, many(8), pace=CHUNK / 50)
+    assert inside(few, few.assign(room(0), (), 0, 0.0)) == [[0]]
+    tiny = plan(1, many(10_000), pace=1e-9)
+    assert len(inside(tiny, tiny.assign(room(0), (), 0, 0.0))[0]) == MOST
+
+
+def test_calls_of_another_function_and_long_calls_are_not_put_behind_short_ones() -> None:
+    made = plan(1, [*many(2), Ticket(2, "g"), *[Ticket(number, "f") for number in range(3, 40)]], pace=CHUNK / 50)
+    assert inside(made, made.assign(room(0, free=2), (), 0, 0.0))[0] == [0, 1]
+    once = plan(1, many(40, once=True), pace=CHUNK / 50)
+    assert inside(once, once.assign(room(0), (), 0, 0.0)) == [[0]]
+
+
+def test_a_pace_follows_what_calls_take() -> None:
+    made = plan(1, many(30))
+    [task] = made.assign(room(0), (), 0, 0.0)
+    assert [one.number for one in made.answered(task.index, [(0, 1e-5)])] == [0]
+    assert len(inside(made, made.assign(room(0), (), 0, 0.0))[0]) > 1
+    slow = plan(1, many(30), pace=1e-5)
+    [task] = slow.assign(room(0), (), 0, 0.0)
+    assert len(list(slow.answered(task.index, [(0, 60.0)]))) == 1
+    assert [task.alone for task in slow.assign(room(0), (), 0, 0.0)] == [True]
+
+
+def test_calls_that_an_actor_did_not_get_to_wait_again_in_their_old_place() -> None:
+    made = plan(1, many(40), pace=CHUNK / 10)
+    [task] = made.assign(room(0), (), 0, 0.0)
+    assert [one.number for one in made.answered(task.index, [(0, CHUNK / 10), (1, CHUNK / 10)])] == [0, 1]
+    assert inside(made, made.assign(room(0), (), 0, 0.0))[0][0] == 2
+    assert not any(ticket.faults for _, ticket in made.waiting)
+
+
+def test_higher_priorities_go_first_and_a_minute_of_waiting_counts_as_one() -> None:
+    old, new, urgent = (
+        Ticket(0, "f", since=0.0),
+        Ticket(1, "f", since=AGE * 0.9, priority=1),
+        Ticket(2, "f", since=AGE * 1.1, priority=1),
+    )
+    made = plan(1, [old, new, urgent])
+    order = [number for _ in range(3) for [number] in inside(made, made.assign(room(0), (), 0, 0.0))]
+    assert order == [1, 0, 2]
+
+
+def test_a_call_that_was_cancelled_is_not_given_out() -> None:
+    made = Tickets(lambda ticket: ticket.number != 0, 1)
+    made.offer(many(2))
+    assert inside(made, made.assign(room(0), (), 0, 0.0)) == [[1]]
+
+
+def test_a_map_whose_results_nobody_takes_gets_no_further_calls_and_holds_up_no_other() -> None:
+    batch = Batch(room=100)
+    made = plan(1, [*many(3, batch=batch), Ticket(3, "g")])
+    batch.came = 100
+    assert inside(made, made.assign(room(0), (), 0, 0.0)) == [[3]]
+    made.release()
+    assert len(made.full) == 3
+    batch.taken = 1
+    made.release()
+    assert (made.full, inside(made, made.assign(room(0), (), 0, 0.0))) == ([], [[0]])
+    batch.taken, made.bounded = 0, False
+    assert inside(made, made.assign(room(0), (), 0, 0.0)) == [[1]]
+
+
+def test_of_several_calls_only_the_one_that_ran_is_blamed_and_it_is_tried_alone() -> None:
+    made = plan(1, many(40, retries=1), pace=CHUNK / 4)
+    [task] = made.assign(room(0), (), 0, 0.0)
+    made.given[task.index].blamed = 2
+    again = made.assign(room(0), [Outcome(task, "aside", 0.1, {})], 0, 0.0)
+    assert [ticket.number for ticket in (made.given[again[0].index].tickets.values())] == [0, 1]
+    assert [(ticket.number, ticket.faults) for _, ticket in made.waiting if ticket.faults] == [(2, 1)]
+    [alone] = made.assign(room(0), (), 0, 0.0)
+    assert (inside(made, [alone]), alone.alone) == ([[2]], True)
+    made.assign(room(), [Outcome(alone, "aside", 0.1, {})], 0, 0.0)
+    assert [(ticket.number, ticket.faults, index) for ticket, index in made.lost] == [(2, 2, alone.index)]
+
+
+def test_a_call_that_may_begin_once_is_given_up_at_its_first_death() -> None:
+    made = plan(1, many(1, once=True))
+    [task] = made.assign(room(0), (), 0, 0.0)
+    made.assign(room(0), [Outcome(task, "aside", 0.1, {})], 0, 0.0)
+    assert ([ticket.number for ticket, _ in made.lost], made.waiting) == ([0], [])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_dies_every_call_is_answered_once_or_given_up(seed: int) -> None:
+    draws = random.Random(seed)
+    made = plan(3, many(200, retries=1), pace=CHUNK / draws.choice([1, 5, 300]))
+    done: list[int] = []
+    news: list[Outcome] = []
+    out: list[Task] = []
+    for _ in range(2_000):
+        out += made.assign(room(*[0] * max(0, 3 - len(out))), news, 0, 0.0)
+        news = []
+        if not out:
+            break
+        task = out.pop(draws.randrange(len(out)))
+        tickets = list(made.given[task.index].tickets)
+        if draws.random() < 0.3:
+            made.given[task.index].blamed = draws.choice(tickets)
+            news.append(Outcome(task, "aside", 0.1, {}))
+        else:
+            answered = tickets[: draws.randint(1, len(tickets))]
+            done += [one.number for one in made.answered(task.index, [(number, 1e-4) for number in answered])]
+    lost = [ticket.number for ticket, _ in made.lost]
+    assert sorted([*done, *lost]) == list(range(200))
+
+
+# In a core
+
+
+def test_the_task_that_a_record_names_is_blamed_and_no_other_is_tried_alone() -> None:
+    made = plan(1, many(4), pace=CHUNK)
+    made.pace["f"] = CHUNK / 2
+    run = Run(made, POOL).join("a").contribute("a", trained=0.001)
+    assert len(run.tasks["a"]) == 2
+    second = list(run.tasks["a"])[1]
+    run.event(Lost(b"a", "died", dead=True, ran=(*second, run.tasks["a"][second].attempt)))
+    assert run.told("lost") == [f"a died in task {second}; 2 of its tasks go to others"]
+    assert [text.partition(" (")[0] for text in run.told("aside")] == [f"task {second}".partition(" (")[0]]
+    assert [(one.faults, one.alone) for one in run.core.facts.ledger.returned] == [(0, False)]
+    assert run.core.facts.ledger.counts.deaths == 1
+
+
+def test_a_record_is_believed_of_a_process_that_died_before_it_said_a_word() -> None:
+    made = plan(1, many(1, once=True))
+    run = Run(made, POOL).join("a")  # not even that weights came
+    run.event(Lost(b"a", "died", dead=True, ran=(0, 0, run.tasks["a"][0, 0].attempt)))
+    assert run.core.facts.ledger.counts.deaths == 1
+    assert run.join("b").said("b", Assign) == []
+    assert [ticket.number for ticket, _ in made.lost] == [0]
+
+
+def test_a_process_that_by_its_record_began_nothing_is_blamed_on_no_task() -> None:
+    run = Run(plan(1, many(1)), POOL).join("a")
+    run.arrive("a")
+    run.event(Lost(b"a", "died", dead=True, ran=()))
+    assert (run.told("aside"), run.core.facts.ledger.counts.deaths) == ([], 0)
+    assert names(run.join("b").said("b", Assign)) == [(0, 0)]
+
+
+def test_a_pool_goes_on_after_a_task_that_is_set_aside() -> None:
+    made = plan(1, many(2, retries=0))
+    run = Run(made, POOL).join("a", "b")
+    run.arrive("a")
+    run.event(Lost(b"a", "died", dead=True, ran=(0, 0, run.tasks["a"][0, 0].attempt)))
+    assert run.all(Finish) == []
+    run.contribute("b").event(Nudge())
+    assert [ticket.number for ticket, _ in made.lost] == [0]
+
+
+def test_a_task_that_may_take_long_has_its_actor_for_itself() -> None:
+    made = plan(2, [Ticket(0, "g")], pace=CHUNK / 2)
+    run = Run(made, POOL).join("a")
+    made.offer([Ticket(number, "f") for number in range(1, 4)])
+    run.event(Nudge())
+    assert len(run.tasks["a"]) == 1
+    assert len(run.join("b").tasks["b"]) == 1
+
+
+def test_a_task_that_nobody_wants_any_more_ends_its_actor_and_is_given_to_no_other() -> None:
+    run = Run(plan(1, many(1)), POOL).join("a")
+    run.arrive("a")
+    run.event(Withdraw((0, 0)))
+    assert run.said("a", Cancel) == [Cancel((0, 0))]
+    assert run.all(Evict) == [Evict(b"a")]
+    run.event(Lost(b"a", "ended", dead=True, ran=(0, 0, 65_537)))
+    assert run.told("lost") == ["a ended; 0 of its tasks go to others"]
+    assert run.join("b").said("b", Assign) == []
+
+
+def test_a_task_that_is_withdrawn_while_it_waits_is_forgotten() -> None:
+    run = Run(plan(1, many(1)), POOL).join("a")
+    run.arrive("a")
+    run.event(Lost(b"a", "died", dead=True, ran=()))
+    assert len(run.core.facts.ledger.returned) == 1
+    assert run.event(Withdraw((0, 0))).all(Evict) == []
+    assert run.join("b").said("b", Assign) == []

@@ -1,0 +1,341 @@
+"""Pools of real processes: what an executor promises, and what it promises beyond that when processes die."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import shoal
+from shoal.protocol.errors import UserError, WorkerLost
+from shoal.tasks.pool import Pool
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(2) as its:
+        yield its
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def fails(x: int) -> int:
+    raise KeyError(x)
+
+
+def leaves(x: int) -> int:
+    raise SystemExit(3)
+
+
+class OddError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def odd() -> None:
+    raise OddError(1, 2)
+
+
+def unfit() -> Any:
+    return {"lock": threading.Lock()}
+
+
+def own_pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def touch(path: str, seconds: float = 0.0) -> int:
+    """Leave a line for each time that this began; then take some time."""
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    threading.Event().wait(seconds)
+    return os.getpid()
+
+
+def dies(path: str, at: int, x: int) -> int:
+    if x == at:
+        touch(path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def begun(path: Path, times: int = 1) -> list[int]:
+    """The processes that have begun, once there are so many."""
+    for _ in range(1_000):
+        if path.exists() and len(lines := path.read_text().split()) >= times:
+            return [int(line) for line in lines]
+        threading.Event().wait(0.02)
+    raise AssertionError(f"{path} was not begun {times} times")
+
+
+def test_calls_and_maps_give_what_the_functions_give(pool: Pool) -> None:
+    assert pool.submit(double, 4).result() == 8
+    assert pool.submit(dict, [(1, 2)], a=3).result() == {1: 2, "a": 3}
+    assert pool.submit(functools.partial(pow, 2), 5).result() == 32
+    assert pool.submit("abc".upper).result() == "ABC"
+    assert list(pool.map(pow, range(50), [2] * 50)) == [x * x for x in range(50)]
+    assert sorted(pool.map(double, range(300), ordered=False)) == [2 * x for x in range(300)]
+    futures = [pool.submit(double, x) for x in range(300)]
+    assert sorted(future.result() for future in as_completed(futures)) == [2 * x for x in range(300)]
+    assert os.getpid() not in {pool.submit(own_pid).result() for _ in range(5)}
+
+
+def test_what_a_call_raises_is_raised_here_with_the_traceback_there_as_its_cause(pool: Pool) -> None:
+    with pytest.raises(KeyError, match="5") as caught:
+        pool.submit(fails, 5).result()
+    assert "raise KeyError(x)" in str(caught.value.__cause__)
+    with pytest.raises(SystemExit):
+        pool.submit(leaves, 1).result()
+    with pytest.raises(RuntimeError, match="OddError: 1 and 2"):
+        pool.submit(odd).result()
+    with pytest.raises(UserError, match=r"^\['lock'\] cannot travel"):
+        pool.submit(unfit).result()
+    given = pool.map(fails, [1, 2])
+    with pytest.raises(KeyError):
+        next(given)
+
+
+def test_what_cannot_travel_is_refused_at_once(pool: Pool) -> None:
+    with pytest.raises(UserError, match=r"^args\[0\] cannot travel"):
+        pool.submit(double, threading.Lock())
+    with pytest.raises(TypeError, match="want a function first"):
+        pool.submit(3)  # type: ignore[arg-type]
+    for wrong in (0, -1, True, "2", 1.5):
+        with pytest.raises(UserError, match="must be a whole number from 1"):
+            Pool(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunksize"):
+        pool.map(double, [1], chunksize=0)
+
+
+def test_functions_without_a_name_travel_by_value(pool: Pool) -> None:
+    add = 7
+    assert list(pool.map(lambda x: x + add, range(5))) == [7, 8, 9, 10, 11]
+
+
+def test_large_arrays_come_back_whole_and_may_be_written(pool: Pool) -> None:
+    array = np.arange(3_000_000, dtype="f8")
+    futures = [pool.submit(double, array) for _ in range(4)]
+    array[:] = 0.0  # too late for the calls
+    for future in futures:
+        result = future.result()
+        result[0] += 1.0
+        assert (result[0], result[-1], result.shape) == (1.0, 2.0 * 2_999_999, (3_000_000,))
+    assert len(pool.submit(bytes, 50_000_000).result()) == 50_000_000
+
+
+def test_results_of_a_map_that_nobody_takes_hold_up_its_further_calls(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.tasks.pool.ROOM", 3_000_000)
+    given = pool.map(np.ones, [200_000] * 40)
+    for _ in range(500):
+        if "until results that are there are taken" in pool.status():
+            break
+        threading.Event().wait(0.01)
+    assert "calls of a map wait until results that are there are taken from its iterator" in pool.status()
+    assert pool.submit(double, 3).result() == 6  # other calls go on
+    assert sum(float(one.sum()) for one in given) == 40 * 200_000
+
+
+def test_a_call_that_has_not_begun_can_be_cancelled(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        first = pool.submit(touch, str(tmp_path / "first"), 0.3)
+        second, third = pool.submit(touch, str(tmp_path / "second")), pool.submit(double, 1)
+        begun(tmp_path / "first")
+        assert (second.cancel(), first.cancel()) == (True, False)
+        assert (third.result(), second.cancelled(), first.done()) == (2, True, True)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_running_call_can_be_killed_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        hangs = pool.submit(touch, str(tmp_path / "hangs"), 3_600.0)
+        others = [pool.submit(double, x) for x in range(20)]
+        [pid] = begun(tmp_path / "hangs")
+        assert hangs.kill()
+        assert hangs.cancelled()
+        with pytest.raises(CancelledError):
+            hangs.result()
+        assert [future.result() for future in others] == [2 * x for x in range(20)]
+        assert not psutil.pid_exists(pid)
+        assert (hangs.kill(), others[0].kill()) == (True, False)  # cancelled before; done before
+
+
+def test_a_worker_that_is_killed_costs_the_call_that_it_was_at_and_no_result(tmp_path: Path) -> None:
+    with Pool(2) as pool:
+        first = pool.submit(touch, str(tmp_path / "first"), 0.5)
+        rest = [pool.submit(touch, str(tmp_path / "rest"), 0.02) for _ in range(15)]
+        [pid] = begun(tmp_path / "first")
+        os.kill(pid, signal.SIGKILL)
+        assert first.result() != pid
+        assert len([future.result() for future in rest]) == 15
+        assert len(begun(tmp_path / "first")) == 2
+        assert len(begun(tmp_path / "rest")) == 15
+        assert pool.submit(double, 1).result() == 2
+
+
+def test_a_call_that_ends_its_process_is_given_up_by_name_and_takes_no_other_along(tmp_path: Path) -> None:
+    path = tmp_path / "deaths"
+    with Pool(2, retries=2) as pool:
+        list(pool.map(double, range(500)))
+        futures = [pool.submit(dies, str(path), 77, x) for x in range(300)]
+        wait(futures)
+        assert [future.result() for x, future in enumerate(futures) if x != 77] == [x for x in range(300) if x != 77]
+        with pytest.raises(WorkerLost, match=r"^dies ended its process 3 times; the last time: "):
+            futures[77].result()
+        assert len(begun(path)) == 3
+        assert pool.submit(double, 1).result() == 2
+
+
+def test_a_call_that_may_begin_once_is_not_tried_again(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        with pytest.raises(WorkerLost, match=r"^dies ended its process; the last time: "):
+            pool.submit(dies, str(tmp_path / "once"), 1, 1, once=True).result()
+        assert len(begun(tmp_path / "once")) == 1
+        with pytest.raises(WorkerLost):
+            pool.submit(dies, str(tmp_path / "never"), 1, 1, retries=0).result()
+
+
+def test_a_worker_killed_again_and_again_loses_no_result(tmp_path: Path) -> None:
+    with Pool(2, retries=20) as pool:
+        futures = [pool.submit(touch, str(tmp_path / "calls"), 0.02) for _ in range(60)]
+        seen = 0
+        for _ in range(5):
+            pids = begun(tmp_path / "calls", seen + 1)
+            seen = len(pids)
+            if psutil.pid_exists(pids[-1]):
+                os.kill(pids[-1], signal.SIGKILL)
+        assert len([future.result() for future in futures]) == 60
+        counts = pool._running.core.facts.ledger.counts
+        assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
+        assert 60 <= len(begun(tmp_path / "calls")) <= 65
+
+
+def test_higher_priorities_go_first(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    with Pool(1) as pool:
+        pool.submit(touch, str(tmp_path / "first"), 0.2)
+        begun(tmp_path / "first")
+        for name, priority in (("a", 0.0), ("b", 2.0), ("c", 1.0)):
+            pool.submit(_append, str(order), name, priority=priority)
+    assert order.read_text() == "bca"
+
+
+def _append(path: str, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
+
+
+def test_a_pool_says_in_words_what_it_does(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        pool.submit(touch, str(tmp_path / "first"), 0.3)
+        pool.submit(double, 1)
+        begun(tmp_path / "first")
+        told = pool.status()
+        assert ": touch for 0." in told
+        assert "1 calls wait, the first of double for 0." in told
+        assert "1 of 1 actors are busy" in told
+    assert pool.status() == "the pool has ended: the pool is shut down"
+
+
+def test_a_pool_that_is_shut_down_takes_no_calls_ends_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    pool = Pool(2)
+    futures = [pool.submit(touch, str(tmp_path / "calls"), 0.01) for _ in range(20)]
+    pool.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        pool.submit(double, 1)
+    assert len([future.result() for future in futures]) == 20
+    pool.shutdown()
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == before
+
+
+def test_calls_that_wait_can_be_cancelled_at_the_end(tmp_path: Path) -> None:
+    pool = Pool(1)
+    futures = [pool.submit(touch, str(tmp_path / "calls"), 0.05) for _ in range(50)]
+    begun(tmp_path / "calls")
+    pool.shutdown(cancel_futures=True)
+    cancelled = [future for future in futures if future.cancelled()]
+    assert len(cancelled) >= 40
+    assert all(future.done() for future in futures)
+
+
+def test_a_pool_that_nobody_holds_ends_by_itself_after_its_calls() -> None:
+    pool = Pool(1)
+    running, results = pool._running, pool.map(double, range(20))
+    del pool
+    assert list(results) == [2 * x for x in range(20)]
+    running.join(30)
+    assert not running.is_alive()
+
+
+def test_a_pool_made_in_a_thread_outlives_that_thread() -> None:
+    made: list[Pool] = []
+    thread = threading.Thread(target=lambda: made.append(Pool(1)))
+    thread.start()
+    thread.join()
+    with made[0] as pool:
+        assert [pool.submit(double, x).result() for x in range(3)] == [0, 2, 4]
+
+
+PROGRAM = """
+import os, sys, threading, time, shoal
+def work(x):
+    threading.Event().wait(0.2)
+    print("done", x, flush=True)
+if __name__ == "__main__":
+    pool = shoal.Pool(2)
+    futures = [pool.submit(work, x) for x in range(3)]
+    {end}
+"""
+
+
+def test_a_program_ends_when_its_calls_are_done() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(end="")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (sorted(done.stdout.split("\n")), done.stderr) == (["", "done 0", "done 1", "done 2"], "")
+
+
+def test_a_program_that_is_killed_leaves_no_process() -> None:
+    end = "futures[0].result(); print('ready', flush=True); threading.Event().wait(60)"
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM.format(end=end)], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    while "ready" not in program.stdout.readline():
+        continue
+    children = psutil.Process(program.pid).children(recursive=True)
+    assert len(children) == 3
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_function_that_was_defined_after_the_pool_is_the_one_that_is_called() -> None:
+    code = """
+import shoal
+def f(x): return "old"
+if __name__ == "__main__":
+    with shoal.Pool(1) as pool:
+        assert pool.submit(f, 1).result() == "old"
+        def f(x): return "new"
+        assert pool.submit(f, 1).result() == "new"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_public_names_are_these() -> None:
+    assert (shoal.Pool, shoal.WorkerLost) == (Pool, WorkerLost)
