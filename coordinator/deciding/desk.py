@@ -126,12 +126,14 @@ def unburden(facts: Facts, actor: Actor, name: TaskName) -> None:
     facts.roster.unburden(actor, name)
     survive(facts, actor, name)
     if actor.parked and len(actor.tasks) < actor.capacity:
-        facts.ledger.returned.appendleft(actor.parked.popleft())  # first: a task to be tried alone needs this actor empty
+        freed = actor.parked.popleft()
+        facts.ledger.returned.appendleft(freed)  # first: a task to be tried alone needs this actor empty
         facts.ledger.parked -= 1
+        survive(facts, actor, freed.task.name)  # another actor may get it
 
 
 def survive(facts: Facts, actor: Actor, name: TaskName) -> None:
-    """Let an actor have other tasks again if it was to try this task alone: the trial is over."""
+    """Let an actor have other tasks again if it was to try this task alone: the trial is over, or may be another actor's."""
     if actor.alone == name:
         actor.alone = None
         if not actor.idles:
@@ -141,7 +143,10 @@ def survive(facts: Facts, actor: Actor, name: TaskName) -> None:
 def unpark(facts: Facts) -> None:
     """Free all tasks that wait for room at one actor for any actor."""
     for actor in facts.roster.actors.values() if facts.ledger.parked else ():
+        waited = actor.alone
         facts.ledger.unpark(actor)
+        if waited and not actor.alone and not actor.idles:
+            facts.roster.allow(actor, facts.bounds.ahead)
 
 
 def revoke(facts: Facts, lease: Lease) -> Iterator[Effect]:

@@ -99,6 +99,7 @@ class Traffic:
         self.core, self.premises, self.slots = core, premises, slots
         self.figures = Figures()
         self._greets, self._asks = tuple(map(Buckets, GREETS)), tuple(map(Buckets, ASKS))
+        self._owed = {lease.session for lease in core.facts.ledger.promises()}  # sessions with promises, that are not back
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
         self.sharers: set[bytes] = set()  # sessions of this machine that were offered shared memory
@@ -166,11 +167,13 @@ class Traffic:
         return doing
 
     def _greeted(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
-        """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection."""
+        """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection. The
+        first Hello of a session that a promise is of needs no room there: after a restart all come within `back` seconds."""
         if event.user in self.premises.local:
             return self._same_as_here(event, hello)
         actors = self.core.facts.roster.actors
-        fits = self._within(self._greets, event)
+        fits = event.envelope.session in self._owed or self._within(self._greets, event)
+        self._owed.discard(event.envelope.session)
         if fits and event.envelope.session not in actors:
             fits = sum(actor.user == event.user for actor in actors.values()) < SESSIONS
         if fits:

@@ -746,6 +746,24 @@ def test_a_task_to_be_tried_alone_waits_until_an_actor_is_empty() -> None:
     assert list(run.contribute("b").tasks["b"]) == [(0, 0)]
 
 
+def test_who_was_to_try_a_task_alone_that_another_actor_gets_has_several_tasks_again() -> None:
+    run = Run(rounds(6), Bounds(ahead=2)).join("a", "b", "c")
+    run.contribute("b", "a").event(Lost(b"a", "died", dead=True))
+    assert (list(run.tasks["b"]), list(run.tasks["c"])) == ([(0, 3)], [(0, 4), (0, 5)])  # (0, 1) waits until b is empty
+    run.contribute("c", "c", "b")
+    assert (list(run.tasks["b"]), list(run.tasks["c"])) == ([], [(0, 1)])  # c was empty before b
+    run.contribute("c").step()
+    assert (len(run.tasks["b"]), len(run.tasks["c"])) == (2, 2)
+
+
+def test_who_was_to_try_a_task_alone_that_a_newcomer_gets_has_several_tasks_again() -> None:
+    run = Run(rounds(5), Bounds(ahead=3)).join("a", "b").contribute("a", "a").event(Lost(b"a", "died", dead=True))
+    assert run.core.facts.roster.room == 0  # (0, 2) waits until b is empty
+    run.join("c")
+    assert (list(run.tasks["b"]), list(run.tasks["c"])) == ([(0, 3), (0, 4)], [(0, 2)])
+    assert run.core.facts.roster.room == 1
+
+
 def test_tasks_that_are_tried_alone_hold_up_no_round_of_clients_that_stay_with_their_actor() -> None:
     run = died(Run(rounds(6), Bounds(ahead=2, sticky=True)), "a").join("b", "c")
     seen = {assign.clients[0] for name in "bc" for assign in run.tasks[name].values()}

@@ -33,6 +33,8 @@ from shoal.coordinator.deciding.lanes import Lanes
 from shoal.coordinator.deciding.plans import Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
+from shoal.coordinator.deciding.promises import Promise
+from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.traffic import Premises, Traffic
 from shoal.coordinator.reports import Report
 from shoal.coordinator.tally import Tally
@@ -55,6 +57,7 @@ from shoal.protocol.messages import (
     Weights,
     Welcome,
 )
+from shoal.protocol.work import Task
 
 E = TypeVar("E")
 MODEL, WORK, INLINE = 10 * LEAST, 2 * LEAST, 100
@@ -96,9 +99,16 @@ class Run:
     """A traffic, a clock, and the deeds of what happened last. Actors are called by their names; "a" joins with memory to share
     when it is named so."""
 
-    def __init__(self, plan: Plan | None = None, bounds: Bounds | None = None, whole: bool = False, model: int = MODEL) -> None:
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        bounds: Bounds | None = None,
+        whole: bool = False,
+        model: int = MODEL,
+        found: Recovered | None = None,
+    ) -> None:
         self.now = 1_000.0
-        self.core = Core(plan or Rounds(9), Goal(), bounds or Bounds(), now=self.now)
+        self.core = Core(plan or Rounds(9), Goal(), bounds or Bounds(), found, now=self.now)
         premises = Premises("run", "host", ("", "key"), (7,), {"layout": WORK, "small": 8}, INLINE, whole, 3 * WORK)
         self.slots = Slots()
         self.traffic = Traffic(self.core, premises, self.slots, 0, Bytes(model), Changes({}))
@@ -187,6 +197,24 @@ def test_a_key_that_says_hello_as_ever_new_sessions_costs_so_many_welcomes_and_n
     assert welcomed <= 240  # 200 saved up by the key, and 20 a second
     assert run.join("b", user="honest").all(Greet)
     assert run.join("c", user="key").all(Greet)  # of this machine
+
+
+def test_after_a_restart_every_actor_of_a_key_that_a_promise_is_of_is_back_in_time() -> None:
+    names = [f"actor {number}" for number in range(400)]
+    promises = [
+        Promise(Task(0, number, (number,)), (number,), 65_537, name.encode(), 0, 0, "digest")
+        for number, name in enumerate(names)
+    ]
+    run = Run(Rounds(500), Bounds(retain=1 << 30, back=2.0), found=Recovered(epoch=1, promises=promises))
+    assert sum(len(run.join(name, user="one").all(Greet)) for name in names) == 400
+    for number, name in enumerate(names):
+        offered = Contribute((0, number), 65_537, 0, 1.0, "layout", False, {}, {}, 0.0, 1.0, nbytes=WORK, digest="digest")
+        run.say(name, offered, user="one", epoch=2)
+    assert "recall" not in {report.kind for report in run.tick(after=2.1).all(Report)}
+    assert run.core.facts.ledger.promised.total() == 400
+    again = sum(len(run.join(name, user="one", greeting=1).all(Greet)) for name in names)
+    assert 200 <= again <= 250  # once: the next Hello of each is within the budget of the key
+    assert sum(len(run.join(f"stranger {number}", user="one").all(Greet)) for number in range(99)) == 0
 
 
 def test_a_key_has_only_so_many_actors_here(monkeypatch: pytest.MonkeyPatch) -> None:
