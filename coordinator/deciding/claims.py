@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,15 +21,17 @@ SLACK = 10.0  # seconds by which an actor's clock and the coordinator's may diff
 LARGEST = 2.0**500  # most of a figure, in absolute value: its square, and a sum of as many as can come, is still finite
 LEAST = 2.0**-500  # least count that is not 0
 LONGEST = 64  # characters of a metric's name
-OF_A_KEY, OF_ALL = 128, 1_024  # names of metrics that a run keeps: those that one key brought first, and all
+OF_A_KEY, OF_ALL = 128, 1_024  # names of metrics that a run keeps of strangers: those that one key brought first, and all
 T = TypeVar("T")
 
 
 class Figures:
     """The figures of contributions, totals and samples, that a run's statistics take. A figure that is no good is dropped, and
-    the contribution is not refused for it: statistics touch no weights."""
+    the contribution is not refused for it: statistics touch no weights. local: the users who may bring any number of
+    names, because they are this user's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: Container[str] = ()) -> None:
+        self.local = local
         self.names: set[str] = set()
         self._brought: Counter[str] = Counter()
 
@@ -63,10 +65,13 @@ class Figures:
         return good
 
     def _admit(self, name: str, user: str) -> bool:
-        if not (len(name) <= LONGEST and name.isprintable() and self._brought[user] < OF_A_KEY and len(self.names) < OF_ALL):
+        if not (len(name) <= LONGEST and name.isprintable()):
             return False
+        if user not in self.local:
+            if not (self._brought[user] < OF_A_KEY and self._brought.total() < OF_ALL):
+                return False
+            self._brought[user] += 1
         self.names.add(name)
-        self._brought[user] += 1
         return True
 
 

@@ -97,7 +97,7 @@ class Traffic:
 
     def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
         self.core, self.premises, self.slots = core, premises, slots
-        self.figures = Figures()
+        self.figures = Figures(premises.local)
         self._greets, self._asks = tuple(map(Buckets, GREETS)), tuple(map(Buckets, ASKS))
         self._owed = {lease.session for lease in core.facts.ledger.promises()}  # sessions with promises, that are not back
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()

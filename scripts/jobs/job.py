@@ -22,7 +22,20 @@ from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import Range, among, changed, check_used, checked, described, nearest, plain, ranges, shown, values
+from shoal.jobs.settings import (
+    Range,
+    among,
+    changed,
+    check_used,
+    checked,
+    described,
+    nearest,
+    plain,
+    ranges,
+    shown,
+    values,
+    whole_seed,
+)
 from shoal.jobs.wraps import Calling, chain
 from shoal.protocol.errors import UserError, unfit
 from shoal.protocol.exact import summed_layout, unfinite
@@ -53,6 +66,7 @@ class Job:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
         object.__setattr__(self, "around", chain(self.around))
         if why := fault(self.method):
             raise UserError(why)

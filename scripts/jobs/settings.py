@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -162,6 +163,17 @@ def coerced(name: str, given: Any, allowed: Range) -> Any:
     if not allowed.holds(value):
         raise UserError(f"{name}={shown(given)}: allowed is {allowed}; {say}")
     return value
+
+
+def whole_seed(given: Any) -> int:
+    """A seed as a plain number. Raises UserError unless it is a whole number from 0 to below 2**63, which draws are made of."""
+    try:
+        seed = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed={signed(given)}: must be a whole number from 0 to below 2**63")
+    return seed
 
 
 def _as(kind: type, given: Any) -> Any:

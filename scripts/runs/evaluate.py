@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.actors import close
 from shoal.coordinator.tally import add
 from shoal.protocol.draws import kept_globals
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, printable
 from shoal.protocol.exact import unfinite
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
 from shoal.runs.export import of_this_model, untrained
 from shoal.runs.run import Place, Run, opened
+from shoal.runs.theirs import told
 from shoal.runs.threads import few, few_threads
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shoal.jobs.job import Job
 
 
 @few_threads()
@@ -62,16 +69,34 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def export(run: Run | Place, to: Place) -> Path:
-    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program."""
+    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program.
+
+    If the job's model cannot be made here, a .safetensors file holds the run's arrays by name, and a line says so."""
     run = opened(run)
     job, snapshot = run.job, run.snapshot()
+    made = _module(job, run.config.job)
 
     def model() -> tuple[Any, tuple[Any, ...]]:
-        return untrained(job), job.problem.example(job.method, job.seed)
+        if isinstance(made, UserError):
+            raise made
+        return made, job.problem.example(job.method, job.seed)
 
-    try:
-        module = untrained(job)
-    except UserError:  # no torch model, or one that cannot be made here: the weights are whole without it
-        module = None
+    if isinstance(made, _CannotBeMadeError) and Path(to).suffix == ".safetensors":
+        print(f"shoal: {made}: the file holds the run's arrays by name, and may not load with strict=True", file=sys.stderr)
     about = {"job": job.name, "version": str(snapshot.version), "run": run.dir.name}
-    return written(snapshot.weights, to, model, about, (lambda: module) if module is not None else None)
+    return written(snapshot.weights, to, model, about, None if isinstance(made, UserError) else lambda: made)
+
+
+class _CannotBeMadeError(UserError):
+    """The user's own function or environment raised where the job's model is made."""
+
+
+def _module(job: Job, name: str) -> nn.Module | UserError:
+    """The job's module, or why there is none. name: the job's."""
+    try:
+        return untrained(job)
+    except UserError as none:
+        return none
+    except Exception as raised:  # noqa: BLE001  the weights are whole, whatever the user's function or environment raises
+        why = told(raised, name) or f"{type(raised).__name__}: {printable(str(raised), 200)}"
+        return _CannotBeMadeError(f"the job's model cannot be made here: {why}")

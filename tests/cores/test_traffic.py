@@ -338,6 +338,23 @@ def test_figures_and_names_at_the_very_bounds_are_taken() -> None:
     assert figures.sound(most, "honest") == figures.sound(most, "honest") == (most, "")
 
 
+def test_this_users_own_names_of_metrics_are_all_kept_and_take_no_place_of_others() -> None:
+    figures, work = Figures(("",)), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
+    many = {f"own/layer {number}": (1.0, 1.0) for number in range(2_000)}
+    own = replace(work, totals=many, samples={f"own-{number}": (1.0,) for number in range(200)})
+    assert figures.sound(own, "") == figures.sound(own, "") == (own, "")
+    bad = figures.sound(replace(own, totals={**many, "bad": (math.nan, 1.0)}), "")
+    assert (bad[0], "is not finite" in bad[1]) == (own, True)
+    stranger = replace(work, totals={f"strange-{number}": (1.0, 1.0) for number in range(OF_A_KEY + 1)})
+    assert len(figures.sound(stranger, "key of it")[0].totals) == OF_A_KEY
+
+
+def test_actors_of_this_machine_are_known_to_traffic_as_this_users() -> None:
+    run = Run().join("a").arrived("a")
+    work = run.work("a", totals={f"own-{number}": (1.0, 1.0) for number in range(OF_A_KEY + 9)})
+    assert "figures" not in {report.kind for report in run.say("a", work).all(Report)}
+
+
 def test_one_key_brings_only_so_many_names_of_metrics_and_takes_none_from_others() -> None:
     figures, work = Figures(), Contribute((0, 0), 1, 0, 1.0, "", False, {}, {}, 0.0, 0.0)
     kept: set[str] = set()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import re
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typed import Said, mistake, ran, shoal
@@ -18,6 +22,9 @@ from typed import Said, mistake, ran, shoal
 from shoal.actors.effects import Note, Say
 from shoal.actors.events import Tick
 from shoal.actors.session import Session, hello
+from shoal.jobs.federated import Federated
+from shoal.jobs.job import Job
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Hello
 from shoal.runs.rundir import Config, RunDir
@@ -739,3 +746,19 @@ def test_a_rule_or_a_plan_with_other_arguments_or_metrics_is_one_line(
     (folder / "mine.py").write_text(PARTS + RULE.replace("BODY", body or "pass").replace("PLAN", plan))
     assert line in mistake("simulate", "mine.py", "--actors", 0, "--quiet")
     assert (folder / "runs").exists() == left
+
+
+def federated(seed: Any) -> Job:
+    return Federated(lambda: torch.nn.Linear(2, 2), ([[0.0, 1.0]], [1]), seed=seed)
+
+
+@pytest.mark.parametrize("seed", ["a", "7", 1.5, None, True, -1, 2**63])
+@pytest.mark.parametrize("make", [federated, lambda seed: Reinforcement("CartPole-v1", seed=seed)])
+def test_a_seed_that_is_none_is_refused_where_the_job_is_made(make: Callable[[Any], Job], seed: Any) -> None:
+    with pytest.raises(UserError, match=rf"^seed={re.escape(repr(seed))}: must be a whole number from 0 to below 2\*\*63$"):
+        make(seed)
+
+
+def test_a_seed_of_numpys_is_a_number_and_one_that_is_too_large_is_one_line() -> None:
+    assert type(federated(np.int64(3)).seed) is int
+    assert mistake("simulate", "digits", "--seed", 2**63).startswith(f"seed={2**63}: must be a whole number from 0")

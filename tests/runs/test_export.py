@@ -145,3 +145,35 @@ def test_weights_load_into_a_model_that_has_its_arrays_in_another_order() -> Non
     turned = {p.name: weights[p.name] for p in reversed(weights.layout.places)}
     load(into := Net(), Bundle.pack(turned))
     assert all(torch.equal(into.state_dict()[name], its) for name, its in net.state_dict().items())
+
+
+class Moody:
+    """A model's factory that makes models until it is told to raise this error."""
+
+    def __init__(self) -> None:
+        self.raises: Exception | None = None
+
+    def __call__(self) -> nn.Module:
+        if self.raises is not None:
+            raise self.raises
+        return nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("raised", [KeyError("colour"), RuntimeError("no\nlicence"), OSError(2, "gone")])
+def test_a_model_that_cannot_be_made_here_costs_an_export_one_line_and_no_weights(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], raised: Exception
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    moody, (x, y) = Moody(), (np.random.default_rng(1).normal(size=(60, 3)), np.arange(60) % 2)
+    run = shoal.run(shoal.Federated(moody, (x, y), rounds=1, clients=3, cohort=3), actors=0, show=False)
+    moody.raises = raised
+    capsys.readouterr()
+    found = load_file(shoal.export(run, "w.safetensors"))
+    [line] = capsys.readouterr().err.splitlines()
+    assert "the job's model cannot be made here: " in line
+    assert "test_export.py, line " in line
+    assert type(raised).__name__ in line
+    assert {name: tuple(one.shape) for name, one in found.items()} == {"weight": (2, 3), "bias": (2,)}
+    with pytest.raises(UserError, match="the job's model cannot be made here: ") as error:
+        shoal.export(run, "w.pt2")
+    assert "\n" not in str(error.value)
