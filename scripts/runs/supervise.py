@@ -39,14 +39,14 @@ def supervised(
     a line for a person. gone: why the run cannot go on ("its folder is gone"); "" if it can. After a SIGINT or SIGTERM to this
     process there is no further life.
     """
-    fruitless, pause, resume, told = 0, PAUSE[0], False, Told()
+    fruitless, pause, resume, relay = 0, PAUSE[0], False, Relay()
     while True:
         before = moved()
-        code = _lived(life, resume, told)
+        code = _lived(life, resume, relay)
         if code >= 0 and code not in (BROKEN, LATER):
             return code
-        if told.number:
-            return code if code == LATER else 128 + told.number
+        if relay.number:
+            return code if code == LATER else 128 + relay.number
         why = f"was ended by {signal.Signals(-code).name}" if code < 0 else "broke down" if code == BROKEN else "finds no room"
         if lost := gone():
             say(f"the coordinator {why}, and cannot go on: {lost}")
@@ -62,7 +62,7 @@ def supervised(
         resume = True
 
 
-class Told:
+class Relay:
     """A handler that passes SIGINT and SIGTERM on to the running life. number: the last signal that came; 0: none came."""
 
     number = 0
@@ -75,20 +75,20 @@ class Told:
                 os.kill(self.child, number)
 
 
-def _lived(life: Callable[[bool], int], resume: bool, told: Told) -> int:
+def _lived(life: Callable[[bool], int], resume: bool, relay: Relay) -> int:
     """The exit code of one life, which this function runs to its end; if a signal ended it, minus the signal's number."""
-    parent, told.child = os.getpid(), 0
+    parent, relay.child = os.getpid(), 0
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes before the fork waits until the child exists
-    before = {number: signal.signal(number, told) for number in SIGNALS}
+    before = {number: signal.signal(number, relay) for number in SIGNALS}
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the child only through the parent, once
         _restore(before)
         _live(life, resume, parent)
-    told.child = child
+    relay.child = child
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if told.number:  # another thread of this process took it before
-        told(told.number, None)
+    if relay.number:  # another thread of this process took it before
+        relay(relay.number, None)
     status = _awaited(child)
     _restore(before)
     return os.waitstatus_to_exitcode(status)
