@@ -156,19 +156,6 @@ def test_a_run_that_is_over_tells_that_its_learner_waits_for_room_before_it_wait
     assert "until there is room; Ctrl-C ends the wait" in seen.told[0]
 
 
-def test_a_run_does_not_go_on_to_where_actors_drop_what_no_snapshot_holds() -> None:
-    disk = RamDisk()
-    book = recording(disk, retain=100)
-    book.kept_at = 0.0
-    disk.fault = lambda call, path: errno.ENOSPC if call == "create" else 0
-    aggregator = FedAvgServer(START)
-    book._with_actors = 99
-    assert book.keep(Step(1, 0, 0), START, aggregator) is False
-    book._with_actors = 100
-    with pytest.raises(DiskTrouble):
-        book.keep(Step(1, 0, 0), START, aggregator)
-
-
 class Vanishing:
     """Removes the run's folder after the first step. back: makes it again when the run waits."""
 

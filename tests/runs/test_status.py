@@ -82,6 +82,11 @@ def test_a_folder_that_vanished_ends_no_run(tmp_path: Path) -> None:
     seen.file = tmp_path / "gone" / "status.json"
     clock.now += 2.0
     seen.moved(progress(9))
+    assert not seen.file.exists()
+    seen.file.parent.mkdir()
+    clock.now += 2.0
+    seen.moved(progress(9))
+    assert json.loads(seen.file.read_text())["version"] == 9
 
 
 def test_the_command_has_exit_code_1_for_a_run_that_has_ended(tmp_path: Path) -> None:
