@@ -70,7 +70,8 @@ class Hand(threading.Thread):
     """The thread that does tasks. It takes orders, places the arrays of each product where they are sent from, appends the
     product to `results`, and calls `wake`.
 
-    For a workload that is put into `orders` the worker is made. Weights that are put there are decoded, unless newer ones have
+    Orders come in batches, because waking this thread costs more than a short task. For a workload that is put into `orders`
+    the worker is made. Weights that are put there are decoded, unless newer ones have
     come; then they are appended to `results` too. What breaks this thread ends up there as well. newest: the newest weights,
     which the socket's thread sets.
     """
@@ -78,43 +79,51 @@ class Hand(threading.Thread):
     def __init__(self, workshop: Workshop, clock: Clock, wake: Wake, shared: Shared, buffers: Buffers) -> None:
         super().__init__(name="worker", daemon=True)
         self._shared, self._buffers = shared, buffers
-        self.orders: queue.SimpleQueue[Order | Held | Mapping[str, Any] | None] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[deque[Order | Held | Mapping[str, Any]] | None] = queue.SimpleQueue()
         self.results: deque[Product | Held | BaseException] = deque()
         self.newest: Held | None = None
         self._workshop, self._clock, self._wake = workshop, clock, wake
         self.retains = False  # True: accepted contributions are kept, to be offered again
         self._made: tuple[Mapping[str, Any], Worker] | None = None
+        self._ending = False
 
     def run(self) -> None:
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001  handed on to the thread that can end this life
-            self.results.append(error)
-            self._wake()
+            self._tell(error)
 
     def _work(self) -> None:
         idle_since = self._clock()
-        while (order := self.orders.get()) is not None:
-            if isinstance(order, Mapping):
-                self._make(order)
-            elif isinstance(order, Held):
-                if order is self.newest:
+        while (orders := self.orders.get()) is not None:
+            while orders and not self._ending:
+                order = orders.popleft()
+                if isinstance(order, Order):
+                    weights = order.weights.bundle(self._buffers)
+                    product = self._obey(order, weights, self._clock() - idle_since)
+                    self._tell(self._shared.place(product.sealed() if self.retains else product, self.retains))
+                    del weights
+                    idle_since = self._clock()
+                elif not isinstance(order, Held):
+                    self._make(order)
+                elif order is self.newest:
                     order.bundle(self._buffers)
-                    self.results.append(order)
-            else:
-                weights = order.weights.bundle(self._buffers)
-                product = self._obey(order, weights, self._clock() - idle_since)
-                self.results.append(self._shared.place(product.sealed() if self.retains else product, self.retains))
-                del weights
-                idle_since = self._clock()
-            del order  # or an idle worker would keep the weights in memory
-            self._wake()
+                    self._tell(order)
+                del order  # or an idle worker would keep the weights in memory
         self._let_go()
         self._shared.close()
 
+    def _tell(self, result: Product | Held | BaseException) -> None:
+        """Append a result. Behind another one it is found without a wake, because the reader takes results until none is left;
+        the wake costs as much as a short task."""
+        self.results.append(result)
+        if len(self.results) == 1:
+            self._wake()
+
     def end(self) -> None:
-        """No more orders come: the worker is closed after the task that is under way. Waits ENDING seconds for that at most,
-        and not at all if the worker has nothing to close."""
+        """No more orders come, and those that wait are dropped: the worker is closed after the task that is under way. Waits
+        ENDING seconds for that at most, and not at all if the worker has nothing to close."""
+        self._ending = True
         self.orders.put(None)
         if self._made and hasattr(self._made[1], "close") and self.is_alive():
             self.join(ENDING)

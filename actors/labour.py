@@ -61,7 +61,7 @@ def perform(
     try:
         hand = worker()
         stage = run.task.kind
-        task = replace(run.task, version=run.made_from)
+        task = run.task if run.task.version == run.made_from else replace(run.task, version=run.made_from)
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         for client in run.task.clients:
             work = work_of(hand, weights, client, task, brief)
@@ -78,6 +78,29 @@ def perform(
 
 
 def _check(work: Work, task: Task, worker: Worker) -> None:
+    if not _plain(work):
+        _check_kinds(work)
+    if work.bundle is None and task.counts:
+        raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
+    if "steps" in work.totals or not 0 <= work.steps < 2**53:
+        found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
+        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
+    if task.counts and not TAKEN.isdisjoint(work.totals):
+        _check_names(work, worker)
+
+
+def _plain(work: Work) -> bool:
+    """Whether a Work is made of the plainest types, as nearly every Work is: this is quicker than `_check_kinds`."""
+    if not (type(work) is Work and type(work.weight) is float and type(work.steps) is int and type(work.totals) is dict):
+        return False
+    for name, pair in work.totals.items():
+        if not (type(name) is str and type(pair) is tuple and len(pair) == 2 and type(pair[0]) is type(pair[1]) is float):
+            return False
+    return not work.samples and (work.bundle is None or isinstance(work.bundle, Bundle))
+
+
+def _check_kinds(work: Work) -> None:
+    """Raises UserError for a Work whose parts are of other types than they must be."""
     if not isinstance(work, Work):
         raise UserError(f"a worker's run gave {signed(work)}: expected a Work(bundle, weight, totals)")
     if not (work.bundle is None or isinstance(work.bundle, Bundle)):
@@ -95,16 +118,15 @@ def _check(work: Work, task: Task, worker: Worker) -> None:
     for name, pair in work.totals.items():
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(hasattr(each, "__float__") for each in pair)):
             raise UserError(f"a worker's Work has totals[{name!r}] = {pair!r}: expected a pair of numbers (sum, count)")
-    if work.bundle is None and task.counts:
-        raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
-    if "steps" in work.totals or not 0 <= work.steps < 2**53:
-        found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
-        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
+
+
+def _check_names(work: Work, worker: Worker) -> None:
+    """Raises UserError for a total that is named like a metric of Shoal's own."""
     while (inner := getattr(worker, "worker", None)) is not None:
         worker = inner
     parts = [kind for each in (worker, *getattr(worker, "__dict__", {}).values()) for kind in type(each).__mro__]
     ours = any(kind.__module__ == "shoal.actors.workers.local_sgd" for kind in parts)  # which counts examples itself
-    if taken := sorted(work.totals.keys() & (TAKEN - {"examples"} if ours else TAKEN)) if task.counts else ():
+    if taken := sorted(work.totals.keys() & (TAKEN - {"examples"} if ours else TAKEN)):
         raise UserError(f"a worker's totals hold {taken[0]!r}, which is a metric of Shoal's own: give it another name")
 
 

@@ -106,8 +106,9 @@ class Actor:
         if self.lane:
             self.lane.flush()
         self.line.flush()
-        while self.orders:  # last: work may end this process, and the coordinator then knows that the weights had come
-            self.hand.orders.put(self.orders.popleft())
+        if self.orders:  # last: work may end this process, and the coordinator then knows that the weights had come
+            orders, self.orders = self.orders, deque()
+            self.hand.orders.put(orders)
 
     def _take(self, arrival: Arrival, arrays: bool) -> None:
         if arrival.kind == "opened":

@@ -152,13 +152,19 @@ class Schema:
     def message(self, values: list[Any]) -> Any:
         if not self.least <= len(values) <= len(self.names) + LATER:
             raise ProtocolError(f"{self.cls.__name__} has {len(self.names)} fields, not {len(values)}")
-        checked = []
-        for at, value in enumerate(values[: len(self.names)]):
+        try:
+            return self.cls(*[check(value) for check, value in zip(self.checks, values)])  # noqa: B905  a later version has more
+        except MismatchError:
+            raise ProtocolError(self._fault(values)) from None
+
+    def _fault(self, values: list[Any]) -> str:
+        """What is wrong with the first value that is not of its field's type."""
+        for name, check, value in zip(self.names, self.checks, values):  # noqa: B905
             try:
-                checked.append(self.checks[at](value))
+                check(value)
             except MismatchError as wrong:
-                raise ProtocolError(f"{self.cls.__name__}.{self.names[at]} is {wrong}, not {kind_of(value)}") from None
-        return self.cls(*checked)
+                return f"{self.cls.__name__}.{name} is {wrong}, not {kind_of(value)}"
+        return ""
 
 
 SCHEMAS: Mapping[str, Schema] = {cls.__name__: Schema(cls) for cls in get_args(messages.Message)}

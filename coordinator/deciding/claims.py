@@ -86,7 +86,7 @@ def amiss(lease: Lease, message: Contribute, sent: int, bounds: Bounds, now: flo
             return f"it is not what was accepted before the restart: digest {message.digest[:16]!a}"
     elif not lease.task.version <= message.made_from <= sent:
         return f"made_from {message.made_from} is not a version this actor was sent for the task"
-    if not (math.isfinite(message.weight) and message.weight > 0):
+    if not 0 < message.weight < math.inf:
         return f"weight {message.weight} is not a finite number above 0"
     for _, count in message.totals.values():
         if not (count == 0 or LEAST <= count <= LARGEST):

@@ -5,7 +5,6 @@ The one idea: a contribution is measured against the lease that it answers, and 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership, patience
@@ -55,7 +54,7 @@ def fetch(facts: Facts, actor: Actor, lease: Lease, message: Contribute) -> Iter
 def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto: int) -> Iterator[Effect]:
     lease.done = message
     if lease.took >= 0:
-        facts.ledger.took.setdefault(lease.task.kind, deque(maxlen=99)).append(lease.took)
+        facts.ledger.spent(lease.task.kind, lease.took)
     _pace(facts, actor, message)
     facts.ledger.take(lease, onto)
     facts.moved_at = facts.now

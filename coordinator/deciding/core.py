@@ -41,7 +41,7 @@ class Core:
                 return []
             self.look_at = now + LOOK
         facts.now = now
-        return [*_take(facts, event), *(() if _sign_of_life(event) else self._settle(facts))]
+        return [*_take(facts, event), *(() if _sign_of_life(facts, event) else self._settle(facts))]
 
     # Rules that hold after any event
 
@@ -113,9 +113,12 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return facts.end(reason, failed=False, pause=pause)
 
 
-def _sign_of_life(event: Event) -> bool:
-    """Return whether an event, of the most frequent ones, changes nothing that a rule of `_settle` looks at."""
-    return type(event) is events.Carried or (type(event) is events.Heard and type(event.envelope.message) is Beat)
+def _sign_of_life(facts: Facts, event: Event) -> bool:
+    """Return whether an event, of the most frequent ones, changed nothing that a rule of `_settle` looks at."""
+    if type(event) is events.Heard:
+        kind = type(event.envelope.message)
+        return kind is Beat or (kind is Have and not facts.roster.behind)
+    return type(event) is events.Carried
 
 
 def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
@@ -135,12 +138,12 @@ def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
 
 
 def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -> Iterable[Effect]:
+    if actor.runs and isinstance(message, Contribute | Failed) and actor.runs == (*message.task, message.attempt):
+        actor.runs = ()
     match message:
-        case Contribute() | Failed() if actor.runs == (*message.task, message.attempt):
-            actor.runs = ()
-            return _listen(facts, actor, message, event)
         case Contribute():
-            patience.unstick(facts, actor)
+            if actor.stuck:
+                patience.unstick(facts, actor)
             return contributions.contributed(facts, actor, message, event.fault, event.whole)
         case Beat(progress, runs=runs):
             actor.progress, actor.runs = max(actor.progress, progress), runs

@@ -56,13 +56,11 @@ class Lease:
     promise: Promise | None = None
     offered: Contribute | None = None
     given_at: float = field(init=False)
+    name: TaskName = field(init=False)
+    counts: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.given_at = self.since
-
-    @property
-    def name(self) -> TaskName:
-        return (self.task.version, self.task.index)
+        self.given_at, self.name, self.counts = self.since, (self.task.version, self.task.index), self.task.counts
 
     @property
     def tries(self) -> int:
@@ -77,10 +75,6 @@ class Lease:
     @property
     def folding(self) -> bool:
         return self.onto >= 0
-
-    @property
-    def counts(self) -> bool:
-        return self.task.counts
 
 
 @dataclass(slots=True)
@@ -203,6 +197,12 @@ class Ledger:
             for client in lease.clients if self.left_out else ():
                 self.left_out.pop(client, None)
         self.end(lease)
+
+    def spent(self, kind: str, seconds: float) -> None:
+        """Note the seconds of a task that came in."""
+        if (took := self.took.get(kind)) is None:
+            took = self.took[kind] = deque(maxlen=99)
+        took.append(seconds)
 
     def note(self, lease: Lease, word: str, now: float, totals: Totals = NONE) -> None:
         """Note what became of a lease, for the plan."""

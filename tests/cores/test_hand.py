@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,12 +89,12 @@ class Bench:
     def __init__(self, waits: float = 10.0, clock: Clock = time.monotonic) -> None:
         self.worker, self.until = Weigher(), time.monotonic() + waits
         self.made: list[tuple[Mapping[str, Any], int]] = []  # workloads of which a worker was made, and how often it was closed
-        self.woken = 0
+        self.wakes: list[int] = []  # number of results at each wake
         self.workload: Mapping[str, Any] = {}
         self.hand = Hand(self._workshop, clock, self._wake, Shared(), Buffers())
 
     def _wake(self) -> None:
-        self.woken += 1
+        self.wakes.append(len(self.hand.results))
 
     def _workshop(self, workload: Mapping[str, Any]) -> Weigher:
         self.made.append((workload, self.worker.closed))
@@ -115,10 +116,9 @@ def test_every_task_works_from_its_own_version_though_newer_changes_came_before_
     held = story.held()
     for version in (0, 2, 2, 3):
         bench.hand.newest = held[version]
-        bench.hand.orders.put(held[version])
-        bench.hand.orders.put(bench.order(version, held[version]))
+        bench.hand.orders.put(deque([held[version], bench.order(version, held[version])]))
     bench.hand.newest = held[4]
-    bench.hand.orders.put(held[4])
+    bench.hand.orders.put(deque([held[4]]))
     bench.hand.start()
     results = bench.results()
     assert bench.worker.seen == [story.versions[version].sha256() for version in (0, 2, 2, 3)]
@@ -133,7 +133,7 @@ def test_what_is_no_change_of_these_weights_ends_the_life_and_not_the_thread_in_
     story, bench = Story(2), Bench()
     wrong = Held(before=Held(story.versions[0]), told=story.told[0][:-1], changes=Changes(Coding("int8"), LAYOUT))
     bench.hand.newest = wrong
-    bench.hand.orders.put(wrong)
+    bench.hand.orders.put(deque([wrong]))
     bench.hand.start()
     [error] = bench.results()
     assert isinstance(error, ProtocolError)
@@ -144,21 +144,20 @@ def test_one_worker_does_all_tasks_of_a_workload_and_is_closed_when_another_come
     first, second = {"job": "a"}, {"job": "a"}  # alike, and yet of two welcomes
     for workload in (first, second):
         bench.workload = workload
-        bench.hand.orders.put(workload)
+        bench.hand.orders.put(deque([workload]))
         for version in (1, 2):
-            bench.hand.orders.put(bench.order(version, held))
+            bench.hand.orders.put(deque([bench.order(version, held)]))
     bench.hand.start()
     assert len(bench.results()) == 4
     assert [(made is first, made is second, closed) for made, closed in bench.made] == [(True, False, 0), (False, True, 1)]
     assert bench.worker.closed == 2
-    assert bench.woken == 6  # after each workload, and after each task
 
 
 @pytest.mark.parametrize("retains", [True, False])
 def test_only_work_that_may_be_asked_for_again_gets_a_digest(retains: bool) -> None:
     bench, weights = Bench(), bundle(0)
     bench.hand.retains = retains
-    bench.hand.orders.put(bench.order(1, Held(weights)))
+    bench.hand.orders.put(deque([bench.order(1, Held(weights))]))
     bench.hand.start()
     [product] = bench.results()
     assert isinstance(product, Product)
@@ -170,7 +169,7 @@ def test_the_time_that_a_worker_waited_is_from_the_end_of_the_last_task_to_the_n
     ticks = itertools.count()
     bench = Bench(clock=lambda: float(next(ticks)) ** 2)  # 0, 1, 4, 9, ...: every interval has a length of its own
     for version in (1, 2):
-        bench.hand.orders.put(bench.order(version, Held(bundle(0))))
+        bench.hand.orders.put(deque([bench.order(version, Held(bundle(0)))]))
     bench.hand.start()
     took = [
         (one.message.waited, one.message.trained)
@@ -178,3 +177,30 @@ def test_the_time_that_a_worker_waited_is_from_the_end_of_the_last_task_to_the_n
         if isinstance(one, Product) and isinstance(one.message, Contribute)
     ]
     assert took == [(1.0, 5.0), (9.0, 13.0)]
+
+
+def test_a_result_that_comes_behind_others_wakes_nobody_and_the_first_one_does() -> None:
+    bench, held = Bench(), Story(1).held()
+    bench.hand.orders.put(deque(bench.order(0, held[0]) for _ in range(3)))
+    bench.hand.start()
+    assert len(bench.results()) == 3
+    assert bench.wakes == [1]
+
+
+def test_a_hand_that_is_ended_does_the_task_under_way_and_none_that_waits() -> None:
+    bench, held = Bench(), Story(1).held()
+
+    class Ender:  # without a close, or `end` would wait for this very thread
+        def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+            bench.hand.end()
+            return Work(weights)
+
+    worker: Any = Ender()
+    bench.worker = worker
+    worker.closed = 0
+    bench.hand.orders.put(deque(bench.order(0, held[0]) for _ in range(3)))
+    bench.hand.orders.put(deque([bench.order(0, held[0])]))
+    bench.hand.start()
+    [product] = bench.results()
+    assert isinstance(product, Product)
+    assert isinstance(product.message, Contribute)
