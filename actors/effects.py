@@ -5,21 +5,21 @@ The one idea: every decision of the session is one of a few effects, which the a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.protocol.messages import WHOLE, Envelope, TaskName
+from shoal.protocol.value import value
 from shoal.protocol.work import Task
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Say:
     """Send this message to the coordinator. A Contribute is sent with the payload that is kept for its task."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stow:
     """Keep the payload of the message just heard under the name `what`, as in Want, of weights or a brief.
 
@@ -32,14 +32,14 @@ class Stow:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drop:
     """Drop the arrays that are kept under the name `what`: nobody needs them."""
 
     what: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Give:
     """Send the bytes from `first` to before `last` of a task's contribution, if the contribution is still kept."""
 
@@ -49,7 +49,7 @@ class Give:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Adopt:
     """Make `version` the newest weights, from the payload of the Weights just heard or from its arrays that are kept.
 
@@ -61,7 +61,7 @@ class Adopt:
     base: int = WHOLE
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Run:
     """Give the task to the worker, with the newest weights, which are version `made_from`.
 
@@ -77,33 +77,33 @@ class Run:
     brief: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forget:
     """Drop the payload that is kept for this task."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Retain:
     """Keep this task's payload in the actor's own memory: the coordinator has used it, and may ask for it again."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reset:
     """The actor has a new place, at another coordinator, another life of it, or the same: drop the weights and terms it had."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Note:
     """A line for the person who runs this actor."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Leave:
     """This life is over. failed: True if the coordinator refused the actor for good."""
 

@@ -6,27 +6,27 @@ actor's life without a process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.protocol.messages import Contribute, Envelope, Failed
+from shoal.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Heard:
     """A message came from the coordinator. The shell keeps the payload of a Weights, Chunk, Assign or Welcome."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Opened:
     """A line to the coordinator has a new connection. arrays: True for the line for arrays, False for that of messages."""
 
     arrays: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Done:
     """The worker finished a task. The shell keeps the payload until Forget. clients: number of clients that were done. nbytes:
     bytes of the contribution's arrays, whichever way they are sent (0: no arrays)."""
@@ -36,17 +36,17 @@ class Done:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decoded:
     """The worker's thread has added every change: the newest weights are arrays of their own, made of no older weights."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Time passed. The shell says so at least ten times a second."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quit:
     """The process was told to stop, so the actor is to leave. reason: a line for the coordinator and for a person."""
 

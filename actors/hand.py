@@ -21,6 +21,7 @@ from shoal.protocol.changes import Changes
 from shoal.protocol.layout import Bundle, Bytes
 from shoal.protocol.link import Wake
 from shoal.protocol.pool import Buffers
+from shoal.protocol.value import value
 
 Workshop: TypeAlias = Callable[[Mapping[str, Any]], Worker]
 """Makes the worker for a workload (from the Terms of a Welcome). Called in the worker's thread, once for each Welcome."""
@@ -56,7 +57,7 @@ class Held:
         return into
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Order:
     """A task for the worker's thread, with its weights, brief and workload."""
 

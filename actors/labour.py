@@ -9,7 +9,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from shoal.actors import Worker, work_of
 from shoal.actors.effects import Run
@@ -18,6 +18,7 @@ from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute, Failed
+from shoal.protocol.value import value
 from shoal.protocol.work import Task, Work
 
 MOST_TEXT = 3_900  # characters of an error, and of a traceback, that are sent
@@ -29,7 +30,7 @@ TAKEN = frozenset(
 MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a header
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Product:
     """The result of a task: a Contribute with its arrays, or a Failed. clients: number of clients that were done."""
 

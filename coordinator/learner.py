@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,10 +25,11 @@ from shoal.coordinator.reports import Report
 from shoal.protocol.errors import UserError, signed
 from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle, Bytes, Layout, run_of
+from shoal.protocol.value import value
 from shoal.protocol.work import Contribution, Metrics, Moved, Task, Work
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Intake:
     """A contribution with its arrays."""
 
@@ -36,7 +37,7 @@ class Intake:
     bundle: Bundle | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Make:
     """A step. room: uint8, as large as the weights: memory shared with actors, where the next weights are written too; None
     if there is no such memory."""
@@ -45,7 +46,7 @@ class Make:
     room: Bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Evaluated:
     """A central evaluation of weights `version`: for observers, not for the core."""
 
@@ -53,7 +54,7 @@ class Evaluated:
     metrics: Metrics
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Broke:
     """The learner itself failed: the run cannot go on."""
 

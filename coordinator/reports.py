@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
+from shoal.protocol.value import value
 from shoal.protocol.work import Metrics
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """An event that a person should know. kind: one word (joined, lost, stale, refused, failed, waiting ...). text: one whole
     line. level: "info", "warning" or "error". count: how often the event happened since the last report of it."""
@@ -20,7 +21,7 @@ class Report:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Before:
     """The counts of a run before it was resumed: seconds that it ran, and clients folded in."""
 
@@ -28,7 +29,7 @@ class Before:
     contributions: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Progress:
     """The state of a run, over all its lives. Rates are units a second, over the last RECENT (5) seconds.
 

@@ -132,7 +132,10 @@ class Gauge:
             self.whole |= self.weight > 0  # the terms before may have more arrays
         (self.narrow if its.digest == self.narrow.digest else self.layout).expect(its)
         weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
-        square = squares(bundle, self.dtypes) if norm is None else norm * norm + squares(bundle, self.converted)
+        if norm is None:
+            square = squares(bundle, self.dtypes)
+        else:
+            square = norm * norm + (squares(bundle, self.converted) if self.converted else 0.0)
         reach = weight * grid.bound(square)
         if not max(self.reach + reach, self.shares * reach) <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)

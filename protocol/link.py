@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +27,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.front import Came, Entry, Front, opened
 from shoal.protocol.messages import Envelope
+from shoal.protocol.value import value
 
 SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
 INLINE = 1 << 18  # bytes of arrays that go with their message, at most; larger arrays are fetched
@@ -44,7 +44,7 @@ WATCHED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Part:
     """The bytes from `first` to before `last` of an array of which other peers get parts too."""
 
@@ -63,7 +63,7 @@ def bytes_of(payload: Payload) -> Any:
     return payload.whole[payload.first : payload.last].data if isinstance(payload, Part) else payload
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Arrival:
     """A message that came in, or something that befell the line.
 

@@ -7,9 +7,10 @@ and a peer's bytes are checked field by field, exactly, before any other code se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
+from shoal.protocol.value import value
 from shoal.protocol.work import Words
 
 PROTOCOL = 0x0203  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
@@ -23,7 +24,7 @@ TaskName: TypeAlias = tuple[int, int]
 # Messages of an actor
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hello:
     """An actor's first message on any connection, repeated until Welcome; repeats change nothing.
 
@@ -48,7 +49,7 @@ class Hello:
     threads: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Have:
     """Weights `version` arrived at this actor. One Weights is under way to an actor at a time: Have frees the way for the next.
 
@@ -59,7 +60,7 @@ class Have:
     using: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Contribute:
     """The work of one task, sent again until a Verdict names it. Its arrays follow in the payload, or lie in shared memory at
     `slot`, or wait at the actor, `nbytes` bytes, until the coordinator wants them.
@@ -87,7 +88,7 @@ class Contribute:
     steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Failed:
     """The worker raised an exception for `client`, in the part of the task called `stage`. The actor takes the next task."""
 
@@ -102,7 +103,7 @@ class Failed:
 BEATS = 4  # beats that may be missed before the other side is given up
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Beat:
     """A sign of life, from either side when it has sent no other message for Welcome.beat seconds.
 
@@ -118,14 +119,14 @@ class Beat:
     runs: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bye:
     """The actor leaves; its tasks go to other actors at once."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ready:
     """The actor's line for arrays has a new connection: messages that were under way on the last one are lost."""
 
@@ -133,7 +134,7 @@ class Ready:
 # A message of a monitor, which is no actor
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ask:
     """The question how the run is, of `shoal status` under a session of its own; the coordinator answers State. It gives no
     place, and may be asked at any time. A coordinator of protocol 2.2 or earlier drops it as malformed."""
@@ -144,7 +145,7 @@ class Ask:
 # Messages of either side: the receiver of arrays asks, their sender answers
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Want:
     """A request for bytes of `what`, from `first` to before `last`; (0, 0) asks for none, to see how long an answer takes.
 
@@ -157,7 +158,7 @@ class Want:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Chunk:
     """The answer to Want: the payload holds the bytes that it asked for."""
 
@@ -169,7 +170,7 @@ class Chunk:
 # Messages of the coordinator
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Welcome:
     """The answer to Hello. The payload holds the Terms of the run: see `protocol/codec.py`, pack_welcome.
 
@@ -190,7 +191,7 @@ class Welcome:
     retain: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Weights:
     """Weights `version`. They follow in the payload, or lie in shared memory at `slot`, or wait at the coordinator, `nbytes`
     bytes, until the actor wants them.
@@ -207,7 +208,7 @@ class Weights:
     kept: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Assign:
     """A task for an actor, to start from weights `task[0]` or newer.
 
@@ -230,7 +231,7 @@ class Assign:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """The answer to Contribute or Failed. verdict: "accepted", "duplicate", "stale" or "refused".
 
@@ -245,14 +246,14 @@ class Verdict:
     onto: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cancel:
     """The end of a task that is no longer wanted. Its contribution, if it comes, is stale."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """The actor is not of this run (any more). final: True: it must not come back; False: it may say Hello."""
 
@@ -260,14 +261,14 @@ class Refused:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stop:
     """The end of the run."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class State:
     """The answer to Ask.
 
@@ -296,7 +297,7 @@ OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refus
 Message: TypeAlias = OfActor | OfMonitor | OfEither | OfCoordinator
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Envelope:
     """A message and its lives. session: the actor's, 8 random bytes. epoch: the coordinator's; 0: not known."""
 

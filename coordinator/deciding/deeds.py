@@ -5,18 +5,18 @@ The one idea: a deed is a plain value that the shell carries out, and its outcom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.coordinator.deciding.events import Effect, Event, Heard
 from shoal.coordinator.deciding.receiving import Delivery
 from shoal.coordinator.deciding.serving import Sized
 from shoal.protocol.messages import Contribute, Envelope
+from shoal.protocol.value import value
 
 # Events
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stored:
     """The shell stored a piece of a delivery. trouble: why it could not store the piece; "" if it could."""
 
@@ -24,7 +24,7 @@ class Stored:
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Opened:
     """The shell answers an Open, `asked`. arrays: the arrays in shared memory; None if there is a fault. fault: "" if none."""
 
@@ -33,7 +33,7 @@ class Opened:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """A process of this machine has ended. pid: its process number. ran: as in Lost."""
 
@@ -44,7 +44,7 @@ class Ended:
 # Deeds
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Open:
     """Look up the arrays of this Contribute in its actor's shared memory; the shell answers Opened."""
 
@@ -52,7 +52,7 @@ class Open:
     message: Contribute
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Greet:
     """Say the Welcome in `envelope` to `peer`, with the run's workload and layout as its payload."""
 
@@ -60,7 +60,7 @@ class Greet:
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Describe:
     """Say the State of the run to `peer`, in the session that asked for it."""
 
@@ -68,7 +68,7 @@ class Describe:
     session: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ship:
     """Say `envelope` to `peer`, with the bytes from `first` to before `last` of `arrays`."""
 
@@ -79,7 +79,7 @@ class Ship:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Store:
     """Store a piece of a delivery's arrays, which begins at byte `first` of them; the shell answers Stored."""
 
@@ -88,7 +88,7 @@ class Store:
     piece: Sized
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LetGo:
     """Free the memory, file or slot of this delivery's arrays: they are folded in, or not wanted."""
 

@@ -6,17 +6,17 @@ failed, a step that is done) is just another event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import Contribute, Envelope, Hello, TaskName
+from shoal.protocol.value import value
 from shoal.protocol.work import Metrics, Task
 
 # Events
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Heard:
     """A message came from `peer`. fault: the payload's fault that the shell found; "" if none. user: the sender's proven
     public key; "" if the run asks for none. whole: all arrays of the message are here; False if they are still to be pulled.
@@ -30,7 +30,7 @@ class Heard:
     arrays: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Carried:
     """Arrays moved from or to this session, which asked for them or sent them: it lives. session: b"" if they were sent without
     a word from the actor. task: the task whose contribution or brief they are; None if neither. left: bytes of its arrays
@@ -41,14 +41,14 @@ class Carried:
     left: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stalled:
     """No piece of this task's contribution has come for the time of a lease, though its arrays were asked for."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outdated:
     """This session wants weights `version`, which cannot be had any more."""
 
@@ -56,7 +56,7 @@ class Outdated:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Lost:
     """`peer` cannot be reached any more. dead: its process has ended, so it will not come back. ran: (version, index, attempt)
     of the task that its worker began last, from a record of the shell's; (): it began none; None: there is no such record."""
@@ -67,14 +67,14 @@ class Lost:
     ran: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Folded:
     """The learner folded in the contribution of this task."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unfit:
     """The learner refused this task's contribution (not finite, too large ...), which has not touched the weights."""
 
@@ -82,7 +82,7 @@ class Unfit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Briefed:
     """The learner made the brief of this attempt. layout: of its arrays, "" if there is no brief. arrays: for the shell, None
     if there is no brief; the core looks at their number of bytes alone."""
@@ -93,7 +93,7 @@ class Briefed:
     arrays: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stepped:
     """The learner made weights `version`, whose record in the journal, if the run has a journal, is durable. moved: False if
     the step left the weights as they were."""
@@ -103,31 +103,31 @@ class Stepped:
     moved: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Kept:
     """A snapshot holds weights `version`. Kept comes after the version's Stepped; before it for the last version of a run."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Time passed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Nudge:
     """The plan, which is fed from outside, has new tasks to ask for."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Withdraw:
     """Nobody wants this task any more. The actor that has it is ended, because its worker may be at the task."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Interrupt:
     """The person (or a limit) wants the run to end here. pause: actors hear nothing of it, and wait for the run's next life."""
 
@@ -155,13 +155,13 @@ Event: TypeAlias = (
 # Effects
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     peer: bytes
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Admit:
     """Say Welcome to `peer`: the shell adds what only it knows (workload, layout, shared memory)."""
 
@@ -172,7 +172,7 @@ class Admit:
     resumed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendWeights:
     """Send the newest weights, which are `version`, to `peer`. One version is under way to an actor at a time. held: newest
     version that the actor has, -1 if none. same: version `held` has the same weights, so that only the number is to be told."""
@@ -184,7 +184,7 @@ class SendWeights:
     same: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Brief:
     """Ask the aggregator for this task's own arrays; the learner answers with Briefed. task: names the clients that do it."""
 
@@ -192,7 +192,7 @@ class Brief:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendTask:
     """Send this Assign to `peer`. arrays: its brief, which goes with it or waits to be fetched."""
 
@@ -201,7 +201,7 @@ class SendTask:
     arrays: Any
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pull:
     """Fetch the arrays of this contribution, then let the core hear it again, whole. A repeated Pull changes nothing."""
 
@@ -209,14 +209,14 @@ class Pull:
     message: Contribute
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unpull:
     """Drop the arrays of this task's contribution: they are not wanted any more."""
 
     task: TaskName
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fold:
     """Give the contribution just heard to the learner, which answers with Folded or Unfit; if its task does not count, to the
     statistics alone.
@@ -234,7 +234,7 @@ class Fold:
     promised: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Step:
     """Make weights `version` of the folded contributions; the learner answers with Stepped.
 
@@ -248,21 +248,21 @@ class Step:
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Evict:
     """End this actor's process, if it is ours: its worker hangs, or is at a task that nobody wants any more."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Gone:
     """Forget this session outside the core: its life here is over. The session may begin another."""
 
     session: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finish:
     """End the run. failed: the run could not reach its goal."""
 

@@ -7,16 +7,16 @@ counts as outstanding, so that no other actor gets it, and each acknowledged con
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shoal.protocol.messages import TaskName
+from shoal.protocol.value import value
 from shoal.protocol.work import Task
 
 ANY = -1  # as `onto`: the first version that is not full
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Promise:
     """One acceptance, as the journal has it. onto: version that the contribution was accepted for, or ANY. digest: of the
     contribution's arrays."""

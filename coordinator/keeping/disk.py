@@ -56,7 +56,7 @@ def lasting(
 ) -> Done:
     """Act, and try again every AGAIN seconds while the disk gives trouble; every SELDOM-th trouble is told. Raises SyncFailed;
     or DiskTrouble once `given_up` is true. wait: sleeps for a number of seconds."""
-    wait, attempt = wait or threading.Event().wait, 0  # the event is never set: a wait always lasts its whole time
+    attempt = 0
     while True:
         try:
             return act()
@@ -68,6 +68,7 @@ def lasting(
             if attempt % SELDOM == 0:
                 complain(trouble)
             attempt += 1
+        wait = wait or threading.Event().wait  # the event is never set: a wait always lasts its whole time
         wait(AGAIN)
 
 
