@@ -48,6 +48,7 @@ from shoal.coordinator.learner import Intake, Job, Learner, Make
 from shoal.coordinator.sharing import Sharing
 from shoal.protocol.layout import ALIGNMENT, Bundle
 from shoal.protocol.messages import Chunk, Contribute, Envelope, Ready, Refused, Want, Weights, Welcome
+from shoal.protocol.value import value
 from shoal.simulation.actors import Product
 from shoal.simulation.books import ViolationError
 from shoal.simulation.common import Common
@@ -112,7 +113,7 @@ def product(delivery: Delivery | None) -> Product | None:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Loaded(Intake):
     """A contribution whose arrays must be there when it is folded in."""
 
