@@ -166,7 +166,8 @@ def naming(name: str) -> Iterator[None]:
     except Exception as raised:  # an environment is the user's code; all that is not gymnasium's goes on as it is
         *_, last = traceback.walk_tb(raised.__traceback__)
         if str(last[0].f_globals.get("__name__")).split(".")[0] in ("gymnasium", "numpy"):
-            raise EnvError(f"environment {name}: {type(raised).__name__}: {raised}") from raised
+            text = f"environment {name}: {type(raised).__name__}: {raised}"
+            raise EnvError(text).with_traceback(raised.__traceback__) from raised  # so that the user's own frame is found
         raise
 
 
@@ -224,24 +225,42 @@ def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
     import gymnasium
 
     class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def __init__(self, env: Any) -> None:
+            super().__init__(env)
+            self.shape = env.observation_space.shape
+
         def reset(self, **given: Any) -> Any:
-            return told_apart(self.env.reset(**given), RESET)[0], {}
+            seen, _ = told_apart(self.env.reset(**given), RESET)
+            return self._fitting(seen, "reset"), {}
 
         def step(self, action: Any) -> Any:
-            return *told_apart(self.env.step(action), STEP)[:4], {}
+            seen, reward, terminated, truncated, _ = told_apart(self.env.step(action), STEP)
+            return self._fitting(seen, "step"), _single(reward), _single(terminated), _single(truncated), {}
+
+        def _fitting(self, seen: Any, part: str) -> Any:
+            if self.shape is not None and tuple(found := getattr(seen, "shape", self.shape)) != self.shape:
+                wanted = f"{list(self.shape)}, as observation_space says"
+                raise UserError(f"the environment's {part} gave an observation of shape {list(found)}: expected {wanted}")
+            return seen
 
     return gymnasium.vector.SyncVectorEnv([partial(lambda make: Silent(make()), make) for make in makers])
 
 
-def told_apart(given: Any, parts: tuple[str, ...]) -> tuple[Any, ...]:
+def _single(given: Any) -> Any:
+    """The number in an array of one, and any other value as it is."""
+    return given.reshape(()) if getattr(given, "shape", ()) == (1,) else given
+
+
+def told_apart(given: Any, parts: tuple[str, ...], rows: tuple[int, ...] = ()) -> tuple[Any, ...]:
     """Returns the result of a reset or a step. Raises UserError unless it has these parts and a number as reward: a step of gym
-    0.25, (observation, reward, done, info), would pass for one that never ends."""
+    0.25, (observation, reward, done, info), would pass for one that never ends. rows: (B,) for a VectorEnv of B."""
     if not isinstance(given, tuple) or len(given) != len(parts):
         found = f"a tuple of {len(given)}" if isinstance(given, tuple) else signed(given)
         part = "reset" if parts is RESET else "step"
         raise UserError(f"the environment's {part} gave {found}: expected ({', '.join(parts)})")
-    if parts is STEP and (not hasattr(given[1], "__float__") or getattr(given[1], "shape", ()) not in ((), (1,))):
-        raise UserError(f"the environment's step gave the reward {str(given[1])[:100]}: expected one number")
+    if parts is STEP and (not hasattr(given[1], "__float__") or getattr(given[1], "shape", ()) not in (rows, (1,))):
+        wanted = f"an array of {rows[0]}" if rows else "one number"
+        raise UserError(f"the environment's step gave the reward {given[1]!r}"[:150] + f": expected {wanted}")
     return given
 
 
@@ -267,12 +286,14 @@ def _by_factory(factory: Callable[..., Any], num_envs: int) -> Any:
     if wants_number(factory):
         vector = factory(num_envs)
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
-            raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}")
+            fix = f"; an environment with arguments is given as env=lambda: {_name(factory)}(...)" if _is_env(vector) else ""
+            raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}{fix}")
         return vector
     singles = [factory() for _ in range(num_envs)]
     for single in singles:
-        if not isinstance(single, gymnasium.Env):
-            raise UserError(f"{_name(factory)}() made {_what(single)}, not a gymnasium.Env")
+        if not _is_env(single):
+            fix = f"; return {single.__name__}(), say" if isinstance(single, type) else ""
+            raise UserError(f"{_name(factory)}() made {_what(single)}, not a gymnasium.Env{fix}")
     if len({id(single) for single in singles}) < num_envs:
         raise UserError(f"{_name(factory)}() gave the same environment twice: make a new one at each call")
     return _side_by_side([itertools.repeat(single).__next__ for single in singles])
@@ -289,5 +310,13 @@ def _name(factory: Callable[..., Any]) -> str:
     return str(getattr(factory, "__name__", type(factory).__name__))
 
 
+def _is_env(made: Any) -> bool:
+    import gymnasium
+
+    return isinstance(made, gymnasium.Env)
+
+
 def _what(made: Any) -> str:
-    return f"{type(made).__module__}.{type(made).__qualname__}"
+    if made is None:
+        return "None"
+    return f"the class {made.__name__}" if isinstance(made, type) else f"an object of type {type(made).__qualname__}"

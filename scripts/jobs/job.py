@@ -226,7 +226,7 @@ class Job:
         parts = [getattr(type(self.method), part) for part in ("aggregator", "layouts", "worker")]
         ours = all(part.__module__.startswith("shoal.") for part in (*parts, *map(type, self.around)))
         plain_around = not any(isinstance(wrap, Calling) or getattr(wrap, "compress", "") == "randk" for wrap in self.around)
-        return ours and plain_around and self._ours and isinstance(self.method, LocalTraining)
+        return ours and plain_around and self.ours and isinstance(self.method, LocalTraining)
 
     def briefs(self, weights: Layout) -> Sequence[Layout]:
         """The layouts that the aggregator's briefs may have; none if the aggregator gives no briefs."""
@@ -246,11 +246,11 @@ class Job:
         """Raises UserError, one line, if the aggregator or the plan lacks a part. Called before the run has a folder."""
         _ = self._linear
         self.plan(AFRESH)
-        if self._ours:
+        if self.ours:
             self.worker()
 
     @property
-    def _ours(self) -> bool:
+    def ours(self) -> bool:
         """True if the worker is one of ours. A user's own worker is made only in its actor."""
         ours = type(self.method).worker.__module__.startswith("shoal.")
         return ours and getattr(self.problem, "worker", None) is None
@@ -261,7 +261,7 @@ class Job:
         if name := unfinite(self.problem.first(self.seed)[0]):
             raise UserError(f"first weights: {name!r} holds NaN or an infinity")
         self.method.try_out(self.seed)
-        if self._ours:
+        if self.ours:
             self.problem.try_out(self.method, self.seed)
 
     def worker(self) -> Worker:

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -362,6 +363,12 @@ class Environment(Problem):
                 self.made["spaces", vector] = spaces_in(self.env, vector)
         found: Spaces = self.made["spaces", vector]
         return found
+
+    def rehearsed(self) -> AbstractContextManager[None]:
+        """The trial of one environment, in this process: envs/trying.py."""
+        from shoal.envs.trying import tried
+
+        return tried(self.env, "sync" if self.apart else self.vector)
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""

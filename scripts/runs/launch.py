@@ -38,6 +38,7 @@ from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
+from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.signing import sign
 from shoal.runs.status import Status
@@ -285,17 +286,20 @@ def _alone(crew: Crew | None, options: Launch) -> str:
     return crew.spent() if crew and not options.bind else ""
 
 
-def try_out(job: Job) -> None:
-    """Prepare a job and try it once, with few threads. Raises UserError for a fault in the user's part."""
+def try_out(job: Job, named: str = "") -> None:
+    """Prepare a job and try it once, with few threads. named: the JOB that was typed, or "".
+
+    Raises UserError for a fault in the user's part."""
     with few_threads():
-        _try_out(job)
+        _try_out(job, named)
 
 
-def _try_out(job: Job) -> None:
+def _try_out(job: Job, named: str = "") -> None:
     job.prepare()
     job.check_parts()
     few()  # threads of a first batch would be in the way of a fork
     job.try_out()
+    rehearse(job, named)
 
 
 def preload(job: Job) -> None:
@@ -309,7 +313,7 @@ def preload(job: Job) -> None:
 
 def planned(job: Job, config: Config, path: Path | str | None, bind: str, **how: Any) -> Launch:
     """The launch of a new run. Raises UserError for a fault in the job or the device before the run has a folder."""
-    try_out(job)
+    try_out(job, config.job)
     device_of(config.device)
     return Launch(job, config, new_run(config, path, bind), bind, **how)
 

@@ -334,7 +334,7 @@ def test_an_exception_fails_the_task_as_one_in_the_actors_own_process_does(isola
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        (lambda: 3, "made builtins.int, not a gymnasium.Env"),
+        (lambda: 3, "made an object of type int, not a gymnasium.Env"),
         (lambda num_envs: Counting([(3, "t")]), "not a gymnasium VectorEnv of 1"),
         (lambda: Counting([(3, "t")], gymnasium.spaces.Discrete(3)), "environment . has other observations or actions"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
@@ -18,6 +19,7 @@ from shoal.envs.spaces import Box, Discrete, Observations, spaces_of
 from shoal.envs.vector import EnvError, Envs, Step, make_vector, spaces_in
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
+from shoal.protocol.place import place_of
 
 MODES = ["NextStep", "SameStep", "Disabled"]
 SCRIPTS = [
@@ -206,7 +208,7 @@ def test_factories_of_one_and_of_many() -> None:
         ("CartPole", "CartPole-v"),
         ("no_such_module:X-v0", "no_such_module"),
         ("LunarLander-v2", "LunarLander-v3"),
-        (lambda: 3, "made builtins.int, not a gymnasium.Env"),
+        (lambda: 3, "made an object of type int, not a gymnasium.Env"),
         (lambda num_envs: Counting([(3, "t")]), "not a gymnasium VectorEnv of 2"),
     ],
 )
@@ -412,7 +414,7 @@ def test_infos_may_change_their_shape_because_nothing_reads_them() -> None:
 def test_an_exception_from_inside_gymnasium_names_the_environment() -> None:
     class Odd(Counting):
         def seen(self) -> Any:
-            return np.zeros(2 + self.at, np.float32)
+            return [0.0] * (2 + self.at)
 
     def odd() -> Any:
         return Odd([(4, "t")])
@@ -421,6 +423,39 @@ def test_an_exception_from_inside_gymnasium_names_the_environment() -> None:
     envs.reset(0)
     with pytest.raises(EnvError, match=r"^environment odd: ValueError: "):
         envs.step(np.zeros(2, np.int64))
+
+
+def test_an_observation_that_changes_its_shape_is_told_with_both_shapes() -> None:
+    class Growing(Counting):
+        def seen(self) -> Any:
+            return np.zeros(2 + self.at, np.float32)
+
+    envs = make_vector(lambda: Growing([(4, "t")]), 2)
+    envs.reset(0)
+    with pytest.raises(UserError, match=r"step gave an observation of shape \[3\]: expected \[2\], as observation_space says"):
+        envs.step(np.zeros(2, np.int64))
+
+
+def test_an_exception_of_numpy_keeps_the_frame_of_the_environments_own_code() -> None:
+    class Singular(Counting):
+        def step(self, action: Any) -> Any:
+            return np.linalg.inv(np.zeros((2, 2)))
+
+    envs = make_vector(lambda: Singular([(4, "t")]), 2)
+    envs.reset(0)
+    with pytest.raises(EnvError, match="LinAlgError: Singular matrix") as raised:
+        envs.step(np.zeros(2, np.int64))
+    assert place_of(raised.value).endswith("in step")
+
+
+def test_a_reward_or_a_flag_in_an_array_of_one_is_that_number() -> None:
+    class Boxed(Counting):
+        def step(self, action: Any) -> Any:
+            seen, *numbers, info = super().step(action)
+            return seen, *(np.array([number]) for number in numbers), info
+
+    plain, boxed = (make_vector(partial(kind, [(3, "t"), (2, "c")]), 2) for kind in (Counting, Boxed))
+    assert rows_of(plain, 9) == rows_of(boxed, 9)
 
 
 def test_an_exception_of_the_environments_own_code_stays_as_it_is() -> None:

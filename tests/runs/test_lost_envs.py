@@ -127,7 +127,7 @@ def test_the_weights_are_those_of_a_run_in_the_actors_own_process() -> None:
 
 
 def test_an_exception_fails_the_run_and_its_traceback_is_in_the_log(folder: Path) -> None:
-    fated(folder, "stumble", at=1)
+    fated(folder, "stumble", at=3)
     assert "EnvError: ValueError: the floor is wet" in failed(folder)
     assert re.search(r'mine.py", line \d+, in stumble', (folder / "failed" / "log.txt").read_text())
 
