@@ -9,16 +9,26 @@ from shoal.protocol.messages import BEATS
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The end of a run: after `versions` versions or `steps` environment steps, whichever comes first. 0: no such bound."""
+    """The end of a run: after `versions` versions or `steps` environment steps, whichever comes first. 0: no such bound.
+
+    each: most environment steps of one version. The run ends when `each` more would be too many, but not before version 1.
+    """
 
     versions: int = 0
     steps: int = 0
+    each: int = 0
 
     def reached(self, version: int, steps: int) -> bool:
-        return (0 < self.versions <= version) or (0 < self.steps <= steps)
+        if 0 < self.versions <= version:
+            return True
+        if not self.steps:
+            return False
+        return steps >= self.steps or (version > 0 and steps + self.each > self.steps)
 
     def share(self, version: int, steps: int) -> float:
         """Return the part of the goal that is reached, from 0 to 1; 0 without a goal."""
+        if self.reached(version, steps):
+            return 1.0
         shares = [have / want for have, want in ((version, self.versions), (steps, self.steps)) if want]
         return min(1.0, max(shares, default=0.0))
 

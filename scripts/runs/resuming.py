@@ -40,7 +40,7 @@ def what_next(run: RunDir, job: Job) -> str:
     """The line for a run that is done, with the command that makes it go on."""
     end = job.method.end
     more = f". To go on: shoal resume {run.path} {end}={2 * job.plain()[end]}, say" if end in job.options() else ""
-    return f"{run.path} is done: {job.method.goal()} are made{more}"
+    return f"{run.path} is done: its goal of {job.method.goal()} is reached{more}"
 
 
 def _later(job: Job, changes: Mapping[str, Any]) -> Job:

@@ -1314,6 +1314,23 @@ def test_a_goal_of_steps_ends_the_run_with_the_version_that_reaches_it() -> None
     assert run.all(Finish) == [Finish("done", False)]
 
 
+def test_a_goal_of_steps_ends_the_run_when_one_more_version_may_be_too_many() -> None:
+    run = Run(Stream(1, 9), goal=Goal(steps=100, each=30)).join("a")
+    for steps in (30, 28):
+        run.contribute("a", steps=steps).step()
+        assert run.all(Finish) == []
+    run.contribute("a", steps=12).step()  # 70 are made: 30 more are 100, not too many
+    assert run.all(Finish) == []
+    run.contribute("a", steps=1).step()
+    assert run.all(Finish) == [Finish("done", False)]
+
+
+def test_a_goal_below_the_steps_of_one_version_is_reached_by_one_version() -> None:
+    goal = Goal(steps=20, each=30)
+    assert [goal.reached(*at) for at in ((0, 0), (1, 3))] == [False, True]
+    assert [goal.share(*at) for at in ((0, 0), (1, 3))] == [0.0, 1.0]
+
+
 def test_in_a_pause_no_actor_hears_of_the_end_and_none_is_answered() -> None:
     run = Run(rounds()).join("a").event(Interrupt("stopped by SIGTERM", pause=True))
     assert run.all(Finish) == [Finish("stopped by SIGTERM", False)]

@@ -492,7 +492,7 @@ def test_a_finished_run_says_that_it_is_done_and_goes_on_only_to_a_later_end(fol
     numpy_job(folder)
     first = ran("simulate", "mine.py", "--actors", 0, "--run-dir", "run", "--json").result
     said = ran("resume", "run")
-    assert "run is done: 3 versions are made. To go on: shoal resume run rounds=6, say" in said.out
+    assert "run is done: its goal of 3 versions is reached. To go on: shoal resume run rounds=6, say" in said.out
     assert ran("resume", "run", "--json").result["weights_sha256"] == first["weights_sha256"]
     assert "lr=0.2: a run that is resumed keeps its settings; only rounds may grow" in mistake("resume", "run", "lr=0.2")
     assert "rounds=2: allowed is from 3" in mistake("resume", "run", "rounds=2")

@@ -371,3 +371,27 @@ def test_what_a_method_makes_gets_all_settings_by_their_names(method: str, made:
     handed = settings.arguments(made, seed=3)
     assert set(keywords) - set(handed) <= others
     assert handed == {name: getattr(settings, name) for name in keywords if name not in others} | {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "versions"),
+    [("ppo", {"clients": 3}, 4), ("ppo", {"clients": 70}, 1), ("impala", {"batch": 2}, 7), ("impala", {"batch": 99}, 1)],
+)
+def test_a_run_makes_no_more_steps_than_it_was_given_and_its_last_version_has_a_rate(
+    tmp_path, monkeypatch, method, settings, versions
+):
+    seen = []
+    kind = PPOLearner if method == "ppo" else IMPALALearner
+
+    def annealed(learner, before=kind.anneal):
+        before(learner)
+        seen.append(learner.descent.param_groups[0]["lr"])
+
+    monkeypatch.setattr(kind, "anneal", annealed)
+    job = Reinforcement("CartPole-v1", method=method, num_envs=2, rollout_length=8, total_timesteps=240, lr=0.01, **settings)
+    made = package.run(job, actors=0, folder=tmp_path / "run")
+    each = 16 * next(iter(settings.values()))
+    assert made.history[-1]["steps"] <= max(240, each)
+    assert made.history[-1]["steps"] > 240 - each
+    assert len(seen) >= versions  # 240 // each, or more: an episode's end costs a row that is no step
+    assert min(seen) >= 0.01 * min(1, each / 240)

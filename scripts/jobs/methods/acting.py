@@ -27,12 +27,16 @@ class Acting(Method):
     problems: ClassVar[tuple[str, ...]] = ("environment",)
     end: ClassVar[str] = "total_timesteps"
 
-    total_timesteps: int = option(500_000, "environment steps after which the run is done", least=1)
+    total_timesteps: int = option(
+        500_000,
+        "most environment steps of the run: it ends when one more version may be too many (one is always made)",
+        least=1,
+    )
     num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
     rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
     gamma: float = option(0.99, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
     lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
-    anneal_lr: bool = option(True, "the learner's learning rate falls linearly to 0 over total_timesteps")
+    anneal_lr: bool = option(True, "the learner's learning rate falls linearly, and would be 0 after total_timesteps steps")
     ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
     vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
     max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
@@ -43,8 +47,13 @@ class Acting(Method):
     eval_every: int = option(0, "versions between evaluations by greedy episodes (0: no evaluation)", least=0)
     eval_episodes: int = option(20, "episodes of one greedy evaluation", least=1)
 
+    @property
+    def trajectories(self) -> int:
+        """Trajectories that make a version (0: not known)."""
+        return 0
+
     def goal(self) -> Goal:
-        return Goal(steps=self.total_timesteps)
+        return Goal(steps=self.total_timesteps, each=self.trajectories * self.rollout_length * self.num_envs)
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         assert isinstance(problem, Environment)

@@ -26,6 +26,10 @@ class IMPALA(Acting):
     clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
 
+    @property
+    def trajectories(self) -> int:
+        return self.batch
+
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
 

@@ -27,6 +27,10 @@ class PPO(Acting):
     num_minibatches: int = option(4, "minibatches that one pass is divided into, with one gradient step each", least=1)
     norm_adv: bool = option(True, "the advantages of a minibatch are scaled to mean 0 and standard deviation 1")
 
+    @property
+    def trajectories(self) -> int:
+        return self.clients
+
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         evaluators = 1 if self.eval_every else 0
         return Rounds(self.clients, seed=seed, evaluate_every=self.eval_every, evaluate_cohort=evaluators, asked=asked)
