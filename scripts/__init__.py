@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from shoal.runs.running import RunError as RunError
     from shoal.runs.running import run as run
     from shoal.runs.running import start as start
+    from shoal.sweeps.sweep import Sweep as Sweep
+    from shoal.sweeps.sweep import sweep as sweep
     from shoal.tasks.pool import Pool as Pool
 
 __version__ = "0.1.0"
@@ -59,6 +61,7 @@ MODULES = {
     "runs.evaluate": "evaluate export",
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",
+    "sweeps.sweep": "Sweep sweep",
     "tasks.pool": "Pool",
 }
 """Module -> the public names that it defines."""

@@ -25,6 +25,7 @@ from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import pairs, ranges, shown
 from shoal.nets.models import mlp
+from shoal.sweeps.space import check, space_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,12 +48,30 @@ def commands(document: Path) -> list[str]:
 def test_every_command_that_is_shown_can_be_typed(document: str, line: str) -> None:
     asked, rest = parser(ACTS).parse_known_args(shlex.split(line.replace(" ...", ""))[1:])
     assert [word for word in rest if word.startswith("-")] == []
-    if "settings" in asked and "job" in asked:
+    if asked.act is ACTS["sweep"]:
+        swept = None if ".py:" in asked.job else find(asked.job)
+        space = space_of(pairs([*asked.settings, *rest]), swept and swept.options())
+        if swept:
+            check(space, swept, bool(space.size))
+    elif "settings" in asked and "job" in asked:
         path = ROOT / asked.job
         job: Any = find(f"{path}:job") if path.is_file() and path.suffix == ".py" else None
         job = job or (find(asked.job) if ":" in asked.job or asked.job in ("digits", "cartpole") else None)
         if job:
             job.configured(pairs([*asked.settings, *rest]))
+
+
+def test_the_page_on_sweeps_begins_with_a_program_of_ten_lines_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, journal, *_ = blocks(ROOT / "docs" / "sweeps.md", "python")
+    assert len(first.splitlines()) <= 10
+    for program in (first, journal):
+        exec(program, {})
+    found, importances = capsys.readouterr().out.splitlines()
+    assert 0 <= float(found.split()[2]) < 5
+    assert importances == "{'x': 1.0}"
 
 
 def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

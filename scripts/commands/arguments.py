@@ -85,6 +85,21 @@ def given(read: Callable[[str], str] = str) -> Callable[[str], str]:
     return word
 
 
+UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+def duration(text: str) -> float:
+    """The seconds in a text like 90, 90s, 30m, 2h or 1d."""
+    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a time is a number above 0 with s, m, h or d: 90s, 30m, 2h")
+    return seconds
+
+
 def _or(variable: str) -> dict[str, Any]:
     """A default from the environment, which is read like a typed word."""
     return {"default": os.environ.get(variable) or None}
@@ -134,7 +149,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; no word lists them",
     )
     one.add_argument("words", nargs="*", metavar="new|allow|revoke")
-    one = command("resume", "go on with a run from its newest snapshot")
+    one = command("resume", "go on with a run from its newest snapshot, or with a sweep")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
@@ -143,6 +158,39 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--quiet", action="store_true")
     _logging(one)
     one.add_argument("--json", action="store_true")
+    one = command("sweep", "try many settings of JOB, or call your own FILE.py:objective with many trials, and judge them")
+    _job(
+        one,
+        "one value, a list lr=0.01,0.1, a range lr=1e-4..1e-1~log or rounds=1..9; seed=0..9 tries each with ten seeds",
+    )
+    one.add_argument("--trials", type=whole(1), metavar="N", help="trials in all; a grid needs no number")
+    one.add_argument("--timeout", type=duration, metavar="T", help="time after which no trial begins: 90s, 30m, 2h")
+    one.add_argument(
+        "--sampler",
+        default="",
+        metavar="NAME",
+        help="Optuna's tpe, random, cmaes, gp or qmc, or grid (default: grid if all is listed and no --trials, else tpe)",
+    )
+    one.add_argument(
+        "--pruner",
+        default="",
+        metavar="NAME",
+        help="Optuna's asha, median, hyperband, percentile, wilcoxon or none (default); asha:reduction_factor=3 sets arguments",
+    )
+    one.add_argument(
+        "--goal",
+        default="",
+        metavar="max:METRIC|min:METRIC",
+        help="what to look for (default: accuracy, held_out_loss or return_mean, whichever the job has; min for an objective)",
+    )
+    one.add_argument("--actors", type=whole(1), metavar="N", help="trials at a time, each in a process (default: the cores)")
+    one.add_argument("--run-dir", metavar="DIR", help="a new folder for the sweep (default: sweeps/JOB-DATE-TIME)")
+    one.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that the learners compute on")
+    one.add_argument(
+        "--seed", type=whole(0), metavar="S", help="seed of the sampler, and of trials if no seed=... names theirs"
+    )
+    one.add_argument("--quiet", action="store_true", help="print only errors and the result")
+    one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
     one = command("status", "tell whether a run is alive and moves: exit code 0, else 1")
     where_to = "folder of a run of this machine, or the address of a coordinator, which is asked"
     one.add_argument("place", type=_place, metavar="RUN_DIR|tcp://HOST:PORT", help=where_to)
@@ -162,7 +210,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         help="number of episodes for a reinforcement-learning job (default: 100)",
     )
     one.add_argument("--json", action="store_true")
-    one = command("plot", "draw the learning curves of one run, or of several runs in one picture")
+    one = command("plot", "draw the learning curves of one run, or of several runs in one picture; or a sweep")
     one.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     one.add_argument("--out", metavar="FILE.png")
     one = command("export", "write a run's weights, or its model as a torch.export program, for use elsewhere")
@@ -196,11 +244,9 @@ def _keyed(one: argparse.ArgumentParser) -> None:
     one.add_argument("--server", type=given(), metavar="PUBLIC", help=server, **_or("SHOAL_SERVER"))
 
 
-def _job(one: argparse.ArgumentParser) -> None:
+def _job(one: argparse.ArgumentParser, what: str = "settings of the job; `shoal jobs JOB` lists them all") -> None:
     _named(one.add_argument("job", metavar="JOB"))
-    named = one.add_argument(
-        "settings", nargs="*", default=[], metavar="key=value", help="settings of the job; `shoal jobs JOB` lists them all"
-    )
+    named = one.add_argument("settings", nargs="*", default=[], metavar="key=value", help=what)
     named.completer = completion.settings  # type: ignore[attr-defined]
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoal.commands.arguments import Act, parser
+from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
     from shoal.actors.pool import Pool
     from shoal.jobs.job import Job
     from shoal.runs.launch import Launch
     from shoal.runs.rundir import Config
+    from shoal.sweeps.sweep import Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,8 +242,65 @@ def _crowd(pool: Pool, many: int, called: dict[str, Any]) -> int:
     return 1 if pool.fault else max(code if code >= 0 else 1 for code in crew.codes)
 
 
+def sweep(asked: argparse.Namespace) -> int:
+    _preparing(asked, asked.job)
+    from shoal.jobs.settings import pairs
+    from shoal.runs.threads import cores
+    from shoal.sweeps.study import needed
+    from shoal.sweeps.sweep import carried_out, plan
+
+    needed()
+    planned = plan(
+        asked.job,
+        pairs(asked.settings),
+        asked.run_dir,
+        trials=asked.trials or 0,
+        timeout=asked.timeout or 0.0,
+        sampler=asked.sampler,
+        pruner=asked.pruner,
+        goal=asked.goal,
+        actors=asked.actors or cores(),
+        seed=asked.seed,
+        device=asked.device,
+    )
+    return _swept(carried_out(planned, planned.telling(None if asked.quiet else sys.stderr)), asked)
+
+
+def _swept(found: Sweep, asked: argparse.Namespace) -> int:
+    from shoal.runs.summary import json_line
+    from shoal.sweeps.table import closing
+
+    try:
+        found.plot()
+    except (OSError, UserError) as none:  # the sweep itself is whole
+        print(f"shoal: no picture: {none}", file=sys.stderr)
+    print(json_line(found.summary()) if asked.json else closing(found))
+    if found.reason.startswith("stopped by"):
+        return 130
+    return 0 if found.best is not None or not found.trials else 1
+
+
+def _resume_sweep(asked: argparse.Namespace) -> int:
+    from shoal.jobs.settings import pairs
+    from shoal.runs.rundir import RunDir
+    from shoal.runs.signing import unsigned
+    from shoal.sweeps.folder import SweepDir
+    from shoal.sweeps.study import needed
+    from shoal.sweeps.sweep import again, carried_out
+
+    needed()
+    folder = SweepDir(asked.run_dir)
+    name = folder.asked().name
+    if not asked.trust and (why := unsigned(RunDir(folder.path), name)):
+        raise UserError(f"{folder.asked_file} names {name}, whose code would be run, and {why}: give --trust if you know it")
+    planned = again(asked.run_dir, pairs(asked.settings), asked.actors)
+    return _swept(carried_out(planned, planned.telling(None if asked.quiet else sys.stderr)), asked)
+
+
 def resume(asked: argparse.Namespace) -> int:
     _preparing(asked, asked.run_dir)
+    if os.path.isfile(os.path.join(asked.run_dir, "sweep.toml")):
+        return _resume_sweep(asked)
     from shoal.jobs.settings import pairs
     from shoal.protocol.errors import UserError
     from shoal.runs.launch import Launch
@@ -289,6 +348,12 @@ def evaluate(asked: argparse.Namespace) -> int:
 def plot(asked: argparse.Namespace) -> int:
     from shoal.runs.run import plot as drawn
 
+    if len(asked.run_dirs) == 1 and os.path.isfile(os.path.join(asked.run_dirs[0], "sweep.toml")):
+        from shoal.sweeps.sweep import load
+
+        print(load(asked.run_dirs[0]).plot(asked.out))
+        return 0
+
     print(drawn(*asked.run_dirs, out=asked.out))
     return 0
 
@@ -312,7 +377,8 @@ def bench(asked: argparse.Namespace) -> int:
 
 
 ACTS: Mapping[str, Act] = {
-    act.__name__: act for act in (jobs, simulate, coordinator, actor, keys, resume, status, evaluate, plot, export, bench)
+    act.__name__: act
+    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, evaluate, plot, export, bench)
 }
 
 

@@ -104,6 +104,16 @@ def find(name: str) -> Job:
             f"job {called} was made in Python and stands in no file: in Python, give it as shoal.load(RUN_DIR, job=...); "
             "or put the job into a file, which is found again as FILE.py:job"
         )
+    found = named(name)
+    if not isinstance(found, Job):
+        raise UserError(
+            f"{name} is of type {type(found).__name__}, not a job: make it with Federated(...) or Reinforcement(...)"
+        )
+    return found
+
+
+def named(name: str) -> Any:
+    """What stands in a file or a module under a name, `module:attribute` or `file.py:attribute`. Raises UserError."""
     place, sign, attribute = name.rpartition(":")
     if not sign:
         more = "; a job of your own is FILE.py:job or MODULE:job; to repeat a run, give its config.toml"
@@ -111,10 +121,6 @@ def find(name: str) -> Job:
     found = getattr(_file(Path(place)) if place.endswith(".py") else _module(place), attribute, None)
     if found is None:
         raise UserError(f"{place} has no {attribute!r}: end it with `{attribute} = Federated(...)` or `Reinforcement(...)`")
-    if not isinstance(found, Job):
-        raise UserError(
-            f"{name} is of type {type(found).__name__}, not a job: make it with Federated(...) or Reinforcement(...)"
-        )
     return found
 
 

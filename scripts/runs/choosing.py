@@ -65,8 +65,8 @@ def brief(name: str) -> str:
     return f"{path.relative_to(here) if path.is_relative_to(here) else path.name}:{attribute}"
 
 
-def place_of(job: Job) -> tuple[str, bool]:
-    """A name by which this object is found again, and whether another process may import it by that name.
+def place_of(job: Any) -> tuple[str, bool]:
+    """A name by which this job, or a sweep's objective, is found again, and whether another process may import it by that name.
 
     Another process may not import the script that is running, because it would run the script. A job that was made in a cell or
     a function stands nowhere, and its name begins with INLINE.
@@ -84,12 +84,12 @@ def place_of(job: Job) -> tuple[str, bool]:
             return f"{Path(path).resolve()}:{attribute}", name != "__main__"
         if name != "__main__":
             return f"{name}:{attribute}", True
-    return f"{INLINE}{job.name}", False
+    return f"{INLINE}{getattr(job, 'name', None) or getattr(job, '__name__', 'objective')}", False
 
 
 def refuse_within_find() -> None:
     """Raises UserError if a file starts a run while the file is read for its job."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        if frame.f_code is catalog.find.__code__:
+        if frame.f_code is catalog.named.__code__:
             raise UserError('a run is started while the file is read for its job: start it under `if __name__ == "__main__":`')

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.actors.pool import Pool
+from shoal.actors.pool import Life, Pool
 from shoal.protocol.errors import UserError
 from shoal.runs.living import life_of
 from shoal.runs.rundir import finite
@@ -33,14 +33,21 @@ def hired(options: Launch) -> Pool | None:
     job, config = options.job, options.config
     if not config.actors:
         return None
-    if options.named and (threading.active_count() > 1 or _uses_cuda()):
-        return Pool.started("shoal.runs.fresh", json.dumps([config.job, finite(job.plain()), job.seed]))
+    word = json.dumps([config.job, finite(job.plain()), job.seed])
+    return nursery(life_of(job), options.named, "shoal.runs.fresh", word)
+
+
+def nursery(life: Life, named: bool, module: str, word: str) -> Pool:
+    """A nursery of processes that live `life`: a copy of this process if it has one thread, or if `named` is not true; else a
+    fresh interpreter that runs `module` and is told `word`. Raises UserError if a copy of this process could not train."""
+    if named and (threading.active_count() > 1 or _uses_cuda()):
+        return Pool.started(module, word)
     if _differentiates():
         raise UserError(
             "torch has used its autograd threads in this process, so a job made here cannot train in a copy of it: "
             "put the job into a file and run FILE.py:job, or give actors=0"
         )
-    return Pool.forked(life_of(job))
+    return Pool.forked(life)
 
 
 def _uses_cuda() -> bool:

@@ -14,8 +14,20 @@ from shoal.protocol.place import place_of
 
 CORE = frozenset({"shoal", "zmq", "msgpack", "numpy", "psutil"})
 EXTRA = frozenset(
-    {"Box2D", "argcomplete", "gymnasium", "matplotlib", "pydantic", "rich", "safetensors", "sklearn", "tensorboard", "tomli_w"}
-    | {"torch"}
+    {
+        "Box2D",
+        "argcomplete",
+        "cmaes",
+        "gymnasium",
+        "matplotlib",
+        "optuna",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "scipy",
+        "sklearn",
+    }
+    | {"tensorboard", "tomli_w", "torch"}
 )
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})  # a fault of the disk, not ours
 LONGEST = 400  # characters of a message
