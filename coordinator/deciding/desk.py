@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, Evict, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
@@ -16,7 +17,7 @@ from shoal.coordinator.deciding.ledger import TRIES, Lease
 from shoal.coordinator.deciding.roster import DROPPED, Actor, Waiting
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, printable
 from shoal.protocol.messages import Assign, Cancel, TaskName
 from shoal.protocol.work import Task
 
@@ -32,8 +33,8 @@ def employ(facts: Facts) -> Iterator[Effect]:
     while draws and facts.roster.room and (tasks := _new(facts)):
         draws -= 1
         for task in tasks:
-            if task.words and (fault := words_fault(task.words)):
-                raise UserError(f"the words of a task must be plain data; those of task {task.name} are {fault}")
+            if fault := _fault(facts, task):
+                raise UserError(f"the plan {type(facts.plan).__name__} gave {printable(repr(task), 200)}: {fault}")
             facts.drawn += 1
             yield from _place(facts, Waiting(task, alone=task.alone))
 
@@ -43,7 +44,29 @@ def _new(facts: Facts) -> Sequence[Task]:
     facts.seats.room, news = facts.roster.room, facts.ledger.news
     told = tuple(news)
     news.clear()
-    return facts.plan.assign(facts.seats, told, facts.version, facts.now)
+    given = facts.plan.assign(facts.seats, told, facts.version, facts.now)
+    if not isinstance(given, list | tuple):
+        name = type(facts.plan).__name__
+        raise UserError(f"the plan {name} gave {printable(repr(given), 200)}: assign must return a list of Task, [] for none")
+    return given
+
+
+def _fault(facts: Facts, task: Any) -> str:
+    """Return the fault of a task that the plan gave, as the end of a line for its author; "" if there is none."""
+    if not isinstance(task, Task):
+        return "assign must return a list of Task; Task(version, index, (client,)), say"
+    if type(task.version) is not int or not 0 <= task.version <= facts.version:
+        return f"version must be a whole number from 0 to {facts.version}, the newest version"
+    if type(task.index) is not int or task.index < 0:
+        return "index must be a whole number from 0"
+    if type(task.clients) is not tuple or not all(type(client) is int and client >= 0 for client in task.clients):
+        return "clients must be a tuple of whole numbers from 0; (3,), say, or () for no client"
+    if type(task.kind) is not str or type(task.counts) is not bool or type(task.alone) is not bool:
+        return "kind must be text; counts and alone True or False"
+    if task.name in facts.ledger.leases:
+        return f"task {task.name} is out already; (version, index) must be another for every task"
+    fault = words_fault(task.words) if task.words else ""
+    return f"words must be plain data; these are {fault}" if fault else ""
 
 
 def _gathered(facts: Facts) -> bool:

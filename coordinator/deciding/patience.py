@@ -165,7 +165,19 @@ def waiting_for(facts: Facts, most: int = 5) -> list[str]:
     lines = [_awaited(facts, facts.roster.actors[lease.session], lease) for lease in held]
     promised = facts.ledger.promised.total()
     lines = [f"{promised} contributions that were accepted before the restart"] * (promised > 0) + lines
+    lines = lines or [_unasked(facts)]
     return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
+
+
+def _unasked(facts: Facts) -> str:
+    """Return a line on a run whose actors have no task."""
+    if facts.gathering:
+        return f"{facts.bounds.gather - len(facts.roster)} more actors to join before the first tasks go out"
+    if facts.ledger.returned or facts.ledger.parked or not facts.roster.room:
+        return "an actor that may have work again: each is in quarantine, hangs, or has lost its connection"
+    folded, since = facts.ledger.folded.get(facts.version, 0), facts.now - facts.moved_at
+    few = f", and has not enough with the contributions of {folded} clients" * (folded > 0)
+    return f"the plan {type(facts.plan).__name__}, which gives no task{few}, for {since:.0f} s"
 
 
 def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:

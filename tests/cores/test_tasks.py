@@ -18,14 +18,16 @@ from shoal.actors.effects import Run as Order
 from shoal.actors.labour import perform
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Fold, Folded, Step
+from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.keeping.recording import ACCEPTED, COMMITTED, Rebuilding
 from shoal.protocol.codec import MAX_WORDS, decode, encode, words_fault
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle
-from shoal.protocol.messages import Assign, Contribute, Envelope, Failed
+from shoal.protocol.messages import Assign, Contribute, Envelope, Failed, Have
 from shoal.protocol.work import Contribution, Moved, Task, Work
 
 WORDS = {"lr": 0.03, "phase": "unmask", "peers": [1, None, {"deep": [True, -(2**63)]}], "limit": math.inf}
@@ -106,8 +108,65 @@ def test_a_task_that_comes_back_has_its_words_and_so_have_its_parts() -> None:
 def test_a_plan_whose_words_cannot_travel_ends_the_run_in_one_line() -> None:
     plan = Saying(1)
     plan.words = {"w": np.zeros(2)}
-    with pytest.raises(UserError, match=r"the words of a task must be plain data; those of task \(0, 0\) are not plain data"):
+    with pytest.raises(UserError, match=r"the plan Saying gave Task\(.*: words must be plain data; these are not plain data"):
         Run(plan).join("a")
+
+
+class Giving(Rounds):
+    """A plan that gives what it is told to, once."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(4)
+        self.given = given
+
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Any:
+        given, self.given = self.given, []
+        return given
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (None, "None: assign must return a list of Task, [] for none"),
+        (Task(0, 0, (1,)), "assign must return a list of Task"),
+        ({"client": 1}, "{'client': 1}: assign must return a list of Task"),
+        ([3], r"3: assign must return a list of Task; Task\(version, index, \(client,\)\), say"),
+        ([(0, 0, (1,))], r"\(0, 0, \(1,\)\): assign must return a list of Task"),
+        ([Task(1, 0, (1,))], "version must be a whole number from 0 to 0, the newest version"),
+        ([Task(-1, 0, (1,))], "version must be"),
+        ([Task(0.0, 0, (1,))], "version must be"),  # type: ignore[arg-type]
+        ([Task(0, -1, (1,))], "index must be a whole number from 0"),
+        ([Task(0, np.int64(1), (1,))], "index must be a whole number from 0"),  # type: ignore[arg-type]
+        ([Task(0, 0, 1)], r"clients must be a tuple of whole numbers from 0; \(3,\), say"),  # type: ignore[arg-type]
+        ([Task(0, 0, [1])], "clients must be a tuple"),  # type: ignore[arg-type]
+        ([Task(0, 0, (-1,))], "clients must be a tuple of whole numbers from 0"),
+        ([Task(0, 0, (np.int64(1),))], "clients must be a tuple of whole numbers from 0"),
+        ([Task(0, 0, (True,))], "clients must be"),
+        ([Task(0, 0, (1,), kind=None)], "kind must be text"),  # type: ignore[arg-type]
+        ([Task(0, 0, (1,), counts=1)], "counts and alone True or False"),  # type: ignore[arg-type]
+        ([Task(0, 0, (1,)), Task(0, 0, (2,))], r"task \(0, 0\) is out already"),
+    ],
+)
+def test_a_plan_that_gives_no_task_but_something_else_is_told_so_in_one_line(given: Any, fault: str) -> None:
+    with pytest.raises(UserError, match=rf"^the plan Giving gave .*{fault}[^\n]*$"):
+        Run(Giving(given)).join("a")
+
+
+def test_a_plan_that_gives_no_task_is_what_the_run_waits_for() -> None:
+    run = Run(Giving([]), Bounds(quiet=5.0)).join("a").tick(after=5.1)
+    assert run.told("waiting") == ["nothing moves: waiting for the plan Giving, which gives no task, for 5 s"]
+    run = Run(Giving([Task(0, 0, (1,))]), Bounds(quiet=5.0, patience=60.0)).join("a").contribute("a").tick(after=7.0)
+    assert run.told("waiting") == [
+        "nothing moves: waiting for the plan Giving, which gives no task, "
+        "and has not enough with the contributions of 1 clients, for 7 s"
+    ]
+
+
+def test_a_run_whose_actors_may_have_no_work_says_so() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a").hear("a", Have(0)).tick(after=5.1)
+    assert waiting_for(run.core.facts)[0].startswith("an actor that may have work again")
+    run = Run(Stream(9, 9), Bounds(gather=3)).join("a")
+    assert waiting_for(run.core.facts) == ["2 more actors to join before the first tasks go out"]
 
 
 # What a worker says
