@@ -31,7 +31,7 @@ class Transfer:
 
 
 class Fetching:
-    """All arrays that an actor has to fetch. Times are in seconds of a clock that never goes back."""
+    """The arrays that an actor has to fetch. Times are in seconds of a clock that never goes back."""
 
     def __init__(self) -> None:
         self.way = Way()

@@ -105,7 +105,7 @@ class Note:
 
 @value
 class Leave:
-    """This life is over. failed: True if the coordinator refused the actor for good."""
+    """End this life of the actor. failed: True if the coordinator refused the actor for good."""
 
     reason: str
     failed: bool = False

@@ -122,8 +122,8 @@ class Hand(threading.Thread):
             self._wake()
 
     def end(self) -> None:
-        """No more orders come, and those that wait are dropped: the worker is closed after the task that is under way. Waits
-        ENDING seconds for that at most, and not at all if the worker has nothing to close."""
+        """Take no more orders, and drop those that wait: close the worker after the task that is under way. Waits ENDING
+        seconds for that at most, and not at all if the worker has nothing to close."""
         self._ending = True
         self.orders.put(None)
         if self._made and hasattr(self._made[1], "close") and self.is_alive():

@@ -42,7 +42,7 @@ TURN = 0.1  # seconds: the longest wait between looks at the clock
 
 
 class Actor:
-    """One life of an actor at one coordinator, until the run is over or the actor is told to stop.
+    """A life of an actor at one coordinator, until the run is over or the actor is told to stop.
 
     say: prints a line for a person. interrupted: returns a reason to leave, or ""; called at least every TURN seconds. keys:
     the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello.
@@ -281,7 +281,7 @@ class Actor:
 
 
 def _misfit(message: Message, payload: memoryview | None) -> str:
-    """Why a payload does not fit its message; "" if it fits."""
+    """Return why a payload does not fit its message; "" if it fits."""
     if isinstance(message, Chunk) and (0 if payload is None else len(payload)) != message.last - message.first:
         return f"a piece of {message.last - message.first} bytes has {0 if payload is None else len(payload)}"
     return ""

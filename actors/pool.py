@@ -182,7 +182,7 @@ class Nursery:
         os._exit(0)
 
     def _wait(self) -> bytes:
-        """What the parent said next; b"" when it is gone."""
+        """Return the parent's next words; b"" if the parent is gone."""
         while True:
             ready, _, _ = select.select([self._line.fileno(), self._bell], [], [])
             if self._bell in ready:

@@ -52,7 +52,7 @@ class Running:
 
 
 class Session:
-    """One life of an actor.
+    """The deciding half of one life of an actor.
 
     session: 8 random bytes, drawn for this life by its caller. where: the coordinator's address, for notes. Times (`now`) are
     in seconds of a clock that never goes back.

@@ -40,4 +40,4 @@ class Answers:
         return {}
 
     def load(self, weights: Bundle, state: State) -> None:
-        """Nothing: a pool's results are with whoever asked for them."""
+        """Do nothing: the results of a pool are with its caller."""

@@ -1,4 +1,4 @@
-"""What a contribution's numbers must be before they touch the weights.
+"""Checks of a contribution's numbers before they touch the weights.
 
 The one idea: one pass. The dot product of a vector with itself is finite only if every element is finite, and its root is the
 norm, which is handed on to the other readers of the norm.
@@ -62,7 +62,7 @@ class Inspector:
                 usual.step()
 
     def look(self, bundle: Bundle, message: Contribute, clients: int = 1) -> tuple[str, float | None]:
-        """Why the contribution must not be folded in, or ""; and its norm, for Contribution.norm: it is computed only once.
+        """Return why the contribution must not be folded in, or ""; and its norm, for Contribution.norm: computed only once.
 
         The norm is None for a summed contribution: its sums are whole numbers, and the sum checks their range.
         """
@@ -71,7 +71,6 @@ class Inspector:
         each = message.weight / max(1, clients)
         if self._weights and each > self._weights.bound:
             return f"weight {each:g} of a client is above {self._weights.factor:g} times the median: set max_examples", None
-        self._seen = (0.0, each)
         if message.summed and not self.norm and not self._norms:
             return "", None
         norm = math.sqrt(_square_of_sum(bundle)) / message.weight if message.summed else math.sqrt(squares(bundle))

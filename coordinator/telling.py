@@ -1,4 +1,4 @@
-"""What a person is told of a run: reports, metrics, progress.
+"""Reports, metrics and progress of a run, as a person sees them.
 
 The one idea: the server says what happened, and this module makes the form in which a person sees it.
 """

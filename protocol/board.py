@@ -113,7 +113,7 @@ class Board:
 
 
 class BoardReader:
-    """Another process's board, to read. Raises ProtocolError if the offer cannot be taken up: weights then come by the
+    """The board of another process, to read. Raises ProtocolError if the offer cannot be taken up: weights then come by the
     socket."""
 
     def __init__(self, offer: tuple[int, ...]) -> None:

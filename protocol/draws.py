@@ -82,7 +82,7 @@ def _put_back(states: States) -> None:
 
 @contextmanager
 def kept_globals() -> Iterator[None]:
-    """After the block, the global generators of `random`, numpy and torch are in the states in which they were before it. Such
+    """Put the global generators of `random`, numpy and torch back, after the block, to their states before it. Such
     blocks of two threads run one after the other: two runs in one process would draw from each other's generators."""
     with _GLOBALS.lock:
         before = _states()
@@ -94,8 +94,8 @@ def kept_globals() -> Iterator[None]:
 
 @contextmanager
 def lent_globals() -> Iterator[None]:
-    """For a run whose tasks set the generators in the user's own process, each inside `alone`: after the last of such blocks
-    the generators are as they were before the first, which costs nothing a task."""
+    """Put the global generators back, after the last of such blocks, to their states before the first. For a run whose tasks
+    set the generators in the user's own process, each inside `alone`; it costs nothing a task."""
     with _GLOBALS.lock:
         _GLOBALS.before = _GLOBALS.before or _states()
         _GLOBALS.runs += 1

@@ -248,7 +248,7 @@ class Bundle:
             yield place.name, self[place.name]
 
     def vector(self, dtype: str = "f4") -> npt.NDArray[Any]:
-        """Every array of one dtype as a flat view; of length 0 if there is none."""
+        """Return the entries of one dtype as a flat view; of length 0 if there are none."""
         if (vector := self._vectors.get(dtype)) is None:  # making the view of a small bundle costs as much as its sum
             first, last = self.layout.segments.get(dtype, (0, 0))
             vector = self._vectors[dtype] = self.data[first:last].view(DTYPES[dtype])
@@ -268,7 +268,7 @@ class Bundle:
         return iter(((0, array.reshape(-1)),) if array.size else ())
 
     def pieces(self) -> Iterator[Bytes]:
-        """All bytes, in order, as they lie in memory."""
+        """Yield the bytes, in order, as they lie in memory."""
         yield self.data
 
     def copy(self) -> Bundle:

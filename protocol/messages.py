@@ -1,4 +1,4 @@
-"""All messages between actors and the coordinator, each a frozen dataclass.
+"""The messages between actors and the coordinator, each a frozen dataclass.
 
 The one idea: the class name is the wire name and the annotations are the schema, so that a message is described once
 and a peer's bytes are checked field by field, exactly, before any other code sees them.

@@ -94,8 +94,8 @@ class Segment:
 
     @classmethod
     def open(cls, handle: tuple[int, ...], private: bool = False) -> Segment:
-        """Another process's segment, to read only; or to write too, if `private`, where what is written stays in this process.
-        Raises ProtocolError if the handle leads to anything but its segment."""
+        """Open the segment of another process, to read only; or to write too, if `private`, where what is written stays in this
+        process. Raises ProtocolError if the handle leads to anything but its segment."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
@@ -181,7 +181,7 @@ class Slots:
 
     @classmethod
     def open(cls, offer: tuple[int, ...]) -> Slots:
-        """Another process's slots, to read. Raises ProtocolError."""
+        """Open the slots of another process, to read. Raises ProtocolError."""
         if len(offer) != 6 or not all(type(n) is int for n in offer):
             raise ProtocolError("an offer of shared memory is (process, descriptor, bytes, inode, slots, bytes of a slot)")
         count, nbytes = offer[4:]

@@ -124,7 +124,7 @@ class Lane:
 
 
 class Life(Process):
-    """One life of an actor's process. pace: mean seconds of a task."""
+    """A life of an actor's process. pace: mean seconds of a task."""
 
     honest = True
     keeps = True

@@ -74,7 +74,7 @@ OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
 
 @dataclass(slots=True)
 class Row:
-    """One life of an actor at one life of the coordinator. actor: the core's own object, whose identity tells lives apart."""
+    """A life of an actor at one life of the coordinator. actor: the core's own object, whose identity tells lives apart."""
 
     actor: Actor
     peer: bytes
@@ -347,14 +347,14 @@ class Audit:
         return min(begun, key=lambda task: self.held[task].since, default=None)
 
     def _goes_on(self, event: Heard) -> bool:
-        """Whether the event is a contribution whose arrays are on their way, or with the learner already."""
+        """Return whether the event is a contribution whose arrays are on their way, or with the learner already."""
         message = event.envelope.message
         if event.whole or not isinstance(message, Contribute):
             return False
         return self.pulls or self._with_learner(event, message) or self._to_come(event, message)
 
     def _to_come(self, event: Heard, message: Contribute) -> bool:
-        """Whether the contribution is promised, and its version still to come."""
+        """Return whether the contribution is promised, and its version still to come."""
         lease = self.core.facts.ledger.leases.get(message.task)
         return lease is not None and lease.offered == message and lease.session == event.envelope.session
 
@@ -401,7 +401,7 @@ class Audit:
         return int(not self._with_learner(event, message) and not self._goes_on(event))
 
     def _late(self, session: bytes, hello: Hello) -> bool:
-        """Whether this Hello was answered before, and its sender has said more since."""
+        """Return whether this Hello was answered before, and its sender has said more since."""
         row, same = self.rows.get(session), hello.protocol >> 8 == PROTOCOL >> 8
         return same and row is not None and (hello.greeting, not row.spoke) < (row.greeting, True)
 
@@ -549,8 +549,8 @@ class Audit:
             self._end(message.task, holding)
 
     def _remembered(self, row: Row, counted: Taken) -> bool:
-        """Whether the core must remember this verdict, of a bounded number: for an honest actor that repeats an unanswered
-        contribution, if messages keep order."""
+        """Return whether the core must remember this verdict, of a bounded number: for an honest actor that repeats an
+        unanswered contribution, if messages keep order."""
         said_again = counted.product is not None and counted.product.honest and not self.setting.weather.wild
         return said_again and counted.actor is row.actor
 
@@ -652,7 +652,8 @@ class Audit:
         self.leaving.add(effect.session)
 
     def _made_again(self, owed: Product) -> bool:
-        """Whether the actor made anew the work that it had no room to keep, for an order that came twice (wild weather)."""
+        """Return whether the actor made anew the work that it had no room to keep, for an order that came twice (wild
+        weather)."""
         offered = self.event.envelope.message if isinstance(self.event, Heard) else None
         other = isinstance(offered, Contribute) and offered.digest != owed.bundle.sha256()
         return other and self.setting.weather.wild and not self.setting.keeps

@@ -60,6 +60,6 @@ class Common:
         self.sharing = (Scarce if scarce else Sharing)(self.board)
 
     def holds(self, token: tuple[int, ...]) -> bool:
-        """Whether the token's weights still lie in their slot, unchanged."""
+        """Return whether the token's weights still lie in their slot, unchanged."""
         state = self.board._states[token[0]]
         return state.generation == token[1] and not state.drafted

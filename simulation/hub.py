@@ -182,7 +182,7 @@ class Slow(Learner):
 
 
 class Hub(Process):
-    """One life of the coordinator's process."""
+    """A life of the coordinator's process."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.time, world.rng.uniform(0, 1e6), TURN)

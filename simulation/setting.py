@@ -60,7 +60,7 @@ class Schedule:
 
     @property
     def worded(self) -> bool:
-        """Whether tasks have words, and misleading kinds ("evaluate" for training, "train" for evaluation)."""
+        """Return whether tasks have words, and misleading kinds ("evaluate" for training, "train" for evaluation)."""
         return self.seed % 5 < 2  # no draw of its own, so that the schedules that found bugs stay the same
 
     def told(self, version: int, counts: bool) -> tuple[str, bool, Words]:
@@ -124,7 +124,7 @@ class Weather:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything about a schedule that is decided before it begins.
+    """The properties of a schedule that are decided before it begins.
 
     journal: off, ids or payload. snapshot_every: seconds between snapshots. step, fold: the most seconds of one step, one fold.
     heal_at: second at which faults end. within: seconds after heal_at, in which the run must move on, and work of every healthy
@@ -166,13 +166,13 @@ class Setting:
 
     @property
     def keeps(self) -> bool:
-        """Whether every actor keeps all its accepted contributions that are in no snapshot."""
+        """Return whether every actor keeps all its accepted contributions that are in no snapshot."""
         return self.bounds.retain == RETAIN
 
     @property
     def unlimited(self) -> bool:
-        """Whether no task is ever set aside. Then an actor that always lies about a task, or hangs in it, holds up its round
-        for ever."""
+        """Return whether no task is ever set aside. Then an actor that always lies about a task, or hangs in it, holds up its
+        round for ever."""
         return self.bounds.attempts == UNLIMITED
 
     @property
@@ -182,12 +182,13 @@ class Setting:
 
     @property
     def exact(self) -> bool:
-        """Whether every life of the coordinator must make the same weights of a version."""
+        """Return whether every life of the coordinator must make the same weights of a version."""
         return not self.schedule.streams and not self.schedule.deadline and self.unlimited
 
     @property
     def forks(self) -> bool:
-        """Whether two lives may make different weights of one version: if a version is published before it is durable."""
+        """Return whether two lives may make different weights of one version: if a version is published before it is
+        durable."""
         return not self.exact and (self.journal == "off" or not (self.schedule.streams or self.journal == "payload"))
 
 

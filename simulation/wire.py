@@ -101,7 +101,7 @@ class Process:
 
 
 class Connection:
-    """One life of a connection. peer: its name at the coordinator's socket. until: the time after which nothing arrives."""
+    """A life of a connection. peer: its name at the coordinator's socket. until: the time after which nothing arrives."""
 
     __slots__ = ("down_at", "life", "peer", "until", "up_at")
 
@@ -112,7 +112,7 @@ class Connection:
 
 
 class Wire:
-    """All connections to the one address. hub: the coordinator that answers there now; None if there is none."""
+    """The connections to the one address. hub: the coordinator that answers there now; None if there is none."""
 
     def __init__(self, time: Timeline, weather: Weather, rng: Random, watched: bool) -> None:
         self.time, self.weather, self.rng, self.watched = time, weather, rng, watched

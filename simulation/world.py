@@ -28,7 +28,7 @@ FAULTY = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeE
 
 
 class World:
-    """One run under one schedule of faults."""
+    """A run under one schedule of faults."""
 
     def __init__(self, seed: int, seconds: float) -> None:
         self.rng = rng = Random(seed)
@@ -181,7 +181,7 @@ class World:
             self.time.at(self.time.now + 0.5, self._watch)
 
     def _amiss(self) -> str:
-        """Why the run has not shown yet that it lives; "" if it has."""
+        """Return why the run has not shown yet that it lives; "" if it has."""
         if self.newest() < self._healed_version + 3:
             return f"version {self.newest()}, from {self._healed_version} when the faults ended"
         starving = [life.place for life in self._healthy() if life.session.session not in self.audit.served]

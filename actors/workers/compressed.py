@@ -21,7 +21,8 @@ from shoal.protocol.work import Task, Totals, Work
 
 
 class Compressed:
-    """Another worker's Work, with its bundle packed. The other end is aggregators.around.compressed.Decompressed.
+    """A worker around another, whose Work it gives with a packed bundle. The other end is
+    aggregators.around.compressed.Decompressed.
 
     Totals: `sent_bytes` and `dense_bytes`, the size of a contribution packed and unpacked. A delta that holds NaN or an
     infinity is a ProtocolError.

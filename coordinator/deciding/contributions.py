@@ -1,4 +1,4 @@
-"""What comes back from actors: fetched, taken in, counted, or too late, no good, failed.
+"""Contributions that come back from actors: fetched, taken in and counted, or too late, refused, failed.
 
 The one idea: a contribution is measured against the lease that it answers, and every one gets exactly one verdict.
 """

@@ -122,7 +122,7 @@ class Nudge:
 
 @value
 class Withdraw:
-    """Nobody wants this task any more. The actor that has it is ended, because its worker may be at the task."""
+    """A task that nobody wants any more. The actor that has it is ended, because its worker may be at the task."""
 
     task: TaskName
 

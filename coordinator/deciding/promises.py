@@ -18,8 +18,8 @@ ANY = -1  # as `onto`: the first version that is not full
 
 @value
 class Promise:
-    """One acceptance, as the journal has it. onto: version that the contribution was accepted for, or ANY. digest: of the
-    contribution's arrays."""
+    """A contribution that the journal says was accepted. onto: version that it was accepted for, or ANY. digest: SHA-256 of its
+    arrays."""
 
     task: Task
     clients: tuple[int, ...]

@@ -53,7 +53,7 @@ class CorruptError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Everything that a run goes on from. state: the aggregator's own arrays (optimizer moments, random states) by name.
+    """The state that a run goes on from. state: the aggregator's own arrays (optimizer moments, random states) by name.
     counters: values that JSON can hold; tuples come back as lists."""
 
     version: int
@@ -64,7 +64,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One row of a header. first, last: begin and end of the tensor's bytes, counted from the end of the header."""
+    """A row of a header. first, last: begin and end of the tensor's bytes, counted from the end of the header."""
 
     name: str
     code: str

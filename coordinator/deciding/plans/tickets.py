@@ -149,7 +149,7 @@ class Tickets:
         return self.bounded and ticket.batch is not None and ticket.batch.full
 
     def _long(self, ticket: Ticket) -> bool:
-        """Whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
+        """Return whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
         return ticket.once or ticket.faults > 0 or self.pace.get(ticket.function, 1.0) > CHUNK
 
     def _more(self, first: Ticket) -> Iterator[Ticket]:
