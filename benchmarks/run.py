@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.benchmarks import (
     adding,
+    comparing,
     compression,
     connections,
     control,
@@ -55,6 +56,7 @@ FIGURES: Mapping[str, Case] = {
     "memory": footprint.memory,
     "connections": connections.connections,
     "core": core.core,
+    "compare": comparing.compare,
 }
 
 

@@ -16,6 +16,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -144,6 +146,14 @@ class Tally:
                 totals["accuracy"] = (float(hits.sum()), labels)
         return totals
 
+    def hits(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(hits [B], labels [B]) of each example of a batch; None where the batch has no accuracy."""
+        if not self._scores(logits, y) or not y.numel() or int(y.max()) >= logits.shape[1]:
+            return None
+        counted = (y != self.ignored) & (y >= 0)
+        found = (logits.argmax(1) == y) & counted
+        return found.reshape(len(y), -1).sum(1), counted.reshape(len(y), -1).sum(1)
+
 
 def batches(arrays: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
     """The examples in order, `size` at a time, the last part perhaps smaller, as a model gets them."""
@@ -154,6 +164,15 @@ def widened(array: Tensor) -> Tensor:
     """The array as a model gets it: int64 for whole numbers, float32 for others; itself if it is that already."""
     whole = not array.is_floating_point() and array.dtype != torch.bool
     return array.to(torch.int64 if whole else torch.float32)
+
+
+def loss_apiece(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of each example of a batch, [B]: by one call where the loss gives one number an example, else by a call for each
+    example. logits [B, ...], y [B, ...]."""
+    whole = loss_for((logits, y, y), loss)(logits, y)
+    if whole.shape == (len(y),):
+        return whole
+    return torch.stack([mean_loss(loss(logits[i : i + 1], y[i : i + 1]), y[i : i + 1]) for i in range(len(y))])
 
 
 @contextmanager
@@ -249,6 +268,31 @@ class Evaluation:
             totals = tallied(self.flat.module, self.data, self.loss, self.batch_size, self.metrics)
         means = {name: total / count for name, (total, count) in totals.items() if count}
         return {**means, "examples": float(len(self.data[1]))}
+
+    @torch.no_grad()
+    def apiece(self, weights: Bundle) -> dict[str, npt.NDArray[np.float64]]:
+        """{"loss", "accuracy"} of each example, [n], in their order. The mean of each array is what a call gives: an example
+        counts by its weight in the loss, and by its number of labels in the accuracy."""
+        self.flat.read(weights)
+        tally, losses, hits = Tally(self.loss), list[Tensor](), list[tuple[Tensor, Tensor] | None]()
+        with globally(0, "evaluate"), evaluating(self.flat.module):
+            for xs, ys, *_ in batches(self.data, self.batch_size):
+                logits = self.flat.module(xs)
+                losses.append(loss_apiece(self.loss, logits, ys))
+                hits.append(tally.hits(logits, ys))
+        found = {"loss": _doubles(losses)}
+        if len(self.data) > 2:
+            weight = _doubles([self.data[2]])
+            found["loss"] = found["loss"] * weight / weight.mean()
+        if there := [one for one in hits if one is not None]:
+            right, labels = _doubles([one for one, _ in there]), _doubles([one for _, one in there])
+            if len(there) == len(hits) and labels.any():
+                found["accuracy"] = right / labels.mean()
+        return found
+
+
+def _doubles(parts: Sequence[Tensor]) -> npt.NDArray[np.float64]:
+    return torch.cat(list(parts)).cpu().numpy().astype(np.float64)
 
 
 def tensors(examples: Examples, device: torch.device | str) -> tuple[Tensor, ...]:

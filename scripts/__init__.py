@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from shoal.protocol.work import Moved as Moved
     from shoal.protocol.work import Task as Task
     from shoal.protocol.work import Work as Work
+    from shoal.runs.compare import compare as compare
+    from shoal.runs.comparison import Comparison as Comparison
     from shoal.runs.evaluate import evaluate as evaluate
     from shoal.runs.evaluate import export as export
     from shoal.runs.run import Run as Run
@@ -58,6 +60,8 @@ MODULES = {
     "protocol.errors": "UserError WorkerLost",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
+    "runs.compare": "compare",
+    "runs.comparison": "Comparison",
     "runs.evaluate": "evaluate export",
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",

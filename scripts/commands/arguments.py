@@ -7,6 +7,7 @@ The one idea: the error for an unknown name gives the nearest known name. This m
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,17 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from {least}")
         return int(text)
 
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
     return number
 
 
@@ -209,6 +221,29 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         metavar="N",
         help="number of episodes for a reinforcement-learning job (default: 100)",
     )
+    one.add_argument("--json", action="store_true")
+    one = command("compare", "tell whether runs differ by more than luck, by how much, and how many more seeds it takes")
+    one.add_argument(
+        "candidates",
+        nargs="+",
+        metavar="RUN_DIR|FOLDER|ARM",
+        help="two runs; more, where those of one setting and several seeds are one candidate; a folder and arms lr=0.1 lr=0.2",
+    )
+    one.add_argument(
+        "--by", choices=("seed", "example"), default="", help="pairs: training seeds, or held-out examples or episodes"
+    )
+    goal = "metric to compare, its direction in front if the name does not say it: accuracy, min:cost"
+    one.add_argument("--goal", default="", metavar="[max:|min:]METRIC", help=goal)
+    fresh = "greedy episodes for each run of a reinforcement-learning job, the same for all (default: 100)"
+    one.add_argument("--episodes", type=whole(1), default=0, metavar="N", help=fresh)
+    equal = "ask whether the difference is smaller than D: exit code 0 if that is shown, else 1"
+    one.add_argument("--equal", type=above_zero, metavar="D", help=equal)
+    one.add_argument("--find", type=above_zero, metavar="D", help="tell how many pairs it takes to find a difference of D")
+    looks = (
+        "give bounds that hold however often you look while seeds or episodes are added; leaves out runs that have not ended"
+    )
+    one.add_argument("--sequential", action="store_true", help=looks)
+    one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--json", action="store_true")
     one = command("plot", "draw the learning curves of one run, or of several runs in one picture; or a sweep")
     one.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")

@@ -345,6 +345,16 @@ def evaluate(asked: argparse.Namespace) -> int:
     return 0
 
 
+def compare(asked: argparse.Namespace) -> int:
+    from shoal.runs.compare import compare as compared
+    from shoal.runs.summary import json_line
+
+    how = {name: getattr(asked, name) for name in ("goal", "by", "episodes", "equal", "find", "sequential", "trust")}
+    found = compared(*asked.candidates, **how)
+    print(json_line(found.plain()) if asked.json else found)
+    return 0 if found.shown else 1
+
+
 def plot(asked: argparse.Namespace) -> int:
     from shoal.runs.run import plot as drawn
 
@@ -378,7 +388,7 @@ def bench(asked: argparse.Namespace) -> int:
 
 ACTS: Mapping[str, Act] = {
     act.__name__: act
-    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, evaluate, plot, export, bench)
+    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, evaluate, compare, plot, export, bench)
 }
 
 

@@ -82,6 +82,10 @@ class Problem:
         """The function that evaluates weights in the coordinator's process; None if only actors can evaluate."""
         return None
 
+    def apiece(self, method: Method, seed: int) -> Callable[[Bundle], Mapping[str, Any]] | None:
+        """The function weights -> name -> a number for each held-out example, [n]; None if there is no held-out data."""
+        return None
+
     def try_out(self, method: Method, seed: int) -> None:
         """Try the user's part once, in this process. Raises UserError for a fault in it."""
 
@@ -175,6 +179,14 @@ class Supervised(Problem):
 
         evaluation = Evaluation(self.model, held_out, self.loss_function(), device=device, metrics=self.metrics)
         return lambda weights: {HELD_OUT.get(name, name): value for name, value in evaluation(weights).items()}
+
+    def apiece(self, method: Method, seed: int) -> Callable[[Bundle], Mapping[str, Any]] | None:
+        if (held_out := self.population(method, seed).held_out) is None:
+            return None
+        from shoal.nets.evaluation import Evaluation
+
+        evaluation = Evaluation(self.model, held_out, self.loss_function())
+        return lambda weights: {HELD_OUT.get(name, name): values for name, values in evaluation.apiece(weights).items()}
 
     def try_out(self, method: Method, seed: int) -> None:
         """Try a batch of a client (of the largest, if sizes are known), and two held-out examples, as a run will use them."""

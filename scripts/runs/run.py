@@ -195,9 +195,9 @@ def opened(run: Run | Place) -> Run:
     return Run(RunDir.open(run).path)
 
 
-def trusted(folder: Place, trust: bool) -> Run:
-    """The run in a folder. Raises UserError if the folder's config.toml names code, which would be imported, and the folder is
-    not signed by this user (signing.py), unless the user trusts it: the folder may be a stranger's."""
+def trusted(folder: Run | Place, trust: bool) -> Run:
+    """The run, or the run in a folder. Raises UserError if the folder's config.toml names code, which would be imported, and
+    the folder is not signed by this user (signing.py), unless the user trusts it: the folder may be a stranger's."""
     run = opened(folder)
     job = run.dir.config().job
     if not trust and (why := unsigned(run.dir, job)):

@@ -1,0 +1,117 @@
+"""Numbers of a run's newest weights one by one: for each held-out example, each greedy episode, or each client.
+
+The one idea: the same example, episode or client has the same place in every run's list, so that two lists are pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.actors import close
+from shoal.actors.workers.rollout import Episodes, Rollout
+from shoal.envs.vector import Array, Step, Worlds
+from shoal.protocol.draws import kept_globals
+from shoal.protocol.errors import UserError
+from shoal.protocol.exact import unfinite
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Task
+from shoal.runs.export import of_this_model
+from shoal.runs.run import Run
+from shoal.runs.threads import few, few_threads
+
+Values = Mapping[str, npt.NDArray[np.float64]]
+
+ABREAST = 32  # environments side by side, whatever the run's own number: the beginnings of episodes may depend on it
+
+
+@few_threads()
+def judged(run: Run, episodes: int, seed: int) -> tuple[str, Values]:
+    """("examples" | "episodes" | "clients", name of a metric -> its number for each of them, [n]).
+
+    episodes: number of episodes of a reinforcement-learning job. seed: of the episodes' beginnings: two runs that are judged
+    with one seed meet the same. Raises UserError.
+    """
+    job, snapshot = run.job, run.snapshot()
+    if name := unfinite(snapshot.weights):
+        raise UserError(f"{run.folder}: version {snapshot.version} is not finite: {name!r} holds NaN or an infinity")
+    if (apiece := job.problem.apiece(job.method, job.seed)) is not None:
+        few()
+        run.dir.check_held_out(job.problem.held_out_digest(job.method, job.seed))
+        with of_this_model(run.folder):
+            return "examples", apiece(snapshot.weights)
+    job.prepare()
+    worker = job.method.worker(job.problem, job.seed)
+    few()
+    job.problem.close()  # the worker holds what it needs
+    try:
+        with of_this_model(run.folder):
+            if isinstance(worker, Rollout):
+                return "episodes", _of_episodes(worker, snapshot.weights, seed, episodes)
+            return "clients", _of_clients(worker, snapshot, job.plain().get("clients", 1))
+    finally:
+        close(worker)
+
+
+class Noted:
+    """Environments that note of each the first whole episode since the last reset. returns, lengths: [B]; an episode that was
+    lost with its process is none."""
+
+    def __init__(self, envs: Worlds) -> None:
+        self.envs, self.num_envs, self.spaces = envs, envs.num_envs, envs.spaces
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs)
+
+    def reset(self, seed: int) -> Step:
+        self.running, self.noted = Episodes.none(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        return self.envs.reset(seed)
+
+    def step(self, action: Array) -> Step:
+        step = self.envs.step(action)
+        self.running.returns += step.reward
+        self.running.lengths += step.lived
+        first = step.over & step.lived & ~self.noted
+        self.returns[first], self.lengths[first] = self.running.returns[first], self.running.lengths[first]
+        self.noted |= first
+        self.running.returns[step.over], self.running.lengths[step.over] = 0, 0
+        return step
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+def _of_episodes(worker: Rollout, weights: Bundle, seed: int, episodes: int) -> Values:
+    """Greedy episodes, ABREAST at a time in environments that are seeded anew each time: so an episode begins alike for any
+    weights, and for any number of episodes."""
+    made: list[Noted] = []
+
+    def noted(num_envs: int) -> Noted:
+        made.append(Noted(worker.make_envs(num_envs)))
+        return made[-1]
+
+    player = replace(worker, make_envs=noted, num_envs=ABREAST, episodes=ABREAST, seed=seed)
+    returns, lengths = [], []
+    try:
+        for number in range(-(-episodes // ABREAST)):
+            player.run(weights, 0, Task(0, number, (0,), "evaluate"))
+            returns.append(made[-1].returns.copy())
+            lengths.append(made[-1].lengths.copy())
+    finally:
+        close(player)
+    found = {"return_mean": returns, "length_mean": lengths}
+    return {name: np.concatenate(parts)[:episodes] for name, parts in found.items()}
+
+
+def _of_clients(worker: Any, snapshot: Any, clients: int) -> Values:
+    """The mean of each total and each sample over what a client evaluates."""
+    rows: list[dict[str, float]] = []
+    for client in range(clients):
+        with kept_globals():
+            work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+        means = {name: total / count for name, (total, count) in work.totals.items() if count}
+        rows.append(means | {f"{name}_mean": float(np.mean(values)) for name, values in work.samples.items() if len(values)})
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: np.array([row[name] for row in rows]) for name in names}
