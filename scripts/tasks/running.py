@@ -207,7 +207,7 @@ class Running(threading.Thread):
             self.entries[entry.ticket.number] = entry
             offered.append(entry.ticket)
         self.plan.offer(offered)
-        while self._asked and not self._over:
+        for _ in range(len(self._asked) * (not self._over)):  # what is asked meanwhile has its turn at the next look
             self._asked.popleft()()
         self.plan.release()
         return True
@@ -248,6 +248,10 @@ class Running(threading.Thread):
             entry.future.set_exception(error)
 
     def _cancel(self) -> None:
+        if self._crew and not (self.core.facts.roster or self._crew.spent()):
+            self._asked.append(self._cancel)  # an executor's first calls have begun, and actors are only starting
+            self._woken = True
+            return
         for entry in [one for one in self.entries.values() if not one.begun]:
             if entry.future.cancel():
                 entry.future.set_running_or_notify_cancel()

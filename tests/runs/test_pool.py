@@ -337,5 +337,14 @@ if __name__ == "__main__":
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
+def test_cpython_s_own_tests_of_executors_pass() -> None:
+    program = Path(__file__).with_name("cpython_executor.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode == 77:
+        pytest.skip("this Python comes without Lib/test/test_concurrent_futures")
+    assert done.returncode == 0, done.stderr[-3_000:]
+
+
 def test_the_public_names_are_these() -> None:
     assert (shoal.Pool, shoal.WorkerLost) == (Pool, WorkerLost)
