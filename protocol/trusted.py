@@ -76,13 +76,19 @@ def pack(value: object, called: object = None) -> Parcel:
     return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
 
 
-def opened(data: Any) -> Any:
+def read(data: bytes) -> Any:
+    """The object of a parcel, whose large arrays are read in place and cannot be written; else as `opened`."""
+    return opened(data, private=False)
+
+
+def opened(data: Any, private: bool = True) -> Any:
     """The object of a parcel that `pack` made in another process of this program. Arrays that lie in shared memory are read in
-    place, and a write to them stays in this process. Raises what unpickling raises."""
+    place, and a write to them stays in this process; if not `private`, they cannot be written. Raises what unpickling
+    raises."""
     if bytes(data[:1]) == b".":
         return pickle.loads(data[1:])
     head, lengths, handle, inline = msgpack.unpackb(data, max_bin_len=len(data))
-    whole = Segment.open(tuple(handle), private=True).data.data if handle else memoryview(bytearray(inline))
+    whole = Segment.open(tuple(handle), private).data.data if handle else memoryview(bytearray(inline))
     buffers, at = [], 0
     for nbytes in lengths:
         buffers.append(whole[at : at + nbytes])

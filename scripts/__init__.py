@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.actors.workers.call import seed as seed
     from shoal.aggregators import Aggregator as Aggregator
     from shoal.jobs.federated import Federated as Federated
     from shoal.jobs.job import Job as Job
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 MODULES = {
+    "actors.workers.call": "seed",
     "aggregators": "Aggregator",
     "jobs.federated": "Federated",
     "jobs.job": "Job",

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
+from shoal.protocol import draws
 from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
@@ -19,6 +21,20 @@ from shoal.protocol.work import Task, Work
 
 FUNCTIONS = 256  # functions that an actor remembers
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
+CALL: ContextVar[tuple[int, int]] = ContextVar("call")  # seed of the pool and number of the ticket, in a call
+
+
+def seed() -> int:
+    """A number below 2**63 for the random generators of this call of a pool. It depends on the pool's seed and on how many
+    calls were made before this one, and not on the actor, the order in which calls run, or how often this one is tried.
+
+    Raises RuntimeError outside of a call.
+    """
+    try:
+        its, ticket = CALL.get()
+    except LookupError:
+        raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
+    return draws.key(its, "call", ticket) % 2**63
 
 
 class Answered(Bundle):
@@ -32,10 +48,10 @@ class Answered(Bundle):
 
 
 class Calls:
-    """Does the calls in a task's brief, one after another. marks: written before each call."""
+    """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's."""
 
-    def __init__(self, marks: Marks) -> None:
-        self._marks = marks
+    def __init__(self, marks: Marks, seed: int = 0) -> None:
+        self._marks, self._seed = marks, seed
         self._functions: dict[bytes, Callable[..., Any]] = {}
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
@@ -47,6 +63,7 @@ class Calls:
             if answers and perf_counter() - began > LONG:
                 break
             self._marks.note(task.version, task.index, call.ticket)
+            CALL.set((self._seed, call.ticket))
             answer, parcel = self._answer(call)
             answers.append(answer)
             if parcel.segment:

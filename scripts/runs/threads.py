@@ -90,16 +90,19 @@ def few_threads() -> Iterator[None]:
             _HELD.before = _HELD.before if _HELD.runs else 0
 
 
-def few_for_good() -> int:
-    """Set the numbers of torch and numpy in an actor's process, which never takes them back. Returns the number."""
-    unset = "OMP_NUM_THREADS" not in os.environ
+def few_for_good(threads: int | None = None) -> int:
+    """Set the numbers of torch and numpy in an actor's process, which never takes them back. Returns the number. threads: the
+    number, whatever OMP_NUM_THREADS says."""
+    unset = "OMP_NUM_THREADS" not in os.environ or threads is not None
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that the job imports later
     number = _set()  # without the lock, which a thread may have held when this process was forked
     if unset:
         with suppress(ModuleNotFoundError):  # it comes with scikit-learn
             from threadpoolctl import threadpool_limits
 
-            threadpool_limits(1)
+            threadpool_limits(threads or 1)
     return number
 
 

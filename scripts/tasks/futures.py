@@ -5,12 +5,16 @@ The one idea: it is Python's own future, and its call can also be killed.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from shoal.protocol.errors import UserError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RemoteTraceback(Exception):  # noqa: N818  as in concurrent.futures, whose tracebacks look the same
@@ -28,10 +32,18 @@ class Result(Future[T], Generic[T]):
     """The future of a call. It is completed on the pool's own thread, which so runs the functions of `add_done_callback`.
     nbytes: bytes of the result of a call of `map`, once it is there."""
 
-    def __init__(self, end: Callable[[], bool]) -> None:
+    def __init__(self, end: Callable[[], bool], pool: weakref.ref[Any]) -> None:
         super().__init__()
-        self._end = end
+        self._end, self._pool = end, pool
         self.nbytes = 0
+
+    def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
+        """Call `fn` with this call's result, when it is there. Returns its future. args, how: as for `submit`. Raises UserError
+        if the pool is gone."""
+        if (pool := self._pool()) is None:
+            raise UserError("then: the pool of this future is gone")
+        its: Result[R] = pool.submit(fn, self, *args, **how)
+        return its
 
     def kill(self) -> bool:
         """Cancel the call even if it is running: its process is ended and replaced, and other calls of that process are made

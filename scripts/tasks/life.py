@@ -18,19 +18,19 @@ from shoal.runs.living import LEFT
 from shoal.runs.threads import few_for_good
 
 
-def life_of(marks: Marks) -> Life:
-    """marks: shared with the process that looks at them when the actor has ended."""
+def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
+    """marks: shared with the process that looks at them when the actor has ended. seed, threads: the pool's."""
 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the user's own program's to hear
         told = threading.Event()
         on_signals(told, [signal.SIGTERM])
         heap.keep()
-        few_for_good()
+        few_for_good(threads)
         marks.begin(int(arguments["born"]))
         Actor(
             str(arguments["address"]),
-            lambda workload: Calls(marks),
+            lambda workload: Calls(marks, seed),
             name=f"actor-{os.getpid()}",
             session=os.urandom(8),
             clock=time.monotonic,

@@ -6,51 +6,82 @@ replaced, only the call that it was at is blamed, and each result is counted onc
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.protocol.errors import UserError, signed
 from shoal.protocol.trusted import Parcel, by_value, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
+from shoal.tasks.inputs import Countdown, Put, Seen, awaited, settled
 from shoal.tasks.running import Entry, Running, started
 
-P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
+L = TypeVar("L")
+How: TypeAlias = tuple[float, int, bool]  # priority, retries, once
 ROOM = 1 << 28  # bytes of results of a map that nobody has taken, from which on no more of its calls are given out
 PLAIN = "auto"
+
+
+class Results(Iterator[T]):
+    """The results of a map, one after another."""
+
+    def __init__(self, each: Iterator[T], futures: list[Result[T]], batch: Batch, pool: weakref.ref[Pool]) -> None:
+        self._each, self._futures, self._batch, self._pool = each, futures, batch, pool
+        self._fresh = True
+
+    def __next__(self) -> T:
+        self._fresh, self._futures = False, []  # or results that were taken would be held
+        return next(self._each)
+
+    def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
+        """Call `fn` with the list of all results, when they are there. Returns its future. args, how: as for `submit`. Raises
+        UserError if a result was taken before, or the pool is gone."""
+        if not self._fresh or (pool := self._pool()) is None:
+            raise UserError("then: ask for it before a result of the map is taken, and while its pool is there")
+        self._batch.room = sys.maxsize  # all results are needed at once
+        return pool.submit(fn, list(self._futures), *args, **how)
 
 
 class Pool(Executor):
     """Calls functions in `actors` processes, which are forked from this program when the pool is made.
 
     actors: number of processes; "auto": one for each core that this program may use. retries: times that a call may be tried
-    again after the process that was at it has ended. Make the pool when the functions that it is to call are defined: what is
-    defined later, and lambdas, need cloudpickle (shoal[tasks]).
+    again after the process that was at it has ended. threads: threads that numpy, torch and the like compute with in each
+    process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call.
+
+    Make the pool when the functions that it is to call are defined: what is defined later, and lambdas, need cloudpickle
+    (shoal[tasks]).
 
     Arguments and results are copied as `concurrent.futures.ProcessPoolExecutor` copies them; arrays of 64 KiB and more through
     shared memory. An exception of a call is raised by `result()`, with the traceback in the other process as its cause.
     """
 
-    def __init__(self, actors: int | str = PLAIN, *, retries: int = 2) -> None:
+    def __init__(self, actors: int | str = PLAIN, *, retries: int = 2, threads: int | None = None, seed: int = 0) -> None:
         many = cores() if actors == PLAIN else actors
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
             raise UserError(f'actors={actors!r}: must be a whole number from 1, or "auto" for one actor a core')
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise UserError(f"retries={retries!r}: must be a whole number from 0")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise UserError(f"threads={threads!r}: must be a whole number from 1")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         self._retries = retries
         self._there = _defined()
-        self._running = started(many)
-        self._numbers = itertools.count()
+        self._running = started(many, seed, threads)
+        self._numbers, self._seen = itertools.count(), Seen()
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
         self._dropped = weakref.finalize(self, self._running.close)
         self._dropped.atexit = False
@@ -70,11 +101,17 @@ class Pool(Executor):
     ) -> Result[T]:
         """Call `fn(*args, **kwargs)` in another process. Returns the future of its result.
 
+        A future among the arguments, or in a list that is an argument, stands for its result: the call begins when all of them
+        are done. If one of them fails, so does this call, at once and with the same exception.
+
         priority: calls of higher priority begin first; a minute of waiting counts as one. retries: as in Pool, for this call.
         once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. Raises UserError if an
         argument cannot travel, RuntimeError after `shutdown`.
         """
-        entry = self._entry(fn, args, kwargs, priority, self._retries if retries is None else retries, once, None)
+        how = (priority, self._retries if retries is None else retries, once)
+        if futures := awaited(args, kwargs):
+            return self._later(fn, args, kwargs, how, futures)
+        entry = self._entry(fn, args, kwargs, how, None)
         self._running.offer([entry])
         return entry.future
 
@@ -88,20 +125,72 @@ class Pool(Executor):
         priority: float = 0.0,
         retries: int | None = None,
         once: bool = False,
-    ) -> Iterator[T]:
+    ) -> Results[T]:
         """Call `fn` for each item, as the built-in map does, and return an iterator of the results.
 
-        Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and is
-        not looked at. ordered: False gives each result as soon as it is there. While results of 256 MB wait to be taken,
+        Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and
+        is not looked at. ordered: False gives each result as soon as it is there. While results of 256 MB wait to be taken,
         further calls of this map wait. timeout: seconds from now, after which the iterator raises TimeoutError.
         """
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
         ends_at = None if timeout is None else time.monotonic() + timeout
-        batch, most = Batch(ROOM), self._retries if retries is None else retries
-        entries = [self._entry(fn, args, {}, priority, most, once, batch) for args in zip(*iterables, strict=False)]
+        batch, how = Batch(ROOM), (priority, self._retries if retries is None else retries, once)
+        entries = [self._entry(fn, args, {}, how, batch) for args in zip(*iterables, strict=False)]
         self._running.offer(entries)
-        return _results([entry.future for entry in entries], ends_at, batch, self._running, ordered)
+        futures = [entry.future for entry in entries]
+        return Results(_results(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
+
+    def put(self, value: T) -> Put[T]:
+        """Put a value into shared memory, once for all calls that have it as an argument. They get the value itself: its arrays
+        of 64 KiB and more are read in place, and cannot be written. The result's `value` is the value here."""
+        return Put(value, self._seen)
+
+    def reduce(self, fn: Callable[[T, T], T], items: Iterable[T | Future[T]], **how: Any) -> Future[T]:
+        """Join items, or the results of futures, two at a time with `fn`, until one is left. Returns its future.
+
+        The tree depends on the number of items alone, and neighbours are joined with neighbours: so a sum of floats has the
+        same bits for any number of actors. how: as for `submit`. Raises UserError if there is no item.
+        """
+        level: list[Any] = list(items)
+        if not level:
+            raise UserError("reduce: expected at least one item, and there is none")
+        while len(level) > 1:
+            pairs = [level[at : at + 2] for at in range(0, len(level), 2)]
+            level = [self.submit(fn, *pair, **how) if len(pair) == 2 else pair[0] for pair in pairs]
+        [last] = level
+        if isinstance(last, Future):
+            return last
+        single: Future[T] = Future()
+        single.set_result(last)
+        return single
+
+    async def run(self, fn: Callable[..., T], /, *args: Any, **how: Any) -> T:
+        """The result of a call, for `await`; else as `submit`. If the await is cancelled, or its time is up, the call is
+        killed: its process is ended and replaced."""
+        future = self.submit(fn, *args, **how)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.kill()
+            raise
+
+    async def completed(self, futures: Mapping[Future[T], L]) -> AsyncIterator[tuple[L, T]]:
+        """The label and result of each future, as soon as it is there. futures: future -> label. Raises what a future
+        raises."""
+        loop, done = asyncio.get_running_loop(), asyncio.Queue[Future[T]]()
+        for future in list(futures):
+            future.add_done_callback(lambda one: loop.call_soon_threadsafe(done.put_nowait, one))
+        for _ in range(len(futures)):
+            future = await done.get()
+            yield futures[future], future.result()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._running.close()
+        await asyncio.to_thread(self._running.join)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. wait: return when all calls are done and no process is left. cancel_futures: calls that have not
@@ -121,16 +210,39 @@ class Pool(Executor):
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        priority: float,
-        retries: int,
-        once: bool,
+        how: How,
         batch: Batch | None,
     ) -> Entry:
-        number = next(self._numbers)
-        function, arguments = self._function(fn), pack_arguments(args, kwargs)
-        name = getattr(fn, "__qualname__", type(fn).__name__)
-        ticket = Ticket(number, name, arguments.nbytes, time.monotonic(), priority, retries, once, batch)
-        return Entry(ticket, Result(partial(self._running.kill, number)), function, arguments)
+        number, function = next(self._numbers), self._function(fn)
+        self._seen.taken()  # of a call that could not travel
+        arguments = pack_arguments(args, kwargs)
+        ticket = Ticket(number, _name(fn), arguments.nbytes, time.monotonic(), *how, batch)
+        return Entry(ticket, self._future(number), function, arguments, self._seen.taken())
+
+    def _future(self, number: int) -> Result[Any]:
+        return Result(partial(self._running.kill, number), weakref.ref(self))
+
+    def _later(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], how: How, futures: list[Future[Any]]
+    ) -> Result[Any]:
+        """The future of a call that is made when all of these futures are done."""
+        number, function, since = next(self._numbers), self._function(fn), time.monotonic()
+        future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
+        running.expect()
+
+        def ready() -> None:
+            entry = None
+            try:
+                arguments = pack_arguments(*settled(args, kwargs, futures))
+                ticket = Ticket(number, name, arguments.nbytes, since, *how)
+                entry = Entry(ticket, future, function, arguments, seen.taken())
+            except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(failed)
+            running.follow(entry)
+
+        Countdown(futures, ready)
+        return future
 
     def _function(self, fn: Callable[..., Any]) -> Parcel:
         """The parcel of a function, which is made once."""
@@ -152,6 +264,10 @@ class Pool(Executor):
         return getattr(fn, "__module__", "") == "__main__" and "." not in name and self._there.get(name) is not fn
 
 
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", type(fn).__name__)
+
+
 def _defined() -> dict[str, Any]:
     """The functions and classes that the program's main module has now."""
     main = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
@@ -169,13 +285,14 @@ def _results(futures: list[Result[T]], ends_at: float | None, batch: Batch, runn
     """The results, each of which is forgotten here once it is taken."""
     left = len(futures)
     timeout = None if ends_at is None else ends_at - time.monotonic()
-    order = _in_order(futures) if ordered else as_completed(futures, timeout)
+    many = set[Result[T]]() if ordered else set(futures)
+    order = _in_order(futures) if ordered else _as_they_come(many, timeout)
     try:
         while left:
             left -= 1
             yield _taken(order, ends_at, batch, running)
     finally:
-        for future in futures:
+        for future in futures if ordered else many:
             future.cancel()
 
 
@@ -183,6 +300,12 @@ def _in_order(futures: list[Result[T]]) -> Iterator[Result[T]]:
     futures.reverse()
     while futures:
         yield futures.pop()
+
+
+def _as_they_come(rest: set[Result[T]], timeout: float | None) -> Iterator[Future[T]]:
+    for future in as_completed(set(rest), timeout):
+        rest.discard(future)
+        yield future
 
 
 def _taken(order: Iterator[Future[T]], ends_at: float | None, batch: Batch, running: Running) -> T:

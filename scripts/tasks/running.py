@@ -35,6 +35,7 @@ from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
+from shoal.tasks.inputs import Put
 from shoal.tasks.life import life_of
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
@@ -45,12 +46,14 @@ BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A call that is not done. arguments, function: parcels, whose memory the actor may read. begun: its future is running."""
+    """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
+    that are among the arguments. begun: its future is running."""
 
     ticket: Ticket
     future: Result[Any]
     function: Parcel
     arguments: Parcel
+    puts: tuple[Put[Any], ...] = ()
     begun: bool = False
 
 
@@ -76,7 +79,7 @@ class Running(threading.Thread):
     begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done.
     """
 
-    def __init__(self, actors: int) -> None:
+    def __init__(self, actors: int, seed: int, threads: int | None) -> None:
         super().__init__(name="shoal-pool", daemon=True)
         self.actors = actors
         self.begun = threading.Event()
@@ -85,7 +88,8 @@ class Running(threading.Thread):
         self.entries: dict[int, Entry] = {}
         self.plan = Tickets(self._begins, actors)
         self.core = Core(self.plan, Goal(), BOUNDS, now=time.monotonic())
-        self._marks = Marks()
+        self._marks, self._seed, self._threads = Marks(), seed, threads
+        self._awaiting = 0  # calls that wait for the results of others
         self._offered: deque[Entry] = deque()
         self._asked: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
@@ -98,11 +102,37 @@ class Running(threading.Thread):
     def offer(self, entries: Iterable[Entry]) -> None:
         """Take calls. Raises RuntimeError if the pool takes none any more, WorkerLost if it has no actors."""
         with self._lock:
-            if self._closing:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if self._over:
-                raise WorkerLost(f"the pool has ended: {self.fault}")
+            self._check()
             self._offered.extend(entries)
+        self.nudge()
+
+    def _check(self) -> None:
+        if self._closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._over:
+            raise self.ended()
+
+    def ended(self) -> WorkerLost:
+        """The error of a call that is not done when the pool has ended. Its cause is a fault of Shoal, if there is one."""
+        error = WorkerLost(f"the pool has ended: {self.fault if isinstance(self.fault, WorkerLost) else repr(self.fault)}")
+        error.__cause__ = self.fault
+        return error
+
+    def expect(self) -> None:
+        """Take a call that waits for the results of others, and is offered by `follow`. Raises as `offer` does."""
+        with self._lock:
+            self._check()
+            self._awaiting += 1
+
+    def follow(self, entry: Entry | None) -> None:
+        """Take a call that was expected; None: it is not made, because what it waited for failed."""
+        with self._lock:
+            self._awaiting -= 1
+            over = self._over
+            if entry is not None and not over:
+                self._offered.append(entry)
+        if entry is not None and over:
+            self._fail(entry, self.ended())
         self.nudge()
 
     def nudge(self) -> None:
@@ -140,13 +170,13 @@ class Running(threading.Thread):
                 self._over, asked = True, list(self._asked)
             self._take_in()
             for entry in list(self.entries.values()):
-                self._fail(entry, WorkerLost(f"the pool has ended: {self.fault}"))
+                self._fail(entry, self.ended())
             for act in asked:
                 act()
             self.begun.set()
 
     def _run(self, stack: ExitStack) -> None:
-        nursery = Nursery.forked(life_of(self._marks))
+        nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads))
         stack.callback(nursery.close)
         nursery.ready()
         wire = Hub(f"ipc://{stack.enter_context(socket_folder()) / 'hub'}")
@@ -180,7 +210,7 @@ class Running(threading.Thread):
         """Why the pool ends now; "" if it goes on."""
         if self._closing:
             with self._lock:
-                if not (self.entries or self._offered or self._asked):
+                if not (self.entries or self._offered or self._asked or self._awaiting):
                     return "the pool is shut down"
         return self._crew.spent() if self._crew else ""
 
@@ -273,9 +303,11 @@ class Running(threading.Thread):
         return killed == [True] or not killed
 
     def _kill(self, number: int) -> bool:
-        entry, index = self.entries.pop(number, None), self.plan.where(number)
-        if entry is None:
-            return False
+        index = self.plan.where(number)
+        lease = None if index is None else self.core.facts.ledger.leases.get((0, index))
+        if number not in self.entries or (lease is not None and lease.folding):
+            return False  # done, or its answer is here and is taken in this turn
+        entry = self.entries.pop(number)
         if index is not None:
             rest = self.plan.given.pop(index).tickets
             self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
@@ -301,9 +333,9 @@ def _complete(entry: Entry, answer: Answer) -> None:
         entry.future.set_result(value)
 
 
-def started(actors: int) -> Running:
+def started(actors: int, seed: int, threads: int | None) -> Running:
     """A thread whose pool takes calls. Raises UserError if its processes cannot be made."""
-    running = Running(actors)
+    running = Running(actors, seed, threads)
     running.start()
     running.begun.wait()
     if isinstance(running.fault, UserError):

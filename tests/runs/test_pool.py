@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import operator
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +23,7 @@ import pytest
 import shoal
 from shoal.protocol.errors import UserError, WorkerLost
 from shoal.tasks.pool import Pool
+from shoal.tasks.running import Running
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +174,22 @@ def test_a_running_call_can_be_killed_and_nothing_else_is_lost(tmp_path: Path) -
         assert [future.result() for future in others] == [2 * x for x in range(20)]
         assert not psutil.pid_exists(pid)
         assert (hangs.kill(), others[0].kill()) == (True, False)  # cancelled before; done before
+
+
+def test_a_call_whose_answer_is_being_taken_in_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    nudged, killed = Running._nudged, list[bool]()
+
+    def look(running: Running) -> bool:
+        for name, lease in running.core.facts.ledger.leases.items():
+            if lease.folding:
+                killed.extend(running._kill(number) for number in running.plan.given[name[1]].tickets)
+        return nudged(running)
+
+    monkeypatch.setattr(Running, "_nudged", look)
+    with Pool(1) as pool:
+        assert [pool.submit(double, x).result() for x in range(30)] == [2 * x for x in range(30)]
+    assert killed
+    assert not any(killed)
 
 
 def test_a_worker_that_is_killed_costs_the_call_that_it_was_at_and_no_result(tmp_path: Path) -> None:
@@ -335,6 +355,153 @@ if __name__ == "__main__":
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def total(array: Any) -> float:
+    return float(array.sum())
+
+
+def spoil(array: Any) -> None:
+    array[0] = 1.0
+
+
+def drawn() -> int:
+    return shoal.seed()
+
+
+def together(parts: list[float], factor: float = 1.0) -> float:
+    return sum(parts) * factor
+
+
+def test_a_value_that_was_put_is_read_in_place_and_cannot_be_written(pool: Pool) -> None:
+    array = np.arange(2_000_000, dtype="f8")
+    put = pool.put(array)
+    assert put.value is array
+    assert [pool.submit(total, put).result() for _ in range(3)] == [array.sum()] * 3
+    with pytest.raises(ValueError, match="read-only"):
+        pool.submit(spoil, put).result()
+    last = pool.submit(total, {"x": put}["x"])
+    del put
+    assert last.result() == array.sum()
+    assert pool.submit(double, pool.put("small")).result() == "smallsmall"
+
+
+def test_memory_of_a_value_that_was_put_is_given_back(pool: Pool) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        assert pool.submit(total, pool.put(np.ones(100_000))).result() == 100_000.0
+        pool.submit(total, np.ones(100_000)).result()
+    assert pool.submit(double, 1).result() == 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_future_as_an_argument_is_its_result(pool: Pool) -> None:
+    one, two = pool.submit(double, 1), pool.submit(double, 2)
+    assert pool.submit(pow, one, two).result() == 16
+    assert pool.submit(together, [one, two, 0.5], factor=two).result() == 26.0
+    assert pool.submit(double, one).then(pow, 3).result() == 64
+    assert pool.map(double, [3, 1, 2]).then(sorted, reverse=True).result() == [6, 4, 2]
+
+
+def test_what_depends_on_a_failure_fails_at_once_with_the_first_cause(pool: Pool, tmp_path: Path) -> None:
+    slow = pool.submit(touch, str(tmp_path / "slow"), 3_600.0)
+    last = pool.submit(together, [slow, pool.submit(fails, 9)]).then(double)
+    with pytest.raises(KeyError, match="9"):
+        last.result()
+    begun(tmp_path / "slow")
+    after = pool.submit(double, slow)
+    assert slow.kill()
+    with pytest.raises(CancelledError):
+        after.result()
+
+
+def test_a_pool_that_is_shut_down_makes_the_calls_that_wait_for_others(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        last = pool.submit(touch, str(tmp_path / "first"), 0.1)
+        for _ in range(5):
+            last = pool.submit(max, last, 0)
+    assert last.result() > 0
+
+
+def test_a_reduction_has_the_bits_of_one_tree_for_any_number_of_actors() -> None:
+    draws = np.random.default_rng(0)
+    items = [float(x) for x in draws.normal(size=37) * 10.0 ** draws.integers(-9, 9, 37)]
+    level = items
+    while len(level) > 1:
+        level = [sum(level[at : at + 2]) for at in range(0, len(level), 2)]
+    for actors in (1, 3):
+        with Pool(actors) as pool:
+            assert pool.reduce(operator.add, items).result() == level[0]
+            assert pool.reduce(operator.add, [pool.submit(float, x) for x in items]).result() == level[0]
+            assert pool.reduce(operator.add, [5]).result() == 5
+            with pytest.raises(UserError, match="at least one item"):
+                pool.reduce(operator.add, [])
+
+
+def test_the_seed_of_a_call_depends_on_its_number_alone() -> None:
+    seeds = []
+    for actors, seed in ((1, 0), (3, 0), (2, 1)):
+        with Pool(actors, seed=seed) as pool:
+            seeds.append([future.result() for future in [pool.submit(drawn) for _ in range(50)]])
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 100
+    with pytest.raises(RuntimeError, match="is the seed of a call"):
+        shoal.seed()
+
+
+def test_a_worker_computes_with_as_many_threads_as_the_pool_says() -> None:
+    for threads in (1, 2):
+        with Pool(1, threads=threads) as pool:
+            assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == str(threads)
+            assert pool.submit(_most_threads).result() <= threads
+    with pytest.raises(UserError, match="threads=0: must be a whole number from 1"):
+        Pool(1, threads=0)
+
+
+def _most_threads() -> int:
+    from threadpoolctl import threadpool_info
+
+    return max([int(one["num_threads"]) for one in threadpool_info()], default=1)
+
+
+def test_calls_can_be_awaited_and_an_await_that_is_cancelled_ends_its_call(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Pool(2) as pool:
+            assert await pool.run(double, 3) == 6
+            with pytest.raises(KeyError):
+                await pool.run(fails, 1)
+            assert await asyncio.gather(*[pool.run(double, x) for x in range(100)]) == [2 * x for x in range(100)]
+            labels = {pool.submit(double, x): f"of {x}" for x in range(20)}
+            assert {label: value async for label, value in pool.completed(labels)} == {f"of {x}": 2 * x for x in range(20)}
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await pool.run(touch, str(tmp_path / "slow"), 3_600.0)
+            for pid in begun(tmp_path / "slow"):
+                psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+                assert not psutil.pid_exists(pid)
+            assert await pool.run(double, 4) == 8
+
+    asyncio.run(story())
+
+
+def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
+    async def story() -> None:
+        async with Pool(2, retries=50) as pool:
+            draws = random.Random(0)
+            await pool.run(double, 1)
+            tasks = [asyncio.create_task(pool.run(double, x)) for x in range(1_000)]
+            await asyncio.sleep(0)
+            for task in draws.sample(tasks, 500):
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(one == 2 * x or isinstance(one, asyncio.CancelledError) for x, one in enumerate(done))
+            assert sum(isinstance(one, asyncio.CancelledError) for one in done) <= 500
+            running = pool._running
+        assert running.entries == {}
+        counts = running.core.facts.ledger.counts
+        assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
+
+    asyncio.run(story())
 
 
 @pytest.mark.slow

@@ -1,0 +1,96 @@
+"""What a call waits for and reads: values that were put into shared memory, and futures of other calls.
+
+The one idea: an argument is looked at before it travels. A value that was put is a handle of a few bytes, and a future is its
+result as soon as that is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from shoal.protocol.trusted import pack, read
+
+T = TypeVar("T")
+
+
+class Put(Generic[T]):
+    """A value in shared memory, whose large arrays all calls read in place. As an argument of a call it is the value itself.
+
+    value: the value, in this process. The memory is given back when nobody holds this object and no call needs it.
+    """
+
+    def __init__(self, value: T, seen: Seen) -> None:
+        self.value = value
+        self._parcel, self._seen = pack(value), seen
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        self._seen.add(self)
+        return read, (self._parcel.data,)
+
+
+class Seen(threading.local):
+    """The put values in what this thread pickles: a call holds them until it is done."""
+
+    def __init__(self) -> None:
+        self._puts: list[Put[Any]] = []
+
+    def add(self, put: Put[Any]) -> None:
+        self._puts.append(put)
+
+    def taken(self) -> tuple[Put[Any], ...]:
+        """The values that were seen since the last call."""
+        puts, self._puts = tuple(self._puts), []
+        return puts
+
+
+def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Future[Any]]:
+    """The futures among arguments, and in lists and tuples that are arguments."""
+    found: list[Future[Any]] = []
+    for given in (*args, *kwargs.values()):
+        if isinstance(given, Future):
+            found.append(given)
+        elif type(given) in (list, tuple):
+            found += [one for one in given if isinstance(one, Future)]
+    return found
+
+
+def settled(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], futures: Iterable[Future[Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with results in the place of these futures, which are done, or of which one has failed. Raises what that
+    one raises."""
+    for future in futures:
+        if future.done():
+            future.result()
+    return tuple(map(_settled, args)), {name: _settled(given) for name, given in kwargs.items()}
+
+
+def _settled(given: Any) -> Any:
+    if isinstance(given, Future):
+        return given.result()
+    if type(given) in (list, tuple) and any(isinstance(one, Future) for one in given):
+        return type(given)(map(_settled, given))
+    return given
+
+
+class Countdown:
+    """Calls `ready` once, when all of these futures are done, on the thread that completes the last one; or when the first of
+    them has failed."""
+
+    def __init__(self, futures: Iterable[Future[Any]], ready: Callable[[], None]) -> None:
+        self._lock, self._ready = threading.Lock(), ready
+        each = {id(future): future for future in futures}.values()
+        self._left = len(each)
+        for future in each:
+            future.add_done_callback(self._done)
+
+    def _done(self, future: Future[Any]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        with self._lock:
+            now = self._left > 0 and (failed or self._left == 1)
+            self._left = 0 if now else self._left - 1
+        if now:
+            self._ready()
