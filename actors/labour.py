@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from shoal.actors import Worker, work_of
 from shoal.actors.effects import Run
+from shoal.protocol.codec import figures_fault
 from shoal.protocol.errors import ProtocolError, UserError, signed
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
@@ -27,7 +28,8 @@ TAKEN = frozenset(
     | {"episodes", "train_accuracy"}
 )
 """The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
-MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a header
+MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a list of a header
+SAMPLES = 4_000  # samples of all names together that are sent: as many as fit into a header beside its totals
 
 
 @value
@@ -75,7 +77,10 @@ def perform(
     except (Exception, SystemExit) as raised:  # noqa: BLE001  a worker is the user's code, and may even call sys.exit
         return Product(_failed(run, client, stage, raised))
     weight = works[0].weight if total is None else total.weight
-    return Product(_contribute(run, works, weight, bundle, waited, clock() - began), bundle, len(works))
+    message = _contribute(run, works, weight, bundle, waited, clock() - began)
+    if fault := figures_fault(message.totals, message.samples):  # else no message would ever arrive
+        return Product(_failed(run, client, stage, UserError(f"a worker's Work has {fault}: give fewer metrics")))
+    return Product(message, bundle, len(works))
 
 
 def _check(work: Work, task: Task, worker: Worker) -> None:
@@ -145,6 +150,7 @@ def _contribute(
 ) -> Contribute:
     names = dict.fromkeys(name for work in works for name in work.totals)
     lists = dict.fromkeys(name for work in works for name in work.samples)
+    most = min(MOST_SAMPLES, SAMPLES // max(1, len(lists)))
     return Contribute(
         task=(run.task.version, run.task.index),
         attempt=run.attempt,
@@ -153,7 +159,7 @@ def _contribute(
         layout=bundle.layout.digest if bundle is not None else "",
         summed=run.summed,
         totals={name: _total([work.totals[name] for work in works if name in work.totals]) for name in names},
-        samples={name: tuple(x for work in works for x in work.samples.get(name, ()))[:MOST_SAMPLES] for name in lists},
+        samples={name: tuple(x for work in works for x in work.samples.get(name, ()))[:most] for name in lists},
         waited=waited,
         trained=trained,
         steps=sum(int(work.steps) for work in works),

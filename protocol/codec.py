@@ -23,7 +23,8 @@ from shoal.protocol.messages import Envelope
 MAX_HEADER = 65_536  # bytes of a header frame
 MAX_TEXT = 4_096  # bytes of a string in a header
 MAX_LIST = 900  # entries of a list in a header. msgpack nests 1,024 deep, 8 bytes an entry: the worst header costs below 8 MB
-MAX_MAP = 32  # entries of a map in a header
+MAX_MAP = 256  # entries of a map in a header; no memory is taken for an entry before it is there
+MAX_FIGURES = 61_440  # bytes of a contribution's names and figures, as packed at most: they share its header with little else
 MAX_WELCOME = 8 << 20  # bytes of a Welcome's payload
 MAX_WORDS = 4_096  # bytes of a task's words, packed
 LATER = 8  # fields that a later minor version may have added to a message: they are ignored
@@ -112,6 +113,16 @@ def words_fault(words: Any) -> str:
                 return f"not plain data: a {kind_of(one)} is in them"
         level = inner
     return f"lists and maps nested more than {MAX_DEPTH} deep" if level else ""
+
+
+def figures_fault(totals: Mapping[str, Any], samples: Mapping[str, Any]) -> str:
+    """The fault of a contribution's figures, as the end of a sentence; "" if they can travel."""
+    for part, figures in (("totals", totals), ("samples", samples)):
+        if len(figures) > MAX_MAP:
+            return f"{len(figures)} names in its {part}, and {MAX_MAP} is the limit"
+    names = sum(len(name.encode("utf-8", "replace")) + 5 for figures in (totals, samples) for name in figures)
+    size = names + 19 * len(totals) + sum(3 + 9 * len(values) for values in samples.values())
+    return f"{size} bytes of figures and their names, and {MAX_FIGURES} is the limit" if size > MAX_FIGURES else ""
 
 
 def _words(value: Any) -> Mapping[str, Any]:

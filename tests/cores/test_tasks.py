@@ -42,7 +42,7 @@ WRONG: dict[str, Any] = {
     "a number beyond 64 bits": {"n": 2**64},
     "half of a character": {"text": "\ud800"},
     "a map of a subclass": {"map": OrderedDict()},
-    "more names than a map may have": {str(n): n for n in range(33)},
+    "more names than a map may have": {str(n): n for n in range(257)},
     "more than a list may have": {"list": [0] * 901},
     "too many bytes": {"text": "x" * (MAX_WORDS - 8)},
 }
@@ -211,6 +211,32 @@ def test_totals_that_cannot_be_added_are_no_number_and_end_no_actor(total: float
     assert isinstance(message, Contribute)
     assert math.isnan(message.totals["loss"][0])
     assert message.totals["loss"][1] == 3.0
+
+
+@pytest.mark.parametrize("clients", [(0,), (0, 1, 2)])
+def test_as_many_figures_as_a_worker_may_give_arrive(clients: tuple[int, ...]) -> None:
+    totals = {f"{number:03}".ljust(64, "x"): (-0.1, 0.1) for number in range(256)}
+    samples = {f"of {number}": (-0.1,) * 2_000 for number in range(20)}
+    message = done(Work(delta(), totals=totals, samples=samples), clients=clients)
+    assert isinstance(message, Contribute)
+    message = replace(message, digest="d" * 64, slot=(2**63 - 1,) * 4)
+    assert decode(encode(Envelope(b"16 bytes of name", 2**62, message))).message == message
+    assert (len(message.totals), {len(values) for values in message.samples.values()}) == (256, {200})
+
+
+@pytest.mark.parametrize(
+    ("figures", "fault"),
+    [
+        ({"totals": {str(number): (1.0, 1.0) for number in range(257)}}, "257 names in its totals, and 256 is the limit"),
+        ({"samples": {str(number): (1.0,) for number in range(300)}}, "300 names in its samples, and 256 is the limit"),
+        ({"totals": {f"{number}{'x' * 400}": (1.0, 1.0) for number in range(200)}}, "bytes of figures and their names, and"),
+    ],
+)
+def test_figures_that_no_message_can_hold_fail_their_task_in_one_line(figures: dict[str, Any], fault: str) -> None:
+    message = done(Work(delta(), **figures))
+    assert isinstance(message, Failed)
+    assert fault in message.error
+    assert (message.error.count("\n"), message.traceback) == (0, "")
 
 
 def test_steps_of_all_clients_are_added() -> None:

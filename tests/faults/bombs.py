@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from shoal.protocol.codec import MAX_HEADER, MAX_LIST, encode
+from shoal.protocol.codec import MAX_HEADER, MAX_LIST, MAX_MAP, encode
 from shoal.protocol.layout import DTYPES
 from shoal.protocol.messages import (
     Ask,
@@ -90,7 +90,7 @@ HEADERS: Mapping[str, Callable[[], bytes]] = MappingProxyType(
         "arrays that each claim the whole frame": lambda: _claims(b"\xdd", MAX_HEADER),
         "arrays that each claim 1,024": lambda: _claims(b"\xdd", 1_024),
         "arrays that each claim all they may": lambda: _claims(b"\xdd", MAX_LIST),
-        "maps that each claim 32": lambda: _claims(b"\xdf", 32),
+        "maps that each claim all they may": lambda: _claims(b"\xdf", MAX_MAP),
         "empty maps": lambda: _filled(b"\x80"),
         "empty arrays": lambda: _filled(b"\x90"),
         "60 arrays of as many empty arrays as may be": lambda: (
