@@ -17,12 +17,14 @@ from typing import Any
 import zmq
 
 from shoal.protocol.budget import Buckets, Budget
+from shoal.protocol.callers import Callers
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import Allowed, KeyFolder, Pair, z85_of
 
 DOMAIN = "shoal"  # not "": only then, and with ZAP_ENFORCE_DOMAIN, does no peer get in while no thread answers for the list
 ZAP = "inproc://zeromq.zap.01"
 HANDSHAKE = 3_000  # milliseconds that a connection may take to prove its key: it holds a descriptor meanwhile
+CONNECTIONS = 4_096  # connections that one key may have at a time: a line for words and one for arrays of each actor, twice
 PEERS = 65_536  # connections whose key is remembered
 TOLD = 256  # refusals remembered, so that each is reported once in AGAIN seconds and not at every attempt
 AGAIN = 30.0  # seconds until the same refusal is reported again
@@ -149,6 +151,7 @@ class Door:
         self._users: OrderedDict[bytes, str] = OrderedDict()  # connection -> key, as of its last message
         self._told: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._buckets = Buckets(keys.budget)
+        self.callers = Callers()
         self.zap: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self.zap.setsockopt(zmq.LINGER, 0)
         self.zap.bind(ZAP)
@@ -188,6 +191,8 @@ class Door:
             return user, News("access", f"dropped a message: {self.keys.allowed.name(user)} is not on the list")
         if user != self.keys.own.public and not self._buckets.take(user, sum(map(len, frames)), self.clock()):
             return user, News("budget", over_budget(self.keys.allowed.name(user)))
+        if peer not in self._users:
+            self.callers.spoke(user, frames[-1].get(zmq.SRCFD))
         self._users[peer] = user
         self._users.move_to_end(peer)
         if len(self._users) > PEERS:
@@ -220,17 +225,18 @@ class Door:
             if len(request) > 3:
                 self.zap.send_multipart([request[0], b"", b"1.0", request[3], b"400", b"keys only", b"", b""])
             return
-        public = request[8].hex()
-        lets_in = public in self.keys.allowed
-        if not lets_in:
-            where = request[5].decode("ascii", "replace")
-            self._tell(
-                ("key", public, where),
-                f"refused {where!a}: key {public} is not on the list; to let it in: shoal keys allow {public}",
-            )
-        code, text = (b"200", b"") if lets_in else (b"400", b"not on the list")
-        user = public.encode() if lets_in else b""
-        self.zap.send_multipart([request[0], b"", b"1.0", request[3], code, text, user, b""])
+        public, where = request[8].hex(), request[5].decode("ascii", "replace")
+        code, text, user = b"200", "", public.encode()
+        if public not in self.keys.allowed:
+            code, text, user = b"400", f"key {public} is not on the list; to let it in: shoal keys allow {public}", b""
+        elif public != self.keys.own.public and self.callers.many(public) >= CONNECTIONS:
+            its = f"{self.keys.allowed.name(public)} has {CONNECTIONS:,} connections here, and a key may have no more"
+            code, text, user = b"400", f"{its}: end actors, or give them keys of their own", b""
+        else:
+            self.callers.let_in(public)
+        if text:
+            self._tell(("key", public, where), f"refused {where!a}: {text}")
+        self.zap.send_multipart([request[0], b"", b"1.0", request[3], code, b"not let in" if text else b"", user, b""])
 
     def _tell(self, what: tuple[str, ...], text: str) -> None:
         now = self.clock()

@@ -36,6 +36,7 @@ IO_THREADS = (
 OVERHEARD = 4_096  # ZeroMQ's own events that are looked at in a turn
 REVOKED = encode(Envelope(b"", 0, Refused("its key was revoked: the coordinator's user took it off the list", final=True)))
 EVENT = struct.Struct("=Hi")  # a ZeroMQ event's kind, and its value
+BEGAN, ENDED = zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED  # of a connection; the value is its descriptor
 FAILED = frozenset({zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL})
 
 
@@ -95,10 +96,17 @@ class Front:
         self.door = Door(self._context, self.socket, keys, clock) if keys else None
         if keys:
             self.socket.setsockopt(zmq.RCVHWM, max(2, HELD // PIECE))
-        events = zmq.EVENT_ACCEPT_FAILED | (sum(FAILED) if keys else 0)
-        self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(events, "inproc://front")
+        self._monitor = self._watched(zmq.EVENT_ACCEPT_FAILED | (sum(FAILED) | BEGAN | ENDED if keys else 0))
         self.full = False  # True if no descriptor is left for more connections
         self.address = self._bind(address)
+
+    def _watched(self, events: int) -> zmq.Socket[bytes]:
+        """The socket that tells of these events, all of them: ZeroMQ's threads would wait at one that is full."""
+        self.socket.monitor("inproc://front", events)
+        monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        monitor.connect("inproc://front")
+        return monitor
 
     def _bind(self, address: str) -> str:
         try:
@@ -179,7 +187,12 @@ class Front:
         seen: set[int] = set()
         with suppress(zmq.Again):
             for _ in range(OVERHEARD):
-                seen.add(EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])[0])
+                kind, value = EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+                seen.add(kind)
+                if self.door and kind == BEGAN:
+                    self.door.callers.began(value)
+                elif self.door and kind == ENDED:
+                    self.door.callers.ended(value)
         self.full = zmq.EVENT_ACCEPT_FAILED in seen
         if self.door and self.full:
             self.door.full()

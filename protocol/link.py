@@ -379,7 +379,8 @@ class Line:
 
     def _meaning(self, event: int) -> str:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._keys:
-            return f"does not let this key in: on its machine, type `shoal keys allow {self._keys.pair.public}`"
+            many = "(or the key has too many connections there; its log says which)"
+            return f"does not let this key in: on its machine, type `shoal keys allow {self._keys.pair.public}` {many}"
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             return "asks for no key" if self._keys else "asks for a key: give --key NAME --server PUBLIC"
         if self._keys is None:

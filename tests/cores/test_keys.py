@@ -21,6 +21,7 @@ from shoal.coordinator.deciding.events import Admit, Heard, Send
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.reports import Report
 from shoal.protocol.budget import Buckets, Budget
+from shoal.protocol.callers import Callers
 from shoal.protocol.door import check_bind, check_connect, client_keys, is_local, server_keys
 from shoal.protocol.errors import UserError, printable
 from shoal.protocol.keys import Allowed, KeyFolder, Pair, parse, public_of
@@ -429,3 +430,68 @@ def test_whatever_a_peer_says_is_one_printable_line(text: str, most: int) -> Non
 
 def test_a_pair_of_its_own_is_new_each_time() -> None:
     assert len({Pair.new().secret for _ in range(5)}) == 5
+
+
+def test_connections_of_a_key_are_counted_from_its_handshake_to_its_end() -> None:
+    callers = Callers()
+    for descriptor in (5, 6, 7):
+        callers.began(descriptor)
+        callers.let_in("a")
+    assert callers.many("a") == 3
+    callers.spoke("a", 5)
+    callers.spoke("a", 5)
+    assert (callers.many("a"), callers.many("b")) == (3, 0)
+    callers.ended(6)  # it said nothing
+    assert callers.many("a") == 2
+    callers.ended(5)
+    assert callers.many("a") == 1
+    callers.ended(7)
+    assert callers.many("a") == 0
+
+
+def test_connections_that_come_and_go_without_a_word_are_counted_once_they_are_here() -> None:
+    callers = Callers()
+    for _ in range(1_000):
+        callers.began(5)
+        callers.let_in("a")
+        callers.ended(5)
+    assert callers.many("a") == 0
+    for descriptor in range(4):  # of strangers, or of keys that have said nothing so far
+        callers.began(descriptor)
+    assert callers.many("a") == 0
+    callers.let_in("a")
+    assert callers.many("a") == 1
+
+
+def test_a_descriptor_that_is_used_again_is_its_new_owners() -> None:
+    callers = Callers()
+    callers.began(5)
+    callers.let_in("a")
+    callers.ended(5)
+    callers.began(5)
+    callers.let_in("b")
+    callers.spoke("a", 5)  # read late: this message came before the end
+    callers.spoke("b", 5)
+    assert (callers.many("a"), callers.many("b")) == (0, 1)
+    callers.ended(5)
+    assert (callers.many("a"), callers.many("b")) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.booleans()), max_size=80))
+def test_no_key_has_fewer_connections_than_are_counted_when_all_have_spoken(schedule: list[tuple[str, int, bool]]) -> None:
+    callers, here = Callers(), dict[int, str]()
+    for key, descriptor, speaks in schedule:
+        if descriptor in here:
+            del here[descriptor]
+            callers.ended(descriptor)
+        elif speaks:
+            here[descriptor] = key
+            callers.began(descriptor)
+            callers.let_in(key)
+            callers.spoke(key, descriptor)
+        else:  # it ended before its first message was read
+            callers.began(descriptor)
+            callers.let_in(key)
+            callers.ended(descriptor)
+            callers.spoke(key, descriptor)
+    assert {key: callers.many(key) for key in "ab"} == {key: list(here.values()).count(key) for key in "ab"}

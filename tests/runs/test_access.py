@@ -182,12 +182,34 @@ def test_a_refused_actor_is_told_what_to_type_and_comes_in_once_that_is_done(sit
     public = here.pairs["mallory"].public
     typed = f"shoal keys allow {public}"
     line.send(PING)
-    assert notes(line, here) == [f"{here.wire.address} does not let this key in: on its machine, type `{typed}`; trying on"]
+    [note] = notes(line, here)
+    assert note.startswith(f"{here.wire.address} does not let this key in: on its machine, type `{typed}` (or the key has too")
     assert here.told == [
         f"access: refused '127.0.0.1': key {public} is not on the list; to let it in: shoal keys allow {public}"
     ]
     here.folder.allow(public, "mallory")
     assert here.exchange(line)
+
+
+def test_a_key_has_only_so_many_connections_and_gets_others_as_these_end(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "CONNECTIONS", 3)
+    here = site(gateway=False)
+    first, second = here.line("bob"), here.line("bob")
+    assert here.exchange(first)
+    assert here.exchange(second)
+    with strangers.intruder(here, lambda made: door.dress(made, client_keys(here.folder, "bob", "hub"))):
+        assert isinstance(here.wire, Hub)
+        assert here.wire.front.door
+        callers, bob = here.wire.front.door.callers, here.pairs["bob"].public
+        assert here.pump(lambda: callers.many(bob) == 3)  # this one is let in, and says nothing
+        third = here.line("bob")
+        third.send(PING)
+        assert "too many connections" in notes(third, here)[0]
+        assert here.honest()
+    assert any("3 connections here, and a key may have no more: end actors" in text for text in here.told)
+    assert here.exchange(third)  # the silent one is gone
 
 
 def test_an_actor_without_a_key_is_told_that_one_is_asked_for(site: Callable[..., Site]) -> None:
