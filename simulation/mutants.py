@@ -25,6 +25,7 @@ from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.receiving import Receiving
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roster import Roster
+from shoal.coordinator.deciding.serving import Serving
 from shoal.coordinator.deciding.traffic import Traffic
 from shoal.coordinator.keeping.recording import Rebuilding, Recording
 from shoal.coordinator.lately import Lately
@@ -71,8 +72,8 @@ MUTANTS = (
     Mutant("staleness is not asked", contributions, "_late_for", "not facts.plan.admits(message.made_from, onto)", "False"),
     Mutant("the claimed version is trusted", contributions, "amiss", "not lease.task.version <=", "not 0 <="),
     Mutant("a version not sent is believed", contributions, "amiss", "<= sent", "<= sent + 2**50"),
-    Mutant("an infinite weight counts", contributions, "amiss", "math.isfinite(message.weight) and ", ""),
-    Mutant("no weight at all counts", contributions, "amiss", "message.weight > 0", "message.weight >= 0"),
+    Mutant("an infinite weight counts", contributions, "amiss", "message.weight < math.inf", "message.weight"),
+    Mutant("no weight at all counts", contributions, "amiss", "0 < message.weight <", "0 <= message.weight <"),
     Mutant("any number of steps counts", contributions, "amiss", "2**53", "math.inf"),
     Mutant("counts below nothing count", contributions, "amiss", "not (count == 0 or LEAST <= count <= LARGEST)", "False"),
     Mutant("times that are no numbers set the pace", contributions, "amiss", "not (0 <= message.trained", "0 and not (0"),
@@ -305,6 +306,137 @@ MUTANTS = (
     Mutant("nobody knows who promised it", Recording, "accept", "fold.session", 'b""'),
     Mutant("two tasks have one name", Rounds, "_task", "self.asked.first.get(self.version, 0) + ", ""),
     Mutant("a stream's versions are made again", Recovered, "settle", " + (self.newest > self.version)", ""),
+    # What is said, and to whom
+    Mutant("words of another epoch", Facts, "say", "actor.session, self.epoch", "actor.session, self.epoch + 1"),
+    Mutant("refusals go to somebody else", Facts, "refusal", "Send(peer,", 'Send(peer + b"x",'),
+    Mutant(
+        "who is gone is told",
+        membership,
+        "part",
+        "yield Gone(actor.session)",
+        "yield facts.say(actor, desk.Cancel((0, 0))); yield Gone(actor.session)",
+    ),
+    Mutant(
+        "who is gone is gone twice",
+        membership,
+        "part",
+        "yield Gone(actor.session)",
+        "yield Gone(actor.session); yield Gone(actor.session)",
+    ),
+    Mutant(
+        "a newcomer puts another out",
+        membership,
+        "greet",
+        "stranger := facts.roster.at(peer)",
+        "stranger := next(iter(facts.roster.actors.values()), None)",
+    ),
+    Mutant("every place is resumed", membership, "greet", "actor.number, hello)", "actor.number, hello, resumed=True)"),
+    Mutant(
+        "numbers are not used again",
+        Roster,
+        "join",
+        "heapq.heappop(self._free) if self._free else len(self.actors)",
+        "len(self.actors) + len(self._free)",
+    ),
+    Mutant("weights go to nobody", Core, "_settle", "SendWeights(actor.peer,", 'SendWeights(actor.peer + b"x",'),
+    Mutant("weights of before go out", Core, "_settle", "actor.session, facts.version,", "actor.session, facts.version - 1,"),
+    Mutant(
+        "a task is taken back twice",
+        desk,
+        "revoke",
+        "yield facts.say(actor, Cancel(lease.name))",
+        "yield from [facts.say(actor, Cancel(lease.name))] * 2",
+    ),
+    Mutant(
+        "one actor's work costs another its task",
+        contributions,
+        "contributed",
+        "desk.survive(facts, actor, lease.name)",
+        "yield from desk.revoke(facts, next(iter(facts.ledger.leases.values())))",
+    ),
+    Mutant(
+        "who comes back is told of another attempt",
+        membership,
+        "_resume",
+        "lease = facts.ledger.leases[name]",
+        "lease = facts.ledger.leases[name]; lease.attempt += 1",
+    ),
+    Mutant(
+        "what counted is given out again",
+        contributions,
+        "folded",
+        "yield from _judge(",
+        "facts.ledger.returned.append(desk.Waiting(lease.task)); yield from _judge(",
+    ),
+    Mutant(
+        "a run that is told to end goes on", core, "_take", "return facts.end(reason, failed=False, pause=pause)", "return ()"
+    ),
+    # What is folded in, and for which version
+    Mutant("what is not here goes to the learner", contributions, "contributed", "if whole else fetch(", "if True else fetch("),
+    Mutant("what is not fetched is not wanted", desk, "unpull", "if lease.pulled:", "if True:"),
+    Mutant("all work was promised", contributions, "_take_in", "lease.promise is not None)", "True)"),
+    Mutant(
+        "work goes onto a version that is closed",
+        contributions,
+        "_onto",
+        "while _full(facts, onto):",
+        "while (onto := facts.version) < 0:",
+    ),
+    Mutant(
+        "arrays are let go of when they are folded in",
+        Traffic,
+        "_fold",
+        "return (*before, effect)",
+        "return (*before, effect, deeds.LetGo(delivery))",
+    ),
+    Mutant(
+        "a change of other weights is served",
+        Serving,
+        "wanted",
+        "self._kept.get(what)",
+        "next((kept for key, kept in self._kept.items() if len(key) == len(what)), None)",
+    ),
+    # Briefs and promises
+    Mutant("tasks go out without their briefs", desk, "_give", "if facts.bounds.briefs:", "if False:"),
+    Mutant(
+        "a brief is told of under another attempt",
+        desk,
+        "briefed",
+        "lease.briefing = False",
+        "lease.briefing = False; lease.attempt += 1",
+    ),
+    Mutant(
+        "a brief is kept for another attempt",
+        Session,
+        "_brief",
+        "effects.Stow((*name, attempt))",
+        "effects.Stow((*name, attempt + 1))",
+    ),
+    Mutant(
+        "a whole brief is taken for a piece",
+        Session,
+        "_brief",
+        "effects.Stow((*name, attempt))",
+        "effects.Stow((*name, attempt), 0, 64)",
+    ),
+    Mutant("what is judged is said again", Session, "_judged", "del self.unjudged[verdict.task]", "pass"),
+    Mutant("two lives have one epoch", Facts, "__init__", "found.epoch + 1", "max(1, found.epoch)"),
+    Mutant("a snapshot is told of before it is made", Learner, "_keep", "Kept(step.version)", "Kept(step.version + 1)"),
+    Mutant(
+        "rounds' promises count for any version",
+        Recovered,
+        "settle",
+        "if streams:\n        self.promises",
+        "if True:\n        self.promises",
+    ),
+    Mutant(
+        "a replay promises what nobody did",
+        Rebuilding,
+        "_accepted",
+        "self.promises.add(",
+        "[self.promises.add(replace(one, task=replace(task, index=index + 50))) for one in [*self.promises.by_name.values()]]; "
+        "self.promises.add(",
+    ),
     # Quarantine
     Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),
     Mutant("who is in quarantine gets work", Roster, "bar", "self.allow(actor, 0)", "pass"),
