@@ -24,14 +24,17 @@ Given: TypeAlias = "Run | Place | Sequence[Run | Place]"
 """What a user names: a run, its folder, a folder of runs, an arm (lr=0.1,mu=0), or in Python a list of runs: one candidate."""
 
 ENDED = ("done", "stopped by stop_when")  # states of runs that ended as their user meant them to
+PRUNED = "pruned"  # how the state of a run begins that a sweep's pruner ended
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One side of a comparison: runs that differ in their seed alone. name: as a person reads it."""
+    """One side of a comparison: runs that differ in their seed alone. name: as a person reads it. chosen: the user named it,
+    and not a folder in which it was found."""
 
     name: str
     runs: tuple[Run, ...]
+    chosen: bool = True
 
     def by_seed(self) -> dict[int, Run]:
         """Seed -> run, seeds rising; of several runs of one seed the newest."""
@@ -63,7 +66,7 @@ def candidates(given: Sequence[Given]) -> list[Candidate]:
         raise UserError(
             f"compare: {what}: name two runs, runs of two settings, or a folder of runs and two arms (runs lr=0.1 lr=0.2)"
         )
-    return _named([tuple(group) for group in alike.values()])
+    return _named([tuple(group) for group in alike.values()], chosen=len(runs) == len(places))
 
 
 def _listed_runs(given: Given) -> tuple[Run, ...]:
@@ -74,13 +77,13 @@ def _listed_runs(given: Given) -> tuple[Run, ...]:
 
 
 def unfinished(run: RunDir) -> str:
-    """Why a run is not one that has ended: "version 3, running", say; "" if it has ended."""
+    """Why a run is not one that has ended: "pruned at version 3", or "running at version 3", say; "" if it has ended."""
     try:
         status: dict[str, Any] = json.loads(run.status_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # of Shoal 0.1, or not begun
         return "" if run.summary_file.is_file() else "it has not ended once"
     state = str(status["state"])
-    return "" if state.startswith(ENDED) else f"version {status['version']}, {state}"
+    return "" if state.startswith(ENDED) else state if "version" in state else f"{state} at version {status['version']}"
 
 
 def check_task(found: Sequence[Candidate]) -> None:
@@ -187,7 +190,7 @@ def _differing(configs: Iterable[Config]) -> list[str]:
     return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
 
 
-def _named(groups: Sequence[tuple[Run, ...]]) -> list[Candidate]:
+def _named(groups: Sequence[tuple[Run, ...]], chosen: bool = True) -> list[Candidate]:
     """Candidates, each named by its folder if it is one run, else by the settings in which the candidates differ."""
     if len(groups) < 2:
         raise UserError(
@@ -204,4 +207,4 @@ def _named(groups: Sequence[tuple[Run, ...]]) -> list[Candidate]:
         words = [brief(config.job)] * jobs + [f"{key}={shown(config.settings.get(key, ''))}" for key in own if not jobs]
         return ", ".join(words[:3]) or f"{group[0].folder} and {len(group) - 1} more"
 
-    return [Candidate(name(group), group) for group in groups]
+    return [Candidate(name(group), group, chosen) for group in groups]

@@ -17,7 +17,7 @@ from shoal.jobs.settings import nearest
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError
 from shoal.runs import paired
-from shoal.runs.candidates import Candidate, Given, candidates, check_held_out, check_task, unfinished
+from shoal.runs.candidates import PRUNED, Candidate, Given, candidates, check_held_out, check_task, unfinished
 from shoal.runs.comparison import EQUAL, LETTERS, OPEN, SAME, Comparison, Versus, listed
 from shoal.runs.judging import Values, judged
 from shoal.runs.metrics import ordered
@@ -92,23 +92,27 @@ def _check(by: str, equal: float | None, find: float | None, episodes: int) -> N
 
 
 def _ended(found: list[Candidate], sequential: bool) -> tuple[list[Candidate], list[str]]:
-    """The candidates with those of their runs that have ended, and a line for each other run. Raises UserError for a run that
-    has not ended: unless `sequential`, a look before the end would be one more chance to find something."""
-    left, kept = [], []
+    """The candidates with those of their runs that have ended, and a line for what was left out: what a pruner ended, and, if
+    `sequential`, what has not ended yet. Raises UserError for a candidate that the user named and of which nothing is left, and
+    for a run that has not ended: a look before the end would be one more chance to find something."""
+    left: list[str] = []
+    kept = []
     for candidate in found:
-        ended = []
+        why = {run: unfinished(run.dir) for run in candidate.runs}
         for run in candidate.runs:
-            if not (why := unfinished(run.dir)):
-                ended.append(run)
-                continue
-            resume = f"let it end with `shoal resume {run.folder}`"
-            if not sequential:
+            if why[run] and not sequential and not why[run].startswith(PRUNED):
                 more = ", or look at the others meanwhile with --sequential" if len(candidate.runs) > 1 else ""
-                raise UserError(f"{run.folder} has not ended ({why}): {resume}{more}")
-            left.append(f"{run.folder} has not ended ({why})")
-        if not ended:
-            raise UserError(f"no run of {candidate.name} has ended ({why}): {resume}")
-        kept.append(Candidate(candidate.name, tuple(ended)))
+                raise UserError(f"{run.folder} has not ended ({why[run]}): let it end with `shoal resume {run.folder}`{more}")
+        if ended := tuple(run for run in candidate.runs if not why[run]):
+            left += [f"{run.folder} has not ended ({why[run]})" for run in candidate.runs if why[run]]
+            kept.append(Candidate(candidate.name, ended, candidate.chosen))
+            continue
+        said = f"{candidate.name}: none of its runs has ended ({why[candidate.runs[0]]})"
+        if candidate.chosen:
+            raise UserError(f"{said}, so there is nothing to compare: let them end with `shoal resume RUN_DIR`")
+        left.append(said)
+    if len(kept) < 2:
+        raise UserError(f"compare: {len(kept)} of {len(found)} candidates have runs that have ended; two are needed: {left[0]}")
     return kept, left
 
 

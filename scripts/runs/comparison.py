@@ -88,8 +88,8 @@ def _lines(found: Comparison) -> list[str]:
     lines = [f"{letter}  {name}" for letter, name in names.items()]
     kind = "valid at every look" if found.sequential else f"paired over {found.pairs:,} {found.by}"
     table = []
+    digits = max(map(_digits, found.rows))
     for row in found.rows:
-        digits = _digits(row)
         interval = f"[{_number(row.low, digits, '+')}, {_number(row.high, digits, '+')}]"
         cells = [found.metric, f"A {_number(found.mean, digits)}", f"{row.letter} {_number(row.mean, digits)}"]
         table.append([*cells, f"{row.letter} - A = {_number(row.difference, digits, '+')}", f"95 % interval {interval}", kind])

@@ -59,7 +59,7 @@ def test_the_last_line_of_json_has_the_fields_of_the_contract(digits: Said, cart
     assert digits.result["contributions"] == 40
     assert digits.result["threads"] == 1
     assert 0 < digits.result["metrics"]["accuracy"] < 1
-    assert cartpole.result["steps"] >= 6000
+    assert 0 < cartpole.result["steps"] <= 6000
     assert cartpole.result["metrics"]["return_mean"] > 0
 
 

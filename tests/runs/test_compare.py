@@ -162,11 +162,11 @@ def test_a_look_in_between_is_refused_unless_it_is_sequential() -> None:
     made("sweep/b8", 8, {"score": 3.0}, lr=0.2, state="running")
     words = ("compare", "sweep", "--goal", "score")
     refused = mistake(*words)
-    assert refused.startswith("sweep/b8 has not ended (version 2, running): let it end with `shoal resume sweep/b8`")
+    assert refused.startswith("sweep/b8 has not ended (running at version 2): let it end with `shoal resume sweep/b8`")
     assert "--sequential" in refused
     found = ran(*words, "--sequential").out
     assert "valid at every look" in found
-    assert "left out: sweep/b8 has not ended (version 2, running)" in found
+    assert "left out: sweep/b8 has not ended (running at version 2)" in found
 
 
 def test_bounds_for_every_look_are_wider() -> None:
@@ -181,6 +181,17 @@ def test_a_run_that_its_user_stopped_by_a_rule_has_ended() -> None:
     made("sweep/a7", 7, {"score": 70.0}, lr=0.1, state="stopped by stop_when at version 2")
     made("sweep/b7", 7, {"score": 70.5}, lr=0.2)
     assert public.compare("sweep", goal="score").pairs == 8
+
+
+def test_an_arm_that_a_pruner_ended_is_left_out_unless_it_is_named() -> None:
+    arms("sweep")
+    for seed in range(8):
+        made(f"sweep/c{seed}", seed, {"score": 0.0}, lr=0.4, state="pruned at version 1")
+    found = public.compare("sweep", goal="score")
+    assert [row.name for row in found.rows] == ["lr=0.2"]
+    assert found.left_out == ("lr=0.4: none of its runs has ended (pruned at version 1)",)
+    said = mistake("compare", "sweep", "lr=0.1", "lr=0.4", "--goal", "score")
+    assert said.startswith("lr=0.4: none of its runs has ended (pruned at version 1), so there is nothing to compare")
 
 
 # Two runs, by example
