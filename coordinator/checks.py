@@ -51,9 +51,11 @@ class Inspector:
 
     def taken(self) -> None:
         """Count the contribution that was looked at last: it is folded in."""
-        for usual, size in zip((self._norms, self._weights), self._seen, strict=True):
-            if usual:
-                usual.take(size)
+        norm, weight = self._seen
+        if self._norms:
+            self._norms.take(norm)
+        if self._weights:
+            self._weights.take(weight)
 
     def step(self) -> None:
         """Set the bounds for the next version's contributions."""

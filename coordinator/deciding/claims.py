@@ -50,7 +50,8 @@ class Figures:
         for name, (total, _) in message.totals.items():
             if name not in names or not -LARGEST <= total <= LARGEST:
                 return False
-        return all(name in names and all(map(_within, values)) for name, values in message.samples.items())
+        samples = message.samples
+        return not samples or all(name in names and all(map(_within, values)) for name, values in samples.items())
 
     def _good(self, figures: Mapping[str, T], fits: Callable[[T], bool], user: str, faults: list[str]) -> Mapping[str, T]:
         good: dict[str, T] = {}

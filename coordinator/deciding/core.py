@@ -6,7 +6,7 @@ plan says enough, send new weights to actors that hold old ones, give idle actor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from shoal.coordinator.deciding import contributions, desk, events, membership, patience
 from shoal.coordinator.deciding.bounds import Bounds, Goal
@@ -41,7 +41,10 @@ class Core:
                 return []
             self.look_at = now + LOOK
         facts.now = now
-        return [*_take(facts, event), *(() if _sign_of_life(facts, event) else self._settle(facts))]
+        effects = [*_take(facts, event)]
+        if not _settled(facts, event, effects):
+            effects.extend(self._settle(facts))
+        return effects
 
     # Rules that hold after any event
 
@@ -113,12 +116,18 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return facts.end(reason, failed=False, pause=pause)
 
 
-def _sign_of_life(facts: Facts, event: Event) -> bool:
-    """Return whether an event, of the most frequent ones, changed nothing that a rule of `_settle` looks at."""
-    if type(event) is events.Heard:
-        kind = type(event.envelope.message)
-        return kind is Beat or (kind is Have and not facts.roster.behind)
-    return type(event) is events.Carried
+def _settled(facts: Facts, event: Event, effects: Sequence[Effect]) -> bool:
+    """Return whether an event, of the most frequent ones, changed nothing that a rule of `_settle` looks at: signs of life,
+    weights that came to an actor, and a contribution that goes to the learner while another to the same version is there."""
+    if type(event) is not events.Heard:
+        return type(event) is events.Carried
+    kind = type(event.envelope.message)
+    if kind is Beat:
+        return True
+    if facts.roster.behind:
+        return False
+    taken = kind is Contribute and len(effects) == 1 and type(effects[0]) is events.Fold
+    return kind is Have or (taken and not facts.roster.room and not facts.starves())
 
 
 def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
