@@ -30,7 +30,7 @@ from shoal.coordinator.deciding.deeds import (
 )
 from shoal.coordinator.deciding.events import Briefed, Fold, Folded, Heard, Interrupt, Lost, Send, Step, Stepped, Tick, Unfit
 from shoal.coordinator.deciding.lanes import Lanes
-from shoal.coordinator.deciding.plans import Plan
+from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.promises import Promise
@@ -205,7 +205,8 @@ def test_after_a_restart_every_actor_of_a_key_that_a_promise_is_of_is_back_in_ti
         Promise(Task(0, number, (number,)), (number,), 65_537, name.encode(), 0, 0, "digest")
         for number, name in enumerate(names)
     ]
-    run = Run(Rounds(500), Bounds(retain=1 << 30, back=2.0), found=Recovered(epoch=1, promises=promises))
+    plan = Rounds(500, asked=Asked(done={0: set(range(400))}, first={0: 400}))
+    run = Run(plan, Bounds(retain=1 << 30, back=2.0), found=Recovered(epoch=1, promises=promises))
     assert sum(len(run.join(name, user="one").all(Greet)) for name in names) == 400
     for number, name in enumerate(names):
         offered = Contribute((0, number), 65_537, 0, 1.0, "layout", False, {}, {}, 0.0, 1.0, nbytes=WORK, digest="digest")
