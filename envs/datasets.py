@@ -11,7 +11,7 @@ import importlib.util
 import io
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol import draws
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, within
 
 BATCH = 4096  # examples turned into a model's dtype at once, for a digest
 READ = 1 << 24  # bytes of a file asked for at once: room is made for all of them, whether they are there or not
@@ -33,13 +33,16 @@ class Examples:
     unsigned numbers as int64; y [n] always as a model gets it.) `widened` turns them into that dtype, a batch at a time.
 
     weight: factor of each example's loss, [n], finite, at least 0; None: all examples count alike.
+    scale: a model gets x / scale, float32, so that bytes of pictures stay bytes here; 1: x as `widened` turns it.
     """
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
     weight: npt.NDArray[Any] | None = None
+    scale: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        within("scale", self.scale, above=0.0)
         object.__setattr__(self, "x", _as_kept(self.x))
         y = _as_kept(self.y)
         object.__setattr__(self, "y", widened(y) if y.ndim == 1 else y)  # classes are few bytes
@@ -54,18 +57,18 @@ class Examples:
     def sha256(self) -> str:
         """A digest of all arrays, as a model gets them, and their shapes."""
         digest = hashlib.sha256()
-        for array in (self.x, self.y, self.weight):
+        for array, scale in ((self.x, self.scale), (self.y, 1.0), (self.weight, 1.0)):
             if array is None:
                 digest.update(b"none")
                 continue
-            digest.update(f"{widened(array[:0]).dtype}{array.shape}".encode())
+            digest.update(f"{widened(array[:0], scale).dtype}{array.shape}".encode())
             for first in range(0, len(array), BATCH):
-                digest.update(np.ascontiguousarray(widened(array[first : first + BATCH])).view(np.uint8).data)
+                digest.update(np.ascontiguousarray(widened(array[first : first + BATCH], scale)).view(np.uint8).data)
         return digest.hexdigest()
 
     def __getitem__(self, which: Any) -> Examples:
         """A slice (a view) or an array of indices (a copy)."""
-        return Examples(self.x[which], self.y[which], None if self.weight is None else self.weight[which])
+        return Examples(self.x[which], self.y[which], None if self.weight is None else self.weight[which], scale=self.scale)
 
 
 def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
@@ -103,7 +106,8 @@ def _digits_by_import() -> Examples:
 
 
 def mnist(folder: str | Path, seed: int = 0) -> tuple[Examples, Examples]:
-    """(training, held out) from the standard IDX files, gzipped or not: x float32 [n, 1, 28, 28] in [0, 1], y int64 [n].
+    """(training, held out) from the standard IDX files, gzipped or not: x uint8 [n, 1, 28, 28] of scale 255, which a model gets
+    as float32 in [0, 1], and y int64 [n].
 
     Where only the t10k files are present (10,000 examples), a fifth of these, drawn by `seed`, is held out.
     """
@@ -124,7 +128,7 @@ def _images(folder: Path, name: str) -> Examples | None:
     x, y = read_idx(pixels, 3), read_idx(labels, 1)
     if len(x) != len(y):
         raise UserError(f"{pixels}: {len(x)} images, but {len(y)} labels in {labels.name}; fetch both again")
-    return Examples(x[:, None].astype(np.float32) / 255, y.astype(np.int64))
+    return Examples(x[:, None], y, scale=255)
 
 
 def _present(path: Path) -> Path | None:
@@ -161,8 +165,11 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 
-def widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array as a model gets it: int64 or float32; no copy is made of an array that has that dtype already."""
+def widened(array: npt.NDArray[Any], scale: float = 1.0) -> npt.NDArray[Any]:
+    """The array as a model gets it: int64 or float32, or, if scale is not 1, array / scale in float32. No copy is made of an
+    array that has that dtype already, with the scale 1."""
+    if scale != 1:
+        return np.asarray(array, dtype=np.float32, order="C") / np.float32(scale)
     return np.asarray(array, dtype=np.int64 if array.dtype.kind in "iu" else np.float32, order="C")
 
 

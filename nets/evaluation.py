@@ -155,13 +155,28 @@ class Tally:
         return found.reshape(len(y), -1).sum(1), counted.reshape(len(y), -1).sum(1)
 
 
-def batches(arrays: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+class Arrays(tuple[Tensor, ...]):
+    """The arrays of examples: x, y and, if the examples have weights, weight. scale: a model gets x / scale."""
+
+    scale: float = 1.0
+
+    @property
+    def inputs(self) -> Tensor:
+        """All x as a model gets them."""
+        return widened(self[0], self.scale)
+
+
+def batches(arrays: Sequence[Tensor], size: int, scale: float = 1.0) -> Iterator[tuple[Tensor, ...]]:
     """The examples in order, `size` at a time, the last part perhaps smaller, as a model gets them."""
-    return (tuple(map(widened, parts)) for parts in zip(*(torch.split(array, size) for array in arrays), strict=True))
+    for x, *others in zip(*(torch.split(array, size) for array in arrays), strict=True):
+        yield widened(x, scale), *map(widened, others)
 
 
-def widened(array: Tensor) -> Tensor:
-    """The array as a model gets it: int64 for whole numbers, float32 for others; itself if it is that already."""
+def widened(array: Tensor, scale: float = 1.0) -> Tensor:
+    """The array as a model gets it: int64 for whole numbers, float32 for others; itself if it is that already. With a scale
+    other than 1: array / scale, float32, with the same bits on any device."""
+    if scale != 1:  # by a number, a GPU would multiply by the reciprocal
+        return array.to(torch.float32) / torch.full((), scale, dtype=torch.float32, device=array.device)
     whole = not array.is_floating_point() and array.dtype != torch.bool
     return array.to(torch.int64 if whole else torch.float32)
 
@@ -199,7 +214,7 @@ def tallied(
     """
     loss, tally, kept = loss_for(data, loss), Tally(loss), list[Tensor]()
     with evaluating(module):
-        for xs, ys, *weight in batches(data, batch_size):
+        for xs, ys, *weight in batches(data, batch_size, getattr(data, "scale", 1.0)):
             logits = module(xs)
             tally.add(logits, ys, mean_loss(loss(logits, ys), ys, *weight), *weight)
             if metrics:
@@ -259,7 +274,10 @@ class Evaluation:
         self.data = tensors(examples, device)
         if metrics:
             with evaluating(self.flat.module), torch.no_grad():
-                logits, y = self.flat.module(widened(self.data[0][:batch_size])).cpu(), widened(self.data[1].cpu())
+                logits, y = (
+                    self.flat.module(widened(self.data[0][:batch_size], self.data.scale)).cpu(),
+                    widened(self.data[1].cpu()),
+                )
             measured(metrics, logits[torch.arange(len(y)) % len(logits)], y)
 
     def __call__(self, weights: Bundle) -> Metrics:
@@ -295,7 +313,9 @@ def _doubles(parts: Sequence[Tensor]) -> npt.NDArray[np.float64]:
     return torch.cat(list(parts)).cpu().numpy().astype(np.float64)
 
 
-def tensors(examples: Examples, device: torch.device | str) -> tuple[Tensor, ...]:
-    """The arrays of the examples on `device`, as they are kept: x, y and, if the examples have weights, weight."""
+def tensors(examples: Examples, device: torch.device | str) -> Arrays:
+    """The arrays of the examples on `device`, as they are kept."""
     arrays = (examples.x, examples.y) if examples.weight is None else (examples.x, examples.y, examples.weight)
-    return tuple(as_tensor(array).to(device) for array in arrays)
+    found = Arrays(as_tensor(array).to(device) for array in arrays)
+    found.scale = examples.scale
+    return found

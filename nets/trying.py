@@ -37,7 +37,8 @@ def tried(
     in the user's own code if that raised.
     """
     flat = FlatModule(for_training(model)).trained()
-    data = tuple(map(widened, tensors(examples, "cpu")))
+    found = tensors(examples, "cpu")
+    data = (found.inputs, *map(widened, found[1:]))
     x, y = data[:2]
     with globally(0, "try"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives them again
@@ -72,7 +73,7 @@ def tried(
 def fails_alone(model: Model, examples: Examples) -> bool:
     """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two."""
     module = for_training(model)
-    x = widened(tensors(examples[:2], "cpu")[0])
+    x = tensors(examples[:2], "cpu").inputs
     with globally(0, "try"), torch.no_grad():
         return len(x) == 2 and _runs(module, x) and not _runs(module, x[:1])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shoal.envs.population import Population
-from shoal.nets.evaluation import Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
+from shoal.nets.evaluation import Arrays, Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, for_training
 from shoal.nets.schedules import Schedule
@@ -126,7 +126,7 @@ class LocalSGD:
             raise UserError(f"lr_schedule gave {given!r} for version {version}: must be a number from 0")
         return factor
 
-    def _train(self, data: Sequence[Tensor], client: int, task: Task) -> dict[str, tuple[float, float]]:
+    def _train(self, data: Arrays, client: int, task: Task) -> dict[str, tuple[float, float]]:
         self._start()
         module, loss_of, tally, factor = (
             self.flat.module,
@@ -137,7 +137,7 @@ class LocalSGD:
         shuffle = np.random.Generator(np.random.Philox(draws.key(self.seed, "shuffle", *task.draws(client))))
         t = 0
         for order in self._orders(len(data[1]), shuffle):
-            for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size):
+            for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
                 t += 1
                 self.flat.grad.zero_()
                 logits = module(xs)
@@ -204,9 +204,9 @@ class _Data:
         self.population = population
         self.device = device
         self.free = kept_bytes
-        self.kept: OrderedDict[int, tuple[Tensor, ...]] = OrderedDict()
+        self.kept: OrderedDict[int, Arrays] = OrderedDict()
 
-    def of(self, client: int) -> tuple[Tensor, ...]:
+    def of(self, client: int) -> Arrays:
         if client in self.kept:
             self.kept.move_to_end(client)
             return self.kept[client]
@@ -217,7 +217,7 @@ class _Data:
         self._keep(client, data)
         return data
 
-    def _keep(self, client: int, data: tuple[Tensor, ...]) -> None:
+    def _keep(self, client: int, data: Arrays) -> None:
         self.kept[client] = data
         self.free -= _nbytes(data)
         while self.free < 0:

@@ -170,7 +170,8 @@ class Supervised(Problem):
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         import torch
 
-        return (torch.from_numpy(widened(self.population(method, seed).examples(0).x[:2]).copy()),)
+        examples = self.population(method, seed).examples(0)
+        return (torch.from_numpy(widened(examples.x[:2], examples.scale).copy()),)
 
     def central(self, method: Method, seed: int, device: str) -> Evaluate | None:
         if (held_out := self.population(method, seed).held_out) is None:

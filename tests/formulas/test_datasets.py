@@ -87,11 +87,13 @@ def test_mnist_is_read_from_idx_files_gzipped_or_not(tmp_path, zipped):
     held_pixels, held_labels = write_pair(tmp_path, "t10k", 5, zipped=zipped)
     train, held = mnist(tmp_path)
     assert train.x.shape == (12, 1, 28, 28)
-    assert train.x.dtype == np.float32
-    assert np.array_equal(train.x[:, 0], pixels.astype(np.float32) / 255)
+    assert train.x.dtype == np.uint8
     assert np.array_equal(train.y, labels)
-    assert np.array_equal(held.x[:, 0], held_pixels.astype(np.float32) / 255)
     assert np.array_equal(held.y, held_labels)
+    for found, given in ((train, pixels), (held, held_pixels)):
+        scaled = given[:, None].astype(np.float32) / 255
+        assert np.array_equal(widened(found.x, found.scale), scaled)
+        assert found.sha256() == Examples(scaled, found.y).sha256()
 
 
 def test_the_t10k_files_alone_are_split(tmp_path):

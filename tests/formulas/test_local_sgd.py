@@ -689,3 +689,30 @@ def test_data_of_few_bytes_is_kept_as_it_is_and_trains_to_the_same_bits(dtype):
         worker.run(weights_of(seeded(lambda: Scaled(6, 3), 0)), 0, Task(0, 0, (0,), "evaluate"))
         tried(lambda: Scaled(6, 3), Examples(given, y), cross_entropy, Examples(given, y))
     assert found[0] == found[1]
+
+
+def test_pictures_with_a_scale_train_and_score_as_scaled_ones_do():
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(0, 256, (60, 1, 4, 4), np.uint8), rng.integers(0, 3, 60)
+    weight = rng.random(60, np.float32)
+
+    def of(examples: Examples):
+        population = Population.divided(examples[:40], np.split(np.arange(40), 2), examples[40:])
+        made = LocalSGD(model, population, cross_entropy, batch_size=7)
+        weights = made.flat.bundle()
+        work = [
+            made.run(weights, client, Task(0, client, (client,), kind)) for client in (0, 1) for kind in ("train", "evaluate")
+        ]
+        evaluation = Evaluation(model, examples[40:], cross_entropy, batch_size=6)(weights)
+        return [w.totals for w in work], [w.bundle.sha256() for w in work if w.bundle], evaluation, made.data.kept[0][0].dtype
+
+    def model():
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    for weights in (None, weight):
+        *kept, kept_dtype = of(Examples(x, y, weights, scale=100))
+        *scaled, scaled_dtype = of(Examples(x.astype(np.float32) / 100, y, weights))
+        assert kept == scaled
+        assert (kept_dtype, scaled_dtype) == (torch.uint8, torch.float32)
+    with pytest.raises(UserError, match=r"scale=0: must be a number above 0"):
+        Examples(x, y, scale=0)
