@@ -19,6 +19,7 @@ from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute, Failed
+from shoal.protocol.place import place_of
 from shoal.protocol.value import value
 from shoal.protocol.work import Task, Work
 
@@ -28,7 +29,7 @@ TAKEN = frozenset(
     | {"episodes", "train_accuracy"}
 )
 """The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
-MOST_SAMPLES = 900  # samples of each name that are sent: as many as fit into a list of a header
+MOST_SAMPLES = 900  # samples of each name that are sent, the last: as many as fit into a list of a header
 SAMPLES = 4_000  # samples of all names together that are sent: as many as fit into a header beside its totals
 
 
@@ -159,11 +160,15 @@ def _contribute(
         layout=bundle.layout.digest if bundle is not None else "",
         summed=run.summed,
         totals={name: _total([work.totals[name] for work in works if name in work.totals]) for name in names},
-        samples={name: tuple(x for work in works for x in work.samples.get(name, ()))[:most] for name in lists},
+        samples={name: _last([x for work in works for x in work.samples.get(name, ())], most) for name in lists},
         waited=waited,
         trained=trained,
         steps=sum(int(work.steps) for work in works),
     )
+
+
+def _last(samples: Sequence[float], most: int) -> tuple[float, ...]:
+    return tuple(samples[max(0, len(samples) - most) :])
 
 
 def _total(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -181,5 +186,6 @@ def _added(numbers: Sequence[float]) -> float:
 def _failed(run: Run, client: int, stage: str, raised: BaseException) -> Failed:
     plain = isinstance(raised, UserError | ProtocolError)  # a user's mistake, or NaNs: a traceback is no help
     text = "" if plain else "".join(traceback.format_exception(raised))[-MOST_TEXT:]
-    what = str(raised) if plain else f"{type(raised).__name__}: {raised}"
+    place = "" if plain else place_of(raised)
+    what = str(raised) if plain else f"{place}{': ' * bool(place)}{type(raised).__name__}: {raised}"
     return Failed((run.task.version, run.task.index), run.attempt, client, stage, what[:MOST_TEXT], text)

@@ -25,18 +25,28 @@ States: TypeAlias = tuple[Any, ...]
 @dataclass(slots=True)
 class _Globals:
     """State of this process: the thread that holds the lock has the global generators to itself. runs: blocks of
-    `lent_globals` under way. before: the generators' states before the first of them."""
+    `lent_globals` under way. before: the generators' states before the first of them. place: the number that the generators
+    were last set from; None outside of the blocks. forks: processes forked since then."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     runs: int = 0
     before: States = ()
+    place: int | None = None
+    forks: int = 0
+
+    def fork(self) -> None:
+        self.forks += 1
 
     def begin(self) -> None:
-        self.lock = threading.RLock()
+        """In a forked process. Its generators are set from the same number as its parent's and from how many were forked before
+        it: else the processes of a user's AsyncVectorEnv would live the same episodes."""
+        self.lock = threading.RLock()  # a thread that did not come along may have held it
+        if self.place is not None:
+            _set(key(self.forks, "forked", self.place % 2**63))
 
 
 _GLOBALS = _Globals()
-os.register_at_fork(after_in_child=_GLOBALS.begin)  # a thread that did not come along may have held the lock
+os.register_at_fork(before=_GLOBALS.fork, after_in_child=_GLOBALS.begin)
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
@@ -54,7 +64,11 @@ def draw(seed: int, purpose: str, *numbers: int) -> random.Random:
 def set_globals(seed: int, purpose: str, *numbers: int) -> None:
     """Set the global generators of `random`, numpy and torch from (seed, purpose, numbers), for a user's code that draws from
     them. torch is left alone if it is not loaded, and its CUDA generator if CUDA is not in use. Costs 25 us."""
-    place = key(seed, purpose, *numbers)
+    _set(key(seed, purpose, *numbers))
+
+
+def _set(place: int) -> None:
+    _GLOBALS.place, _GLOBALS.forks = place, 0
     random.seed(place)
     np.random.seed([place >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])
     if torch := sys.modules.get("torch"):
@@ -85,11 +99,12 @@ def kept_globals() -> Iterator[None]:
     """Put the global generators of `random`, numpy and torch back, after the block, to their states before it. Such
     blocks of two threads run one after the other: two runs in one process would draw from each other's generators."""
     with _GLOBALS.lock:
-        before = _states()
+        before, place, forks = _states(), _GLOBALS.place, _GLOBALS.forks
         try:
             yield
         finally:
             _put_back(before)
+            _GLOBALS.place, _GLOBALS.forks = place, forks
 
 
 @contextmanager
@@ -106,7 +121,7 @@ def lent_globals() -> Iterator[None]:
             _GLOBALS.runs -= 1
             if not _GLOBALS.runs:
                 _put_back(_GLOBALS.before)
-                _GLOBALS.before = ()
+                _GLOBALS.before, _GLOBALS.place = (), None
 
 
 @contextmanager

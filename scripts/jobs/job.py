@@ -12,6 +12,7 @@ from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
+from shoal.actors.workers.drawing import Drawing
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators import Aggregator, amiss, lacking
 from shoal.coordinator.deciding.bounds import Bounds
@@ -37,6 +38,7 @@ from shoal.jobs.settings import (
     whole_seed,
 )
 from shoal.jobs.wraps import Calling, chain
+from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, unfit
 from shoal.protocol.exact import summed_layout, unfinite
 from shoal.protocol.layout import Layout
@@ -265,13 +267,18 @@ class Job:
             self.problem.try_out(self.method, self.seed)
 
     def worker(self) -> Worker:
-        made = self.method.worker(self.problem, self.seed)
+        if self.ours:
+            made = self.method.worker(self.problem, self.seed)
+        else:
+            with globally(self.seed, "worker"):
+                made = self.method.worker(self.problem, self.seed)
         if isinstance(made, Rollout):
             # A rollout that is cut short is worth more than a task that fails. A lease that nobody set follows the rollouts.
             made.seconds = max(0.0, self.bearing.lease) / 2
         if self.thin:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
-        return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, made)
+        first: Worker = made if self.ours else Drawing(made, self.seed)
+        return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
 
     # For evaluation and export
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -182,8 +183,8 @@ class Three:
         return self.work
 
 
-def done(work: Work, *, counts: bool = True, clients: tuple[int, ...] = (0,)) -> Contribute | Failed:
-    worker: Any = Three(work)
+def done(work: Work, *, counts: bool = True, clients: tuple[int, ...] = (0,), kind: type[Three] = Three) -> Contribute | Failed:
+    worker: Any = kind(work)
 
     def hand() -> Worker:
         return worker  # type: ignore[no-any-return]
@@ -293,3 +294,23 @@ def test_records_of_before_there_were_words_are_replayed(told: tuple[Any, ...]) 
     assert [one.task for one in aggregator.folded] == [Task(0, 4, (7,), kind, True, words)]
     assert (found.version, found.steps) == (1, 30)
     assert [promise.task for promise in found.promises] == [Task(1, 5, (8,), kind, True, words)]
+
+
+def test_of_too_many_samples_the_last_are_sent() -> None:
+    class Long(Three):
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            return Work(weights, samples={"return": tuple(float(n) for n in range(1_000 * client, 1_000 * client + 600))})
+
+    message = done(Work(None), clients=(1, 2), kind=Long)
+    assert isinstance(message, Contribute)
+    assert message.samples["return"] == (*map(float, range(1_300, 1_600)), *map(float, range(2_000, 2_600)))
+
+
+def test_an_exception_in_the_users_own_code_is_told_with_its_place() -> None:
+    class Ill(Three):
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            raise LookupError("no such client")
+
+    message = done(Work(None), kind=Ill)
+    assert isinstance(message, Failed)
+    assert re.search(r"test_tasks\.py, line \d+, in run: LookupError: no such client$", message.error)

@@ -95,3 +95,37 @@ def test_generators_that_are_lent_to_two_runs_are_as_before_once_both_have_ended
         first.close()
         assert states() != before  # the second run goes on with its own
     assert states() == before
+
+
+def forked_draws(count: int) -> list[float]:
+    """The first draw of each of `count` processes, forked one after the other."""
+    found = []
+    for _ in range(count):
+        here, there = os.pipe()
+        if not (pid := os.fork()):
+            os.write(there, np.float64(np.random.rand()).tobytes())
+            os._exit(0)
+        os.close(there)
+        found.append(float(np.frombuffer(os.read(here, 8))[0]))
+        os.close(here)
+        os.waitpid(pid, 0)
+    return found
+
+
+def test_processes_forked_inside_a_block_draw_other_numbers_each_and_the_same_ones_again() -> None:
+    runs = []
+    for _ in range(2):
+        with globally(3, "env made", 5):
+            runs.append([*forked_draws(3), float(np.random.rand())])
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 4
+    with globally(3, "env made", 6):
+        assert not set(forked_draws(3)) & set(runs[0])
+
+
+def test_a_process_forked_outside_of_all_blocks_has_the_generators_of_its_parent() -> None:
+    with lent_globals(), globally(3, "task"):
+        set_globals(1, "task")
+    np.random.seed(8)
+    first = forked_draws(2)
+    assert first == [float(np.random.rand())] * 2

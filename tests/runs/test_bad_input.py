@@ -394,7 +394,7 @@ def test_a_worker_that_raises_is_reported_with_client_stage_and_traceback_and_th
     numpy_job(folder, 'raise RuntimeError("client three is ill")')
     said = ran("simulate", "mine.py", "--actors", 0, "--json")
     assert (said.result["version"], said.result["contributions"]) == (3, 9)
-    assert "client 3 failed in train: RuntimeError: client three is ill" in reports(said)
+    assert "client 3 failed in train: mine.py, line 14, in run: RuntimeError: client three is ill" in reports(said)
     assert f'File "{folder}/mine.py", line 14, in run' in reports(said)
     assert reports(said).count("set aside after 3 attempts") == 3  # once a round
 
@@ -403,14 +403,14 @@ def test_a_worker_that_calls_sys_exit_is_a_failure_of_its_task_and_not_a_hang(fo
     numpy_job(folder, 'raise SystemExit("enough")')
     said = ran("simulate", "mine.py", "--actors", 1, "--json")
     assert (said.result["version"], said.result["contributions"]) == (3, 9)
-    assert "client 3 failed in train: SystemExit: enough" in reports(said)
+    assert re.search(r"client 3 failed in train: mine.py, line \d+, in run: SystemExit: enough", reports(said))
 
 
 def test_or_it_stops_where_the_job_says_so(folder: Path) -> None:
     numpy_job(folder, 'raise RuntimeError("client three is ill")')
     said = shoal("simulate", "mine.py", "on_failure=stop", "--actors", 0, "--json")
     assert (said.code, said.result["version"]) == (1, 0)
-    assert "the run failed: task (0, 3) failed 3 times: RuntimeError: client three is ill" in said.err
+    assert "the run failed: task (0, 3) failed 3 times: mine.py, line 14, in run: RuntimeError: client three" in said.err
 
 
 @pytest.mark.parametrize("actors", [0, 2])
