@@ -33,6 +33,7 @@ from shoal.protocol.draws import lent_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
@@ -160,6 +161,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         recording, found = recording_of(options, aggregator, layouts, observer, clock)
         stack.callback(recording.close)
         before = record.rewind(found.version)
+        again: Metrics = {}
+        if central and found.version and job.method.due(found.version) and not options.run.has_row(found.version):
+            again = central(aggregator.weights())  # the last life was killed after the snapshot, and before it had told of this
         if pool:
             pool.ready(interrupted)
         core = Core(
@@ -218,6 +222,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             folder=options.run.path,
             before=before,
         )
+        if again:
+            server.telling.evaluation(found.version, again)
         end = _lived(server)
         version, weights = learner.newest
 

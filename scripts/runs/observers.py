@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.protocol.work import Metrics
 from shoal.runs.progress import indented, stamped
-from shoal.runs.rundir import RunDir, finite
+from shoal.runs.rundir import RunDir, finite, replaced
 
 
 class Together:
@@ -63,10 +63,14 @@ class Record:
         self.events = Events(run.path, started)
 
     def rewind(self, version: int) -> Before:
-        """Go on from this version: what the history tells of later ones is taken out. Returns what the run had come to."""
+        """Go on from this version: what the history tells of later ones is taken out. Returns what the run had come to. A row
+        that the last life left waiting for its evaluation waits again."""
         self.metrics.close()
         before = self._run.rewind(version)
         self.metrics, self._ends = _append(self._run.metrics_file)
+        if row := self._run.waiting(version):
+            self._newest = row
+            before = Before(row["seconds"], row["contributions"])
         self.events.started -= before.seconds
         return before
 
@@ -88,7 +92,9 @@ class Record:
         else:
             self._write_waiting()
         self._newest, self._begins = new, -1
-        if not waits:
+        if waits:  # if this process is killed, the next life writes it
+            replaced(self._run.waiting_file, json.dumps(new, allow_nan=False) + "\n")
+        else:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
@@ -98,6 +104,7 @@ class Record:
             self.metrics.write(line)
             with _as_far_as_possible():
                 self.metrics.flush()  # people follow the file while it grows
+                self._run.waiting_file.unlink(missing_ok=True)
 
     def moved(self, progress: Progress) -> None:
         with _as_far_as_possible():

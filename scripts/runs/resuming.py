@@ -31,9 +31,11 @@ def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | Non
 
 
 def is_done(run: RunDir, job: Job) -> bool:
-    """True if the run's newest snapshot has reached the job's goal."""
+    """True if the run's newest snapshot has reached the job's goal, and the run was not killed before it evaluated that."""
     snapshot = newest(run.path, lambda text: print(f"shoal: {text}", file=sys.stderr))
-    return snapshot is not None and job.method.goal().reached(snapshot.version, int(snapshot.counters.get("steps", 0)))
+    if snapshot is None or not job.method.goal().reached(snapshot.version, int(snapshot.counters.get("steps", 0))):
+        return False
+    return not job.method.due(snapshot.version) or run.has_row(snapshot.version)
 
 
 def what_next(run: RunDir, job: Job) -> str:

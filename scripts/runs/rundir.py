@@ -104,6 +104,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.config_file = self.path / "config.toml"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.waiting_file = self.path / "metrics.waiting"  # a row that waits for its evaluation
         self.summary_file = self.path / "summary.json"
         self.log_file = self.path / "log.txt"
         self.status_file = self.path / "status.json"
@@ -191,6 +192,20 @@ class RunDir:
         if len(kept) < len(rows):
             replaced(self.metrics_file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
         return Before(kept[-1]["seconds"], kept[-1]["contributions"]) if kept else Before()
+
+    def waiting(self, version: int) -> dict[str, Any] | None:
+        """The row that the last life had not written, because it waited for its evaluation; None if there is none, or if it is
+        of a version after this one, which the run makes again."""
+        rows = self.rows()
+        for row in _json_lines(self.waiting_file):
+            if (rows[-1]["version"] if rows else 0) < row["version"] <= version:
+                return row
+        return None
+
+    def has_row(self, version: int) -> bool:
+        """True if the history goes up to this version, or past it."""
+        rows = self.rows()
+        return bool(rows) and int(rows[-1]["version"]) >= version
 
 
 def short_name(job: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -193,6 +194,25 @@ def test_a_config_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 # The history
 
+DEADLY = """
+import os, signal, threading
+import numpy as np
+from torch import nn
+from shoal import Federated
+
+def deadly(outputs, labels):
+    rows = "run/metrics.jsonl"
+    if "DEADLY" in os.environ and len(labels) == 12 and os.path.exists(rows) and os.path.getsize(rows):  # held-out data
+        while os.environ["DEADLY"] == "told" and not os.path.exists("run/metrics.waiting"):
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+own = {"partition": "iid", "rounds": 3, "clients": 3, "cohort": 3}
+job = Federated(lambda: nn.Linear(3, 2), (x, y), metrics={"deadly": deadly}, **own)
+"""
+
 
 def recorded(tmp_path: Path, *versions: int, **changes: Any) -> RunDir:
     run = RunDir(tmp_path)
@@ -209,6 +229,73 @@ def test_every_step_is_a_line_of_json_at_once(tmp_path: Path) -> None:
         (line,) = run.metrics_file.read_text().splitlines()  # before the file is closed
     expected = {"version": 1, "seconds": 0.25, "steps": 0, "contributions": 30, "actors": 2, "lag": [0, 0.5, 1]}
     assert json.loads(line) == {**expected, "metrics": {"loss": 0.5}}
+
+
+def killed_before_its_evaluation(folder: Path) -> RunDir:
+    """The folder of a run that was killed when version 2 was made and not evaluated."""
+    run = RunDir(folder)
+    record = Record(run, 0.0, evaluated=lambda version: version == 2)
+    record.stepped(1, {"loss": 1.0}, progress(1, seconds=1.0))
+    record.stepped(2, {"loss": 0.5}, progress(2, seconds=2.0, contributions=20))
+    for file in (record.metrics, record.log, record.events):
+        file.close()
+    assert [row["version"] for row in run.rows()] == [1]
+    return run
+
+
+def test_a_row_that_waits_for_its_evaluation_outlives_its_process(tmp_path: Path) -> None:
+    run = killed_before_its_evaluation(tmp_path)
+    with Record(run, 0.0) as record:
+        assert record.rewind(2) == Before(2.0, 20)
+        record.stepped(2, {"accuracy": 0.9}, progress(2, seconds=5.0))
+        record.stepped(3, {"loss": 0.25}, progress(3, seconds=6.0))
+    assert [(row["version"], row["seconds"], row["metrics"]) for row in run.rows()] == [
+        (1, 1.0, {"loss": 1.0}),
+        (2, 2.0, {"loss": 0.5, "accuracy": 0.9}),
+        (3, 6.0, {"loss": 0.25}),
+    ]
+    assert len(run.metrics_file.read_text().splitlines()) == 3
+    assert not run.waiting_file.exists()
+    assert RunDir(tmp_path).waiting(3) is None
+
+
+def test_a_row_that_waited_is_dropped_with_its_version_and_kept_without_its_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with Record(killed_before_its_evaluation(tmp_path / "a"), 0.0) as record:
+        assert record.rewind(1) == Before(1.0, 30)  # it is made again
+        record.stepped(2, {"loss": 0.75}, progress(2))
+    assert [row["metrics"] for row in RunDir(tmp_path / "a").rows()] == [{"loss": 1.0}, {"loss": 0.75}]
+    with Record(killed_before_its_evaluation(tmp_path / "b"), 0.0) as record:
+        record.rewind(4)
+        record.stepped(5, {"loss": 0.1}, progress(5))
+    assert [row["metrics"] for row in RunDir(tmp_path / "b").rows()] == [{"loss": 1.0}, {"loss": 0.5}, {"loss": 0.1}]
+
+
+@pytest.mark.parametrize("actors", [0, 1])
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_run_that_is_killed_before_an_evaluation_evaluates_that_version_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, actors: int
+) -> None:
+    """at: the version whose evaluation never ends; the last one is 3. Without actors nothing of it was told before."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    Path("deadly.py").write_text(DEADLY)
+    words = ["simulate", "deadly.py", f"eval_every={at}", "snapshot_every=0", "--actors", str(actors), "--run-dir", "run"]
+    child = subprocess.run(
+        [sys.executable, "-m", "shoal", *words], timeout=120, check=False, env={**os.environ, "DEADLY": "told" * actors}
+    )
+    assert child.returncode == -9
+    assert [row["version"] for row in RunDir("run").rows()] == list(range(1, at))
+    ran("resume", "run", "--json")
+    rows = RunDir("run").rows()
+    assert [row["version"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert ("accuracy" in row["metrics"]) == (row["version"] in (at, 3))
+        assert ("loss" in row["metrics"]) == (actors == 1 or row["version"] != at)
+    unbroken = ran("simulate", "deadly.py", "--actors", 0, f"eval_every={at}", "--run-dir", "whole", "--json").result
+    assert rows[-1]["metrics"]["accuracy"] == unbroken["metrics"]["accuracy"]
+    assert "is done" in ran("resume", "run").out
 
 
 def test_an_evaluation_after_the_last_step_stands_in_the_line_of_its_version(tmp_path: Path) -> None:
