@@ -62,7 +62,7 @@ def candidates(given: Sequence[Given]) -> list[Candidate]:
     for run in runs:
         alike.setdefault(repr((run.config.job, sorted(run.config.settings.items()))), []).append(run)
     if len(alike) < 2:
-        what = "these runs differ in their seed alone" if len(runs) > 1 else f"{len(runs)} run is given"
+        what = "these runs differ in their seed alone" if len(runs) > 1 else ("one run is given" if runs else "no run is given")
         raise UserError(
             f"compare: {what}: name two runs, runs of two settings, or a folder of runs and two arms (runs lr=0.1 lr=0.2)"
         )

@@ -101,10 +101,13 @@ def _ended(found: list[Candidate], sequential: bool) -> tuple[list[Candidate], l
         why = {run: unfinished(run.dir) for run in candidate.runs}
         for run in candidate.runs:
             if why[run] and not sequential and not why[run].startswith(PRUNED):
-                more = ", or look at the others meanwhile with --sequential" if len(candidate.runs) > 1 else ""
-                raise UserError(f"{run.folder} has not ended ({why[run]}): let it end with `shoal resume {run.folder}`{more}")
+                more = "; or look at the others meanwhile with --sequential" if len(candidate.runs) > 1 else ""
+                raise UserError(
+                    f"{run.folder} has not ended ({why[run]}): wait, or go on with it: shoal resume {run.folder}{more}"
+                )
         if ended := tuple(run for run in candidate.runs if not why[run]):
-            left += [f"{run.folder} has not ended ({why[run]})" for run in candidate.runs if why[run]]
+            if early := [f"{run.folder} ({why[run]})" for run in candidate.runs if why[run]]:
+                left.append(f"{candidate.name}: not ended: {', '.join(early)}")
             kept.append(Candidate(candidate.name, ended, candidate.chosen))
             continue
         said = f"{candidate.name}: none of its runs has ended ({why[candidate.runs[0]]})"
@@ -129,7 +132,8 @@ def _common(found: Sequence[Candidate], left: list[str]) -> list[int]:
             f"run both with the same seeds: --seed 0 to --seed {least - 1}, say"
         )
     for candidate, seeds in zip(found, own, strict=True):
-        left += [f"{run.folder}: seed {seed} is not there of all" for seed, run in seeds.items() if seed not in common]
+        if alone := [seed for seed in seeds if seed not in common]:
+            left.append(f"{candidate.name}: seed{'s' * (len(alone) > 1)} {listed(alone)}, which not all candidates have")
         left += [f"{run.folder}: a newer run has its seed" for run in candidate.runs if run not in seeds.values()]
     for seed in common:
         for seeds in own[1:]:

@@ -44,7 +44,7 @@ class Versus:
     unpaired: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What a comparison found; `print` shows what `shoal compare` prints.
 
@@ -79,7 +79,7 @@ class Comparison:
         """All fields as plain data: the object that `--json` prints."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(_lines(self))
 
 

@@ -129,7 +129,7 @@ def test_seeds_without_a_partner_are_left_out_and_named() -> None:
     made("sweep/b9", 9, {"score": 1000.0}, lr=0.2)
     said = ran("compare", "sweep", "--goal", "score").out
     assert "paired over 8 seeds" in said
-    assert "left out: sweep/b9: seed 9 is not there of all" in said
+    assert "left out: lr=0.2: seed 9, which not all candidates have" in said
 
 
 def test_the_newest_of_two_runs_of_one_seed_counts() -> None:
@@ -162,11 +162,11 @@ def test_a_look_in_between_is_refused_unless_it_is_sequential() -> None:
     made("sweep/b8", 8, {"score": 3.0}, lr=0.2, state="running")
     words = ("compare", "sweep", "--goal", "score")
     refused = mistake(*words)
-    assert refused.startswith("sweep/b8 has not ended (running at version 2): let it end with `shoal resume sweep/b8`")
+    assert refused.startswith("sweep/b8 has not ended (running at version 2): wait, or go on with it: shoal resume sweep/b8; ")
     assert "--sequential" in refused
     found = ran(*words, "--sequential").out
     assert "valid at every look" in found
-    assert "left out: sweep/b8 has not ended (running at version 2)" in found
+    assert "left out: lr=0.2: not ended: sweep/b8 (running at version 2)" in found
 
 
 def test_bounds_for_every_look_are_wider() -> None:
@@ -315,7 +315,7 @@ def test_a_mistake_is_one_line() -> None:
         (("sweep", "lr=0.1"), "one candidate is given"),
         (("sweep", "lr=0.1", "lr=0.3"), "lr=0.3: no run has lr=0.3; there are lr=0.1, lr=0.2"),
         (("sweep", "lr=0.1", "lrr=0.3"), "no run has a setting 'lrr': did you mean lr?"),
-        (("sweep/a0",), "1 run is given"),
+        (("sweep/a0",), "one run is given"),
         (("sweep/a0", "sweep/a1", "sweep/a2"), "these runs differ in their seed alone"),
         (("sweep/a0", "sweeep/b0"), "sweeep/b0 is no run: it does not exist"),
         (("sweep", "--equal", "0"), "allowed are numbers above 0"),
