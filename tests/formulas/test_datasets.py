@@ -81,6 +81,29 @@ def test_examples_keep_a_dtype_that_is_no_larger_than_a_models():
     assert Examples(np.zeros((2, 3), np.uint8), np.zeros(2, np.uint8)).y.dtype == np.int64
 
 
+def test_the_digest_of_examples_is_of_every_number_its_place_and_its_weight(monkeypatch):
+    monkeypatch.setattr("shoal.envs.datasets.BATCH", 2)
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6)
+    last, label = x.copy(), y.copy()
+    last[5, 1], label[5] = 99.0, 1
+    others = [
+        Examples(last, y), Examples(x, label), Examples(x[:5], y[:5]), Examples(x.reshape(6, 1, 2), y), Examples(x, y * 1.0),
+        Examples(x[[1, 0, 2, 3, 4, 5]], y), Examples(x, y, np.ones(6)), Examples(x, y, np.arange(6) + 1.0),
+    ]  # fmt: skip
+    digests = [one.sha256() for one in (Examples(x, y), *others)]
+    assert all(len(digest) == 64 for digest in digests)
+    assert len({*digests}) == len(digests)
+    assert Examples(x.copy(), y.copy()).sha256() == digests[0]
+    monkeypatch.setattr("shoal.envs.datasets.BATCH", 5)
+    assert Examples(x, y).sha256() == digests[0]
+
+
+@pytest.mark.parametrize("examples", [0, 1])
+def test_data_of_less_than_two_examples_cannot_be_split(examples):
+    with pytest.raises(UserError, match=f"data has {examples} examples: expected at least 2, of which one is held out"):
+        split(Examples(np.zeros((examples, 1)), np.zeros(examples)))
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_mnist_is_read_from_idx_files_gzipped_or_not(tmp_path, zipped):
     pixels, labels = write_pair(tmp_path, "train", 12, zipped=zipped)

@@ -454,6 +454,31 @@ def test_arrays_that_a_contribution_lacks_count_as_zeros(make):
     assert parts.bundle().layout.digest == summed_layout(FROZEN, parts.gauge.exact).digest
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_sum_of_sums_has_all_arrays_that_one_of_them_has(exact):
+    lacking, whole, *_ = lacking_and_whole()
+    for terms, layout in (([lacking, lacking], FROZEN.moving), ([lacking, whole], FROZEN), ([whole, lacking], FROZEN)):
+        sums = PartialSum(FROZEN, exact)
+        for bundle, weight in terms:
+            part = PartialSum(FROZEN, exact)
+            part.add(bundle, weight)
+            sums.merge(part.bundle(), part.weight)
+        assert sums.bundle().layout.digest == summed_layout(layout, exact).digest
+    sums.clear()
+    sums.add(*lacking)
+    assert sums.bundle().layout.digest == summed_layout(FROZEN.moving, exact).digest
+
+
+def test_what_a_first_term_has_is_not_lost_when_later_ones_lack_more():
+    part = PartialSum(Layout.from_rows(FROZEN.rows()))  # an actor, which does not know what is frozen
+    more = Layout.of({p.name: (p.dtype, p.shape) for p in FROZEN.places if p.name != "map"})
+    ones = Bundle.zeros(more)
+    ones["body"][...] = 1.0
+    part.add(ones, 2.0)
+    part.add(Bundle.zeros(FROZEN.moving), 1.0)
+    assert (part.bundle()["sum/f4"][-4:] * GRID).tolist() == [2.0] * 4
+
+
 def test_a_sum_refuses_a_bundle_that_lacks_other_arrays_than_the_last():
     for lacking in (["head"], ["mean"], ["count", "head"]):
         odd = Layout.of({p.name: (p.dtype, p.shape) for p in FROZEN.places if p.name not in lacking})

@@ -225,6 +225,7 @@ def test_a_value_with_a_trailing_1_trains_as_one_without(learner: Any) -> None:
         (DISCRETE, lambda f: (f[:, :5], f[:, 4]), r"gave \(\[1, 5\], \[1\]\)"),
         (DISCRETE, lambda f: (f[:, :4], f[:, 4].mean()), r"gave \(\[1, 4\], \[\]\)"),
         (DISCRETE, lambda f: (f[:, :4], f[:, 4].mean(0, keepdim=True)), r"gave \(\[3, 4\], \[1\]\) for 3 observations"),
+        (DISCRETE, lambda f: (f[:, :4].long(), f[:, 4]), r"gave \(\[1, 4\] of torch.int64, \[1\]\)"),
         (DISCRETE, lambda f: (f[:, :4].argmax(1), f[:, 4]), r"gave \(\[1\] of torch.int64, \[1\]\)"),
         (DISCRETE, lambda f: (torch.distributions.Categorical(logits=f), f[:, 4]), r"gave \(Categorical, \[1\]\)"),
         (DISCRETE, lambda f: ((f[:, :3], f[:, 3:]), f[:, 4]), r"gave \(\(\[1, 3\], \[1, 3\]\), \[1\]\)"),
@@ -248,6 +249,33 @@ def test_a_jobs_policy_is_looked_at_before_anything_runs() -> None:
 @pytest.mark.parametrize("log_std", [lambda f: f[:, 3:], lambda f: f[0, 3:]])
 def test_a_log_std_may_depend_on_the_state_or_not(log_std: Any) -> None:
     fitting(Made(lambda f: ((f[:, :3], log_std(f)), f[:, 5:])), CONTINUOUS)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (lambda f: (f[:, :4] * math.nan, f[:, 4]), "forward gave NaN for observations of zeros and of ones"),
+        (lambda f: (f[:, :4], f[:, 4] + torch.rand(())), "two passes over the same observations differ"),
+        (lambda f: (f[:, :4] + torch.rand(()), f[:, 4]), "two passes over the same observations differ"),
+    ],
+)
+def test_a_policy_that_gives_no_numbers_or_others_each_time_is_refused(out: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"^policy: {said}"):
+        fitting(Made(out), DISCRETE)
+
+
+class Halved(nn.Module):
+    """A layer that takes no ones."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if (x > 0.9).all():
+            raise ValueError("no observation of this environment")
+        return x
+
+
+def test_a_policy_need_not_take_ones_and_may_have_a_dropout_of_nothing() -> None:
+    module = nn.Sequential(Halved(), Made(lambda f: (f[:, :4], f[:, 4]), nn.Dropout(0.0)))
+    assert fitting(module, DISCRETE) is module
 
 
 class Noisy(nn.Module):
