@@ -33,7 +33,6 @@ from shoal.coordinator.deciding.events import (
     Send,
     SendTask,
     SendWeights,
-    Stalled,
     Step,
     Stepped,
     Tick,
@@ -504,8 +503,6 @@ class Audit:
             self._recalled(task, holding)
         if isinstance(self.event, Tick) and not holding.owed:
             self._overdue(row, task, holding)
-        elif isinstance(self.event, Stalled):
-            self._fault(task, holding)
         row.dropped.append((*task, holding.attempt))
         self._end(task, holding)
 

@@ -129,6 +129,7 @@ MUTANTS = (
     Mutant("what waits behind a task that hangs is to blame", patience, "_expire", "fault=False", "fault=True"),
     Mutant("what waits behind a task that hangs stays there", patience, "_expire", "if actor.stuck and", "if False and"),
     Mutant("what was not begun is to blame for its lateness", patience, "_expire", "blamed=blamed", "blamed=True"),
+    Mutant("a task whose arrays stall is to blame", core, "_stalled", "blamed=False", "blamed=True"),
     Mutant("weights on their way are time of a task", patience, "ready", "facts.ledger.renew(lease, facts.now)", "pass"),
     Mutant("a lease follows time in a queue", contributions, "_free", "max(lease.since, actor.free_at)", "lease.since"),
     Mutant("a result of a task that was taken back frees nobody", contributions, "_free", "actor.free_at = facts.now", "pass"),

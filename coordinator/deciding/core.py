@@ -188,13 +188,15 @@ def _moved(facts: Facts, session: bytes, task: TaskName | None, left: int) -> It
     return ()
 
 
-def _stalled(facts: Facts, task: TaskName) -> Iterable[Effect]:
+def _stalled(facts: Facts, task: TaskName) -> Iterator[Effect]:
+    """Take back a task whose arrays do not come, which is its actor's fault, or its link's, and not the task's."""
     lease = facts.ledger.leases.get(task)
     if lease is None or not lease.pulled:
-        return ()
-    its = facts.roster.actors[lease.session].name
-    why = f"nothing came of its arrays from {its} for {facts.bounds.stall:g} s, {to_go(lease.left, lease.nbytes)}"
-    return patience.overdue(facts, lease, why)
+        return
+    actor = facts.roster.actors[lease.session]
+    why = f"nothing came of its arrays from {actor.name} for {facts.bounds.stall:g} s, {to_go(lease.left, lease.nbytes)}"
+    yield from patience.overdue(facts, lease, why, blamed=False)
+    yield from patience.strike(facts, actor, why)
 
 
 def _lost(facts: Facts, event: events.Lost) -> Iterator[Effect]:

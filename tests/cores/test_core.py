@@ -332,6 +332,17 @@ def test_a_lease_does_not_run_while_arrays_wait_and_ends_when_they_stall() -> No
     assert run.event(Stalled(first.task)).effects == []
 
 
+def test_arrays_that_stall_are_their_actors_fault_and_not_the_tasks() -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, strikes=4, patience=1e6)).join("a", "b")
+    for _ in range(4):
+        assert run.core.facts.ledger.counts.aside == 0
+        message = offer(run, "a")
+        run.event(Stalled(message.task))
+    assert run.told("quarantine")[0].startswith("a gets no work for 10 s: 4 times in a row its work was no good")
+    out = [*run.core.facts.ledger.leases.values(), *run.core.facts.ledger.returned]
+    assert {one.faults for one in out} == {0}
+
+
 def test_arrays_that_move_are_no_silence() -> None:
     run = Run(rounds(), Bounds(patience=3.0)).join("a")
     for _ in range(5):
