@@ -9,12 +9,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shoal.envs.datasets import Examples
-from shoal.nets.evaluation import Evaluation, Loss, Metric, loss_for, mean_loss, over_classes, tallied, tensors, widened
+from shoal.nets.evaluation import (
+    Evaluation,
+    Loss,
+    Metric,
+    ignored_label,
+    loss_for,
+    mean_loss,
+    over_classes,
+    tallied,
+    tensors,
+    widened,
+)
 from shoal.nets.flat import FlatModule, told
 from shoal.nets.models import Model, for_training
 from shoal.protocol.draws import globally
@@ -48,14 +60,14 @@ def tried(
         if not isinstance(logits, Tensor):
             raise UserError(f"model gave {type(logits).__name__} for x {told(x)}: expected one tensor")
         given = f"outputs {told(logits)} and y {told(y)}"
-        numbers = "; cross entropy needs classes, y.astype('int64'), and for numbers there is loss=nn.functional.mse_loss"
-        with _blamed("loss", given, numbers if loss is nn.functional.cross_entropy and y.is_floating_point() else ""):
+        with _blamed("loss", given, _remedy(loss, logits, y)):
             value = loss_for(data, loss)(logits, y)
         if not isinstance(value, Tensor):
             raise UserError(
                 f"loss gave {type(value).__name__} for {given}: expected a tensor, the mean or one number an example"
             )
         mean = mean_loss(value, y, *data[2:])
+        _refuse_plain_logits(loss, logits)
         _refuse_broadcast(loss, loss_for(data, loss), logits, y)
         if not mean.requires_grad:
             raise UserError(f"loss gave a number for {given} that does not depend on any trainable parameter: no gradient")
@@ -84,6 +96,35 @@ def _runs(module: nn.Module, x: Tensor) -> bool:
     except Exception:  # noqa: BLE001  a model is the user's code and may raise anything at all
         return False
     return True
+
+
+def _remedy(loss: Loss, logits: Tensor, y: Tensor) -> str:
+    """The end of an error of a loss over classes: what to do about these labels. "" for any other loss."""
+    if over_classes(loss) is not True or logits.ndim < 2:
+        return ""
+    if y.is_floating_point():
+        return "; cross entropy needs classes, y.astype('int64'), and for numbers there is loss=nn.functional.mse_loss"
+    if y.shape == logits.shape:
+        return "; one-hot labels are given as classes, y.argmax(1), or as probabilities, y.astype('float32')"
+    if y.shape == (len(logits), 1):
+        return "; labels are given as [n]: y.reshape(-1)"
+    low, high, ignored = int(y.min()), int(y.max()), ignored_label(loss)
+    if (y.ndim == 1 and high >= logits.shape[1]) or (low < 0 and low != ignored):
+        return (
+            f"; y holds {low} to {high}, and the model's {logits.shape[1]} outputs are the classes 0 to {logits.shape[1] - 1}"
+        )
+    return ""
+
+
+def _refuse_plain_logits(loss: Loss, logits: Tensor) -> None:
+    """Raises UserError if the loss takes log probabilities and the outputs are none: it would fall without end."""
+    whole: Loss = loss
+    while isinstance(whole, partial):
+        whole = whole.func
+    takes = whole is nn.functional.nll_loss or isinstance(whole, nn.NLLLoss)
+    if takes and logits.ndim > 1 and not torch.allclose(sums := logits.exp().sum(1), torch.ones_like(sums), atol=1e-3):
+        fix = "give loss=nn.functional.cross_entropy, or nn.LogSoftmax(1) at the model's end"
+        raise UserError(f"the model's outputs are no log probabilities, which nll_loss needs: {fix}")
 
 
 def _refuse_broadcast(loss: Loss, called: Loss, logits: Tensor, y: Tensor) -> None:

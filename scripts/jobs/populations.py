@@ -81,10 +81,25 @@ def _one_a_client(entries: list[Any], held_out: Any) -> Population:
         if not is_set(entry):
             raise UserError(f"client {client}: data is {told(entry)}: expected {ACCEPTED}")
     sizes = np.array([len(entry[0] if isinstance(entry, tuple) else entry) for entry in entries], np.int64)
+    shapes = {client: _shape(entry) for client, entry in enumerate(entries) if sizes[client]}
+    known = {client: shape for client, shape in shapes.items() if shape is not None}
+    first, wanted = next(iter(known.items()), (0, None))
+    for client, shape in known.items():
+        if shape != wanted:
+            raise UserError(
+                f"client {client}: an example's x has shape {list(shape)}, and {list(wanted or ())} at client {first}"
+            )
     held = None if held_out is None else examples_of(held_out)
     population = Population(len(entries), entries.__getitem__, held, sizes=sizes)
     population.examples(0)
     return population
+
+
+def _shape(entry: Any) -> tuple[int, ...] | None:
+    """The shape of one example's x, if it shows without reading; None for a table, a torch data set and lists."""
+    if not isinstance(entry, tuple) or isinstance(entry[1], str | int) or not hasattr(entry[0], "shape"):
+        return None
+    return tuple(entry[0].shape[1:])
 
 
 def _partition(name: Any, settings: Any) -> Callable[..., Any]:

@@ -232,6 +232,13 @@ def test_what_is_no_population_is_told_all_that_is_accepted() -> None:
             populated(data, settings(), 0)
 
 
+def test_clients_whose_examples_differ_in_shape_are_told_at_once() -> None:
+    sets = [(np.zeros((4, 3)), np.zeros(4, int)), (np.zeros(0), np.zeros(0, int)), (np.zeros((2, 5)), np.zeros(2, int))]
+    with pytest.raises(UserError, match=r"^client 2: an example's x has shape \[5\], and \[3\] at client 0$"):
+        populated(sets, settings(), 0)
+    assert populated(sets[:2], settings(clients=2), 0).clients == 2
+
+
 # A partition of one's own ---------------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,23 @@ WRONG: dict[str, tuple[Any, Any, Any, str]] = {
     "row": (lambda: nn.Sequential(one(), nn.Flatten(0)), (X, X[:, :1]), square, "outputs [10] against y [10, 1]: the loss"),
     "own-column": (one, (X, REAL), lambda p, y: (p - y).abs().mean(), "outputs [10, 1] against y [10]: the loss pairs"),
     "wide": (lambda: linear(3), (X, X[:, :1]), square, "outputs [10, 3] against y [10, 1]: this loss needs equal shapes"),
+    "one-hot": (linear, (X, np.eye(5, dtype=int)[Y]), None, "y int64[10, 5]: Expected floating point"),
+    "one-hot-remedy": (linear, (X, np.eye(5, dtype=int)[Y]), None, "; one-hot labels are given as classes, y.argmax(1), or"),
+    "label-column": (linear, (X, Y[:, None]), None, "; labels are given as [n]: y.reshape(-1)"),
+    "from-one": (linear, (X, Y + 1), None, "; y holds 1 to 5, and the model's 5 outputs are the classes 0 to 4"),
+    "below-zero": (linear, (X, Y - 1), None, "; y holds -1 to 3, and the model's 5 outputs are the classes 0 to 4"),
+    "plain-logits": (
+        linear,
+        (X, Y),
+        functional.nll_loss,
+        "no log probabilities, which nll_loss needs: give loss=nn.functional",
+    ),
+    "plain-logits-module": (
+        linear,
+        (X, Y),
+        nn.NLLLoss(),
+        "no log probabilities, which nll_loss needs: give loss=nn.functional",
+    ),
     "held-out": (linear, ((X, Y), (X[:, :2], Y)), None, "model or loss raised RuntimeError for held-out data"),
 }
 
@@ -140,6 +157,7 @@ RIGHT: dict[str, tuple[Any, Any, Any]] = {
     "ignored": (linear, (X, np.where(Y == 2, -100, Y)), None),
     "module": (linear, (X, Y), nn.CrossEntropyLoss(ignore_index=3)),
     "weighted": (linear, (X, Y, np.ones(120)), None),
+    "log-probabilities": (lambda: nn.Sequential(linear(), nn.LogSoftmax(1)), (X, Y), functional.nll_loss),
     "counts": (one, (X, Y), lambda p, y: square(p.squeeze(1), y.float())),
     "signs": (one, (X, np.where(Y > 2, 1, -1)), lambda p, y: functional.soft_margin_loss(p.squeeze(1), y.float())),
     "own-ignored": (linear, (X, np.where(Y == 2, 255, Y)), lambda p, y: functional.cross_entropy(p, y, ignore_index=255)),
@@ -157,7 +175,7 @@ def test_what_is_no_mistake_goes_through(name: str) -> None:
     model, data, loss = RIGHT[name]
     metrics = shoal.run(Federated(model, data, loss, **FEW), actors=0).metrics
     assert metrics["held_out_loss"] > 0
-    assert ("accuracy" in metrics) == (name in ("instance", "bfloat16", "ignored", "module", "weighted"))
+    assert ("accuracy" in metrics) == (name in ("instance", "bfloat16", "ignored", "module", "weighted", "log-probabilities"))
 
 
 def test_first_weights_may_be_torch_tensors() -> None:
