@@ -17,7 +17,7 @@ from shoal.actors import Worker, close
 from shoal.actors.effects import Run
 from shoal.actors.labour import Product, perform
 from shoal.actors.sharing import Shared
-from shoal.protocol.changes import Changes
+from shoal.protocol.changes import Following
 from shoal.protocol.layout import Bundle, Bytes
 from shoal.protocol.link import Wake
 from shoal.protocol.pool import Buffers
@@ -38,7 +38,7 @@ class Held:
     whole: Bundle | None = None
     before: Held | None = None
     told: Bytes | None = None
-    changes: Changes | None = None
+    changes: Following | None = None
 
     def bundle(self, buffers: Buffers) -> Bundle:
         """The arrays. A change is added at the first call, to memory of its own, because a task may still read the weights of

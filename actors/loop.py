@@ -25,7 +25,7 @@ from shoal.actors.labour import Product
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
 from shoal.protocol import messages
-from shoal.protocol.changes import Changes
+from shoal.protocol.changes import Following, following
 from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError, UserError
@@ -72,7 +72,7 @@ class Actor:
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
         self.orders: deque[Order | Held | Mapping[str, Any]] = deque()  # for the worker, at the end of this turn
         self.terms: Terms | None = None
-        self.changes: Changes | None = None
+        self.changes: Following | None = None
         self.weights: Held | None = None  # the newest
         self.coming: dict[tuple[int, ...], Bytes] = {}  # arrays that come in pieces, and waiting briefs
         self.kept: dict[TaskName, Product] = {}  # contributions that may be sent again
@@ -250,7 +250,7 @@ class Actor:
         known = before is not None and before.layout.digest == terms.layout.digest  # it is here, or its buffers are
         if not (welcome.shares or known):  # shared weights lie in memory that the coordinator has already
             self._claim("the coordinator's model", terms.layout.nbytes + max((one.nbytes for one in terms.briefs), default=0))
-        self.changes = Changes(terms.coding, terms.layout) if terms.coding else None
+        self.changes = following(terms.coding, terms.layout) if terms.coding else None
         self.weights = self.hand.newest = None
         self.hand.retains = welcome.retain > 0
         self.shared.join(welcome.shares)

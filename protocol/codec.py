@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, get_args
 import msgpack
 
 from shoal.protocol import messages
+from shoal.protocol.changes import First, agreed
 from shoal.protocol.compress import Coding
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
@@ -283,7 +284,7 @@ class Terms:
 
     workload: Mapping[str, Any]
     layout: Layout
-    coding: Coding | None = None
+    coding: Coding | First | None = None
     briefs: Sequence[Layout] = ()
 
 
@@ -300,6 +301,6 @@ def unpack_welcome(payload: Any) -> Terms:
         raise ProtocolError(f"workload and layout take {len(payload)} bytes, more than {MAX_WELCOME}")
     match _unpack(payload, 65_536, 65_536, 4_096):
         case [dict() as workload, list() as rows, coding, list() as briefs]:
-            told = None if coding is None else Coding.from_row(coding)
+            told = None if coding is None else agreed(coding)
             return Terms(workload, Layout.from_rows(rows), told, [Layout.from_rows(one) for one in briefs])
     raise ProtocolError("a Welcome's payload is [workload, layout of the weights, coding or nil, layouts of briefs]")

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
+WORTH = 0.75  # share of the weights' bytes below which the arrays that move are sent alone: an actor copies the others itself
 PLAN = {"assign": 4, "admits": 2, "enough": 4}  # name -> number of arguments
 
 
@@ -182,11 +183,22 @@ class Job:
                 raise UserError(f"{maker} aggregator {type(made).__name__} lacks {', '.join(parts)}")
         if not type(made).__module__.startswith("shoal.aggregators") and (why := amiss(made)):
             raise UserError(f"{maker} aggregator {type(made).__name__}: {why}")
-        if callable(getattr(made, "brief", None)) != bool(self.briefs(made.weights().layout)):
+        layout = made.weights().layout
+        if self._few_move(layout) and not hasattr(made, "coding"):
+            from shoal.aggregators.around.moving import Moving
+
+            made = Moving(made)
+        if callable(getattr(made, "brief", None)) != bool(self.briefs(layout)):
             raise UserError(
                 f"{maker} aggregator needs brief(task), and the method briefs(problem, weights): one of them is missing"
             )
         return made
+
+    def _few_move(self, layout: Layout) -> bool:
+        """True if actors are sent the arrays that move alone, and no part of the user's own may alter the others."""
+        theirs = any(isinstance(wrap, Calling) for wrap in self.around)
+        ours = type(self.method).aggregator.__module__.startswith("shoal.") and not theirs
+        return ours and layout.moving.nbytes < WORTH * layout.nbytes and layout.begins_with(layout.moving)
 
     @cached_property
     def _linear(self) -> bool:

@@ -10,12 +10,13 @@ import pytest
 from federated_deltas import LAYOUT, TRAINABLE, contribution, random_bundle, vector
 from servers import FedAdamServer
 
+from shoal.aggregators.around.moving import Moving
 from shoal.aggregators.around.told import Told
 from shoal.aggregators.fedavg import FedAvgServer
-from shoal.protocol.changes import Changes, joined, last
+from shoal.protocol.changes import Changes, First, agreed, following, joined, last
 from shoal.protocol.compress import CODECS, Coding
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.picking import kept
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -236,3 +237,76 @@ def test_a_codec_that_is_none_is_refused(row):
 
 def test_a_codec_comes_back_as_it_was():
     assert Coding.from_row(Coding("topk", 0.25, 7).row()) == Coding("topk", 0.25, 7)
+
+
+# Frozen arrays
+
+
+STILL = Layout.of({"head": ("f4", (3,)), "body": ("f4", (80,)), "seen": ("i8", ())}, still=["body"])
+
+
+def part(**ones: float) -> Bundle:
+    delta = Bundle.zeros(STILL)
+    for name, value in ones.items():
+        delta[name][...] = value
+    return delta
+
+
+def test_a_version_is_the_one_before_with_its_moving_entries_replaced():
+    one = Moving(FedAvgServer(part(body=2.0), None, device="cpu"))
+    actor, held, told = following(agreed(one.coding.row()), STILL), [one.weights()], []
+    assert one.change() is None
+    for at in range(3):
+        one.fold(contribution(part(head=1.0 + at, seen=at)))
+        one.step()
+        told.append(one.change())
+        held.append(Bundle.zeros(STILL))
+        actor.follow(held[-2], [told[-1].data], held[-1])
+        assert (held[-1].data == one.weights().data).all()
+    assert told[0].data.nbytes < 0.6 * one.weights().data.nbytes
+    behind = Bundle.zeros(STILL)
+    actor.follow(held[0], [told[0].data, joined(told[1:])], behind)
+    assert (behind.data == held[-1].data).all()
+
+
+def test_a_step_that_moved_a_still_array_and_a_restart_tell_no_change():
+    one = Moving(FedAvgServer(part(), None, device="cpu"))
+    for moves, tells in (("head", True), ("body", False), ("head", True)):
+        one.fold(contribution(part(**{moves: 1.0})))
+        one.step()
+        assert (one.change() is not None) == tells
+    one.load(one.weights().copy(), one.state())
+    assert one.change() is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["first"],
+        ["first", 3],
+        ["first", [["f4"]]],
+        ["first", [["f4", -1]]],
+        ["first", [["f4", True]]],
+        ["first", [["x", 1]]],
+        ["first", [["f4", 1], ["f4", 1]]],
+        ["first", [[["f4"], 1]]],
+        ["first", [["f4", 2**60]]],
+        ["first", [], 1],
+    ],
+)
+def test_moving_entries_that_are_none_are_refused(row):
+    with pytest.raises(ProtocolError, match="pairs of a dtype and its number of entries"):
+        agreed(row)
+
+
+@pytest.mark.parametrize("entries", [(("f4", 84),), (("i8", 2),), (("b1", 1),)])
+def test_more_moving_entries_than_the_weights_have_are_refused(entries):
+    with pytest.raises(ProtocolError, match="more than the weights have"):
+        following(First(entries), STILL)
+
+
+@pytest.mark.parametrize("cut", [1, -1, 64])
+def test_moving_entries_of_another_length_are_refused(cut):
+    held, told = part(), np.zeros(First.of(STILL.moving).entries[0][1] * 4 + 1_000, np.uint8)[: STILL.moving.nbytes - cut]
+    with pytest.raises(ProtocolError, match="bytes of changes: expected one or more changes of"):
+        following(First.of(STILL.moving), STILL).follow(held, [told], part())
