@@ -82,18 +82,25 @@ def tried(
     return logits.shape[1] if logits.ndim > 1 and not y.is_floating_point() and over_classes(loss) else None
 
 
-def fails_alone(model: Model, examples: Examples) -> bool:
-    """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two."""
-    module = for_training(model)
-    x = tensors(examples[:2], "cpu").inputs
-    with globally(0, "try"), torch.no_grad():
-        return len(x) == 2 and _runs(module, x) and not _runs(module, x[:1])
+def fails_alone(model: Model, examples: Examples, loss: Loss, *, backward: bool = True) -> bool:
+    """True if a training step on a single example raises where one on two does not: BatchNorm1d needs two, and a model that
+    squeezes its outputs gives a single one no axis of examples. backward: as in `tried`."""
+    module, data = for_training(model), tuple(map(widened, tensors(examples[:2], "cpu")))
+    with globally(0, "try"), torch.set_grad_enabled(backward), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # perhaps no client has such a batch
+        alone = tuple(part[:1] for part in data)
+        return len(data[0]) == 2 and _runs(module, data, loss) and not _runs(module, alone, loss)
 
 
-def _runs(module: nn.Module, x: Tensor) -> bool:
+def _runs(module: nn.Module, data: tuple[Tensor, ...], loss: Loss) -> bool:
+    """True if a training step runs, with its backward pass if gradients are enabled: cross entropy finds some shapes only
+    there."""
+    x, y = data[:2]
     try:
-        module(x)
-    except Exception:  # noqa: BLE001  a model is the user's code and may raise anything at all
+        mean = mean_loss(loss_for(data, loss)(module(x), y), y, *data[2:])
+        if mean.requires_grad:
+            mean.backward()  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001  model and loss are the user's code and may raise anything at all
         return False
     return True
 

@@ -227,14 +227,17 @@ class Supervised(Problem):
             yield f"{len(empty)} of {len(sizes)} clients have no examples ({listed(empty)}) and are left out"
         settings = self.settings(method)
         if (size := getattr(settings, "batch_size", 0)) and (alone := (sizes == 1) | self._ends_alone(settings, sizes)).any():
+            import torch
+
             from shoal.nets.trying import fails_alone
 
-            if fails_alone(self.model, population.examples(int(sizes.argmax()))):
+            examples, backward = population.examples(int(sizes.argmax())), not torch.cuda.is_available()
+            if fails_alone(self.model, examples, self.loss_function(), backward=backward):
                 who, share = alone.nonzero()[0], sizes[alone].sum() / sizes.sum()
                 fix = "drop_last=true leaves it out" if size > 1 and (sizes[alone] > 1).any() else "use larger batches"
                 yield (
                     f"{len(who)} of {len(sizes)} clients ({listed(who)}; {share:.0%} of the examples) have a batch of one "
-                    f"example, on which the model raises, and are left out: {fix}"
+                    f"example, on which the model or its loss raises, and are left out: {fix}"
                 )
 
     def _ends_alone(self, settings: SimpleNamespace, sizes: Any) -> Any:

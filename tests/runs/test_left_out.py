@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 from whole import Seen
 
 import shoal
 from shoal import Bundle, Federated, Work
+from shoal.envs.datasets import Examples
+from shoal.nets.trying import fails_alone
 from shoal.runs.summary import closing
 
 RNG = np.random.default_rng(8)
@@ -41,15 +45,56 @@ def outcome(tmp_path: Path, data: Any, model: Any = normed, **settings: Any) -> 
     return [report.text for report in seen.reports if report.kind == "data"], summary
 
 
+TOLD = (
+    "2 of 4 clients (0, 2; 47% of the examples) have a batch of one example, on which the model or its loss raises, and are "
+    "left out: drop_last=true leaves it out"
+)
+
+
 def test_a_last_batch_of_one_is_told_of_with_the_remedy(tmp_path: Path) -> None:
     said, summary = outcome(tmp_path, (WHOLE, WHOLE), partition=cut(17, 24, 25, 24))
-    assert said == [
-        "2 of 4 clients (0, 2; 47% of the examples) have a batch of one example, on which the model raises, and are left out: "
-        "drop_last=true leaves it out"
-    ]
+    assert said == [TOLD]
     assert summary["left_out"] == [0, 2]
     assert "Left out: 2 clients (0, 2), whose last tasks all failed: ValueError: Expected more than 1 " in closing(summary)
     assert closing(summary).count("drop_last=true") == 1
+
+
+class Squeezing(nn.Module):
+    """Gives a single example's outputs without the axis of examples, on which its loss raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.only(x).squeeze()
+        return out
+
+
+def test_a_batch_of_one_on_which_the_loss_raises_is_told_of_too(tmp_path: Path) -> None:
+    said, summary = outcome(tmp_path, (WHOLE, WHOLE), Squeezing, partition=cut(17, 24, 25, 24))
+    assert said == [TOLD]
+    assert summary["left_out"] == [0, 2]
+
+
+class Spreading(nn.Module):
+    """Warns on a single example, and trains on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            warnings.warn("one example has no spread", stacklevel=1)
+        out: torch.Tensor = self.only(x)
+        return out
+
+
+def test_a_model_that_only_warns_of_a_single_example_is_none_that_fails() -> None:
+    assert not fails_alone(Spreading, Examples(X, Y), nn.functional.cross_entropy)
+    assert fails_alone(normed, Examples(X, Y), nn.functional.cross_entropy)
+    assert fails_alone(Squeezing, Examples(X, Y), nn.functional.cross_entropy)
 
 
 @pytest.mark.parametrize(
