@@ -26,6 +26,7 @@ from shoal.benchmarks import (
     moving,
     overhead,
     startup,
+    sweeping,
     throughput,
 )
 from shoal.benchmarks.alone import CrashedError, apart
@@ -57,6 +58,7 @@ FIGURES: Mapping[str, Case] = {
     "connections": connections.connections,
     "core": core.core,
     "compare": comparing.compare,
+    "sweep": sweeping.sweep,
 }
 
 

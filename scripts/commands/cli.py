@@ -359,9 +359,9 @@ def plot(asked: argparse.Namespace) -> int:
     from shoal.runs.run import plot as drawn
 
     if len(asked.run_dirs) == 1 and os.path.isfile(os.path.join(asked.run_dirs[0], "sweep.toml")):
-        from shoal.sweeps.sweep import load
+        from shoal.sweeps.sweep import Sweep
 
-        print(load(asked.run_dirs[0]).plot(asked.out))
+        print(Sweep(asked.run_dirs[0]).plot(asked.out))
         return 0
 
     print(drawn(*asked.run_dirs, out=asked.out))

@@ -137,6 +137,9 @@ class RunDir:
         path = Path(path)
         run = cls(path.parent / path.readlink() if path.is_symlink() else path)
         if not run.config_file.is_file():
+            if (run.path / "sweep.toml").is_file():
+                its = f"{run.path}/trials/0000, say, or `shoal simulate {run.path}/best/config.toml`"
+                raise UserError(f"{run.path} is a sweep, not a run: name one of its runs, {its}")
             why = "has no config.toml" if run.path.is_dir() else "does not exist"
             raise UserError(f"{run.path} is no run: it {why}; {_nearest(run.path)}")
         return run

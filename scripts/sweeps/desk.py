@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -82,18 +83,19 @@ class Desk:
         self.asked = 0  # arms
         self.closed = False  # no further arm begins
         self._computing: set[int] = set()
+        self._waiting: deque[int] = deque()
         self._judged: dict[tuple[int, int], bool] = {}
-        self._told: set[int] = set()
+        self._open: set[int] = set()  # arms that are not over, as far as was told
 
     def known(self, arm: int, over: Mapping[int, Trial], told: bool) -> None:
         """Take up an arm of an earlier life. over: seed -> its trial, of those that were over. told: True if Over was returned
         for the arm."""
-        self._open(arm)
+        self._opened(arm)
         for trial in self.of(arm):
             if trial.seed in over:
                 self.trials[trial.number] = over[trial.seed]
         if told:
-            self._told.add(arm)
+            self._open.discard(arm)
 
     def of(self, arm: int) -> list[Trial]:
         """The trials of an arm, in the order of its seeds."""
@@ -103,8 +105,7 @@ class Desk:
     @property
     def done(self) -> bool:
         """True if nothing is left to do: every trial is over, and no further arm begins."""
-        over = all(trial.over for trial in self.trials.values())
-        return (self.closed or self.asked >= self.arms) and over and len(self._told) == self.asked
+        return (self.closed or self.asked >= self.arms) and not self._open
 
     # What happened
 
@@ -133,6 +134,7 @@ class Desk:
             self.ended(number, "failed", why=f"its process {how}, {trial.attempt} times")
             return False
         trial.state = "waiting"
+        self._waiting.appendleft(number)
         return True
 
     # What to do
@@ -143,10 +145,11 @@ class Desk:
 
     def _answers(self) -> list[Deed]:
         found: list[Deed] = []
-        arms = {trial.arm for trial in self.trials.values() if trial.asks is not None}
-        for arm in sorted(arms):
+        for arm in sorted(self._open) if self.judge is not None else ():
             living = [trial for trial in self.of(arm) if not trial.over]
             asking = [trial for trial in living if trial.asks is not None]
+            if not asking:
+                continue
             all_here = len(asking) == len(living)
             step = min(trial.asks for trial in asking if trial.asks is not None)
             for trial in asking:
@@ -174,25 +177,29 @@ class Desk:
         return found
 
     def _next(self) -> Trial | None:
-        waiting = next((trial for trial in self.trials.values() if trial.state == "waiting"), None)
-        if waiting is None and not self.closed and self.asked < self.arms:
-            self.ask(self.asked)
-            waiting = self._open(self.asked)
-        return waiting
+        while self._waiting:
+            if (trial := self.trials[self._waiting.popleft()]).state == "waiting":  # else it was over in an earlier life
+                return trial
+        if self.closed or self.asked >= self.arms:
+            return None
+        self.ask(self.asked)
+        self._opened(self.asked)
+        return self._next()
 
-    def _open(self, arm: int) -> Trial:
+    def _opened(self, arm: int) -> None:
         numbers = itertools.count(arm * len(self.seeds))
         made = [Trial(number, arm, seed) for number, seed in zip(numbers, self.seeds, strict=False)]
         self.trials |= {trial.number: trial for trial in made}
+        self._waiting.extend(trial.number for trial in made)
+        self._open.add(arm)
         self.asked = max(self.asked, arm + 1)
-        return made[0]
 
     def _ends(self) -> list[Deed]:
         found: list[Deed] = []
-        for arm in range(self.asked):
-            if arm in self._told or not all(trial.over for trial in self.of(arm)):
+        for arm in sorted(self._open):
+            if not all(trial.over for trial in self.of(arm)):
                 continue
-            self._told.add(arm)
+            self._open.discard(arm)
             states = {trial.state for trial in self.of(arm)}
             state = next(state for state in ("failed", "pruned", "complete") if state in states)
             values = [trial.value for trial in self.of(arm) if trial.value is not None]

@@ -49,7 +49,8 @@ class Race:
     due: deque[Trial] = field(default_factory=deque)  # have a place, and no process yet
     starting: int = 0
     stillborn: int = 0
-    failed: list[Trial] = field(default_factory=list)
+    ends: int = 0  # trials that are over; failed: those of them that failed
+    failed: int = 0
 
     def live(self, interrupted: Callable[[], str]) -> str:
         """Until nothing is left to do. Returns "done", or why the sweep stopped before. Raises UserError if it cannot go on."""
@@ -166,10 +167,10 @@ class Race:
     def _written(self, trial: Trial, trials: Record) -> None:
         trials.write(self.row(trial))
         self.tell(trial)
-        ends = sum(each.over for each in self.desk.trials.values())
-        self.failed += [trial] if trial.state == "failed" else []
-        if len(self.failed) == ends >= min(FIRST, self.desk.arms * len(self.desk.seeds)):
-            raise UserError(f"all of the first {ends} trials failed, the last one so: {trial.why}")
+        self.ends += 1
+        self.failed += trial.state == "failed"
+        if self.failed == self.ends >= min(FIRST, self.desk.arms * len(self.desk.seeds)):
+            raise UserError(f"all of the first {self.ends} trials failed, the last one so: {trial.why}")
 
     def _bury(self, eyes: selectors.BaseSelector, trials: Record) -> None:
         """Take note of processes that have ended: a trial of one is tried again."""

@@ -76,6 +76,15 @@ class Space:
         for values in itertools.product(*(axis.listed() for axis in self.axes)):
             yield dict(zip(names, values, strict=True))
 
+    def at(self, number: int) -> dict[str, Any]:
+        """The combination of this number in `grid`."""
+        found: dict[str, Any] = {}
+        for axis in reversed(self.axes):
+            values = axis.listed()
+            number, place = divmod(number, len(values))
+            found[axis.name] = values[place]
+        return dict(reversed(found.items()))
+
     def plain(self) -> dict[str, Any]:
         """The axes and seeds as sweep.toml holds them; `space_of` reads them back."""
         return {**{axis.name: axis.plain() for axis in self.axes}, "seed": list(self.seeds)}

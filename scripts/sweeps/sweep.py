@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from shoal.coordinator.keeping.disk import Lock
 from shoal.jobs.catalog import INLINE, built_in, named, recalled
 from shoal.jobs.job import Job
 from shoal.jobs.settings import Range, nearest
+from shoal.protocol import draws
 from shoal.protocol.errors import UserError, signed
 from shoal.runs.choosing import absolute, chosen, place_of, refuse_within_find
 from shoal.runs.hiring import nursery
@@ -82,12 +84,17 @@ class Planned:
 
 
 class Sweep:
-    """A sweep: `shoal.sweep(...)` returns one, and so does `load(FOLDER)`. reason: "done", or why the sweep stopped before."""
+    """A sweep: `shoal.sweep(...)` returns one, `shoal.Sweep(FOLDER)` opens one.
 
-    def __init__(self, folder: Path) -> None:
-        self.dir = SweepDir(folder)
-        self.folder = folder
-        self.reason = ""
+    reason: "done", or why the sweep stopped before; "" if it was opened. Raises UserError if the folder holds no sweep.
+    """
+
+    def __init__(self, folder: Place) -> None:
+        if not SweepDir.holds(folder):
+            raise UserError(f"{folder} holds no sweep (no sweep.toml); start one: shoal sweep digits lr=0.01,0.1 seed=0..4")
+        self.folder = Path(folder)
+        self.dir = SweepDir(self.folder)
+        self.reason, self.signal = "", 0
 
     @property
     def asked(self) -> Asked:
@@ -156,13 +163,6 @@ class Sweep:
         return f"<Sweep of {self.asked.name.removeprefix(INLINE)}: {len(self.trials)} trials, {found}, in {self.folder}>"
 
 
-def load(folder: Place) -> Sweep:
-    """The sweep in a folder. Raises UserError if there is none."""
-    if not SweepDir.holds(folder):
-        raise UserError(f"{folder} holds no sweep (no sweep.toml); start one: shoal sweep digits lr=0.01,0.1 seed=0..4")
-    return Sweep(Path(folder))
-
-
 def sweep(
     job: Job | Objective | Place,
     space: Mapping[str, Any] | None = None,
@@ -193,7 +193,8 @@ def sweep(
     folder: of the sweep; None is a new sweeps/NAME-DATE-TIME; the folder of a sweep that was asked for in the same words goes
     on. show: True shows progress on the screen; None shows it on a terminal.
 
-    Ctrl-C ends the trials under way in good order. Raises UserError for a mistake in what was asked for.
+    Ctrl-C ends the trials under way in good order; a SIGTERM does so too, and then what it does to the
+    program. Raises UserError for a mistake in what was asked for.
     """
     refuse_within_find()
     with _in_one_line():
@@ -212,7 +213,10 @@ def sweep(
         }
         planned = plan(job, {**(settings or {}), **(space or {})}, folder, goes_on=True, objects=objects, **asked)
         shown = sys.stderr.isatty() if show is None else show
-        return carried_out(planned, planned.telling(sys.stderr if shown else None))
+        found = carried_out(planned, planned.telling(sys.stderr if shown else None))
+    if found.signal == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)  # now it does what it does to the program
+    return found
 
 
 # What is asked for
@@ -444,6 +448,7 @@ def carried_out(planned: Planned, telling: Telling) -> Sweep:
         race = Race(desk, study, planned.goal, folder, pool, door, address, is_job, time.monotonic, until, tell)
         try:
             found.reason = race.live(lambda: stopper.reason)
+            found.signal = stopper.number
         finally:
             telling.over()
     _best(found)
@@ -454,14 +459,11 @@ def _study(planned: Planned) -> Study:
     asked, space = planned.asked, planned.space
     grid: Callable[[int], Mapping[str, Any]] | None = None
     if asked.sampler == "grid":
-        combinations, held = space.grid(), list[Mapping[str, Any]]()
-
-        def of(arm: int) -> Mapping[str, Any]:
-            while len(held) <= arm:
-                held.append(next(combinations))
-            return held[arm]
-
-        grid = of
+        grid = space.at
+        if asked.pruner.partition(":")[0] != "none":
+            # Whoever types a list types it in order: each arm would be better than all before it, and none would be pruned.
+            order = draws.draw(asked.seed, "grid").sample(range(space.size), space.size)
+            grid = lambda arm: space.at(order[arm])  # noqa: E731
     sampler, pruner = planned.sampler or asked.sampler, planned.pruner or asked.pruner
     return Study(sampler, pruner, planned.goal, asked.seed, space.axes, grid, planned.folder.journal_file, "sweep")
 

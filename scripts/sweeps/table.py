@@ -30,6 +30,8 @@ def table(arms: Sequence[Arm], goal: Goal, most: int = 20) -> str:
         value = f"{arm.mean:.5g}" if arm.state == "complete" else "-"
         between = f"[{seen[0]:.5g}, {seen[1]:.5g}]" if seen and arm.state == "complete" else "-"
         rows.append([str(arm.number), *cells, value, between, str(len(arm.values)), f"{arm.steps:,}", _word(arm, first)])
+    if not any(arm.steps for arm in arms):  # of an objective that reports nothing
+        rows = [[cell for at, cell in enumerate(row) if at != len(row) - 2] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     left = len(order) - most
@@ -44,7 +46,7 @@ def _word(arm: Arm, first: Arm | None) -> str:
         return escaped(f"failed: {arm.why}")[:100]
     if arm.state != "complete":
         return arm.state
-    return "the best's equal, within the noise" if first is not None and as_good(arm, first) else ""
+    return "cannot be told from the best" if first is not None and as_good(arm, first) else ""
 
 
 def closing(found: Sweep) -> str:

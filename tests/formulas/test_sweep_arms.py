@@ -101,6 +101,8 @@ def test_a_grid_is_the_product_in_the_order_typed_and_seeds_are_no_axis() -> Non
     space = space_of({"lr": "0.1,0.2", "batch": "1..3", "seed": "4..6"}, KNOWN)
     assert list(space.grid()) == [{"lr": lr, "batch": batch} for lr, batch in itertools.product((0.1, 0.2), (1, 2, 3))]
     assert (space.size, space.seeds) == (6, (4, 5, 6))
+    assert [space.at(number) for number in range(6)] == list(space.grid())
+    assert list(space.at(4)) == ["lr", "batch"]
     assert space_of({"lr": "0.1..0.2"}, KNOWN).size == 0
 
 

@@ -17,7 +17,7 @@ from typed import mistake, ran, shoal
 
 import shoal as library
 from shoal.sweeps.folder import SweepDir, heal
-from shoal.sweeps.sweep import load
+from shoal.sweeps.sweep import Sweep
 
 QUICK = ("rounds=4", "local_epochs=1", "eval_every=1")
 OBJECTIVE = """
@@ -109,11 +109,11 @@ def test_a_trial_has_the_bits_of_the_plain_loop_and_best_repeats_its_run() -> No
     said = ran("sweep", "digits", "lr=0.03,0.3", "seed=0..1", *QUICK, "--run-dir", "s", "--json", "--actors", 2).result
     assert said["trials"] == {"complete": 4, "pruned": 0, "failed": 0, "running": 0}
     assert [arm["params"] for arm in said["arms"]] == [{"lr": 0.03}, {"lr": 0.3}]
-    rows = {(row["params"]["lr"], row["seed"]): row for row in load("s").trials}
+    rows = {(row["params"]["lr"], row["seed"]): row for row in Sweep("s").trials}
     alone = ran("simulate", "digits", "lr=0.3", *QUICK, "--seed", 1, "--actors", 0, "--json").result
     assert rows[0.3, 1]["weights_sha256"] == alone["weights_sha256"]
     assert rows[0.3, 1]["value"] == alone["metrics"]["accuracy"]
-    best = load("s").best
+    best = Sweep("s").best
     assert best is not None
     again = ran("simulate", "s/best/config.toml", "--json").result
     assert again["weights_sha256"] == rows[best.params["lr"], 0]["weights_sha256"]
@@ -136,7 +136,7 @@ def test_a_pruned_trial_is_a_run_that_stopped_and_all_seeds_of_its_arm_stop_with
     words = ("lr=0.0001,0.1,0.2", "seed=0..1", "rounds=9", "local_epochs=1", "eval_every=1", "--actors", 1)
     pruner = ("--pruner", "asha:min_resource=1,reduction_factor=2")
     said = ran("sweep", "digits", *words, *pruner, "--run-dir", "s", "--json").result
-    rows = load("s").trials
+    rows = Sweep("s").trials
     states = {arm: {row["state"] for row in rows if row["arm"] == arm} for arm in range(3)}
     assert all(len(its) == 1 for its in states.values())
     steps = {arm: {row["step"] for row in rows if row["arm"] == arm} for arm in range(3)}
@@ -148,11 +148,11 @@ def test_a_pruned_trial_is_a_run_that_stopped_and_all_seeds_of_its_arm_stop_with
 
 def test_a_run_whose_process_is_killed_goes_on_from_its_snapshot_to_the_same_bits() -> None:
     job = written("probed.py", PROBED)
-    words = ("sweep", job, "lr=0.05,0.1", "--goal", "max:probe", "--json", "--run-dir")
+    words = ("sweep", job, "lr=0.05,0.1", "--goal", "max:probe", "--actors", 1, "--json", "--run-dir")
     ran(*words, "whole")
     Path("kill").touch()
     ran(*words, "sweep")
-    rows, whole = load("sweep").trials, load("whole").trials
+    rows, whole = Sweep("sweep").trials, Sweep("whole").trials
     assert [row["attempt"] for row in rows] == [1, 2]
     assert [row["weights_sha256"] for row in rows] == [row["weights_sha256"] for row in whole]
     assert "resumed" in Path("sweep/trials/0001/log.txt").read_text()
@@ -163,7 +163,7 @@ def test_a_sweep_of_environments_is_judged_by_return() -> None:
     said = ran("sweep", "cartpole", "lr=1e-3,2e-3", "total_timesteps=3000", "--run-dir", "s", "--json").result
     assert said["goal"] == "max:return_mean"
     alone = ran("simulate", "cartpole", "lr=2e-3", "total_timesteps=3000", "--actors", 0, "--json").result
-    assert load("s").trials[1]["weights_sha256"] == alone["weights_sha256"]
+    assert Sweep("s").trials[1]["weights_sha256"] == alone["weights_sha256"]
 
 
 # An objective
@@ -205,7 +205,7 @@ def test_a_killed_trial_is_tried_again_and_nothing_else() -> None:
     for trial in (1, 4, 8):
         Path(f"kill-{trial}").write_text("trial")
     ran(*words)
-    rows = load("sweep").trials
+    rows = Sweep("sweep").trials
     assert [row["attempt"] for row in rows] == [1, 2, 1, 1, 2, 1, 1, 1, 2]
     assert {row["state"] for row in rows} == {"complete"}
     assert len(list(Path().glob("[0-9]*-*"))) == 9 + 3
@@ -230,7 +230,7 @@ def test_a_sweep_that_is_killed_five_times_has_the_table_of_one_that_was_not(
         while codes[-1]:
             codes.append(apart("resume", "sweep", "--quiet"))
         assert codes == [-signal.SIGKILL] * len(kills) + [0]
-        tables[kills] = values("sweep"), Path("sweep/best/arm.json").read_text(), load("sweep").table()
+        tables[kills] = values("sweep"), Path("sweep/best/arm.json").read_text(), Sweep("sweep").table()
         starts = [path.name.partition("-")[0] for path in place.glob("[0-9]*-*")]
         assert {int(trial): starts.count(trial) for trial in starts} == {n: 1 + (n in kills) for n in range(9)}
         backend = optuna.storages.journal.JournalFileBackend("sweep/optuna.log")
@@ -320,7 +320,7 @@ def test_an_interrupt_ends_a_sweep_in_good_order_and_resume_goes_on() -> None:
     said = shoal("sweep", f"{name}:objective", "--trials", 4, "--sampler", "random", "--actors", 1, "--run-dir", "s")
     assert said.code == 130
     assert "shoal resume s" in said.out
-    assert [row["state"] for row in load("s").trials] == ["complete", "complete", "running"]
+    assert [row["state"] for row in Sweep("s").trials] == ["complete", "complete", "running"]
     assert ran("resume", "s", "--json").result["trials"]["complete"] == 4
 
 
@@ -372,6 +372,9 @@ def test_a_folder_that_is_there_is_not_written_into() -> None:
     ran("sweep", "train.py:objective", "--trials", 1, "--run-dir", "s")
     assert "go on with its run: shoal resume s" in mistake("sweep", "train.py:objective", "--trials", 1, "--run-dir", "s")
     assert "only trials may grow" in mistake("resume", "s", "lr=3")
+    assert "s is a sweep, not a run: name one of its runs, s/trials/0000, say" in mistake("evaluate", "s")
+    with pytest.raises(library.UserError, match="nothing holds no sweep"):
+        Sweep("nothing")
     Path("s/sweep.toml").write_text("job = 3\n")
     assert "it must be of type str" in mistake("resume", "s")
 
@@ -395,7 +398,7 @@ def test_one_trial_that_fails_is_told_and_its_arm_never_wins() -> None:
     written("some.py", code)
     said = ran("sweep", "some.py:objective", "x=2,0,-1", "seed=0..1", "--run-dir", "s")
     assert "failed: some.py, line 3, in objective: ZeroDivisionError: division by zero" in said.out
-    assert load("s").summary()["best"]["params"] == {"x": -1}
+    assert Sweep("s").summary()["best"]["params"] == {"x": -1}
 
 
 @pytest.mark.parametrize(
