@@ -8,7 +8,7 @@ are not independent runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from shoal.protocol.errors import UserError
 from shoal.runs import paired
 from shoal.runs.candidates import PRUNED, Candidate, Given, candidates, check_held_out, check_task, unfinished
 from shoal.runs.comparison import EQUAL, LETTERS, OPEN, SAME, Comparison, Versus, listed
-from shoal.runs.judging import Values, judged
+from shoal.runs.judging import Values, judged_each
 from shoal.runs.metrics import ordered
 from shoal.runs.paired import Floats
 from shoal.runs.run import Run, trusted
@@ -68,7 +68,7 @@ def compare(
     many = episodes or EPISODES
     if several or by == "seed":
         seeds = _common(found, left)
-        metric, smaller, values = _of_seeds(found, seeds, goal, (lambda run, seed: judged(run, many, seed)) if fresh else None)
+        metric, smaller, values = _of_seeds(found, seeds, goal, many if fresh else 0)
         unit = "seeds"
     else:
         seeds = [candidate.runs[0].config.seed for candidate in found]
@@ -141,20 +141,14 @@ def _common(found: Sequence[Candidate], left: list[str]) -> list[int]:
     return common
 
 
-Judge = Callable[[Run, int], tuple[str, Values]]
-
-
-def _of_seeds(
-    found: Sequence[Candidate], seeds: Sequence[int], goal: str, judge: Judge | None
-) -> tuple[str, bool, list[Floats]]:
-    """(metric, whether smaller is better, its number for each seed of each candidate). judge: None takes the metrics that the
-    runs wrote."""
-    rows: list[list[Mapping[str, float | None]]] = []
-    for candidate in found:
-        runs = candidate.by_seed()
-        rows.append([_last(runs[seed]) if judge is None else _means(judge(runs[seed], seed)[1]) for seed in seeds])
+def _of_seeds(found: Sequence[Candidate], seeds: Sequence[int], goal: str, episodes: int) -> tuple[str, bool, list[Floats]]:
+    """(metric, whether smaller is better, its number for each seed of each candidate). episodes: that each run is to
+    play; 0 takes the metrics that the runs wrote."""
+    runs = [(own[seed], seed) for own in (candidate.by_seed() for candidate in found) for seed in seeds]
+    flat = [_means(values) for _, values in judged_each(runs, episodes)] if episodes else [_last(run) for run, _ in runs]
+    rows = [flat[at : at + len(seeds)] for at in range(0, len(flat), len(seeds))]
     every = [row for each in rows for row in each]
-    metric, smaller = _chosen(goal, every, _whole(found) if judge else None, "examples or episodes")
+    metric, smaller = _chosen(goal, every, _whole(found) if episodes else None, "examples or episodes")
     for candidate, each in zip(found, rows, strict=True):
         for seed, row in zip(seeds, each, strict=True):
             if (value := row[metric]) is None or not math.isfinite(value):
@@ -183,7 +177,7 @@ def _of_examples(found: Sequence[Candidate], goal: str, episodes: int) -> tuple[
     runs = [candidate.runs[0] for candidate in found]
     for run in runs[1:]:
         check_held_out(runs[0], run)
-    seen = [judged(run, episodes, 0) for run in runs]
+    seen = judged_each([(run, 0) for run in runs], episodes)
     units = list(dict.fromkeys(unit for unit, _ in seen))
     values = [each for _, each in seen]
     metric, smaller = _chosen(goal, values, _whole(found), units[0])

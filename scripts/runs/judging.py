@@ -5,8 +5,10 @@ The one idea: the same example, episode or client has the same place in every ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,39 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
 from shoal.runs.export import of_this_model
 from shoal.runs.run import Run
-from shoal.runs.threads import few, few_threads
+from shoal.runs.threads import cores, few, few_threads
+from shoal.tasks.pool import Pool
 
 Values = Mapping[str, npt.NDArray[np.float64]]
 
 ABREAST = 32  # environments side by side, whatever the run's own number: the beginnings of episodes may depend on it
+
+
+WORTH = 500  # episodes of all runs together from which on processes of their own are quicker
+
+Judged = tuple[str, Values]
+
+
+def judged_each(asked: Sequence[tuple[Run, int]], episodes: int) -> list[Judged]:
+    """`judged` of each (run, seed). Runs that play many episodes are judged side by side, in the processes of a pool, with the
+    same numbers. A run is judged in this process if its job or its environments live here alone, and if it fails in the pool:
+    then its error is the one that a user of this process can read."""
+    found: dict[int, Judged] = {}
+    many = min(cores(), len(asked))
+    if many > 1 and episodes * len(asked) >= WORTH and threading.active_count() == 1 and all(_travels(run) for run, _ in asked):
+        with Pool(many) as pool:
+            futures = [pool.submit(_judged_in, str(run.folder.absolute()), episodes, seed) for run, seed in asked]
+            found = {at: future.result() for at, future in enumerate(futures) if future.exception() is None}
+    return [found.get(at) or judged(run, episodes, seed) for at, (run, seed) in enumerate(asked)]
+
+
+def _judged_in(folder: str, episodes: int, seed: int) -> Judged:
+    return judged(Run(Path(folder)), episodes, seed)
+
+
+def _travels(run: Run) -> bool:
+    """True if a run plays episodes, and another process finds its job by name and can make its environments."""
+    return run.named and run.job.problem.kind == "environment" and not getattr(run.job.problem, "apart", False)
 
 
 @few_threads()

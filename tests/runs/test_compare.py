@@ -250,6 +250,52 @@ def test_more_episodes_are_the_same_and_more(played: tuple[Path, Path]) -> None:
     assert judged(run, 10, 1)[1]["return_mean"].tolist() != few.tolist()
 
 
+def test_runs_that_are_judged_side_by_side_have_the_numbers_of_one_after_the_other(
+    played: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.runs import judging
+
+    pools: list[int] = []
+
+    class Counted(public.Pool):
+        def __init__(self, actors: int) -> None:
+            super().__init__(actors)
+            pools.append(actors)
+
+    monkeypatch.setattr(judging, "Pool", Counted)
+    monkeypatch.setattr(judging, "cores", lambda: 2)
+    asked = [(public.load(path), 3) for path in played]
+    together = judging.judged_each(asked, 250)
+    assert pools == [2]
+    for (unit, values), (run, seed) in zip(together, asked, strict=True):
+        alone = judging.judged(run, 250, seed)
+        assert unit == alone[0] == "episodes"
+        np.testing.assert_array_equal(values["return_mean"], alone[1]["return_mean"])
+
+
+BROKEN = """
+import gymnasium, os
+from shoal import Reinforcement
+class Sold(gymnasium.Wrapper):
+    def step(self, action):
+        if os.path.exists("sold"):
+            raise KeyError("sold")
+        return self.env.step(action)
+job = Reinforcement(lambda: Sold(gymnasium.make("CartPole-v1")), method="ppo", total_timesteps=1, num_envs=2, rollout_length=2)
+"""
+
+
+def test_a_mistake_in_an_environment_is_named_also_if_runs_are_judged_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.runs import judging
+
+    monkeypatch.setattr(judging, "cores", lambda: 2)
+    Path("mine.py").write_text(BROKEN)
+    for name in "ab":
+        ran("simulate", "mine.py", "--actors", 0, "--quiet", "--run-dir", name)
+    Path("sold").touch()
+    assert mistake("compare", "a", "b", "--episodes", 300).startswith("mine.py, line 7, in step: KeyError: 'sold'")
+
+
 def test_a_policy_s_episodes_pair_whatever_their_lengths(played: tuple[Path, Path]) -> None:
     from shoal.runs.judging import judged
 
