@@ -240,6 +240,74 @@ def test_figures_that_no_message_can_hold_fail_their_task_in_one_line(figures: d
     assert (message.error.count("\n"), message.traceback) == (0, "")
 
 
+odd: Any = Work  # whose parts may be of any type here
+PAIR = "expected a pair of numbers (sum, count)"
+ODD: dict[str, tuple[Any, str]] = {
+    "no Work": ({"w": 1.0}, "a worker's run gave an object of type dict: expected a Work"),
+    "no bundle": (odd({"w": 1.0}), "has a bundle an object of type dict: expected Bundle.pack"),
+    "a weight of text": (odd(delta(), "3"), "has the weight '3': expected a number above 0"),
+    "no totals": (odd(delta(), totals=None), "totals = None: expected a dict of names"),
+    "a number for a name": (odd(delta(), totals={3: (1.0, 1.0)}), "expected a dict of names"),
+    "another name that is none": (
+        odd(delta(), totals={"loss": (1.0, 1.0), 3: (1.0, 1.0)}),
+        "expected a dict of names",
+    ),
+    "a total of one number": (odd(delta(), totals={"loss": (1.0,)}), PAIR),
+    "a total of three": (odd(delta(), totals={"loss": (1.0, 2.0, 3.0)}), PAIR),
+    "a total that is no pair": (odd(delta(), totals={"loss": 2.0}), PAIR),
+    "a sum of text": (odd(delta(), totals={"loss": ("1", 2.0)}), PAIR),
+    "a count of text": (odd(delta(), totals={"loss": (1.0, "2")}), PAIR),
+    "a text of two": (odd(delta(), totals={"loss": "12"}), PAIR),
+    "a sample that is a number": (odd(delta(), samples={"return": 3}), "samples['return'] = 3: expected a tuple"),
+    "a sample of text": (odd(delta(), samples={"return": ("3",)}), "expected a tuple of numbers"),
+    "steps of text": (odd(delta(), steps="many"), "steps='many': expected a whole number from 0"),
+    "half a step": (odd(delta(), steps=0.5), "steps=0.5: expected a whole number from 0"),
+    "a metric of Shoal's": (odd(delta(), totals={"update_norm": (1.0, 1.0)}), "totals hold 'update_norm', which is a metric"),
+    "examples": (odd(delta(), totals={"examples": (1.0, 1.0)}), "totals hold 'examples', which is a metric"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_work_that_is_none_is_the_tasks_failure_in_one_line(name: str) -> None:
+    work, fault = ODD[name]
+    message = done(work)
+    assert isinstance(message, Failed)
+    assert fault in message.error
+    assert (message.error.count("\n"), message.traceback) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        odd(delta(), np.float32(2.0), {"loss": (np.float64(1.0), 2)}, {"return": (np.float32(1.0), 2)}, steps=np.int64(3)),
+        odd(delta(), 2, {"loss": [1, 2]}, {"return": np.ones(2)}),
+        odd(delta(), totals=OrderedDict(loss=(1.0, 2.0))),
+    ],
+)
+def test_numbers_of_numpy_and_whole_ones_are_numbers(work: Any) -> None:
+    message = done(work)
+    assert isinstance(message, Contribute)
+    assert message.totals == {"loss": (1.0, 2.0)}
+
+
+def test_what_a_task_that_does_not_count_names_is_its_own_and_shoals_worker_counts_examples() -> None:
+    named = Work(delta(), totals={"examples": (1.0, 1.0)})
+    ours = type("Counting", (Three,), {"__module__": "shoal.actors.workers.local_sgd"})
+    assert isinstance(done(named, counts=False), Contribute)
+    assert isinstance(done(named, kind=ours), Contribute)
+    norm = done(replace(named, totals={"update_norm": (1.0, 1.0)}), kind=ours)
+    assert isinstance(norm, Failed)
+
+    class Around(Three):
+        inner: type = ours
+
+        def __init__(self, work: Work) -> None:
+            super().__init__(work)
+            self.worker = self.inner(work)
+
+    assert isinstance(done(named, kind=type("Twice", (Around,), {"inner": Around})), Contribute)
+
+
 def test_steps_of_all_clients_are_added() -> None:
     message = done(Work(delta(), steps=np.int64(7)), clients=(0, 1, 2))  # type: ignore[arg-type]
     assert isinstance(message, Contribute)
