@@ -274,6 +274,10 @@ def _spec(env: str) -> Any:
             importlib.import_module(module)
         return gymnasium.spec(name)
     except gymnasium.error.Error:
+        space = name.rpartition("/")[0]
+        if space and not any(known.startswith(f"{space}/") for known in gymnasium.registry):
+            fix = f"write the module that registers {space}/ in front, as in ale_py:ALE/Pong-v5"
+            raise UserError(f"gymnasium knows no environment {name!r}: {fix}") from None
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.0)
         raise UserError(f"gymnasium knows no environment {name!r}; the nearest name is {', '.join(near)}") from None
     except ImportError as error:

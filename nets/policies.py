@@ -138,13 +138,25 @@ def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
         try:
             with torch.no_grad():
                 first, again = (_shaped(tried(seen), n, spaces.action) for _ in range(2))
-        except Exception:  # a policy is the user's code and may raise anything at all
+        except UserError:
             if fill:  # ones may be no observation
                 continue
             raise
+        except Exception as raised:  # noqa: BLE001  a policy is the user's code and may raise anything at all
+            if fill:
+                continue
+            what = next((line for line in str(raised).splitlines() if line.strip()), "")
+            given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
+            text = f"policy: forward raised {type(raised).__name__} for {given}: {what}"
+            raise UserError(text).with_traceback(raised.__traceback__) from None
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
             raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
         numbers |= not any(each.isnan().any() for each in first)
+    if any(parameter.requires_grad for parameter in tried.parameters()):
+        seen = torch.zeros((2, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
+        if not any(each.requires_grad for each in _shaped(tried(seen), 2, spaces.action)):
+            why = "no gradient would come of them; is there a detach(), .data or no_grad?"
+            raise UserError(f"policy: the outputs of forward do not depend on any trainable parameter: {why}")
     if not numbers:
         raise UserError("policy: forward gave NaN for observations of zeros and of ones; expected numbers, or -inf for a logit")
     return module

@@ -39,8 +39,8 @@ ALSO: Mapping[str, str] = {
     "gamma": "discount",
     "ent_coef": "entropy_coef",
     "vf_coef": "value_coef",
-    "num_envs": "environments",
-    "rollout_length": "num_steps horizon",
+    "num_envs": "environments n_envs",
+    "rollout_length": "num_steps n_steps horizon rollout_fragment_length",
     "initial_weights": "pretrained checkpoint",
     "data": "dataset data_dir folder",
     "method": "strategy",
@@ -101,8 +101,8 @@ def ranges(settings: Any) -> dict[str, Range]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error's line: the known name that the user probably meant, or all known names."""
     names = list(known)
-    words = {low := name.lower().replace("-", "_"), low.removeprefix("num_").removeprefix("n_")}
-    meant = [other for other in names if other in words or words & {*ALSO.get(other, "").split()}]
+    words = (low := name.lower().replace("-", "_"), low.removeprefix("num_").removeprefix("n_"))  # the whole name first
+    meant = [other for word in words for other in names if word in (other, *ALSO.get(other, "").split())]
     close = meant[:1] or difflib.get_close_matches(name, names, n=1, cutoff=NEAR)
     return f"did you mean {close[0]}?" if close else "known are " + ", ".join(names)
 

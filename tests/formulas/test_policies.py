@@ -240,6 +240,25 @@ def test_outputs_of_another_form_are_refused_in_one_line(spaces: Spaces, out: An
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("cut", [lambda f: f.detach(), lambda f: f.data, lambda f: torch.zeros_like(f) + 1])
+def test_outputs_without_a_gradient_are_refused(cut: Any) -> None:
+    with pytest.raises(UserError, match="the outputs of forward do not depend on any trainable parameter: no gradient would"):
+        fitting(Made(lambda f: (cut(f)[:, :4], cut(f)[:, 4])), DISCRETE)
+    fitting(Made(lambda f: (f[:, :4], cut(f)[:, 4])), DISCRETE)
+
+
+def test_a_forward_that_cannot_be_called_or_raises_is_told_in_one_line() -> None:
+    class Masks(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return x
+
+    for says, module in (("raised TypeError for observations", Masks()), ("raised RuntimeError for", nn.Linear(17, 5))):
+        with pytest.raises(UserError) as told:
+            fitting(module, DISCRETE)
+        assert str(told.value).startswith(f"policy: forward {says}")
+        assert "\n" not in str(told.value)
+
+
 def test_a_jobs_policy_is_looked_at_before_anything_runs() -> None:
     job = Reinforcement("CartPole-v1", lambda spaces: nn.Linear(spaces.observation.size, spaces.action.n))
     with pytest.raises(UserError, match=r"policy: forward gave \[1, 2\] for 1 observations"):

@@ -425,6 +425,11 @@ def test_an_exception_from_inside_gymnasium_names_the_environment() -> None:
         envs.step(np.zeros(2, np.int64))
 
 
+def test_an_id_of_an_unknown_namespace_is_told_how_its_package_is_named() -> None:
+    with pytest.raises(UserError, match=r"no environment 'Mine/Walk-v0': write the module that registers Mine/ in front"):
+        make_vector("Mine/Walk-v0", 1)
+
+
 def test_an_observation_that_changes_its_shape_is_told_with_both_shapes() -> None:
     class Growing(Counting):
         def seen(self) -> Any:

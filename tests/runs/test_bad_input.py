@@ -52,6 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("simulate digits epochs=2", "unknown setting 'epochs': did you mean local_epochs?"),
         ("simulate cartpole-ppo epochs=2", "unknown setting 'epochs': did you mean update_epochs?"),
         ("simulate digits num_clients=2", "did you mean clients?"),
+        ("simulate cartpole n_steps=9", "did you mean rollout_length?"),
         ("simulate digits clients_per_round=2", "did you mean cohort?"),
         ("simulate digits dropout=0.1", "unknown setting 'dropout': known are rounds, "),
         ("simulate cartpole gama=0.9", "unknown setting 'gama': did you mean gamma?"),
