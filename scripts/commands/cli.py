@@ -276,7 +276,7 @@ def _swept(found: Sweep, asked: argparse.Namespace) -> int:
         print(f"shoal: no picture: {none}", file=sys.stderr)
     print(json_line(found.summary()) if asked.json else closing(found))
     if found.reason.startswith("stopped by"):
-        return 130
+        return 143 if found.reason == "stopped by SIGTERM" else 130
     return 0 if found.best is not None or not found.trials else 1
 
 

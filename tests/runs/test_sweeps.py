@@ -308,17 +308,18 @@ def test_python_sweeps_a_job_by_name_and_with_optuna_s_own_parts() -> None:
     )
 
 
-def test_an_interrupt_ends_a_sweep_in_good_order_and_resume_goes_on() -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_ends_a_sweep_in_good_order_and_resume_goes_on(number: str, exit_code: int) -> None:
     code = (
         "import os, pathlib, signal\n\ndef objective(trial):\n"
         "    x = trial.suggest_float('x', 0, 1)\n    stop = pathlib.Path(__file__).parent / 'stop'\n"
         "    if trial.number == 2 and stop.exists():\n        stop.unlink()\n"
-        "        os.kill(int((stop.parent / 's' / 'lock').read_text()), signal.SIGINT)\n        signal.pause()\n    return x\n"
+        "        os.kill(int((stop.parent / 's' / 'lock').read_text()), signal.NUMBER)\n        signal.pause()\n    return x\n"
     )
-    name = written("stops.py", code)
+    name = written("stops.py", code.replace("NUMBER", number))
     Path("stop").touch()
     said = shoal("sweep", f"{name}:objective", "--trials", 4, "--sampler", "random", "--actors", 1, "--run-dir", "s")
-    assert said.code == 130
+    assert said.code == exit_code
     assert "shoal resume s" in said.out
     assert [row["state"] for row in Sweep("s").trials] == ["complete", "complete", "running"]
     assert ran("resume", "s", "--json").result["trials"]["complete"] == 4
