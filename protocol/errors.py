@@ -27,6 +27,10 @@ class WorkerLost(RuntimeError):  # noqa: N818  the word that people look for
     """The process of a call ended, as often as the call may be tried; or a pool has no processes any more."""
 
 
+class NeedError(UserError):
+    """A call needs more than the machine has."""
+
+
 def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
     """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
     if not ((value > above if above is not None else value >= first) and value < below):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.actors.workers.call import seed as seed
     from shoal.aggregators import Aggregator as Aggregator
+    from shoal.coordinator.deciding.resources import Need as Need
     from shoal.jobs.federated import Federated as Federated
     from shoal.jobs.job import Job as Job
     from shoal.jobs.methods import METHODS as METHODS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shoal.jobs.reinforcement import Reinforcement as Reinforcement
     from shoal.jobs.settings import option as option
     from shoal.jobs.wraps import Wrap as Wrap
+    from shoal.protocol.errors import NeedError as NeedError
     from shoal.protocol.errors import UserError as UserError
     from shoal.protocol.errors import WorkerLost as WorkerLost
     from shoal.protocol.layout import Bundle as Bundle
@@ -51,6 +53,7 @@ __version__ = "0.1.0"
 MODULES = {
     "actors.workers.call": "seed",
     "aggregators": "Aggregator",
+    "coordinator.deciding.resources": "Need",
     "jobs.federated": "Federated",
     "jobs.job": "Job",
     "jobs.methods": "METHODS FedAvg FedBuff IMPALA PPO",
@@ -59,7 +62,7 @@ MODULES = {
     "jobs.reinforcement": "Reinforcement",
     "jobs.settings": "option",
     "jobs.wraps": "Wrap",
-    "protocol.errors": "UserError WorkerLost",
+    "protocol.errors": "NeedError UserError WorkerLost",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
     "runs.compare": "compare",

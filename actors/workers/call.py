@@ -5,8 +5,11 @@ The one idea: what a call raises is its result, not a failure of the task. So a 
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -17,7 +20,7 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
 from shoal.protocol.trusted import Parcel, opened, pack
-from shoal.protocol.work import Task, Work
+from shoal.protocol.work import Task, Words, Work
 
 FUNCTIONS = 256  # functions that an actor remembers
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
@@ -35,6 +38,37 @@ def seed() -> int:
     except LookupError:
         raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
     return draws.key(its, "call", ticket) % 2**63
+
+
+@contextmanager
+def _within(words: Words) -> Iterator[None]:
+    """Compute with as many threads, and see only the GPUs, that a task's words say; with none, as the process does."""
+    if not words:
+        yield
+        return
+    threads, gpus = int(words["threads"]), ",".join(words["gpus"])
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    torch = sys.modules.get("torch")
+    own = torch.get_num_threads() if torch else threads
+    with ExitStack() as stack:
+        if torch:
+            torch.set_num_threads(threads)
+            stack.callback(torch.set_num_threads, own)
+        with suppress(ModuleNotFoundError):
+            from threadpoolctl import threadpool_limits
+
+            stack.enter_context(threadpool_limits(threads))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 class Answered(Bundle):
@@ -56,6 +90,10 @@ class Calls:
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         assert brief is not None  # a task of a pool always has calls
+        with _within(task.words):
+            return self._all(task, brief)
+
+    def _all(self, task: Task, brief: Bundle) -> Work:
         answers: list[Answer] = []
         segments: list[Segment] = []
         began = perf_counter()

@@ -19,17 +19,19 @@ from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
 
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
-from shoal.protocol.errors import UserError, signed
+from shoal.coordinator.deciding.resources import ONE_CORE, Need
+from shoal.protocol.errors import NeedError, UserError, signed
 from shoal.protocol.trusted import Parcel, by_value, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, settled
+from shoal.tasks.machine import gpus
 from shoal.tasks.running import Entry, Running, started
 
 T = TypeVar("T")
 R = TypeVar("R")
 L = TypeVar("L")
-How: TypeAlias = tuple[float, int, bool]  # priority, retries, once
+How: TypeAlias = tuple[float, int, bool, Need]  # priority, retries, once, need
 ROOM = 1 << 28  # bytes of results of a map that nobody has taken, from which on no more of its calls are given out
 PLAIN = "auto"
 
@@ -82,6 +84,7 @@ class Pool(Executor):
         self._there = _defined()
         self._running = started(many, seed, threads)
         self._numbers, self._seen = itertools.count(), Seen()
+        self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
         self._dropped = weakref.finalize(self, self._running.close)
         self._dropped.atexit = False
@@ -97,6 +100,7 @@ class Pool(Executor):
         priority: float = 0.0,
         retries: int | None = None,
         once: bool = False,
+        need: Need = ONE_CORE,
         **kwargs: Any,
     ) -> Result[T]:
         """Call `fn(*args, **kwargs)` in another process. Returns the future of its result.
@@ -105,10 +109,11 @@ class Pool(Executor):
         are done. If one of them fails, so does this call, at once and with the same exception.
 
         priority: calls of higher priority begin first; a minute of waiting counts as one. retries: as in Pool, for this call.
-        once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. Raises UserError if an
-        argument cannot travel, RuntimeError after `shutdown`.
+        once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. need: what the call
+        takes of the machine while it runs. Raises UserError if an argument cannot travel, NeedError if the machine has less
+        than the call needs, RuntimeError after `shutdown`.
         """
-        how = (priority, self._retries if retries is None else retries, once)
+        how = (priority, self._retries if retries is None else retries, once, self._met(need))
         if futures := awaited(args, kwargs):
             return self._later(fn, args, kwargs, how, futures)
         entry = self._entry(fn, args, kwargs, how, None)
@@ -125,6 +130,7 @@ class Pool(Executor):
         priority: float = 0.0,
         retries: int | None = None,
         once: bool = False,
+        need: Need = ONE_CORE,
     ) -> Results[T]:
         """Call `fn` for each item, as the built-in map does, and return an iterator of the results.
 
@@ -135,7 +141,8 @@ class Pool(Executor):
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
         ends_at = None if timeout is None else time.monotonic() + timeout
-        batch, how = Batch(ROOM), (priority, self._retries if retries is None else retries, once)
+        batch = Batch(ROOM)
+        how = (priority, self._retries if retries is None else retries, once, self._met(need))
         entries = [self._entry(fn, args, {}, how, batch) for args in zip(*iterables, strict=False)]
         self._running.offer(entries)
         futures = [entry.future for entry in entries]
@@ -216,8 +223,19 @@ class Pool(Executor):
         number, function = next(self._numbers), self._function(fn)
         self._seen.taken()  # of a call that could not travel
         arguments = pack_arguments(args, kwargs)
-        ticket = Ticket(number, _name(fn), arguments.nbytes, time.monotonic(), *how, batch)
+        ticket = Ticket(number, _name(fn), arguments.nbytes, time.monotonic(), *how[:3], batch, how[3])
         return Entry(ticket, self._future(number), function, arguments, self._seen.taken())
+
+    def _met(self, need: Need) -> Need:
+        """A need that the machine can meet. Raises NeedError."""
+        if need == ONE_CORE:
+            return ONE_CORE
+        if need.gpus and not self._counted:
+            self._counted = True
+            self._running.machine.add(gpus())
+        if why := self._running.machine.never(need):
+            raise NeedError(why)
+        return need
 
     def _future(self, number: int) -> Result[Any]:
         return Result(partial(self._running.kill, number), weakref.ref(self))
@@ -234,7 +252,7 @@ class Pool(Executor):
             entry = None
             try:
                 arguments = pack_arguments(*settled(args, kwargs, futures))
-                ticket = Ticket(number, name, arguments.nbytes, since, *how)
+                ticket = Ticket(number, name, arguments.nbytes, since, *how[:3], None, how[3])
                 entry = Entry(ticket, future, function, arguments, seen.taken())
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
                 if future.set_running_or_notify_cancel():

@@ -37,6 +37,7 @@ from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.inputs import Put
 from shoal.tasks.life import life_of
+from shoal.tasks.machine import machine
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
 REPORTS = 50  # reports that are kept, for a person who asks
@@ -86,7 +87,8 @@ class Running(threading.Thread):
         self.fault: BaseException | None = None
         self.reports = Reports()
         self.entries: dict[int, Entry] = {}
-        self.plan = Tickets(self._begins, actors)
+        self.machine = machine(actors)
+        self.plan = Tickets(self._begins, actors, self.machine)
         self.core = Core(self.plan, Goal(), BOUNDS, now=time.monotonic())
         self._marks, self._seed, self._threads = Marks(), seed, threads
         self._awaiting = 0  # calls that wait for the results of others
@@ -258,8 +260,17 @@ class Running(threading.Thread):
 
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
         came = {one.ticket: one for one in answers}
+        gpus = self.plan.given[index].gpus
         for ticket in self.plan.answered(index, [(one.ticket, one.seconds) for one in answers]):
             _complete(self.entries.pop(ticket.number), came[ticket.number])
+        if gpus:
+            self._renew(index)  # now that large results are opened, which lie in that process's memory
+
+    def _renew(self, index: int) -> None:
+        """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began."""
+        if (lease := self.core.facts.ledger.leases.get((0, index))) and self._crew:
+            peer = self.core.facts.roster.actors[lease.session].peer if lease.session in self.core.facts.roster.actors else b""
+            self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == peer])
 
     def _ran(self, pid: int) -> tuple[int, ...]:
         """(version, index, attempt) of the task that a process began last; the plan learns which of its tickets that was."""
@@ -309,7 +320,7 @@ class Running(threading.Thread):
             return False  # done, or its answer is here and is taken in this turn
         entry = self.entries.pop(number)
         if index is not None:
-            rest = self.plan.given.pop(index).tickets
+            rest = self.plan.take_back(index).tickets
             self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
             self.server.handle(Withdraw((0, index)))
         return entry.future.killed()

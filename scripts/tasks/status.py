@@ -35,10 +35,10 @@ def _lines(running: Running) -> Iterator[str]:
         yield f"{running.actors - len(facts.roster)} of {running.actors} actors are starting"
     if plan.waiting:
         first = plan.waiting[0][1]
-        yield (
-            f"{len(plan.waiting)} calls wait, the first of {first.function} for {now - first.since:.1f} s: "
-            f"{busy} of {running.actors} actors are busy"
-        )
+        why = f"{busy} of {running.actors} actors are busy"
+        if lacks := running.machine.lacks(first.need):
+            why = f"it needs {first.need}, and there are not enough {' and '.join(sorted(lacks))} left; {why}"
+        yield f"{len(plan.waiting)} calls wait, the first of {first.function} for {now - first.since:.1f} s: {why}"
     if plan.full:
         yield f"{len(plan.full)} calls of a map wait until results that are there are taken from its iterator"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from test_core import Run, names
@@ -12,6 +14,8 @@ from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Evict, Finish, Lost, Nudge, Withdraw
 from shoal.coordinator.deciding.plans import Outcome, Seat, Seats
 from shoal.coordinator.deciding.plans.tickets import AGE, CHUNK, MOST, Batch, Ticket, Tickets
+from shoal.coordinator.deciding.resources import Machine, Need
+from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Assign, Cancel
 from shoal.protocol.work import Task
 
@@ -157,6 +161,85 @@ def test_whatever_dies_every_call_is_answered_once_or_given_up(seed: int) -> Non
             done += [one.number for one in made.answered(task.index, [(number, 1e-4) for number in answered])]
     lost = [ticket.number for ticket, _ in made.lost]
     assert sorted([*done, *lost]) == list(range(200))
+
+
+# Needs
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_sum_of_needs_is_never_more_than_the_machine_has(seed: int) -> None:
+    draws = random.Random(seed)
+    machine = Machine(4, 10**9, [1.0, 1.0, 1.0], ["0", "1", "2"])
+    needs = [
+        Need(draws.choice([0, 0.5, 1, 2, 4]), draws.choice([0, 1, 10**8, 10**9]), draws.choice([0, 0, 0.25, 0.5, 1, 2, 3]))
+        for _ in range(1_000)
+    ]
+    made = Tickets(lambda ticket: True, 8, machine)
+    made.offer(Ticket(number, "f", need=need) for number, need in enumerate(needs))
+    out: list[Task] = []
+    done: set[int] = set()
+    while len(done) < len(needs):
+        out += made.assign(room(*[0] * (8 - len(out))), (), 0, 0.0)
+        held = [(made.given[task.index], next(iter(made.given[task.index].tickets))) for task in out]
+        assert sum(needs[number].cores for _, number in held) <= 4
+        assert sum(needs[number].nbytes for _, number in held) <= 10**9
+        shares = Counter[int]()
+        for given, number in held:
+            assert len(given.gpus) == -(-needs[number].gpus // 1)
+            for gpu in given.gpus:
+                shares[gpu] += min(1.0, needs[number].gpus)  # type: ignore[assignment]
+        assert all(share <= 1 for share in shares.values())
+        task = out.pop(draws.randrange(len(out)))
+        done.update(
+            one.number for one in made.answered(task.index, [(number, 1.0) for number in made.given[task.index].tickets])
+        )
+    assert (machine.used_cores, machine.used_nbytes, machine.gpus) == (0.0, 0, [1.0, 1.0, 1.0])
+
+
+def test_a_call_that_waits_for_a_gpu_holds_up_no_call_without_one_and_a_call_that_waits_for_cores_all() -> None:
+    made = Tickets(lambda ticket: True, 4, Machine(2, 0, [1.0], ["0"]))
+    gpu, plain, wide = Need(gpus=1), Need(cores=0.5), Need(cores=2)
+    made.offer([Ticket(0, "g", need=gpu), Ticket(1, "g", need=gpu), Ticket(2, "f", need=plain), Ticket(3, "w", need=wide)])
+    made.offer([Ticket(4, "f", need=plain)])
+    assert inside(made, made.assign(room(0, 0, 0, 0), (), 0, 0.0)) == [[0], [2]]
+    assert [ticket.number for _, ticket in sorted(made.waiting)] == [1, 3, 4]
+    list(made.answered(0, [(0, 1.0)]))
+    assert inside(made, made.assign(room(0, 0, 0), (), 0, 0.0)) == [[1]]
+
+
+def test_short_calls_behind_one_another_take_one_core() -> None:
+    made = Tickets(lambda ticket: True, 1, Machine(1, 0))
+    made.pace["f"] = CHUNK / 2
+    made.offer(many(10))
+    assert inside(made, made.assign(room(0, free=2), (), 0, 0.0)) == [[0, 1], [2, 3]]
+    assert made.machine is not None
+    assert made.machine.used_cores == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"cores": -1}, r"Need\(cores=-1\): must be a number from 0"),
+        ({"cores": float("nan")}, "must be a number from 0"),
+        ({"gpus": 1.5}, r"Need\(gpus=1.5\): must be a whole number, or a fraction below 1"),
+        ({"memory": "lots"}, r"Need\(memory='lots'\): must be bytes from 0"),
+        ({"memory": -1}, "must be bytes from 0"),
+        ({"memory": None}, "must be bytes from 0"),
+    ],
+)
+def test_a_need_that_is_none_is_said_so(how: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Need(**how)
+
+
+def test_memory_may_be_said_in_words() -> None:
+    assert [Need(memory=said).nbytes for said in ("1G", "1.5 gb", "200M", "12", 7, "3KB")] == [
+        10**9, 15 * 10**8, 2 * 10**8, 12, 7, 3_000
+    ]  # fmt: skip
+    machine = Machine(2, 10**9)
+    assert machine.never(Need(2, "1G")) == ""
+    assert machine.never(Need(4)) == "this call needs 4 cores, and the machine has 2 cores and 1 GB of memory"
+    assert "needs 1 cores and 1 GPUs" in machine.never(Need(gpus=1))
 
 
 # In a core

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 import shoal
-from shoal.protocol.errors import UserError, WorkerLost
+from shoal.coordinator.deciding.resources import Need
+from shoal.protocol.errors import NeedError, UserError, WorkerLost
 from shoal.tasks.pool import Pool
 from shoal.tasks.running import Running
 
@@ -313,7 +314,7 @@ PROGRAM = """
 import os, sys, threading, time, shoal
 def work(x):
     threading.Event().wait(0.2)
-    print("done", x, flush=True)
+    os.write(1, b"done %d\\n" % x)  # one write: two processes may end at once
 if __name__ == "__main__":
     pool = shoal.Pool(2)
     futures = [pool.submit(work, x) for x in range(3)]
@@ -332,8 +333,7 @@ def test_a_program_that_is_killed_leaves_no_process() -> None:
     end = "futures[0].result(); print('ready', flush=True); threading.Event().wait(60)"
     program = subprocess.Popen([sys.executable, "-c", PROGRAM.format(end=end)], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
-    while "ready" not in program.stdout.readline():
-        continue
+    assert any(line == "ready\n" for line in iter(program.stdout.readline, ""))  # "": it has ended
     children = psutil.Process(program.pid).children(recursive=True)
     assert len(children) == 3
     program.kill()
@@ -456,6 +456,32 @@ def test_a_worker_computes_with_as_many_threads_as_the_pool_says() -> None:
             assert pool.submit(_most_threads).result() <= threads
     with pytest.raises(UserError, match="threads=0: must be a whole number from 1"):
         Pool(1, threads=0)
+
+
+def test_calls_get_the_cores_and_gpus_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    with Pool(2) as pool:
+        most = int(pool._running.machine.cores)
+        with pytest.raises(NeedError, match=f"this call needs {most + 1} cores, and the machine has {most} cores"):
+            pool.submit(double, 1, need=Need(cores=most + 1))
+        with pytest.raises(NeedError, match="needs 1 cores and 3 GPUs"):
+            pool.submit(double, 1, need=Need(gpus=3))
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES", need=Need(gpus=2)).result() == "GPU-a,GPU-b"
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES", need=Need(gpus=0.5)).result() in ("GPU-a", "GPU-b")
+        seen = list(pool.map(_device_and_pid, range(6), need=Need(cores=0, gpus=1)))
+        assert {device for device, _ in seen} <= {"GPU-a", "GPU-b"}
+        assert len({pid for _, pid in seen}) == 6  # CUDA keeps to the devices with which it began
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS", need=Need(cores=most)).result() == str(most)
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
+        wide = [pool.submit(touch, str(tmp_path / "wide"), 0.2, need=Need(cores=most)) for _ in range(2)]
+        begun(tmp_path / "wide")
+        assert f"it needs {most} cores, and there are not enough cores left" in pool.status()
+        assert len([future.result() for future in wide]) == 2
+    assert pool._running.machine.used_cores == 0.0
+
+
+def _device_and_pid(_: int) -> tuple[str, int]:
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
 
 
 def _most_threads() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shoal.coordinator.deciding.plans import Outcome, Seats
+from shoal.coordinator.deciding.resources import NOTHING, ONE_CORE, Machine, Need, uses
 from shoal.protocol.work import Task
 
 CHUNK = 0.005  # seconds that the tickets of one task take together, about: some times what a task costs beside its calls
@@ -20,6 +21,7 @@ SPREAD = (
     2  # tasks of equal size into which the waiting tickets are cut for each actor, at least, so that all actors end together
 )
 AGE = 60.0  # seconds of waiting that count as one priority
+LOOKED_AT = 100  # tickets that wait for what the machine lacks, past which no further ticket is looked at
 RECENT = 0.25  # weight of the newest time in the mean of a function
 
 
@@ -53,6 +55,7 @@ class Ticket:
     retries: int = 2
     once: bool = False
     batch: Batch | None = None
+    need: Need = ONE_CORE
     faults: int = 0
 
     @property
@@ -62,18 +65,23 @@ class Ticket:
 
 @dataclass(slots=True)
 class Given:
-    """The tickets of one task, by number. blamed: the ticket that ran when its actor died; None: that is not known."""
+    """The tickets of one task, by number. need, gpus: what the machine has promised them. blamed: the ticket that ran when its
+    actor died; None: that is not known."""
 
     tickets: dict[int, Ticket]
+    need: Need
+    gpus: tuple[int, ...] = ()
     blamed: int | None = None
 
 
 @dataclass(slots=True)
 class Tickets:
-    """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are."""
+    """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are. machine: what
+    calls may take; None: whatever they need."""
 
     begins: Callable[[Ticket], bool]
     width: int = 1
+    machine: Machine | None = None
     waiting: list[tuple[tuple[float, int], Ticket]] = field(default_factory=list)  # a heap
     given: dict[int, Given] = field(default_factory=dict)  # index of a task -> its tickets
     full: list[Ticket] = field(default_factory=list)  # tickets of full batches
@@ -92,20 +100,25 @@ class Tickets:
                 self._fell(outcome.task.index)
         if not self.waiting:
             return ()
-        empty = None
+        empty = sum(seat.held == 0 for seat in seats)
         tasks: list[Task] = []
-        while len(tasks) < seats.room and (ticket := self._next()):
+        short = frozenset[str]()  # kinds of which there is not enough for a ticket that comes before
+        aside: list[Ticket] = []  # tickets that wait for these
+        while len(tasks) < seats.room and "cores" not in short and len(aside) < LOOKED_AT and (ticket := self._next()):
             alone = self._long(ticket)
-            if alone and empty is None:
-                empty = sum(seat.held == 0 for seat in seats) - len(tasks)
             if alone and not empty:
                 self.offer([ticket])
                 break
+            need = ticket.need if empty else NOTHING  # a short call behind another at its actor
+            if self.machine and (lacks := (short & uses(need)) or self.machine.lacks(need)):
+                short |= lacks
+                aside.append(ticket)
+                continue
             if not self.begins(ticket):
                 continue
-            if empty:
-                empty -= 1
-            tasks.append(self._task([ticket] if alone else [ticket, *self._more(ticket)], version, alone))
+            empty -= empty > 0
+            tasks.append(self._task([ticket] if alone else [ticket, *self._more(ticket)], version, alone, need))
+        self.offer(aside)
         return tasks
 
     def admits(self, made_from: int, version: int) -> bool:
@@ -117,13 +130,20 @@ class Tickets:
     def answered(self, index: int, answers: Iterable[tuple[int, float]]) -> Iterator[Ticket]:
         """Take in the answers of a task, as (ticket's number, seconds). Returns their tickets; the others of the task wait
         again."""
-        given = self.given.pop(index)
+        given = self.take_back(index)
         for number, seconds in answers:
             if ticket := given.tickets.pop(number, None):
                 before = self.pace.get(ticket.function, seconds)
                 self.pace[ticket.function] = max(seconds, 1e-6) * RECENT + before * (1 - RECENT)
                 yield ticket
         self.offer(given.tickets.values())
+
+    def take_back(self, index: int) -> Given:
+        """Forget a task, and give back what the machine had promised it."""
+        given = self.given.pop(index)
+        if self.machine:
+            self.machine.give_back(given.need, given.gpus)
+        return given
 
     def release(self) -> None:
         """Let the tickets of batches that are no longer full wait again."""
@@ -150,7 +170,7 @@ class Tickets:
 
     def _long(self, ticket: Ticket) -> bool:
         """Return whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
-        return ticket.once or ticket.faults > 0 or self.pace.get(ticket.function, 1.0) > CHUNK
+        return ticket.once or ticket.faults > 0 or ticket.need is not ONE_CORE or self.pace.get(ticket.function, 1.0) > CHUNK
 
     def _more(self, first: Ticket) -> Iterator[Ticket]:
         """Further tickets of the same function for a task that begins with this one."""
@@ -166,17 +186,21 @@ class Tickets:
             if self.begins(ticket):
                 yield ticket
 
-    def _task(self, tickets: Sequence[Ticket], version: int, alone: bool) -> Task:
+    def _task(self, tickets: Sequence[Ticket], version: int, alone: bool, need: Need) -> Task:
         index = self.drawn
         self.drawn += 1
-        self.given[index] = Given({one.number: one for one in tickets})
-        return Task(version, index, (index,), "call", alone=alone)
+        gpus = self.machine.take(need) if self.machine else ()
+        self.given[index] = Given({one.number: one for one in tickets}, need, gpus)
+        words = {}
+        if self.machine and need not in (ONE_CORE, NOTHING):
+            words = {"threads": need.threads, "gpus": [self.machine.names[gpu] for gpu in gpus]}
+        return Task(version, index, (index,), "call", words=words, alone=alone)
 
     def _fell(self, index: int) -> None:
         """Take back a task that its actor's death, or a fault, ended. The ticket that ran is blamed, or the only one."""
-        given = self.given.pop(index, None)
-        if given is None:
+        if index not in self.given:
             return
+        given = self.take_back(index)
         blamed = given.blamed if given.blamed in given.tickets else next(iter(given.tickets))
         for number, ticket in given.tickets.items():
             ticket.faults += number == blamed
