@@ -121,16 +121,17 @@ def _last(path: Path, key: str) -> list[dict[str, Any]]:
 
 
 class Record:
-    """trials.jsonl, opened to append. A line that says that a trial is over is on the disk when `write` returns."""
+    """trials.jsonl or arms.jsonl, opened to append. lasting: a line that says that a trial is over is on the disk when `write`
+    returns; arms can be told again from their trials."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lasting: bool = True) -> None:
         heal(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file, self._lasting = path.open("a", encoding="utf-8"), lasting
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
         self._file.flush()
-        if row["state"] != "running":
+        if self._lasting and row["state"] != "running":
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

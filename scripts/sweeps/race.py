@@ -54,7 +54,7 @@ class Race:
 
     def live(self, interrupted: Callable[[], str]) -> str:
         """Until nothing is left to do. Returns "done", or why the sweep stopped before. Raises UserError if it cannot go on."""
-        trials, arms = Record(self.folder.trials_file), Record(self.folder.arms_file)
+        trials, arms = Record(self.folder.trials_file), Record(self.folder.arms_file, lasting=False)
         try:
             with selectors.DefaultSelector() as eyes:
                 eyes.register(self.door, selectors.EVENT_READ)

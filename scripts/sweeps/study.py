@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import inspect
+import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -296,13 +296,16 @@ class Study:
 
 
 class _Journal:
-    """Optuna's journal file, with a lock that the system releases when its holder is killed."""
+    """Optuna's journal file, made anew if it cannot be read: it is a copy."""
 
     def __init__(self, path: Path, name: str, goal: Goal) -> None:
         optuna = needed()
         heal(path)
-        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=_Held(path))
-        self._storage = optuna.storages.JournalStorage(backend)
+        try:
+            self._storage = optuna.storages.JournalStorage(_Backend(path))
+        except ValueError:  # after a power cut
+            path.unlink()
+            self._storage = optuna.storages.JournalStorage(_Backend(path))
         direction = optuna.study.StudyDirection.MAXIMIZE if goal.largest else optuna.study.StudyDirection.MINIMIZE
         if name not in {study.study_name for study in self._storage.get_all_studies()}:
             self._storage.create_new_study([direction], name)
@@ -316,19 +319,20 @@ class _Journal:
             self._storage.create_new_trial(self._study, template_trial=made())
 
 
-class _Held:
-    """A lock on the journal file itself. Optuna's own, a link beside the file, stays when its holder is killed."""
+class _Backend:
+    """A journal file that is locked by itself and not synced. Optuna's own lock, a link beside the file, stays when its holder
+    is killed; and a copy is worth no wait for the disk."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._held = path, -1
+        self._path, self._file = path, needed().storages.journal.JournalFileBackend(str(path))
 
-    def acquire(self) -> bool:
-        self._held = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
-        return True
+    def read_logs(self, log_number_from: int) -> Any:
+        return self._file.read_logs(log_number_from)
 
-    def release(self) -> None:
-        os.close(self._held)
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
 
 
 def _numbers(attributes: Mapping[str, Any]) -> dict[str, float | int]:

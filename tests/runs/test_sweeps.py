@@ -257,7 +257,11 @@ def test_a_journal_and_rows_that_were_cut_short_do_not_stop_a_resume() -> None:
     said = ran("resume", "s", "trials=6", "--json").result
     assert said["trials"]["complete"] == 6
     assert {number: row for number, row in values("s").items() if number < 4} == before
-    assert len(Path("s/optuna.log").read_text().splitlines()) == 1 + 6
+    whole = Path("s/optuna.log").read_text()
+    assert len(whole.splitlines()) == 1 + 6
+    Path("s/optuna.log").write_text("\0" * 40 + whole)  # it is a copy, and made anew
+    ran("resume", "s", "trials=7")
+    assert len(Path("s/optuna.log").read_text().splitlines()) == 1 + 7
 
 
 # From Python
