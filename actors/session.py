@@ -30,7 +30,7 @@ LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a
 
 
 @dataclass(slots=True)
-class Waiting:
+class Unsettled:
     """A contribution without a verdict; or, if `onto` is not -1, an accepted contribution that was folded onto version `onto`.
 
     said_at: when it was sent last. nbytes: bytes of its arrays (0: none).
@@ -74,9 +74,9 @@ class Session:
         self.briefs: dict[TaskName, int] = {}  # waiting task -> the attempt whose brief is here, or coming
         self.lacking: set[TaskName] = set()  # waiting tasks whose briefs are coming
         self.unready = False  # True: the line for arrays has a new connection, and the coordinator has not been told
-        self.unjudged: dict[TaskName, Waiting] = {}  # contributions without a verdict
+        self.unjudged: dict[TaskName, Unsettled] = {}  # contributions without a verdict
         self.retain = 0  # most bytes of accepted contributions that are kept
-        self.retained: OrderedDict[TaskName, Waiting] = OrderedDict()  # accepted contributions that are in no snapshot yet
+        self.retained: OrderedDict[TaskName, Unsettled] = OrderedDict()  # accepted contributions that are in no snapshot yet
         self.retained_bytes = 0
         self.beat, self.patience = 0.25, 10.0  # seconds: of silence before a Beat is sent; before the coordinator is given up
         self.finished = 0  # clients done in this life
@@ -263,7 +263,7 @@ class Session:
 
     # Contributions that the coordinator's next life will ask for
 
-    def _keep(self, done: Waiting, onto: int) -> Iterator[Effect]:
+    def _keep(self, done: Unsettled, onto: int) -> Iterator[Effect]:
         """Keep an accepted contribution: the coordinator has only its digest on disk. If more than `retain` bytes are kept, the
         oldest contributions are dropped."""
         done.onto = onto
@@ -375,11 +375,11 @@ class Session:
         self.finished += done.clients
         if before := self.retained.pop(task, None):  # an earlier attempt's, whose payload the shell has dropped
             self.retained_bytes -= before.nbytes
-        self.unjudged[task] = waiting = Waiting(done.message, self.now, done.nbytes)
+        self.unjudged[task] = waiting = Unsettled(done.message, self.now, done.nbytes)
         if self.epoch:
             yield self._say_contribution(waiting)
 
-    def _say_contribution(self, waiting: Waiting) -> Effect:
+    def _say_contribution(self, waiting: Unsettled) -> Effect:
         waiting.said_at = self.now
         return self._say(waiting.message)
 

@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),
     Mutant("what is with the learner is given out again", membership, "part", "if not lease.folding:", "if True:"),
     Mutant("what is refused is not done again", contributions, "_refuse", "yield from desk.take_back", "list"),
-    Mutant("the next attempt has the same number", desk, "take_back", "Waiting(task, given,", "Waiting(task, given - 1,"),
+    Mutant("the next attempt has the same number", desk, "take_back", "Pending(task, given,", "Pending(task, given - 1,"),
     Mutant("tasks are never set aside", desk, "take_back", "if faults < facts.bounds.attempts:", "if True:"),
     Mutant("a death is blamed on all tasks of the actor", membership, "part", "fault=name == ran", "fault=True"),
     Mutant(
@@ -367,7 +367,7 @@ MUTANTS = (
         contributions,
         "folded",
         "yield from _judge(",
-        "facts.ledger.returned.append(desk.Waiting(lease.task)); yield from _judge(",
+        "facts.ledger.returned.append(desk.Pending(lease.task)); yield from _judge(",
     ),
     Mutant(
         "a run that is told to end goes on", core, "_take", "return facts.end(reason, failed=False, pause=pause)", "return ()"

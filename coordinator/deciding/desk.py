@@ -14,7 +14,7 @@ from typing import Any
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, Evict, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, Lease
-from shoal.coordinator.deciding.roster import DROPPED, Actor, Waiting
+from shoal.coordinator.deciding.roster import DROPPED, Actor, Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
 from shoal.protocol.errors import UserError, printable
@@ -36,7 +36,7 @@ def employ(facts: Facts) -> Iterator[Effect]:
             if fault := _fault(facts, task):
                 raise UserError(f"the plan {type(facts.plan).__name__} gave {printable(repr(task), 200)}: {fault}")
             facts.drawn += 1
-            yield from _place(facts, Waiting(task, alone=task.alone))
+            yield from _place(facts, Pending(task, alone=task.alone))
 
 
 def _new(facts: Facts) -> Sequence[Task]:
@@ -76,7 +76,7 @@ def _gathered(facts: Facts) -> bool:
     return not facts.gathering
 
 
-def _place(facts: Facts, one: Waiting) -> Iterator[Effect]:
+def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
     task = one.task
     sticky = facts.bounds.sticky and task.counts and task.clients
     actor = facts.roster.home(task.clients[0]) if sticky else next(facts.roster.with_room(), None)
@@ -93,7 +93,7 @@ def _place(facts: Facts, one: Waiting) -> Iterator[Effect]:
         facts.ledger.parked += 1
 
 
-def _give(facts: Facts, actor: Actor, one: Waiting) -> Effect:
+def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
     task = one.task
     clients = task.clients or (actor.number,)  # a task without clients is for the actor's own environments
     attempt = facts.epoch * TRIES + one.given + 1
@@ -219,7 +219,7 @@ def take_back(
     given, faults = (0, 0) if lease.promise else (lease.tries, lease.faults + fault)
     if faults < facts.bounds.attempts:
         to = facts.ledger.returned if lease.task.version <= facts.version else facts.ledger.later
-        to.extend(Waiting(task, given, faults, alone) for task in lease.task.apart())
+        to.extend(Pending(task, given, faults, alone) for task in lease.task.apart())
         return
     facts.ledger.counts.aside += 1
     facts.ledger.left_out.update(dict.fromkeys(lease.clients, why))

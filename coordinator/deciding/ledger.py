@@ -13,7 +13,7 @@ from types import MappingProxyType
 from shoal.coordinator.deciding.events import Briefed
 from shoal.coordinator.deciding.plans import NEWS, Outcome
 from shoal.coordinator.deciding.promises import Promise
-from shoal.coordinator.deciding.roster import Actor, Waiting
+from shoal.coordinator.deciding.roster import Actor, Pending
 from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task, Totals
@@ -29,7 +29,7 @@ class Lease:
     attempt: differs between all leases of a task, in all lives of the coordinator. since: the time, in seconds, from
     which its limit counts, unless its actor was free later (`Actor.free_at`); given_at: the time at which it was given. ready:
     weights that it can be done from are with its actor. took: seconds of work until its result came; -1 before that. faults,
-    alone: as in Waiting.
+    alone: as in Pending.
     done: the contribution that is with the learner; onto: version that `done` builds on, -1 before that. pulled: the task is
     done, and its arrays are on their way or wait for room here: nbytes in all, of which `left` are still to come. briefing:
     the learner makes the brief, and the actor has not heard of the task. brief: the brief made; until the task is done, nbytes
@@ -110,9 +110,9 @@ class Ledger:
     """Leases in the order they were given, tasks that came back unfinished, and the counts."""
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
-    returned: deque[Waiting] = field(default_factory=deque)
+    returned: deque[Pending] = field(default_factory=deque)
     took: dict[str, deque[float]] = field(default_factory=dict)  # kind -> seconds of work at its last tasks that came in
-    later: list[Waiting] = field(default_factory=list)  # returned tasks of versions that are still to come
+    later: list[Pending] = field(default_factory=list)  # returned tasks of versions that are still to come
     parked: int = 0
     counts: Counts = field(default_factory=Counts)
     coming: dict[int, Coming] = field(default_factory=dict)

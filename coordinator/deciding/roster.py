@@ -21,7 +21,7 @@ from shoal.protocol.work import Task
 DROPPED = 8  # tasks taken back from an actor that are remembered: its worker may be at any of so many
 
 
-class Waiting(NamedTuple):
+class Pending(NamedTuple):
     """A task that waits to be given out. given: times that this life of the coordinator gave it out. faults: times that it
     failed, or was blamed for a death. alone: it may end its actor's process, so its actor gets no other task beside it."""
 
@@ -46,7 +46,7 @@ class Actor:
     under_way: bool = False
     held: int = -1  # newest version that the actor said has arrived, -1 if none
     tasks: set[TaskName] = field(default_factory=set)
-    parked: deque[Waiting] = field(default_factory=deque)  # tasks that wait for room here: sticky, or to be tried alone
+    parked: deque[Pending] = field(default_factory=deque)  # tasks that wait for room here: sticky, or to be tried alone
     alone: TaskName | None = None  # task that is tried alone here, or waits for that
     runs: tuple[int, ...] = ()  # (version, index, attempt) of the task that its last Beat named, unless it came since
     progress: int = 0

@@ -55,7 +55,7 @@ class Since(Protocol):
         ...
 
 
-class Slots(Protocol):
+class SlotAccounts(Protocol):
     """The slots of shared memory in which weights lie, and the sessions that read them: accounts, without the memory itself."""
 
     def lend(self, session: bytes, version: int) -> tuple[int, ...]: ...
@@ -95,7 +95,9 @@ class Premises:
 class Traffic:
     """The traffic around a core. deliveries: contributions on their way in, one for each task; `_let_go` alone ends them."""
 
-    def __init__(self, core: Core, premises: Premises, slots: Slots, version: int, weights: Sized, lately: Since) -> None:
+    def __init__(
+        self, core: Core, premises: Premises, slots: SlotAccounts, version: int, weights: Sized, lately: Since
+    ) -> None:
         self.core, self.premises, self.slots = core, premises, slots
         self.figures = Figures(premises.local)
         self._greets, self._asks = tuple(map(Buckets, GREETS)), tuple(map(Buckets, ASKS))

@@ -11,7 +11,7 @@ import math
 
 from shoal.coordinator.keeping import disk as disks
 from shoal.coordinator.keeping.disk import Buffer, SyncFailed, trouble
-from shoal.coordinator.keeping.replay import FRAME, HEADER, LARGEST, Replay, Segment, name_of, segment_at
+from shoal.coordinator.keeping.replay import FRAME, HEADER, LARGEST, JournalSegment, Replay, name_of, segment_at
 
 EXTENT = 1 << 20  # bytes reserved at a time
 
@@ -41,7 +41,7 @@ class Journal:
         self.last = self.durable
         self._waiting: list[tuple[int, tuple[Buffer, ...]]] = []
         self._failed: SyncFailed | None = None
-        self._segment: Segment  # the segment written to, its descriptor, the end of its durable bytes, and its size
+        self._segment: JournalSegment  # the segment written to, its descriptor, the end of its durable bytes, and its size
         self._fd: int
         self._end: int
         self._reserved: int

@@ -33,7 +33,7 @@ NAME = re.compile(r"(\d{8})\.journal")
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class JournalSegment:
     """A file of the journal. first: number of its first record. header: the file's first bytes, which end with a digest that
     is part of every record's digest."""
 
@@ -52,12 +52,12 @@ class Segment:
         return summed.digest()
 
 
-def segment_at(path: Path, index: int, first: int, epoch: int, run: str) -> Segment:
+def segment_at(path: Path, index: int, first: int, epoch: int, run: str) -> JournalSegment:
     bare = HEADER.pack(MAGIC, index, first, epoch, run.encode(), b"")[:-16]
-    return Segment(path, index, first, epoch, run, bare + hashlib.blake2b(bare, digest_size=16).digest())
+    return JournalSegment(path, index, first, epoch, run, bare + hashlib.blake2b(bare, digest_size=16).digest())
 
 
-def _parse(path: Path, raw: bytes) -> Segment | None:
+def _parse(path: Path, raw: bytes) -> JournalSegment | None:
     """The segment that a header describes, or None if the header is not whole or not this file's."""
     if len(raw) != HEADER.size:
         return None
@@ -110,7 +110,7 @@ class _File:
         """Returns whether only zeros follow from `at` on: room that was reserved and never written."""
         return not any(self.take(k, WINDOW).strip(b"\0") for k in range(at, self.size, WINDOW)) and not self.failing
 
-    def record(self, segment: Segment, at: int, number: int) -> bytes | None:
+    def record(self, segment: JournalSegment, at: int, number: int) -> bytes | None:
         """The record that begins at byte `at`, or None if it is not whole or has another number than `number`."""
         frame = self.take(at, FRAME.size)
         if len(frame) < FRAME.size:
@@ -139,8 +139,8 @@ class Replay:
         self.disk = disk
         self.report = report
         self.indices = [index for index, _ in disks.numbered(disk, folder, NAME)]
-        self.covered: list[Segment] = []  # not read, but an older snapshot may need them
-        self.segments: list[Segment] = []
+        self.covered: list[JournalSegment] = []  # not read, but an older snapshot may need them
+        self.segments: list[JournalSegment] = []
         found = [segment for index in self.indices if (segment := self._read_header(index)) is not None]
         self.epoch = max((segment.epoch for segment in found), default=0)
         for segment in reversed(found):  # a later segment that begins at or before this one has replaced it
@@ -149,13 +149,13 @@ class Replay:
         self._check_run()
         self._drop_covered()
         self.last = self.segments[0].first - 1 if self.segments else after
-        self.tail: tuple[Segment, int] | None = None  # the end of what is read so far
+        self.tail: tuple[JournalSegment, int] | None = None  # the end of what is read so far
         self._records = self._read()
 
     def __iter__(self) -> Iterator[bytes]:
         return self._records
 
-    def _read_header(self, index: int) -> Segment | None:
+    def _read_header(self, index: int) -> JournalSegment | None:
         path = self.folder / name_of(index)
         with contextlib.closing(_File(self.disk, path)) as file:
             segment = _parse(path, file.take(0, HEADER.size))
@@ -189,7 +189,7 @@ class Replay:
                 self.report(f"journal {self.folder}: damaged; records after {self.last} are not used: {lost}")
                 return
 
-    def _read_segment(self, segment: Segment, following: int | None) -> Iterator[bytes]:
+    def _read_segment(self, segment: JournalSegment, following: int | None) -> Iterator[bytes]:
         at = HEADER.size
         with contextlib.closing(_File(self.disk, segment.path)) as file:
             self.tail = (segment, at)
