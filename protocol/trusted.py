@@ -96,6 +96,28 @@ def opened(data: Any, private: bool = True) -> Any:
     return pickle.loads(head, buffers=buffers)
 
 
+def whole(data: bytes) -> bytes:
+    """A parcel as bytes alone, for a file: buffers in shared memory are copied. Raises ProtocolError if that memory is gone."""
+    if data[:1] == b".":
+        return data
+    head, lengths, handle, _ = msgpack.unpackb(data, max_bin_len=len(data))
+    if not handle:
+        return data
+    memory, parts, at = Segment.open(tuple(handle)).data, [], 0
+    for nbytes in lengths:
+        parts.append(memory[at : at + nbytes].tobytes())
+        at += aligned(nbytes)
+    return bytes(msgpack.packb((head, lengths, (), b"".join(parts))))
+
+
+def plain(value: object) -> bytes:
+    """The pickle of an object, large arrays included, by which it is known again. Raises UserError if it cannot be made."""
+    try:
+        return pickle.dumps(value, 5)
+    except Exception as raised:  # noqa: BLE001  an object's own __reduce__ may raise anything
+        return _by_value(value, value, None, raised)
+
+
 def by_value(value: object) -> Parcel:
     """The parcel of a function or class that other processes do not have. Raises UserError if it cannot travel."""
     return Parcel(b"." + _by_value(value, value, None, None))

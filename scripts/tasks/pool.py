@@ -16,22 +16,24 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.errors import NeedError, UserError, signed
-from shoal.protocol.trusted import Parcel, by_value, pack, pack_arguments
+from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, settled
+from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.running import Entry, Running, started
 
 T = TypeVar("T")
 R = TypeVar("R")
 L = TypeVar("L")
-How: TypeAlias = tuple[float, int, bool, Need]  # priority, retries, once, need
+How: TypeAlias = tuple[float, int, bool, Need, str]  # priority, retries, once, need, key
 ROOM = 1 << 28  # bytes of results of a map that nobody has taken, from which on no more of its calls are given out
 PLAIN = "auto"
 
@@ -62,6 +64,8 @@ class Pool(Executor):
     actors: number of processes; "auto": one for each core that this program may use. retries: times that a call may be tried
     again after the process that was at it has ended. threads: threads that numpy, torch and the like compute with in each
     process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call.
+    run_dir: a folder in which results are kept: a program that was killed and is started again makes only the calls that have
+    no result there. Raises UserError if another process uses it.
 
     Make the pool when the functions that it is to call are defined: what is defined later, and lambdas, need cloudpickle
     (shoal[tasks]).
@@ -70,7 +74,15 @@ class Pool(Executor):
     shared memory. An exception of a call is raised by `result()`, with the traceback in the other process as its cause.
     """
 
-    def __init__(self, actors: int | str = PLAIN, *, retries: int = 2, threads: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        actors: int | str = PLAIN,
+        *,
+        retries: int = 2,
+        threads: int | None = None,
+        seed: int = 0,
+        run_dir: str | Path = "",
+    ) -> None:
         many = cores() if actors == PLAIN else actors
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
             raise UserError(f'actors={actors!r}: must be a whole number from 1, or "auto" for one actor a core')
@@ -82,8 +94,8 @@ class Pool(Executor):
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         self._retries = retries
         self._there = _defined()
-        self._running = started(many, seed, threads)
-        self._numbers, self._seen = itertools.count(), Seen()
+        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None)
+        self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
         self._dropped = weakref.finalize(self, self._running.close)
@@ -101,6 +113,7 @@ class Pool(Executor):
         retries: int | None = None,
         once: bool = False,
         need: Need = ONE_CORE,
+        key: str = "",
         **kwargs: Any,
     ) -> Result[T]:
         """Call `fn(*args, **kwargs)` in another process. Returns the future of its result.
@@ -110,14 +123,15 @@ class Pool(Executor):
 
         priority: calls of higher priority begin first; a minute of waiting counts as one. retries: as in Pool, for this call.
         once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. need: what the call
-        takes of the machine while it runs. Raises UserError if an argument cannot travel, NeedError if the machine has less
-        than the call needs, RuntimeError after `shutdown`.
+        takes of the machine while it runs. key: part of the call's name in the pool's folder. Raises UserError if an argument
+        cannot travel, NeedError if the machine has less than the call needs, RuntimeError after `shutdown`.
         """
-        how = (priority, self._retries if retries is None else retries, once, self._met(need))
+        how = (priority, self._retries if retries is None else retries, once, self._met(need), key)
         if futures := awaited(args, kwargs):
             return self._later(fn, args, kwargs, how, futures)
         entry = self._entry(fn, args, kwargs, how, None)
-        self._running.offer([entry])
+        if not entry.future.done():
+            self._running.offer([entry])
         return entry.future
 
     def map(
@@ -131,6 +145,7 @@ class Pool(Executor):
         retries: int | None = None,
         once: bool = False,
         need: Need = ONE_CORE,
+        key: str = "",
     ) -> Results[T]:
         """Call `fn` for each item, as the built-in map does, and return an iterator of the results.
 
@@ -142,9 +157,9 @@ class Pool(Executor):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
         ends_at = None if timeout is None else time.monotonic() + timeout
         batch = Batch(ROOM)
-        how = (priority, self._retries if retries is None else retries, once, self._met(need))
+        how = (priority, self._retries if retries is None else retries, once, self._met(need), key)
         entries = [self._entry(fn, args, {}, how, batch) for args in zip(*iterables, strict=False)]
-        self._running.offer(entries)
+        self._running.offer(entry for entry in entries if not entry.future.done())
         futures = [entry.future for entry in entries]
         return Results(_results(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
 
@@ -221,10 +236,18 @@ class Pool(Executor):
         batch: Batch | None,
     ) -> Entry:
         number, function = next(self._numbers), self._function(fn)
+        future = self._future(number)
+        if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how[4]):
+            key, result = known
+            if result is not None:
+                future.set_result(opened(result))
+                return Entry(Ticket(number, _name(fn)), future, function, function)
+        else:
+            key = b""
         self._seen.taken()  # of a call that could not travel
         arguments = pack_arguments(args, kwargs)
         ticket = Ticket(number, _name(fn), arguments.nbytes, time.monotonic(), *how[:3], batch, how[3])
-        return Entry(ticket, self._future(number), function, arguments, self._seen.taken())
+        return Entry(ticket, future, function, arguments, self._seen.taken(), key)
 
     def _met(self, need: Need) -> Need:
         """A need that the machine can meet. Raises NeedError."""
@@ -246,18 +269,25 @@ class Pool(Executor):
         """The future of a call that is made when all of these futures are done."""
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
+        kept, keys = running.kept, self._keys
         running.expect()
 
         def ready() -> None:
             entry = None
             try:
-                arguments = pack_arguments(*settled(args, kwargs, futures))
+                given = settled(args, kwargs, futures)
+                known = _known(kept, keys, seen, fn, function, *given, how[4])
+                if known and known[1] is not None and future.set_running_or_notify_cancel():
+                    future.set_result(opened(known[1]))
+                    return
+                arguments = pack_arguments(*given)
                 ticket = Ticket(number, name, arguments.nbytes, since, *how[:3], None, how[3])
-                entry = Entry(ticket, future, function, arguments, seen.taken())
+                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"")
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failed)
-            running.follow(entry)
+            finally:
+                running.follow(entry)
 
         Countdown(futures, ready)
         return future
@@ -280,6 +310,23 @@ class Pool(Executor):
         if "<" in name:
             return isinstance(fn, types.FunctionType)
         return getattr(fn, "__module__", "") == "__main__" and "." not in name and self._there.get(name) is not fn
+
+
+def _known(
+    kept: Kept | None,
+    keys: Keys,
+    seen: Seen,
+    fn: Callable[..., Any],
+    function: Parcel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    own: str,
+) -> tuple[bytes, bytes | None] | None:
+    """The key of a call in the pool's folder, and its result from an earlier life; None if the pool has no folder."""
+    if kept is None:
+        return None
+    key = keys.key(fn, function.data, seen.plain(args, kwargs), own)
+    return key, kept.found(key)
 
 
 def _name(fn: Callable[..., Any]) -> str:

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool as Nursery
@@ -22,12 +23,13 @@ from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Withdraw
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
+from shoal.coordinator.keeping.disk import DiskTrouble, lasting
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.protocol.calls import Answer, Call
 from shoal.protocol.codec import Terms, pack_welcome
-from shoal.protocol.errors import UserError, WorkerLost
+from shoal.protocol.errors import WorkerLost
 from shoal.protocol.link import Hub
 from shoal.protocol.marks import Marks
 from shoal.protocol.trusted import Parcel, opened
@@ -36,6 +38,7 @@ from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.inputs import Put
+from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
 
@@ -48,13 +51,14 @@ BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=
 @dataclass(slots=True, eq=False)
 class Entry:
     """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
-    that are among the arguments. begun: its future is running."""
+    that are among the arguments. key: of its result in the pool's folder; b"": none. begun: its future is running."""
 
     ticket: Ticket
     future: Result[Any]
     function: Parcel
     arguments: Parcel
     puts: tuple[Put[Any], ...] = ()
+    key: bytes = b""
     begun: bool = False
 
 
@@ -80,7 +84,7 @@ class Running(threading.Thread):
     begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done.
     """
 
-    def __init__(self, actors: int, seed: int, threads: int | None) -> None:
+    def __init__(self, actors: int, seed: int, threads: int | None, folder: Path | None) -> None:
         super().__init__(name="shoal-pool", daemon=True)
         self.actors = actors
         self.begun = threading.Event()
@@ -91,6 +95,7 @@ class Running(threading.Thread):
         self.plan = Tickets(self._begins, actors, self.machine)
         self.core = Core(self.plan, Goal(), BOUNDS, now=time.monotonic())
         self._marks, self._seed, self._threads = Marks(), seed, threads
+        self._folder, self.kept = folder, cast(Kept | None, None)
         self._awaiting = 0  # calls that wait for the results of others
         self._offered: deque[Entry] = deque()
         self._asked: deque[Callable[[], None]] = deque()
@@ -181,6 +186,9 @@ class Running(threading.Thread):
         nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads))
         stack.callback(nursery.close)
         nursery.ready()
+        if self._folder is not None:  # after the fork: a copy of its lock would outlive this process
+            self.kept = Kept(self._folder, lambda text: self.reports.report(Report("durable", text, "warning")))
+            stack.callback(self.kept.close)
         wire = Hub(f"ipc://{stack.enter_context(socket_folder()) / 'hub'}")
         stack.callback(wire.close)
         self._wake = wire.wake
@@ -261,10 +269,26 @@ class Running(threading.Thread):
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
         came = {one.ticket: one for one in answers}
         gpus = self.plan.given[index].gpus
+        if self.kept:
+            self._keep(
+                self.kept,
+                [(self.entries[number].key, came[number]) for number in self.plan.given[index].tickets if number in came],
+            )
         for ticket in self.plan.answered(index, [(one.ticket, one.seconds) for one in answers]):
             _complete(self.entries.pop(ticket.number), came[ticket.number])
         if gpus:
             self._renew(index)  # now that large results are opened, which lie in that process's memory
+
+    def _keep(self, kept: Kept, answers: Sequence[tuple[bytes, Answer]]) -> None:
+        """Make results durable before their futures are done; where the disk is full, as soon as there is room."""
+        for key, answer in answers:
+            if not answer.raised:
+                kept.add(key, answer.parcel)
+
+        def complain(full: DiskTrouble) -> None:
+            self.reports.report(Report("disk", f"{full}: results wait until there is room", "error"))
+
+        lasting(kept.commit, bool, complain)
 
     def _renew(self, index: int) -> None:
         """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began."""
@@ -344,11 +368,11 @@ def _complete(entry: Entry, answer: Answer) -> None:
         entry.future.set_result(value)
 
 
-def started(actors: int, seed: int, threads: int | None) -> Running:
-    """A thread whose pool takes calls. Raises UserError if its processes cannot be made."""
-    running = Running(actors, seed, threads)
+def started(actors: int, seed: int, threads: int | None, folder: Path | None) -> Running:
+    """A thread whose pool takes calls. Raises UserError if its processes cannot be made, or its folder is in use."""
+    running = Running(actors, seed, threads, folder)
     running.start()
     running.begun.wait()
-    if isinstance(running.fault, UserError):
+    if running.fault is not None:
         raise running.fault
     return running

@@ -17,7 +17,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout, run_of
 from shoal.protocol.marks import SLOTS, Marks
 from shoal.protocol.parent import forked
-from shoal.protocol.trusted import LARGE, opened, pack, pack_arguments
+from shoal.protocol.trusted import LARGE, opened, pack, pack_arguments, whole
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", (1, [2.5], {"a": b"x"}), SimpleNamespace(x=1), ValueError("no")])
@@ -50,6 +50,17 @@ def test_without_shared_memory_large_arrays_travel_beside_the_pickle(monkeypatch
     came = opened(parcel.data)
     assert all(np.array_equal(one, two) for one, two in zip(came, [a, b], strict=True))
     came[0][0] = 7.0
+
+
+def test_a_parcel_can_be_made_whole_for_a_file() -> None:
+    array = np.arange(2 * LARGE, dtype="f8")
+    parcel = pack([array, array[::-1].copy(), "small"])
+    data = whole(parcel.data)
+    del parcel
+    came = opened(data)
+    assert np.array_equal(came[0], array)
+    assert np.array_equal(came[1], array[::-1])
+    assert (whole(data), whole(pack(3).data)) == (data, pack(3).data)
 
 
 def test_an_argument_that_cannot_travel_is_named_by_its_path() -> None:

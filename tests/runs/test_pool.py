@@ -530,6 +530,68 @@ def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
     asyncio.run(story())
 
 
+RESUMED = """
+import os, sys, threading, shoal, operator
+import numpy as np
+def work(x, weights):
+    with open(f"begun-{x}", "a") as file:
+        file.write("x")
+    threading.Event().wait(0.1)
+    if x == 3 and not os.path.exists("failed"):
+        open("failed", "w").close()
+        raise ValueError("once")
+    return x + float(weights.sum()), np.full(50_000, float(x))
+with shoal.Pool(2, run_dir="kept") as pool:
+    weights = pool.put(np.ones(100_000))
+    results = []
+    futures = [pool.submit(work, x, weights) for x in range(12)]
+    for x, future in enumerate(futures):
+        if x != 3 or future.exception() is None:
+            results.append(future.result()[0])
+            assert future.result()[1].sum() == 50_000.0 * x
+        print("had", x, flush=True)
+    total = pool.reduce(operator.add, results).result()
+    os.write(1, b"total %d" % total)
+"""
+
+
+def test_a_program_that_is_killed_and_started_again_makes_only_the_calls_without_a_result(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(RESUMED)
+    words = [sys.executable, "program.py"]
+    program = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    had = 0
+    for line in iter(program.stdout.readline, ""):
+        had = int(line.split()[1]) + 1
+        if had == 5:
+            break
+    children = psutil.Process(program.pid).children(recursive=True)
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert again.stderr == ""
+    assert again.stdout.endswith(f"total {sum(range(12)) + 12 * 100_000}")
+    times = [len((tmp_path / f"begun-{x}").read_text()) for x in range(12)]
+    assert [many for x, many in enumerate(times[:had]) if x != 3] == [1] * (had - 1)
+    assert times[3] == 2  # what a call raises is no result
+    third = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert third.stdout == again.stdout
+    assert [len((tmp_path / f"begun-{x}").read_text()) for x in range(12)] == times
+
+
+def test_calls_that_are_the_same_have_a_result_each_and_a_folder_has_one_pool(tmp_path: Path) -> None:
+    for life in range(2):
+        with Pool(1, run_dir=tmp_path / "kept") as pool:
+            pids = [future.result() for future in [pool.submit(touch, str(tmp_path / "calls")) for _ in range(3)]]
+            other = pool.submit(touch, str(tmp_path / "calls"), key=f"life {life}").result()
+            with pytest.raises(UserError, match="is in use"):
+                Pool(1, run_dir=tmp_path / "kept")
+        assert len(begun(tmp_path / "calls")) == 4 + life
+        assert (other in pids) == (life == 0)
+
+
 @pytest.mark.slow
 def test_cpython_s_own_tests_of_executors_pass() -> None:
     program = Path(__file__).with_name("cpython_executor.py")
