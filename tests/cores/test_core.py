@@ -1272,6 +1272,11 @@ def test_who_was_left_out_in_one_round_and_counts_in_the_next_is_not_left_out() 
     assert run.core.facts.ledger.left_out == {}
 
 
+@pytest.mark.parametrize(("lease", "stall"), [(5.0, 5.0), (0.0, 0.0), (-1.0, 60.0)])
+def test_arrays_may_stall_as_long_as_a_lease_lasts_at_least(lease: float, stall: float) -> None:
+    assert Bounds(lease=lease, floor=60.0).stall == stall
+
+
 def test_pieces_that_come_are_a_sign_of_life() -> None:
     run = Run(rounds(1), Bounds(patience=5.0)).join("a")
     task = offer(run, "a").task

@@ -97,6 +97,18 @@ def test_generators_that_are_lent_to_two_runs_are_as_before_once_both_have_ended
     assert states() == before
 
 
+def test_generators_that_are_lent_again_come_back_as_they_were_the_last_time() -> None:
+    for seed in (5, 6):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        before = states()
+        with lent_globals():
+            set_globals(seed, "torch")
+            assert states() != before
+        assert states() == before
+
+
 def forked_draws(count: int) -> list[float]:
     """The first draw of each of `count` processes, forked one after the other."""
     found = []
