@@ -61,7 +61,7 @@ def test_the_reinforcement_example_learns_to_balance_on_the_moon() -> None:
 
 def test_an_environment_by_its_id_is_a_job_too() -> None:
     found = ran("simulate", f"{EXAMPLES}/my_rl.py:by_id", "total_timesteps=3000", "--actors", 0, "--json").result
-    assert found["steps"] >= 3000
+    assert 0 < found["steps"] <= 3000
 
 
 def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_run_whose_environments_hang_and_crash_reaches_its_end(folder: Path, a
     before = set(psutil.Process().children(recursive=True))
     words = ("eval_every=3", "eval_episodes=2", "--actors", actors, "--json", "--run-dir", "run")
     result = ran("simulate", "mine.py", *words).result
-    assert result["steps"] >= 1200
+    assert 1200 - 192 < result["steps"] <= 1200  # one more version would have 192 steps
     assert result["metrics"]["env_replaced"] >= 12  # six environments of 200 steps, at 60 a life
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     counts = [row["env_replaced"] for row in rows if "env_replaced" in row]
