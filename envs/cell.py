@@ -21,6 +21,7 @@ from shoal.envs.vector import Environment, Envs, make_vector
 from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
+from shoal.protocol.place import place_of
 
 HEAD = struct.Struct("=ii")  # an answer's kind, number of bytes that follow
 DONE, MADE, RAISED, WRONG = range(4)
@@ -107,7 +108,9 @@ def _send(channel: socket.socket, data: bytes | memoryview) -> None:
 
 
 def _told(raised: Exception) -> bytes:
-    """The exception's line, then as much of the end of its traceback as fits into MOST_TEXT bytes."""
-    line = f"{type(raised).__name__}: {raised}".encode(errors="backslashreplace")[: MOST_TEXT // 4]
+    """The exception's line, with its place in the user's own code, then as much of the end of its traceback as fits into
+    MOST_TEXT bytes."""
+    place = place_of(raised)
+    line = f"{type(raised).__name__}: {raised}{f' ({place})' * bool(place)}".encode(errors="backslashreplace")[: MOST_TEXT // 4]
     trace = "".join(traceback.format_exception(raised)).encode(errors="backslashreplace")
     return line + BREAK + trace[-(MOST_TEXT - len(line) - len(BREAK)) :]
