@@ -219,7 +219,7 @@ def take_back(
     given, faults = (0, 0) if lease.promise else (lease.tries, lease.faults + fault)
     if faults < facts.bounds.attempts:
         to = facts.ledger.returned if lease.task.version <= facts.version else facts.ledger.later
-        to.extend(Pending(task, given, faults, alone) for task in lease.task.apart())
+        to.extend(Pending(task, given, faults, alone or task.alone) for task in lease.task.apart())
         return
     facts.ledger.counts.aside += 1
     facts.ledger.left_out.update(dict.fromkeys(lease.clients, why))

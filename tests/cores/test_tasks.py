@@ -153,6 +153,16 @@ def test_a_plan_that_gives_no_task_but_something_else_is_told_so_in_one_line(giv
         Run(Giving(given)).join("a")
 
 
+def test_a_task_that_is_to_be_alone_is_alone_also_when_it_is_tried_again() -> None:
+    run = Run(Giving([Task(0, 0, (0,), alone=True), Task(0, 1, (1,))]), Bounds(ahead=2)).join("a")
+    first = run.tasks["a"].pop((0, 0))
+    run.hear("a", Failed(first.task, first.attempt, 0, "training", "no", ""))
+    while run.tasks["a"]:
+        assert len(run.tasks["a"]) == 1
+        run.contribute("a")
+    assert run.core.facts.ledger.folded == {0: 2}
+
+
 def test_a_plan_that_gives_no_task_is_what_the_run_waits_for() -> None:
     run = Run(Giving([]), Bounds(quiet=5.0)).join("a").tick(after=5.1)
     assert run.told("waiting") == ["nothing moves: waiting for the plan Giving, which gives no task, for 5 s"]
