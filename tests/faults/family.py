@@ -34,6 +34,14 @@ LIMIT = 120.0  # seconds after which a run that does not move is given up
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries (coordinator/deciding/ledger.py)
 
 
+def lives(process: psutil.Process) -> bool:
+    """Returns whether a process has not ended; it may end between two questions."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
     """A verdict as it reached an actor. at: seconds of this machine's monotonic clock."""
@@ -162,7 +170,7 @@ class Family:
 
     def left(self) -> list[psutil.Process]:
         """Returns the processes of this family that still live."""
-        return [one for one in self.seen if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        return list(filter(lives, self.seen))
 
     def close(self) -> None:
         with suppress(ProcessLookupError):

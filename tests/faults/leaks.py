@@ -23,7 +23,7 @@ from random import Random
 import psutil
 
 from shoal.benchmarks.case import Finding
-from shoal.faults.family import LOOK, Family, Trouble, shared_names
+from shoal.faults.family import LOOK, Family, Trouble, lives, shared_names
 from shoal.jobs.catalog import find
 
 OURS = ("shoal-ipc-*", "shoal-????????")  # temporary folders of runs, now and formerly; those of benchmarks have other names
@@ -123,17 +123,11 @@ def simulate(folder: Path, name: str, *words: str, log: Path | None = None) -> s
 def orphans(family: set[psutil.Process]) -> int:
     """Returns how many of these processes still live after GRACE seconds, and ends those."""
     _, alive = psutil.wait_procs(family, GRACE)
-    living = [one for one in alive if one.is_running() and _status(one) != psutil.STATUS_ZOMBIE]
+    living = list(filter(lives, alive))
     for one in living:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     return len(living)
-
-
-def _status(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return str(process.status())
-    return psutil.STATUS_ZOMBIE
 
 
 def temporary_files() -> set[str]:

@@ -31,6 +31,7 @@ from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
 from shoal.envs.vector import Step, Worlds, make_vector, spaces_in
+from shoal.faults.family import lives
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Failed
@@ -475,7 +476,7 @@ def family() -> set[psutil.Process]:
 
 def until_ended(processes: set[psutil.Process]) -> None:
     gives_up_at = time.monotonic() + LONG
-    while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes):
+    while any(map(lives, processes)):
         assert time.monotonic() < gives_up_at
         time.sleep(0.01)
 

@@ -19,6 +19,7 @@ import pytest
 from typed import ran
 from whole import run
 
+from shoal.faults.family import lives
 from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
@@ -170,10 +171,6 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < gives_up_at
         time.sleep(0.02)
-
-
-def lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def named(folder: Path, what: str) -> set[int]:

@@ -21,6 +21,7 @@ from whole import run as whole_run
 
 from shoal.coordinator.keeping.store import newest
 from shoal.faults.booked import Accepted, Committed, read, records
+from shoal.faults.family import lives
 from shoal.protocol.keys import KeyFolder
 from shoal.protocol.messages import TaskName
 from shoal.runs.rundir import RunDir
@@ -120,7 +121,7 @@ def test_ctrl_c_leaves_no_process_and_resume_ends_with_the_same_bits_as_an_unbro
     stopped = run.result()
     assert 0 < stopped["version"] < 300
     assert run.child.returncode == 130
-    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not any(map(lives, family))
     last = RunDir(tmp_path / "broken").rows()[-1]
     assert (last["version"], last["metrics"]["accuracy"]) == (stopped["version"], stopped["metrics"]["accuracy"])
     resumed = start("resume", "broken", "--json").result()
