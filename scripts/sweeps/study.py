@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,10 +171,13 @@ class Study:
         self._journal_path, self._goal = journal, goal
         self._journal: _Journal | None = None
 
-    def _made(self, arm: int) -> BaseSampler:
+    def _made(self, arm: int, name: str = "") -> BaseSampler:
+        """The sampler of an arm; or of one setting that an objective asks for, whose draw depends on no other arm and on no
+        earlier life."""
         if not isinstance(self._sampler, str):
             return self._sampler
-        numbers = () if self._sampler.startswith("qmc") else (arm,)  # one sequence for all arms
+        own = (arm, zlib.crc32(name.encode())) if name else (arm,)
+        numbers = () if self._sampler.startswith("qmc") else own  # one sequence for all arms
         number = draws.key(self.seed, "arm", *numbers) % 2**32
         found: BaseSampler = made("sampler", self._sampler, seed=number, constant_liar=True)
         return found
@@ -206,6 +210,8 @@ class Study:
         """The value of one more setting of an arm, for an objective. distribution: as Optuna's JSON. Raises UserError."""
         optuna = needed()
         what, trial = optuna.distributions.json_to_distribution(distribution), self.arms[arm]
+        if isinstance(self._sampler, str):
+            self.study.sampler = self._made(arm, name)
         if name in self._fixed:
             value = trial.params[name]
             if not what._contains(what.to_internal_repr(value)) if not hasattr(what, "choices") else value not in what.choices:

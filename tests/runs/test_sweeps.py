@@ -284,6 +284,25 @@ def test_python_sweeps_an_objective_that_was_made_here_also_beside_threads() -> 
     assert found.plot("s/p.svg").is_file()
 
 
+def test_what_has_a_name_is_imported_in_a_fresh_interpreter_beside_threads() -> None:
+    written("train.py", OBJECTIVE)
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        found = library.sweep("train.py:objective", trials=4, sampler="random", folder="s", show=False)
+        settings = {"rounds": 2, "local_epochs": 1}
+        job = library.sweep("digits", {"lr": [0.05, 0.1]}, settings=settings, folder="d", show=False)
+    finally:
+        over.set()
+        other.join()
+    ran("sweep", "train.py:objective", "--trials", 4, "--sampler", "random", "--run-dir", "t")
+    assert values("s") == values("t")
+    assert [row["state"] for row in found.trials] == ["complete"] * 4
+    alone = ran("simulate", "digits", "lr=0.1", "rounds=2", "local_epochs=1", "--actors", 0, "--json").result
+    assert job.trials[1]["weights_sha256"] == alone["weights_sha256"]
+
+
 def test_the_same_words_go_on_with_a_sweep_and_other_words_are_refused() -> None:
     def calls(trial: Any) -> float:
         with open("calls", "a") as file:
