@@ -31,6 +31,8 @@ SMALL = 1_000  # float32: a model of 4 KB
 class NoOp:
     """A worker whose clients all return the same delta with weight 1. floats: size of the delta; None: that of the weights."""
 
+    draws = False
+
     def __init__(self, floats: int | None = None) -> None:
         self.floats = floats
         self.delta: Bundle | None = None

@@ -289,7 +289,8 @@ class Job:
             made.seconds = max(0.0, self.bearing.lease) / 2
         if self.thin:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
-        first: Worker = made if self.ours else Drawing(made, self.seed)
+        draws = not self.ours and getattr(made, "draws", True)  # a worker of the user's own may say that it draws nothing
+        first: Worker = Drawing(made, self.seed) if draws else made
         return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
 
     # For evaluation and export

@@ -94,6 +94,21 @@ def test_what_a_worker_of_ones_own_draws_is_a_function_of_the_task(tmp_path: Pat
     assert len(ended) == 1
 
 
+def test_generators_are_not_set_for_a_worker_that_says_it_draws_nothing() -> None:
+    class Steady(Drawing):
+        draws = False
+
+    zeros = {"w": np.zeros(5, np.float32)}
+    for kind, same in ((Drawing, False), (Steady, True)):
+        worker = Federated(worker=kind, weights=lambda: zeros, clients=5, cohort=3).worker()
+        random.seed(9)
+        worker.run(Bundle.pack(zeros), 0, Task(0, 0, (0,)))
+        after = random.getstate()
+        random.seed(9)
+        random.random()
+        assert (random.getstate() == after) is same
+
+
 class Rolling(gymnasium.Env[Any, Any]):
     """Observes what it draws from the global generator of numpy."""
 
