@@ -306,7 +306,7 @@ class Audit:
             self._result(row, message)
         elif isinstance(message, Beat):
             row.runs = message.runs
-        if isinstance(message, OF_WORK) or (isinstance(message, Beat) and not message.runs):
+        if isinstance(message, Beat) and not message.runs:
             row.stuck = False
         row.settled = row.settled or isinstance(message, OF_MORE)
         row.spoke = row.spoke or not isinstance(message, Hello)
@@ -326,7 +326,7 @@ class Audit:
             row.dropped.remove(what)
         else:
             return
-        row.free_at = self.core.facts.now
+        row.free_at, row.stuck = self.core.facts.now, False
 
     def limit(self, kind: str) -> float:
         """The longest time of a task of this kind; 0: no limit."""

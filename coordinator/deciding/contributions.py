@@ -63,8 +63,9 @@ def _take_in(facts: Facts, actor: Actor, lease: Lease, message: Contribute, onto
 
 
 def _free(facts: Facts, actor: Actor, message: Contribute | Failed, lease: Lease | None) -> None:
-    """Begin the time of the actor's next task if this is a result of its worker, heard for the first time. Each task that it
-    was given counts once, so no actor can put off the limits of its tasks with results that nobody asked for."""
+    """Begin the time of the actor's next task, and give a stuck actor tasks again, if this is a result of its worker, heard for
+    the first time: an offer that is said again is no word of a worker. Each task that it was given counts once, so no actor can
+    put off the limits of its tasks with results that nobody asked for."""
     if lease is not None:
         if lease.folding or lease.pulled or lease.promise:
             return
@@ -74,6 +75,8 @@ def _free(facts: Facts, actor: Actor, message: Contribute | Failed, lease: Lease
     else:
         return
     actor.free_at = facts.now
+    if actor.stuck:
+        patience.unstick(facts, actor)
 
 
 def _onto(facts: Facts, lease: Lease) -> int:

@@ -151,8 +151,6 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
         actor.runs = ()
     match message:
         case Contribute():
-            if actor.stuck:
-                patience.unstick(facts, actor)
             return contributions.contributed(facts, actor, message, event.fault, event.whole)
         case Beat(progress, runs=runs):
             actor.progress, actor.runs = max(actor.progress, progress), runs
@@ -164,7 +162,6 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
             patience.ready(facts, actor)
             return ()
         case Failed():
-            patience.unstick(facts, actor)
             return contributions.failed(facts, actor, message)
         case Bye(reason):
             return membership.part(facts, actor, f"left: {printable(reason, 200)}")

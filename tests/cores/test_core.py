@@ -1018,6 +1018,16 @@ def test_an_actor_that_hangs_gets_no_more_until_its_worker_speaks() -> None:
     assert names(run.hear("a", late).said("a", Assign)) == [(0, 0)]
 
 
+@pytest.mark.parametrize("kind", [Contribute, Failed])
+def test_what_an_actor_says_again_is_no_word_of_its_worker_that_hangs(kind: type[Any]) -> None:
+    run = Run(Stream(9, 9), Bounds(ahead=1, lease=5.0, patience=60.0)).join("a").hear("a", Have(0))
+    late = run.work("a")
+    again = replace(late, task=(0, 7)) if kind is Contribute else Failed((0, 7), late.attempt, 0, "train", "oops", "")
+    run.tick(after=5.1).hear("a", again)  # of a task that it has no lease of: it was accepted before a restart, say
+    assert run.tick(after=0.1).said("a", Assign) == []
+    assert names(run.hear("a", late).said("a", Assign)) == [(0, 0)]
+
+
 def test_work_is_measured_from_when_the_task_was_given_also_if_its_lease_was_renewed() -> None:
     run = Run(Stream(9, 9), Bounds(ahead=1, patience=900.0)).join("a").hear("a", Have(0))
     done = run.work("a", trained=60.0)
