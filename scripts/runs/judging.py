@@ -5,7 +5,6 @@ The one idea: the same example, episode or client has the same place in every ru
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
 from shoal.runs.export import of_this_model
 from shoal.runs.run import Run
-from shoal.runs.threads import cores, few, few_threads
+from shoal.runs.threads import cores, few, few_threads, lone
 from shoal.tasks.pool import Pool
 
 Values = Mapping[str, npt.NDArray[np.float64]]
@@ -43,7 +42,7 @@ def judged_each(asked: Sequence[tuple[Run, int]], episodes: int) -> list[Judged]
     then its error is the one that a user of this process can read."""
     found: dict[int, Judged] = {}
     many = min(cores(), len(asked))
-    if many > 1 and episodes * len(asked) >= WORTH and threading.active_count() == 1 and all(_travels(run) for run, _ in asked):
+    if many > 1 and episodes * len(asked) >= WORTH and lone() and all(_travels(run) for run, _ in asked):
         with Pool(many) as pool:
             futures = [pool.submit(_judged_in, str(run.folder.absolute()), episodes, seed) for run, seed in asked]
             found = {at: future.result() for at, future in enumerate(futures) if future.exception() is None}

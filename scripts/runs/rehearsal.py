@@ -10,7 +10,6 @@ import math
 import os
 import select
 import signal
-import threading
 import time
 import traceback
 from contextlib import suppress
@@ -20,6 +19,7 @@ from shoal.jobs.problems import Environment
 from shoal.protocol.errors import UserError
 from shoal.protocol.parent import die_with_parent, forked
 from shoal.runs.theirs import told
+from shoal.runs.threads import lone
 
 MOST = 60_000  # bytes of the copy's words: a pipe holds them, so that the copy never waits for a reader
 EVERY = 0.05  # seconds between two looks at whether the copy lives
@@ -38,11 +38,23 @@ def rehearse(job: Job, named: str = "") -> None:
     problem = job.problem
     if not isinstance(problem, Environment) or not job.ours:
         return
-    if threading.active_count() == 1 and hasattr(os, "fork"):
+    if lone() and hasattr(os, "fork"):
         _copied(problem, named)
     elif not problem.apart:  # a copy could wait for ever for a lock that another thread holds
+        _here(problem, named)
+
+
+def _here(problem: Environment, named: str) -> None:
+    said = False
+    try:
         with problem.rehearsed():
-            pass
+            said = True
+    except UserError:
+        if not said:
+            raise
+    except Exception as raised:
+        if not said and problem.on_env_error != "replace":
+            raise UserError(told(raised, named) or f"{type(raised).__name__}: {raised}") from raised
 
 
 def _copied(problem: Environment, named: str) -> None:

@@ -116,3 +116,10 @@ def crowded(actors: int, threads: int, cores: int) -> str:
 def cores() -> int:
     """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lone() -> bool:
+    """True if a copy of this process lacks no thread of Python's: there is this one alone, beside ZeroMQ's collector of arrays
+    that were sent, which waits for messages and holds nothing."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    return all(type(thread).__module__ == "zmq.utils.garbage" for thread in others)

@@ -264,7 +264,6 @@ def test_runs_that_are_judged_side_by_side_have_the_numbers_of_one_after_the_oth
 
     monkeypatch.setattr(judging, "Pool", Counted)
     monkeypatch.setattr(judging, "cores", lambda: 2)
-    monkeypatch.setattr("shoal.runs.judging.threading.active_count", lambda: 1)  # whatever threads other tests left
     asked = [(public.load(path), 3) for path in played]
     together = judging.judged_each(asked, 250)
     assert pools == [2]
@@ -290,7 +289,6 @@ def test_a_mistake_in_an_environment_is_named_also_if_runs_are_judged_side_by_si
     from shoal.runs import judging
 
     monkeypatch.setattr(judging, "cores", lambda: 2)
-    monkeypatch.setattr("shoal.runs.judging.threading.active_count", lambda: 1)  # whatever threads other tests left
     Path("mine.py").write_text(BROKEN)
     for name in "ab":
         ran("simulate", "mine.py", "--actors", 0, "--quiet", "--run-dir", name)

@@ -141,6 +141,18 @@ def test_a_mistake_in_an_environment_is_one_line_and_leaves_no_folder(name: str)
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("name", ["reset-raises", "step-in-numpy", "reward-nan", "terminated-text", "needs-arguments"])
+def test_a_mistake_in_an_environment_is_one_line_beside_other_threads_too(name: str) -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()  # as in a notebook: this process cannot be copied
+    try:
+        test_a_mistake_in_an_environment_is_one_line_and_leaves_no_folder(name)
+    finally:
+        over.set()
+        thread.join()
+
+
 RIGHT: dict[str, Any] = {
     "float64": like(seen=np.zeros(3)),
     "integers": like(seen=np.zeros(3, np.int8)),
