@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from shoal.actors import Worker, work_of
 from shoal.actors.effects import Run
@@ -23,6 +24,8 @@ from shoal.protocol.place import place_of
 from shoal.protocol.value import value
 from shoal.protocol.work import Task, Work
 
+Told: TypeAlias = tuple[Mapping[str, tuple[float, float]], Mapping[str, Sequence[float]], int]
+"""A client's totals, samples and steps."""
 MOST_TEXT = 3_900  # characters of an error, and of a traceback, that are sent
 TAKEN = frozenset(
     {"examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "return_mean", "length_mean"}
@@ -61,7 +64,8 @@ def perform(
     waited: seconds that the worker had been idle before this task.
     """
     stage, client, began = "setup", run.task.clients[0], clock()
-    works: list[Work] = []
+    first: Work | None = None
+    told: list[Told] = []
     try:
         hand = worker()
         stage = run.task.kind
@@ -72,16 +76,16 @@ def perform(
             _check(work, run.task, hand)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)
-                work = replace(work, bundle=None)
-            works.append(work)
-        bundle = works[0].bundle if total is None else total.bundle()
+            told.append((work.totals, work.samples, work.steps))
+            first = first or (work if total is None else None)  # a sum needs no client's arrays any more
+        bundle = total.bundle() if total is not None else first.bundle if first else None
     except (Exception, SystemExit) as raised:  # noqa: BLE001  a worker is the user's code, and may even call sys.exit
         return Product(_failed(run, client, stage, raised))
-    weight = works[0].weight if total is None else total.weight
-    message = _contribute(run, works, weight, bundle, waited, clock() - began)
+    weight = total.weight if total is not None else first.weight if first else 0.0
+    message = _contribute(run, told, weight, bundle, waited, clock() - began)
     if fault := figures_fault(message.totals, message.samples):  # else no message would ever arrive
         return Product(_failed(run, client, stage, UserError(f"a worker's Work has {fault}: give fewer metrics")))
-    return Product(message, bundle, len(works))
+    return Product(message, bundle, len(told))
 
 
 def _check(work: Work, task: Task, worker: Worker) -> None:
@@ -147,10 +151,10 @@ def _adder() -> Adder:
 
 
 def _contribute(
-    run: Run, works: Sequence[Work], weight: float, bundle: Bundle | None, waited: float, trained: float
+    run: Run, told: Sequence[Told], weight: float, bundle: Bundle | None, waited: float, trained: float
 ) -> Contribute:
-    names = dict.fromkeys(name for work in works for name in work.totals)
-    lists = dict.fromkeys(name for work in works for name in work.samples)
+    names = dict.fromkeys(name for totals, _, _ in told for name in totals)
+    lists = dict.fromkeys(name for _, samples, _ in told for name in samples)
     most = min(MOST_SAMPLES, SAMPLES // max(1, len(lists)))
     return Contribute(
         task=(run.task.version, run.task.index),
@@ -159,11 +163,11 @@ def _contribute(
         weight=weight,
         layout=bundle.layout.digest if bundle is not None else "",
         summed=run.summed,
-        totals={name: _total([work.totals[name] for work in works if name in work.totals]) for name in names},
-        samples={name: _last([x for work in works for x in work.samples.get(name, ())], most) for name in lists},
+        totals={name: _total([totals[name] for totals, _, _ in told if name in totals]) for name in names},
+        samples={name: _last([x for _, samples, _ in told for x in samples.get(name, ())], most) for name in lists},
         waited=waited,
         trained=trained,
-        steps=sum(int(work.steps) for work in works),
+        steps=sum(int(steps) for _, _, steps in told),
     )
 
 
