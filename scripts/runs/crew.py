@@ -10,6 +10,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shoal.actors.pool import Pool
@@ -79,8 +80,9 @@ class Crew:
     def evict(self, pids: Sequence[int]) -> None:
         """Kill those processes of `pids` that belong to this crew: their workers hang, and read no message."""
         for pid in self.pool.alive.intersection(pids):
-            os.kill(pid, signal.SIGKILL)
-            self.evicted += 1
+            with suppress(ProcessLookupError):  # it has ended, and the pool has not heard of it
+                os.kill(pid, signal.SIGKILL)
+                self.evicted += 1
 
     def spent(self) -> str:
         """Return why the run cannot go on, if no actor of this machine is left; "" as long as there are actors."""

@@ -263,7 +263,9 @@ class Running(threading.Thread):
         return True
 
     def _calls(self, index: int) -> Sequence[Call]:
-        entries = [self.entries[number] for number in self.plan.given[index].tickets]
+        """The calls of a task; none if it was withdrawn, or its actor died, after its brief was asked for in this turn."""
+        given = self.plan.given.get(index)
+        entries = [self.entries[number] for number in given.tickets] if given else []
         return [Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries]
 
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
@@ -328,8 +330,10 @@ class Running(threading.Thread):
         killed: list[bool] = []
 
         def act() -> None:
-            killed.append(self._kill(number))
-            ended.set()
+            try:
+                killed.append(self._kill(number))
+            finally:
+                ended.set()
 
         if not self.ask(act):
             return False

@@ -127,3 +127,14 @@ def test_who_left_or_is_of_no_use_is_not_replaced(status: int, how: str) -> None
         nursery.end(status)
         made.gone()
     assert (nursery.forked, made.spent()) == (2, f"all 2 actors of this machine have ended, the last one {how}")
+
+
+def test_an_actor_that_has_ended_already_cannot_be_evicted_and_is_no_fault() -> None:
+    made, nursery, _ = crew()
+    ended = os.fork()
+    if not ended:
+        os._exit(0)
+    os.waitpid(ended, 0)
+    nursery.alive.add(ended)  # the pool has not heard of its end
+    made.evict([ended])
+    assert made.evicted == 0

@@ -510,7 +510,6 @@ def test_calls_can_be_awaited_and_an_await_that_is_cancelled_ends_its_call(tmp_p
     asyncio.run(story())
 
 
-@pytest.mark.slow  # it hung once in three whole suites: a kill that meets a start is not understood yet
 def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
     async def story() -> None:
         async with Pool(2, retries=50) as pool:
@@ -529,6 +528,25 @@ def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
         assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
 
     asyncio.run(story())
+
+
+def test_a_task_that_is_gone_before_its_calls_are_packed_has_none() -> None:
+    running = Running(1, 0, None, None)
+    assert running._calls(3) == []  # it was withdrawn in the turn in which it was given out
+
+
+def test_who_kills_a_call_does_not_wait_for_a_pool_that_fails_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = Running(1, 0, None, None)
+    asked = threading.Event()
+    monkeypatch.setattr(running, "_kill", lambda number: 1 // 0)
+    monkeypatch.setattr(running, "_wake", asked.set)
+    killer = threading.Thread(target=running.kill, args=(7,), daemon=True)
+    killer.start()
+    asked.wait()
+    with pytest.raises(ZeroDivisionError):
+        running._take_in()
+    killer.join(30)
+    assert not killer.is_alive()
 
 
 RESUMED = """
