@@ -1,13 +1,14 @@
 """The results of a pool's calls in a folder, for a program that is started again.
 
 The one idea: a result is durable before its future is done, under a key that the same call has in the next life. So a program
-that was killed runs again as it is, and only calls without a record are made.
+that was killed runs again as it is, and only calls without a record are made. A result is a pickle, and a folder may come from
+anybody: each record carries an HMAC with a secret that only its user can read, and a record without it is never opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import hmac
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from typing import Any
 from shoal.coordinator.keeping.disk import Lock
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import LARGEST, Replay
-from shoal.protocol.errors import UserError
+from shoal.protocol.keys import KeyFolder
 from shoal.protocol.trusted import whole
 
-KEY = 16  # bytes of a key
+KEY, MAC = 16, 32  # bytes of a key, and of an HMAC
 RUN = "pool"
 
 
@@ -28,15 +29,22 @@ class Kept:
     """The folder's results, key -> parcel. Used by one thread, but for `found`. report: tells a person of damage."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
-        """Raises UserError if another process uses the folder, DiskTrouble if it cannot be written."""
+        """Raises UserError if another process uses the folder, or the user's secret cannot be made or read, DiskTrouble if the
+        folder cannot be written."""
+        self._secret = KeyFolder().secret()
         folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.geteuid():
-            raise UserError(
-                f"run_dir={folder}: the folder is another user's, and its results would be unpickled: name your own"
-            )
         self._lock = Lock(folder)
         replay = Replay(folder / "journal", RUN, report=report)
-        self._results = {record[:KEY]: record[KEY:] for record in replay}
+        self._results: dict[bytes, bytes] = {}
+        strange = 0
+        for record in replay:
+            key, mac, parcel = record[:KEY], record[KEY : KEY + MAC], record[KEY + MAC :]
+            if hmac.compare_digest(mac, self._mac(key, parcel)):
+                self._results[key] = parcel
+            else:
+                strange += 1
+        if strange:
+            report(f"{strange} results in {folder} are not signed by this user and are not opened: their calls are made again")
         self._journal = Journal(replay, replay.epoch + 1)
         self._report = report
 
@@ -47,10 +55,13 @@ class Kept:
     def add(self, key: bytes, parcel: bytes) -> None:
         """Append a result, which is durable once `commit` has returned."""
         data = whole(parcel)
-        if len(data) + KEY > LARGEST:
+        if len(data) + KEY + MAC > LARGEST:
             self._report(f"a result of {len(data):,} bytes is too large for the folder: its call is made again in another life")
         else:
-            self._journal.append(key, data)
+            self._journal.append(key + self._mac(key, data), data)
+
+    def _mac(self, key: bytes, parcel: bytes) -> bytes:
+        return hmac.digest(self._secret, b"shoal call" + key + parcel, "sha256")
 
     def commit(self) -> None:
         """Make what was appended durable. Raises DiskTrouble, after which it may be called again, or SyncFailed."""

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, as_completed, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ import pytest
 import shoal
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.errors import NeedError, UserError, WorkerLost
+from shoal.tasks import kept
+from shoal.tasks.kept import Kept
 from shoal.tasks.pool import Pool
 from shoal.tasks.running import Running
 
@@ -609,6 +612,28 @@ def test_calls_that_are_the_same_have_a_result_each_and_a_folder_has_one_pool(tm
                 Pool(1, run_dir=tmp_path / "kept")
         assert len(begun(tmp_path / "calls")) == 4 + life
         assert (other in pids) == (life == 0)
+
+
+def test_a_result_that_this_user_did_not_sign_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def life(secret: bytes) -> Kept:
+        monkeypatch.setattr(kept, "KeyFolder", lambda: SimpleNamespace(secret=lambda: secret))
+        return Kept(tmp_path / "kept", told.append)
+
+    own = life(b"mine")
+    own.add(b"k" * 16, b".my parcel")
+    own._journal.append(b"f" * 48, b"a forged parcel")
+    own.commit()
+    own.close()
+    again = life(b"mine")
+    assert (again.found(b"k" * 16), again.found(b"f" * 16)) == (b".my parcel", None)
+    again.close()
+    other = life(b"another user's")
+    assert (other.found(b"k" * 16), other.found(b"f" * 16)) == (None, None)
+    other.close()
+    assert [text.split(" in ")[0] for text in told] == ["1 results", "2 results"]
+    assert "not signed by this user" in told[0]
 
 
 @pytest.mark.slow
