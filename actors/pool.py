@@ -24,7 +24,7 @@ from shoal.protocol.parent import die_with_parent as die_with_parent
 from shoal.protocol.parent import forked
 
 Life: TypeAlias = Callable[[Mapping[str, Any]], int]
-"""What an actor process does, from plain data to an exit code. Called in the forked process. "born" in the data is the
+"""The work of an actor process, from plain data to an exit code. Called in the forked process. "born" in the data is the
 number of processes that were forked before this one."""
 
 GRACE = 3.0  # seconds that actors have to leave by themselves

@@ -1,4 +1,4 @@
-"""One reset and one step of one environment, tried before a run begins: a mistake in an environment is told in one line.
+"""The trial of an environment before a run begins, by one reset and one step: a mistake in an environment is told in one line.
 
 The one idea: the environment goes the way that it will go in an actor, and what it gives is looked at before gymnasium and
 numpy convert it, because their errors name neither the environment nor the part of it that is wrong.

@@ -170,7 +170,7 @@ class Schema:
             raise ProtocolError(self._fault(values)) from None
 
     def _fault(self, values: list[Any]) -> str:
-        """What is wrong with the first value that is not of its field's type."""
+        """The fault of the first value that is not of its field's type."""
         for name, check, value in zip(self.names, self.checks, values):  # noqa: B905
             try:
                 check(value)

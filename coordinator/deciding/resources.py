@@ -1,4 +1,4 @@
-"""What calls need of a machine, and what is left of it.
+"""The needs of calls, and the part of a machine that no call has.
 
 The one idea: what is promised is taken from an account before a call begins and given back after it, so the sum of all needs is
 never more than the machine has.
@@ -18,11 +18,9 @@ SMALL = 1e-9  # what sums of fractions may be off
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a call needs while it runs. cores: of the machine, from 0; a call computes with so many threads, at least 1. memory:
-    bytes, as a number or as text ("500M", "1.5G"). gpus: whole ones, or a fraction of one that other calls share.
-
-    Raises UserError for values that are none of these.
-    """
+    """The needs of a call while it runs. cores: of the machine, from 0; a call computes with so many threads, at least 1.
+    memory: bytes, as a number or as text ("500M", "1.5G"). gpus: whole ones, or a fraction of one that other calls share.
+    Raises UserError for values that are none of these."""
 
     cores: float = 1
     memory: int | str = 0
@@ -71,8 +69,8 @@ ONE_CORE, NOTHING = Need(), Need(cores=0)
 
 @dataclass(slots=True)
 class Machine:
-    """What is left of a machine. cores, nbytes: in all, of processors and memory. gpus: free share of each GPU, from 0 to 1.
-    names: by which CUDA knows them."""
+    """The part of a machine that no call has. cores, nbytes: in all, of processors and memory. gpus: free share of each GPU,
+    from 0 to 1. names: by which CUDA knows them."""
 
     cores: float
     nbytes: int

@@ -113,7 +113,7 @@ def find(name: str) -> Job:
 
 
 def named(name: str) -> Any:
-    """What stands in a file or a module under a name, `module:attribute` or `file.py:attribute`. Raises UserError."""
+    """The object that a file or a module has under a name, `module:attribute` or `file.py:attribute`. Raises UserError."""
     place, sign, attribute = name.rpartition(":")
     if not sign:
         more = "; a job of your own is FILE.py:job or MODULE:job; to repeat a run, give its config.toml"

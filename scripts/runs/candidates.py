@@ -21,7 +21,7 @@ from shoal.runs.run import Place, Run, opened
 from shoal.runs.rundir import Config, RunDir
 
 Given: TypeAlias = "Run | Place | Sequence[Run | Place]"
-"""What a user names: a run, its folder, a folder of runs, an arm (lr=0.1,mu=0), or in Python a list of runs: one candidate."""
+"""A candidate as a user names it: a run, its folder, a folder of runs, an arm (lr=0.1,mu=0), or in Python a list of runs."""
 
 ENDED = ("done", "stopped by stop_when")  # states of runs that ended as their user meant them to
 PRUNED = "pruned"  # how the state of a run begins that a sweep's pruner ended
@@ -29,8 +29,8 @@ PRUNED = "pruned"  # how the state of a run begins that a sweep's pruner ended
 
 @dataclass(frozen=True)
 class Candidate:
-    """One side of a comparison: runs that differ in their seed alone. name: as a person reads it. chosen: the user named it,
-    and not a folder in which it was found."""
+    """A candidate, one side of a comparison: runs that differ in their seed alone. name: as a person reads it. chosen: the user
+    named it, and not a folder in which it was found."""
 
     name: str
     runs: tuple[Run, ...]
@@ -114,7 +114,7 @@ def _held_out(run: Run) -> str:
 
 
 def _task(run: Run) -> str:
-    """What a run is judged on, where that is known without the user's code."""
+    """The held-out data or environment that a run is judged on, where it is known without the user's code."""
     if digest := _held_out(run):
         return digest
     name = run.config.job

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Self
 
 from shoal.commands.arguments import address
@@ -30,7 +30,7 @@ from shoal.runs.progress import Errors, Lines, display
 from shoal.runs.resuming import is_done, resumed
 from shoal.runs.run import Place, Run
 from shoal.runs.stopping import Stopper
-from shoal.runs.theirs import told
+from shoal.runs.theirs import in_one_line
 from shoal.runs.watching import Row, StopWhen, Watch
 
 
@@ -71,7 +71,7 @@ def run(
     Ctrl-C ends the run in good order. Raises UserError for a mistake in what was asked for, RunError if the run failed.
     """
     watch = Watch(observers, stop_when)
-    with _in_one_line():
+    with in_one_line():
         options = _asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device)
         return _carried_out(Run(options.run.path.absolute(), options.job, options.named), options, watch, show)
 
@@ -94,7 +94,7 @@ def start(
 
     The arguments are those of `shoal.run`.
     """
-    with _in_one_line():
+    with in_one_line():
         begun = Started(observers, stop_when, show)
         begun._begin(_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
         return begun
@@ -104,7 +104,7 @@ def resume(run: Run, settings: Mapping[str, Any], actors: int | None, bind: str,
     """Go on with a run, as `Run.resume` says."""
     refuse_within_find()
     _check_address(bind)
-    with _in_one_line():
+    with in_one_line():
         config, job = resumed(run.dir, run.job, settings, actors)
         if is_done(run.dir, job):
             return run
@@ -142,7 +142,7 @@ class Started(Run):
 
     def _live(self, stack: ExitStack, make: Callable[[], Ready], options: Launch) -> None:
         try:
-            with _in_one_line(), stack:
+            with in_one_line(), stack:
                 begun = make()
                 shown = stack.enter_context(_display(options, self._show))
                 ended = launch(begun, Together(shown, self._watch), lambda: self._watch.reason)
@@ -222,18 +222,6 @@ def _check_address(bind: str) -> None:
             check_bind(address(bind), None)
         except argparse.ArgumentTypeError as wrong:
             raise UserError(f"bind={wrong}") from None
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Turn a missing module into a UserError that says what to install. Other exceptions in the user's code stay as they
-    are."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        if line := told(missing):
-            raise UserError(line) from missing
-        raise
 
 
 def _display(options: Launch, show: bool | None) -> Errors:

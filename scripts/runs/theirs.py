@@ -7,6 +7,8 @@ such a frame is our own fault, and ends the program with its whole traceback.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from shoal.coordinator.keeping.disk import DiskTrouble
 from shoal.protocol.errors import UserError
@@ -51,3 +53,15 @@ def _what(raised: BaseException) -> str:
     """The first line of the exception's message, cut at LONGEST characters."""
     text = raised.msg if isinstance(raised, SyntaxError) else str(raised)
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:LONGEST]
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turn a missing module into a UserError that says what to install. Other exceptions in the user's code stay as they
+    are."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if line := told(missing):
+            raise UserError(line) from missing
+        raise

@@ -13,8 +13,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from shoal.runs.rundir import Config, RunDir, finite, replaced
 from shoal.runs.signing import sign
 from shoal.runs.socketdir import socket_folder
 from shoal.runs.stopping import Stopper
-from shoal.runs.theirs import told
+from shoal.runs.theirs import in_one_line
 from shoal.runs.threads import cores, few_threads
 from shoal.sweeps.arms import Arm, Goal, best
 from shoal.sweeps.desk import Desk, Trial
@@ -197,7 +197,7 @@ def sweep(
     program. Raises UserError for a mistake in what was asked for.
     """
     refuse_within_find()
-    with _in_one_line():
+    with in_one_line():
         needed()
         check_parts(sampler, pruner)
         objects = {n: part for n, part in (("sampler", sampler), ("pruner", pruner)) if not isinstance(part, str)}
@@ -541,13 +541,3 @@ def told_of(arm: Arm) -> dict[str, Any]:
         "steps": arm.steps,
         "why": arm.why,
     }
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        if line := told(missing):
-            raise UserError(line) from missing
-        raise
