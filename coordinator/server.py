@@ -104,7 +104,7 @@ class Server:
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
         premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict, threads, runs)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
-        self.telling = Telling(core, learner, observer, clock, before or Before())
+        self.telling = Telling(core, learner, observer, clock, before or Before(), host)
         self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from shoal.protocol.messages import Contribute
 
 WINDOW = 100  # episodes that a mean return is over
+LAGS = 1000  # contributions that the histogram of lags is over
 RECENT = 5.0  # seconds that rates are over
 REPLACED = "env_replaced"  # environments' processes that were replaced, a total; a mean of them would say nothing
 
@@ -42,6 +43,7 @@ class Tally:
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lags: list[int] = field(default_factory=list)
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=LAGS))  # lags of the last contributions
     episodes: int = 0
     replaced: float = 0.0
     waited: float = 0.0
@@ -54,6 +56,7 @@ class Tally:
         self.lengths.extend(message.samples.get("length", ()))
         self.episodes += len(message.samples.get("return", ()))
         self.lags.append(lag)
+        self.recent.append(lag)
         self.waited += max(0.0, message.waited)
         self.trained += max(0.0, message.trained)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.deciding.roll import roll
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.coordinator.tally import Rate, Tally
@@ -23,10 +25,19 @@ CHATTY = 10  # reports of one kind that are shown in a second; more are counted,
 
 
 class Telling:
-    """Tells an observer of one core and its learner."""
+    """Tells an observer of one core and its learner. host: id of this machine (actors/loop.py)."""
 
-    def __init__(self, core: Core, learner: Learner, observer: Observer, clock: Callable[[], float], before: Before) -> None:
+    def __init__(
+        self,
+        core: Core,
+        learner: Learner,
+        observer: Observer,
+        clock: Callable[[], float],
+        before: Before,
+        host: str = "",
+    ) -> None:
         self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
+        self.host = host
         self.tally = Tally()
         self.metrics: dict[str, float] = {}
         self.began = self._stepped_at = clock()
@@ -68,6 +79,12 @@ class Telling:
         still, goal = self.clock() - self._stepped_at, printable(now.goal, 200)
         about = (os.getpid(), now.version, goal, now.done, now.steps, now.actors, still)
         return State(printable(run, 200), printable(state, 200), *about, waits)
+
+    def roll(self) -> dict[str, Any]:
+        """The actors and tasks as `deciding.roll` tells them; and `lags`: pairs [lag, contributions], lags rising, of the last
+        LAGS contributions."""
+        lags = [[lag, many] for lag, many in sorted(Counter(self.tally.recent).items())]
+        return {**roll(self.core.facts, self.clock(), self.host), "lags": lags}
 
     def progress(self) -> Progress:
         now, core = self.clock(), self.core

@@ -38,7 +38,7 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
             yield from part(facts, stranger, "said Hello as another session")
         actor = facts.roster.join(session, peer, name, facts.now, event.user)
         facts.farewell.back(session)
-        actor.greeting = hello.greeting
+        actor.greeting, actor.host, actor.pid = hello.greeting, printable(hello.host, 64), hello.pid
         facts.ledger.verdicts.join(session)
         desk.unpark(facts)  # a parked task may be the newcomer's now
         yield Report("joined", f"{name} joined as actor {actor.number}" + f", key {event.user[:8]}" * bool(event.user))

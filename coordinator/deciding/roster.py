@@ -63,6 +63,8 @@ class Actor:
     strikes: int = 0  # results of the actor in a row that were refused or failed
     barred: int = 0  # times in quarantine since the actor's last accepted contribution
     barred_until: float = 0.0  # time when the quarantine ends; 0.0 outside quarantine
+    host: str = ""  # the machine and its boot, as the actor says
+    pid: int = 0  # its process id there
 
     @property
     def idles(self) -> bool:
@@ -79,6 +81,7 @@ class Roster:
         self.room = 0  # further tasks that all actors together can take
         self.homes: dict[int, bytes] = {}  # client -> the actor that plays it
         self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions with room, by tasks held
+        self.lives: dict[int, int] = {}  # number -> sessions that have had it
         self.behind: dict[bytes, None] = {}  # sessions that want newer weights than those sent to them
         self._heard: OrderedDict[bytes, float] = OrderedDict()  # longest silence first
         self._said: OrderedDict[bytes, float] = OrderedDict()
@@ -94,6 +97,7 @@ class Roster:
         number = heapq.heappop(self._free) if self._free else len(self.actors)
         actor = self.actors[session] = Actor(session, peer, name, number, user)
         self._by_peer[peer] = session
+        self.lives[number] = self.lives.get(number, 0) + 1
         self.behind[session] = None
         self.allow(actor, self.ahead)
         self.hear(actor, now)
@@ -274,6 +278,10 @@ class Roster:
         """Return the actors of which nothing was heard since `since`, the longest silence first."""
         heard = takewhile(lambda item: item[1] <= since, self._heard.items())
         return [self.actors[session] for session, _ in heard]
+
+    def by_silence(self) -> Iterator[Actor]:
+        """Return all actors, the longest silence first."""
+        return map(self.actors.__getitem__, self._heard)
 
     def unspoken(self, since: float) -> Actor | None:
         """Return the actor longest without a word from here, if nothing was said to it since `since`; else None."""

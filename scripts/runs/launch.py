@@ -222,6 +222,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             folder=options.run.path,
             before=before,
         )
+        status.roll = server.telling.roll
         if again:
             server.telling.evaluation(found.version, again)
         end = _lived(server)

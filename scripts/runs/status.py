@@ -27,16 +27,20 @@ EVERY = 1.0  # seconds between two writes, at least
 SILENT = 10.0  # seconds since the last write after which the coordinator counts as gone
 ANSWER = 5.0  # seconds that a coordinator has to answer
 AGAIN = 1.0  # seconds until it is asked again
+SAID = ("state", "pid", "written", "stepped", "version", "goal", "done", "steps", "actors", "waiting_for")
+"""What `shoal status` says. status.json holds more, for `shoal watch`."""
 
 
 class Status:
-    """An observer that writes status.json, atomically, at most once a second. now: Unix time, in seconds."""
+    """An observer that writes status.json, atomically, at most once a second. now: Unix time, in seconds. roll: gives what the
+    file says of actors, lags and tasks (coordinator/telling.py); nothing until the run has begun."""
 
     def __init__(self, run: RunDir, now: Callable[[], float] = time.time) -> None:
         self.file, self.now = run.status_file, now
         self.written = 0.0
         self.last: Progress | None = None
         self.stepped_at = now()
+        self.roll: Callable[[], dict[str, Any]] = dict
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         self.stepped_at = self.now()
@@ -60,15 +64,19 @@ class Status:
         place = {"version": progress.version, "goal": progress.goal, "done": progress.done, "steps": progress.steps}
         state_of = {"state": state, "pid": os.getpid(), "written": self.written, "stepped": self.stepped_at}
         waits = {"actors": progress.actors, "waiting_for": list(progress.waiting_for)}
+        rates = {"contributions_per_second": progress.contributions_per_second, "steps_per_second": progress.steps_per_second}
+        came = {"seconds": progress.seconds, "contributions": progress.contributions, "left_out": len(progress.left_out)}
+        more = {**came, **rates, "lag": progress.lag, "shares": progress.shares, "metrics": progress.metrics}
+        found = {**finite({**state_of, **place, **waits, **more}), "roll": self.roll()}
         try:
-            replaced(self.file, json.dumps(finite({**state_of, **place, **waits}), allow_nan=False) + "\n")
+            replaced(self.file, json.dumps(found, allow_nan=False) + "\n")
         except OSError:  # a full disk: the file grows old, and a reader says so
             return
 
 
 def status(run_dir: Path | str, within: float, now: float) -> tuple[bool, dict[str, Any]]:
-    """Return whether a run is alive and moving, and its own figures: the content of status.json, with `seconds_since_step`,
-    `seconds_since_written` and `why` ("" if it is well).
+    """Return whether a run is alive and moving, and its own figures: those of status.json that SAID names, with
+    `seconds_since_step`, `seconds_since_written` and `why` ("" if it is well).
 
     within: seconds without a step after which a run counts as standing still. now: Unix time. Raises UserError if there is no
     run.
@@ -85,7 +93,8 @@ def status(run_dir: Path | str, within: float, now: float) -> tuple[bool, dict[s
     if found["state"] == "running" and silent > SILENT:
         why = f"the coordinator (pid {found['pid']}) has written nothing for {silent:.0f} s"
     times = {"seconds_since_step": round(still, 1), "seconds_since_written": round(silent, 1)}
-    return not why, {"run_dir": str(run.path), **found, **times, "why": why}
+    said = {name: found[name] for name in SAID if name in found}
+    return not why, {"run_dir": str(run.path), **said, **times, "why": why}
 
 
 def asked(
