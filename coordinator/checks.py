@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from shoal.protocol.exact import squares
+from shoal.protocol.exact import squares, unfinite
 from shoal.protocol.grid import GRID, square
 from shoal.protocol.layout import Bundle
 from shoal.protocol.messages import Contribute
@@ -77,7 +77,11 @@ class Inspector:
             return "", None
         norm = math.sqrt(_square_of_sum(bundle)) / message.weight if message.summed else math.sqrt(squares(bundle))
         if not math.isfinite(norm):
-            return "not finite (NaN or infinity) in its arrays", None
+            name = unfinite(bundle)
+            return (
+                f"not finite: {name!a} holds NaN or an infinity" if name else "too large: its squared norm has no number",
+                None,
+            )
         if self.norm and norm > self.norm:
             return f"norm {norm:g} is above the bound of {self.norm:g}", None
         if self._norms and norm > self._norms.bound:

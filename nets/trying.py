@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shoal.envs.datasets import Examples
 from shoal.nets.evaluation import (
@@ -90,6 +92,44 @@ def fails_alone(model: Model, examples: Examples, loss: Loss, *, backward: bool 
         warnings.simplefilter("ignore")  # perhaps no client has such a batch
         alone = tuple(part[:1] for part in data)
         return len(data[0]) == 2 and _runs(module, data, loss) and not _runs(module, alone, loss)
+
+
+def normalised_twice(model: Model, examples: Examples, loss: Loss) -> bool:
+    """True if torch's cross entropy, which takes logits, is given probabilities: then a softmax at the model's end is followed
+    by another, and the gradients are small. False if model or loss raises."""
+    module, data = for_training(model), tuple(map(widened, tensors(examples[:8], "cpu")))
+    seen = _Logits()
+    with globally(0, "try"), torch.no_grad(), warnings.catch_warnings(), seen:
+        warnings.simplefilter("ignore")
+        try:
+            loss_for(data, loss)(module(data[0]), data[1])
+        except Exception:  # noqa: BLE001  model and loss are the user's code; the trial has told of what raises
+            return False
+    return bool(seen.found) and all(map(_are_probabilities, seen.found))
+
+
+class _Logits(TorchFunctionMode):
+    """Keeps what torch's cross entropy is given as logits while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.cross_entropy:
+            self.found.append(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether each example's numbers lie between 0 and 1 and add up to 1; a single number of each does not count."""
+    if logits.ndim < 2 or logits.shape[1] < 2 or not len(logits):
+        return False
+    sums = logits.sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _runs(module: nn.Module, data: tuple[Tensor, ...], loss: Loss) -> bool:

@@ -198,7 +198,7 @@ class Supervised(Problem):
 
         population, size = self.population(method, seed), getattr(self.settings(method), "batch_size", 2)
         sizes = population.sizes
-        if not len(examples := population.examples(0 if sizes is None else int(sizes.argmax()))):
+        if not len(examples := population.examples(self._largest(population))):
             if sizes is not None and not self.worker:
                 raise UserError(f"data: none of the {len(sizes)} clients has an example")
             return
@@ -213,7 +213,22 @@ class Supervised(Problem):
 
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         population = self.population(method, seed)
-        return (*population.notes, *self._left_out(method, population))
+        return (*population.notes, *self._left_out(method, population), *self._softened(population))
+
+    def _softened(self, population: Population) -> Iterator[str]:
+        """A line if the loss takes the model's outputs for logits and they are probabilities."""
+        from shoal.nets.trying import normalised_twice
+
+        examples = population.examples(self._largest(population))
+        if self.worker is None and len(examples) and normalised_twice(self.model, examples, self.loss_function()):
+            yield (
+                "the model's outputs are probabilities (they add up to 1), and cross entropy takes them for logits, which "
+                "slows training down: leave out the softmax at the model's end"
+            )
+
+    def _largest(self, population: Population) -> int:
+        """The client with most examples; the first one if sizes are not known."""
+        return 0 if population.sizes is None else int(population.sizes.argmax())
 
     def _left_out(self, method: Method, population: Population) -> Iterator[str]:
         """A line for each kind of clients that are known to fail in every task."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from shoal.actors.pool import Life, Pool
 from shoal.protocol.errors import UserError
 from shoal.runs.living import life_of
 from shoal.runs.rundir import finite
+from shoal.runs.threads import lone
 
 if TYPE_CHECKING:
     from shoal.runs.launch import Launch
@@ -38,9 +38,9 @@ def hired(options: Launch) -> Pool | None:
 
 
 def nursery(life: Life, named: bool, module: str, word: str) -> Pool:
-    """A nursery of processes that live `life`: a copy of this process if it has one thread, or if `named` is not true; else a
-    fresh interpreter that runs `module` and is told `word`. Raises UserError if a copy of this process could not train."""
-    if named and (threading.active_count() > 1 or _uses_cuda()):
+    """A nursery of processes that live `life`: a copy of this process if it has one thread (see `lone`), or if `named` is not
+    true; else a fresh interpreter that runs `module` and is told `word`. Raises UserError if a copy could not train."""
+    if named and (not lone() or _uses_cuda()):
         return Pool.started(module, word)
     if _differentiates():
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -68,7 +69,21 @@ def test_what_is_out_of_bounds_is_refused_with_number_and_bound() -> None:
     [why] = said(Inspector(examples=1.5), intake(delta(0.5)))
     assert why == "weight 2 is above the cap of 1.5"
     [why] = said(Inspector(), intake(delta(math.nan)))
-    assert why == "not finite (NaN or infinity) in its arrays"
+    assert why == "not finite: 'w' holds NaN or an infinity"
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", math.inf), ("half", math.nan)])
+def test_the_array_that_is_not_finite_is_named(name: str, value: float) -> None:
+    odd = delta(0.5)
+    odd[name][1] = value
+    [why] = said(Inspector(), intake(odd))
+    assert re.search(f"{name!r} .*holds NaN or an infinity", why)
+
+
+def test_a_norm_above_what_a_number_holds_is_refused_though_each_entry_is_finite() -> None:
+    large = delta(0.0)
+    large["n"][:] = 1e200
+    assert said(Inspector(), intake(large)) == ["too large: its squared norm has no number"]
 
 
 @pytest.mark.parametrize("summed", [True, False])

@@ -21,7 +21,7 @@ from shoal.envs.population import Population
 from shoal.nets.evaluation import Evaluation, tallied, tensors
 from shoal.nets.flat import FlatModule
 from shoal.nets.models import fedavg_cnn, mlp, seeded
-from shoal.nets.trying import tried
+from shoal.nets.trying import normalised_twice, tried
 from shoal.nets.updates import SGD, AdamW, RMSprop
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
@@ -716,3 +716,27 @@ def test_pictures_with_a_scale_train_and_score_as_scaled_ones_do():
         assert (kept_dtype, scaled_dtype) == (torch.uint8, torch.float32)
     with pytest.raises(UserError, match=r"scale=0: must be a number above 0"):
         Examples(x, y, scale=0)
+
+
+class Softened(nn.Sequential):
+    def __init__(self, *after: nn.Module) -> None:
+        super().__init__(nn.Linear(6, 3), *after)
+
+
+@pytest.mark.parametrize(
+    ("after", "loss", "twice"),
+    [
+        ([nn.Softmax(1)], cross_entropy, True),
+        ([nn.Softmax(1)], nn.CrossEntropyLoss(label_smoothing=0.1), True),
+        ([nn.Softmax(1)], lambda logits, y: 2 * cross_entropy(input=logits, target=y), True),
+        ([], cross_entropy, False),
+        ([nn.Sigmoid()], cross_entropy, False),
+        ([nn.Softmax(1)], lambda p, y: nn.functional.nll_loss(p.log(), y), False),
+        ([nn.Softmax(1)], lambda p, y: cross_entropy(p.log(), y), False),
+        ([nn.Linear(3, 2), nn.Softmax(1), nn.Flatten(0)], cross_entropy, False),  # raises
+    ],
+)
+def test_a_softmax_before_cross_entropy_is_noticed_however_the_loss_calls_it(after, loss, twice):
+    rng = np.random.default_rng(8)
+    examples = Examples(rng.normal(size=(9, 6)).astype(np.float32), rng.integers(0, 3, 9))
+    assert normalised_twice(lambda: Softened(*after), examples, loss) is twice

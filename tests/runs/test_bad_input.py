@@ -428,7 +428,7 @@ def test_a_worker_that_cannot_be_made_ends_the_run_in_one_line_and_is_no_fault_o
 @pytest.mark.parametrize(
     ("ill", "sums", "line"),
     [
-        ('delta["w"][1] = np.nan', "no", "refused: not finite (NaN or infinity) in its arrays"),
+        ('delta["w"][1] = np.nan', "no", "refused: not finite: 'w' holds NaN or an infinity"),
         ('delta["w"][1] = np.inf', "yes", "'w' of a contribution holds NaN or an infinity"),
         ('delta = {"w": np.zeros(4, np.float32)}', "no", "is none of this run's"),
         ('delta = {"w": np.zeros(4, np.float32)}', "yes", "client 3 failed in train: "),

@@ -150,3 +150,10 @@ def test_a_client_that_contributes_later_is_not_left_out(tmp_path: Path) -> None
     summary = shoal.run(job, actors=0, folder=tmp_path / "run").summary
     assert summary["left_out"] == [2]
     assert re.search(r"test_left_out\.py, line \d+, in \w+: ValueError: not today$", summary["left_out_why"])
+
+
+def test_a_softmax_before_cross_entropy_is_told_of_at_the_start(tmp_path: Path) -> None:
+    said, _ = outcome(tmp_path, (WHOLE, WHOLE), lambda: nn.Sequential(nn.Linear(5, 3), nn.Softmax(dim=1)))
+    assert len(said) == 1
+    assert "the model's outputs are probabilities" in said[0]
+    assert said[0].endswith("leave out the softmax at the model's end")

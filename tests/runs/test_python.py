@@ -19,10 +19,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from typed import mistake, ran
+from zmq.utils.garbage import GarbageCollectorThread
 
 import shoal
 from shoal.coordinator.reports import Progress, Report
 from shoal.protocol.errors import UserError
+from shoal.runs.hiring import nursery
+from shoal.runs.threads import lone
 
 SMALL = {"rounds": 3, "local_epochs": 1}
 WORDS = ("rounds=3", "local_epochs=1")
@@ -147,9 +150,19 @@ def test_a_job_in_a_module_is_imported_by_a_fresh_interpreter_where_there_are_th
     assert len((folder / "imported").read_text().split()) == 2
     assert run.config.job == f"{folder}/mine.py:job"
     assert ran("evaluate", run.folder, "--json").result["version"] == 2
-    others = threading.active_count() > 1  # daemons that other tests have left
+    others = not lone()  # daemons that other tests have left
     shoal.run(mine.job)  # a copy of this process has it, if there are no others
     assert len((folder / "imported").read_text().split()) == 3 + others  # `evaluate` above
+
+
+def test_a_process_whose_other_thread_is_zeromqs_collector_makes_actors_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), *collectors])
+    monkeypatch.setattr("shoal.runs.hiring.Pool.forked", lambda life: "a copy")
+    monkeypatch.setattr("shoal.runs.hiring.Pool.started", lambda module, word: "a fresh interpreter")
+    collectors: list[threading.Thread] = [GarbageCollectorThread(None)]
+    assert nursery(lambda told: 0, True, "mine", "") == "a copy"
+    collectors += [threading.Thread()]
+    assert nursery(lambda told: 0, True, "mine", "") == "a fresh interpreter"
 
 
 def test_where_torch_has_threads_for_a_gpu_a_job_made_here_is_refused_and_one_with_a_name_is_not(
