@@ -11,6 +11,7 @@ import os
 
 SLOTS, WORDS = 4_096, 8  # processes that live at a time, at most; int64 of each: a cache line
 PID, VERSION, INDEX, CLIENT = range(4)
+FLAGS = 1 << 16  # calls whose end can be asked for at a time, at most; int64 of each
 
 
 class Marks:
@@ -19,6 +20,7 @@ class Marks:
     def __init__(self) -> None:
         self._rows = memoryview(mmap.mmap(-1, SLOTS * WORDS * 8)).cast("q")
         self._mine = self._rows[:WORDS]
+        self._flags = memoryview(mmap.mmap(-1, FLAGS * 8)).cast("q")
 
     def begin(self, born: int) -> None:
         """Take a row for this process. born: processes that were forked before it."""
@@ -38,3 +40,12 @@ class Marks:
                 row = self._rows[first : first + WORDS].tolist()
                 return (row[VERSION], row[INDEX], row[CLIENT]) if row[INDEX] >= 0 else ()
         return ()
+
+    def cancel(self, number: int) -> None:
+        """Ask the process that is at a call, or will be, to give it up. number: of the call. A call's flag is forgotten if
+        another is asked for whose number is FLAGS greater or less."""
+        self._flags[number % FLAGS] = number + 1
+
+    def cancelled(self, number: int) -> bool:
+        """Return whether somebody asked to give up this call."""
+        return self._flags[number % FLAGS] == number + 1

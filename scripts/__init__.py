@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.actors.workers.call import cancelled as cancelled
     from shoal.actors.workers.call import seed as seed
     from shoal.aggregators import Aggregator as Aggregator
     from shoal.coordinator.deciding.resources import Need as Need
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 MODULES = {
-    "actors.workers.call": "seed",
+    "actors.workers.call": "cancelled seed",
     "aggregators": "Aggregator",
     "coordinator.deciding.resources": "Need",
     "jobs.federated": "Federated",

@@ -24,7 +24,7 @@ from shoal.protocol.work import Task, Words, Work
 
 FUNCTIONS = 256  # functions that an actor remembers
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
-CALL: ContextVar[tuple[int, int]] = ContextVar("call")  # seed of the pool and number of the ticket, in a call
+CALL: ContextVar[tuple[int, int, Marks]] = ContextVar("call")  # seed of the pool, number of the ticket, marks; in a call
 
 
 def seed() -> int:
@@ -34,10 +34,23 @@ def seed() -> int:
     Raises RuntimeError outside of a call.
     """
     try:
-        its, ticket = CALL.get()
+        its, ticket, _ = CALL.get()
     except LookupError:
         raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
     return draws.key(its, "call", ticket) % 2**63
+
+
+def cancelled() -> bool:
+    """Return whether the caller of this call of a pool has said `future.cancel()` since the call began. A call that takes long
+    asks for it now and then, and returns early.
+
+    Raises RuntimeError outside of a call, and in a thread that the call started.
+    """
+    try:
+        _, ticket, marks = CALL.get()
+    except LookupError:
+        raise RuntimeError("shoal.cancelled() is for a call of a shoal.Pool, and this is no such call") from None
+    return marks.cancelled(ticket)
 
 
 @contextmanager
@@ -101,7 +114,7 @@ class Calls:
             if answers and perf_counter() - began > LONG:
                 break
             self._marks.note(task.version, task.index, call.ticket)
-            CALL.set((self._seed, call.ticket))
+            CALL.set((self._seed, call.ticket, self._marks))
             answer, parcel = self._answer(call)
             answers.append(answer)
             if parcel.segment:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from shoal.protocol.errors import UserError
 
@@ -28,14 +28,31 @@ class RemoteTraceback(Exception):  # noqa: N818  as in concurrent.futures, whose
         return f'\n"""\n{self.text}"""'
 
 
+class Owner(Protocol):
+    """The thread of a pool, as its futures know it."""
+
+    def kill(self, number: int) -> bool: ...
+
+    def flag(self, number: int) -> None: ...
+
+
 class Result(Future[T], Generic[T]):
     """The future of a call. It is completed on the pool's own thread, which so runs the functions of `add_done_callback`.
     nbytes: bytes of the result of a call of `map`, once it is there."""
 
-    def __init__(self, end: Callable[[], bool], pool: weakref.ref[Any]) -> None:
+    def __init__(self, owner: Owner, number: int, pool: weakref.ref[Any]) -> None:
         super().__init__()
-        self._end, self._pool = end, pool
+        self._owner, self._number, self._pool = owner, number, pool
         self.nbytes = 0
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not begun. If it is running, `shoal.cancelled()` is True in it from now on, and this
+        returns False."""
+        if super().cancel():
+            return True
+        if not self.done():
+            self._owner.flag(self._number)
+        return False
 
     def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
         """Call `fn` with this call's result, when it is there. Returns its future. args, how: as for `submit`. Raises UserError
@@ -48,7 +65,7 @@ class Result(Future[T], Generic[T]):
     def kill(self) -> bool:
         """Cancel the call even if it is running: its process is ended and replaced, and other calls of that process are made
         again. Returns False if the call was done before."""
-        return self.cancel() or self._end()
+        return super().cancel() or self._owner.kill(self._number)
 
     def killed(self) -> bool:
         """Set this running future to cancelled. Returns False if it is done. For the pool's own thread."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from shoal.protocol.trusted import pack, plain, read, whole
+from shoal.protocol.trusted import opened, pack, plain, read, whole
 
 T = TypeVar("T")
 
@@ -20,18 +20,19 @@ T = TypeVar("T")
 class Put(Generic[T]):
     """A value in shared memory, whose large arrays all calls read in place. As an argument of a call it is the value itself.
 
-    value: the value, in this process. The memory is given back when nobody holds this object and no call needs it.
+    value: the value, in this process. The memory is given back when nobody holds this object and no call needs it. copy: each
+    call may write the value's arrays, and sees only what it wrote itself.
     """
 
-    def __init__(self, value: T, seen: Seen) -> None:
-        self.value = value
+    def __init__(self, value: T, seen: Seen, copy: bool = False) -> None:
+        self.value, self._open = value, opened if copy else read
         self._parcel, self._seen = pack(value), seen
 
     def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         if self._seen.known:
             return bytes, (hashlib.blake2b(whole(self._parcel.data), digest_size=32).digest(),)
         self._seen.add(self)
-        return read, (self._parcel.data,)
+        return self._open, (self._parcel.data,)
 
 
 class Seen(threading.local):

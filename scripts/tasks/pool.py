@@ -13,11 +13,13 @@ import threading
 import time
 import types
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Self, TypeVar
 
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
@@ -25,6 +27,7 @@ from shoal.protocol.errors import NeedError, UserError, signed
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
+from shoal.tasks.how import Exceptions, How, how
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, settled
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
@@ -33,7 +36,6 @@ from shoal.tasks.running import Entry, Running, started
 T = TypeVar("T")
 R = TypeVar("R")
 L = TypeVar("L")
-How: TypeAlias = tuple[float, int, bool, Need, str]  # priority, retries, once, need, key
 ROOM = 1 << 28  # bytes of results of a map that nobody has taken, from which on no more of its calls are given out
 PLAIN = "auto"
 
@@ -41,9 +43,9 @@ PLAIN = "auto"
 class Results(Iterator[T]):
     """The results of a map, one after another."""
 
-    def __init__(self, each: Iterator[T], futures: list[Result[T]], batch: Batch, pool: weakref.ref[Pool]) -> None:
-        self._each, self._futures, self._batch, self._pool = each, futures, batch, pool
-        self._fresh = True
+    def __init__(self, each: Iterator[T], futures: list[Result[T]] | None, batch: Batch, pool: weakref.ref[Pool]) -> None:
+        self._each, self._futures, self._batch, self._pool = each, futures or [], batch, pool
+        self._fresh, self._all = True, futures is not None
 
     def __next__(self) -> T:
         self._fresh, self._futures = False, []  # or results that were taken would be held
@@ -51,7 +53,9 @@ class Results(Iterator[T]):
 
     def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
         """Call `fn` with the list of all results, when they are there. Returns its future. args, how: as for `submit`. Raises
-        UserError if a result was taken before, or the pool is gone."""
+        UserError if a result was taken before, the map has a buffersize, or the pool is gone."""
+        if not self._all:
+            raise UserError("then: a map with buffersize makes its calls as results are taken; leave buffersize out")
         if not self._fresh or (pool := self._pool()) is None:
             raise UserError("then: ask for it before a result of the map is taken, and while its pool is there")
         self._batch.room = sys.maxsize  # all results are needed at once
@@ -92,7 +96,7 @@ class Pool(Executor):
             raise UserError(f"threads={threads!r}: must be a whole number from 1")
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
-        self._retries = retries
+        self._how = How(retries=retries)
         self._there = _defined()
         self._running = started(many, seed, threads, Path(run_dir) if run_dir else None)
         self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
@@ -114,6 +118,9 @@ class Pool(Executor):
         once: bool = False,
         need: Need = ONE_CORE,
         key: str = "",
+        timeout: float | None = None,
+        retry_on: Exceptions = (),
+        cost: float | None = None,
         **kwargs: Any,
     ) -> Result[T]:
         """Call `fn(*args, **kwargs)` in another process. Returns the future of its result.
@@ -123,13 +130,16 @@ class Pool(Executor):
 
         priority: calls of higher priority begin first; a minute of waiting counts as one. retries: as in Pool, for this call.
         once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. need: what the call
-        takes of the machine while it runs. key: part of the call's name in the pool's folder. Raises UserError if an argument
-        cannot travel, NeedError if the machine has less than the call needs, RuntimeError after `shutdown`.
+        takes of the machine while it runs. key: part of the call's name in the pool's folder. timeout: seconds that the call
+        may take from when it begins: after them its process is ended, and the future raises TimeoutError. retry_on: exceptions
+        after which the call is made again, `retries` times at most. cost: seconds that you expect the call to take, in place of
+        what the pool learns: of calls that wait, longer ones begin first. Raises UserError if an argument cannot travel or be
+        kept, NeedError if the machine has less than the call needs, RuntimeError after `shutdown`.
         """
-        how = (priority, self._retries if retries is None else retries, once, self._met(need), key)
+        its = self._asked(priority, retries, once, need, key, timeout, retry_on, cost)
         if futures := awaited(args, kwargs):
-            return self._later(fn, args, kwargs, how, futures)
-        entry = self._entry(fn, args, kwargs, how, None)
+            return self._later(fn, args, kwargs, its, futures)
+        entry = self._entry(fn, args, kwargs, its, None)
         if not entry.future.done():
             self._running.offer([entry])
         return entry.future
@@ -146,27 +156,87 @@ class Pool(Executor):
         once: bool = False,
         need: Need = ONE_CORE,
         key: str = "",
+        retry_on: Exceptions = (),
+        cost: float | Callable[..., float] | None = None,
+        buffersize: int | None = None,
     ) -> Results[T]:
         """Call `fn` for each item, as the built-in map does, and return an iterator of the results.
 
         Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and
         is not looked at. ordered: False gives each result as soon as it is there. While results of 256 MB wait to be taken,
         further calls of this map wait. timeout: seconds from now, after which the iterator raises TimeoutError.
+        buffersize: calls that are made ahead of the result that is taken, at most: items are then taken from the iterables as
+        results are; None: all calls are made now. cost: seconds, or a function from an item to seconds. The rest: as in submit.
         """
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
+        if buffersize is not None and (isinstance(buffersize, bool) or not isinstance(buffersize, int)):
+            raise TypeError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
         ends_at = None if timeout is None else time.monotonic() + timeout
-        batch = Batch(ROOM)
-        how = (priority, self._retries if retries is None else retries, once, self._met(need), key)
-        entries = [self._entry(fn, args, {}, how, batch) for args in zip(*iterables, strict=False)]
+        batch, fixed = Batch(ROOM), None if callable(cost) else cost
+        its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
+        each = (
+            (args, its._replace(cost=float(cost(*args))) if callable(cost) else its) for args in zip(*iterables, strict=False)
+        )
+        if buffersize is not None:
+            return self._buffered(fn, each, buffersize, ends_at, batch, ordered)
+        entries = [self._entry(fn, args, {}, one, batch) for args, one in each]
         self._running.offer(entry for entry in entries if not entry.future.done())
         futures = [entry.future for entry in entries]
         return Results(_results(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
 
-    def put(self, value: T) -> Put[T]:
+    def _buffered(
+        self,
+        fn: Callable[..., T],
+        each: Iterator[tuple[tuple[Any, ...], How]],
+        buffersize: int,
+        ends_at: float | None,
+        batch: Batch,
+        ordered: bool,
+    ) -> Results[T]:
+        """The results of a map whose calls are made as results are taken."""
+        me, running = weakref.ref(self), self._running
+
+        def more() -> Result[T] | None:
+            pool = me()
+            if pool is None or (given := next(each, None)) is None:
+                return None
+            entry = pool._entry(fn, given[0], {}, given[1], batch)
+            if not entry.future.done():
+                running.offer([entry])
+            return entry.future
+
+        left = deque(future for future in (more() for _ in range(buffersize)) if future is not None)
+        order = _window(left, more, ends_at, ordered)
+        return Results(_buffered(left, order, ends_at, batch, running), None, batch, me)
+
+    def gather(self, futures: Iterable[Future[T]]) -> Result[list[T]]:
+        """The future of the list of these futures' results. It raises what the first of them raises that fails, at once."""
+        each = list(futures)
+        if strange := [one for one in each if not isinstance(one, Future)]:
+            raise UserError(f"gather: expected futures, and one is {signed(strange[0])}")
+        its: Result[list[T]] = self._future(-1)
+
+        def ready() -> None:
+            if its.set_running_or_notify_cancel():
+                try:
+                    its.set_result(list(settled(tuple(each), {}, each)[0]))
+                except BaseException as failed:  # noqa: BLE001  whatever a future raises, this one raises
+                    its.set_exception(failed)
+
+        if each:
+            Countdown(each, ready)
+        else:
+            ready()
+        return its
+
+    def put(self, value: T, *, copy: bool = False) -> Put[T]:
         """Put a value into shared memory, once for all calls that have it as an argument. They get the value itself: its arrays
-        of 64 KiB and more are read in place, and cannot be written. The result's `value` is the value here."""
-        return Put(value, self._seen)
+        of 64 KiB and more are read in place, and cannot be written; with `copy` each call may write them, and what it writes is
+        seen by no other call. The result's `value` is the value here."""
+        return Put(value, self._seen, copy)
 
     def reduce(self, fn: Callable[[T, T], T], items: Iterable[T | Future[T]], **how: Any) -> Future[T]:
         """Join items, or the results of futures, two at a time with `fn`, until one is left. Returns its future.
@@ -237,7 +307,7 @@ class Pool(Executor):
     ) -> Entry:
         number, function = next(self._numbers), self._function(fn)
         future = self._future(number)
-        if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how[4]):
+        if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how.key):
             key, result = known
             if result is not None:
                 future.set_result(opened(result))
@@ -246,8 +316,25 @@ class Pool(Executor):
             key = b""
         self._seen.taken()  # of a call that could not travel
         arguments = pack_arguments(args, kwargs)
-        ticket = Ticket(number, _name(fn), arguments.nbytes, time.monotonic(), *how[:3], batch, how[3])
-        return Entry(ticket, future, function, arguments, self._seen.taken(), key)
+        ticket = _ticket(number, _name(fn), arguments.nbytes, time.monotonic(), how, batch)
+        return Entry(ticket, future, function, arguments, self._seen.taken(), key, how)
+
+    def _asked(
+        self,
+        priority: float,
+        retries: int | None,
+        once: bool,
+        need: Need,
+        key: str,
+        timeout: float | None,
+        retry_on: Exceptions,
+        cost: float | None,
+    ) -> How:
+        plain = need is ONE_CORE and timeout is None and cost is None and retries is None
+        if plain and not (priority or once or key or retry_on):
+            return self._how
+        its = how(priority, self._how.retries if retries is None else retries, once, need, key, timeout, retry_on, cost)
+        return its._replace(need=self._met(its.need))
 
     def _met(self, need: Need) -> Need:
         """A need that the machine can meet. Raises NeedError."""
@@ -261,7 +348,7 @@ class Pool(Executor):
         return need
 
     def _future(self, number: int) -> Result[Any]:
-        return Result(partial(self._running.kill, number), weakref.ref(self))
+        return Result(self._running, number, weakref.ref(self))
 
     def _later(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], how: How, futures: list[Future[Any]]
@@ -276,13 +363,13 @@ class Pool(Executor):
             entry = None
             try:
                 given = settled(args, kwargs, futures)
-                known = _known(kept, keys, seen, fn, function, *given, how[4])
+                known = _known(kept, keys, seen, fn, function, *given, how.key)
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
                     return
                 arguments = pack_arguments(*given)
-                ticket = Ticket(number, name, arguments.nbytes, since, *how[:3], None, how[3])
-                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"")
+                ticket = _ticket(number, name, arguments.nbytes, since, how, None)
+                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how)
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failed)
@@ -327,6 +414,22 @@ def _known(
         return None
     key = keys.key(fn, function.data, seen.plain(args, kwargs), own)
     return key, kept.found(key)
+
+
+def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None) -> Ticket:
+    return Ticket(
+        number,
+        name,
+        nbytes,
+        since,
+        its.priority,
+        its.retries,
+        its.once,
+        batch,
+        its.need,
+        cost=its.cost,
+        timed=its.timeout > 0,
+    )
 
 
 def _name(fn: Callable[..., Any]) -> str:
@@ -388,3 +491,42 @@ def _taken(order: Iterator[Future[T]], ends_at: float | None, batch: Batch, runn
                 running.nudge()
         del future  # an exception's traceback holds this frame, and the future holds the exception
     return result
+
+
+def _window(
+    left: deque[Result[T]], more: Callable[[], Result[T] | None], ends_at: float | None, ordered: bool
+) -> Iterator[Future[T]]:
+    """The futures of a map with a buffersize, for each of which another call is made. left: those that were not given."""
+    done = SimpleQueue[Future[T]]()
+    for future in () if ordered else left:
+        future.add_done_callback(done.put)
+    while left:
+        if (new := more()) is not None:
+            left.append(new)
+            if not ordered:
+                new.add_done_callback(done.put)
+        del new  # or its result would be held
+        if ordered:
+            yield left.popleft()
+        else:
+            yield _first(left, done, ends_at)
+
+
+def _first(left: deque[Result[T]], done: SimpleQueue[Future[T]], ends_at: float | None) -> Future[T]:
+    try:
+        first = done.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
+    except Empty:
+        raise TimeoutError from None
+    left.remove(first)  # type: ignore[arg-type]
+    return first
+
+
+def _buffered(
+    left: deque[Result[T]], order: Iterator[Future[T]], ends_at: float | None, batch: Batch, running: Running
+) -> Iterator[T]:
+    try:
+        while left:
+            yield _taken(order, ends_at, batch, running)
+    finally:
+        for future in left:
+            future.cancel()

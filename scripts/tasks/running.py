@@ -37,6 +37,7 @@ from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
+from shoal.tasks.how import How
 from shoal.tasks.inputs import Put
 from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
@@ -45,13 +46,15 @@ from shoal.tasks.machine import machine
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
 REPORTS = 50  # reports that are kept, for a person who asks
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
+DEFAULT = How()
 BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
-    that are among the arguments. key: of its result in the pool's folder; b"": none. begun: its future is running."""
+    that are among the arguments. key: of its result in the pool's folder; b"": none. how: its wishes as they were submitted.
+    begun: its future is running. tries: times that it was made again after an exception."""
 
     ticket: Ticket
     future: Result[Any]
@@ -59,7 +62,9 @@ class Entry:
     arguments: Parcel
     puts: tuple[Put[Any], ...] = ()
     key: bytes = b""
+    how: How = DEFAULT
     begun: bool = False
+    tries: int = 0
 
 
 class Reports:
@@ -97,6 +102,7 @@ class Running(threading.Thread):
         self._marks, self._seed, self._threads = Marks(), seed, threads
         self._folder, self.kept = folder, cast(Kept | None, None)
         self._awaiting = 0  # calls that wait for the results of others
+        self._times: dict[int, float] = {}  # number of a running call -> when its time is up
         self._offered: deque[Entry] = deque()
         self._asked: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
@@ -232,6 +238,8 @@ class Running(threading.Thread):
                 times = "its process" if ticket.faults == 1 else f"its process {ticket.faults} times"
                 self._fail(entry, WorkerLost(f"{ticket.function} ended {times}; the last time: {why}"))
         self.plan.lost.clear()
+        if self._times:
+            self._time_out()
         if len(self.server.telling.tally.lags) > LAGS:
             self.server.telling.tally.flush()
         return self._take_in()
@@ -260,7 +268,18 @@ class Running(threading.Thread):
             del self.entries[ticket.number]
             return False
         entry.begun = True
+        if entry.how.timeout:
+            self._times[ticket.number] = time.monotonic() + entry.how.timeout
         return True
+
+    def _time_out(self) -> None:
+        """End the processes of calls whose time is up."""
+        now = time.monotonic()
+        for number in [number for number, at in self._times.items() if at <= now or number not in self.entries]:
+            del self._times[number]
+            if self.plan.where(number) is not None and (entry := self._taken_away(number)):
+                what = f"{entry.ticket.function} took longer than timeout={entry.how.timeout:g} s, and its process was ended"
+                entry.future.set_exception(TimeoutError(what))
 
     def _calls(self, index: int) -> Sequence[Call]:
         """The calls of a task; none if it was withdrawn, or its actor died, after its brief was asked for in this turn."""
@@ -270,16 +289,34 @@ class Running(threading.Thread):
 
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
         came = {one.ticket: one for one in answers}
-        gpus = self.plan.given[index].gpus
+        gpus, again = self.plan.given[index].gpus, list[Ticket]()
         if self.kept:
             self._keep(
                 self.kept,
                 [(self.entries[number].key, came[number]) for number in self.plan.given[index].tickets if number in came],
             )
         for ticket in self.plan.answered(index, [(one.ticket, one.seconds) for one in answers]):
-            _complete(self.entries.pop(ticket.number), came[ticket.number])
+            entry, answer = self.entries.pop(ticket.number), came[ticket.number]
+            if answer.raised and entry.how.retry_on and self._again(entry, answer):
+                again.append(ticket)
+            else:
+                _complete(entry, answer)
+        self.plan.offer(again)
         if gpus:
             self._renew(index)  # now that large results are opened, which lie in that process's memory
+
+    def _again(self, entry: Entry, answer: Answer) -> bool:
+        """Return whether a call is to be made again after what it raised, and take it in again if so."""
+        number = entry.ticket.number
+        try:
+            error, _ = opened(answer.parcel)
+        except Exception:  # noqa: BLE001  an exception's own code runs when it is unpickled; `_complete` raises what it raised
+            return False
+        if not isinstance(error, entry.how.retry_on) or entry.tries >= entry.how.retries or self._marks.cancelled(number):
+            return False
+        entry.tries += 1
+        self.entries[number] = entry
+        return True
 
     def _keep(self, kept: Kept, answers: Sequence[tuple[bytes, Answer]]) -> None:
         """Make results durable before their futures are done; where the disk is full, as soon as there is room."""
@@ -324,6 +361,10 @@ class Running(threading.Thread):
                 entry.future.set_running_or_notify_cancel()
                 del self.entries[entry.ticket.number]
 
+    def flag(self, number: int) -> None:
+        """Let `shoal.cancelled()` be True in a call that is running, for any thread."""
+        self._marks.cancel(number)
+
     def kill(self, number: int) -> bool:
         """End the process that is at a call, for any thread. Returns False if the call is done."""
         ended = threading.Event()
@@ -342,16 +383,21 @@ class Running(threading.Thread):
         return killed == [True] or not killed
 
     def _kill(self, number: int) -> bool:
+        entry = self._taken_away(number)
+        return entry is not None and entry.future.killed()
+
+    def _taken_away(self, number: int) -> Entry | None:
+        """Forget a call, and end the process that is at it. Returns None if the call is done."""
         index = self.plan.where(number)
         lease = None if index is None else self.core.facts.ledger.leases.get((0, index))
         if number not in self.entries or (lease is not None and lease.folding):
-            return False  # done, or its answer is here and is taken in this turn
+            return None  # done, or its answer is here and is taken in this turn
         entry = self.entries.pop(number)
         if index is not None:
             rest = self.plan.take_back(index).tickets
             self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
             self.server.handle(Withdraw((0, index)))
-        return entry.future.killed()
+        return entry
 
 
 def _complete(entry: Entry, answer: Answer) -> None:

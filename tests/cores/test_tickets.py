@@ -13,7 +13,7 @@ from test_core import Run, names
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.events import Evict, Finish, Lost, Nudge, Withdraw
 from shoal.coordinator.deciding.plans import Outcome, Seat, Seats
-from shoal.coordinator.deciding.plans.tickets import AGE, CHUNK, MOST, Batch, Ticket, Tickets
+from shoal.coordinator.deciding.plans.tickets import AGE, CHUNK, MOST, TOGETHER, Batch, Ticket, Tickets
 from shoal.coordinator.deciding.resources import Machine, Need
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Assign, Cancel
@@ -97,6 +97,32 @@ def test_higher_priorities_go_first_and_a_minute_of_waiting_counts_as_one() -> N
     made = plan(1, [old, new, urgent])
     order = [number for _ in range(3) for [number] in inside(made, made.assign(room(0), (), 0, 0.0))]
     assert order == [1, 0, 2]
+
+
+def test_of_calls_of_one_time_the_longest_goes_first_by_word_or_by_what_such_calls_took() -> None:
+    made = plan(
+        1, [Ticket(0, "f"), Ticket(1, "g"), Ticket(2, "f", cost=9.0), Ticket(3, "f", cost=0.5), Ticket(4, "h", priority=1)]
+    )
+    order = []
+    for _ in range(5):
+        [task] = made.assign(room(0), (), 0, 0.0)
+        [number] = inside(made, [task])[0]
+        order.append(number)
+        assert len(list(made.answered(task.index, [(number, 1.0)]))) == 1
+    assert order == [4, 2, 0, 3, 1]  # when 2 came back, calls of f were known to take 1 s; nothing is known of g
+    late = plan(1, [Ticket(0, "f", cost=1.0, since=TOGETHER - 1), Ticket(1, "f", cost=9.0, since=TOGETHER + 1)])
+    assert inside(late, late.assign(room(0), (), 0, 0.0)) == [[0]]
+
+
+def test_calls_of_one_function_keep_their_order_however_its_pace_changes() -> None:
+    rng, made, order = random.Random(3), plan(1), list[int]()
+    for number in range(0, 200, 2):
+        made.offer([Ticket(number, "f", timed=True), Ticket(number + 1, "f", timed=True)])
+        [task] = made.assign(room(0), (), 0, 0.0)
+        order += [
+            one.number for one in made.answered(task.index, [(*made.given[task.index].tickets, 10 ** rng.uniform(-4, 2))])
+        ]
+    assert order == list(range(100))
 
 
 def test_a_call_that_was_cancelled_is_not_given_out() -> None:

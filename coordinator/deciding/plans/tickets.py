@@ -9,11 +9,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.resources import NOTHING, ONE_CORE, Machine, Need, uses
 from shoal.protocol.work import Task
 
+Key: TypeAlias = tuple[float, float, int]
 CHUNK = 0.005  # seconds that the tickets of one task take together, about: some times what a task costs beside its calls
 MOST = 256  # tickets of one task
 BYTES = 1 << 17  # bytes of the calls of one task of several tickets
@@ -21,6 +23,8 @@ SPREAD = (
     2  # tasks of equal size into which the waiting tickets are cut for each actor, at least, so that all actors end together
 )
 AGE = 60.0  # seconds of waiting that count as one priority
+TOGETHER = 10.0  # seconds within which calls count as made at once: of those, the longest are given out first
+OTHERWISE = 4.0  # times by which calls of a function must take more or less than before to change their place
 LOOKED_AT = 100  # tickets that wait for what the machine lacks, past which no further ticket is looked at
 RECENT = 0.25  # weight of the newest time in the mean of a function
 
@@ -43,9 +47,10 @@ class Batch:
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A call. number: order in which calls were made. function: name by which the time of its calls is known. since: time when
-    the call was made, in seconds: a ticket that has waited AGE seconds longer than another counts as one priority higher.
-    retries: deaths of actors that may be blamed on it, before it is given up. once: it is never begun twice. faults: deaths
-    blamed on it."""
+    the call was made, in seconds, of which multiples of TOGETHER count: a ticket that has waited AGE seconds longer than
+    another counts as one priority higher. retries: deaths of actors that may be blamed on it, before it is given up. once: it
+    is never begun twice. faults: deaths blamed on it. cost: seconds that its caller expects it to take; None: what calls of
+    this function took. timed: its actor may be ended when its time is up, so it has the actor for itself."""
 
     number: int
     function: str
@@ -57,10 +62,8 @@ class Ticket:
     batch: Batch | None = None
     need: Need = ONE_CORE
     faults: int = 0
-
-    @property
-    def key(self) -> tuple[float, int]:
-        return (self.since / AGE - self.priority, self.number)
+    cost: float | None = None
+    timed: bool = False
 
 
 @dataclass(slots=True)
@@ -82,17 +85,18 @@ class Tickets:
     begins: Callable[[Ticket], bool]
     width: int = 1
     machine: Machine | None = None
-    waiting: list[tuple[tuple[float, int], Ticket]] = field(default_factory=list)  # a heap
+    waiting: list[tuple[Key, Ticket]] = field(default_factory=list)  # a heap
     given: dict[int, Given] = field(default_factory=dict)  # index of a task -> its tickets
     full: list[Ticket] = field(default_factory=list)  # tickets of full batches
     lost: list[tuple[Ticket, int]] = field(default_factory=list)  # tickets that are given up, with the index of their last task
     pace: dict[str, float] = field(default_factory=dict)  # function -> seconds of a call, a running mean
+    costs: dict[str, float] = field(default_factory=dict)  # the same, by which calls are ordered: it changes seldom
     drawn: int = 0
     bounded: bool = True  # False: full batches are given out too, because the pool is to end
 
     def offer(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
-            heapq.heappush(self.waiting, (ticket.key, ticket))
+            heapq.heappush(self.waiting, (self._key(ticket), ticket))
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         for outcome in news:
@@ -134,9 +138,23 @@ class Tickets:
         for number, seconds in answers:
             if ticket := given.tickets.pop(number, None):
                 before = self.pace.get(ticket.function, seconds)
-                self.pace[ticket.function] = max(seconds, 1e-6) * RECENT + before * (1 - RECENT)
+                self.pace[ticket.function] = pace = max(seconds, 1e-6) * RECENT + before * (1 - RECENT)
+                known = self.costs.get(ticket.function, 0.0)
+                if not known / OTHERWISE < pace < known * OTHERWISE:
+                    self._learn(ticket.function, pace)
                 yield ticket
         self.offer(given.tickets.values())
+
+    def _key(self, ticket: Ticket) -> Key:
+        """Priority and age first, then the longest, then the order in which calls were made."""
+        cost = self.costs.get(ticket.function, 0.0) if ticket.cost is None else ticket.cost
+        return (ticket.since // TOGETHER * (TOGETHER / AGE) - ticket.priority, -cost, ticket.number)
+
+    def _learn(self, function: str, cost: float) -> None:
+        """Order the calls of a function by another cost, those too that wait: of one function the first made is the first."""
+        self.costs[function] = cost
+        self.waiting = [(self._key(ticket), ticket) for _, ticket in self.waiting]
+        heapq.heapify(self.waiting)
 
     def take_back(self, index: int) -> Given:
         """Forget a task, and give back what the machine had promised it."""
@@ -170,7 +188,13 @@ class Tickets:
 
     def _long(self, ticket: Ticket) -> bool:
         """Return whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
-        return ticket.once or ticket.faults > 0 or ticket.need is not ONE_CORE or self.pace.get(ticket.function, 1.0) > CHUNK
+        return (
+            ticket.once
+            or ticket.timed
+            or ticket.faults > 0
+            or ticket.need is not ONE_CORE
+            or self.pace.get(ticket.function, 1.0) > CHUNK
+        )
 
     def _more(self, first: Ticket) -> Iterator[Ticket]:
         """Further tickets of the same function for a task that begins with this one."""

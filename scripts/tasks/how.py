@@ -1,0 +1,61 @@
+"""How a call is to be made, checked when it is submitted.
+
+The one idea: a wish that cannot be kept, or that contradicts another, is refused in one line before the call exists.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+from shoal.coordinator.deciding.resources import ONE_CORE, Need
+from shoal.protocol.errors import UserError
+
+Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class How(NamedTuple):
+    """Arguments of `submit` that say how a call is made. timeout: seconds; 0: as long as it takes. retry_on: exceptions after
+    which the call is made again. cost: seconds that its caller expects it to take; None: what the pool has learned."""
+
+    priority: float = 0.0
+    retries: int = 2
+    once: bool = False
+    need: Need = ONE_CORE
+    key: str = ""
+    timeout: float = 0.0
+    retry_on: tuple[type[BaseException], ...] = ()
+    cost: float | None = None
+
+
+def how(
+    priority: float,
+    retries: int,
+    once: bool,
+    need: Need,
+    key: str,
+    timeout: float | None = None,
+    retry_on: Exceptions = (),
+    cost: float | None = None,
+) -> How:
+    """The arguments as one value. Raises UserError, one line, for an argument that cannot be kept."""
+    if not _number(priority):
+        raise UserError(f"priority={priority!r}: must be a number")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise UserError(f"retries={retries!r}: must be a whole number from 0")
+    if not isinstance(need, Need):
+        raise UserError(f"need={need!r}: must be a shoal.Need; need=shoal.Need(cores=2, memory='1G'), say")
+    if timeout is not None and not (_number(timeout) and timeout > 0):
+        raise UserError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
+    if cost is not None and not (_number(cost) and cost >= 0):
+        raise UserError(f"cost={cost!r}: must be a number of seconds from 0, or None")
+    kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise UserError(f"retry_on={retry_on!r}: must be exception types, as in retry_on=(OSError,)")
+    if kinds and once:
+        raise UserError(f"once=True and retry_on={retry_on!r}: a call that begins once is not made again; give one of the two")
+    return How(priority, retries, once, need, key, timeout or 0.0, kinds, cost)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
