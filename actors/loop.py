@@ -46,6 +46,8 @@ class Actor:
 
     say: prints a line for a person. interrupted: returns a reason to leave, or ""; called at least every TURN seconds. keys:
     the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello.
+    adopted: called with (version, weights) of each version that comes to an actor that follows the weights and does no task;
+    the weights are valid until it returns; None: the actor does tasks.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Actor:
         keys: ClientKeys | None = None,
         job: str = "",
         threads: int = 0,
+        adopted: Callable[[int, Bundle], None] | None = None,
     ) -> None:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
         self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
         offers = () if available() else ("shm",)
-        self.session = Session(session, hello(name, host_id(), os.getpid(), offers, job, threads), address, clock())
+        greeting = hello(name, host_id(), os.getpid(), offers, job, threads, follows=adopted is not None)
+        self.adopted, self.session = adopted, Session(session, greeting, address, clock())
         self.shared = Shared()
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
@@ -133,6 +137,8 @@ class Actor:
             self.line.flush()
             raise result
         elif result is self.weights:
+            if self.adopted and result.whole:
+                self.adopted(self.session.held, result.whole)
             self._handle(events.Decoded())
 
     def _made(self, product: Product) -> None:
@@ -272,6 +278,8 @@ class Actor:
         self.weights = self.hand.newest = weights
         if base != WHOLE:
             self.orders.append(weights)
+        elif self.adopted and weights.whole:
+            self.adopted(version, weights.whole)
 
     def _changed(self, told: Bytes) -> Held:
         """The weights that are here plus a change, which the worker's thread adds."""

@@ -154,7 +154,8 @@ class Session:
             self.held = self.needs = -1
             self.undone, self.owing = 0, False
             yield effects.Reset()
-            yield effects.Note(f"joined {self.where} as actor {welcome.number}")
+            place = "to follow the weights" if self.hello.follows else f"as actor {welcome.number}"
+            yield effects.Note(f"joined {self.where} {place}")
         yield from self._ready()
         for waiting in self.unjudged.values():
             yield self._say_contribution(waiting)
@@ -451,6 +452,8 @@ def _to_a_key(envelope: Envelope) -> bool:
     return envelope.session == b"" and isinstance(envelope.message, messages.Refused) and envelope.message.final
 
 
-def hello(name: str, host: str, pid: int, offers: tuple[str, ...], job: str = "", threads: int = 0) -> messages.Hello:
+def hello(
+    name: str, host: str, pid: int, offers: tuple[str, ...], job: str = "", threads: int = 0, follows: bool = False
+) -> messages.Hello:
     """The Hello of a new life."""
-    return messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads)
+    return messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads, follows=follows)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from shoal.protocol.value import value
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0203  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0204  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -34,6 +34,8 @@ class Hello:
     remembers it, so that only its connection is new; 0: it has no place. held: newest version that the actor holds from that
     life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task. job: digest of the job's file and of
     Shoal's version on its machine; "": not told. threads: threads that it computes with, of which bits depend; 0: not told.
+    follows: True for a server of predictions, which wants the weights and does no task. A coordinator of protocol 2.3 or
+    earlier takes it for an actor that does tasks.
     """
 
     protocol: int
@@ -47,6 +49,7 @@ class Hello:
     busy: bool = False
     job: str = ""
     threads: int = 0
+    follows: bool = False
 
 
 @value
@@ -174,10 +177,11 @@ class Chunk:
 class Welcome:
     """The answer to Hello. The payload holds the Terms of the run: see `protocol/codec.py`, pack_welcome.
 
-    number: the actor's place, the lowest free one. beat: seconds of silence that either side should keep, at most. patience:
-    seconds of silence after which the other side is given up. greeting: that of the Hello. resumed: True if the actor has the
-    place that it had before; its tasks are then told again. retain: bytes of accepted contributions that the actor keeps, at
-    most, until a version with them is in a snapshot: the coordinator has only their digests; 0: it keeps none.
+    number: the actor's place, the lowest free one; -1: it follows, and has none. beat: seconds of silence that either side
+    should keep, at most. patience: seconds of silence after which the other side is given up. greeting: that of the Hello.
+    resumed: True if the actor has the place that it had before; its tasks are then told again. retain: bytes of accepted
+    contributions that the actor keeps, at most, until a version with them is in a snapshot: the coordinator has only their
+    digests; 0: it keeps none.
     """
 
     run: str

@@ -36,12 +36,13 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
     if actor is None:
         if stranger := facts.roster.at(peer):
             yield from part(facts, stranger, "said Hello as another session")
-        actor = facts.roster.join(session, peer, name, facts.now, event.user)
+        actor = facts.roster.join(session, peer, name, facts.now, event.user, hello.follows)
         facts.farewell.back(session)
         actor.greeting, actor.host, actor.pid = hello.greeting, printable(hello.host, 64), hello.pid
         facts.ledger.verdicts.join(session)
         desk.unpark(facts)  # a parked task may be the newcomer's now
-        yield Report("joined", f"{name} joined as actor {actor.number}" + f", key {event.user[:8]}" * bool(event.user))
+        place = "follows the weights" if hello.follows else f"joined as actor {actor.number}"
+        yield Report("joined", f"{name} {place}" + f", key {event.user[:8]}" * bool(event.user))
     facts.roster.hear(actor, facts.now)
     facts.roster.say(actor, facts.now)
     yield Admit(peer, session, actor.number, hello)

@@ -25,7 +25,7 @@ def roll(facts: Facts, now: float, host: str = "", most: int = MOST) -> dict[str
     an actor with this place was replaced. silence: seconds since it was heard. Of tasks: out: with an actor; waiting: for an
     actor; accepted, stale, refused, duplicate: contributions by verdict; failed: attempts that failed; aside: tasks given up.
     """
-    shown = sorted(islice(facts.roster.by_silence(), most), key=lambda actor: actor.number)
+    shown = sorted(islice((one for one in facts.roster.by_silence() if not one.follows), most), key=lambda actor: actor.number)
     ledger, counts = facts.ledger, facts.ledger.counts
     verdicts = {name: getattr(counts, name) for name in ("accepted", "stale", "refused", "duplicate", "failed", "aside")}
     return {

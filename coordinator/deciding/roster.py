@@ -65,19 +65,22 @@ class Actor:
     barred_until: float = 0.0  # time when the quarantine ends; 0.0 outside quarantine
     host: str = ""  # the machine and its boot, as the actor says
     pid: int = 0  # its process id there
+    follows: bool = False  # it wants the weights and does no task; its number is -1
 
     @property
     def idles(self) -> bool:
         """Return whether no task can be given to the actor now."""
-        return self.stuck or self.away or self.barred_until > 0
+        return self.stuck or self.away or self.barred_until > 0 or self.follows
 
 
 class Roster:
-    """The actors that are here now, each with room for `ahead` tasks at first, and for `most` if they are short."""
+    """The actors that are here now, each with room for `ahead` tasks at first, and for `most` if they are short. Actors that
+    follow the weights are among `actors`, and do not count: `len` is the number of those that do tasks."""
 
     def __init__(self, ahead: int, most: int = 0) -> None:
         self.ahead, self.most = ahead, max(ahead, most)
         self.actors: dict[bytes, Actor] = {}
+        self.followers = 0  # actors that follow the weights alone
         self.room = 0  # further tasks that all actors together can take
         self.homes: dict[int, bytes] = {}  # client -> the actor that plays it
         self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions with room, by tasks held
@@ -90,16 +93,18 @@ class Roster:
         self._barred: dict[bytes, None] = {}  # sessions in quarantine
 
     def __len__(self) -> int:
-        return len(self.actors)
+        return len(self.actors) - self.followers
 
-    def join(self, session: bytes, peer: bytes, name: str, now: float, user: str = "") -> Actor:
-        """Add the actor of a new session. Its number is the lowest that is free."""
-        number = heapq.heappop(self._free) if self._free else len(self.actors)
-        actor = self.actors[session] = Actor(session, peer, name, number, user)
+    def join(self, session: bytes, peer: bytes, name: str, now: float, user: str = "", follows: bool = False) -> Actor:
+        """Add the actor of a new session. Its number is the lowest that is free; a follower takes none, because environments
+        are drawn by it."""
+        number = -1 if follows else heapq.heappop(self._free) if self._free else len(self)
+        actor = self.actors[session] = Actor(session, peer, name, number, user, follows=follows)
+        self.followers += follows
         self._by_peer[peer] = session
         self.lives[number] = self.lives.get(number, 0) + 1
         self.behind[session] = None
-        self.allow(actor, self.ahead)
+        self.allow(actor, 0 if follows else self.ahead)
         self.hear(actor, now)
         self.say(actor, now)
         if self.homes:
@@ -114,7 +119,9 @@ class Roster:
         del self._heard[actor.session]
         self._said.pop(actor.session, None)
         self._barred.pop(actor.session, None)
-        heapq.heappush(self._free, actor.number)
+        self.followers -= actor.follows
+        if not actor.follows:
+            heapq.heappush(self._free, actor.number)
 
     def leave(self, actor: Actor) -> None:
         """Mark an actor as away: its connection is lost. The actor keeps its place and tasks until the bound on silence."""
@@ -217,16 +224,21 @@ class Roster:
     def _share(self) -> None:
         """Move clients from the actors with most to the actors with fewest, until none has two more than another: a newcomer
         gets its share, and an actor that comes back with all its clients leaves a share to the actors that came meanwhile."""
-        held: dict[bytes, list[int]] = {session: [] for session in self.actors}
+        held: dict[bytes, list[int]] = {session: [] for session, actor in self.actors.items() if not actor.follows}
         for client, session in self.homes.items():
             if session in held:
                 held[session].append(client)
-        while len(richest := max(held.values(), key=len)) > len(held[poorest := min(held, key=lambda one: len(held[one]))]) + 1:
+        while (
+            held
+            and len(richest := max(held.values(), key=len))
+            > len(held[poorest := min(held, key=lambda one: len(held[one]))]) + 1
+        ):
             held[poorest].append(client := richest.pop())
             self.homes[client] = poorest
 
     def _fewest_clients(self) -> bytes:
-        held = {session: 0 for session, actor in self.actors.items() if not actor.idles} or dict.fromkeys(self.actors, 0)
+        doing = {session: actor for session, actor in self.actors.items() if not actor.follows}
+        held = {session: 0 for session, actor in doing.items() if not actor.idles} or dict.fromkeys(doing, 0)
         for session in self.homes.values():
             if session in held:
                 held[session] += 1
