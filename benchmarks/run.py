@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.benchmarks import (
     adding,
+    calls,
     comparing,
     compression,
     connections,
@@ -59,6 +60,11 @@ FIGURES: Mapping[str, Case] = {
     "core": core.core,
     "compare": comparing.compare,
     "sweep": sweeping.sweep,
+    "tasks-single": calls.tasks_single,
+    "tasks-map": calls.tasks_map,
+    "tasks-start": calls.tasks_start,
+    "tasks-array": calls.tasks_array,
+    "tasks-kill": calls.tasks_kill,
 }
 
 

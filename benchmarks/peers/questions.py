@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from shoal.benchmarks.peers.asking import Question
 
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
-DEPLOYED = "flower_deployed.py"
+DEPLOYED, POOLS = "flower_deployed.py", "pools.py"
 
 
 def noop(floats: int) -> Mapping[str, Question]:
@@ -44,4 +44,14 @@ def rounds() -> Mapping[str, Question]:
     return {
         "flower_superlink": Question("flower", DEPLOYED, ("superlink", 4), quick=True, seconds=240),
         "flower_start_server": Question("flower", DEPLOYED, ("start_server", 300), quick=True, alike=False),
+    }
+
+
+def calls(question: str, number: int) -> Mapping[str, Question]:
+    """Returns the same question (pools.py) to loky, joblib, Dask and Ray, which take few calls for few seconds."""
+    few = {"single": 300, "map": 2_000}.get(question, number)
+    peers = {"loky": "pools", "joblib": "pools", "dask": "pools", "ray": "ray"}
+    return {
+        f"{name}_{question}": Question(venv, POOLS, (name, question, few), quick=True, seconds=120)
+        for name, venv in peers.items()
     }

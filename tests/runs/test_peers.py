@@ -25,7 +25,12 @@ ASKED = {
     "b": Question("b", "b.py", (), quick=True),
 }
 SAYS = {"fast": 20.0, "slow": 5.0, "other": 90.0}
-EVERY = [*questions.noop(9).values(), *questions.large(9).values(), *questions.rounds().values()]
+EVERY = [
+    *questions.noop(9).values(),
+    *questions.large(9).values(),
+    *questions.rounds().values(),
+    *questions.calls("single", 9).values(),
+]
 
 
 class Pip:
