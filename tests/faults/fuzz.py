@@ -20,12 +20,15 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from shoal.benchmarks.case import Finding
 from shoal.benchmarks.machine import resident
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import Replay
 from shoal.faults.bombs import HEADERS, ROWS, honest, payloads
 from shoal.faults.ramdisk import RamDisk
+from shoal.protocol import values
 from shoal.protocol.codec import decode, unpack_welcome
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Layout
@@ -39,6 +42,7 @@ INTERESTING = (
     *(b"\xcb\x7f\xf0" + bytes(6), b"\xcb\x7f\xf8" + bytes(6), b"\xd3\x80" + bytes(7), b"\xc7\x0c\xff" + bytes(12)),
 )
 JOURNAL = Path("run/journal")
+VALUES = (None, [1, "a", (2.5, b"b")], {"x": 2**70, ("a", 1): [0.5] * 70}, [np.arange(6.0).reshape(2, 3), np.float32(3.0)])
 MILLISECONDS, MEGABYTES, DRIFT = 20.0, 8.0, 1.0
 
 
@@ -75,7 +79,7 @@ def fuzz(quick: bool) -> Finding:
 
 
 SHARES: Mapping[str, float] = MappingProxyType(
-    {"frames": 0.6, "header": 0.2, "welcome": 0.1, "layout": 0.07, "pipe": 0.01, "ring": 0.01, "journal": 0.01}
+    {"frames": 0.55, "header": 0.2, "welcome": 0.1, "layout": 0.07, "pipe": 0.01, "ring": 0.01, "journal": 0.01, "values": 0.05}
 )
 
 
@@ -110,6 +114,7 @@ def seeds() -> Mapping[str, Sequence[bytes]]:
         "pipe": [_pipe()],
         "ring": [b"".join(n.to_bytes(8, "little") for n in (1, 3, 4096, 77, 2, 512, 0, 1, 100))],
         "journal": [_journal()],
+        "values": [values.pack(one) for one in VALUES],
     }
 
 
@@ -128,6 +133,7 @@ def targets() -> Mapping[str, Callable[[bytes], object]]:
         "pipe": _kept(_through_pipe, ProtocolError, EOFError),
         "ring": _kept(_ring, ProtocolError),
         "journal": _kept(_replayed, UserError),
+        "values": _kept(values.read, ProtocolError),
     }
 
 
