@@ -7,11 +7,13 @@ arrays are written once and read where they lie.
 
 from __future__ import annotations
 
+import io
 import pickle
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
@@ -24,6 +26,8 @@ LARGE = 1 << 16  # bytes of a buffer (an array's, say) from which on it lies bes
 PARTS = 200  # parts of an object that are tried, when an object cannot travel, to name the part that cannot
 DEEP = 4  # levels of parts that are tried
 EXTRA = "install shoal[tasks]"
+Apart: TypeAlias = Callable[[Any], tuple[Any, ...] | None]
+"""(object) -> what `__reduce__` would give for it; None: pickle the object as always."""
 
 
 class Beside(Segment):
@@ -62,6 +66,41 @@ def pack(value: object, called: object = None) -> Parcel:
     except Exception as raised:  # noqa: BLE001  an object's own __reduce__ may raise anything
         buffers.clear()
         head = _by_value(value, value if called is None else called, buffers, raised)
+    return _boxed(head, buffers)
+
+
+def pack_apart(value: object, apart: Apart, called: object = None) -> Parcel:
+    """The parcel of an object; else as `pack`. Functions and classes of the main program, and those without a name, travel by
+    value: a process that was forked before they were defined, or defined anew, opens them too. apart: asked for each object but
+    plain ones (None, numbers, text, bytes, tuples, lists, dicts, sets)."""
+    buffers: list[memoryview] = []
+    file = io.BytesIO()
+    try:
+        _pickler()(file, partial(_aside, buffers), apart).dump(value)
+    except Exception as raised:
+        part = unfit(value if called is None else called, "")
+        raise UserError(f"{part} cannot travel to another process: {raised}") from raised
+    return _boxed(file.getvalue(), buffers)
+
+
+@cache
+def _pickler() -> Any:
+    """The class of cloudpickle's pickler that asks how an object travels."""
+
+    class Asking(_cloudpickle().Pickler):  # type: ignore[misc]
+        def __init__(self, file: io.BytesIO, aside: Callable[[pickle.PickleBuffer], bool], apart: Apart) -> None:
+            super().__init__(file, 5, buffer_callback=aside)
+            self._apart = apart
+
+        def reducer_override(self, value: Any) -> Any:
+            its = self._apart(value)
+            return super().reducer_override(value) if its is None else its
+
+    return Asking
+
+
+def _boxed(head: bytes, buffers: list[memoryview]) -> Parcel:
+    """The parcel of a pickle and its large buffers."""
     if not buffers:
         return Parcel(b"." + head)
     lengths = [one.nbytes for one in buffers]
@@ -134,7 +173,7 @@ def _aside(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
 
 def _by_value(value: object, called: object, buffers: list[memoryview] | None, raised: BaseException | None) -> bytes:
     try:
-        import cloudpickle
+        cloudpickle = _cloudpickle()
     except ModuleNotFoundError:
         what = unfit(called, "") if raised else "a function that was made here"
         why = f" ({raised})" if raised else ""
@@ -145,6 +184,17 @@ def _by_value(value: object, called: object, buffers: list[memoryview] | None, r
     except Exception as again:
         raise UserError(f"{unfit(called, '')} cannot travel to another process: {again}") from again
     return done
+
+
+def _cloudpickle() -> Any:
+    """The module cloudpickle, or joblib's copy of it where joblib is loaded. Raises ModuleNotFoundError."""
+    try:
+        import cloudpickle
+    except ModuleNotFoundError:
+        if (copy := sys.modules.get("joblib.externals.cloudpickle")) is None:
+            raise
+        return copy
+    return cloudpickle
 
 
 def unfit(value: object, path: str) -> str:

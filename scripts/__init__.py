@@ -1,6 +1,7 @@
 """Shoal: federated and reinforcement learning over long-lived actors.
 
-The one idea: `import shoal` imports no other module. Python imports a public name's module when the name is first used.
+The one idea: `import shoal` imports no other module, but for the few lines that wait for joblib. Python imports a public name's
+module when the name is first used.
 """
 
 from __future__ import annotations
@@ -91,3 +92,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+from shoal.tasks.hook import tell as _tell  # noqa: E402  the path above is needed
+
+_tell()

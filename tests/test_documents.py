@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "reinforcement.md": Reinforcement("CartPole-v1")}
 HEAD = "| setting | allowed | what it means | method |\n"
+SHOWN = ("{'max_depth': 8}",)  # what the programs of bridges.md print
 SHORT = {"rounds": 2, "total_timesteps": 2_000}
 
 
@@ -91,6 +92,17 @@ def test_the_page_for_calls_runs_from_top_to_bottom(tmp_path: Path, monkeypatch:
         done = subprocess.run([sys.executable, f"shown{at}.py"], capture_output=True, text=True, check=False, timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("12.56636 1045")
+
+
+def test_the_page_on_other_libraries_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    programs = blocks(ROOT / "docs" / "bridges.md", "python")
+    for at, block in enumerate(programs):
+        assert len(block.splitlines()) <= 10
+        (tmp_path / f"shown{at}.py").write_text(block)
+        done = subprocess.run([sys.executable, f"shown{at}.py"], capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip() == SHOWN[at]
 
 
 def test_the_page_on_comparing_begins_with_a_short_program_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,10 +44,13 @@ NOT_FOR_DECIDING = frozenset({"asyncio", "msgpack", "numpy", "psutil", "socket",
 EDGE = ("shoal", "shoal.protocol", "shoal.actors.session", "shoal.actors.loop", "shoal.commands.cli", "shoal.__main__")
 CORE_IMPORTS = frozenset({"zmq", "msgpack", "numpy", "psutil"})  # import names of [project.dependencies]
 TRUSTED = "shoal.protocol.trusted"  # the only file that pickles
+USE_JOBLIB = (
+    "shoal.tasks.backend",
+    "shoal.benchmarks.peers.pools",
+)  # joblib's backend and the script of a peer: they load nothing
 OPENS = ("shoal.actors.workers.call", "shoal.tasks.")  # what may open what it has pickled: a program's own forks, and its pool
 UNSAFE_MODULES = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 UNSAFE_CALLS = frozenset({"eval", "exec", "time.sleep", "torch.load", "torch.save", "yaml.load"})
-MEASURED = "shoal.benchmarks.peers.pools"  # a script of a peer's own venv, which measures joblib's pool and loads nothing
 UNSAFE_METHODS = frozenset({"recv_pyobj", "send_pyobj", "recv_serialized"})
 BANNED_NAMES = frozenset({"manager", "handler", "helper", "helpers", "util", "utils", "engine", "context", "service", "base"})
 
@@ -164,7 +167,7 @@ def impure(module: Module) -> list[str]:
 def unsafe(module: Module) -> list[str]:
     """What could run a peer's code, waits for no reason, or hides a mistake of ours."""
     allowed = {"pickle", "cloudpickle"} if module.name == TRUSTED else set()
-    allowed |= {"joblib"} if module.name == MEASURED else set()
+    allowed |= {"joblib"} if module.name in USE_JOBLIB else set()
     found = [(i.line, i.name) for i in imports(module) if i.name.split(".")[0] in UNSAFE_MODULES - allowed]
     if not module.name.startswith(OPENS):
         found += [(i.line, i.name) for i in imports(module) if i.name == TRUSTED]

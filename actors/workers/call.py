@@ -95,14 +95,18 @@ class Answered(Bundle):
 
 
 class Calls:
-    """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's."""
+    """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's. prepare: called
+    once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes."""
 
-    def __init__(self, marks: Marks, seed: int = 0) -> None:
-        self._marks, self._seed = marks, seed
+    def __init__(self, marks: Marks, seed: int = 0, prepare: Callable[[], object] | None = None) -> None:
+        self._marks, self._seed, self._prepare = marks, seed, prepare
         self._functions: dict[bytes, Callable[..., Any]] = {}
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         assert brief is not None  # a task of a pool always has calls
+        if self._prepare:
+            self._prepare()
+            self._prepare = None
         with _within(task.words):
             return self._all(task, brief)
 

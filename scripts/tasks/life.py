@@ -15,7 +15,7 @@ from shoal.actors.workers.call import Calls
 from shoal.protocol import heap
 from shoal.protocol.marks import Marks
 from shoal.runs.living import LEFT
-from shoal.runs.threads import few_for_good
+from shoal.runs.threads import asked_for, few_for_good
 
 
 def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
@@ -30,7 +30,7 @@ def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
         marks.begin(int(arguments["born"]))
         Actor(
             str(arguments["address"]),
-            lambda workload: Calls(marks, seed),
+            lambda workload: Calls(marks, seed, lambda: few_for_good(threads or asked_for())),
             name=f"actor-{os.getpid()}",
             session=os.urandom(8),
             clock=time.monotonic,

@@ -291,6 +291,11 @@ class Pool(Executor):
         if wait and threading.current_thread() is not self._running:
             self._running.join()
 
+    @property
+    def alive(self) -> bool:
+        """True if the pool takes calls: it has processes, and is not shut down."""
+        return self._running.open
+
     def status(self) -> str:
         """What the pool does, in words: a line for each actor, and why calls wait."""
         from shoal.tasks.status import told

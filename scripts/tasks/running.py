@@ -119,6 +119,11 @@ class Running(threading.Thread):
             self._offered.extend(entries)
         self.nudge()
 
+    @property
+    def open(self) -> bool:
+        """True if calls are taken."""
+        return not (self._closing or self._over)
+
     def _check(self) -> None:
         if self._closing:
             raise RuntimeError("cannot schedule new futures after shutdown")

@@ -1,0 +1,316 @@
+"""The backend of joblib that makes calls in a `shoal.Pool`: scikit-learn's `n_jobs` survives a killed worker and shares arrays.
+
+The one idea: joblib hands over batches of calls. A batch is one call of the pool, as long as calls take about PACE seconds
+together; what it has not begun after LONG seconds comes back and is handed out anew, so calls that turn out long do not wait
+behind each other. An array that a second batch has too is put into shared memory, once for the rest of joblib's call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+from joblib._memmapping_reducer import reduce_array_memmap_backward
+from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend, ThreadingBackend, parallel_config
+
+from shoal.actors.workers.call import CALL
+from shoal.protocol.errors import UserError
+from shoal.protocol.trusted import LARGE, Parcel, opened, pack_apart, pack_arguments, read
+from shoal.runs.threads import asked_for
+from shoal.tasks.inputs import Put
+from shoal.tasks.pool import Pool
+from shoal.tasks.pools import Pools
+
+PACE = 0.2  # seconds that the calls of a batch take together, about: a hundred times what a batch costs beside its calls
+LONG = 0.5  # seconds after which calls of a batch that have not begun come back
+MOST = 4_096  # calls of a batch
+KEPT = 128  # arrays of one call of joblib that are put into shared memory, each of which takes two descriptors
+IDLE = 60.0  # seconds for which a pool's processes are kept for the next call of joblib
+
+Item: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""What joblib's `delayed` makes: function, arguments, keyword arguments."""
+
+
+def work(data: bytes) -> tuple[float, list[Any]]:
+    """Make the calls of a batch, in an actor. Returns the seconds that they took and their results: of all calls, or of the
+    first ones if LONG seconds had passed before the others began. data: the parcel of (calls, nested backend, its n_jobs)."""
+    items, nested, jobs = opened(data)
+    results: list[Any] = []
+    began, took = perf_counter(), 0.0
+    with parallel_config(backend=nested, n_jobs=jobs):
+        for function, args, kwargs in items:
+            results.append(function(*args, **kwargs))
+            if (took := perf_counter() - began) > LONG:
+                break
+    return took, results
+
+
+class Shared:
+    """The arrays of one call of joblib that more than one batch has, in shared memory. writable: most bytes of an array that a
+    batch may write to, in its own copy; None: any array."""
+
+    def __init__(self, put: Callable[[Any], Put[Any]], writable: int | None) -> None:
+        self._put, self._writable = put, writable
+        self._arrays: dict[int, tuple[weakref.ref[Any], Put[Any] | None]] = {}
+        self._many = 0
+
+    def clear(self) -> None:
+        self._arrays.clear()
+        self._many = 0
+
+    def forget(self, name: int) -> None:
+        self._arrays.pop(name, None)
+
+    def parcel(self, value: object) -> tuple[Parcel, list[Put[Any]]]:
+        """The parcel of an object, and the values that must be held until it is opened. Raises UserError."""
+        held: list[Put[Any]] = []
+        return pack_apart(value, lambda part: self._apart(part, held)), held
+
+    def _apart(self, part: Any, held: list[Put[Any]]) -> tuple[Any, ...] | None:
+        if isinstance(part, np.ndarray):
+            return self._array(part, held) if part.nbytes >= LARGE else None
+        return _lone(part) if type(part).__name__ == "CallbackContext" else None
+
+    def _array(self, array: npt.NDArray[Any], held: list[Put[Any]]) -> tuple[Any, ...] | None:
+        if (mapped := _file_of(array)) is not None:
+            return mapped
+        if array.dtype.hasobject:
+            return None
+        name = id(array)
+        known = self._arrays.get(name)
+        if known is None or known[0]() is not array:
+            self._arrays[name] = (weakref.ref(array, partial(_forget, weakref.ref(self), name)), None)
+            return None
+        if (put := known[1]) is None:
+            if self._many >= KEPT:
+                return None
+            self._many += 1
+            put = self._put(array if array.flags.forc else np.ascontiguousarray(array))
+            self._arrays[name] = (known[0], put)
+        held.append(put)
+        private = self._writable is None or array.nbytes < self._writable
+        return (opened if private else read), (put.data,)
+
+
+def _file_of(array: npt.NDArray[Any]) -> tuple[Any, ...] | None:
+    """How another process maps an array that lies in a file of the user's (`np.memmap`), so that what a call writes is in the
+    file; None for any other array."""
+    owner: Any = array
+    while owner is not None and not isinstance(owner, np.memmap):
+        owner = getattr(owner, "base", None)
+    if owner is None or owner.mode == "c" or owner.filename is None:
+        return None
+    found: tuple[Any, ...] = reduce_array_memmap_backward(array)
+    return found
+
+
+def _forget(shared: weakref.ref[Shared], name: int, _: object) -> None:
+    """An array is gone, of which `shared` knew by this name. shared: weak, or the two would hold each other, and the memory."""
+    if its := shared():
+        its.forget(name)
+
+
+def _lone(part: Any) -> tuple[Any, ...] | None:
+    """How a node of scikit-learn's tree of callback contexts travels if there are no callbacks: without its children. Else each
+    fit of a search would carry the nodes of all its fits, which nobody reads."""
+    inside = getattr(part, "__dict__", {})
+    if inside.get("_callbacks", True) or not inside.get("_children_map"):
+        return None
+    return object.__new__, (type(part),), {**inside, "_children_map": {}}
+
+
+class Batch:
+    """A batch of joblib's, until its results are there. Used by one thread at a time.
+
+    back: called once with this batch, when all results are there or one call has failed.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], nested: tuple[Any, int | None], owner: Any, back: Callable[[Batch], object]
+    ) -> None:
+        self.items, self.nested, self.owner = items, nested, owner
+        self.failed: BaseException | None = None
+        self.results: list[Any] = [None] * len(items)
+        self._left, self._back = len(items), back
+
+    def take(self, first: int, results: Sequence[Any]) -> None:
+        """Take in the results of the calls from number `first` on."""
+        self.results[first : first + len(results)] = results
+        self._left -= len(results)
+        if self._left == 0 and self.failed is None:
+            self._back(self)
+
+    def fail(self, error: BaseException) -> None:
+        if self.failed is None:
+            self.failed = error
+            self._back(self)
+
+
+def _named(error: Exception, items: Sequence[Item]) -> Exception:
+    """The error of calls that cannot travel, which names the argument that cannot; any other error as it is."""
+    if isinstance(error, UserError):
+        try:
+            for _, args, kwargs in items:
+                pack_arguments(args, kwargs)
+        except UserError as named:
+            return named
+    return error
+
+
+class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
+    """What `joblib.parallel_config(backend="shoal")` makes. Arguments: of `parallel_config`.
+
+    retries: times that a batch is tried again after its process has ended. idle_worker_timeout: seconds for which the
+    processes are kept for the next call of joblib. Raises UserError.
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    default_n_jobs = -1
+
+    def __init__(
+        self, pools: Pools, *, retries: int = 2, idle_worker_timeout: float = IDLE, nesting_level: int | None = None, **odd: Any
+    ) -> None:
+        if odd:
+            words = ", ".join(sorted(odd))
+            raise UserError(f'parallel_config(backend="shoal"): no argument {words}; there are retries and idle_worker_timeout')
+        super().__init__(nesting_level=nesting_level)
+        self._pools, self._retries, self._idle = pools, retries, idle_worker_timeout
+        self._lock = threading.Lock()
+        self._users = 0  # calls of joblib, or `with` blocks of joblib.Parallel, that use the pool
+        self._pool: Pool | None = None
+        self._desk: ThreadPoolExecutor | None = None  # where results are taken in: joblib runs the user's generator there
+        self._shared: Shared | None = None
+        self._futures: dict[Future[Any], Any] = {}  # those that are under way, and the joblib.Parallel that they are for
+        self._size, self._seconds = 1, 0.0
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None or CALL.get(None) is not None:  # a call of a pool has its own share of the cores already
+            return 1
+        return n_jobs if n_jobs > 0 else max(joblib.cpu_count() + 1 + n_jobs, 1)
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **how: Any) -> int:
+        """Make the pool, or take one that is there. Returns the number of its processes."""
+        many = self.effective_n_jobs(n_jobs)
+        if many == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        self.parallel = parallel
+        with self._lock:
+            if self._users == 0:
+                self._pool = self._pools.take(many, self._threads(many), self._idle)
+                self._desk = ThreadPoolExecutor(1, "shoal-joblib")
+            self._users += 1
+            most = how.get("max_nbytes")
+            writable = most if most is not None and how.get("mmap_mode") == "r" else None
+            assert self._pool is not None
+            self._shared = Shared(self._pool.put, writable)
+        self._size, self._seconds = 1, 0.0
+        return many
+
+    def _threads(self, many: int) -> int:
+        """Threads of each process, as joblib says: inner_max_num_threads, else OMP_NUM_THREADS, else its share of the cores."""
+        if self.inner_max_num_threads is not None:
+            return int(self.inner_max_num_threads)
+        return asked_for() if "OMP_NUM_THREADS" in os.environ else max(joblib.cpu_count() // many, 1)
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        """The backend in a call: as many threads as its process computes with; with one, none beside it."""
+        level = (self.nesting_level or 0) + 1
+        threads = self._pools.threads(self._pool)
+        if threads <= 1:
+            return SequentialBackend(nesting_level=level), None
+        return ThreadingBackend(nesting_level=level), threads
+
+    def start_call(self) -> None:
+        """Forget arrays of the last call of joblib: they may have been written to since."""
+        if self._shared:
+            self._shared.clear()
+
+    def stop_call(self) -> None:
+        self.start_call()
+
+    def submit(self, func: Any, callback: Callable[[Batch], object]) -> Batch:
+        """Hand out a batch of joblib's (a BatchedCalls). Returns what `callback` is called with when it is done."""
+        batch = Batch(func.items, self.get_nested_backend(), getattr(callback, "parallel", None), callback)
+        self._hand_out(batch, 0, len(batch.items))
+        return batch
+
+    def _hand_out(self, batch: Batch, first: int, end: int) -> None:
+        desk, pool, shared = self._desk, self._pool, self._shared
+        assert desk is not None
+        assert pool is not None
+        assert shared is not None
+        try:
+            parcel, held = shared.parcel((batch.items[first:end], *batch.nested))
+            future = pool.submit(work, parcel.data, retries=self._retries)
+        except Exception as error:  # noqa: BLE001  joblib loses what is raised here, and would wait for ever
+            desk.submit(batch.fail, _named(error, batch.items[first:end]))
+            return
+        self._futures[future] = batch.owner
+
+        def done(future: Future[Any]) -> None:  # it holds the parcel and the arrays that the batch reads
+            del parcel_and_puts[:]
+            with suppress(RuntimeError):  # joblib has given up this call, and all of it is over
+                desk.submit(self._take_in, batch, first, end, future)
+
+        parcel_and_puts = [parcel, held]
+        future.add_done_callback(done)
+
+    def _take_in(self, batch: Batch, first: int, end: int, future: Future[Any]) -> None:
+        self._futures.pop(future, None)
+        try:
+            took, results = future.result()
+        except BaseException as error:  # noqa: BLE001  a call's own error, whatever it is, goes to joblib
+            batch.fail(error)
+            return
+        each = took / len(results)
+        self._seconds = max(each, 0.5 * (each + (self._seconds or each)))
+        middle = first + len(results)
+        step = max(1, self._fitting())
+        for at in range(middle, end, step):
+            self._hand_out(batch, at, min(at + step, end))
+        batch.take(first, results)
+
+    def _fitting(self) -> int:
+        return int(min(PACE / max(self._seconds, 1e-6), MOST))
+
+    def compute_batch_size(self) -> int:
+        if self._seconds:
+            self._size = max(1, min(self._fitting(), 4 * self._size))
+        return self._size
+
+    def retrieve_result_callback(self, out: Batch) -> list[Any]:
+        if out.failed is not None:
+            raise out.failed
+        return out.results
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End the processes that are at calls of this call of joblib. ensure_ready: False: the pool too, if nobody else uses
+        it."""
+        theirs = [future for future, owner in list(self._futures.items()) if getattr(owner, "_aborting", True)]
+        for future in [one for one in theirs if not one.cancel()]:
+            future.kill()  # type: ignore[attr-defined]  # all are the pool's
+        if not ensure_ready and self._pool is not None:
+            self._pools.drop(self._pool)
+
+    def terminate(self) -> None:
+        """A call of joblib is over: give the pool back."""
+        with self._lock:
+            self._users = max(0, self._users - 1)
+            if self._users or self._pool is None or self._desk is None:
+                return
+            self._pools.give_back(self._pool)
+            self._desk.shutdown(wait=False)
+            self._pool = self._desk = self._shared = None
