@@ -38,6 +38,7 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
 
 OVER_CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
+WIDE = (torch.float32, torch.int64)  # dtypes that a model gets as they are
 METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
     {"accuracy", "change_bytes", "dense_bytes", "down_bytes", "dropped_residuals", "episodes", "examples", "held_out_examples"}
@@ -109,11 +110,16 @@ class Tally:
 
     def __init__(self, loss: Loss) -> None:
         self.ignored, self._sure = ignored_label(loss), over_classes(loss)
+        self.begin()
+
+    def begin(self) -> Tally:
+        """Forget all batches. Returns self."""
         self.classes = 0
         self.losses: list[Tensor] = []
         self.sizes: list[float | Tensor] = []
         self.guesses: list[Tensor] = []
         self.truths: list[Tensor] = []
+        return self
 
     def add(self, logits: Tensor, y: Tensor, loss: Tensor, weight: Tensor | None = None) -> None:
         """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
@@ -129,30 +135,36 @@ class Tally:
         more axes may have the classes elsewhere."""
         if self.ignored is None or y.is_floating_point() or not (self._sure or logits.ndim == 2):
             return False
+        if logits.ndim == 2:
+            return y.ndim == 1 and logits.shape[1] > 1 and len(logits) == len(y)
         return logits.ndim == y.ndim + 1 and logits.shape[1] > 1 and (logits.shape[0], *logits.shape[2:]) == y.shape
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """The totals {"loss": (sum, count), "accuracy": (hits, labels)}. The count of loss is the number of examples, or the
         sum of their weights. There is no accuracy if y holds no classes, or one that the module does not know. A loss that is
         not finite shows in its sum."""
-        losses: list[float] = torch.stack(self.losses).tolist()
+        apart = self.losses[0].device.type == "cpu"  # where a number costs less than a call of torch
+        losses: list[float] = [loss.item() for loss in self.losses] if apart else torch.stack(self.losses).tolist()
         sizes = [float(size) for size in self.sizes]
         totals = {"loss": (sum(map(float.__mul__, losses, sizes)), sum(sizes))}
         if self.guesses:
-            truths = torch.cat(self.truths)
-            counted = (truths != self.ignored) & (truths >= 0)
-            hits, labels = (torch.cat(self.guesses) == truths) & counted, float(counted.sum())
-            if labels and int(truths.max()) < self.classes:
-                totals["accuracy"] = (float(hits.sum()), labels)
+            truths, guesses = (torch.cat(parts).cpu().numpy() for parts in (self.truths, self.guesses))
+            if self.ignored is not None and self.ignored >= 0:
+                truths = np.where(truths == self.ignored, -1, truths)
+            labels = np.count_nonzero(truths >= 0)  # no guess is below 0
+            if labels and not np.count_nonzero(truths >= self.classes):
+                totals["accuracy"] = (float(np.count_nonzero(guesses == truths)), float(labels))
         return totals
 
     def hits(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """(hits [B], labels [B]) of each example of a batch; None where the batch has no accuracy."""
-        if not self._scores(logits, y) or not y.numel() or int(y.max()) >= logits.shape[1]:
+        if not self._scores(logits, y) or not y.numel():
             return None
-        counted = (y != self.ignored) & (y >= 0)
-        found = (logits.argmax(1) == y) & counted
-        return found.reshape(len(y), -1).sum(1), counted.reshape(len(y), -1).sum(1)
+        y = y if self.ignored is None or self.ignored < 0 else y.where(y != self.ignored, -1)
+        if int(y.max()) >= logits.shape[1]:
+            return None
+        found = logits.argmax(1) == y  # no guess is below 0
+        return found.reshape(len(y), -1).sum(1), (y >= 0).reshape(len(y), -1).sum(1)
 
 
 class Arrays(tuple[Tensor, ...]):
@@ -168,8 +180,10 @@ class Arrays(tuple[Tensor, ...]):
 
 def batches(arrays: Sequence[Tensor], size: int, scale: float = 1.0) -> Iterator[tuple[Tensor, ...]]:
     """The examples in order, `size` at a time, the last part perhaps smaller, as a model gets them."""
-    for x, *others in zip(*(torch.split(array, size) for array in arrays), strict=True):
-        yield widened(x, scale), *map(widened, others)
+    parts = zip(*(torch.split(array, size) for array in arrays), strict=True)
+    if scale == 1 and all(array.dtype in WIDE for array in arrays):
+        return parts
+    return ((widened(x, scale), *map(widened, others)) for x, *others in parts)
 
 
 def widened(array: Tensor, scale: float = 1.0) -> Tensor:

@@ -92,6 +92,7 @@ class FlatModule:
         self.raw = _aligned(self.layout.nbytes, self.device)
         self.trainable = sum(p.numel() for p in module.parameters() if p.requires_grad and p.dtype == torch.float32)
         self.grad = torch.zeros(self.trainable, device=self.device)
+        self._host = Bundle(self.layout, self.raw.numpy()) if self.device.type == "cpu" else None
         self.vector = segment(self.raw, self.layout, "f4")
         used = 0
         tensors: dict[str, torch.Tensor] = dict((*module.named_parameters(), *module.named_buffers()))
@@ -103,6 +104,19 @@ class FlatModule:
             if tensor.requires_grad and tensor.dtype == torch.float32:
                 tensor.grad = self.grad[used : used + tensor.numel()].view(view.shape)
                 used += tensor.numel()
+        self._parts = [(prefix, part._buffers) for prefix, part in module.named_modules()]
+        self._buffers = self._places()
+
+    def _places(self) -> list[tuple[str, int]]:
+        named = ((f"{prefix}.{name}", its) for prefix, buffers in self._parts for name, its in buffers.items())
+        return [(name, buffer.data_ptr()) for name, buffer in named if buffer is not None]
+
+    def replaced(self) -> str | None:
+        """The name of a buffer in whose place the module put a new tensor, which is not a view of `raw`; None if there is
+        none."""
+        if (now := self._places()) == self._buffers:
+            return None
+        return next((name.removeprefix(".") for name, place in now if (name, place) not in self._buffers), None)
 
     def trained(self) -> FlatModule:
         """Returns self. Raises UserError unless the module has trainable parameters and all of them are float32, because only
@@ -119,7 +133,10 @@ class FlatModule:
     def read(self, bundle: Bundle) -> None:
         """Take weights in, with one copy. Raises ValueError for a bundle of another layout."""
         self.layout.expect(bundle.layout)
-        self.raw.copy_(as_tensor(bundle.data))
+        if self._host is not None:
+            np.copyto(self._host.data, bundle.data)  # for a small model, calling torch takes longer than the copy
+        else:
+            self.raw.copy_(as_tensor(bundle.data))
 
     def clip(self, most: float) -> torch.Tensor:
         """Scale a gradient that is longer down to the Euclidean norm `most`. Returns the norm before, still on the device."""
@@ -127,10 +144,17 @@ class FlatModule:
         self.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
+    def seen(self) -> Bundle:
+        """The weights as they are now, to be looked at until the module changes: without a copy on the CPU."""
+        return self._host or self.bundle()
+
     def bundle(self) -> Bundle:
         """The weights as they are now, in one copy."""
         out = Bundle.zeros(self.layout)
-        as_tensor(out.data).copy_(self.raw)
+        if self._host is not None:
+            np.copyto(out.data, self._host.data)
+        else:
+            as_tensor(out.data).copy_(self.raw)
         return out
 
 

@@ -740,3 +740,50 @@ def test_a_softmax_before_cross_entropy_is_noticed_however_the_loss_calls_it(aft
     rng = np.random.default_rng(8)
     examples = Examples(rng.normal(size=(9, 6)).astype(np.float32), rng.integers(0, 3, 9))
     assert normalised_twice(lambda: Softened(*after), examples, loss) is twice
+
+
+def test_a_clients_order_does_not_hang_on_who_else_is_in_its_task_nor_on_who_went_before():
+    weights, task = weights_of(small()), Task(3, 0, (0, 1, 2))
+    alone = {
+        client: LocalSGD(small, population(), cross_entropy, batch_size=2).run(weights, client, Task(3, 1, (client,)))
+        for client in (0, 1, 2)
+    }
+    worker = LocalSGD(small, population(), cross_entropy, batch_size=2)
+    for client in (2, 0, 0, 1, 2):  # one that is tried again, too
+        again = worker.run(weights, client, task)
+        assert again.bundle.sha256() == alone[client].bundle.sha256()
+        assert again.totals == alone[client].totals
+
+
+class Replacing(nn.Module):
+    """It counts its calls in a buffer: in place, or in a new tensor, or in a buffer that it makes when it is first called."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.linear, self.way = nn.Linear(6, 3), way
+        if way != "new":
+            self.register_buffer("count", torch.zeros(2))
+
+    def forward(self, x):
+        match self.way:
+            case "in place":
+                self.count += 1
+            case "replaced":
+                self.count = self.count + 1
+            case "new":
+                self.register_buffer("count", torch.ones(2))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced", "new"])
+def test_a_buffer_that_is_not_changed_in_place_is_refused(way):
+    def factory():
+        return Replacing(way)
+
+    worker = LocalSGD(factory, population(), cross_entropy)
+    weights, task = weights_of(factory()), Task(0, 0, (1,))
+    if way == "in place":
+        assert worker.run(weights, 1, task).bundle["count"].min() > 0
+        return
+    with pytest.raises(ValueError, match=r"^buffer 'count' was replaced, not changed: write self\.count\.copy_\(\.\.\.\) in"):
+        worker.run(weights, 1, task)

@@ -27,7 +27,23 @@ def test_ignored_labels_are_no_misses() -> None:
     assert accuracy(partial(functional.cross_entropy, ignore_index=2), [0, 2, 2, 2, 1, 1]) == (2, 3)
     assert accuracy(nn.CrossEntropyLoss(ignore_index=0), [0, 1, 2, 0, 0, 3]) == (2, 3)
     assert accuracy(lambda p, y: p.sum(), [0, -100, 2, 3, 3, 3]) == (3, 5)
+    assert accuracy(partial(functional.cross_entropy, ignore_index=255), [0, 255, 2, 3, 255, 3]) == (3, 4)
     assert accuracy(functional.cross_entropy, [-100] * 6) is None
+
+
+def test_the_hits_of_each_example_add_up_to_those_of_a_tally() -> None:
+    for ignored, labels in ((-100, [0, -100, 2, -100, 1, 1]), (255, [0, 255, 2, 3, 255, 3]), (2, [0, 2, 2, 2, 1, 1])):
+        loss = partial(functional.cross_entropy, ignore_index=ignored)
+        apiece = Tally(loss).hits(LOGITS, torch.tensor(labels))
+        assert apiece is not None
+        assert (float(apiece[0].sum()), float(apiece[1].sum())) == accuracy(loss, labels)
+
+
+def test_a_tally_that_begins_anew_forgets_what_it_had() -> None:
+    tally = Tally(functional.cross_entropy)
+    tally.add(LOGITS, torch.tensor([3, 3, 3, 3, 3, 3]), torch.tensor(9.0))
+    tally.begin().add(LOGITS[:2], torch.tensor([0, 2]), torch.tensor(0.5))
+    assert tally.totals() == {"loss": (1.0, 2.0), "accuracy": (1.0, 2.0)}
 
 
 @pytest.mark.parametrize("loss", [functional.mse_loss, nn.L1Loss(), partial(functional.huber_loss, delta=2.0)])
