@@ -6,7 +6,7 @@ that this module does not open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -51,6 +51,19 @@ def pack_answers(answers: Sequence[Answer]) -> Bundle:
 
 def read_answers(bundle: Bundle) -> list[Answer]:
     return [Answer(*row) for row in _unpacked(bundle)]
+
+
+def pack_task(index: int, words: Mapping[str, Any], certain: int, calls: Sequence[Call]) -> bytes:
+    """A task for an actor of this machine: its index, words, calls that it may begin without a token, and all its calls."""
+    places: dict[bytes, int] = {}
+    rows = [(one.ticket, places.setdefault(one.function, len(places)), one.arguments) for one in calls]
+    packed: bytes = msgpack.packb((index, words, certain, list(places), rows))
+    return packed
+
+
+def read_task(data: Any) -> tuple[int, Mapping[str, Any], int, list[Call]]:
+    index, words, certain, functions, rows = msgpack.unpackb(data, max_bin_len=len(data), max_array_len=len(data))
+    return index, words, certain, [Call(ticket, functions[at], arguments) for ticket, at, arguments in rows]
 
 
 def _bundle(packed: bytes) -> Bundle:

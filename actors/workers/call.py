@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -55,10 +55,7 @@ def cancelled() -> bool:
 
 @contextmanager
 def _within(words: Words) -> Iterator[None]:
-    """Compute with as many threads, and see only the GPUs, that a task's words say; with none, as the process does."""
-    if not words:
-        yield
-        return
+    """Compute with as many threads, and see only the GPUs, that a task's words say."""
     threads, gpus = int(words["threads"]), ",".join(words["gpus"])
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -104,26 +101,33 @@ class Calls:
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         assert brief is not None  # a task of a pool always has calls
+        began = perf_counter()
+        answers, segments = self.made(
+            task.index, task.words, read_calls(brief), lambda: perf_counter() - began <= LONG, task.version
+        )
+        return Work(Answered(pack_answers(answers), segments))
+
+    def made(
+        self, index: int, words: Words, calls: Sequence[Call], may: Callable[[], bool], version: int = 0
+    ) -> tuple[list[Answer], list[Segment]]:
+        """The answers of the calls of a task, and the memory in which large results lie. may: says, before each call, whether
+        it may begin; from the first that may not, the calls are left to other actors."""
         if self._prepare:
             self._prepare()
             self._prepare = None
-        with _within(task.words):
-            return self._all(task, brief)
-
-    def _all(self, task: Task, brief: Bundle) -> Work:
         answers: list[Answer] = []
         segments: list[Segment] = []
-        began = perf_counter()
-        for call in read_calls(brief):
-            if answers and perf_counter() - began > LONG:
-                break
-            self._marks.note(task.version, task.index, call.ticket)
-            CALL.set((self._seed, call.ticket, self._marks))
-            answer, parcel = self._answer(call)
-            answers.append(answer)
-            if parcel.segment:
-                segments.append(parcel.segment)
-        return Work(Answered(pack_answers(answers), segments))
+        with _within(words) if words else nullcontext():
+            for call in calls:
+                if not may():
+                    break
+                self._marks.note(version, index, call.ticket)
+                CALL.set((self._seed, call.ticket, self._marks))
+                answer, parcel = self._answer(call)
+                answers.append(answer)
+                if parcel.segment:
+                    segments.append(parcel.segment)
+        return answers, segments
 
     def _answer(self, call: Call) -> tuple[Answer, Parcel]:
         began = perf_counter()

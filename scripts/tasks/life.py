@@ -7,9 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from shoal.actors.loop import Actor, on_signals
+from shoal.actors.near import Near
 from shoal.actors.pool import Life
 from shoal.actors.workers.call import Calls
 from shoal.protocol import heap
@@ -23,11 +25,14 @@ def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the user's own program's to hear
-        told = threading.Event()
-        on_signals(told, [signal.SIGTERM])
         heap.keep()
         few_for_good(threads)
         marks.begin(int(arguments["born"]))
+        if path := arguments.get("near"):
+            Near(Path(path), Calls(marks, seed)).live()
+            return LEFT
+        told = threading.Event()
+        on_signals(told, [signal.SIGTERM])
         Actor(
             str(arguments["address"]),
             lambda workload: Calls(marks, seed, lambda: few_for_good(threads or asked_for())),

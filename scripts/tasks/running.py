@@ -6,6 +6,7 @@ so nothing but the queue is shared.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -42,11 +43,13 @@ from shoal.tasks.inputs import Put
 from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
+from shoal.tasks.near import Nearby
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
 REPORTS = 50  # reports that are kept, for a person who asks
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
 DEFAULT = How()
+NEAR = sys.platform == "linux"  # elsewhere there are no sockets that keep messages apart, and no memory without a name
 BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
 
 
@@ -86,11 +89,13 @@ class Reports:
 class Running(threading.Thread):
     """The thread. It makes the nursery itself, because a process ends with the thread that made it.
 
-    begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done.
+    begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done. near: the
+    actors, if all are forks of this program; None: they may be anywhere, and speak with `server`.
     """
 
     def __init__(self, actors: int, seed: int, threads: int | None, folder: Path | None) -> None:
         super().__init__(name="shoal-pool", daemon=True)
+        self.near: Nearby | None = None
         self.actors = actors
         self.begun = threading.Event()
         self.fault: BaseException | None = None
@@ -200,13 +205,29 @@ class Running(threading.Thread):
         if self._folder is not None:  # after the fork: a copy of its lock would outlive this process
             self.kept = Kept(self._folder, lambda text: self.reports.report(Report("durable", text, "warning")))
             stack.callback(self.kept.close)
+        self._crew = Crew(nursery, self.actors, self.reports.report, time.monotonic, self._deaths)
+        reason = self._run_near(stack, self._crew) if NEAR else self._run_far(stack, self._crew)
+        self.fault = WorkerLost(reason)
+
+    def _deaths(self) -> int:
+        return self.near.near.deaths if self.near else self.core.facts.ledger.counts.deaths
+
+    def _run_near(self, stack: ExitStack, crew: Crew) -> str:
+        """Make calls in actors of this machine alone, over sockets that nothing but the end of a process can cut."""
+        path = stack.enter_context(socket_folder()) / "near"
+        near = self.near = Nearby(self.plan, path, crew, self._marks, time.monotonic, self._calls, self._done)
+        stack.callback(near.close)
+        self._wake = near.wake
+        crew.hire({"near": str(path)})
+        self.begun.set()
+        return near.run(self._ends, self._nudged, lambda: bool(self._times))
+
+    def _run_far(self, stack: ExitStack, crew: Crew) -> str:
+        """Make calls in actors of any machine, with the core, server and messages of any run."""
         wire = Hub(f"ipc://{stack.enter_context(socket_folder()) / 'hub'}")
         stack.callback(wire.close)
         self._wake = wire.wake
         core = self.core
-        crew = self._crew = Crew(
-            nursery, self.actors, self.reports.report, time.monotonic, lambda: core.facts.ledger.counts.deaths
-        )
         learner = Learner(Answers(self._calls, self._done), Inspector(), time.monotonic, prompt=True)
         outside = Outside(self._ends, nudged=self._nudged, gone=crew.gone, ran=self._ran, evict=crew.evict)
         self.server = Server(
@@ -224,8 +245,7 @@ class Running(threading.Thread):
         )
         crew.hire({"address": wire.address})
         self.begun.set()
-        end = self.server.run()
-        self.fault = WorkerLost(end.reason)
+        return self.server.run().reason
 
     def _ends(self) -> str:
         """Why the pool ends now; "" if it goes on."""
@@ -238,14 +258,15 @@ class Running(threading.Thread):
     def _nudged(self) -> bool:
         """Take in what callers offered and asked, and give up the tickets that the plan has lost. True if there was any."""
         for ticket, index in self.plan.lost:
-            why = self.core.facts.ledger.left_out.pop(index, "its actor died")
+            whys = self.near.near.why if self.near else self.core.facts.ledger.left_out
+            why = whys.pop(index, "its actor died")
             if entry := self.entries.get(ticket.number):
                 times = "its process" if ticket.faults == 1 else f"its process {ticket.faults} times"
                 self._fail(entry, WorkerLost(f"{ticket.function} ended {times}; the last time: {why}"))
         self.plan.lost.clear()
         if self._times:
             self._time_out()
-        if len(self.server.telling.tally.lags) > LAGS:
+        if not self.near and len(self.server.telling.tally.lags) > LAGS:
             self.server.telling.tally.flush()
         return self._take_in()
 
@@ -336,7 +357,9 @@ class Running(threading.Thread):
 
     def _renew(self, index: int) -> None:
         """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began."""
-        if (lease := self.core.facts.ledger.leases.get((0, index))) and self._crew:
+        if self.near and self._crew:
+            self._crew.evict([self.near.answering])
+        elif (lease := self.core.facts.ledger.leases.get((0, index))) and self._crew:
             peer = self.core.facts.roster.actors[lease.session].peer if lease.session in self.core.facts.roster.actors else b""
             self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == peer])
 
@@ -357,7 +380,8 @@ class Running(threading.Thread):
             entry.future.set_exception(error)
 
     def _cancel(self) -> None:
-        if self._crew and not (self.core.facts.roster or self._crew.spent()):
+        here = self.near.near.actors if self.near else self.core.facts.roster
+        if self._crew and not (here or self._crew.spent()):
             self._asked.append(self._cancel)  # an executor's first calls have begun, and actors are only starting
             self._woken = True
             return
@@ -401,7 +425,10 @@ class Running(threading.Thread):
         if index is not None:
             rest = self.plan.take_back(index).tickets
             self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
-            self.server.handle(Withdraw((0, index)))
+            if self.near:
+                self.near.evict(index)
+            else:
+                self.server.handle(Withdraw((0, index)))
         return entry
 
 

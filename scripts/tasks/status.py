@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from shoal.coordinator.deciding.ledger import Lease
+from shoal.coordinator.deciding.facts import Facts
+from shoal.coordinator.deciding.near import Near
 from shoal.tasks.running import Running
 
 
@@ -25,17 +26,15 @@ def told(running: Running) -> str:
 
 
 def _lines(running: Running) -> Iterator[str]:
-    facts, plan, now = running.core.facts, running.plan, time.monotonic()
-    busy = 0
-    for actor in facts.roster.actors.values():
-        leases = sorted((facts.ledger.leases[name] for name in actor.tasks), key=lambda lease: lease.since)
-        busy += bool(leases)
-        yield f"{actor.name}: {_at(running, leases, now) if leases else 'waits for calls'}"
-    if running.actors > len(facts.roster):
-        yield f"{running.actors - len(facts.roster)} of {running.actors} actors are starting"
+    plan, now = running.plan, time.monotonic()
+    actors = list(_near(running.near.near) if running.near else _far(running.core.facts))
+    for name, indices, since in actors:
+        yield f"{name}: {_at(running, indices, now - since) if indices else 'waits for calls'}"
+    if running.actors > len(actors):
+        yield f"{running.actors - len(actors)} of {running.actors} actors are starting"
     if plan.waiting:
         first = plan.waiting[0][1]
-        why = f"{busy} of {running.actors} actors are busy"
+        why = f"{sum(bool(indices) for _, indices, _ in actors)} of {running.actors} actors are busy"
         if lacks := running.machine.lacks(first.need):
             why = f"it needs {first.need}, and there are not enough {' and '.join(sorted(lacks))} left; {why}"
         yield f"{len(plan.waiting)} calls wait, the first of {first.function} for {now - first.since:.1f} s: {why}"
@@ -43,8 +42,20 @@ def _lines(running: Running) -> Iterator[str]:
         yield f"{len(plan.full)} calls of a map wait until results that are there are taken from its iterator"
 
 
-def _at(running: Running, leases: list[Lease], now: float) -> str:
-    given = [running.plan.given[lease.task.index].tickets for lease in leases if lease.task.index in running.plan.given]
+def _near(near: Near) -> Iterator[tuple[str, list[int], float]]:
+    """The name of each actor, the indices of its tasks, and when it began with the first."""
+    for pid, actor in near.actors.items():
+        yield f"actor-{pid}", [out.task.index for out in actor.tasks], actor.since
+
+
+def _far(facts: Facts) -> Iterator[tuple[str, list[int], float]]:
+    for actor in facts.roster.actors.values():
+        leases = sorted((facts.ledger.leases[name] for name in actor.tasks), key=lambda lease: lease.since)
+        yield actor.name, [lease.task.index for lease in leases], leases[0].since if leases else 0.0
+
+
+def _at(running: Running, indices: list[int], seconds: float) -> str:
+    given = [running.plan.given[index].tickets for index in indices if index in running.plan.given]
     many = sum(map(len, given))
     name = next((ticket.function for tickets in given for ticket in tickets.values()), "a call")
-    return f"{name} for {now - leases[0].since:.1f} s" + f", and {many - 1} calls more" * (many > 1)
+    return f"{name} for {seconds:.1f} s" + f", and {many - 1} calls more" * (many > 1)

@@ -25,6 +25,7 @@ import shoal
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.errors import NeedError, UserError, WorkerLost
 from shoal.tasks import kept
+from shoal.tasks import running as running_module
 from shoal.tasks.kept import Kept
 from shoal.tasks.pool import Pool
 from shoal.tasks.running import Running
@@ -190,6 +191,7 @@ def test_a_call_whose_answer_is_being_taken_in_is_done(monkeypatch: pytest.Monke
         return nudged(running)
 
     monkeypatch.setattr(Running, "_nudged", look)
+    monkeypatch.setattr(running_module, "NEAR", False)  # with actors that may be anywhere, answers take a turn to come in
     with Pool(1) as pool:
         assert [pool.submit(double, x).result() for x in range(30)] == [2 * x for x in range(30)]
     assert killed
@@ -241,9 +243,51 @@ def test_a_worker_killed_again_and_again_loses_no_result(tmp_path: Path) -> None
             if psutil.pid_exists(pids[-1]):
                 os.kill(pids[-1], signal.SIGKILL)
         assert len([future.result() for future in futures]) == 60
+        near = pool._running.near
+        assert near is not None
+        assert near.near.heard == near.near.accepted + near.near.stale >= 60
+        assert 60 <= len(begun(tmp_path / "calls")) <= 65
+
+
+def test_with_actors_that_may_be_anywhere_a_killed_worker_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_module, "NEAR", False)
+    with Pool(2) as pool:
+        first = pool.submit(touch, str(tmp_path / "first"), 0.3)
+        rest = [pool.submit(double, x) for x in range(100)]
+        [pid] = begun(tmp_path / "first")
+        os.kill(pid, signal.SIGKILL)
+        assert first.result() != pid
+        assert [future.result() for future in rest] == [2 * x for x in range(100)]
+        assert "waits for calls" in pool.status()
         counts = pool._running.core.facts.ledger.counts
         assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
-        assert 60 <= len(begun(tmp_path / "calls")) <= 65
+
+
+def test_calls_behind_a_slow_one_are_made_elsewhere(tmp_path: Path) -> None:
+    with Pool(2) as pool:
+        assert list(pool.map(_naps, [0.0] * 400)) == [0.0] * 400
+        slow = pool.submit(_naps, 60.0)  # known as a short call, so others travel with it and wait behind it
+        rest = [pool.submit(_naps, 0.001 * (x % 2)) for x in range(300)]
+        assert [future.result(30) for future in rest] == [0.001 * (x % 2) for x in range(300)]
+        assert not slow.done()
+        assert slow.kill()
+
+
+def test_a_stopped_process_is_ended_and_its_call_made_elsewhere(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        future = pool.submit(touch, str(tmp_path / "stopped"), 0.5)
+        [pid] = begun(tmp_path / "stopped")
+        os.kill(pid, signal.SIGSTOP)
+        assert future.result(30) != pid
+
+
+def test_arguments_and_results_of_any_size_travel() -> None:
+    with Pool(2) as pool:
+        for many in (60_000, 65_536, 70_000, 3_000_000):
+            assert pool.submit(_twice, "x" * many).result() == "x" * (2 * many)
+        assert [len(one) for one in pool.map(_twice, ["y" * 40_000] * 20)] == [80_000] * 20
 
 
 def test_higher_priorities_go_first(tmp_path: Path) -> None:
@@ -254,6 +298,15 @@ def test_higher_priorities_go_first(tmp_path: Path) -> None:
         for name, priority in (("a", 0.0), ("b", 2.0), ("c", 1.0)):
             pool.submit(_append, str(order), name, priority=priority)
     assert order.read_text() == "bca"
+
+
+def _naps(seconds: float) -> float:
+    threading.Event().wait(seconds) if seconds else None
+    return seconds
+
+
+def _twice(text: str) -> str:
+    return text + text
 
 
 def _append(path: str, text: str) -> None:
@@ -527,8 +580,8 @@ def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
             assert sum(isinstance(one, asyncio.CancelledError) for one in done) <= 500
             running = pool._running
         assert running.entries == {}
-        counts = running.core.facts.ledger.counts
-        assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
+        assert running.near is not None
+        assert running.near.near.heard == running.near.near.accepted + running.near.near.stale
 
     asyncio.run(story())
 

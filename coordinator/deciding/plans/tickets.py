@@ -101,7 +101,8 @@ class Tickets:
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         for outcome in news:
             if outcome.word == "aside":
-                self._fell(outcome.task.index)
+                index = outcome.task.index
+                self.fell(index, self.given[index].blamed if index in self.given else None)
         if not self.waiting:
             return ()
         empty = sum(seat.held == 0 for seat in seats)
@@ -220,12 +221,21 @@ class Tickets:
             words = {"threads": need.threads, "gpus": [self.machine.names[gpu] for gpu in gpus]}
         return Task(version, index, (index,), "call", words=words, alone=alone)
 
-    def _fell(self, index: int) -> None:
-        """Take back a task that its actor's death, or a fault, ended. The ticket that ran is blamed, or the only one."""
+    def put_back(self, index: int) -> None:
+        """Let the tickets of a task that did not begin wait again."""
+        self.offer(self.take_back(index).tickets.values())
+
+    def take_from(self, index: int, numbers: Iterable[int]) -> None:
+        """Let tickets of a task that have not begun wait again; those that were withdrawn meanwhile do not."""
+        if given := self.given.get(index):
+            self.offer(ticket for number in numbers if (ticket := given.tickets.pop(number, None)))
+
+    def fell(self, index: int, blamed: int | None) -> None:
+        """Take back a task that its actor's death, or a fault, ended. blamed: the ticket that ran; None: the only one."""
         if index not in self.given:
             return
         given = self.take_back(index)
-        blamed = given.blamed if given.blamed in given.tickets else next(iter(given.tickets))
+        blamed = blamed if blamed in given.tickets else next(iter(given.tickets), None)
         for number, ticket in given.tickets.items():
             ticket.faults += number == blamed
             if number == blamed and (ticket.once or ticket.faults > ticket.retries):
