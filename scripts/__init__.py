@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from shoal.sweeps.sweep import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
     from shoal.tasks.pool import Pool as Pool
+    from shoal.tracking.track import track as track
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ MODULES = {
     "runs.running": "RunError run start",
     "sweeps.sweep": "Sweep sweep",
     "tasks.pool": "Pool",
+    "tracking.track": "track",
 }
 """Module -> the public names that it defines."""
 PLACES = {name: module for module, names in MODULES.items() for name in names.split()}

@@ -22,6 +22,7 @@ Act: TypeAlias = Callable[[argparse.Namespace], int]
 EPILOG = """\
 JOB is a built-in name (see `shoal jobs`), gymnasium:ENV_ID, a TOML file (a run's config.toml repeats the run),
 or your own job as FILE.py:attribute or MODULE:attribute. Completion: eval "$(register-python-argcomplete shoal)"."""
+TRACKERS = ("mlflow", "tensorboard", "wandb", "trackio", "prometheus")
 ADDRESS = re.compile(r"(tcp://.+:)(\*|\d+)|ipc://.+")
 
 
@@ -167,6 +168,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
     _facing(one, required=False)
     one.add_argument("--actors", type=whole(0), metavar="N")
+    _tracking(one)
     one.add_argument("--quiet", action="store_true")
     _logging(one)
     one.add_argument("--json", action="store_true")
@@ -211,6 +213,12 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         "--within", type=whole(1), default=60, metavar="S", help="seconds without a step that are no fault (default: 60)"
     )
     one.add_argument("--json", action="store_true")
+    one = command("track", "tell a run to a tracker, from where its last follower stopped, until the run has ended")
+    one.add_argument("run_dir", metavar="RUN_DIR")
+    one.add_argument("tracker", choices=TRACKERS, metavar="|".join(TRACKERS))
+    place = "a server's URI, a folder, a project, a port or a FILE.prom; the default depends on the tracker"
+    one.add_argument("--to", default="", metavar="PLACE", help=place)
+    one.add_argument("--quiet", action="store_true", help="print only errors")
     one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
@@ -296,9 +304,15 @@ def _running(one: argparse.ArgumentParser) -> None:
     one.add_argument("--run-dir", metavar="DIR", help="a new folder for the run (default: runs/JOB-DATE-TIME)")
     one.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device that the learner computes on")
     one.add_argument("--seed", type=whole(0), metavar="S")
+    _tracking(one)
     one.add_argument("--quiet", action="store_true", help="print only errors and the result")
     _logging(one)
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
+
+
+def _tracking(one: argparse.ArgumentParser) -> None:
+    what = f"tell the run to {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}, by a process of its own; may be given several times"
+    one.add_argument("--track", action="append", default=[], metavar="TRACKER[=PLACE]", help=what)
 
 
 def _logging(one: argparse.ArgumentParser) -> None:

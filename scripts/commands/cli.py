@@ -101,7 +101,9 @@ def coordinator(asked: argparse.Namespace) -> int:
 
     from shoal.runs.launch import Launch, new_run, preload
     from shoal.runs.supervise import settled, supervised
+    from shoal.tracking.trackers import wanted
 
+    shown["track"] = wanted(asked.track)
     job, config = _configured(asked)
     preload(job)
     options = Launch(job, config, new_run(config, asked.run_dir, asked.bind), settled(asked.bind), **shown)
@@ -136,8 +138,10 @@ def _preparing(asked: argparse.Namespace, name: str) -> None:
 
 def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     from shoal.runs.launch import planned
+    from shoal.tracking.trackers import wanted
 
-    return _run(planned(*_configured(asked), asked.run_dir, bind, **shown), asked)
+    track = wanted(asked.track)
+    return _run(planned(*_configured(asked), asked.run_dir, bind, track=track, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
@@ -307,6 +311,7 @@ def resume(asked: argparse.Namespace) -> int:
     from shoal.runs.resuming import is_done, resumed, what_next
     from shoal.runs.run import trusted
     from shoal.runs.summary import json_line
+    from shoal.tracking.trackers import wanted
 
     if asked.pause and not asked.bind:
         raise UserError("--pause without --bind: no actors from elsewhere can wait; give --bind ADDRESS, or leave --pause out")
@@ -315,7 +320,12 @@ def resume(asked: argparse.Namespace) -> int:
     if is_done(run.dir, job):
         print(json_line(run.summary) if asked.json and run.summary else what_next(run.dir, job))
         return 0
-    return _run(Launch(job, config, run.dir, asked.bind or "", resume=True, **_shown(asked)), asked)
+    track = wanted(asked.track)
+    before = {file.stem.rpartition("-")[0] for file in run.dir.path.glob("tracking/*.json")} - {one.name for one in track}
+    if before:
+        words = " ".join(f"--track {name}" for name in sorted(before))
+        print(f"shoal: the run was told to {', '.join(sorted(before))} before, and now is not: give {words}", file=sys.stderr)
+    return _run(Launch(job, config, run.dir, asked.bind or "", resume=True, track=track, **_shown(asked)), asked)
 
 
 def status(asked: argparse.Namespace) -> int:
@@ -333,6 +343,16 @@ def status(asked: argparse.Namespace) -> int:
         well, found = looked(asked.place, asked.within, time.time())
     print(json_line(found) if asked.json else told(found))
     return 0 if well else 1
+
+
+def track(asked: argparse.Namespace) -> int:
+    from shoal.tracking.track import tracked
+
+    word = f"{asked.tracker}={asked.to}" if asked.to else asked.tracker
+    many, whole = tracked(asked.run_dir, word, lambda text: print(f"shoal: {asked.tracker}: {text}", file=sys.stderr))
+    if not asked.quiet:
+        print(f"{asked.tracker}: {many} rows told")
+    return 0 if whole else 1
 
 
 def evaluate(asked: argparse.Namespace) -> int:
@@ -388,7 +408,7 @@ def bench(asked: argparse.Namespace) -> int:
 
 ACTS: Mapping[str, Act] = {
     act.__name__: act
-    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, evaluate, compare, plot, export, bench)
+    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, track, evaluate, compare, plot, export, bench)
 }
 
 

@@ -45,6 +45,8 @@ from shoal.runs.signing import sign
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
+from shoal.tracking.following import Followers
+from shoal.tracking.trackers import Wanted
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Launch:
     are asked for at that address. gateway: True if a process of its own faces those actors; for actors of other machines it
     always does. named: True if another process finds the same job by config.job. log_format: "text" or "json",
     of the lines of log.txt. strict: actors with another job file or Shoal are refused. advertise: the address that the
-    invitation names; "" for that of the wire.
+    invitation names; "" for that of the wire. track: trackers that the run is told to, each by a process of its own.
     """
 
     job: Job
@@ -69,6 +71,7 @@ class Launch:
     named: bool = True
     log_format: str = "text"
     advertise: str = ""
+    track: tuple[Wanted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,11 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
     job, config, keys = options.job, options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
+        shown = observer
+        followers = Followers(options.run, options.track, lambda text: shown.report(Report("tracking", text, "warning")))
+        stack.enter_context(followers)  # its end comes after that of the lock: a resume need not wait for trackers
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
+        followers.start()
         central = job.central(ready.device)
         record = Record(
             options.run, time.time(), lambda version: central is not None and job.method.due(version), options.log_format

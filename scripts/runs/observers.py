@@ -160,14 +160,18 @@ class Events:
     def scalars(self, version: int, metrics: Metrics, progress: Progress) -> None:
         if self.kinds is None:
             return
-        step = progress.steps or version
-        if self.writer is None:
-            self._open(step, progress.seconds)
         if progress.seconds >= self.due:
             self.due = progress.seconds + 1.0
             metrics = {**metrics, **_rates(progress)}
-        values = [{"tag": tag, "simple_value": value} for tag, value in metrics.items()]
-        self._write(step, progress.seconds, summary={"value": values})
+        self.values(progress.steps or version, progress.seconds, metrics)
+
+    def values(self, step: int, seconds: float, values: Metrics) -> None:
+        """Write values at a step. seconds: of the run. Without TensorBoard nothing is written."""
+        if self.kinds is None:
+            return
+        if self.writer is None:
+            self._open(step, seconds)
+        self._write(step, seconds, summary={"value": [{"tag": tag, "simple_value": each} for tag, each in values.items()]})
 
     def flush(self) -> None:
         if self.writer is not None:

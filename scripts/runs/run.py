@@ -10,7 +10,7 @@ import html
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,7 @@ class Run:
         bind: str = "",
         observers: Iterable[Observer] = (),
         stop_when: StopWhen | None = None,
+        track: str | Sequence[str] = (),
         show: bool | None = None,
     ) -> Run:
         """Go on from the newest snapshot, to the run's end or to a later one: `run.resume(settings={"rounds": 200})`.
@@ -144,7 +145,7 @@ class Run:
         """
         from shoal.runs.running import resume
 
-        return resume(self, settings or {}, actors, bind, Watch(observers, stop_when), show)
+        return resume(self, settings or {}, actors, bind, Watch(observers, stop_when), track, show)
 
     def ended(self, snapshot: Snapshot, reason: str) -> None:
         """Keep the last weights of a run that has just ended, whatever becomes of its folder."""

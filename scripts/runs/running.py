@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from shoal.runs.run import Place, Run
 from shoal.runs.stopping import Stopper
 from shoal.runs.theirs import in_one_line
 from shoal.runs.watching import Row, StopWhen, Watch
+from shoal.tracking.trackers import wanted
 
 
 class RunError(UserError):
@@ -54,6 +55,7 @@ def run(
     folder: Place | None = None,
     observers: Iterable[Observer] = (),
     stop_when: StopWhen | None = None,
+    track: str | Sequence[str] = (),
     show: bool | None = None,
 ) -> Run:
     """Run a job to its end, and return the run.
@@ -65,14 +67,15 @@ def run(
     config.toml gives those of actors, seed, device and transport that are left out. bind: an address at which other actors of
     this machine may join, tcp://127.0.0.1:5555 for one. folder: a new folder for the run; None is runs/JOB-DATE-TIME.
     observers: objects with the methods stepped, moved and report (docs/python.md). stop_when: a function of a row (version,
-    seconds, steps, metrics by name); the run ends in good order when it returns something true. show: True shows progress on
-    the screen; None shows it on a terminal and in a notebook.
+    seconds, steps, metrics by name); the run ends in good order when it returns something true. track: trackers that the run is
+    told to, "mlflow", "tensorboard", "wandb", "trackio" or "prometheus", each with its place behind = if it needs one
+    (docs/tracking.md). show: True shows progress on the screen; None shows it on a terminal and in a notebook.
 
     Ctrl-C ends the run in good order. Raises UserError for a mistake in what was asked for, RunError if the run failed.
     """
     watch = Watch(observers, stop_when)
     with in_one_line():
-        options = _asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device)
+        options = _asked(job, settings, bind, folder, track, seed=seed, actors=actors, transport=transport, device=device)
         return _carried_out(Run(options.run.path.absolute(), options.job, options.named), options, watch, show)
 
 
@@ -88,6 +91,7 @@ def start(
     folder: Place | None = None,
     observers: Iterable[Observer] = (),
     stop_when: StopWhen | None = None,
+    track: str | Sequence[str] = (),
     show: bool | None = None,
 ) -> Started:
     """Run a job in the background: `with shoal.start("digits") as run:`, `for row in run: ...`, `run.stop()`.
@@ -96,19 +100,28 @@ def start(
     """
     with in_one_line():
         begun = Started(observers, stop_when, show)
-        begun._begin(_asked(job, settings, bind, folder, seed=seed, actors=actors, transport=transport, device=device))
+        begun._begin(_asked(job, settings, bind, folder, track, seed=seed, actors=actors, transport=transport, device=device))
         return begun
 
 
-def resume(run: Run, settings: Mapping[str, Any], actors: int | None, bind: str, watch: Watch, show: bool | None) -> Run:
+def resume(
+    run: Run,
+    settings: Mapping[str, Any],
+    actors: int | None,
+    bind: str,
+    watch: Watch,
+    track: str | Sequence[str],
+    show: bool | None,
+) -> Run:
     """Go on with a run, as `Run.resume` says."""
     refuse_within_find()
     _check_address(bind)
     with in_one_line():
+        trackers = wanted(track)
         config, job = resumed(run.dir, run.job, settings, actors)
         if is_done(run.dir, job):
             return run
-        options = Launch(job, config, run.dir, bind, resume=True, named=run.named)
+        options = Launch(job, config, run.dir, bind, resume=True, named=run.named, track=trackers)
         return _carried_out(Run(run.folder, job, run.named), options, watch, show)
 
 
@@ -186,12 +199,20 @@ class Started(Run):
             self.wait()
 
 
-def _asked(job: Job | Place, settings: Mapping[str, Any] | None, bind: str, folder: Place | None, **given: Any) -> Launch:
+def _asked(
+    job: Job | Place,
+    settings: Mapping[str, Any] | None,
+    bind: str,
+    folder: Place | None,
+    track: str | Sequence[str],
+    **given: Any,
+) -> Launch:
     """The launch that is asked for. A mistake in it is told before the run's folder is made."""
     refuse_within_find()
     _check_address(bind)
+    trackers = wanted(track)
     its, config, named = chosen(job, settings or {}, **given)
-    return planned(its, config, folder, bind, named=named)
+    return planned(its, config, folder, bind, named=named, track=trackers)
 
 
 def _carried_out(run: Run, options: Launch, watch: Watch, show: bool | None) -> Run:
