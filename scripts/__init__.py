@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from shoal.runs.running import start as start
     from shoal.sweeps.sweep import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
+    from shoal.tasks.loader import Loader as Loader
     from shoal.tasks.pool import Pool as Pool
     from shoal.tracking.track import track as track
 
@@ -74,6 +75,7 @@ MODULES = {
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",
     "sweeps.sweep": "Sweep sweep",
+    "tasks.loader": "Loader",
     "tasks.pool": "Pool",
     "tracking.track": "track",
 }

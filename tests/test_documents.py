@@ -105,6 +105,17 @@ def test_the_page_on_other_libraries_runs_from_top_to_bottom(tmp_path: Path, mon
         assert done.stdout.strip() == SHOWN[at]
 
 
+def test_the_page_on_loading_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    first, *rest = blocks(ROOT / "docs" / "loading.md", "python")
+    assert len(first.splitlines()) <= 10
+    (tmp_path / "shown.py").write_text(first + "".join(rest))
+    done = subprocess.run([sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:1] + lines[23:24] == ["0 (64, 28, 28)", "23 (52, 28, 28)"]
+    assert lines[24] == "{'epoch': 1, 'batch': 6} [16, 17, 18]"
+
+
 def test_the_page_on_comparing_begins_with_a_short_program_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs" / "comparing.md"

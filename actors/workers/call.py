@@ -25,6 +25,7 @@ from shoal.protocol.work import Task, Words, Work
 FUNCTIONS = 256  # functions that an actor remembers
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
 CALL: ContextVar[tuple[int, int, Marks]] = ContextVar("call")  # seed of the pool, number of the ticket, marks; in a call
+GIVEN: ContextVar[Any] = ContextVar("given")  # the object that the pool was made with, in a call: forks have it already
 
 
 def seed() -> int:
@@ -93,10 +94,11 @@ class Answered(Bundle):
 
 class Calls:
     """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's. prepare: called
-    once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes."""
+    once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes. given: what
+    GIVEN is in a call."""
 
-    def __init__(self, marks: Marks, seed: int = 0, prepare: Callable[[], object] | None = None) -> None:
-        self._marks, self._seed, self._prepare = marks, seed, prepare
+    def __init__(self, marks: Marks, seed: int = 0, prepare: Callable[[], object] | None = None, given: object = None) -> None:
+        self._marks, self._seed, self._prepare, self._given = marks, seed, prepare, given
         self._functions: dict[bytes, Callable[..., Any]] = {}
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
@@ -115,6 +117,7 @@ class Calls:
         if self._prepare:
             self._prepare()
             self._prepare = None
+        GIVEN.set(self._given)
         answers: list[Answer] = []
         segments: list[Segment] = []
         with _within(words) if words else nullcontext():

@@ -6,6 +6,7 @@ verdict: it is at one actor until its answers are here, its actor ends, or its c
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from shoal.coordinator.deciding.plans import Seat, Seats
 from shoal.coordinator.deciding.plans.tickets import Tickets
 from shoal.protocol.work import Task
 
-AHEAD = 2  # tasks of short calls that an actor holds, so that it begins the next while answers are on their way
+AHEAD = 2  # tasks that an actor holds if calls are short or the plan gives ahead: it begins the next while answers travel
 SLOW = 0.05  # seconds of a task after which the calls behind it are taken from its actor, if they have not begun
 
 
@@ -57,10 +58,11 @@ class Actor:
     since: float = 0.0
     robbed: bool = False
 
-    def room(self, now: float) -> int:
+    def room(self, now: float, slow: float) -> int:
+        """Tasks that it may be given. slow: seconds of a task after which nothing is put behind it."""
         if not self.tasks:
             return AHEAD
-        busy = self.robbed or self.tasks[0].task.alone or now - self.since > SLOW
+        busy = self.robbed or self.tasks[0].task.alone or now - self.since > slow
         return 0 if busy else AHEAD - len(self.tasks)
 
     @property
@@ -76,6 +78,7 @@ class Near:
 
     def __init__(self, plan: Tickets) -> None:
         self.plan = plan
+        self.slow = math.inf if plan.ahead else SLOW
         self.actors: dict[int, Actor] = {}
         self.heard = self.accepted = self.stale = self.deaths = 0
         self.why: dict[int, str] = {}
@@ -122,7 +125,7 @@ class Near:
     def turn(self, now: float) -> Iterator[Effect]:
         """Take back calls that wait behind a slow one, and give tasks to actors that have room."""
         for actor in self.actors.values():
-            if actor.waits and now - actor.since > SLOW:
+            if actor.waits and now - actor.since > self.slow:
                 yield Rob(actor.pid)
         if self.plan.waiting:
             yield from self._employ(now)
@@ -140,15 +143,17 @@ class Near:
 
     def due(self, now: float) -> float | None:
         """Seconds until calls are to be taken from an actor, if it does not answer before; None if none wait behind others."""
-        waits = [actor.since + SLOW - now for actor in self.actors.values() if actor.waits]
+        waits = [actor.since + self.slow - now for actor in self.actors.values() if actor.waits and not self.plan.ahead]
         return max(0.0, min(waits)) if waits else None
 
     def _employ(self, now: float) -> Iterator[Effect]:
         """Give tasks to actors that have none, then short calls to those that may hold one more."""
         if idle := [actor for actor in self.actors.values() if not actor.tasks]:
             yield from self._share(idle, len(idle), now)
-        if self.plan.waiting and (rooms := [actor for actor in self.actors.values() if actor.tasks and actor.room(now) > 0]):
-            yield from self._share(rooms, sum(actor.room(now) for actor in rooms), now)
+        if self.plan.waiting and (
+            rooms := [actor for actor in self.actors.values() if actor.tasks and actor.room(now, self.slow) > 0]
+        ):
+            yield from self._share(rooms, sum(actor.room(now, self.slow) for actor in rooms), now)
 
     def _share(self, actors: list[Actor], room: int, now: float) -> Iterator[Effect]:
         """Give the plan's next tasks to these actors, which have as much room."""
@@ -156,7 +161,7 @@ class Near:
         def seats() -> Iterator[Seat]:
             return (Seat(actor.pid, 1, held=len(actor.tasks)) for actor in actors)
 
-        places = (actor for actor in actors for _ in range(actor.room(now) if actor.tasks else 1))
+        places = (actor for actor in actors for _ in range(actor.room(now, self.slow) if actor.tasks else 1))
         for task, actor in zip(self.plan.assign(Seats(room, seats), (), 0, now), list(places), strict=False):
             certain = int(not actor.tasks)
             if certain:

@@ -20,8 +20,9 @@ from shoal.runs.living import LEFT
 from shoal.runs.threads import asked_for, few_for_good
 
 
-def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
-    """marks: shared with the process that looks at them when the actor has ended. seed, threads: the pool's."""
+def life_of(marks: Marks, seed: int, threads: int | None, given: object = None) -> Life:
+    """marks: shared with the process that looks at them when the actor has ended. seed, threads: the pool's. given: an object
+    that calls have as GIVEN, in their own copy."""
 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the user's own program's to hear
@@ -29,13 +30,13 @@ def life_of(marks: Marks, seed: int, threads: int | None) -> Life:
         few_for_good(threads)
         marks.begin(int(arguments["born"]))
         if path := arguments.get("near"):
-            Near(Path(path), Calls(marks, seed)).live()
+            Near(Path(path), Calls(marks, seed, None, given)).live()
             return LEFT
         told = threading.Event()
         on_signals(told, [signal.SIGTERM])
         Actor(
             str(arguments["address"]),
-            lambda workload: Calls(marks, seed, lambda: few_for_good(threads or asked_for())),
+            lambda workload: Calls(marks, seed, lambda: few_for_good(threads or asked_for()), given),
             name=f"actor-{os.getpid()}",
             session=os.urandom(8),
             clock=time.monotonic,

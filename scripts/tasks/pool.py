@@ -78,6 +78,9 @@ class Pool(Executor):
     shared memory. An exception of a call is raised by `result()`, with the traceback in the other process as its cause.
     """
 
+    _given: object = None  # an object that calls find in their process, where it has not travelled: GIVEN of workers/call.py
+    _ahead: int = 1  # long calls that an actor holds
+
     def __init__(
         self,
         actors: int | str = PLAIN,
@@ -98,7 +101,7 @@ class Pool(Executor):
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         self._how = How(retries=retries)
         self._there = _defined()
-        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None)
+        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None, self._given, self._ahead)
         self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +93,7 @@ class Running(threading.Thread):
     actors, if all are forks of this program; None: they may be anywhere, and speak with `server`.
     """
 
-    def __init__(self, actors: int, seed: int, threads: int | None, folder: Path | None) -> None:
+    def __init__(self, actors: int, seed: int, threads: int | None, folder: Path | None, given: object, ahead: int) -> None:
         super().__init__(name="shoal-pool", daemon=True)
         self.near: Nearby | None = None
         self.actors = actors
@@ -102,9 +102,9 @@ class Running(threading.Thread):
         self.reports = Reports()
         self.entries: dict[int, Entry] = {}
         self.machine = machine(actors)
-        self.plan = Tickets(self._begins, actors, self.machine)
-        self.core = Core(self.plan, Goal(), BOUNDS, now=time.monotonic())
-        self._marks, self._seed, self._threads = Marks(), seed, threads
+        self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1)
+        self.core = Core(self.plan, Goal(), replace(BOUNDS, ahead=ahead), now=time.monotonic())
+        self._marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
         self._folder, self.kept = folder, cast(Kept | None, None)
         self._awaiting = 0  # calls that wait for the results of others
         self._times: dict[int, float] = {}  # number of a running call -> when its time is up
@@ -199,7 +199,7 @@ class Running(threading.Thread):
             self.begun.set()
 
     def _run(self, stack: ExitStack) -> None:
-        nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads))
+        nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads, self._given))
         stack.callback(nursery.close)
         nursery.ready()
         if self._folder is not None:  # after the fork: a copy of its lock would outlive this process
@@ -450,9 +450,9 @@ def _complete(entry: Entry, answer: Answer) -> None:
         entry.future.set_result(value)
 
 
-def started(actors: int, seed: int, threads: int | None, folder: Path | None) -> Running:
+def started(actors: int, seed: int, threads: int | None, folder: Path | None, given: object = None, ahead: int = 1) -> Running:
     """A thread whose pool takes calls. Raises UserError if its processes cannot be made, or its folder is in use."""
-    running = Running(actors, seed, threads, folder)
+    running = Running(actors, seed, threads, folder, given, ahead)
     running.start()
     running.begun.wait()
     if running.fault is not None:

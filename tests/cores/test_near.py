@@ -9,8 +9,8 @@ from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
 class Pool:
     """A plan of calls of one function, and its actors by number. pace: seconds that calls of it are known to take."""
 
-    def __init__(self, actors: int, calls: int, pace: float = 1e-4, retries: int = 2) -> None:
-        self.plan = Tickets(lambda ticket: True, actors)
+    def __init__(self, actors: int, calls: int, pace: float = 1e-4, retries: int = 2, ahead: bool = False) -> None:
+        self.plan = Tickets(lambda ticket: True, actors, ahead=ahead)
         self.plan.pace["f"] = pace
         self.near = Near(self.plan)
         for pid in range(actors):
@@ -65,6 +65,19 @@ def test_calls_behind_a_slow_one_wait_again_and_its_actor_gets_no_other() -> Non
     assert all(one.pid == 1 for one in pool.turn(3 * SLOW) if isinstance(one, Give))  # one task of it has no answer yet
     assert pool.answer(0, [], 3 * SLOW) == []
     assert {one.pid for one in pool.turn(3 * SLOW) if isinstance(one, Give)} == {0}
+
+
+def test_a_plan_that_gives_ahead_keeps_a_long_call_behind_the_one_that_its_actor_is_at() -> None:
+    pool = Pool(2, 6, pace=1.0, ahead=True)
+    pool.turn()
+    assert (sorted(pool.at(0) + pool.at(1)), len(pool.plan.waiting)) == ([[0], [1], [2], [3]], 2)
+    assert (pool.turn(100 * SLOW), pool.near.due(0.0)) == ([], None)  # nothing is taken back
+    [first, second] = pool.at(0)
+    assert pool.answer(0, first, 100 * SLOW) == first
+    pool.turn(200 * SLOW)
+    assert pool.at(0) == [second, [4]]
+    pool.near.ended(0, (pool.near.actors[0].tasks[0].task.index, second[0]), "killed")
+    assert sorted((ticket.number, ticket.faults) for _, ticket in pool.plan.waiting) == sorted([(second[0], 1), (4, 0), (5, 0)])
 
 
 def test_only_the_call_that_ran_is_blamed_for_a_death() -> None:

@@ -52,6 +52,19 @@ def test_a_call_of_which_nobody_knows_how_long_it_takes_has_an_actor_for_itself(
     assert not made.assign(room(1, 1), (), 0, 0.0)
 
 
+def test_a_plan_that_gives_ahead_gives_long_calls_to_busy_actors_but_not_those_that_may_end_them() -> None:
+    made = plan(tickets=many(5))
+    made.ahead = True
+    tasks = made.assign(room(0, 0, free=2), (), 0, 0.0)
+    assert (inside(made, tasks), [task.alone for task in tasks]) == ([[0], [1], [2], [3]], [False] * 4)
+    assert inside(made, made.assign(room(1), (), 0, 0.0)) == [[4]]
+    for odd in ({"once": True}, {"faults": 1}, {"timed": True}):
+        one = plan(tickets=many(1, **odd))
+        one.ahead = True
+        assert not one.assign(room(1, 1), (), 0, 0.0)
+        assert [task.alone for task in one.assign(room(0, 1), (), 0, 0.0)] == [True]
+
+
 def test_short_calls_go_several_at_once_and_leave_a_share_for_every_actor() -> None:
     made = plan(2, many(1_000), pace=CHUNK / 50)
     [first] = inside(made, made.assign(room(0), (), 0, 0.0))

@@ -80,7 +80,8 @@ class Given:
 @dataclass(slots=True)
 class Tickets:
     """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are. machine: what
-    calls may take; None: whatever they need."""
+    calls may take; None: whatever they need. ahead: True gives a long call to a busy actor too, which begins it without waiting
+    for word: for calls whose results are taken in order, so that nothing is gained if another actor is free sooner."""
 
     begins: Callable[[Ticket], bool]
     width: int = 1
@@ -92,6 +93,7 @@ class Tickets:
     pace: dict[str, float] = field(default_factory=dict)  # function -> seconds of a call, a running mean
     costs: dict[str, float] = field(default_factory=dict)  # the same, by which calls are ordered: it changes seldom
     drawn: int = 0
+    ahead: bool = False
     bounded: bool = True  # False: full batches are given out too, because the pool is to end
 
     def offer(self, tickets: Iterable[Ticket]) -> None:
@@ -110,7 +112,7 @@ class Tickets:
         short = frozenset[str]()  # kinds of which there is not enough for a ticket that comes before
         aside: list[Ticket] = []  # tickets that wait for these
         while len(tasks) < seats.room and "cores" not in short and len(aside) < LOOKED_AT and (ticket := self._next()):
-            alone = self._long(ticket)
+            single, alone = self._long(ticket), self._alone(ticket)
             if alone and not empty:
                 self.offer([ticket])
                 break
@@ -122,7 +124,7 @@ class Tickets:
             if not self.begins(ticket):
                 continue
             empty -= empty > 0
-            tasks.append(self._task([ticket] if alone else [ticket, *self._more(ticket)], version, alone, need))
+            tasks.append(self._task([ticket] if single else [ticket, *self._more(ticket)], version, alone, need))
         self.offer(aside)
         return tasks
 
@@ -188,14 +190,13 @@ class Tickets:
         return self.bounded and ticket.batch is not None and ticket.batch.full
 
     def _long(self, ticket: Ticket) -> bool:
-        """Return whether a ticket gets an actor for itself: its calls take long, or nobody knows, or it may end its actor."""
-        return (
-            ticket.once
-            or ticket.timed
-            or ticket.faults > 0
-            or ticket.need is not ONE_CORE
-            or self.pace.get(ticket.function, 1.0) > CHUNK
-        )
+        """Return whether a ticket gets a task for itself: its calls take long, or nobody knows, or it may end its actor."""
+        return self._alone(ticket) or self.pace.get(ticket.function, 1.0) > CHUNK
+
+    def _alone(self, ticket: Ticket) -> bool:
+        """Return whether a ticket gets an actor for itself: a long one, or one that may end its actor."""
+        may_end = ticket.once or ticket.timed or ticket.faults > 0 or ticket.need is not ONE_CORE
+        return may_end or (not self.ahead and self.pace.get(ticket.function, 1.0) > CHUNK)
 
     def _more(self, first: Ticket) -> Iterator[Ticket]:
         """Further tickets of the same function for a task that begins with this one."""
