@@ -57,6 +57,14 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
+def port(text: str) -> int:
+    """A port, or 0."""
+    number = whole(0)(text)
+    if number > 65_535:
+        raise argparse.ArgumentTypeError(f"{text}: a port is a number from 0 to 65535")
+    return number
+
+
 def above_zero(text: str) -> float:
     """A number above 0."""
     try:
@@ -135,10 +143,12 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     _job(one)
     _running(one)
     one.add_argument("--transport", choices=("shm", "ipc", "tcp"), help="how arrays travel on this machine")
+    _watched(one)
     one = command("coordinator", "start a coordinator for JOB, which actors join from this machine or others")
     _job(one)
     _running(one)
     one.add_argument("--restart", action="store_true", help="start the coordinator again from its journal whenever it dies")
+    _watched(one)
     _facing(one, required=True)
     one = command("actor", "start actors that join a coordinator; they may join at any time, from any machine")
     where = _or("SHOAL_ADDRESS")
@@ -167,6 +177,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
     _facing(one, required=False)
+    _watched(one)
     one.add_argument("--actors", type=whole(0), metavar="N")
     _tracking(one)
     one.add_argument("--quiet", action="store_true")
@@ -219,6 +230,23 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     place = "a server's URI, a folder, a project, a port or a FILE.prom; the default depends on the tracker"
     one.add_argument("--to", default="", metavar="PLACE", help=place)
     one.add_argument("--quiet", action="store_true", help="print only errors")
+    one = command("watch", "show runs, sweeps and servers on a live page in a browser: curves, actors, what a run waits for")
+    one.add_argument(
+        "places",
+        nargs="*",
+        type=_place,
+        metavar="RUN_DIR|SWEEP_DIR|tcp://HOST:PORT",
+        help="what to show side by side, finished or going (default: the newest run or sweep)",
+    )
+    one.add_argument(
+        "--port", type=port, metavar="P", help="port of the page; 0: any (default: 8265, or the next that is free)"
+    )
+    one.add_argument("--host", default="", metavar="HOST", help="address that the page is bound to (default: 127.0.0.1)")
+    shown = "token without which nothing is shown (default: $SHOAL_WATCH_TOKEN; none on 127.0.0.1, else a new one)"
+    one.add_argument("--token", type=given(), metavar="TOKEN", help=shown, **_or("SHOAL_WATCH_TOKEN"))
+    _keyed(one)
+    one.add_argument("--socket", type=whole(0), help=argparse.SUPPRESS)  # of a page that `--watch` started
+    one.add_argument("--beside", type=whole(0), help=argparse.SUPPRESS)
     one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
@@ -313,6 +341,10 @@ def _running(one: argparse.ArgumentParser) -> None:
 def _tracking(one: argparse.ArgumentParser) -> None:
     what = f"tell the run to {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}, by a process of its own; may be given several times"
     one.add_argument("--track", action="append", default=[], metavar="TRACKER[=PLACE]", help=what)
+
+
+def _watched(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--watch", action="store_true", help="show the run on a live page meanwhile, and print its address")
 
 
 def _logging(one: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.actors.pool import Pool
     from shoal.jobs.job import Job
     from shoal.runs.launch import Launch
-    from shoal.runs.rundir import Config
+    from shoal.runs.rundir import Config, RunDir
     from shoal.sweeps.sweep import Sweep
 
 
@@ -97,10 +98,8 @@ def coordinator(asked: argparse.Namespace) -> int:
     shown = _shown(asked)
     if not asked.restart:
         return _start(asked, bind=asked.bind, **shown)
-    import threading
-
     from shoal.runs.launch import Launch, new_run, preload
-    from shoal.runs.supervise import settled, supervised
+    from shoal.runs.supervise import settled
     from shoal.tracking.trackers import wanted
 
     shown["track"] = wanted(asked.track)
@@ -108,8 +107,17 @@ def coordinator(asked: argparse.Namespace) -> int:
     preload(job)
     options = Launch(job, config, new_run(config, asked.run_dir, asked.bind), settled(asked.bind), **shown)
     rows = options.run.metrics_file
+    with _page(options.run, asked):
+        return _supervised(options, asked, rows)
+
+
+def _supervised(options: Launch, asked: argparse.Namespace, rows: Path) -> int:
+    import threading
+
+    from shoal.runs.supervise import supervised
+
     return supervised(
-        lambda resume: _run(replace(options, resume=resume), asked),
+        lambda resume: _run(replace(options, resume=resume), asked, page=False),
         lambda text: print(f"shoal: {text}", file=sys.stderr),
         moved=lambda: rows.stat().st_size if rows.exists() else 0,
         wait=threading.Event().wait,
@@ -155,7 +163,20 @@ def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     return job, config
 
 
-def _run(options: Launch, asked: argparse.Namespace) -> int:
+@contextmanager
+def _page(run: RunDir, asked: argparse.Namespace) -> Iterator[None]:
+    """A page about the run, in a process of its own, if --watch asks for one. Its address is printed."""
+    if not getattr(asked, "watch", False):
+        yield
+        return
+    from shoal.watching.page import beside
+
+    with beside(run.path) as address:
+        print(f"shoal: watch this run at {address}", file=sys.stderr, flush=True)
+        yield
+
+
+def _run(options: Launch, asked: argparse.Namespace, page: bool = True) -> int:
     import signal
 
     from shoal.runs.choosing import brief
@@ -168,6 +189,7 @@ def _run(options: Launch, asked: argparse.Namespace) -> int:
 
     run, both = options.run, (signal.SIGINT, signal.SIGTERM)
     with (
+        _page(run, asked) if page else nullcontext(),
         ready(options) as begun,
         Stopper(signal.SIG_DFL, pausing=both if getattr(asked, "pause", False) else (signal.SIGTERM,)) as stopper,
         display(sys.stderr, f"{brief(options.config.job)} in {run.path}", asked.quiet, form=asked.log_format) as shown,
@@ -355,6 +377,29 @@ def track(asked: argparse.Namespace) -> int:
     return 0 if whole else 1
 
 
+def watch(asked: argparse.Namespace) -> int:
+    import socket
+
+    from shoal.commands.access import of_actor
+    from shoal.watching.app import needed
+    from shoal.watching.page import LOCAL, address_of, bound, orphaned, show, token_of
+    from shoal.watching.sources import sources_of
+
+    needed()
+    host = asked.host or LOCAL
+    token = token_of(host, asked.token or "")
+    keys = of_actor(asked.key, asked.server) if any("://" in place for place in asked.places) else None
+    sources = sources_of(asked.places, keys)
+    if asked.socket is not None:
+        show(sources, socket.socket(fileno=asked.socket), over=orphaned(asked.beside))
+        return 0
+    with bound(host, asked.port) as listening:
+        names = ", ".join(str(source.about()["name"]) for source in sources)
+        print(f"shoal: {names} at {address_of(listening, token)} (Ctrl-C ends the page, not a run)", flush=True)
+        show(sources, listening, token)
+    return 0
+
+
 def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import evaluate as evaluated
     from shoal.runs.run import trusted
@@ -408,7 +453,23 @@ def bench(asked: argparse.Namespace) -> int:
 
 ACTS: Mapping[str, Act] = {
     act.__name__: act
-    for act in (jobs, simulate, coordinator, actor, sweep, keys, resume, status, track, evaluate, compare, plot, export, bench)
+    for act in (
+        jobs,
+        simulate,
+        coordinator,
+        actor,
+        sweep,
+        keys,
+        resume,
+        status,
+        track,
+        watch,
+        evaluate,
+        compare,
+        plot,
+        export,
+        bench,
+    )
 }
 
 

@@ -50,7 +50,8 @@ def test_a_wheel_holds_every_module_the_pins_of_peers_and_the_mark_that_it_is_ty
     modules = {f"shoal/{path.relative_to(ROOT)}" for room in rooms for path in (ROOT / room).rglob("*.py")}
     modules |= {f"shoal/{path.relative_to(ROOT / 'scripts')}" for path in (ROOT / "scripts").rglob("*.py")}
     pins = {f"shoal/{path.relative_to(ROOT)}" for path in (ROOT / "benchmarks" / "peers").glob("*.txt")}
-    assert {name for name in names if name.startswith("shoal/")} == modules | pins | {"shoal/py.typed"}
+    page = {f"shoal/{path.relative_to(ROOT / 'scripts')}" for path in (ROOT / "scripts" / "watching" / "static").iterdir()}
+    assert {name for name in names if name.startswith("shoal/")} == modules | pins | page | {"shoal/py.typed"}
 
 
 @pytest.mark.slow
