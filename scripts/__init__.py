@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from shoal.runs.running import RunError as RunError
     from shoal.runs.running import run as run
     from shoal.runs.running import start as start
-    from shoal.sweeps.sweep import Sweep as Sweep
+    from shoal.sweeps.found import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
     from shoal.tasks.loader import Loader as Loader
     from shoal.tasks.pool import Pool as Pool
@@ -74,7 +74,8 @@ MODULES = {
     "runs.evaluate": "evaluate export",
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",
-    "sweeps.sweep": "Sweep sweep",
+    "sweeps.found": "Sweep",
+    "sweeps.sweep": "sweep",
     "tasks.loader": "Loader",
     "tasks.pool": "Pool",
     "tracking.track": "track",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shoal.jobs.job import Job
     from shoal.runs.launch import Launch
     from shoal.runs.rundir import Config, RunDir
-    from shoal.sweeps.sweep import Sweep
+    from shoal.sweeps.found import Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,8 +272,9 @@ def sweep(asked: argparse.Namespace) -> int:
     _preparing(asked, asked.job)
     from shoal.jobs.settings import pairs
     from shoal.runs.threads import cores
+    from shoal.sweeps.planning import plan
     from shoal.sweeps.study import needed
-    from shoal.sweeps.sweep import carried_out, plan
+    from shoal.sweeps.sweep import carried_out
 
     needed()
     planned = plan(
@@ -303,7 +304,8 @@ def _swept(found: Sweep, asked: argparse.Namespace) -> int:
     print(json_line(found.summary()) if asked.json else closing(found))
     if found.reason.startswith("stopped by"):
         return 143 if found.reason == "stopped by SIGTERM" else 130
-    return 0 if found.best is not None or not found.trials else 1
+    states = [row["state"] for row in found.trials]
+    return 1 if "failed" in states or (states and found.best is None) else 0
 
 
 def _resume_sweep(asked: argparse.Namespace) -> int:
@@ -311,8 +313,9 @@ def _resume_sweep(asked: argparse.Namespace) -> int:
     from shoal.runs.rundir import RunDir
     from shoal.runs.signing import unsigned
     from shoal.sweeps.folder import SweepDir
+    from shoal.sweeps.planning import again
     from shoal.sweeps.study import needed
-    from shoal.sweeps.sweep import again, carried_out
+    from shoal.sweeps.sweep import carried_out
 
     needed()
     folder = SweepDir(asked.run_dir)
@@ -424,7 +427,7 @@ def plot(asked: argparse.Namespace) -> int:
     from shoal.runs.run import plot as drawn
 
     if len(asked.run_dirs) == 1 and os.path.isfile(os.path.join(asked.run_dirs[0], "sweep.toml")):
-        from shoal.sweeps.sweep import Sweep
+        from shoal.sweeps.found import Sweep
 
         print(Sweep(asked.run_dirs[0]).plot(asked.out))
         return 0

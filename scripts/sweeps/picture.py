@@ -30,7 +30,8 @@ Floats = npt.NDArray[np.float64]
 def plot(folder: SweepDir, out: Path | str | None = None) -> Path:
     """Draw a sweep into `out`, or into sweep.png in its folder. Returns the path. Raises UserError for a sweep without a trial,
     for a suffix that is no picture's, and if matplotlib is not installed."""
-    from shoal.sweeps.sweep import arms_of, goal_of
+    from shoal.sweeps.found import arms_of
+    from shoal.sweeps.planning import goal_of
 
     target = folder.picture if out is None else Path(out)
     if target.suffix not in SUFFIXES:

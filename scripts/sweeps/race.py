@@ -22,6 +22,7 @@ from shoal.sweeps.desk import Answer, Begin, Desk, Over, Trial, facts
 from shoal.sweeps.folder import Record, SweepDir
 from shoal.sweeps.line import GoneError, Line
 from shoal.sweeps.study import Study
+from shoal.sweeps.table import which
 
 LOOK = 0.2  # seconds between two looks at the clock and at a reason to stop
 FIRST = 3  # trials that all failed, before any other end, after which a sweep ends: the fault is not in the settings
@@ -170,7 +171,8 @@ class Race:
         self.ends += 1
         self.failed += trial.state == "failed"
         if self.failed == self.ends >= min(FIRST, self.desk.arms * len(self.desk.seeds)):
-            raise UserError(f"all of the first {self.ends} trials failed, the last one so: {trial.why}")
+            last = f"{which(self.row(trial))}: {trial.why}"
+            raise UserError(f"all of the first {self.ends} trials failed, the last one so: {last}")
 
     def _bury(self, eyes: selectors.BaseSelector, trials: Record) -> None:
         """Take note of processes that have ended: a trial of one is tried again."""

@@ -184,16 +184,21 @@ def _between(name: str, text: str, match: re.Match[str], kind: type | None) -> A
 
 
 def _range(axis: Axis, said: str, allowed: Range | None) -> Axis | tuple[Any]:
-    if not (math.isfinite(axis.low) and math.isfinite(axis.high)) or axis.low > axis.high:
+    if not all(map(math.isfinite, (axis.low, axis.high, axis.step))):
+        raise UserError(f"{said}: the ends and the step of a range are finite numbers; {axis.name}=0.001..0.1, say")
+    if axis.low > axis.high:
         raise UserError(
             f"{said}: a range goes from its lowest number to its highest: {axis.name}={axis.high:g}..{axis.low:g}, say"
         )
     if axis.log and axis.low <= 0:
-        raise UserError(f"{said}: a range with ~log begins above 0; {axis.name}=1e-5..{axis.high:g}~log, say")
+        first = "1" if axis.whole else "1e-5"
+        raise UserError(f"{said}: a range with ~log begins above 0; {axis.name}={first}..{axis.high:g}~log, say")
     if axis.whole and not (axis.low == int(axis.low) and axis.high == int(axis.high) and axis.step == int(axis.step)):
         raise UserError(f"{said}: {axis.name} is a whole number, so its range and step are")
     for end in (axis.low, axis.high) if allowed is not None else ():
         coerced(axis.name, int(end) if axis.whole else end, allowed)  # type: ignore[arg-type]
+    if axis.step > axis.high - axis.low > 0:
+        raise UserError(f"{said}: the step is larger than the range, which so has one value; {axis.name}={axis.low:g}, say")
     if axis.low == axis.high:
         return (int(axis.low) if axis.whole else axis.low,)
     return axis

@@ -125,9 +125,11 @@ def distribution(axis: Axis) -> BaseDistribution:
     kinds = optuna.distributions
     if axis.values:
         return kinds.CategoricalDistribution([choice(value) for value in axis.values])
+    listed = axis.listed()
+    high = listed[-1] if listed else axis.high  # the last step of the range, which Optuna warns of if it is not the end
     if axis.whole:
-        return kinds.IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=int(axis.step) or 1)
-    return kinds.FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step or None)
+        return kinds.IntDistribution(int(axis.low), int(high), log=axis.log, step=int(axis.step) or 1)
+    return kinds.FloatDistribution(axis.low, high, log=axis.log, step=axis.step or None)
 
 
 def choice(value: Any) -> Any:

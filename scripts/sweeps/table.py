@@ -6,8 +6,8 @@ The one idea: an arm is told with its interval, and with what the interval canno
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from shoal.jobs.catalog import INLINE
 from shoal.runs.choosing import brief
@@ -16,7 +16,9 @@ from shoal.sweeps.arms import Arm, Goal, as_good, best, ranked
 from shoal.sweeps.space import said, short
 
 if TYPE_CHECKING:
-    from shoal.sweeps.sweep import Sweep
+    from shoal.sweeps.found import Sweep
+
+FAILED = 5  # failed trials that are told one by one
 
 
 def table(arms: Sequence[Arm], goal: Goal, most: int = 20) -> str:
@@ -36,6 +38,11 @@ def table(arms: Sequence[Arm], goal: Goal, most: int = 20) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     left = len(order) - most
     return "\n".join([*lines, *([f"... and {left} more arms, in arms.jsonl"] if left > 0 else [])])
+
+
+def which(row: Mapping[str, Any]) -> str:
+    """A trial as a person finds it again: "trial 3 (lr=0.1 seed=2)", from its row of trials.jsonl."""
+    return f"trial {row['trial']} ({said({**row['params'], 'seed': row['seed']})})"
 
 
 def _word(arm: Arm, first: Arm | None) -> str:
@@ -58,6 +65,9 @@ def closing(found: Sweep) -> str:
         f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "running") if state in states
     )
     lines = [table(arms, goal), "", f"{brief(asked.name)}: {len(states)} trials ({counts or 'none'})."]
+    failed = [row for row in found.trials if row["state"] == "failed"]
+    lines += [escaped(f"Failed: {which(row)}: {row['why']}") for row in failed[:FAILED]]
+    lines += [f"... and {len(failed) - FAILED} more failed trials, in trials.jsonl"] if len(failed) > FAILED else []
     if (arm := best(arms, goal)) is not None:
         seen = (
             f", 95 % interval [{arm.interval[0]:.4g}, {arm.interval[1]:.4g}] over {len(arm.values)} seeds"

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from shoal.runs.progress import escaped
 from shoal.sweeps.arms import best
 from shoal.sweeps.space import said
+from shoal.sweeps.table import which
 
 if TYPE_CHECKING:
     from shoal.sweeps.desk import Desk, Trial
-    from shoal.sweeps.sweep import Sweep
+    from shoal.sweeps.found import Sweep
 
 EVERY = 5.0  # seconds between two lines on a pipe
 LOOKS = 0.5  # seconds between two lines on a terminal
@@ -30,6 +32,9 @@ class Telling:
         """A function that is called often, and with each trial that is over."""
 
         def tell(trial: Trial | None) -> None:
+            if self._stream is not None and trial is not None and trial.state == "failed":
+                row = next(row for row in found.trials if row["trial"] == trial.number)
+                self._line_of_its_own(escaped(f"{which(row)} failed: {trial.why}"))
             if self._stream is not None and self._clock() >= self._next:
                 self._next = self._clock() + (LOOKS if self._live else EVERY)
                 self._show(self._line(found, desk))
@@ -51,6 +56,12 @@ class Telling:
         assert self._stream is not None
         with suppress(OSError, ValueError):  # a terminal that is closed ends the display, never the sweep
             self._stream.write(f"\r\033[K{line[:160]}" if self._live else f"shoal: {line}\n")
+            self._stream.flush()
+
+    def _line_of_its_own(self, line: str) -> None:
+        assert self._stream is not None
+        with suppress(OSError, ValueError):
+            self._stream.write(f"\r\033[Kshoal: {line}\n" if self._live else f"shoal: {line}\n")
             self._stream.flush()
 
     def over(self) -> None:

@@ -64,8 +64,9 @@ class SweepSource:
         return bool(self.told.get("counts", {}).get("running"))
 
     def _read(self) -> dict[str, Any]:
+        from shoal.sweeps.found import arms_of
+        from shoal.sweeps.planning import goal_of
         from shoal.sweeps.space import space_of
-        from shoal.sweeps.sweep import arms_of, goal_of
 
         asked, rows = self.folder.asked(), self.folder.rows()
         goal, space = goal_of(asked.goal), space_of(asked.space)

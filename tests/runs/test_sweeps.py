@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 from typed import mistake, ran, shoal
 
 import shoal as library
+from shoal.commands.cli import main
+from shoal.protocol.parent import forked
 from shoal.sweeps.folder import SweepDir, heal
-from shoal.sweeps.sweep import Sweep
+from shoal.sweeps.found import Sweep
 
 QUICK = ("rounds=4", "local_epochs=1", "eval_every=1")
 OBJECTIVE = """
@@ -90,10 +93,10 @@ def written(name: str, code: str) -> str:
 
 
 def apart(*words: object) -> int:
-    """The exit code of a command in a process of its own, which may be killed."""
-    done = subprocess.run([sys.executable, "-m", "shoal", *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+    """The exit code of a command in a process of its own, which may be killed: a copy of this one, which need not import."""
+    code = os.waitstatus_to_exitcode(os.waitpid(forked(lambda: main([*map(str, words)])), 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code
 
 
 def values(folder: Path | str) -> dict[int, Any]:
@@ -367,6 +370,16 @@ def test_no_process_and_no_folder_stays_behind() -> None:
         (("digits", "lr="), "the list has no value"),
         (("digits", "lr=0.1..0.01"), "from its lowest number to its highest"),
         (("digits", "lr=0.01..0.1"), "it never ends by itself; say --trials N or --timeout 2h"),
+        (("digits", "lr=nan..0.1", "--trials", "3"), "the ends and the step of a range are finite numbers"),
+        (("digits", "lr=0.1..0.2~0.5", "--trials", "3"), "the step is larger than the range"),
+        (("digits", "lr=0.1..0.1", "--trials", "3"), "nothing to sweep"),
+        (("digits", "lr=0..0.1~log", "--trials", "3"), "a range with ~log begins above 0; lr=1e-5..0.1~log, say"),
+        (("digits", "batch_size=0..8~log", "--trials", "3"), "batch_size=1..8~log, say"),
+        (("digits", "lr=0.1,fast"), "lr=fast: must be a number"),
+        (("digits", "lr=0.1,0.2", "seed=-1..3"), "seed=-1: allowed is from 0"),
+        (("digits", "lr=0.1,0.1"), "0.1 stands there twice"),
+        (("train.py:objective", "x=3..1", "--trials", "3"), "from its lowest number to its highest: x=1..3, say"),
+        (("train.py:objective", "x=0..1~log", "--trials", "3"), "a range with ~log begins above 0"),
         (("digits", "lr=0.01..0.1", "--sampler", "grid"), "a grid has no place for a range of any numbers"),
         (("digits", "gamma=0.9,0.99"), "gamma is a setting of impala, ppo; this job's method is fedavg"),
         (("digits", "gama=0.9,0.99"), "unknown setting 'gama'"),
@@ -414,15 +427,41 @@ def test_optuna_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_objective_that_always_fails_ends_its_sweep_with_its_line() -> None:
     written("bad.py", "def objective(trial):\n    return {}['key']\n")
     line = mistake("sweep", "bad.py:objective", "--trials", "50", "--run-dir", "s", "--quiet")
-    assert line.startswith("all of the first 3 trials failed, the last one so: bad.py, line 2, in objective: KeyError: 'key'")
+    why = "bad.py, line 2, in objective: KeyError: 'key'"
+    assert re.fullmatch(rf"all of the first 3 trials failed, the last one so: trial \d \(seed=0\): {why}.*", line)
 
 
 def test_one_trial_that_fails_is_told_and_its_arm_never_wins() -> None:
     code = "def objective(trial):\n    x = trial.params['x']\n    return 1 / x if trial.seed else float(x)\n"
     written("some.py", code)
-    said = ran("sweep", "some.py:objective", "x=2,0,-1", "seed=0..1", "--run-dir", "s")
+    said = shoal("sweep", "some.py:objective", "x=2,0,-1", "seed=0..1", "--run-dir", "s")
+    assert said.code == 1  # though there is a best arm
+    line = "trial 3 (x=0 seed=1){} some.py, line 3, in objective: ZeroDivisionError: division by zero\n"
+    assert f"shoal: {line.format(' failed:')}" in said.err  # at once
+    assert f"Failed: {line.format(':')}" in said.out
+    assert [row["state"] for row in Sweep("s").trials] == ["complete"] * 3 + ["failed"] + ["complete"] * 2
     assert "failed: some.py, line 3, in objective: ZeroDivisionError: division by zero" in said.out
     assert Sweep("s").summary()["best"]["params"] == {"x": -1}
+
+
+def test_an_objective_may_sweep_itself_and_its_own_faults_are_those_of_its_trial() -> None:
+    code = (
+        "import shoal\n\ndef inner(trial):\n    return (trial.suggest_float('y', 0, 1) - trial.params['z']) ** 2\n\n"
+        "def objective(trial):\n"
+        "    z = trial.suggest_float('z', 0, 1)\n"
+        "    found = shoal.sweep(inner, {'z': [z]}, trials=2, sampler='random', folder=f'in-{trial.number}', show=False)\n"
+        "    if trial.number == 1:\n        raise RuntimeError('no more')\n"
+        "    return found.best.mean\n"
+    )
+    written("nested.py", code)
+    said = shoal("sweep", "nested.py:objective", "--trials", 3, "--sampler", "random", "--run-dir", "s", "--quiet")
+    assert said.code == 1
+    assert re.search(
+        r"Failed: trial 1 \(z=0\.\d+ seed=0\): nested.py, line 10, in objective: RuntimeError: no more\n", said.out
+    )
+    inner = [best.mean for number in range(3) if (best := Sweep(f"in-{number}").best) is not None]
+    assert [row["value"] for row in Sweep("s").trials] == [inner[0], None, inner[2]]
+    assert [len(Sweep(f"in-{number}").trials) for number in range(3)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
