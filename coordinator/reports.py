@@ -36,7 +36,8 @@ class Progress:
     shares: shares of the actors' time, adding up to 1: "waiting", "training", "moving"; and "stepping", the learner's own
     share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions.
     left_out: client -> why its task was set aside, of clients that have contributed nothing since.
-    waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; () otherwise.
+    waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; otherwise one line for each actor
+    of which nothing comes, not even from its sockets.
     """
 
     version: int

@@ -39,6 +39,8 @@ class Wire(Protocol):
 
     def flush(self) -> list[tuple[bytes, str]]: ...
 
+    def silent(self, peer: bytes) -> float | None: ...
+
     def drain(self) -> Iterator[Arrival]: ...
 
     def wait(self, seconds: float) -> None: ...
@@ -166,6 +168,8 @@ class Server:
             self.handle(events.Heard(arrival.peer, envelope, user=arrival.user, arrays=payload))
         elif arrival.kind == "lost":
             self.handle(self._lost(arrival.peer, arrival.fault))
+        elif arrival.kind == "silent":
+            self.handle(events.Pulse(arrival.peer, float(arrival.fault)))
         else:
             said = "dropped a message: " if arrival.kind == "malformed" else ""
             self.telling.report(Report(arrival.kind, f"{said}{arrival.fault}", "warning"))
@@ -232,6 +236,9 @@ class Server:
                 self._jobs.append(Make(deed, self.sharing.draft()))
             case Report():
                 self.telling.report(deed)
+            case events.Probe(peer):
+                seconds = self.wire.silent(peer)
+                return None if seconds is None else events.Pulse(peer, seconds)
             case events.Evict(peer):
                 self.outside.evict([pid for pid, its in self.traffic.pids.items() if its == peer])
             case events.Finish():

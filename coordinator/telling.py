@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.deciding.patience import silent, waiting_for
 from shoal.coordinator.deciding.roll import roll
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Before, Observer, Progress, Report
@@ -90,6 +90,7 @@ class Telling:
         now, core = self.clock(), self.core
         seconds = now - self.began
         clients = core.facts.ledger.counts.clients
+        stands = now - core.facts.moved_at > core.facts.bounds.quiet
         return Progress(
             version=core.facts.version,
             goal=str(core.facts.goal),
@@ -103,7 +104,7 @@ class Telling:
             lag=(self.metrics.get("lag_min", 0.0), self.metrics.get("lag_mean", 0.0), self.metrics.get("lag_max", 0.0)),
             shares=self._shares(seconds),
             metrics=dict(self.metrics),
-            waiting_for=tuple(waiting_for(core.facts)) if now - core.facts.moved_at > core.facts.bounds.quiet else (),
+            waiting_for=tuple(waiting_for(core.facts) if stands else silent(core.facts)),
             left_out=core.facts.ledger.left_out,
         )
 

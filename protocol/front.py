@@ -21,6 +21,7 @@ from shoal.protocol.codec import encode
 from shoal.protocol.door import Door, News, ServerKeys, check_bind, unbound
 from shoal.protocol.fetching import MOST
 from shoal.protocol.messages import Envelope, Refused
+from shoal.protocol.pulses import Pulses
 
 ZERO_COPY = 65_536  # bytes of a payload from which on it is not copied: below, a copy is cheaper than the bookkeeping
 SLACK = 65_536 + 4_096  # bytes of a header, beside the largest payload
@@ -30,6 +31,7 @@ HELD = 8 << 20  # bytes taken in from one stranger before it has to wait
 PULSE = (800, 1_800)  # ms between two pings of a process of this machine, and until its connection is given up without an
 # answer. ZeroMQ's own thread answers, also while Python computes in one call, and not if the process is stopped.
 PULSE_AFAR = (2_500, 10_000)  # the same where the way may be slow: an answer waits behind arrays
+PING = 800  # ms between two pings of an actor over TCP, so that something comes also while Python computes in one call there
 IO_THREADS = (
     4  # a cancelled timer costs a walk through all timers of its thread: with 4,000 connections a third of one thread's
 )
@@ -96,7 +98,9 @@ class Front:
         self.door = Door(self._context, self.socket, keys, clock) if keys else None
         if keys:
             self.socket.setsockopt(zmq.RCVHWM, max(2, HELD // PIECE))
-        self._monitor = self._watched(zmq.EVENT_ACCEPT_FAILED | (sum(FAILED) | BEGAN | ENDED if keys else 0))
+        self.pulses = Pulses() if address.startswith("tcp://") else None
+        counted = BEGAN | ENDED if keys or self.pulses else 0
+        self._monitor = self._watched(zmq.EVENT_ACCEPT_FAILED | counted | (sum(FAILED) if keys else 0))
         self.full = False  # True if no descriptor is left for more connections
         self.address = self._bind(address)
 
@@ -146,8 +150,15 @@ class Front:
         frames: list[Any] = []
         while not frames or frames[-1].more:  # `recv_multipart` would take twice as long
             frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        if self.pulses is not None and peer not in self.pulses:
+            self.pulses.spoke(peer, frames[-1].get(zmq.SRCFD))
         user, wrong = self.door.judge(peer, frames) if self.door else ("", None)
         return wrong or Came(peer, user, frames)
+
+    def silent(self, peer: bytes) -> float | None:
+        """Return the seconds since anything came over the peer's connection, ZeroMQ's own answers included; None if that is not
+        known, as with a unix socket."""
+        return self.pulses.silent(peer) if self.pulses is not None else None
 
     # Out
 
@@ -189,10 +200,11 @@ class Front:
             for _ in range(OVERHEARD):
                 kind, value = EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
                 seen.add(kind)
-                if self.door and kind == BEGAN:
-                    self.door.callers.began(value)
-                elif self.door and kind == ENDED:
-                    self.door.callers.ended(value)
+                for each in (self.door.callers if self.door else None, self.pulses):
+                    if each is not None and kind == BEGAN:
+                        each.began(value)
+                    elif each is not None and kind == ENDED:
+                        each.ended(value)
         self.full = zmq.EVENT_ACCEPT_FAILED in seen
         if self.door and self.full:
             self.door.full()

@@ -31,7 +31,7 @@ from shoal.protocol.parent import die_with_parent
 from shoal.protocol.pipe import Pipe
 
 CAME, NEWS, FULL, BOUND, ALIVE = b"came", b"news", b"full", b"bound", b"alive"  # kinds of messages from the gateway
-SEND, KEEP, SEND_KEPT, CONFIG = b"send", b"keep", b"sendkept", b"config"  # kinds of messages to the gateway
+SEND, KEEP, SEND_KEPT, CONFIG, PROBE = b"send", b"keep", b"sendkept", b"config", b"probe"  # kinds of messages to the gateway
 KEPT = 3  # payloads kept for many peers; the oldest goes first
 PART = struct.Struct("<QQ")  # (first, last): a peer gets the bytes of a kept payload from `first` to before `last`
 AHEAD = 4 << 20  # bytes that the coordinator has not taken, above which nothing more is taken from the ROUTER
@@ -82,6 +82,9 @@ class Gate:
         match bytes(kind), rest:
             case b"send", [peer, header, *payload]:
                 self._send(bytes(peer), header, *payload)
+            case b"probe", [peer]:
+                if (seconds := self.front.silent(bytes(peer))) is not None:
+                    self._tell(News("silent", str(seconds), bytes(peer)))
             case b"keep", [name, payload]:
                 self.kept[bytes(name)] = payload
                 while len(self.kept) > KEPT:

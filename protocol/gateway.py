@@ -26,7 +26,7 @@ from shoal.protocol.codec import encode
 from shoal.protocol.door import PEERS, ServerKeys, check_bind, unbound
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.front import PIECE, SLACK, ZERO_COPY
-from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, PART, SEND, SEND_KEPT, TURN
+from shoal.protocol.gate import CONFIG, FAREWELL, KEEP, KEPT, PART, PROBE, SEND, SEND_KEPT, TURN
 from shoal.protocol.link import DRAIN, INLINE, Arrival, Meter, Part, Payload, Waiting, bytes_of
 from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
@@ -125,6 +125,12 @@ class Gateway:
         return ""
 
     say = send  # messages are gathered by the pipe
+
+    def silent(self, peer: bytes) -> float | None:
+        """Ask the gateway process how long nothing has come over the peer's connection; an arrival of kind "silent" answers."""
+        if self._pipe is not None and peer in self._peers:
+            self._pipe.put([PROBE, peer])
+        return None
 
     def flush(self) -> list[tuple[bytes, str]]:
         return []

@@ -24,8 +24,8 @@ from shoal.protocol.budget import Buckets
 from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, encode_arrays
 from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress, over_budget
 from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.front import PING, Came, Entry, Front, opened
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
-from shoal.protocol.front import Came, Entry, Front, opened
 from shoal.protocol.messages import Envelope
 from shoal.protocol.value import value
 
@@ -70,7 +70,8 @@ class Arrival:
     peer: routing id of the sender; empty at an actor. payload: the message's arrays; None: it has none.
     envelope: the message; None if there is none to read: `fault` then says why, and `kind` in a word. "malformed": a message
     could not be read. "lost": the peer cannot be reached. "opened": this line has a new connection, so that messages on the
-    last one are lost, or the first connection of a line that keeps nothing. Any other kind: `fault` is a sentence for a person.
+    last one are lost, or the first connection of a line that keeps nothing. "silent": `fault` is the number of seconds since
+    anything came over the peer's connection. Any other kind: `fault` is a sentence for a person.
     user: proven public key that the message came under; "" if no keys are asked for.
     """
 
@@ -246,6 +247,10 @@ class Hub:
         sent = ((peer, self.front.send(peer, said)) for peer, said in self._outbox.rest().items() if said)
         return [(peer, why) for peer, why in sent if why]
 
+    def silent(self, peer: bytes) -> float | None:
+        """Return the seconds since anything came over the peer's connection; None if that is not known, or told later."""
+        return self.front.silent(peer)
+
     def close(self) -> None:
         self.front.close(FAREWELL)
         self.wake.close()
@@ -286,6 +291,9 @@ class Line:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         self.socket.setsockopt(zmq.IMMEDIATE, self._beside is not None)
+        if self._beside is None and self.address.startswith("tcp://"):
+            self.socket.setsockopt(zmq.HEARTBEAT_IVL, PING)
+            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 0)  # an answer that is late is no reason to connect anew
         if self._keys:
             dress(self.socket, self._keys)
         self._monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED, f"inproc://line-{id(self)}-{self._opened}")

@@ -113,6 +113,14 @@ class Lane:
     def frozen(self) -> bool:
         return self.life.frozen
 
+    @property
+    def frozen_at(self) -> float:
+        return self.life.frozen_at
+
+    @property
+    def locked(self) -> bool:
+        return self.life.locked
+
     def later(self, act: Act, what: Any) -> None:
         self.life.later(act, what)
 
@@ -151,6 +159,7 @@ class Life(Process):
         self.held = -1
         self.orders: deque[tuple[Run, Product, Source]] = deque()
         self.hangs = False
+        self.locked = False  # while it is frozen, its sockets answer: Python computes in one call
         self.epoch = 0
         world.wire.connect(self)
         world.wire.connect(self.lane)

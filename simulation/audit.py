@@ -28,8 +28,10 @@ from shoal.coordinator.deciding.events import (
     Gone,
     Heard,
     Kept,
+    Lost,
     Outdated,
     Pull,
+    Pulse,
     Send,
     SendTask,
     SendWeights,
@@ -88,6 +90,7 @@ class Row:
     free_at: float = -math.inf  # time when a result of a task that it was given came last
     dropped: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=8))  # tasks and attempts taken back from it
     away: bool = False
+    mute: bool = False  # nothing comes over its connection
     barred: bool = False
     settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
     heard_at: float = 0.0
@@ -106,6 +109,7 @@ class Audit:
             Heard: self._hear,
             Carried: self._moved,
             Outdated: self._outdated,
+            Pulse: self._pulse,
             Folded: self._folded,
             Unfit: self._unfit,
             Briefed: self._briefed,
@@ -296,7 +300,9 @@ class Audit:
         self.expected = self._expected(event, row)
         if row is None:
             return
-        message, row.heard_at = envelope.message, self.core.facts.now
+        message = envelope.message
+        if not isinstance(message, Hello):  # which is a sign of life if it is answered
+            row.heard_at, row.mute = self.core.facts.now, False
         if isinstance(message, Have) and message.version == row.sent and row.under_way:
             row.under_way, row.held = False, message.version
         for task in row.tasks if isinstance(message, Have) else ():
@@ -363,10 +369,15 @@ class Audit:
 
     def _moved(self, event: Carried) -> None:
         if row := self.rows.get(event.session):
-            row.heard_at = self.core.facts.now
+            row.heard_at, row.mute = self.core.facts.now, False
         holding = self.held.get(event.task) if event.task else None
         if holding and holding.handout and event.left < holding.left and event.task not in self.pulled:
             holding.left, holding.since = event.left, self.core.facts.now
+
+    def _pulse(self, event: Pulse) -> None:
+        for row in self.rows.values():
+            if row.peer == event.peer and not row.away:
+                row.mute = min(event.silent, self.core.facts.now - row.heard_at) >= self.setting.bounds.hush
 
     # Briefs
 
@@ -486,8 +497,8 @@ class Audit:
         ready = task[0] <= row.held
         self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone, ready=ready)
         row.tasks.add(task)
-        if row.stuck:
-            wrong(f"task {task} goes to an actor that hangs")
+        if row.stuck or row.mute:
+            wrong(f"task {task} goes to an actor that hangs, or of which nothing comes")
         takes = row.actor.capacity if row.actor.alone is None else math.inf  # it may have had them before
         if len(row.tasks) > min(takes, self.setting.most + 1):
             wrong(f"{len(row.tasks)} tasks at an actor that takes {row.actor.capacity}")
@@ -553,9 +564,16 @@ class Audit:
 
     def _blame(self, text: str) -> None:
         """Take the report of a loss, which may name the task that the lost actor ran."""
-        away = any(text.startswith(f"{row.actor.name} ") and row.away for row in self.rows.values())
-        if " silent for " in text and " in task " in text and self.setting.bounds.watched and not away:
+        named = [row for row in self.rows.values() if text.startswith(f"{row.actor.name} ")]
+        known = any(row.away or row.mute for row in named)
+        if " silent for " in text and " in task " in text and self.setting.bounds.watched and not known:
             wrong(f"{text}, and its connection lives")
+        soon = self.core.facts.now - self.setting.bounds.away_for(len(self.rows))
+        parted = [row for s, row in self.rows.items() if self.core.facts.roster.actors.get(s) is not row.actor]
+        if " silent for " in text and any(row.mute and row.actor.tasks and row.heard_at > soon for row in parted):
+            wrong(f"{text}, and its link may be cut for as long")
+        if isinstance(self.event, Lost) and not self.event.dead and any(row.mute and row.actor.tasks for row in parted):
+            wrong(f"{text}, after a silence in which its link may have been cut")
         if ran := re.search(r"in task \((\d+), (\d+)\);", text):
             task = (int(ran[1]), int(ran[2]))
             holding = self.held.get(task)
@@ -602,6 +620,7 @@ class Audit:
             if row is None or row.actor is not actor or effect.hello.epoch != self.core.facts.epoch:
                 wrong(f"{effect.hello} resumes a place that it never had")
             row.peer, row.under_way, row.away, row.heard_at = effect.peer, False, False, self.core.facts.now
+            row.mute = False
             row.sent = row.held = effect.hello.held if -1 <= effect.hello.held <= row.sent else -1
             row.greeting, row.spoke, row.stuck = effect.hello.greeting, False, row.stuck and effect.hello.busy
             row.settled = False
@@ -628,7 +647,8 @@ class Audit:
                 wrong(f"{report.text}, and it failed {self.faults.get((version, index), 0)} times")
         if report.kind == "away":
             for row in self.rows.values():
-                row.heard_at = self.core.facts.now if row.actor.away and not row.away else row.heard_at
+                left = row.actor.away and not (row.away or row.mute)
+                row.heard_at = self.core.facts.now if left else row.heard_at
                 row.away = row.actor.away
         if report.kind == "quarantine":
             for row in self.rows.values():

@@ -35,6 +35,8 @@ from shoal.coordinator.deciding.events import (
     Fold,
     Heard,
     Lost,
+    Probe,
+    Pulse,
     Send,
     Step,
     Stepped,
@@ -222,6 +224,7 @@ class Hub(Process):
             Fold: self._fold,
             Step: self._step,
             Evict: self._evict,
+            Probe: self._probe,
             Finish: self._finish,
         }
         self.audit.begin(self)
@@ -373,6 +376,10 @@ class Hub(Process):
 
     def _evict(self, evict: Evict) -> None:
         self.world.evict(evict.peer)
+
+    def _probe(self, probe: Probe) -> Pulse | None:
+        seconds = self.world.wire.silent(probe.peer)
+        return None if seconds is None else Pulse(probe.peer, seconds)
 
     def _finish(self, finish: Finish) -> None:
         self.finished = finish

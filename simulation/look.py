@@ -17,7 +17,7 @@ from shoal.simulation.books import wrong
 
 if TYPE_CHECKING:
     from shoal.simulation.actors import Life
-    from shoal.simulation.audit import Audit
+    from shoal.simulation.audit import Audit, Row
     from shoal.simulation.hub import Hub
 
 BACKLOG = 400  # results that an actor can make before its stalled connection is given up
@@ -71,7 +71,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "who has not what is believed": (_believed(audit), []),
         "who gets no work": (
             {a.session for a in actors if not a.capacity},
-            {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred},
+            {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred or row.mute},
         ),
         "tables of who is gone": (_left_behind(audit), set()),
         "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
@@ -85,12 +85,11 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
     acted = ticks and core.look_at == core.facts.now + LOOK  # a limit that follows may have become shorter since the last such
     late = max((_late(audit, task) for task in audit.held), default=0.0)
-    borne = [row for row in audit.rows.values() if row.away or not (bounds.watched and (row.tasks or row.actor.runs))]
-    silent = max((core.facts.now - row.heard_at for row in borne), default=0.0)
+    silent = max((core.facts.now - row.heard_at - _borne(audit, row) for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
-    lopsided = bounds.lease or any(row.barred for row in audit.rows.values())
+    lopsided = bounds.lease or any(row.barred or row.mute for row in audit.rows.values())
     judged = max(map(len, ledger.verdicts.last.values()), default=0)
     return {
         "outstanding": (ledger.outstanding(core.facts.version), _most_outstanding(audit) + len(audit.hub.found.promises)),
@@ -102,13 +101,22 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
         "seconds beyond a lease": (late, LOOK if bounds.lease and acted else math.inf),
-        "seconds of silence": (silent, bounds.patience_for(len(roster)) + LOOK if ticks else math.inf),
+        "seconds of silence beyond what is borne": (silent, LOOK if ticks else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
         "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
         "bytes retained": (max(one.session.retained_bytes for one in lives), bounds.retain),
     }
+
+
+def _borne(audit: Audit, row: Row) -> float:
+    """Seconds that an actor may be silent: without limit while it computes, as far as can be known."""
+    bounds, many = audit.setting.bounds, len(audit.core.facts.roster)
+    if row.mute and row.tasks:
+        return bounds.away_for(many)
+    computes = bounds.watched and not (row.away or row.mute) and (row.tasks or row.actor.runs)
+    return math.inf if computes else bounds.patience_for(many)
 
 
 def _late(audit: Audit, task: TaskName) -> float:

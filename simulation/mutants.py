@@ -117,8 +117,17 @@ MUTANTS = (
     Mutant("tasks are never set aside", desk, "take_back", "if faults < facts.bounds.attempts:", "if True:"),
     Mutant("a death is blamed on all tasks of the actor", membership, "part", "fault=name == ran", "fault=True"),
     Mutant(
-        "who computes without a word is given up", patience, "_computes", "return facts.bounds.watched and", "return False and"
+        "who computes without a word is given up",
+        patience,
+        "_computes",
+        "lives = facts.bounds.watched and",
+        "lives = False and",
     ),
+    Mutant("who is cut off gets tasks", Roster, "hush", "self.allow(actor, 0)", "pass"),
+    Mutant("who is heard again stays idle", Roster, "unhush", "self.allow(actor, self.ahead)", "pass"),
+    Mutant("who is cut off is given up at once", patience, "_cut_off", "return actor.mute and", "return False and"),
+    Mutant("who is cut off is waited for", patience, "_cut_off", "<= facts.bounds", "<= 99 * facts.bounds"),
+    Mutant("a connection that ends in silence is a death", membership, "lose", "(actor.mute and actor.tasks)", "False"),
     Mutant("a death is blamed on no task", membership, "part", "fault=name == ran", "fault=False"),
     Mutant("a death is blamed on what was not begun", membership, "suspects", "lease.task.version <= actor.held and ", ""),
     Mutant("what ends actors is tried beside others", desk, "_place", "if one.alone and", "if False and"),
@@ -145,7 +154,7 @@ MUTANTS = (
     Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
     # Joining and leaving
     Mutant("a new connection is not believed", membership, "greet", "actor.peer != peer or ", ""),
-    Mutant("the silent are waited for", patience, "tick", "if not _computes", "if False and not _computes"),
+    Mutant("the silent are waited for", patience, "tick", "if not (_computes", "if False and not (_computes"),
     Mutant(
         "two actors have one number",
         Roster,

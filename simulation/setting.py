@@ -6,6 +6,7 @@ every combination, to meet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -17,6 +18,7 @@ from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.protocol.fetching import LEAST
 from shoal.protocol.work import Task, Words
 
+PULSE = 2.6  # seconds until a unix socket that pings its peers gives up a connection without an answer
 FAULTS = ("cut", "cut line", "crash", "churn", "freeze", "stall", "partition", "hang", "pause", "restart", "restart")
 UNLIMITED = 1_000_000  # attempts: so many that no task is ever set aside
 RETAIN = 1 << 40  # bytes: so many that actors keep all accepted contributions that are in no snapshot
@@ -151,6 +153,7 @@ class Setting:
     work_room: int = 1  # bytes of contributions that may be fetched at a time
     share: float = 0.0  # share of the time for snapshots; any above 0 is enough for a snapshot of every version
     shares: bool = False  # whether actors in even places share memory with the coordinator
+    far: bool = False  # whether actors connect over TCP, if the sockets watch their connections; else over unix sockets
     keyed: bool = False  # whether every actor has a key of its own
     deadly: int = -1  # client whose task ends its actor's process, until the faults end; -1: none
 
@@ -158,6 +161,14 @@ class Setting:
     def brief_nbytes(self) -> int:
         """Bytes of a brief, in pieces or with its message; 0 if there are no briefs."""
         return (self.brief_bytes or 8) * self.bounds.briefs
+
+    @property
+    def watch(self) -> tuple[float, float]:
+        """Seconds until the coordinator's socket gives up a connection without an answer, and after which it can tell that
+        nothing comes; as in Wire."""
+        if not self.bounds.watched:
+            return math.inf, 0.0
+        return (1.25 * self.bounds.patience, self.bounds.hush) if self.far else (PULSE, 0.0)
 
     @property
     def most(self) -> int:
@@ -206,7 +217,11 @@ def drawn(rng: Random, seconds: float) -> Setting:
     setting = Setting(
         schedule=schedule,
         bounds=replace(
-            bounds, retain=retain, briefs=schedule.seed % 3 > 0, watched=schedule.seed % 4 < 3
+            bounds,
+            retain=retain,
+            briefs=schedule.seed % 3 > 0,
+            watched=schedule.seed % 4 < 3,
+            hush=bounds.patience / (3 + schedule.seed % 2),
         ),  # no draw of its own
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),
         weather=_weather(rng, delay, seconds),
@@ -226,6 +241,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
         share=rng.choice((0.0, 0.0, 0.0, 1.0)),
         changes=schedule.seed % 2 == 0,  # no draw of its own, so that the schedules that found bugs stay the same
         shares=schedule.seed % 5 < 2,
+        far=schedule.seed % 8 < 5,
         keyed=schedule.seed % 4 < 2,
         deadly=0 if schedule.seed % 6 == 1 else -1,
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 QUEUED = 1_000  # messages that a socket keeps while its peer is not there
 CODED = 0.02  # share of messages that travel as bytes
 NEVER = float("inf")
-PULSE = 2.6  # seconds until a socket that pings its peers gives up a connection without an answer
+PINGS = 0.4  # seconds between two pings of a process, in parts of the time after which a silent connection is told of
 
 Act: TypeAlias = Callable[[Any], None]
 
@@ -60,6 +60,7 @@ class Process:
         self.time, self.offset, self.turn = time, offset, turn
         self.gone = False
         self.frozen = False
+        self.frozen_at = 0.0
         self._thaws_at = 0.0
         self._waiting: list[tuple[Act, Any]] = []
         time.at(time.now + turn * time.random(), self._ticks)
@@ -72,7 +73,8 @@ class Process:
         raise NotImplementedError
 
     def freeze(self, seconds: float) -> None:
-        self.frozen = True
+        if not self.frozen:
+            self.frozen, self.frozen_at = True, self.time.now
         self._thaws_at = max(self._thaws_at, self.time.now + seconds)
         self.time.at(self._thaws_at, self._thaw)
 
@@ -101,21 +103,27 @@ class Process:
 
 
 class Connection:
-    """A life of a connection. peer: its name at the coordinator's socket. until: the time after which nothing arrives."""
+    """A life of a connection. peer: its name at the coordinator's socket. until: the time after which nothing arrives.
+    held: the time from which on nothing arrives at the coordinator, and the time at which all of it does."""
 
-    __slots__ = ("down_at", "life", "peer", "until", "up_at")
+    __slots__ = ("down_at", "held", "life", "peer", "until", "up_at")
 
     def __init__(self, peer: bytes, life: Life | Lane) -> None:
         self.peer, self.life = peer, life
         self.until = NEVER
+        self.held = (0.0, 0.0)
         self.up_at = self.down_at = 0.0  # the time at which the last message in each direction arrives
 
 
 class Wire:
-    """The connections to the one address. hub: the coordinator that answers there now; None if there is none."""
+    """The connections to the one address. hub: the coordinator that answers there now; None if there is none.
 
-    def __init__(self, time: Timeline, weather: Weather, rng: Random, watched: bool) -> None:
-        self.time, self.weather, self.rng, self.watched = time, weather, rng, watched
+    pulse: seconds until the socket gives up a connection without an answer; NEVER: it asks for none. hush: seconds without
+    anything over a connection that its hub wants to know of; 0: the socket cannot tell (a unix socket).
+    """
+
+    def __init__(self, time: Timeline, weather: Weather, rng: Random, pulse: float, hush: float) -> None:
+        self.time, self.weather, self.rng, self.pulse, self.hush = time, weather, rng, pulse, hush
         self.hub: Hub | None = None
         self.wild, self.delay = weather.wild, weather.delay
         self.peers: dict[bytes, Connection] = {}  # connections that the coordinator's socket takes for living
@@ -153,24 +161,38 @@ class Wire:
         life.connection = None
         connection.until = self.time.now + self.rng.choice((0.0, 0.0, self.weather.delay / 2))
         noticed = self.rng.choice((0.0, 0.05, 1.0, 60.0, 60.0))
-        self.time.at(self.time.now + (min(noticed, PULSE) if self.watched else noticed), self._notice, connection.peer)
+        self.time.at(self.time.now + min(noticed, self.pulse), self._notice, connection.peer)
         self.time.at(self.time.now + away, self.connect, life)
 
     def stall(self, life: Life, seconds: float) -> None:
         """Hold back all messages for `seconds`, in one direction or both; then all arrive."""
-        if self.watched and seconds > PULSE:
-            self.time.at(self.time.now + PULSE, self._silent, life)
+        if seconds > self.pulse:
+            self.time.at(self.time.now + self.pulse, self._silent, life)
         connection = self.rng.choice((life.connection, life.lane.connection))
         if connection is None:
             return
         way = self.rng.choice(("up", "down", "both"))
         if way != "down":
+            before, until = connection.held
+            connection.held = (self.time.now if until < self.time.now else before, max(until, self.time.now + seconds))
             connection.up_at = max(connection.up_at, self.time.now + seconds)
         if way != "up":
             connection.down_at = max(connection.down_at, self.time.now + seconds)
 
     def _silent(self, life: Life) -> None:
         self.cut(life, 0.01)
+
+    def silent(self, peer: bytes) -> float | None:
+        """Return the seconds since anything came over a connection, pings included; None if the socket cannot tell."""
+        connection, now = self.peers.get(peer), self.time.now
+        if not self.hush or connection is None:
+            return None
+        since, life = min(now, connection.until), connection.life
+        if connection.held[1] > now:
+            since = min(since, connection.held[0])
+        if life.frozen and not life.locked:
+            since = min(since, life.frozen_at)
+        return now - since + PINGS * self.hush * self.time.random()
 
     def _notice(self, peer: bytes) -> None:
         self.peers.pop(peer, None)

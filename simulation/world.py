@@ -34,7 +34,7 @@ class World:
         self.rng = rng = Random(seed)
         self.setting: Setting = drawn(rng, seconds)
         self.time = Timeline(rng)
-        self.wire = Wire(self.time, self.setting.weather, rng, self.setting.bounds.watched)
+        self.wire = Wire(self.time, self.setting.weather, rng, *self.setting.watch)
         self.audit = Audit(self.setting)
         self.disk = Disk(self.setting)
         self.healed = False
@@ -94,6 +94,7 @@ class World:
                 life.leave()
                 self.crash(life)
             case "freeze":
+                life.locked = int(1_000 * self.time.now) % 2 == 1  # no draw of its own
                 life.freeze(rng.uniform(0.1, 2 * patience))
             case "hang":
                 life.hangs = True

@@ -45,6 +45,7 @@ class Bounds:
     `ahead` tasks last for less than `stock` seconds. attempts: times that a task is given out before it is set aside. lease:
     longest time of one attempt (0: no limit; below 0: see Facts.limit). floor, first: of a lease below 0, the shortest, and the
     lease before three tasks of a kind have come in (0: no limit).
+    hush: time without anything over an actor's connection after which the actor gets no new tasks, until it is heard again.
     beat, patience: shortest silence before a Beat, and before the other side is
     given up (`beat_for`, `patience_for`). quiet: time without progress before a warning. sticky: a client stays with the actor
     that plays it (its environments live there). summed: actors send one sum over a task's clients; exact: the sum is of whole
@@ -67,6 +68,7 @@ class Bounds:
     first: float = 0.0
     beat: float = 0.25
     patience: float = 10.0
+    hush: float = 2.0
     quiet: float = 5.0
     sticky: bool = False
     gather: int = 0
@@ -94,3 +96,8 @@ class Bounds:
     def patience_for(self, actors: int) -> float:
         """Return the seconds of silence after which the other side is given up: at least BEATS beats."""
         return max(self.patience, BEATS * self.beat_for(actors))
+
+    def away_for(self, actors: int) -> float:
+        """Return the seconds of silence after which an actor with tasks is given up whose connection is silent too. Twice
+        `patience_for`: after a cut of a link, TCP waits up to as long again before it goes on."""
+        return 2 * self.patience_for(actors)

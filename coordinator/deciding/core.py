@@ -108,6 +108,8 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return _stalled(facts, task)
         case events.Lost():
             return _lost(facts, event)
+        case events.Pulse():
+            return patience.felt(facts, event)
         case events.Nudge():
             return ()
         case events.Withdraw(task):
@@ -141,7 +143,7 @@ def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:
         return membership.greet(facts, event, envelope.message, actor)
     if actor is None or actor.peer != event.peer or envelope.epoch != facts.epoch:
         return (facts.refusal(event.peer, envelope.session, "not of this run: say Hello", final=False),)
-    facts.roster.hear(actor, facts.now)
+    patience.hear(facts, actor)
     actor.spoke = True
     return _listen(facts, actor, envelope.message, event)
 
@@ -177,7 +179,7 @@ def _misspoke(facts: Facts, actor: Actor, what: str) -> Iterator[Effect]:
 def _moved(facts: Facts, session: bytes, task: TaskName | None, left: int) -> Iterable[Effect]:
     """Record that some of an actor's arrays came, or went to it; `left` bytes of the task's arrays are to come."""
     if actor := facts.roster.actors.get(session):
-        facts.roster.hear(actor, facts.now)
+        patience.hear(facts, actor)
     if task and (lease := facts.ledger.leases.get(task)) and (lease.pulled or lease.brief) and left < lease.left:
         lease.left, facts.moved_at = left, facts.now
         if not lease.pulled:

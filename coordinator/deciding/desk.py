@@ -86,11 +86,16 @@ def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
     if one.alone and actor.alone is None:
         actor.alone = task.name
         facts.roster.allow(actor, actor.capacity)
-    if len(actor.tasks) < actor.capacity:
+    if len(actor.tasks) < actor.capacity or (actor.alone == task.name and _rests(facts, actor)):
         yield _give(facts, actor, one)
     else:
         actor.parked.append(one)
         facts.ledger.parked += 1
+
+
+def _rests(facts: Facts, actor: Actor) -> bool:
+    """Return whether the actor has done all its tasks, whose contributions are with the learner."""
+    return all(facts.ledger.leases[name].folding for name in actor.tasks)
 
 
 def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
@@ -134,12 +139,14 @@ def assign(facts: Facts, lease: Lease) -> Assign:
 
 def stalls(facts: Facts) -> bool:
     """Return True, and let one actor hold one task more, if all leases wait for a version that no actor works on, because a
-    contribution to it was refused."""
+    contribution to it was refused. A trial at that actor is over, or can begin: all tasks there are done."""
     ledger = facts.ledger
     if not facts.starves() or ledger.counts.folding < len(ledger.leases):
         return False
     for lease in ledger.leases.values():
         if (actor := facts.roster.actors.get(lease.session)) and not actor.idles:
+            facts.ledger.unpark(actor)
+            actor.alone = None
             facts.roster.allow(actor, len(actor.tasks) + 1)
             return True
     return False

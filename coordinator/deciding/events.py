@@ -68,6 +68,15 @@ class Lost:
 
 
 @value
+class Pulse:
+    """The answer to Probe. silent: seconds since anything came over the peer's connection, the answers of ZeroMQ's own threads
+    included, which do not wait for Python. Where that is not known, no Pulse comes."""
+
+    peer: bytes
+    silent: float
+
+
+@value
 class Folded:
     """The learner folded in the contribution of this task."""
 
@@ -141,6 +150,7 @@ Event: TypeAlias = (
     | Stalled
     | Outdated
     | Lost
+    | Pulse
     | Folded
     | Unfit
     | Briefed
@@ -256,6 +266,13 @@ class Evict:
 
 
 @value
+class Probe:
+    """Ask how long nothing has come over this peer's connection; Pulse answers."""
+
+    peer: bytes
+
+
+@value
 class Gone:
     """Forget this session outside the core: its life here is over. The session may begin another."""
 
@@ -270,4 +287,6 @@ class Finish:
     failed: bool = False
 
 
-Effect: TypeAlias = Send | Admit | SendWeights | Brief | SendTask | Pull | Unpull | Fold | Step | Report | Evict | Gone | Finish
+Effect: TypeAlias = (
+    Send | Admit | SendWeights | Brief | SendTask | Pull | Unpull | Fold | Step | Report | Evict | Probe | Gone | Finish
+)

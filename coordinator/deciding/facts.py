@@ -26,7 +26,8 @@ class Facts:
     changed the weights. steps: environment steps folded in. drawn: tasks that the plan has given out. kept: newest version in
     a snapshot, -1 if none. reached: the goal is reached. stepping: the learner makes the next version. gathering: the first
     tasks wait for more actors. began: start of this life. moved_at: when anything moved last. complained_at: when a person was
-    last told that nothing moves. back_by: time until which actors of an earlier life may come back.
+    last told that nothing moves. probe_at: time from which on silent connections are looked at again.
+    back_by: time until which actors of an earlier life may come back.
     """
 
     def __init__(self, plan: Plan, goal: Goal, bounds: Bounds, found: Recovered, now: float) -> None:
@@ -38,6 +39,7 @@ class Facts:
         self.gathering = bounds.gather > 0
         self.now = self.began = self.moved_at = self.complained_at = now
         self.back_by = now + bounds.back
+        self.probe_at = now
         self.farewell = Farewell()
         self.roster = Roster(bounds.ahead, bounds.most)
         self.seats = Seats(0, self.roster.seats)

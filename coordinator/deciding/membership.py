@@ -67,15 +67,20 @@ def _resume(facts: Facts, actor: Actor, peer: bytes, hello: Hello) -> Iterator[E
 
 
 def lose(facts: Facts, actor: Actor, lost: Lost) -> Iterator[Effect]:
-    """Part an actor whose connection is lost; if its arrays were half-way, keep its place until `patience_for` is over."""
+    """Part an actor whose connection is lost; if its arrays were half-way, keep its place until `patience_for` is over. If the
+    connection was silent before, the link may be cut and not the actor dead: keep the place of an actor with tasks until
+    `away_for` is over."""
     why = lost.why
     if actor.away and not lost.dead:
         return
-    if not lost.dead and any(facts.ledger.leases[name].moving for name in actor.tasks):
+    moving = any(facts.ledger.leases[name].moving for name in actor.tasks)
+    if not lost.dead and (moving or (actor.mute and actor.tasks)):
         facts.roster.leave(actor)
-        facts.roster.hear(actor, facts.now)  # its time to come back begins, however long it computed without a word before
+        if not actor.mute:  # its time to come back begins, however long it computed without a word before
+            facts.roster.hear(actor, facts.now)
         facts.ledger.unpark(actor)
-        yield Report("away", f"{actor.name} {why} while its arrays were on their way; waiting for it", "warning")
+        when = "when nothing came over it" if actor.mute else "while its arrays were on their way"
+        yield Report("away", f"{actor.name} {why} {when}; waiting for it", "warning")
     else:
         facts.farewell.lost(actor, facts.now)
         yield from part(facts, actor, why, died=True, record=lost.ran)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership
-from shoal.coordinator.deciding.events import Effect, Evict
+from shoal.coordinator.deciding.events import Effect, Evict, Probe, Pulse
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.roster import Actor
@@ -19,6 +19,8 @@ from shoal.protocol.fetching import to_go
 from shoal.protocol.messages import BEATS, Beat
 
 RARELY = 4.0  # seconds between the beats that an actor hears that is silent for longer
+PROBED = 500  # silent actors whose connections are looked at in a turn, at most
+ONCE = 60.0  # seconds between two reports that an actor is mute
 
 
 def tick(facts: Facts) -> Iterator[Effect]:
@@ -33,8 +35,9 @@ def tick(facts: Facts) -> Iterator[Effect]:
     if facts.bounds.lease:
         yield from _expire(facts)
     for silent in facts.roster.silent(facts.now - facts.bounds.patience_for(len(facts.roster))):
-        if not _computes(facts, silent):
+        if not (_computes(facts, silent) or _cut_off(facts, silent)):
             yield from membership.part(facts, silent, f"silent for {_silence(facts, silent):.1f} s", died=True)
+    yield from _probe(facts)
     beat = facts.bounds.beat_for(len(facts.roster))
     while actor := facts.roster.unspoken(facts.now - beat):
         silence = _silence(facts, actor)
@@ -53,7 +56,62 @@ def _silence(facts: Facts, actor: Actor) -> float:
 def _computes(facts: Facts, actor: Actor) -> bool:
     """Return whether an actor may be silent because its worker computes in one call that holds Python's lock: its process lives
     as long as its connection does, and the worker has begun a task."""
-    return facts.bounds.watched and not actor.away and bool(actor.runs or membership.suspects(facts, actor))
+    lives = facts.bounds.watched and not (actor.away or actor.mute)
+    return lives and bool(actor.runs or membership.suspects(facts, actor))
+
+
+def _cut_off(facts: Facts, actor: Actor) -> bool:
+    """Return whether an actor with tasks may be silent because its link is cut, so that it may come back and go on."""
+    return actor.mute and bool(actor.tasks) and _silence(facts, actor) <= facts.bounds.away_for(len(facts.roster))
+
+
+def _probe(facts: Facts) -> Iterator[Effect]:
+    """Ask how long nothing has come over the connections of actors that say nothing: a process that lives answers pings also
+    while Python computes."""
+    if not facts.bounds.watched or facts.now < facts.probe_at:
+        return
+    facts.probe_at = facts.now + facts.bounds.hush / 4
+    unheard = max(facts.bounds.hush / 2, 1.5 * facts.bounds.beat_for(len(facts.roster)))
+    silent = [actor for actor in facts.roster.silent(facts.now - unheard) if not actor.away]
+    for actor in sorted(silent, key=lambda one: one.mute)[:PROBED]:  # first those of which nothing is known
+        yield Probe(actor.peer)
+
+
+def felt(facts: Facts, pulse: Pulse) -> Iterator[Effect]:
+    """Give an actor no new tasks if nothing comes over its connection: its process is stopped, or its machine or link is down.
+    The actor keeps the tasks that it has."""
+    actor = facts.roster.at(pulse.peer)
+    if actor is None or actor.away:
+        return
+    mute = min(pulse.silent, _silence(facts, actor)) >= facts.bounds.hush
+    if mute and not actor.mute:
+        facts.roster.hush(actor)
+        facts.ledger.unpark(actor)
+        if facts.now - actor.hushed_at >= ONCE:
+            actor.hushed_at = facts.now
+            yield Report("silent", _mute(facts, actor), "warning")
+    elif actor.mute and not mute:
+        _unmute(facts, actor)
+
+
+def hear(facts: Facts, actor: Actor) -> None:
+    """Note a sign of life of an actor, which may have tasks again if it was mute."""
+    facts.roster.hear(actor, facts.now)
+    if actor.mute:
+        _unmute(facts, actor)
+
+
+def _unmute(facts: Facts, actor: Actor) -> None:
+    facts.roster.unhush(actor)
+    desk.unpark(facts)  # tasks for its clients wait for it
+
+
+def _mute(facts: Facts, actor: Actor) -> str:
+    """Return a line on an actor over whose connection nothing comes."""
+    why = "its process is stopped, or its machine or link is down"
+    given_up = facts.bounds.away_for(len(facts.roster)) if actor.tasks else facts.bounds.patience_for(len(facts.roster))
+    heard = f"{actor.name}, of which nothing has come for {_silence(facts, actor):.0f} s"
+    return f"{heard}: {why}; it gets no new tasks, and is given up after {given_up:.0f} s"
 
 
 def ready(facts: Facts, actor: Actor) -> None:
@@ -155,6 +213,13 @@ def _recall(facts: Facts) -> Iterator[Effect]:
             yield from desk.take_back(facts, lease, "nobody offers it again")
 
 
+def silent(facts: Facts, most: int = 5) -> list[str]:
+    """Return a line for each actor over whose connection nothing comes; at most `most` and a count."""
+    lines = [_mute(facts, facts.roster.actors[session]) for session in [*facts.roster.mute][:most]]
+    many = len(facts.roster.mute)
+    return lines + [f"{many - most} actors more of which nothing comes"] * (many > most)
+
+
 def waiting_for(facts: Facts, most: int = 5) -> list[str]:
     """Return a line for each thing that the run waits for, with the seconds it has waited; at most `most` and a count."""
     if facts.stepping:
@@ -174,7 +239,7 @@ def _unasked(facts: Facts) -> str:
     if facts.gathering:
         return f"{facts.bounds.gather - len(facts.roster)} more actors to join before the first tasks go out"
     if facts.ledger.returned or facts.ledger.parked or not facts.roster.room:
-        return "an actor that may have work again: each is in quarantine, hangs, or has lost its connection"
+        return "an actor that may have work again: each is in quarantine, hangs, is silent, or has lost its connection"
     folded, since = facts.ledger.folded.get(facts.version, 0), facts.now - facts.moved_at
     few = f", and has not enough with the contributions of {folded} clients" * (folded > 0)
     return f"the plan {type(facts.plan).__name__}, which gives no task{few}, for {since:.0f} s"
@@ -184,6 +249,10 @@ def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     """Return a line on a task that is out, and on the arrays under way for it."""
     limit, began = 0.0 if lease.briefing else facts.limit(lease.task.kind), max(lease.since, actor.free_at)
     line = f"{actor.name}, on task {lease.name}, for {facts.now - began:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
+    if actor.mute:
+        return f"task {lease.name} at {_mute(facts, actor)}"
+    if actor.away:
+        return f"{line}: its connection was lost {_silence(facts, actor):.0f} s ago, and it may come back"
     if lease.briefing:
         return f"{line}: the learner, which makes its brief"
     if lease.pulled or lease.left:

@@ -55,6 +55,8 @@ class Actor:
     dropped: tuple[tuple[int, ...], ...] = ()  # (version, index, attempt) of the last tasks taken back, without a result so far
     pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
     stuck: bool = False  # a lease of the actor ran out, and its worker has said nothing since
+    mute: bool = False  # nothing comes over the actor's connection, not even what its sockets say without Python
+    hushed_at: float = -math.inf  # time when a person was last told so
     away: bool = False  # the actor's connection was lost, and the actor may come back over another
     lost_at: float = 0.0  # time when the connection of an actor without a place was lost
     greeting: int = 0  # number of the Hello that gave the actor its place
@@ -70,6 +72,11 @@ class Actor:
     @property
     def idles(self) -> bool:
         """Return whether no task can be given to the actor now."""
+        return self.mute or self.unfit
+
+    @property
+    def unfit(self) -> bool:
+        """Return whether other actors play the actor's clients. A link that is cut for some seconds is no reason."""
         return self.stuck or self.away or self.barred_until > 0 or self.follows
 
 
@@ -91,6 +98,7 @@ class Roster:
         self._free: list[int] = []  # numbers that actors gave back, a heap
         self._by_peer: dict[bytes, bytes] = {}
         self._barred: dict[bytes, None] = {}  # sessions in quarantine
+        self.mute: dict[bytes, None] = {}  # sessions over whose connections nothing comes
 
     def __len__(self) -> int:
         return len(self.actors) - self.followers
@@ -119,6 +127,7 @@ class Roster:
         del self._heard[actor.session]
         self._said.pop(actor.session, None)
         self._barred.pop(actor.session, None)
+        self.mute.pop(actor.session, None)
         self.followers -= actor.follows
         if not actor.follows:
             heapq.heappush(self._free, actor.number)
@@ -130,12 +139,29 @@ class Roster:
         self.behind.pop(actor.session, None)
         self._said.pop(actor.session, None)
 
+    def hush(self, actor: Actor) -> None:
+        """Mark an actor as mute: it gets no tasks until it is heard."""
+        actor.mute = True
+        self.mute[actor.session] = None
+        self.allow(actor, 0)
+
+    def unhush(self, actor: Actor) -> None:
+        """Let a mute actor have tasks again, and clients that were given out meanwhile."""
+        actor.mute = False
+        del self.mute[actor.session]
+        if not actor.idles:
+            self.allow(actor, self.ahead)
+        if self.homes:
+            self._share()
+
     def resume(self, actor: Actor, peer: bytes, held: int, newest: int, now: float) -> None:
         """Bring an actor back, maybe over another connection; the weights under way to it are lost. held: version that the
         actor says it has, -1 if none."""
         del self._by_peer[actor.peer]
         self._by_peer[peer] = actor.session
         actor.peer, actor.away, actor.under_way = peer, False, False
+        if actor.mute:
+            self.unhush(actor)
         actor.resumed, actor.spoke = True, False
         actor.sent = actor.held = held if -1 <= held <= actor.sent else -1
         if actor.sent < newest:
@@ -215,9 +241,9 @@ class Roster:
             self.room += actor.capacity - load
 
     def home(self, client: int) -> Actor:
-        """Return the actor that plays this client: the one with the fewest clients if the last idles or is gone."""
+        """Return the actor that plays this client: the one with the fewest clients if the last is unfit or gone."""
         session = self.homes.get(client)
-        if session not in self.actors or self.actors[session].idles:
+        if session not in self.actors or self.actors[session].unfit:
             session = self.homes[client] = self._fewest_clients()
         return self.actors[session]
 

@@ -51,6 +51,9 @@ class PlainWire:
     def flush(self) -> list[tuple[bytes, str]]:
         return []
 
+    def silent(self, peer: bytes) -> float | None:
+        return None
+
     def drain(self) -> Iterator[Arrival]:
         while self._outbox:
             yield self._outbox.popleft()

@@ -31,7 +31,9 @@ from shoal.coordinator.deciding.events import (
     Interrupt,
     Lost,
     Outdated,
+    Probe,
     Pull,
+    Pulse,
     Send,
     SendWeights,
     Stalled,
@@ -42,7 +44,7 @@ from shoal.coordinator.deciding.events import (
     Unpull,
 )
 from shoal.coordinator.deciding.farewell import ASTRAY, MOMENT
-from shoal.coordinator.deciding.patience import waiting_for
+from shoal.coordinator.deciding.patience import PROBED, silent, waiting_for
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
@@ -717,6 +719,140 @@ def test_an_actor_that_computes_without_a_word_keeps_its_task_while_its_connecti
     assert run.event(Lost(b"a", "lost its connection")).told("lost") == [
         "a lost its connection in task (0, 0); 1 of its tasks go to others"
     ]
+
+
+WATCHED = Bounds(ahead=1, watched=True)
+
+
+def hushed(run: Run, name: str, seconds: float, *, pinged: bool = False) -> list[str]:
+    """The actor says nothing for these seconds; pinged: its sockets answer, because its process lives. Returns what is
+    reported of it."""
+    told, since = [], 0.0
+    for _ in range(round(seconds / 0.1)):
+        since = 0.0 if pinged else since + 0.1
+        asked = run.tick(after=0.1).all(Probe)
+        told += [*run.told("silent"), *run.told("lost")]
+        for probe in asked:
+            if probe.peer == run.peers[name]:
+                run.event(Pulse(probe.peer, since))
+                told += run.told("silent")
+        for other in run.peers:
+            if other != name:
+                run.hear(other, Beat(1))
+    return told
+
+
+def test_a_silent_connection_is_noticed_within_three_seconds_and_its_actor_gets_no_new_tasks() -> None:
+    run = Run(rounds(), WATCHED).join("a", "b")
+    run.arrive("a")
+    [told] = hushed(run, "a", 3.0)
+    assert told.startswith(
+        "a, of which nothing has come for 2 s: its process is stopped, or its machine or link is down; it gets"
+    )
+    assert [line[:45] for line in silent(run.core.facts)] == ["a, of which nothing has come for 3 s: its pro"]
+    lines = [line for line in waiting_for(run.core.facts) if " at a, " in line]
+    assert [line.partition(";")[0] for line in lines] == [
+        "task (0, 0) at a, of which nothing has come for 3 s: its process is stopped, or its machine or link is down"
+    ]
+    run.contribute("b", "b", "b")
+    assert list(run.tasks["a"]) == [(0, 0)]
+    assert list(run.tasks["b"]) == []  # every other task was done by it
+
+
+def test_what_an_actor_that_was_cut_off_for_long_had_begun_counts_and_it_gets_tasks_again() -> None:
+    run = Run(rounds(), WATCHED).join("a", "b")
+    run.arrive("a")
+    assert len(hushed(run, "a", 19.0)) == 1  # and not lost
+    assert run.hear("a", Beat(1)).tick(after=0.1).told("lost") == []
+    assert silent(run.core.facts) == []
+    assert run.contribute("a").verdicts("a") == ["accepted"] or run.core.facts.ledger.counts.accepted == 1
+    assert len(run.tasks["a"]) == 1
+    assert [line.split(":")[0] for line in hushed(run, "a", 61.0)] == [
+        "a silent for 20.1 s in task (0, 2); 1 of its tasks go to others"
+    ]  # a second notice within a minute is not told
+
+
+def test_an_idle_actor_that_is_cut_off_is_given_up_after_patience() -> None:
+    run = Run(rounds(1), WATCHED).join("a", "b")
+    [notice, lost] = hushed(run, "b", 11.0)
+    assert notice.endswith("is given up after 10 s")
+    assert lost == "b silent for 10.0 s; 0 of its tasks go to others"
+
+
+def test_a_process_whose_sockets_answer_is_busy_and_not_silent() -> None:
+    run = Run(rounds(1), WATCHED).join("a")
+    run.arrive("a")
+    assert hushed(run, "a", 30.0, pinged=True) == []
+    assert [line.rpartition(": ")[2] for line in waiting_for(run.core.facts)] == [
+        "its interpreter is busy in one call for 30 s"
+    ]
+
+
+def test_a_computing_process_whose_sockets_answer_again_may_have_tasks() -> None:
+    run = Run(rounds(), WATCHED).join("a")
+    run.arrive("a")
+    actor = run.core.facts.roster.actors[run.sessions["a"]]
+    run.tick(after=5.0).event(Pulse(b"a", 4.9))
+    assert (actor.mute, actor.capacity, silent(run.core.facts) == []) == (True, 0, False)
+    run.event(Pulse(b"a", 0.3), after=1.0)
+    assert (actor.mute, actor.capacity, silent(run.core.facts)) == (False, 1, [])
+
+
+def test_a_connection_that_ends_in_silence_keeps_its_actors_place_and_one_that_ends_at_once_does_not() -> None:
+    run = Run(rounds(), WATCHED).join("a", "b")
+    run.arrive("a")
+    run.arrive("b")
+    hushed(run, "a", 12.0)
+    assert run.event(Lost(b"a", "lost its connection")).told("away") == [
+        "a lost its connection when nothing came over it; waiting for it"
+    ]
+    assert "its connection was lost" in " ".join(waiting_for(run.core.facts)) or silent(run.core.facts)
+    assert run.event(Lost(b"b", "lost its connection")).told("lost") == [
+        "b lost its connection in task (0, 1); 1 of its tasks go to others"
+    ]
+    greet(run, "a", b"a'", greeting=1, epoch=1, held=0)
+    assert [admit.resumed for admit in run.all(Admit)] == [True]
+    assert run.hear("a", Beat(1)).contribute("a").core.facts.ledger.counts.accepted == 1
+
+
+def test_clients_stay_with_an_actor_that_is_cut_off_for_seconds() -> None:
+    run = Run(Rounds(4), replace(WATCHED, sticky=True)).join("a", "b").contribute("a", "b", "a", "b").step()
+    homes = dict(run.core.facts.roster.homes)
+    run.arrive("a")
+    run.arrive("b")
+    hushed(run, "b", 8.0)
+    run.contribute("a", "a")
+    assert run.core.facts.ledger.counts.accepted == 6
+    run.hear("b", Beat(1)).tick(after=0.1)
+    assert run.contribute("b", "b").all(Step)
+    assert run.core.facts.roster.homes == homes
+
+
+def test_many_silent_actors_are_looked_at_some_at_a_time_first_those_of_which_nothing_is_known() -> None:
+    run = Run(Stream(4, 9), WATCHED).join(*(f"a{number}" for number in range(PROBED + 20)))
+    run.tick(after=1.2)
+    first = {probe.peer for probe in run.all(Probe)}
+    assert len(first) == PROBED
+    run.tick(after=1.0)
+    for probe in run.all(Probe):
+        run.event(Pulse(probe.peer, 2.1))
+    rest = {probe.peer for probe in run.tick(after=0.6).all(Probe)}
+    assert len(rest) == PROBED
+    assert {*run.peers.values()} - first <= rest
+
+
+def test_a_trial_alone_does_not_wait_for_what_waits_for_it() -> None:
+    run = Run(Stream(2, 9), Bounds(ahead=3)).join("a", "b")
+    run.arrive("a")
+    run.event(Lost(b"a", "died", dead=True))
+    alone = {pending.task.name for pending in run.core.facts.ledger.returned if pending.alone}
+    first, second, third = run.tasks["b"]
+    for task in (first, second, third):
+        run.send("b", task)
+    run.event(Folded(second))
+    run.event(Unfit(first, "not finite"))  # version 1 lacks a contribution, and the third task's is for version 2
+    [begun] = run.tasks["b"]
+    assert begun in alone
 
 
 def test_a_lease_follows_what_tasks_took_and_begins_when_three_are_in() -> None:

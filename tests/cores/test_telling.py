@@ -11,11 +11,21 @@ from shoal.coordinator.reports import Before, Progress
 from shoal.coordinator.telling import Telling
 
 
+class Few:
+    """A roster of so many actors, none of which is mute."""
+
+    def __init__(self, actors: int) -> None:
+        self.actors, self.mute = actors, dict[bytes, None]()
+
+    def __len__(self) -> int:
+        return self.actors
+
+
 def told(*, actors: int, trained: float, waited: float, seconds: float, before: Before | None = None) -> Progress:
     """The progress after these seconds of a life, in which the actors trained and waited so long in sum."""
     goal = SimpleNamespace(share=lambda version, steps: 0.5)
     ledger, bounds = SimpleNamespace(counts=SimpleNamespace(clients=7), left_out={}), SimpleNamespace(quiet=5.0)
-    facts = SimpleNamespace(version=3, steps=0, goal=goal, ledger=ledger, roster=range(actors), moved_at=seconds, bounds=bounds)
+    facts = SimpleNamespace(version=3, steps=0, goal=goal, ledger=ledger, roster=Few(actors), moved_at=seconds, bounds=bounds)
     now = [0.0]
     core: Any = SimpleNamespace(facts=facts)
     learner: Any = SimpleNamespace(busy=0.5 * seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -11,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,20 @@ from shoal.actors.effects import Leave
 from shoal.actors.loop import Actor
 from shoal.coordinator.deciding import core
 from shoal.faults import liars, strangers
-from shoal.faults.strangers import CASES, INTRUSION, LIMIT, MOMENT, PING, READ, Site, attempt, frame, greeting, ready
+from shoal.faults.strangers import CASES, INTRUSION, LIMIT, PING, READ, Site, attempt, frame, greeting, ready
 from shoal.jobs import catalog
-from shoal.protocol import door, front, keys
+from shoal.protocol import door, front, gate, keys
 from shoal.protocol.budget import Budget
 from shoal.protocol.codec import Terms, encode, pack_welcome
 from shoal.protocol.door import client_keys
 from shoal.protocol.errors import UserError
+from shoal.protocol.front import PIECE
+from shoal.protocol.gate import CONFIG
 from shoal.protocol.gateway import Gateway
 from shoal.protocol.layout import Layout
 from shoal.protocol.link import Arrival, Hub, Line
 from shoal.protocol.messages import Beat, Chunk, Envelope, Hello, Want, Weights, Welcome
+from shoal.protocol.pipe import Pipe
 from shoal.runs import living
 
 MIB = 1 << 20
@@ -191,18 +197,62 @@ def test_a_refused_actor_is_told_what_to_type_and_comes_in_once_that_is_done(sit
     assert here.exchange(line)
 
 
+class Threaded:
+    """A thread in the place of a gateway process."""
+
+    pid = -1
+
+    def __init__(self, live: Callable[[], None]) -> None:
+        self.thread = threading.Thread(target=live)
+        self.thread.start()
+
+    def kill(self) -> None: ...
+
+    def wait(self, seconds: float = LIMIT) -> int:
+        self.thread.join(seconds)
+        return 0
+
+
+class Beside(Gateway):
+    """A gateway whose process is a thread of this one, so that its bounds can be others."""
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.front: list[front.Front] = []
+        self._process: Any = Threaded(lambda: self._live(Pipe(theirs, sys.maxsize)))
+        self._pipe = Pipe(ours, 2 * PIECE)
+        config = self._config()
+        config["listener"] = os.dup(config["listener"])  # ZeroMQ closes it
+        self._pipe.put([CONFIG, json.dumps(config).encode()])
+        self._waiting.poller.register(ours.fileno(), zmq.POLLIN)
+        self._began, self._looked_at, self._again_at, self._silence = self._clock(), self._clock(), float("inf"), -LIMIT
+        self._pipe.flush()
+
+    def _live(self, pipe: Pipe) -> None:
+        made = gate.configured(pipe)
+        pipe.flush()
+        assert made
+        self.front.append(made.front)
+        made.live()
+        pipe.close()
+
+
+@pytest.mark.parametrize("gateway", [False, True], ids=["hub", "gateway"])
 def test_a_key_has_only_so_many_connections_and_gets_others_as_these_end(
-    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, gateway: bool
 ) -> None:
     monkeypatch.setattr(door, "CONNECTIONS", 3)
-    here = site(gateway=False)
+    monkeypatch.setattr(gate, "limit_memory", lambda more: None)
+    monkeypatch.setattr(strangers, "Gateway", Beside)
+    here = site(gateway=gateway)
     first, second = here.line("bob"), here.line("bob")
     assert here.exchange(first)
     assert here.exchange(second)
     with strangers.intruder(here, lambda made: door.dress(made, client_keys(here.folder, "bob", "hub"))):
-        assert isinstance(here.wire, Hub)
-        assert here.wire.front.door
-        callers, bob = here.wire.front.door.callers, here.pairs["bob"].public
+        held = here.wire.front[0] if isinstance(here.wire, Beside) else here.wire.front if isinstance(here.wire, Hub) else None
+        assert held
+        assert held.door
+        callers, bob = held.door.callers, here.pairs["bob"].public
         assert here.pump(lambda: callers.many(bob) == 3)  # this one is let in, and says nothing
         third = here.line("bob")
         third.send(PING)
@@ -368,13 +418,16 @@ def test_a_revoked_key_is_out_before_what_it_has_waiting(site: Callable[..., Sit
     here = site(gateway=True)
     bob = here.line("bob")
     assert here.exchange(bob)
-    here.hears = lambda arrival: None
+    assert isinstance(here.wire, Gateway)
+    assert here.wire._pipe
     for _ in range(40):
         bob.send(PING, INTRUSION)
-    threading.Event().wait(MOMENT)  # the gateway process hands them on, and nobody takes them
+    pipe, waiting = here.wire._pipe.fileno(), array("i", [0])
+    while waiting[0] < 40 * len(INTRUSION):  # the gateway process hands them on, and nobody takes them
+        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
     here.folder.revoke("bob")
-    threading.Event().wait(READ)
-    here.moment()
+    here.wire._clock = lambda: time.monotonic() + READ  # when the list is looked at again
+    assert here.honest()  # what it says comes behind bob's
     assert here.intruded() == 0
 
 
@@ -437,6 +490,32 @@ def test_a_peer_that_is_gone_is_told_as_a_hub_tells_it(site: Callable[..., Site]
 
     assert here.pump(told)
     assert here.wire.send(peer, PING) == "lost its connection"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the seconds since data came over a connection")
+@pytest.mark.parametrize("gateway", [False, True], ids=["hub", "gateway"])
+def test_a_connection_over_which_nothing_comes_is_told_from_one_whose_actor_says_nothing(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, gateway: bool
+) -> None:
+    here = site(gateway=gateway)
+    pinged = here.line("alice")
+    assert here.exchange(pinged)
+    monkeypatch.setattr("shoal.protocol.link.PING", 0)  # as if its process were stopped
+    mute = here.line("bob")
+    assert here.exchange(mute)
+    peers = {user: peer for peer, user, _ in here.arrived}
+
+    def silence(name: str) -> float:
+        before = len(here.told)
+        if (seconds := here.wire.silent(peers[here.pairs[name].public])) is not None:
+            return seconds
+        assert here.pump(lambda: any(text.startswith("silent: ") for text in here.told[before:]))
+        return float(here.told[-1].removeprefix("silent: "))
+
+    while (silent := silence("bob")) < 1.6:  # the coordinator's own pings come more rarely
+        here.moment()
+    assert silence("alice") < silent  # ZeroMQ's own thread pings
+    assert here.wire.silent(b"nobody") is None
 
 
 def test_weights_cross_to_the_gateway_once_a_version_however_many_get_them(site: Callable[..., Site]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +69,9 @@ def job(once: Callable[[], Any]) -> shoal.Job:
     return shoal.Federated(lambda: nn.Linear(8, 5), [share], loss, clients=1, cohort=1, rounds=1, local_epochs=1, name="alive")
 
 
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_call_that_holds_pythons_lock_for_longer_than_patience_is_not_taken_for_death(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     bounded(monkeypatch, patience=0.5, quiet=1.0)
     out, into = os.pipe()
@@ -77,10 +79,18 @@ def test_a_call_that_holds_pythons_lock_for_longer_than_patience_is_not_taken_fo
     def locked() -> None:
         ctypes.PyDLL(None).read(out, ctypes.create_string_buffer(1), 1)  # PyDLL keeps Python's lock
 
-    ear = Ear(lambda report: os.write(into, b".") if "its interpreter is busy in one call" in report.text else None)
-    run = shoal.run(job(locked), actors=1, observers=[ear], show=False)
+    heard: list[str] = []
+
+    def busy(report: Report) -> None:
+        if "its interpreter is busy in one call" in report.text:
+            heard.append(report.text)
+            if len(heard) == 4:  # for longer than a connection may be silent
+                os.write(into, b".")
+
+    ear = Ear(busy)
+    run = shoal.run(job(locked), actors=1, observers=[ear], show=False, transport=transport)
     assert run.reason == "done"
-    assert {report.kind for report in ear.reports} & {"lost", "crew", "late"} == set()
+    assert {report.kind for report in ear.reports} & {"lost", "crew", "late", "silent", "away"} == set()
 
 
 def test_a_process_that_is_stopped_is_noticed_and_another_does_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +101,26 @@ def test_a_process_that_is_stopped_is_noticed_and_another_does_its_task(monkeypa
     assert [
         report.text for report in ear.reports if report.kind == "lost" and "lost its connection in task (0, 0)" in report.text
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the seconds since data came over a connection")
+def test_a_process_that_is_stopped_is_noticed_over_tcp_and_goes_on_with_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded(monkeypatch, patience=1e6)
+    stopped: list[int] = []
+    out, into = os.pipe()
+
+    def stop() -> None:
+        os.write(into, os.getpid().to_bytes(8, "little"))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def go_on(report: Report) -> None:
+        if report.kind == "silent":
+            stopped.append(int.from_bytes(os.read(out, 8), "little"))
+            os.kill(stopped[-1], signal.SIGCONT)
+
+    ear = Ear(go_on)
+    run = shoal.run(job(stop), actors=1, observers=[ear], show=False, transport="tcp")
+    assert (run.reason, len(stopped)) == ("done", 1)
+    assert {report.kind for report in ear.reports} & {"lost", "crew", "late", "away"} == set()
+    [told] = [report.text for report in ear.reports if report.kind == "silent"]
+    assert "its process is stopped, or its machine or link is down" in told
