@@ -324,7 +324,19 @@ def test_a_number_of_threads_that_is_none_is_named(folder: Path, monkeypatch: py
 
 def test_another_number_of_threads_than_the_run_was_begun_with_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ran("simulate", "digits", "rounds=1", "clients=10", "--actors", 0, "--run-dir", "run")
+    ran(
+        "simulate",
+        "digits",
+        "rounds=1",
+        "clients=10",
+        "cohort=1",
+        "local_epochs=1",
+        "eval_every=0",
+        "--actors",
+        0,
+        "--run-dir",
+        "run",
+    )
     assert "threads = 1\n" in (folder / "run" / "config.toml").read_text()
     ran("resume", "run", "rounds=2")
     assert "threads" not in (folder / "run" / "log.txt").read_text()
