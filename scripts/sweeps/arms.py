@@ -32,7 +32,8 @@ class Goal:
 @dataclass(frozen=True)
 class Arm:
     """An arm as it stands. number: in the order in which arms were asked for. values: seed -> value of its complete trials.
-    states: state -> number of trials. steps: over all trials. state: complete, pruned, failed, or running."""
+    states: state -> number of trials. steps: over all trials. origin: of a population, the arm from whose snapshot it begins;
+    None for one that begins anew. state: complete, pruned, failed, or running."""
 
     number: int
     params: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Arm:
     states: Mapping[str, int] = field(default_factory=dict)
     steps: int = 0
     why: str = ""
+    origin: int | None = None
 
     @property
     def state(self) -> str:

@@ -75,10 +75,14 @@ class Desk:
 
     seeds: of each arm. places: trials that may compute at a time. arms: number of arms in all. ask: called with the number of
     an arm that begins. judge: (arm, step, mean over its seeds) -> True if the arm is to be pruned; None if none ever is.
+    generation: the arms of so many begin only when all before them are over; 0: any arm may begin.
     """
 
-    def __init__(self, seeds: Sequence[int], places: int, arms: float, ask: Ask, judge: Judge | None) -> None:
+    def __init__(
+        self, seeds: Sequence[int], places: int, arms: float, ask: Ask, judge: Judge | None, generation: int = 0
+    ) -> None:
         self.seeds, self.places, self.arms, self.ask, self.judge = seeds, places, arms, ask, judge
+        self.generation = generation
         self.trials: dict[int, Trial] = {}
         self.asked = 0  # arms
         self.closed = False  # no further arm begins
@@ -181,6 +185,8 @@ class Desk:
             if (trial := self.trials[self._waiting.popleft()]).state == "waiting":  # else it was over in an earlier life
                 return trial
         if self.closed or self.asked >= self.arms:
+            return None
+        if self.generation and self.asked % self.generation == 0 and self._open:
             return None
         self.ask(self.asked)
         self._opened(self.asked)

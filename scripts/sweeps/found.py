@@ -131,9 +131,15 @@ def arms_of(rows: list[dict[str, Any]], seeds: int) -> list[Arm]:
         values = {row["seed"]: row["value"] for row in its if row["state"] == "complete"}
         why = next((row["why"] for row in its if row["state"] == "failed"), "")
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        steps = sum(row["step"] - row.get("began", 0) for row in its)
         params = max((row["params"] for row in its), key=len)
-        found.append(Arm(number, params, values, counts, sum(row["step"] for row in its), why))
+        found.append(Arm(number, params, values, counts, steps, why, _origin(rows, its[0])))
     return found
+
+
+def _origin(rows: list[dict[str, Any]], row: dict[str, Any]) -> int | None:
+    """The arm from whose snapshot an arm begins, from a row of it; None if it begins anew."""
+    return next((int(each["arm"]) for each in rows if each["trial"] == row.get("from")), None)
 
 
 def told_of(arm: Arm) -> dict[str, Any]:
@@ -147,4 +153,5 @@ def told_of(arm: Arm) -> dict[str, Any]:
         "seeds": len(arm.values),
         "steps": arm.steps,
         "why": arm.why,
+        **({} if arm.origin is None else {"from": arm.origin}),
     }

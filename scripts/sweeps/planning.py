@@ -27,7 +27,7 @@ from shoal.runs.threads import few_threads
 from shoal.sweeps.arms import Goal
 from shoal.sweeps.folder import SAME, Asked, SweepDir
 from shoal.sweeps.space import Space, check, space_of
-from shoal.sweeps.study import PRUNERS, SAMPLERS, made
+from shoal.sweeps.study import PRUNERS, SAMPLERS, made, rules_of
 from shoal.sweeps.telling import Telling
 
 Place = str | Path
@@ -84,7 +84,7 @@ def plan(
         space = space_of(given, _options(what, given.get("method")), found.seed)
     else:
         space = space_of(given, None, found.seed)
-    found = _sampled(found, space, isinstance(what, Job), objects)
+    found = _sampled(_populated(found, space, what, objects), space, isinstance(what, Job), objects)
     if isinstance(what, Job):
         check(space, what, found.sampler == "grid")
         what = what.configured(space.fixed or {}, found.seed)
@@ -155,6 +155,37 @@ def _sampled(asked: Asked, space: Space, is_job: bool, objects: Mapping[str, Any
     if asked.trials and asked.trials < seeds:
         raise UserError(f"trials={asked.trials}: each arm has {seeds} seeds, so give trials={seeds} at least")
     return replace(asked, sampler=sampler, pruner=pruner)
+
+
+def _populated(asked: Asked, space: Space, what: Job | Objective, objects: Mapping[str, Any]) -> Asked:
+    """What is asked for, with its number of trials if the sampler is a population. Raises UserError."""
+    rules = None if "sampler" in objects else rules_of(asked.sampler)
+    if rules is None:
+        return asked
+    if not isinstance(what, Job):
+        raise UserError(f"sampler={asked.sampler}: an objective has no snapshots to begin from; sweep a job")
+    if "pruner" in objects or asked.pruner not in ("", "none"):
+        raise UserError(f"sampler={asked.sampler}: a population replaces its last arms by itself; leave the pruner out")
+    if asked.trials:
+        all_of = f"population x generations x seeds, {rules.population * rules.generations * len(space.seeds):,} here"
+        raise UserError(f"trials={asked.trials}: a population has {all_of}; leave the number out")
+    if not space.axes:
+        raise UserError(f"sampler={asked.sampler}: nothing to change: give a setting several values; lr=1e-4..1e-1~log, say")
+    for name in ("method", what.method.end):
+        if name in (axis.name for axis in space.axes):
+            raise UserError(f"{name}: a trial that goes on from another's snapshot keeps its {name}; give it one value")
+    if (end := end_of(what, space)) < rules.generations:
+        parts = f"{rules.generations} generations need {rules.generations} at least"
+        raise UserError(f"{what.method.end}={end}: {parts}; or give --sampler pbt:generations=N")
+    return replace(asked, trials=rules.population * rules.generations * len(space.seeds))
+
+
+def end_of(job: Job, space: Space) -> int:
+    """The end of a job's run, in rounds or environment steps. Raises UserError if the job's method has no such setting."""
+    end = (space.fixed or {}).get(job.method.end, job.plain().get(job.method.end))
+    if not isinstance(end, int):
+        raise UserError(f"sampler=pbt: method={job.method.name} has no setting {job.method.end!r} that says when a run ends")
+    return end
 
 
 def goal_of(text: str, of_job: bool = True) -> Goal:

@@ -21,6 +21,7 @@ from shoal.sweeps.arms import Goal
 from shoal.sweeps.desk import Answer, Begin, Desk, Over, Trial, facts
 from shoal.sweeps.folder import Record, SweepDir
 from shoal.sweeps.line import GoneError, Line
+from shoal.sweeps.population import Population
 from shoal.sweeps.study import Study
 from shoal.sweeps.table import which
 
@@ -44,11 +45,14 @@ class Race:
     clock: Callable[[], float]
     until: float
     tell: Callable[[Trial | None], object]
+    population: Population | None = None
+    end: str = ""  # the setting that ends a run, for a population
     lines: dict[int, Line] = field(default_factory=dict)  # process id -> its line
     at: dict[int, Trial] = field(default_factory=dict)  # process id -> what it does
     said: dict[int, dict[str, Any]] = field(default_factory=dict)  # trial -> what it said at its end, and its attributes
     due: deque[Trial] = field(default_factory=deque)  # have a place, and no process yet
     starting: int = 0
+    news: bool = False  # arms are over whose end the desk has not acted on
     stillborn: int = 0
     ends: int = 0  # trials that are over; failed: those of them that failed
     failed: int = 0
@@ -70,7 +74,9 @@ class Race:
     def _loop(self, eyes: selectors.BaseSelector, trials: Record, arms: Record, interrupted: Callable[[], str]) -> str:
         self.pool.ready(interrupted)
         while True:
-            for deed in self.desk.turn():
+            deeds = self.desk.turn()
+            self.news = self.population is not None and any(isinstance(deed, Over) for deed in deeds)  # a generation may begin
+            for deed in deeds:
                 match deed:
                     case Begin(trial):
                         self.due.append(trial)
@@ -85,7 +91,7 @@ class Race:
                 return reason
             if self.clock() > self.until:
                 self.desk.closed = True
-            for key, _ in eyes.select(LOOK):
+            for key, _ in eyes.select(LOOK if not self.news else 0.0):
                 if key.fileobj is self.door:
                     self._welcome(eyes)
                 elif isinstance(key.fileobj, Line):
@@ -104,10 +110,25 @@ class Race:
             params = self.study.params(trial.arm)
             about = {"trial": trial.number, "arm": trial.arm, "seed": trial.seed, "metric": self.goal.metric}
             about |= {"params": params, "waits": self.desk.judge is not None}
-            self._say(pid, about | {"folder": str(self.folder.trial(trial.number).path)})
+            self._say(pid, about | {"folder": str(self.folder.trial(trial.number).path), **self._origin(trial)})
         if (more := len(self.due) - self.starting) > 0:
             self.starting += more
             self.pool.grow(more, {"address": self.address})
+
+    def _origin(self, trial: Trial) -> dict[str, Any]:
+        """Where a trial of a population begins and ends, for its process."""
+        if self.population is None:
+            return {}
+        end = {self.end: self.population.until(trial.arm)}
+        if (number := self._parent(trial)) is None:
+            return {"end": end}
+        return {"end": end, "from": str(self.folder.trial(number).path)}
+
+    def _parent(self, trial: Trial) -> int | None:
+        """The trial of the same seed from whose snapshot this one begins."""
+        if self.population is None or (arm := self.population.parent(trial.arm)) is None:
+            return None
+        return next(other.number for other in self.desk.of(arm) if other.seed == trial.seed)
 
     def _say(self, pid: int, message: Mapping[str, Any]) -> None:
         try:
@@ -157,7 +178,7 @@ class Race:
 
     def _ended(self, trial: Trial, state: str, message: Mapping[str, Any], trials: Record) -> None:
         self.desk.ended(trial.number, state, message.get("value"), str(message.get("why", "")))
-        self.said[trial.number] |= {n: message[n] for n in ("version", "seconds", "weights_sha256") if n in message}
+        self.said[trial.number] |= {n: message[n] for n in ("version", "seconds", "weights_sha256", "began") if n in message}
         if "step" in message:
             self.said[trial.number]["step"] = message["step"]
         self._written(trial, trials)
@@ -194,11 +215,15 @@ class Race:
     def _over(self, arms: Record, arm: int, state: str, value: float | None) -> None:
         params = self.study.params(arm)
         self.study.tell(arm, state, value)
+        if self.population is not None:
+            self.population.over(arm, params, value)
         arms.write({"arm": arm, "state": state, "value": value, "params": params, **self.study.state(arm)})
 
     def row(self, trial: Trial) -> dict[str, Any]:
         """A trial as a line of trials.jsonl."""
         row = {**facts(trial), "params": self.study.params(trial.arm), **self.said.get(trial.number, {})}
+        if self.population is not None:
+            row["from"] = self._parent(trial)
         if self.runs:
             row["run"] = str(self.folder.trial(trial.number).path.relative_to(self.folder.path))
         elif trial.over:

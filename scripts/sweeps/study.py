@@ -24,6 +24,7 @@ from shoal.protocol import draws
 from shoal.protocol.errors import UserError, signed
 from shoal.sweeps.arms import Goal
 from shoal.sweeps.folder import heal
+from shoal.sweeps.population import Rules
 from shoal.sweeps.space import Axis
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 SAMPLERS: Mapping[str, str] = {
     "grid": "",  # all combinations, in the order typed: nothing is drawn
+    "pbt": "",  # population.py decides
     "tpe": "TPESampler",
     "random": "RandomSampler",
     "cmaes": "CmaEsSampler",
@@ -76,7 +78,9 @@ def made(kind: str, text: str, **more: Any) -> Any:
     optuna = needed()
     known, room = (SAMPLERS, optuna.samplers) if kind == "sampler" else (PRUNERS, optuna.pruners)
     name, arguments = named(kind, text, known)
-    if name == "grid":
+    if name == "pbt":
+        Rules.of(text, arguments)
+    if name in ("grid", "pbt"):
         return optuna.samplers.RandomSampler(seed=0)
     for module in NEEDS.get(name, ()):
         try:
@@ -94,6 +98,13 @@ def made(kind: str, text: str, **more: Any) -> Any:
         return kind_of(**{key: value for key, value in {**more, **arguments}.items() if key in takes})
     except (ValueError, TypeError) as wrong:
         raise UserError(f"{kind}={text}: {wrong}") from None
+
+
+def rules_of(sampler: str) -> Rules | None:
+    """The rules of a population, if the sampler is one; else None. Raises UserError."""
+    if sampler.partition(":")[0] != "pbt":
+        return None
+    return Rules.of(sampler, named("sampler", sampler, SAMPLERS)[1])
 
 
 def needed() -> Any:

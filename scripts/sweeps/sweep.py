@@ -29,9 +29,10 @@ from shoal.sweeps.desk import Desk, Trial
 from shoal.sweeps.folder import SweepDir
 from shoal.sweeps.found import Sweep, keep_best
 from shoal.sweeps.line import listening
-from shoal.sweeps.planning import Objective, Place, Planned, at_least_one, goal_of, plan
+from shoal.sweeps.planning import Objective, Place, Planned, at_least_one, end_of, goal_of, plan
+from shoal.sweeps.population import Population
 from shoal.sweeps.race import Race
-from shoal.sweeps.study import Study, check_parts, needed, quiet
+from shoal.sweeps.study import Study, check_parts, needed, quiet, rules_of
 from shoal.sweeps.telling import Telling
 from shoal.sweeps.work import does_job, does_objective, life_of, prepared
 
@@ -120,13 +121,17 @@ def carried_out(planned: Planned, telling: Telling) -> Sweep:
         door = stack.enter_context(listening(home))
         stack.enter_context(quiet())
         stopper = stack.enter_context(Stopper())
-        study = _study(planned)
-        desk = Desk(planned.space.seeds, asked.actors, planned.arms, study.ask, study.judge if study.prunes else None)
-        _taken_up(planned, study, desk)
+        population, end = _population(planned)
+        study = _study(planned, population)
+        judge, generation = study.judge if study.prunes else None, population.rules.population if population else 0
+        desk = Desk(planned.space.seeds, asked.actors, planned.arms, study.ask, judge, generation)
+        _taken_up(planned, study, desk, population)
         until = time.monotonic() + asked.timeout if asked.timeout else math.inf
         tell = telling.begun(found, desk)
         address = str(home / "sweep")
-        race = Race(desk, study, planned.goal, folder, pool, door, address, is_job, time.monotonic, until, tell)
+        race = Race(
+            desk, study, planned.goal, folder, pool, door, address, is_job, time.monotonic, until, tell, population, end
+        )
         try:
             found.reason = race.live(lambda: stopper.reason)
             found.signal = stopper.number
@@ -136,9 +141,18 @@ def carried_out(planned: Planned, telling: Telling) -> Sweep:
     return found
 
 
-def _study(planned: Planned) -> Study:
+def _population(planned: Planned) -> tuple[Population | None, str]:
+    """The population that the sampler is, and the setting that ends a run; None and "" for another sampler."""
+    rules = None if planned.sampler is not None else rules_of(planned.asked.sampler)
+    if rules is None or not isinstance(planned.what, Job):
+        return None, ""
+    end = end_of(planned.what, planned.space)
+    return Population(rules, planned.space.axes, planned.asked.seed, planned.goal, end), planned.what.method.end
+
+
+def _study(planned: Planned, population: Population | None) -> Study:
     asked, space = planned.asked, planned.space
-    grid: Callable[[int], Mapping[str, Any]] | None = None
+    grid: Callable[[int], Mapping[str, Any]] | None = population.settings if population else None
     if asked.sampler == "grid":
         grid = space.at
         if asked.pruner.partition(":")[0] != "none":
@@ -149,7 +163,7 @@ def _study(planned: Planned) -> Study:
     return Study(sampler, pruner, planned.goal, asked.seed, space.axes, grid, planned.folder.journal_file, "sweep")
 
 
-def _taken_up(planned: Planned, study: Study, desk: Desk) -> None:
+def _taken_up(planned: Planned, study: Study, desk: Desk, population: Population | None) -> None:
     """Take up what earlier lives of the sweep came to: what is over stays over, and what was running is tried again."""
     folder = planned.folder
     rows: dict[int, list[dict[str, Any]]] = {}
@@ -160,6 +174,8 @@ def _taken_up(planned: Planned, study: Study, desk: Desk) -> None:
         its = {row["seed"]: _trial(row, folder) for row in rows.get(arm, ()) if row["state"] != "running"}
         if told := arm in over:
             study.known(arm, over[arm]["state"], over[arm]["value"], over[arm]["params"], over[arm])
+            if population is not None:
+                population.over(arm, over[arm]["params"], over[arm]["value"])
         else:
             known = max((row["params"] for row in rows.get(arm, ())), key=len, default=None)
             study.ask(arm, known or None)

@@ -25,10 +25,12 @@ def table(arms: Sequence[Arm], goal: Goal, most: int = 20) -> str:
     """The arms as aligned columns, best first; at most `most` of them."""
     order, first = ranked(arms, goal), best(arms, goal)
     names = list(dict.fromkeys(name for arm in order for name in arm.params))
-    rows = [["arm", *names, goal.metric, "95 % interval", "seeds", "steps", ""]]
+    lineage = any(arm.origin is not None for arm in arms)
+    rows = [["arm", *(["from"] if lineage else []), *names, goal.metric, "95 % interval", "seeds", "steps", ""]]
     for arm in order[:most]:
         seen = arm.interval
-        cells = [short(arm.params[name]) if name in arm.params else "-" for name in names]
+        cells = ["-" if arm.origin is None else str(arm.origin)] if lineage else []
+        cells += [short(arm.params[name]) if name in arm.params else "-" for name in names]
         value = f"{arm.mean:.5g}" if arm.state == "complete" else "-"
         between = f"[{seen[0]:.5g}, {seen[1]:.5g}]" if seen and arm.state == "complete" else "-"
         rows.append([str(arm.number), *cells, value, between, str(len(arm.values)), f"{arm.steps:,}", _word(arm, first)])
@@ -79,7 +81,11 @@ def closing(found: Sweep) -> str:
     tries = []
     if found.reason != "done":
         tries.append((f"shoal resume {shlex.quote(folder)}", "from where it stopped"))
-    if arm is not None and asked.job and not asked.job.startswith(INLINE):
+    if arm is not None and asked.sampler.startswith("pbt"):
+        first = min(row["trial"] for row in found.trials if row["arm"] == arm.number)
+        where = shlex.quote(f"{folder}/trials/{first:04d}")
+        tries.append((f"shoal export {where} --to best.safetensors", "the best arm's weights"))
+    elif arm is not None and asked.job and not asked.job.startswith(INLINE):
         tries.append(
             (f"shoal simulate {shlex.quote(f'{folder}/best/config.toml')}", "the best arm's first run again, bit for bit")
         )

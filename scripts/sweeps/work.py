@@ -78,9 +78,11 @@ def _run(
     run = RunDir(Path(told["folder"]))
     watch = Watch(line, told["trial"], told["metric"], told["waits"], stopped)
     try:
-        its = job.configured(told["params"], told["seed"])
+        its = job.configured({**told["params"], **told.get("end", {})}, told["seed"])
         config = replace(config, seed=its.seed, settings=its.plain(), groups=its.groups(), threads=asked_for())
-        begun = _begun(run, config, watch.say if goes_on(its) else None)
+        origin = RunDir(Path(told["from"])) if "from" in told else None
+        began = _count(origin)
+        begun = _begun(run, config, watch.say if goes_on(its) else None, origin)
         if not begun:
             try_out(its)
         options = Launch(its, config, run, resume=begun, named=named)
@@ -92,7 +94,8 @@ def _run(
         if (why := theirs.told(raised, config.job)) is None:
             raise
         return {"state": "failed", "why": why}
-    found = {"step": end.summary["steps"] or end.version, "version": end.version, "seconds": end.summary["seconds"]}
+    found = {"began": began} if "end" in told else {}
+    found |= {"step": end.summary["steps"] or end.version, "version": end.version, "seconds": end.summary["seconds"]}
     found |= {"weights_sha256": end.summary["weights_sha256"], "value": end.summary["metrics"].get(told["metric"])}
     if watch.reason:
         return found | {"state": "pruned", "why": watch.reason}
@@ -100,6 +103,9 @@ def _run(
         return found | {"state": "failed", "why": end.reason}
     if end.reason != "done":  # the sweep stops, and goes on with this run in its next life
         raise GoneError
+    if found["value"] is None and begun:  # too short a part for an episode to end, say: the history has it
+        seen = [row["metrics"][told["metric"]] for row in run.rows() if row["metrics"].get(told["metric"]) is not None]
+        found["value"] = seen[-1] if seen else None
     if found["value"] is None:
         return found | {"state": "failed", "metrics": sorted(end.summary["metrics"]), "why": f"no metric {told['metric']!r}"}
     return found | {"state": "complete"}
@@ -112,9 +118,15 @@ def goes_on(job: Job) -> bool:
     return ours and job.problem.kind == "supervised" and isinstance(job.plan(AFRESH), Rounds)
 
 
-def _begun(run: RunDir, config: Config, say: Callable[[int, Any], object] | None) -> bool:
-    """True if the run of an earlier process goes on, after its reports were said again; else its folder is new. say: None if
-    a run is always made anew."""
+def _count(origin: RunDir | None) -> int:
+    """The environment steps, or versions if it counts none, of the run from which a trial begins; 0 for none."""
+    snapshot = newest(origin.path, lambda text: None) if origin is not None else None
+    return int(snapshot.counters.get("steps", 0)) or snapshot.version if snapshot is not None else 0
+
+
+def _begun(run: RunDir, config: Config, say: Callable[[int, Any], object] | None, origin: RunDir | None) -> bool:
+    """True if the run goes on: that of an earlier process, after its reports were said again, or one that is copied from its
+    origin; else its folder is new. say: None if a run of an earlier process is always made anew."""
     snapshot = newest(run.path, lambda text: None) if say is not None and run.config_file.is_file() else None
     if say is not None and snapshot is not None and snapshot.version:
         for row in run.rows():
@@ -124,9 +136,19 @@ def _begun(run: RunDir, config: Config, say: Callable[[int, Any], object] | None
     if run.path.exists():
         shutil.rmtree(run.path)
     run.path.mkdir(parents=True)
-    run.write_config(config)
+    if origin is not None:
+        _copied(origin, run)
+    run.write_config(config)  # last: a folder with a config is whole
     sign(run, config.job)
-    return False
+    return origin is not None
+
+
+def _copied(origin: RunDir, run: RunDir) -> None:
+    """Copy what another run goes on from: the newest snapshot, and the history up to it."""
+    file = max(origin.checkpoints.glob("*.safetensors"))
+    run.checkpoints.mkdir()
+    shutil.copyfile(file, run.checkpoints / file.name)
+    shutil.copyfile(origin.metrics_file, run.metrics_file)
 
 
 class Watch:

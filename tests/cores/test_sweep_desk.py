@@ -188,3 +188,14 @@ def test_whatever_happens_every_trial_ends_once_and_no_more_compute_than_there_a
     assert sorted(told) == list(range(arms))
     assert sorted(it.trials) == list(range(arms * seeds))
     assert all(trial.over for trial in it.trials.values())
+
+
+def test_a_generation_begins_when_the_one_before_it_is_over() -> None:
+    it = Desk([0, 1], 8, 4, lambda arm: None, None, generation=2)
+    assert begun(it) == [0, 1, 2, 3]
+    for number in (0, 1, 2):
+        it.ended(number, "complete", 1.0)
+        assert begun(it) == []
+    it.ended(3, "failed", why="diverged")
+    assert [deed for deed in it.turn() if isinstance(deed, Over)] == [Over(1, "failed", None)]  # first the end is told
+    assert begun(it) == [4, 5, 6, 7]

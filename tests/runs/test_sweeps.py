@@ -19,6 +19,7 @@ from typed import mistake, ran, shoal
 import shoal as library
 from shoal.commands.cli import main
 from shoal.protocol.parent import forked
+from shoal.runs.rundir import RunDir
 from shoal.sweeps.folder import SweepDir, heal
 from shoal.sweeps.found import Sweep
 
@@ -78,6 +79,25 @@ def probe(logits, y):
 job = Federated(lambda: nn.Linear(4, 2), data, metrics={"probe": probe}, clients=8, cohort=4, rounds=8, local_epochs=1,
                 eval_every=1, snapshot_every=0, partition="iid")
 """
+
+# A kill-N kills the sweep, or the trial, when trial N has written a row of its own.
+BRED = (
+    PROBED.partition("def probe")[0]
+    + """
+def probe(logits, y):
+    for kill in HERE.glob("kill-*"):
+        rows = HERE / "sweep" / "trials" / f"{int(kill.name[5:]):04d}" / "metrics.jsonl"
+        if rows.exists() and len(rows.read_text().splitlines()) % 4 == 2:
+            victim = kill.read_text()
+            kill.unlink()
+            os.kill(int((HERE / "sweep" / "lock").read_text()) if victim == "sweep" else os.getpid(), signal.SIGKILL)
+            signal.pause()
+    return float((logits.argmax(1) == y).float().mean())
+
+job = Federated(lambda: nn.Linear(4, 2), data, metrics={"probe": probe}, clients=8, cohort=4, rounds=12, local_epochs=1,
+                eval_every=1, snapshot_every=0, partition="iid")
+"""
+)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +187,75 @@ def test_a_sweep_of_environments_is_judged_by_return() -> None:
     assert said["goal"] == "max:return_mean"
     alone = ran("simulate", "cartpole", "lr=2e-3", "total_timesteps=3000", "--actors", 0, "--json").result
     assert Sweep("s").trials[1]["weights_sha256"] == alone["weights_sha256"]
+
+
+# A population
+
+PBT = ("lr=1e-3..1~log", "batch_size=8,16,32", "--sampler", "pbt:population=4,generations=3", "--goal", "max:probe")
+
+
+def test_a_trial_of_a_population_goes_on_from_another_s_snapshot_with_the_bits_of_a_run_that_never_stopped() -> None:
+    job = written("bred.py", BRED)
+    said = ran("sweep", job, *PBT, "--run-dir", "sweep", "--json").result
+    rows, arms = Sweep("sweep").trials, Sweep("sweep").arms
+    assert [row["step"] for row in rows] == [4] * 4 + [8] * 4 + [12] * 4
+    assert [arm.steps for arm in arms] == [4] * 12
+    assert said["steps"] == 12 * 4
+    assert [arm.origin for arm in arms[:4]] == [None] * 4
+    assert all(arm.origin in range(arm.number // 4 * 4 - 4, arm.number // 4 * 4) for arm in arms[4:])
+    assert [arm["from"] for arm in said["arms"][4:]] == [arm.origin for arm in arms[4:]]
+    assert "arm  from  lr" in Sweep("sweep").table()
+    whole = next(arm for arm in arms[8:] if arm.origin == arm.number - 4 and arms[arm.number - 4].origin == arm.number - 8)
+    alone = ran("simulate", job, *(f"{n}={v!r}" for n, v in whole.params.items()), "--actors", 0, "--json").result
+    assert rows[whole.number]["weights_sha256"] == alone["weights_sha256"]
+    history = RunDir(f"sweep/trials/{whole.number:04d}").rows()
+    assert [row["version"] for row in history] == list(range(1, 13))
+    bred = next(arm for arm in arms[4:] if arm.origin != arm.number - 4)
+    assert bred.origin is not None
+    assert bred.params != arms[bred.origin].params
+
+
+def test_a_population_that_is_killed_has_the_arms_and_the_bits_of_one_that_was_not(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for kills in ({}, {1: "sweep", 5: "trial", 6: "sweep", 9: "sweep"}):
+        place = here / f"{len(kills)}"
+        place.mkdir()
+        monkeypatch.chdir(place)
+        job = written("bred.py", BRED)
+        for trial, victim in kills.items():
+            Path(f"kill-{trial}").write_text(victim)
+        codes = [apart("sweep", job, *PBT, "--run-dir", "sweep", "--quiet", "--actors", 1 if kills else 2)]
+        while codes[-1]:
+            codes.append(apart("resume", "sweep", "--quiet"))
+        assert codes == [-signal.SIGKILL] * list(kills.values()).count("sweep") + [0]
+        assert not list(Path().glob("kill-*"))
+        rows = Sweep("sweep").trials
+        told = [
+            {name: row[name] for name in ("arm", "from", "params", "value", "weights_sha256", "step", "began")} for row in rows
+        ]
+        tables.append((told, Sweep("sweep").table()))
+    assert tables[0] == tables[1]
+
+
+def test_a_population_goes_on_to_more_generations_and_plays_environments() -> None:
+    words = (
+        "lr=1e-4..1e-2~log",
+        "seed=0..1",
+        "total_timesteps=2000",
+        "--sampler",
+        "pbt:population=2,generations=2,quantile=0.5",
+    )
+    ran("sweep", "cartpole", *words, "--run-dir", "s")
+    said = ran("resume", "s", "trials=12", "--json").result
+    rows = Sweep("s").trials
+    assert said["trials"]["complete"] == 12
+    assert [row["from"] for row in rows[:4]] == [None] * 4
+    assert all(row["seed"] == rows[row["from"]]["seed"] for row in rows[4:])
+    assert all(row["began"] == rows[row["from"]]["step"] for row in rows[4:])
+    configs = [tomllib.loads(Path(f"s/{row['run']}/config.toml").read_text()) for row in rows]
+    assert [config["method"]["total_timesteps"] for config in configs] == [1000] * 4 + [2000] * 4 + [3000] * 4
 
 
 # An objective
@@ -370,6 +459,19 @@ def test_no_process_and_no_folder_stays_behind() -> None:
         (("digits", "lr="), "the list has no value"),
         (("digits", "lr=0.1..0.01"), "from its lowest number to its highest"),
         (("digits", "lr=0.01..0.1"), "it never ends by itself; say --trials N or --timeout 2h"),
+        (("train.py:objective", "--sampler", "pbt"), "an objective has no snapshots to begin from"),
+        (
+            ("digits", "lr=0.1..1", "--sampler", "pbt", "--trials", "9"),
+            "a population has population x generations x seeds, 40 here",
+        ),
+        (("digits", "lr=0.1..1", "--sampler", "pbt", "--pruner", "asha"), "leave the pruner out"),
+        (("digits", "seed=0..3", "--sampler", "pbt"), "nothing to change: give a setting several values"),
+        (("digits", "lr=0.1..1", "rounds=4", "--sampler", "pbt"), "rounds=4: 5 generations need 5 at least"),
+        (
+            ("digits", "lr=0.1..1", "rounds=4,8", "--sampler", "pbt"),
+            "rounds: a trial that goes on from another's snapshot keeps its",
+        ),
+        (("digits", "lr=0.1..1", "--sampler", "pbt:generation=3"), "pbt has no 'generation'"),
         (("digits", "lr=nan..0.1", "--trials", "3"), "the ends and the step of a range are finite numbers"),
         (("digits", "lr=0.1..0.2~0.5", "--trials", "3"), "the step is larger than the range"),
         (("digits", "lr=0.1..0.1", "--trials", "3"), "nothing to sweep"),
