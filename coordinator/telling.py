@@ -6,8 +6,9 @@ The one idea: the server says what happened, and this module makes the form in w
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from shoal.coordinator.deciding.core import Core
@@ -21,6 +22,7 @@ from shoal.protocol.messages import State
 from shoal.protocol.work import Metrics
 
 LOOK = 0.25  # seconds, at least, between two looks of an observer
+TRACES = 64  # tracebacks that are remembered, so that none is told twice in full
 CHATTY = 10  # reports of one kind that are shown in a second; more are counted, not shown
 
 
@@ -44,15 +46,26 @@ class Telling:
         self.evaluated = -1  # the newest version that was evaluated centrally in this life
         self._looked_at = 0.0
         self._seen, self._seen_since = Counter[str](), 0.0  # reports by kind, in the last second
+        self._traces = deque[str](maxlen=TRACES)  # told in full
         self._rates = (Rate(), Rate())
 
     def report(self, report: Report) -> None:
-        """Tell the observer, but no more than CHATTY reports of one kind a second, so that a flood of them drowns no other."""
+        """Tell the observer, but no more than CHATTY reports of one kind a second, so that a flood of them drowns no other. A
+        traceback that was told is not told again: a task that fails is tried three times, and fails alike."""
         if (now := self.clock()) - self._seen_since > 1.0:
             self._seen, self._seen_since = Counter(), now
         self._seen[report.kind] += 1
         if self._seen[report.kind] <= CHATTY:
-            self.observer.report(report)
+            self.observer.report(self._shortened(report))
+
+    def _shortened(self, report: Report) -> Report:
+        first, _, trace = report.text.partition("\n")
+        if not trace:
+            return report
+        if trace in self._traces:
+            return replace(report, text=f"{first} (traceback as before)")
+        self._traces.append(trace)
+        return report
 
     def stepped(self, version: int, metrics: Metrics) -> None:
         """Tell the observer these metrics, which are new, of weights `version`."""

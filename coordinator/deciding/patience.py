@@ -72,7 +72,7 @@ def _probe(facts: Facts) -> Iterator[Effect]:
         return
     facts.probe_at = facts.now + facts.bounds.hush / 4
     unheard = max(facts.bounds.hush / 2, 1.5 * facts.bounds.beat_for(len(facts.roster)))
-    silent = [actor for actor in facts.roster.silent(facts.now - unheard) if not actor.away]
+    silent = [actor for actor in facts.roster.silent(facts.now - unheard) if not (actor.away or actor.follows)]
     for actor in sorted(silent, key=lambda one: one.mute)[:PROBED]:  # first those of which nothing is known
         yield Probe(actor.peer)
 

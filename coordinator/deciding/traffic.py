@@ -7,7 +7,7 @@ pass through as values of which only the number of bytes is looked at.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -43,6 +43,8 @@ from shoal.protocol.messages import (
 )
 
 GREETS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Hellos that are answered, of a connection and a key
+RETURNS = Budget(messages=0.05, seconds=20)  # Hellos that are answered of a session that had a place here, beside these
+KNOWN = 16_384  # sessions that had a place here and are remembered; the session that was admitted longest ago goes first
 ASKS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Asks that are answered, likewise
 SESSIONS = 1_024  # actors that one key may have here at a time
 
@@ -101,6 +103,7 @@ class Traffic:
         self.core, self.premises, self.slots = core, premises, slots
         self.figures = Figures(premises.local)
         self._greets, self._asks = tuple(map(Buckets, GREETS)), tuple(map(Buckets, ASKS))
+        self._returns, self._known = Buckets(RETURNS), OrderedDict[bytes, str]()  # session -> key that it had a place under
         self._owed = {lease.session for lease in core.facts.ledger.promises()}  # sessions with promises, that are not back
         self.receiving, self.serving, self.lanes = Receiving(premises.room), Serving(), Lanes()
         self.deliveries: dict[TaskName, Delivery] = {}
@@ -170,11 +173,12 @@ class Traffic:
 
     def _greeted(self, event: events.Heard, hello: Hello) -> Sequence[Deed]:
         """Take a Hello, each of which may cost a Welcome, weights and tasks, within the bounds of its key and connection. The
-        first Hello of a session that a promise is of needs no room there: after a restart all come within `back` seconds."""
+        first Hello of a session that a promise is of needs no room there: after a restart all come within `back` seconds. Nor
+        does one in 20 s of a session that had a place in this life: after a cut of a link all come at once."""
         if event.user in self.premises.local:
             return self._same_as_here(event, hello)
         actors = self.core.facts.roster.actors
-        fits = event.envelope.session in self._owed or self._within(self._greets, event)
+        fits = event.envelope.session in self._owed or self._returned(event) or self._within(self._greets, event)
         self._owed.discard(event.envelope.session)
         if fits and event.envelope.session not in actors:
             fits = sum(actor.user == event.user for actor in actors.values()) < SESSIONS
@@ -184,6 +188,10 @@ class Traffic:
             f"{GREETS[0].messages:g} a second over a connection, {GREETS[1].messages:g} of a key; {SESSIONS:,} actors of a key"
         )
         return (Report("budget", f"dropped a Hello: key {event.user[:8]} says it more often than it may ({most})", "warning"),)
+
+    def _returned(self, event: events.Heard) -> bool:
+        session = event.envelope.session
+        return self._known.get(session) == event.user and self._returns.take(session.hex(), 0, self.now)
 
     def _within(self, buckets: Sequence[Buckets], event: events.Heard) -> bool:
         """Return whether a message is within the budgets of its connection and of its key."""
@@ -463,6 +471,11 @@ class Traffic:
         core, hello, session = self.core, admit.hello, admit.session
         actor = core.facts.roster.actors[session]
         here = actor.user in self.premises.local and hello.host == self.premises.host
+        if actor.user not in self.premises.local:
+            self._known[session] = actor.user
+            self._known.move_to_end(session)
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
         if here:
             self.pids[hello.pid] = admit.peer
         shares = self.premises.shares if here and "shm" in hello.offers else ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal.coordinator.reports import Before, Progress
+from shoal.coordinator.reports import Before, Progress, Report
 from shoal.coordinator.telling import Telling
 
 
@@ -50,3 +50,24 @@ def test_a_resumed_run_counts_on_from_what_it_had_come_to() -> None:
     progress = told(actors=2, trained=9.0, waited=6.0, seconds=10.0, before=Before(100.0, 40))
     assert (progress.seconds, progress.contributions) == (110.0, 47)
     assert progress.shares["training"] == 0.45  # of this life
+
+
+def test_a_traceback_is_told_once_in_full_and_each_failure_by_its_line() -> None:
+    class Ear:
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+
+        def report(self, report: Report) -> None:
+            self.texts.append(report.text)
+
+    ear: Any = Ear()
+    core: Any = SimpleNamespace()
+    telling = Telling(core, core, ear, lambda: 0.0, Before())
+    for line, trace in (
+        ("a: client 1 failed", "T1\nboom"),
+        ("b: client 1 failed", "T1\nboom"),
+        ("a: client 2", "T2"),
+        ("c", ""),
+    ):
+        telling.report(Report("failed", f"{line}\n{trace}".rstrip(), "error"))
+    assert ear.texts == ["a: client 1 failed\nT1\nboom", "b: client 1 failed (traceback as before)", "a: client 2\nT2", "c"]
