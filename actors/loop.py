@@ -37,6 +37,7 @@ from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message,
 from shoal.protocol.parent import of_this_process
 from shoal.protocol.pool import Buffers
 from shoal.protocol.shared import Bytes, available
+from shoal.protocol.work import Has
 
 TURN = 0.1  # seconds: the longest wait between looks at the clock
 
@@ -45,9 +46,10 @@ class Actor:
     """A life of an actor at one coordinator, until the run is over or the actor is told to stop.
 
     say: prints a line for a person. interrupted: returns a reason to leave, or ""; called at least every TURN seconds. keys:
-    the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello.
-    adopted: called with (version, weights) of each version that comes to an actor that follows the weights and does no task;
-    the weights are valid until it returns; None: the actor does tasks.
+    the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello. adopted:
+    called with (version, weights) of each version that comes to an actor that follows the weights and does no task; the weights
+    are valid until it returns; None: the actor does tasks. has: of this machine, for the calls of a pool. trusts: it opens
+    pickles of the pool's program.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Actor:
         job: str = "",
         threads: int = 0,
         adopted: Callable[[int, Bundle], None] | None = None,
+        has: Has | None = None,
+        trusts: bool = False,
     ) -> None:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
         self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
-        offers = () if available() else ("shm",)
-        greeting = hello(name, host_id(), os.getpid(), offers, job, threads, follows=adopted is not None)
+        offers = ("shm",) * (not available()) + ("code",) * trusts
+        greeting = hello(name, host_id(), os.getpid(), offers, job, threads, adopted is not None, has)
         self.adopted, self.session = adopted, Session(session, greeting, address, clock())
         self.shared = Shared()
         self.buffers = Buffers()

@@ -19,7 +19,7 @@ from shoal.actors.events import Event
 from shoal.protocol import messages
 from shoal.protocol.fetching import LEAST
 from shoal.protocol.messages import BEATS, PROTOCOL, WHOLE, Envelope, Message, TaskName
-from shoal.protocol.work import Task
+from shoal.protocol.work import Has, Task
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is sent again: the first pause, which doubles, and the longest
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is sent again
@@ -453,7 +453,15 @@ def _to_a_key(envelope: Envelope) -> bool:
 
 
 def hello(
-    name: str, host: str, pid: int, offers: tuple[str, ...], job: str = "", threads: int = 0, follows: bool = False
+    name: str,
+    host: str,
+    pid: int,
+    offers: tuple[str, ...],
+    job: str = "",
+    threads: int = 0,
+    follows: bool = False,
+    has: Has | None = None,
 ) -> messages.Hello:
     """The Hello of a new life."""
-    return messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads, follows=follows)
+    first = messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads, follows=follows)
+    return replace(first, cores=has.cores, memory=has.memory, gpus=has.gpus) if has else first

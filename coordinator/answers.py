@@ -6,21 +6,21 @@ are those of any run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 from shoal.aggregators import State
-from shoal.protocol.calls import Answer, Call, pack_calls, read_answers
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved, Task
 
 
 class Answers:
-    """calls: the calls of a task, by its index. done: takes the answers of a task."""
+    """calls: the brief of a task, by its index. done: takes the answers of a task; it raises ValueError for bytes that are
+    none."""
 
     linear: ClassVar[bool] = False
 
-    def __init__(self, calls: Callable[[int], Sequence[Call]], done: Callable[[int, Sequence[Answer]], None]) -> None:
+    def __init__(self, calls: Callable[[int], Bundle], done: Callable[[int, Bundle], None]) -> None:
         self._calls, self._done = calls, done
         self._weights = Bundle.zeros(Layout.run(1))
 
@@ -28,10 +28,10 @@ class Answers:
         return self._weights
 
     def brief(self, task: Task) -> Bundle:
-        return pack_calls(self._calls(task.index))
+        return self._calls(task.index)
 
     def fold(self, contribution: Contribution) -> None:
-        self._done(contribution.task.index, read_answers(contribution.bundle))
+        self._done(contribution.task.index, contribution.bundle)
 
     def step(self) -> Moved:
         return Moved(weights=False)

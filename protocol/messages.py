@@ -13,7 +13,7 @@ from typing import TypeAlias
 from shoal.protocol.value import value
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0204  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0205  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -29,13 +29,14 @@ class Hello:
     """An actor's first message on any connection, repeated until Welcome; repeats change nothing.
 
     host: name of the machine and its boot, by which both ends know whether they can share memory. offers: ways in which this
-    actor can exchange arrays beside the socket ("shm"). greeting: number of times that the actor has looked for a place
-    before, by which a late message is known for late. epoch: life of the coordinator in which the actor has a place and
-    remembers it, so that only its connection is new; 0: it has no place. held: newest version that the actor holds from that
-    life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task. job: digest of the job's file and of
-    Shoal's version on its machine; "": not told. threads: threads that it computes with, of which bits depend; 0: not told.
-    follows: True for a server of predictions, which wants the weights and does no task. A coordinator of protocol 2.3 or
-    earlier takes it for an actor that does tasks.
+    actor can exchange arrays beside the socket ("shm"), and "code" if it opens pickles. greeting: number of times that the
+    actor has looked for a place before, by which a late message is known for late. epoch: life of the coordinator in which the
+    actor has a place and remembers it, so that only its connection is new; 0: it has no place. held: newest version that the
+    actor holds from that life; WHOLE: none, or it wants the weights whole. busy: True if its worker has a task. job: digest of
+    the job's file and of Shoal's version on its machine; "": not told. threads: threads that it computes with, of which bits
+    depend; 0: not told. follows: True for a server of predictions, which wants the weights and does no task. A coordinator of
+    protocol 2.3 or earlier takes it for an actor that does tasks. cores, memory (bytes), gpus (names by which CUDA knows them):
+    of its machine, for the calls of a pool; 0 and (): not told.
     """
 
     protocol: int
@@ -50,6 +51,9 @@ class Hello:
     job: str = ""
     threads: int = 0
     follows: bool = False
+    cores: int = 0
+    memory: int = 0
+    gpus: tuple[str, ...] = ()
 
 
 @value

@@ -32,6 +32,7 @@ class Task:
     its totals and samples are used, as in evaluation. words: plain data from the plan to the worker, at most 4 KiB packed. A
     plan that may give a client several tasks of one version says which this is in the word "visit", a whole number.
     alone: True if the task may take long, so that its actor gets no task that would wait behind it.
+    where: number of the seat whose actor is to do the task; if that actor has no room any more, any does it; -1: any.
     """
 
     version: int
@@ -41,6 +42,7 @@ class Task:
     counts: bool = True
     words: Words = field(default_factory=dict, hash=False)
     alone: bool = False
+    where: int = -1
 
     @property
     def name(self) -> tuple[int, int]:
@@ -57,6 +59,15 @@ class Task:
         if len(self.clients) < 2:
             return (self,)
         return tuple(replace(self, index=self.index + at, clients=(client,)) for at, client in enumerate(self.clients))
+
+
+@dataclass(frozen=True, slots=True)
+class Has:
+    """The part of a machine that is there for calls. memory: bytes. gpus: names by which CUDA knows them."""
+
+    cores: int
+    memory: int
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
-from shoal.protocol.trusted import Parcel, opened, pack
+from shoal.protocol.trusted import Parcel, opened, pack, whole
 from shoal.protocol.work import Task, Words, Work
 
 FUNCTIONS = 256  # functions that an actor remembers
@@ -55,7 +55,7 @@ def cancelled() -> bool:
 
 
 @contextmanager
-def _within(words: Words) -> Iterator[None]:
+def within(words: Words) -> Iterator[None]:
     """Compute with as many threads, and see only the GPUs, that a task's words say."""
     threads, gpus = int(words["threads"]), ",".join(words["gpus"])
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
@@ -95,10 +95,18 @@ class Answered(Bundle):
 class Calls:
     """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's. prepare: called
     once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes. given: what
-    GIVEN is in a call."""
+    GIVEN is in a call. beside: large buffers of results lie in shared memory of this machine; False: they go with the
+    result."""
 
-    def __init__(self, marks: Marks, seed: int = 0, prepare: Callable[[], object] | None = None, given: object = None) -> None:
-        self._marks, self._seed, self._prepare, self._given = marks, seed, prepare, given
+    def __init__(
+        self,
+        marks: Marks,
+        seed: int = 0,
+        prepare: Callable[[], object] | None = None,
+        given: object = None,
+        beside: bool = True,
+    ) -> None:
+        self._marks, self._seed, self._prepare, self._given, self._beside = marks, seed, prepare, given, beside
         self._functions: dict[bytes, Callable[..., Any]] = {}
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
@@ -120,7 +128,7 @@ class Calls:
         GIVEN.set(self._given)
         answers: list[Answer] = []
         segments: list[Segment] = []
-        with _within(words) if words else nullcontext():
+        with within(words) if words else nullcontext():
             for call in calls:
                 if not may():
                     break
@@ -139,6 +147,8 @@ class Calls:
             raised = False
         except BaseException as error:  # noqa: BLE001  a user's function may raise anything, and even call sys.exit
             parcel, raised = _of(error), True
+        if not self._beside:
+            parcel = Parcel(whole(parcel.data))
         return Answer(call.ticket, raised, parcel.data, perf_counter() - began, parcel.nbytes), parcel
 
     def _called(self, call: Call) -> Any:

@@ -114,6 +114,8 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return ()
         case events.Withdraw(task):
             return desk.withdraw(facts, task)
+        case events.Dismiss(session, reason):
+            return membership.dismiss(facts, session, reason)
         case events.Interrupt(reason, pause):
             return facts.end(reason, failed=False, pause=pause)
 

@@ -79,7 +79,7 @@ def _gathered(facts: Facts) -> bool:
 def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
     task = one.task
     sticky = facts.bounds.sticky and task.counts and task.clients
-    actor = facts.roster.home(task.clients[0]) if sticky else next(facts.roster.with_room(), None)
+    actor = facts.roster.home(task.clients[0]) if sticky else _for(facts, task)
     if actor is None:
         facts.ledger.returned.append(one)
         return
@@ -96,6 +96,12 @@ def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
 def _rests(facts: Facts, actor: Actor) -> bool:
     """Return whether the actor has done all its tasks, whose contributions are with the learner."""
     return all(facts.ledger.leases[name].folding for name in actor.tasks)
+
+
+def _for(facts: Facts, task: Task) -> Actor | None:
+    """Return the actor with room that the plan named, if there is one with room of that number; else the next with room."""
+    named = (one for one in facts.roster.with_room() if one.number == task.where) if task.where >= 0 else iter(())
+    return next(named, None) or next(facts.roster.with_room(), None)
 
 
 def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:

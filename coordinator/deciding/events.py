@@ -137,6 +137,15 @@ class Withdraw:
 
 
 @value
+class Dismiss:
+    """An actor is not needed any more, or its worker is at a call that nobody wants. It is told not to come back, and its tasks
+    go to others. reason: for it and for a person."""
+
+    session: bytes
+    reason: str
+
+
+@value
 class Interrupt:
     """The person (or a limit) wants the run to end here. pause: actors hear nothing of it, and wait for the run's next life."""
 
@@ -159,6 +168,7 @@ Event: TypeAlias = (
     | Tick
     | Nudge
     | Withdraw
+    | Dismiss
     | Interrupt
 )
 

@@ -39,6 +39,7 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
         actor = facts.roster.join(session, peer, name, facts.now, event.user, hello.follows)
         facts.farewell.back(session)
         actor.greeting, actor.host, actor.pid = hello.greeting, printable(hello.host, 64), hello.pid
+        actor.offers, actor.cores, actor.memory, actor.gpus = hello.offers, hello.cores, hello.memory, hello.gpus
         facts.ledger.verdicts.join(session)
         desk.unpark(facts)  # a parked task may be the newcomer's now
         place = "follows the weights" if hello.follows else f"joined as actor {actor.number}"
@@ -109,6 +110,13 @@ def part(
             lease.offered = None
             yield from desk.unpull(facts, lease)  # the actor may come back with the contribution
     yield Gone(actor.session)
+
+
+def dismiss(facts: Facts, session: bytes, reason: str) -> Iterator[Effect]:
+    """Tell an actor not to come back, and remove it; none of its tasks is to blame."""
+    if actor := facts.roster.actors.get(session):
+        yield from part(facts, actor, f"was dismissed: {reason}")
+        yield facts.refusal(actor.peer, session, reason, final=True)
 
 
 def recorded(facts: Facts, actor: Actor, record: tuple[int, ...]) -> list[TaskName]:

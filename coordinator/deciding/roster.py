@@ -54,6 +54,10 @@ class Actor:
     free_at: float = -math.inf  # time when a result of the actor came last: no task that waits here began before
     dropped: tuple[tuple[int, ...], ...] = ()  # (version, index, attempt) of the last tasks taken back, without a result so far
     pace: float = -1.0  # seconds that a task takes the actor, a running mean; -1 before the first
+    offers: tuple[str, ...] = ()  # as in Hello, as are the next three
+    cores: int = 0
+    memory: int = 0
+    gpus: tuple[str, ...] = ()
     stuck: bool = False  # a lease of the actor ran out, and its worker has said nothing since
     mute: bool = False  # nothing comes over the actor's connection, not even what its sockets say without Python
     hushed_at: float = -math.inf  # time when a person was last told so

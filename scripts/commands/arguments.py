@@ -166,6 +166,16 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument(
         "--job", metavar="FILE.py:attribute", help="this machine's copy of the job, if the coordinator runs a user's own job"
     )
+    one.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="for a shoal.Pool: functions of this module, and of modules below it, may be called here; may be given again",
+    )
+    one.add_argument(
+        "--trust-code", action="store_true", help="for a shoal.Pool: open pickles of its program, which run its code"
+    )
     _keyed(one)
     one = command(
         "keys",

@@ -219,6 +219,8 @@ def actor(asked: argparse.Namespace) -> int:
     from shoal.runs.living import called_on, life_of_any
 
     called = called_on(asked.address, of_actor(asked.key, asked.server))
+    if asked.allow or asked.trust_code:
+        return _calls(asked, called)
     own, name = None, ""
     if asked.job:
         from shoal.runs.choosing import absolute
@@ -235,6 +237,22 @@ def actor(asked: argparse.Namespace) -> int:
             sys.stderr.flush()
             os._exit(code)
         return code
+    return _crowd(Pool.forked(life), asked.count, called)
+
+
+def _calls(asked: argparse.Namespace, called: dict[str, Any]) -> int:
+    """Actors that do the calls of a pool."""
+    import socket
+
+    from shoal.actors.pool import Pool
+    from shoal.tasks.joining import life_of_calls
+
+    if asked.job:
+        raise UserError("--job and --allow: an actor does the tasks of a job or the calls of a pool; give one of the two")
+    if asked.trust_code and not called["keys"]:
+        raise UserError("--trust-code without --key and --server: pickles are opened only from a pool that proves its key")
+    host = socket.gethostname()
+    life = life_of_calls(f"{asked.name}@{host}" if asked.name else host, asked.allow, asked.trust_code)
     return _crowd(Pool.forked(life), asked.count, called)
 
 

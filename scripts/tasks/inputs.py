@@ -112,3 +112,17 @@ class Countdown:
             self._left = 0 if now else self._left - 1
         if now:
             self._ready()
+
+
+def elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call for another machine, on which there is no shared memory of this one: values that were put, also
+    in lists and tuples that are arguments, are themselves."""
+    return tuple(map(_itself, args)), {name: _itself(given) for name, given in kwargs.items()}
+
+
+def _itself(given: Any) -> Any:
+    if isinstance(given, Put):
+        return given.value
+    if type(given) in (list, tuple) and any(isinstance(one, Put) for one in given):
+        return type(given)(map(_itself, given))
+    return given

@@ -15,6 +15,8 @@ from shoal.actors.near import Near
 from shoal.actors.pool import Life
 from shoal.actors.workers.call import Calls
 from shoal.protocol import heap
+from shoal.protocol.door import ClientKeys
+from shoal.protocol.keys import Pair
 from shoal.protocol.marks import Marks
 from shoal.runs.living import LEFT
 from shoal.runs.threads import asked_for, few_for_good
@@ -34,6 +36,7 @@ def life_of(marks: Marks, seed: int, threads: int | None, given: object = None) 
             return LEFT
         told = threading.Event()
         on_signals(told, [signal.SIGTERM])
+        keys = arguments.get("keys")
         Actor(
             str(arguments["address"]),
             lambda workload: Calls(marks, seed, lambda: few_for_good(threads or asked_for()), given),
@@ -42,6 +45,7 @@ def life_of(marks: Marks, seed: int, threads: int | None, given: object = None) 
             clock=time.monotonic,
             say=lambda text: None,
             interrupted=lambda: "told to stop" if told.is_set() else "",
+            keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
         ).live()
         return LEFT
 

@@ -23,12 +23,16 @@ from typing import Any, Self, TypeVar
 
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
+from shoal.protocol.door import ServerKeys
 from shoal.protocol.errors import NeedError, UserError, signed
+from shoal.protocol.names import name_of
+from shoal.protocol.plaincalls import pack_call
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
 from shoal.tasks.how import Exceptions, How, how
-from shoal.tasks.inputs import Countdown, Put, Seen, awaited, settled
+from shoal.tasks.inputs import Countdown, Put, Seen, awaited, elsewhere, settled
+from shoal.tasks.joining import door_of
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.running import Entry, Running, started
@@ -67,9 +71,12 @@ class Pool(Executor):
 
     actors: number of processes; "auto": one for each core that this program may use. retries: times that a call may be tried
     again after the process that was at it has ended. threads: threads that numpy, torch and the like compute with in each
-    process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call.
-    run_dir: a folder in which results are kept: a program that was killed and is started again makes only the calls that have
-    no result there. Raises UserError if another process uses it.
+    process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call. run_dir: a folder in which results are
+    kept: a program that was killed and is started again makes only the calls that have no result there. Raises UserError if
+    another process uses it. address: where actors of other machines join ("tcp://0.0.0.0:5555"; port 0: any), so that actors
+    may be 0; keys: name of the pool's own key pair (`shoal keys new NAME`), by which both ends are known. Calls for such actors
+    are functions of modules and plain values. trusted: they are pickles, for actors that were started with --trust-code, whose
+    results are unpickled here.
 
     Make the pool when the functions that it is to call are defined: what is defined later, and lambdas, need cloudpickle
     (shoal[tasks]).
@@ -89,10 +96,16 @@ class Pool(Executor):
         threads: int | None = None,
         seed: int = 0,
         run_dir: str | Path = "",
+        address: str = "",
+        keys: str | ServerKeys | None = None,
+        trusted: bool = False,
     ) -> None:
-        many = cores() if actors == PLAIN else actors
-        if isinstance(many, bool) or not isinstance(many, int) or many < 1:
-            raise UserError(f'actors={actors!r}: must be a whole number from 1, or "auto" for one actor a core')
+        many, least = cores() if actors == PLAIN else actors, 0 if address else 1
+        if isinstance(many, bool) or not isinstance(many, int) or many < least:
+            raise UserError(
+                f'actors={actors!r}: must be a whole number from {least}, or "auto" for one actor a core'
+                + "; with an address, where others join, it may be 0" * (many == 0)
+            )
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise UserError(f"retries={retries!r}: must be a whole number from 0")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -101,7 +114,9 @@ class Pool(Executor):
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         self._how = How(retries=retries)
         self._there = _defined()
-        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None, self._given, self._ahead)
+        door = door_of(many, address, keys, trusted)
+        self._far, self._trusted = door is not None, trusted
+        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None, self._given, self._ahead, door)
         self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
@@ -235,6 +250,13 @@ class Pool(Executor):
             ready()
         return its
 
+    def join_line(self) -> str:
+        """The command that starts an actor on another machine, which joins this pool. Raises UserError if the pool has no
+        address."""
+        if self._running.door is None:
+            raise UserError("join_line: this pool has no address; make it with address='tcp://HOST:PORT', keys='NAME'")
+        return self._running.door.line(self._running.address)
+
     def put(self, value: T, *, copy: bool = False) -> Put[T]:
         """Put a value into shared memory, once for all calls that have it as an argument. They get the value itself: its arrays
         of 64 KiB and more are read in place, and cannot be written; with `copy` each call may write them, and what it writes is
@@ -313,6 +335,7 @@ class Pool(Executor):
         how: How,
         batch: Batch | None,
     ) -> Entry:
+        plain = pack_call(name_of(fn), *elsewhere(args, kwargs)) if self._far and not self._trusted else b""
         number, function = next(self._numbers), self._function(fn)
         future = self._future(number)
         if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how.key):
@@ -325,7 +348,7 @@ class Pool(Executor):
         self._seen.taken()  # of a call that could not travel
         arguments = pack_arguments(args, kwargs)
         ticket = _ticket(number, _name(fn), arguments.nbytes, time.monotonic(), how, batch)
-        return Entry(ticket, future, function, arguments, self._seen.taken(), key, how)
+        return Entry(ticket, future, function, arguments, self._seen.taken(), key, how, plain)
 
     def _asked(
         self,
@@ -351,8 +374,9 @@ class Pool(Executor):
         if need.gpus and not self._counted:
             self._counted = True
             self._running.machine.add(gpus())
-        if why := self._running.machine.never(need):
-            raise NeedError(why)
+        machines = self._running.machines()
+        if machines and all(one.never(need) for one in machines):
+            raise NeedError(machines[0].never(need))
         return need
 
     def _future(self, number: int) -> Result[Any]:
@@ -364,7 +388,7 @@ class Pool(Executor):
         """The future of a call that is made when all of these futures are done."""
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
-        kept, keys = running.kept, self._keys
+        kept, keys, named = running.kept, self._keys, name_of(fn) if self._far and not self._trusted else ""
         running.expect()
 
         def ready() -> None:
@@ -375,9 +399,10 @@ class Pool(Executor):
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
                     return
+                plain = pack_call(named, *elsewhere(*given)) if named else b""
                 arguments = pack_arguments(*given)
                 ticket = _ticket(number, name, arguments.nbytes, since, how, None)
-                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how)
+                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how, plain)
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failed)
@@ -394,7 +419,7 @@ class Pool(Executor):
             return known
         if not callable(fn):
             raise TypeError(f"submit and map want a function first, not {signed(fn)}")
-        parcel = by_value(fn) if self._new(fn) else pack(fn)
+        parcel = by_value(fn) if self._trusted or self._new(fn) else pack(fn)
         if lasting:
             self._functions[fn] = parcel
         return parcel

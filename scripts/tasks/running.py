@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,30 +23,37 @@ from shoal.coordinator.answers import Answers
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.events import Withdraw
+from shoal.coordinator.deciding.events import Dismiss, Withdraw
+from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
+from shoal.coordinator.deciding.resources import Machine
+from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.keeping.disk import DiskTrouble, lasting
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
-from shoal.protocol.calls import Answer, Call
+from shoal.protocol import plaincalls
+from shoal.protocol.calls import Answer, Call, pack_calls, read_answers
 from shoal.protocol.codec import Terms, pack_welcome
-from shoal.protocol.errors import WorkerLost
+from shoal.protocol.errors import ProtocolError, WorkerLost
+from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub
 from shoal.protocol.marks import Marks
-from shoal.protocol.trusted import Parcel, opened
+from shoal.protocol.trusted import Parcel, opened, pack, whole
 from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.how import How
 from shoal.tasks.inputs import Put
+from shoal.tasks.joining import KILLED, UNTRUSTING, Door
 from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
 from shoal.tasks.near import Nearby
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
+REFUSED = "an actor's answer cannot be taken"
 REPORTS = 50  # reports that are kept, for a person who asks
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
 DEFAULT = How()
@@ -57,7 +65,8 @@ BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=
 class Entry:
     """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
     that are among the arguments. key: of its result in the pool's folder; b"": none. how: its wishes as they were submitted.
-    begun: its future is running. tries: times that it was made again after an exception."""
+    begun: its future is running. tries: times that it was made again after an exception. plain: the call as plain values, for
+    actors elsewhere; b"": there are none."""
 
     ticket: Ticket
     future: Result[Any]
@@ -66,6 +75,7 @@ class Entry:
     puts: tuple[Put[Any], ...] = ()
     key: bytes = b""
     how: How = DEFAULT
+    plain: bytes = b""
     begun: bool = False
     tries: int = 0
 
@@ -90,10 +100,20 @@ class Running(threading.Thread):
     """The thread. It makes the nursery itself, because a process ends with the thread that made it.
 
     begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done. near: the
-    actors, if all are forks of this program; None: they may be anywhere, and speak with `server`.
+    actors, if all are forks of this program; None: they may be anywhere, and speak with `server`. door: where actors of other
+    machines join; None: nowhere. address: that actors connect to.
     """
 
-    def __init__(self, actors: int, seed: int, threads: int | None, folder: Path | None, given: object, ahead: int) -> None:
+    def __init__(
+        self,
+        actors: int,
+        seed: int,
+        threads: int | None,
+        folder: Path | None,
+        given: object,
+        ahead: int,
+        door: Door | None = None,
+    ) -> None:
         super().__init__(name="shoal-pool", daemon=True)
         self.near: Nearby | None = None
         self.actors = actors
@@ -102,8 +122,10 @@ class Running(threading.Thread):
         self.reports = Reports()
         self.entries: dict[int, Entry] = {}
         self.machine = machine(actors)
-        self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1)
-        self.core = Core(self.plan, Goal(), replace(BOUNDS, ahead=ahead), now=time.monotonic())
+        self.door, self.address = door, ""
+        self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1, machine_of=self._machine_of if door else None)
+        self._hosts: dict[str, Machine] = {}  # host of actors elsewhere -> its machine
+        self.core = Core(self.plan, Goal(), replace(BOUNDS, ahead=1 if door else ahead), now=time.monotonic())
         self._marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
         self._folder, self.kept = folder, cast(Kept | None, None)
         self._awaiting = 0  # calls that wait for the results of others
@@ -199,14 +221,18 @@ class Running(threading.Thread):
             self.begun.set()
 
     def _run(self, stack: ExitStack) -> None:
-        nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads, self._given))
-        stack.callback(nursery.close)
-        nursery.ready()
+        nursery = None
+        if self.actors:
+            nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads, self._given))
+            stack.callback(nursery.close)
+            nursery.ready()
         if self._folder is not None:  # after the fork: a copy of its lock would outlive this process
             self.kept = Kept(self._folder, lambda text: self.reports.report(Report("durable", text, "warning")))
             stack.callback(self.kept.close)
-        self._crew = Crew(nursery, self.actors, self.reports.report, time.monotonic, self._deaths)
-        reason = self._run_near(stack, self._crew) if NEAR else self._run_far(stack, self._crew)
+        if nursery:
+            self._crew = Crew(nursery, self.actors, self.reports.report, time.monotonic, self._deaths)
+        near = self._crew is not None and self.door is None and NEAR
+        reason = self._run_near(stack, self._crew) if near and self._crew else self._run_far(stack)
         self.fault = WorkerLost(reason)
 
     def _deaths(self) -> int:
@@ -222,14 +248,18 @@ class Running(threading.Thread):
         self.begun.set()
         return near.run(self._ends, self._nudged, lambda: bool(self._times))
 
-    def _run_far(self, stack: ExitStack, crew: Crew) -> str:
+    def _run_far(self, stack: ExitStack) -> str:
         """Make calls in actors of any machine, with the core, server and messages of any run."""
-        wire = Hub(f"ipc://{stack.enter_context(socket_folder()) / 'hub'}")
+        door, keys, crew = self.door, self.door.keys if self.door else None, self._crew
+        wire = Hub(door.address if door else f"ipc://{stack.enter_context(socket_folder()) / 'hub'}", keys)
         stack.callback(wire.close)
+        self.address = wire.address
         self._wake = wire.wake
         core = self.core
-        learner = Learner(Answers(self._calls, self._done), Inspector(), time.monotonic, prompt=True)
-        outside = Outside(self._ends, nudged=self._nudged, gone=crew.gone, ran=self._ran, evict=crew.evict)
+        learner = Learner(Answers(self._brief, self._took), Inspector(), time.monotonic, prompt=True)
+        outside = Outside(self._ends, nudged=self._nudged)
+        if crew:
+            outside = Outside(self._ends, nudged=self._nudged, gone=crew.gone, ran=self._ran, evict=crew.evict)
         self.server = Server(
             core,
             wire,
@@ -237,23 +267,35 @@ class Running(threading.Thread):
             self.reports,
             run="pool",
             host=host_id(),
-            welcome=pack_welcome(Terms({}, learner.newest[1].layout)),
+            welcome=pack_welcome(Terms({"pool": True, "seed": self._seed}, learner.newest[1].layout)),
             layouts=(),
             clock=time.monotonic,
             outside=outside,
+            local=(keys.own.public,) if keys else () if door else ("",),
             runs=True,
         )
-        crew.hire({"address": wire.address})
+        if self._crew:
+            own = [keys.own.public, keys.own.secret, keys.pair.public] if keys else []
+            self._crew.hire({"address": wire.address, "keys": own})
         self.begun.set()
         return self.server.run().reason
 
     def _ends(self) -> str:
         """Why the pool ends now; "" if it goes on."""
         if self._closing:
+            if self.door and not self.core.facts.roster:  # nobody is there whom the plan could give a call that was cancelled
+                self._strike()
             with self._lock:
                 if not (self.entries or self._offered or self._asked or self._awaiting):
                     return "the pool is shut down"
         return self._crew.spent() if self._crew else ""
+
+    def _strike(self) -> None:
+        """Forget calls that were cancelled."""
+        for number, entry in list(self.entries.items()):
+            if not entry.begun and entry.future.cancelled():
+                entry.future.set_running_or_notify_cancel()
+                del self.entries[number]
 
     def _nudged(self) -> bool:
         """Take in what callers offered and asked, and give up the tickets that the plan has lost. True if there was any."""
@@ -262,7 +304,10 @@ class Running(threading.Thread):
             why = whys.pop(index, "its actor died")
             if entry := self.entries.get(ticket.number):
                 times = "its process" if ticket.faults == 1 else f"its process {ticket.faults} times"
-                self._fail(entry, WorkerLost(f"{ticket.function} ended {times}; the last time: {why}"))
+                text = f"{ticket.function} ended {times}; the last time: {why}"
+                if why.startswith(REFUSED):
+                    text = f"{ticket.function} gave no result: {why}"
+                self._fail(entry, WorkerLost(text))
         self.plan.lost.clear()
         if self._times:
             self._time_out()
@@ -307,11 +352,82 @@ class Running(threading.Thread):
                 what = f"{entry.ticket.function} took longer than timeout={entry.how.timeout:g} s, and its process was ended"
                 entry.future.set_exception(TimeoutError(what))
 
+    def _withdraw(self, index: int, lease: Lease | None) -> None:
+        """End the process that has a task which nobody wants any more."""
+        self.server.handle(Withdraw((0, index)))
+        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
+        if actor is not None and not self.ours(actor):
+            self._dismiss(actor.session, KILLED)
+
     def _calls(self, index: int) -> Sequence[Call]:
         """The calls of a task; none if it was withdrawn, or its actor died, after its brief was asked for in this turn."""
         given = self.plan.given.get(index)
         entries = [self.entries[number] for number in given.tickets] if given else []
         return [Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries]
+
+    def _brief(self, index: int) -> Bundle:
+        """The calls of a task, for an actor of any machine; none as in `_calls`, and if another actor than the plan chose has
+        the task: its calls come back, and are given out anew."""
+        given = self.plan.given.get(index)
+        if given is None or self.door is None:
+            return pack_calls(self._calls(index))
+        entries = [self.entries[number] for number in given.tickets]
+        lease = self.core.facts.ledger.leases.get((0, index))
+        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
+        if actor is None:  # it was dismissed in this turn
+            return pack_calls(())
+        if given.session not in (b"", actor.session):
+            entries = []
+        given.session, given.far = actor.session, not self.ours(actor)
+        if not given.far:
+            return pack_calls([Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries])
+        if not self.door.trusted:
+            return plaincalls.pack_brief((one.ticket.number, one.plain) for one in entries)
+        if "code" not in actor.offers:
+            entries = []
+            self._asked.append(partial(self._dismiss, actor.session, UNTRUSTING))
+            self._woken = True
+        return pack_calls([Call(one.ticket.number, whole(one.function.data), whole(one.arguments.data)) for one in entries])
+
+    def ours(self, actor: Actor) -> bool:
+        """Return whether an actor is a fork of this program. Anybody else's answers are never unpickled, unless both ends said
+        so."""
+        keys = self.door.keys if self.door else None
+        return self.door is None or (keys is not None and actor.user == keys.own.public)
+
+    def _machine_of(self, number: int) -> Machine:
+        """The machine of the actor with this number."""
+        return self.host_of(next(one for one in self.core.facts.roster.actors.values() if one.number == number))
+
+    def host_of(self, actor: Actor) -> Machine:
+        if self.ours(actor):
+            return self.machine
+        if actor.host not in self._hosts:
+            self._hosts[actor.host] = made = Machine(max(1, actor.cores), actor.memory)
+            made.add(actor.gpus)
+        return self._hosts[actor.host]
+
+    def machines(self) -> list[Machine]:
+        """The machines that are known, for any thread."""
+        return [self.machine] * (self.actors > 0) + list(self._hosts.values())
+
+    def _took(self, index: int, bundle: Bundle) -> None:
+        """Take the answers of a task. Raises ProtocolError for bytes from elsewhere that are none."""
+        if not self.plan.given[index].far:
+            self._done(index, read_answers(bundle))
+            return
+        plain = not (self.door and self.door.trusted)
+        try:
+            answers = plaincalls.read_answers(bundle) if plain else read_answers(bundle)
+            parcels = [pack(plaincalls.result_of(one)) for one in answers] if plain else []  # kept until they are opened
+        except (ValueError, TypeError) as wrong:
+            raise ProtocolError(f"{REFUSED}: {wrong}") from wrong
+        self._done(
+            index, [one._replace(parcel=its.data) for one, its in zip(answers, parcels, strict=True)] if plain else answers
+        )
+
+    def _dismiss(self, session: bytes, why: str) -> None:
+        self.server.handle(Dismiss(session, why))
 
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
         came = {one.ticket: one for one in answers}
@@ -359,9 +475,14 @@ class Running(threading.Thread):
         """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began."""
         if self.near and self._crew:
             self._crew.evict([self.near.answering])
-        elif (lease := self.core.facts.ledger.leases.get((0, index))) and self._crew:
-            peer = self.core.facts.roster.actors[lease.session].peer if lease.session in self.core.facts.roster.actors else b""
-            self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == peer])
+            return
+        lease = self.core.facts.ledger.leases.get((0, index))
+        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
+        if actor is not None and not self.ours(actor):
+            self._asked.append(partial(self._dismiss, actor.session, KILLED))
+            self._woken = True
+        elif actor is not None and self._crew:
+            self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == actor.peer])
 
     def _ran(self, pid: int) -> tuple[int, ...]:
         """(version, index, attempt) of the task that a process began last; the plan learns which of its tickets that was."""
@@ -428,7 +549,7 @@ class Running(threading.Thread):
             if self.near:
                 self.near.evict(index)
             else:
-                self.server.handle(Withdraw((0, index)))
+                self._withdraw(index, lease)
         return entry
 
 
@@ -450,9 +571,17 @@ def _complete(entry: Entry, answer: Answer) -> None:
         entry.future.set_result(value)
 
 
-def started(actors: int, seed: int, threads: int | None, folder: Path | None, given: object = None, ahead: int = 1) -> Running:
+def started(
+    actors: int,
+    seed: int,
+    threads: int | None,
+    folder: Path | None,
+    given: object = None,
+    ahead: int = 1,
+    door: Door | None = None,
+) -> Running:
     """A thread whose pool takes calls. Raises UserError if its processes cannot be made, or its folder is in use."""
-    running = Running(actors, seed, threads, folder, given, ahead)
+    running = Running(actors, seed, threads, folder, given, ahead, door)
     running.start()
     running.begun.wait()
     if running.fault is not None:

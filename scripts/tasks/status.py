@@ -30,12 +30,16 @@ def _lines(running: Running) -> Iterator[str]:
     actors = list(_near(running.near.near) if running.near else _far(running.core.facts))
     for name, indices, since in actors:
         yield f"{name}: {_at(running, indices, now - since) if indices else 'waits for calls'}"
-    if running.actors > len(actors):
-        yield f"{running.actors - len(actors)} of {running.actors} actors are starting"
+    here = len(actors) if running.near else sum(map(running.ours, running.core.facts.roster.actors.values()))
+    if running.actors > here:
+        yield f"{running.actors - here} of {running.actors} actors are starting"
+    if running.door and here == len(actors):
+        yield f"no actor has joined from elsewhere; on another machine type: {running.door.line(running.address)}"
     if plan.waiting:
         first = plan.waiting[0][1]
-        why = f"{sum(bool(indices) for _, indices, _ in actors)} of {running.actors} actors are busy"
-        if lacks := running.machine.lacks(first.need):
+        why = f"{sum(bool(indices) for _, indices, _ in actors)} of {max(running.actors, len(actors))} actors are busy"
+        machines = running.machines()
+        if machines and (lacks := frozenset.intersection(*(one.lacks(first.need) for one in machines))):
             why = f"it needs {first.need}, and there are not enough {' and '.join(sorted(lacks))} left; {why}"
         yield f"{len(plan.waiting)} calls wait, the first of {first.function} for {now - first.since:.1f} s: {why}"
     if plan.full:

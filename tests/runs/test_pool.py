@@ -23,6 +23,7 @@ import pytest
 
 import shoal
 from shoal.coordinator.deciding.resources import Need
+from shoal.protocol.calls import read_calls
 from shoal.protocol.errors import NeedError, UserError, WorkerLost
 from shoal.tasks import kept
 from shoal.tasks import running as running_module
@@ -587,12 +588,12 @@ def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
 
 
 def test_a_task_that_is_gone_before_its_calls_are_packed_has_none() -> None:
-    running = Running(1, 0, None, None)
-    assert running._calls(3) == []  # it was withdrawn in the turn in which it was given out
+    running = Running(1, 0, None, None, None, 1)
+    assert read_calls(running._brief(3)) == []  # it was withdrawn in the turn in which it was given out
 
 
 def test_who_kills_a_call_does_not_wait_for_a_pool_that_fails_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    running = Running(1, 0, None, None)
+    running = Running(1, 0, None, None, None, 1)
     asked = threading.Event()
     monkeypatch.setattr(running, "_kill", lambda number: 1 // 0)
     monkeypatch.setattr(running, "_wake", asked.set)

@@ -69,23 +69,29 @@ class Ticket:
 @dataclass(slots=True)
 class Given:
     """The tickets of one task, by number. need, gpus: what the machine has promised them. blamed: the ticket that ran when its
-    actor died; None: that is not known."""
+    actor died; None: that is not known. machine: that promised it. session: of the actor that was told; b"": none was.
+    far: that actor is on another machine."""
 
     tickets: dict[int, Ticket]
     need: Need
     gpus: tuple[int, ...] = ()
     blamed: int | None = None
+    machine: Machine | None = None
+    session: bytes = b""
+    far: bool = False
 
 
 @dataclass(slots=True)
 class Tickets:
     """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are. machine: what
     calls may take; None: whatever they need. ahead: True gives a long call to a busy actor too, which begins it without waiting
-    for word: for calls whose results are taken in order, so that nothing is gained if another actor is free sooner."""
+    for word: for calls whose results are taken in order, so that nothing is gained if another actor is free sooner. machine_of:
+    the machine of the actor with a seat's number; None: all actors are of `machine`."""
 
     begins: Callable[[Ticket], bool]
     width: int = 1
     machine: Machine | None = None
+    machine_of: Callable[[int], Machine] | None = None
     waiting: list[tuple[Key, Ticket]] = field(default_factory=list)  # a heap
     given: dict[int, Given] = field(default_factory=dict)  # index of a task -> its tickets
     full: list[Ticket] = field(default_factory=list)  # tickets of full batches
@@ -107,6 +113,8 @@ class Tickets:
                 self.fell(index, self.given[index].blamed if index in self.given else None)
         if not self.waiting:
             return ()
+        if self.machine_of is not None:
+            return self._among(seats, self.machine_of, version)
         empty = sum(seat.held == 0 for seat in seats)
         tasks: list[Task] = []
         short = frozenset[str]()  # kinds of which there is not enough for a ticket that comes before
@@ -124,7 +132,25 @@ class Tickets:
             if not self.begins(ticket):
                 continue
             empty -= empty > 0
-            tasks.append(self._task([ticket] if single else [ticket, *self._more(ticket)], version, alone, need))
+            tasks.append(self._task([ticket] if single else [ticket, *self._more(ticket)], version, alone, need, self.machine))
+        self.offer(aside)
+        return tasks
+
+    def _among(self, seats: Seats, machine_of: Callable[[int], Machine], version: int) -> Sequence[Task]:
+        """Tasks for idle actors of several machines: each ticket goes to the first whose machine has what the ticket needs."""
+        idle = {seat.actor: machine_of(seat.actor) for seat in seats if seat.held == 0}
+        tasks: list[Task] = []
+        aside: list[Ticket] = []  # tickets that no machine has enough for now
+        while idle and len(aside) < LOOKED_AT and (ticket := self._next()):
+            lacks = {at: machine.lacks(ticket.need) for at, machine in idle.items()}
+            at = next((at for at, short in lacks.items() if not short), None)
+            if at is None:
+                aside.append(ticket)
+                if all("cores" in short for short in lacks.values()):
+                    break  # short calls would keep a call of many cores waiting for ever
+            elif self.begins(ticket):
+                tickets = [ticket] if self._long(ticket) else [ticket, *self._more(ticket)]
+                tasks.append(self._task(tickets, version, True, ticket.need, idle.pop(at), at))
         self.offer(aside)
         return tasks
 
@@ -162,8 +188,8 @@ class Tickets:
     def take_back(self, index: int) -> Given:
         """Forget a task, and give back what the machine had promised it."""
         given = self.given.pop(index)
-        if self.machine:
-            self.machine.give_back(given.need, given.gpus)
+        if given.machine:
+            given.machine.give_back(given.need, given.gpus)
         return given
 
     def release(self) -> None:
@@ -212,15 +238,17 @@ class Tickets:
             if self.begins(ticket):
                 yield ticket
 
-    def _task(self, tickets: Sequence[Ticket], version: int, alone: bool, need: Need) -> Task:
+    def _task(
+        self, tickets: Sequence[Ticket], version: int, alone: bool, need: Need, machine: Machine | None, where: int = -1
+    ) -> Task:
         index = self.drawn
         self.drawn += 1
-        gpus = self.machine.take(need) if self.machine else ()
-        self.given[index] = Given({one.number: one for one in tickets}, need, gpus)
+        gpus = machine.take(need) if machine else ()
+        self.given[index] = Given({one.number: one for one in tickets}, need, gpus, machine=machine)
         words = {}
-        if self.machine and need not in (ONE_CORE, NOTHING):
-            words = {"threads": need.threads, "gpus": [self.machine.names[gpu] for gpu in gpus]}
-        return Task(version, index, (index,), "call", words=words, alone=alone)
+        if machine and need not in (ONE_CORE, NOTHING):
+            words = {"threads": need.threads, "gpus": [machine.names[gpu] for gpu in gpus]}
+        return Task(version, index, (index,), "call", words=words, alone=alone, where=where)
 
     def put_back(self, index: int) -> None:
         """Let the tickets of a task that did not begin wait again."""

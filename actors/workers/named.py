@@ -1,0 +1,67 @@
+"""The worker of a pool on another machine: it calls functions of the modules that this machine's user allowed.
+
+The one idea: the form of a brief says what may be done with it. Plain values run no code when they are read. Pickles are opened
+only if this machine's user said --trust-code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any
+
+from shoal.actors.workers.call import CALL, LONG, Calls, within
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.marks import Marks
+from shoal.protocol.names import function_of
+from shoal.protocol.plaincalls import PlainCall, pack_answers, pack_raised, pack_result, read_brief
+from shoal.protocol.values import MAGIC
+from shoal.protocol.work import Task, Work
+
+
+class NamedCalls:
+    """Does the calls in a task's brief, one after another. allowed: modules whose functions may be called, each with all below
+    it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls."""
+
+    def __init__(
+        self, allowed: Sequence[str], trusted: bool, seed: int = 0, prepare: Callable[[], object] | None = None
+    ) -> None:
+        self._prepare = prepare
+        self._allowed, self._seed, self._marks = tuple(allowed), seed, Marks()
+        self._code = Calls(self._marks, seed, beside=False) if trusted else None
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        assert brief is not None  # a task of a pool always has calls
+        if self._prepare:
+            self._prepare()
+            self._prepare = None
+        if bytes(brief.data[: len(MAGIC)]) == MAGIC:
+            with within(task.words) if task.words else nullcontext():
+                return Work(pack_answers(self._all(read_brief(brief))))
+        if self._code is None:
+            raise ProtocolError("the pool sent pickled code, which this actor does not open: start it with --trust-code")
+        return self._code.run(weights, client, task, brief)
+
+    def _all(self, calls: Sequence[PlainCall]) -> Sequence[tuple[int, bool, bytes, float]]:
+        answers: list[tuple[int, bool, bytes, float]] = []
+        start = perf_counter()
+        for call in calls:
+            if answers and perf_counter() - start > LONG:
+                break
+            CALL.set((self._seed, call.ticket, self._marks))
+            began = perf_counter()
+            raised, data = self._answer(call)
+            answers.append((call.ticket, raised, data, perf_counter() - began))
+        return answers
+
+    def _answer(self, call: PlainCall) -> tuple[bool, bytes]:
+        try:
+            function = self._functions.get(call.function)
+            if function is None:
+                function = self._functions[call.function] = function_of(call.function, self._allowed)
+            return False, pack_result(function(*call.args, **call.kwargs), f"the result of {call.function}")
+        except BaseException as error:  # noqa: BLE001  a user's function may raise anything, and even call sys.exit
+            return True, pack_raised(error)
