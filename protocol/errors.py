@@ -27,6 +27,10 @@ class WorkerLost(RuntimeError):  # noqa: N818  the word that people look for
     """The process of a call ended, as often as the call may be tried; or a pool has no processes any more."""
 
 
+class Late(TimeoutError):  # noqa: N818  the word of the interface
+    """A server of predictions gave no answer within the request's deadline, or had no room for the request."""
+
+
 class NeedError(UserError):
     """A call needs more than the machine has."""
 

@@ -83,12 +83,15 @@ def raise_descriptor_limit() -> None:
 
 class Front:
     """The ROUTER at `address`, and the door of `keys`. Raises UserError if it cannot bind, or if other machines could reach it
-    and no keys would be asked for. listener: descriptor that listens at `address` already; -1: there is none."""
+    and no keys would be asked for. listener: descriptor that listens at `address` already; -1: there is none. largest: bytes
+    of the largest payload that a peer may send."""
 
-    def __init__(self, address: str, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1) -> None:
+    def __init__(
+        self, address: str, keys: ServerKeys | None, clock: Callable[[], float], listener: int = -1, largest: int = MOST
+    ) -> None:
         check_bind(address, keys)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
-        self.socket = opened(self._context, zmq.ROUTER, MOST)
+        self.socket = opened(self._context, zmq.ROUTER, largest)
         every, within = PULSE if address.startswith("ipc://") else PULSE_AFAR
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, every)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, within)

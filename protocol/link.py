@@ -24,6 +24,7 @@ from shoal.protocol.budget import Buckets
 from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, encode_arrays
 from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress, over_budget
 from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.fetching import MOST
 from shoal.protocol.front import PING, Came, Entry, Front, opened
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.messages import Envelope
@@ -201,13 +202,21 @@ class Outbox:
 class Hub:
     """The coordinator's end, if actors connect to it directly. Used by one thread; any thread may call `wake`.
 
-    keys: None: only this machine's actors can be let in. inline: bytes of arrays that go with their message, at most.
+    keys: None: only this machine's actors can be let in. inline: bytes of arrays that go with their message, at most. listener,
+    largest: as of a Front.
     """
 
     inline = INLINE
 
-    def __init__(self, address: str, keys: ServerKeys | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.front = Front(address, keys, clock)
+    def __init__(
+        self,
+        address: str,
+        keys: ServerKeys | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        listener: int = -1,
+        largest: int = MOST,
+    ) -> None:
+        self.front = Front(address, keys, clock, listener, largest)
         self.address = self.front.address
         self._meter = Meter(keys, clock)
         self._outbox = Outbox()
@@ -262,6 +271,7 @@ class Line:
     If the coordinator refuses this actor's key, the line tries again with a new socket, after KNOCK_AGAIN seconds: ZeroMQ
     itself would not try a second time. beside: another line of this actor, which waits for both and is closed last. A line
     beside another keeps nothing for a connection that is not there yet: a question on one connection is not asked on the next.
+    largest: bytes of the largest payload that may come.
     """
 
     def __init__(
@@ -270,9 +280,11 @@ class Line:
         keys: ClientKeys | None = None,
         clock: Callable[[], float] = time.monotonic,
         beside: Line | None = None,
+        largest: int = MAX_WELCOME,
     ) -> None:
         check_connect(address, keys)
         self.address, self._keys, self._clock, self._beside = address, keys, clock, beside
+        self._largest = largest
         self.context: zmq.Context[zmq.Socket[bytes]] = beside.context if beside else zmq.Context()
         self._outbox = Outbox()
         self._waiting: Waiting = beside._waiting if beside else Waiting()
@@ -286,7 +298,7 @@ class Line:
 
     def _open(self) -> None:
         self._opened += 1
-        self.socket = opened(self.context, zmq.DEALER, MAX_WELCOME)
+        self.socket = opened(self.context, zmq.DEALER, self._largest)
         self.socket.setsockopt(zmq.IPV6, "[" in self.address)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)

@@ -149,6 +149,33 @@ class Ask:
     protocol: int
 
 
+# Messages of a client of `shoal serve`, which is no actor, to the server
+
+
+@value
+class Predict:
+    """A request of a client, under a session of its own. The payload holds the rows, in C order. It may be sent again: a new
+    connection may lead to another process of the server.
+
+    number: of the request, which its answer has too. dtype: of the rows, numpy's name. shape: (rows, ...). deadline: seconds
+    from its arrival after which it is not computed any more; 0: none. key: the user that it is for, who is always given the
+    same model; "": none.
+    """
+
+    number: int
+    dtype: str
+    shape: tuple[int, ...]
+    deadline: float = 0.0
+    key: str = ""
+
+
+@value
+class Inquire:
+    """The question for a server's figures; the answer is Figures. number: of the question, which its answer has too."""
+
+    number: int
+
+
 # Messages of either side: the receiver of arrays asks, their sender answers
 
 
@@ -298,11 +325,49 @@ class State:
     waiting_for: tuple[str, ...] = ()
 
 
+# Messages of a server of predictions
+
+
+@value
+class Predicted:
+    """The answer to Predict. The payload holds the outputs, in C order.
+
+    number: of the request. model, version: that made the outputs. dtype: of the outputs, numpy's name. shape: (rows, ...).
+    request: the server's name of the request, by which an outcome may be posted.
+    """
+
+    number: int
+    model: str
+    version: int
+    dtype: str
+    shape: tuple[int, ...]
+    request: str = ""
+
+
+@value
+class Declined:
+    """The answer to a Predict that was not computed. why: "late", past its deadline; "full", the queue is full; "wrong", the
+    request is; "failed", the model raised. reason: a line for a person."""
+
+    number: int
+    why: str
+    reason: str
+
+
+@value
+class Figures:
+    """The answer to Inquire. The payload holds the server's figures (`scripts/serving/stats.py`), as JSON."""
+
+    number: int
+
+
 OfActor: TypeAlias = Hello | Have | Contribute | Failed | Bye | Ready
 OfMonitor: TypeAlias = Ask
+OfClient: TypeAlias = Predict | Inquire
 OfEither: TypeAlias = Beat | Want | Chunk
 OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop | State
-Message: TypeAlias = OfActor | OfMonitor | OfEither | OfCoordinator
+OfServer: TypeAlias = Predicted | Declined | Figures
+Message: TypeAlias = OfActor | OfMonitor | OfClient | OfEither | OfCoordinator | OfServer
 
 
 @value

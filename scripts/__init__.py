@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shoal.jobs.reinforcement import Reinforcement as Reinforcement
     from shoal.jobs.settings import option as option
     from shoal.jobs.wraps import Wrap as Wrap
+    from shoal.protocol.errors import Late as Late
     from shoal.protocol.errors import NeedError as NeedError
     from shoal.protocol.errors import UserError as UserError
     from shoal.protocol.errors import WorkerLost as WorkerLost
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from shoal.runs.running import RunError as RunError
     from shoal.runs.running import run as run
     from shoal.runs.running import start as start
+    from shoal.serving.client import Client as Client
     from shoal.sweeps.found import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
     from shoal.tasks.loader import Loader as Loader
@@ -66,7 +68,7 @@ MODULES = {
     "jobs.reinforcement": "Reinforcement",
     "jobs.settings": "option",
     "jobs.wraps": "Wrap",
-    "protocol.errors": "NeedError UserError WorkerLost",
+    "protocol.errors": "Late NeedError UserError WorkerLost",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
     "runs.compare": "compare",
@@ -74,6 +76,7 @@ MODULES = {
     "runs.evaluate": "evaluate export",
     "runs.run": "Run load plot",
     "runs.running": "RunError run start",
+    "serving.client": "Client",
     "sweeps.found": "Sweep",
     "sweeps.sweep": "sweep",
     "tasks.loader": "Loader",

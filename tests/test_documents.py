@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -126,6 +127,28 @@ def test_the_page_on_comparing_begins_with_a_short_program_that_runs(tmp_path: P
     [shown] = blocks(page, "text")
     assert numberless(str(names["found"])) == numberless(shown.strip())  # other builds of torch have other bits
     assert names["found"]["B"].verdict == "better"
+
+
+def test_the_page_on_serving_begins_with_a_short_program_that_runs(tmp_path: Path) -> None:
+    program = blocks(ROOT / "docs" / "serving.md", "python")[0]
+    assert len(program.splitlines()) <= 10
+    port, other = free_port(), free_port()
+    shell = f'[sys.executable, "-m", "shoal", "serve", str(run.folder), "--zmq", "tcp://127.0.0.1:{port}", "--port", "{other}"]'
+    here = (
+        program.replace("5557", str(port))
+        .replace('["shoal", "serve", str(run.folder)]', shell)
+        .replace("import sub", "import sys, sub")
+    )
+    (tmp_path / "shown.py").write_text(here + "assert server.wait(60) == 0\n")
+    done = subprocess.run([sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "(1, 10) 3"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
 
 
 def numberless(text: str) -> str:

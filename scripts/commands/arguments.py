@@ -226,6 +226,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     )
     one.add_argument("--quiet", action="store_true", help="print only errors and the result")
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
+    _serving(command("serve", "answer with a run's model, also while it trains: HTTP and ZeroMQ, batched, split among models"))
     one = command("status", "tell whether a run is alive and moves: exit code 0, else 1")
     where_to = "folder of a run of this machine, or the address of a coordinator, which is asked"
     one.add_argument("place", type=_place, metavar="RUN_DIR|tcp://HOST:PORT", help=where_to)
@@ -310,6 +311,63 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     )
     one.add_argument("--json", action="store_true", help="print only the JSON lines")
     return top
+
+
+def seconds(text: str) -> float:
+    """The seconds in a text like 2ms, 100ms, 0.5 or 1s."""
+    number, unit = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a time is a number from 0 with ms or s: 2ms, 100ms, 1s")
+    return found
+
+
+def _serving(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "sources",
+        nargs="+",
+        type=_place,
+        metavar="RUN_DIR|tcp://HOST:PORT",
+        help="runs whose newest weights answer, and each newer snapshot; or a coordinator, whose versions are followed",
+    )
+    one.add_argument(
+        "--split", default="", metavar="90,10", help="percentage of requests for each model (default: equal shares)"
+    )
+    sticky = "header with the user's key: a user is always answered by the same model (over ZeroMQ: key=)"
+    one.add_argument("--sticky", default="", metavar="HEADER", help=sticky)
+    one.add_argument("--test", default="", metavar="NAME", help="name of the test, by which users are shared out anew")
+    one.add_argument("--max-batch", type=whole(1), default=64, metavar="ROWS", help="rows of a batch and of a request, at most")
+    company = "time that a request, which came while the model was busy, waits for others, at most (default: 2ms)"
+    one.add_argument("--max-wait", type=seconds, default=0.002, metavar="T", help=company)
+    one.add_argument(
+        "--deadline", type=seconds, default=0.0, metavar="T", help="time after which a request is declined (default: none)"
+    )
+    one.add_argument("--queue", type=whole(1), default=4_096, metavar="ROWS", help="rows that may wait (default: 4096)")
+    one.add_argument("--replicas", type=whole(1), default=1, metavar="N", help="processes that answer (default: 1)")
+    one.add_argument("--host", default="127.0.0.1", help="address of HTTP (default: 127.0.0.1); another one needs --token")
+    one.add_argument("--port", type=whole(0), default=8080, help="port of HTTP (default: 8080; 0: any free one)")
+    zmq = "address of ZeroMQ (default: tcp://127.0.0.1:5557); one that other machines reach needs --key"
+    one.add_argument("--zmq", type=given(address), default="tcp://127.0.0.1:5557", metavar="tcp://HOST:PORT", help=zmq)
+    one.add_argument("--only", choices=("http", "zmq"), default="", help="leave the other one out")
+    token = "asked of each HTTP request, as Authorization: Bearer TOKEN; @FILE is its first line (default: $SHOAL_TOKEN)"
+    one.add_argument("--token", type=given(), metavar="TOKEN", help=token, **_or("SHOAL_TOKEN"))
+    _keyed(one)
+    own = "this machine's copy of the job, if the coordinator that is followed runs a user's own job"
+    one.add_argument("--job", metavar="FILE.py:attribute", default="", help=own)
+    one.add_argument("--trust", action="store_true", help=TRUST)
+    check = "your own check of each version before it answers: (version, predict) -> a reason to refuse it, or None"
+    one.add_argument("--check", metavar="FILE.py:attribute", default="", help=check)
+    one.add_argument("--compile", action="store_true", help="compile the model by torch.compile")
+    one.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="numbers that the model computes with")
+    one.add_argument("--quantize", choices=("int8",), default="", help="quantize linear layers by torch's dynamic quantization")
+    most = "what --compile, --dtype or --quantize may cost of accuracy (or of held-out loss, as a share) (default: 0.01)"
+    one.add_argument("--max-loss", type=above_zero, default=0.01, metavar="D", help=most)
+    one.add_argument(
+        "--folder", default="", metavar="DIR", help="folder of serve.json and serve.jsonl (default: the run's own)"
+    )
 
 
 def _place(text: str) -> str:

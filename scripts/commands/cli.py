@@ -398,6 +398,17 @@ def track(asked: argparse.Namespace) -> int:
     return 0 if whole else 1
 
 
+def serve(asked: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from shoal.serving.serve import Plan
+    from shoal.serving.serve import serve as served
+
+    found: dict[str, Any] = {one.name: getattr(asked, one.name) for one in fields(Plan)}
+    told = {name: "" if value is None else value for name, value in found.items()}
+    return served(Plan(**told | {"sources": tuple(asked.sources)}))
+
+
 def watch(asked: argparse.Namespace) -> int:
     import socket
 
@@ -482,6 +493,7 @@ ACTS: Mapping[str, Act] = {
         sweep,
         keys,
         resume,
+        serve,
         status,
         track,
         watch,

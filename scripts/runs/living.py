@@ -46,23 +46,37 @@ def life_of(job: Job) -> Life:
     return live
 
 
+def named_job(workload: Mapping[str, Any], own: Job | None) -> Job:
+    """The job that a coordinator names: the job that this machine's user named, or a built-in one. Raises UserError."""
+    asked = str(workload.get("job"))
+    by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose
+    if (job := own or (None if by_module else built_in(asked))) is None:
+        raise UserError(f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job")
+    return job
+
+
+def configured(job: Job, workload: Mapping[str, Any]) -> Job:
+    """The job with the coordinator's settings and seed: all settings, also those that the file of the user's own job or a
+    default would give. So they are in no digest."""
+    return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
+
+
+def job_asked(workload: Mapping[str, Any], own: Job | None) -> Job:
+    """The job of a coordinator's run, as its Welcome tells it. Raises UserError."""
+    return configured(named_job(workload, own), workload)
+
+
 def life_of_any(name: str, own: Job | None, digest: str = "") -> Life:
     """The life of an actor that joins a coordinator from elsewhere. name: the actor's name, with its
     host's; its process id follows in reports. own: the job that this machine's
     user named with --job; None if there is no --job. digest: of that job, or of Shoal alone (jobs/catalog.py)."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
-        asked = str(workload.get("job"))
-        by_module = asked.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module, which no peer may choose
-        if (job := own or (None if by_module else built_in(asked))) is None:
-            raise UserError(
-                f"the coordinator runs a job of its user's own ({asked!a}): start this actor with --job FILE.py:job"
-            )
+        job = named_job(workload, own)
         if digest and (other := workload.get("digest")) and other != digest:
             its = f"its digest is {digest[:8]}, and the coordinator's is {printable(str(other), 8)}"
             print(f"{name}: this machine's job file or version of Shoal differs from the coordinator's: {its}", flush=True)
-        # All settings, also those that the file of `own` or a default would give: so they are in no digest.
-        job = job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
+        job = configured(job, workload)
         settings = job.plain()
         envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)
         claim(f"the coordinator's job, of num_envs={envs} and rollout_length={rows},", envs * (ENVIRONMENT + ROW * rows))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -59,14 +59,15 @@ class Queue(Generic[T]):
         """Add a request. Returns why it is refused ("": it waits now), and requests that were found to be late."""
         late: list[T] = []
         if self.rows[lane] + rows > self.most:
-            late = self._drop_late(lane, now)
+            late = self.drop_late(lane, now)
         if self.rows[lane] + rows > self.most:
             return f"the queue is full: {self.rows[lane]:,} rows wait, of at most {self.most:,}; try again", late
         self.lanes[lane].append(Waiting(item, rows, now, due, self.busy))
         self.rows[lane] += rows
         return "", late
 
-    def _drop_late(self, lane: str, now: float) -> list[T]:
+    def drop_late(self, lane: str, now: float) -> list[T]:
+        """Take out the requests of a lane whose deadline is over."""
         late = [one for one in self.lanes[lane] if one.due <= now]
         if late:
             self.lanes[lane] = deque(one for one in self.lanes[lane] if one.due > now)
@@ -101,16 +102,6 @@ class Queue(Generic[T]):
             else:
                 turn.batch.append(one.item)
                 turn.rows += one.rows
-
-    def withdraw(self, wanted: Callable[[T], bool]) -> int:
-        """Drop the requests that `wanted` says nobody waits for any more. Returns their number."""
-        many = 0
-        for lane, waiting in self.lanes.items():
-            kept = deque(one for one in waiting if wanted(one.item))
-            many += len(waiting) - len(kept)
-            self.rows[lane] = sum(one.rows for one in kept)
-            self.lanes[lane] = kept
-        return many
 
     def __len__(self) -> int:
         return sum(map(len, self.lanes.values()))

@@ -32,11 +32,16 @@ from shoal.protocol.messages import (
     Cancel,
     Chunk,
     Contribute,
+    Declined,
     Envelope,
     Failed,
+    Figures,
     Have,
     Hello,
+    Inquire,
     Message,
+    Predict,
+    Predicted,
     Ready,
     Refused,
     State,
@@ -68,6 +73,11 @@ EXAMPLES: tuple[Message, ...] = (
     Refused("say Hello", False),
     Stop("done"),
     State("run", "running", 7, 37, "100 rounds", 0.37, 0, 4, 0.5, ("an actor to join, for 6 s",)),
+    Predict(4, "float32", (2, 64), 0.05, "7"),
+    Predicted(4, "a", 120, "float32", (2, 10), "1f-4"),
+    Declined(4, "late", "the deadline of 0.05 s is over"),
+    Inquire(5),
+    Figures(5),
 )
 
 

@@ -104,13 +104,6 @@ def test_of_two_models_the_one_whose_oldest_request_waits_longest_is_next() -> N
     assert [(turn.lane, turn.batch) for turn in (held.turn(1.0), held.turn(1.0))] == [("b", ["first"]), ("a", ["second"])]
 
 
-def test_a_request_that_nobody_waits_for_is_dropped() -> None:
-    held = queue()
-    held.offer("a", "gone", 3, now=0.0)
-    held.offer("a", "here", 3, now=0.0)
-    assert (held.withdraw(lambda item: item != "gone"), held.rows["a"], held.turn(0.0).batch) == (1, 3, ["here"])
-
-
 @given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 3), st.booleans()), max_size=60))
 def test_every_request_leaves_the_queue_once_in_its_order_and_no_batch_is_too_large(
     came: list[tuple[int, float, bool]],

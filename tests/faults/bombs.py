@@ -21,11 +21,16 @@ from shoal.protocol.messages import (
     Cancel,
     Chunk,
     Contribute,
+    Declined,
     Envelope,
     Failed,
+    Figures,
     Have,
     Hello,
+    Inquire,
     Message,
+    Predict,
+    Predicted,
     Ready,
     Refused,
     State,
@@ -55,6 +60,11 @@ HONEST: tuple[Message, ...] = (
     Stop("done"),
     Ask(515),
     State("run", "running", 7, 37, "100 rounds", 0.37, 0, 4, 0.5, ("an actor to join, for 6 s",)),
+    Predict(4, "float32", (2, 64), 0.05, "7"),
+    Predicted(4, "a", 120, "float32", (2, 10), "1f-4"),
+    Declined(4, "late", "the deadline of 0.05 s is over"),
+    Inquire(5),
+    Figures(5),
 )
 
 
