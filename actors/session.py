@@ -26,6 +26,7 @@ SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is sent again
 AT_HAND = 8  # most tasks with the worker at once, so that a short task need not wait for the verdict of the one before
 BACKLOG = 1 << 26  # bytes of changes that may wait for a worker that is busy; one change may in any case
 UNREACHED = 5.0  # seconds of silence after which a person is told
+LAST = 2.5  # seconds that the last weights may take after the end of a run: less than a coordinator's farewell
 LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a Tick does is more urgent
 
 
@@ -85,6 +86,8 @@ class Session:
         self.heard_at = self.said_at = self.noted_at = now
         self.look_at = now
         self.over = False
+        self.stop: messages.Stop | None = None  # the run is over, and the last weights are on their way to a follower
+        self.stop_at = 0.0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         if self.over or (now < self.look_at and type(event) is events.Tick):
@@ -118,12 +121,20 @@ class Session:
                 return self._welcomed(welcome, envelope.epoch)
             case messages.Refused(reason, final):
                 return self._refused(reason, final)
+            case messages.Stop() as stop if self.hello.follows and self.fetching.weights():
+                return self._postpone(stop)
             case messages.Stop(reason):
                 return self._leave(reason, "it is over")  # without a Bye, the coordinator would send Stop again
             case message if envelope.epoch == self.epoch:
                 return self._listen(message)
             case _:
                 return ()
+
+    def _postpone(self, stop: messages.Stop) -> Iterable[Effect]:
+        """Stay until the last weights are here, which the coordinator still gives, for LAST seconds at most."""
+        if self.stop is None:
+            self.stop, self.stop_at = stop, self.now + LAST
+        return ()
 
     def _opened(self, arrays: bool) -> Iterator[Effect]:
         if arrays:
@@ -364,6 +375,9 @@ class Session:
                 yield from self._adopt(version, base, coming.nbytes)
             case (version,):
                 yield from self._adopt(version, WHOLE)
+        if self.stop and not self.fetching.weights():
+            yield from self._leave(self.stop.reason, "it is over")
+            return
         yield from self._ask()
 
     # What the worker says
@@ -388,6 +402,9 @@ class Session:
 
     def _tick(self) -> Iterator[Effect]:
         self.look_at = self.now + LOOK
+        if self.stop and self.now >= self.stop_at:
+            yield from self._leave(self.stop.reason, "it is over")
+            return
         if not self.epoch and self.now >= self.hello_at:
             self.hello_at = self.now + self.pause
             self.pause = min(2 * self.pause, HELLO_AGAIN[1])

@@ -50,6 +50,7 @@ class Core:
 
     def _settle(self, facts: Facts) -> Iterator[Effect]:
         if facts.reached and facts.now >= self.ends_at:
+            yield from _last_weights(facts)
             yield from facts.end("done", failed=False)
         if not facts.ended and not facts.reached:
             if facts.starves():
@@ -60,6 +61,13 @@ class Core:
                 yield from desk.employ(facts)
             if facts.ledger.counts.aside and not facts.bounds.endless:
                 yield from _despair(facts)
+
+
+def _last_weights(facts: Facts) -> Iterator[Effect]:
+    """Tell servers the last version, with which they go on. An actor has no use for it."""
+    for actor in facts.roster.refresh(facts.version) if facts.roster.followers else ():
+        if actor.follows:
+            yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
 
 
 def _step(facts: Facts) -> Iterator[Effect]:

@@ -7,11 +7,11 @@ from test_core import Run, names, rounds
 
 from shoal.actors import effects, events
 from shoal.actors.session import Session, hello
-from shoal.coordinator.deciding.bounds import Bounds
-from shoal.coordinator.deciding.events import Heard, Interrupt, Lost, SendWeights, Step
+from shoal.coordinator.deciding.bounds import Bounds, Goal
+from shoal.coordinator.deciding.events import Heard, Interrupt, Lost, Send, SendWeights, Step
 from shoal.coordinator.deciding.patience import waiting_for
 from shoal.coordinator.deciding.roll import roll
-from shoal.protocol.messages import PROTOCOL, Assign, Envelope, Have, Hello, Stop, Weights, Welcome
+from shoal.protocol.messages import PROTOCOL, Assign, Chunk, Envelope, Have, Hello, Message, Stop, Weights, Welcome
 
 
 def follow(run: Run, name: str = "server") -> Run:
@@ -89,3 +89,31 @@ def test_the_session_of_a_server_says_so_and_holds_what_it_is_told() -> None:
     assert effects.Note("joined tcp://here:1 to follow the weights") in welcomed
     held = session.handle(events.Heard(Envelope(b"12345678", 7, Weights(3))), 1.0)
     assert effects.Adopt(3) in held
+
+
+def test_a_server_gets_the_last_version_before_the_end() -> None:
+    run = follow(Run(rounds(1), goal=Goal(versions=1)).join("a"))
+    run.hear("server", Have(0)).contribute("a").step()
+    assert [(one.peer, one.version) for one in run.all(SendWeights)] == [(b"server", 1)]
+    told = [type(effect) for effect in run.effects]
+    assert told.index(SendWeights) < min(at for at, effect in enumerate(run.effects) if _stops(effect))
+
+
+def _stops(effect: object) -> bool:
+    return isinstance(effect, Send) and isinstance(effect.envelope.message, Stop)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_session_that_follows_stays_for_the_last_weights_and_not_for_ever(comes: bool) -> None:
+    session = Session(b"12345678", hello("server", "host", 1, (), follows=True), "tcp://here:1", 0.0)
+
+    def hears(message: Message, now: float) -> list[effects.Effect]:
+        return session.handle(events.Heard(Envelope(b"12345678", 7, message)), now)
+
+    hears(Welcome("run", -1, 0.25, 10.0, "host", ()), 1.0)
+    hears(Weights(3, nbytes=100), 1.0)
+    hears(Chunk((3,), 0, 0), 1.0)
+    assert effects.Leave("done") not in hears(Stop("done"), 1.1)
+    last = hears(Chunk((3,), 0, 100), 1.2) if comes else session.handle(events.Tick(), 1.0 + 3.0)
+    assert last[-1] == effects.Leave("done")
+    assert (effects.Adopt(3) in last) == comes
