@@ -6,13 +6,17 @@ The one idea: a document that is not run is a rumour.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -140,9 +144,16 @@ def test_the_page_on_serving_begins_with_a_short_program_that_runs(tmp_path: Pat
         .replace("import sub", "import sys, sub")
     )
     (tmp_path / "shown.py").write_text(here + "assert server.wait(60) == 0\n")
-    done = subprocess.run([sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "(1, 10) 3"
+    with subprocess.Popen(
+        [sys.executable, "shown.py"], cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            out, err = run.communicate(timeout=180)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)  # and the server, if the program failed
+    assert (run.returncode, err) == (0, "")
+    assert out.splitlines()[-1] == "(1, 10) 3"
 
 
 def free_port() -> int:

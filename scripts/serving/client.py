@@ -26,6 +26,7 @@ from shoal.serving.inputs import Array, WrongRequestError
 from shoal.serving.wire import DTYPES, LARGEST, rows_of
 
 DEADLINE = 10.0  # seconds that a request waits for its answer, if it names no deadline
+EARLY = "ended the connection"  # of a line: also said while a server starts, whose port is open before it answers there
 AGAIN = 0.5  # seconds between two looks at the connection
 
 
@@ -123,6 +124,7 @@ class Client:
         if self._line is None:
             raise UserError("this client is closed: make another with shoal.Client(ADDRESS)")
         envelope, until = Envelope(self._session, 0, asked), self._clock() + deadline
+        why = ""
         self._line.say(envelope, payload)
         self._line.flush()
         while (left := until - self._clock()) > 0:
@@ -132,9 +134,11 @@ class Client:
                     self._line.say(envelope, payload)
                     self._line.flush()
                 elif arrival.kind == "access" and arrival.envelope is None:
-                    raise UserError(arrival.fault.removesuffix("; trying on"))
+                    why = arrival.fault.removesuffix("; trying on")
+                    if EARLY not in why:
+                        raise UserError(why)
                 elif arrival.envelope is not None:
                     message = arrival.envelope.message
                     if isinstance(message, Predicted | Declined | Figures) and message.number == asked.number:
                         return message, arrival.payload
-        raise Late(f"no answer from {self.address} within {deadline:g} s")
+        raise Late(f"no answer from {self.address} within {deadline:g} s{why and f': {why}'}")
