@@ -11,10 +11,13 @@ import difflib
 import importlib
 import inspect
 import itertools
+import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,6 +80,7 @@ class Envs:
 
     def __init__(self, vector: Any, name: str = "") -> None:
         self.vector, self.name = vector, name or type(vector).__name__
+        _with_its_traceback(getattr(vector, "unwrapped", vector))
         self.num_envs = int(vector.num_envs)
         self.mode = self._mode()
         self.spaces: Spaces = spaces_of(vector.single_observation_space, vector.single_action_space, self.mode != NEXT_STEP)
@@ -166,9 +170,44 @@ def naming(name: str) -> Iterator[None]:
     except Exception as raised:  # an environment is the user's code; all that is not gymnasium's goes on as it is
         *_, last = traceback.walk_tb(raised.__traceback__)
         if str(last[0].f_globals.get("__name__")).split(".")[0] in ("gymnasium", "numpy"):
-            text = f"environment {name}: {type(raised).__name__}: {raised}"
+            text = f"environment {name}: {type(raised).__name__}: {raised}{_place(raised)}"
             raise EnvError(text).with_traceback(raised.__traceback__) from raised  # so that the user's own frame is found
         raise
+
+
+LOGGED = re.compile(r"^(\x1b\[\d+m)?ERROR: |\x1b\[0m$")  # around what gymnasium logs of an error
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
+def _with_its_traceback(vector: Any) -> None:
+    """Have gymnasium's AsyncVectorEnv raise an environment's exception with the traceback of its process as a note. It only
+    logs the traceback, as warnings, and the exception that it raises begins here."""
+    raises = getattr(vector, "_raise_if_errors", None)
+    if raises is None:
+        return
+
+    def raise_if_errors(successes: Iterable[bool]) -> None:
+        found = tuple(successes)
+        if all(found):
+            return
+        with warnings.catch_warnings(record=True) as logged:
+            warnings.simplefilter("always")
+            try:
+                raises(found)
+            except Exception as raised:  # the environment's, which goes on
+                for text in (LOGGED.sub("", str(one.message)).strip() for one in logged):
+                    if text.startswith("Traceback"):
+                        raised.add_note(f"in the environment's process:\n{text}")
+                raise
+
+    vector._raise_if_errors = raise_if_errors
+
+
+def _place(raised: BaseException) -> str:
+    """Return where an environment raised in a process of its own: file, line and function; "" if that is not known."""
+    frames = FRAME.findall("\n".join(getattr(raised, "__notes__", ())))
+    own = [frame for frame in frames if "site-packages" not in frame[0]]
+    return f" ({Path(own[-1][0]).name}, line {own[-1][1]}, in {own[-1][2]})" if own else ""
 
 
 def make_vector(env: Environment, num_envs: int, vector: str = "auto") -> Envs:

@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium.vector import AsyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from shoal.actors import close
+from shoal.envs.vector import EnvError, make_vector
 from shoal.protocol.parent import of_this_process
 
 LIMIT = 90.0  # seconds until a test gives up
@@ -81,3 +87,39 @@ def test_what_a_workers_close_raises_ends_no_run(capsys: Any) -> None:
 
     close(Bad())
     assert capsys.readouterr().err == "shoal: closing the worker raised OSError: the pipe is gone\n"
+
+
+class Emptying(gymnasium.Env[Any, Any]):
+    """Raises at its third step."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            raise ZeroDivisionError("the tank is empty")
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_exception_in_an_environments_own_process_is_told_once_and_with_its_place(wrapped: bool) -> None:
+    def many(num_envs: int) -> Any:
+        made = AsyncVectorEnv([Emptying] * num_envs)
+        return RecordEpisodeStatistics(made) if wrapped else made
+
+    envs = make_vector(many, 2)
+    envs.reset(0)
+    place = r"many: ZeroDivisionError: the tank is empty \(test_own_processes.py, line \d+, in step\)$"
+    for _ in range(2):
+        envs.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvError, match=place) as raised:  # and no warning of gymnasium's
+        envs.step(np.zeros(2, np.int64))
+    assert "in the environment's process:\nTraceback" in "".join(traceback.format_exception(raised.value))
+    envs.close()
