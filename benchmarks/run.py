@@ -26,6 +26,7 @@ from shoal.benchmarks import (
     learning,
     moving,
     overhead,
+    searching,
     startup,
     sweeping,
     throughput,
@@ -65,6 +66,7 @@ FIGURES: Mapping[str, Case] = {
     "tasks-start": calls.tasks_start,
     "tasks-array": calls.tasks_array,
     "tasks-kill": calls.tasks_kill,
+    "tasks-grid": searching.tasks_grid,
 }
 
 

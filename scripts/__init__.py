@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from shoal.serving.client import Client as Client
     from shoal.sweeps.found import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
+    from shoal.tasks.graphs import dask_get as dask_get
     from shoal.tasks.loader import Loader as Loader
     from shoal.tasks.pool import Pool as Pool
     from shoal.tracking.track import track as track
@@ -79,6 +80,7 @@ MODULES = {
     "serving.client": "Client",
     "sweeps.found": "Sweep",
     "sweeps.sweep": "sweep",
+    "tasks.graphs": "dask_get",
     "tasks.loader": "Loader",
     "tasks.pool": "Pool",
     "tracking.track": "track",

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "reinforcement.md": Reinforcement("CartPole-v1")}
 HEAD = "| setting | allowed | what it means | method |\n"
-SHOWN = ("{'max_depth': 8}",)  # what the programs of bridges.md print
+SHOWN = ("{'max_depth': 8}", "[GaussianNB(), ExtraTreeClassifier()]", "0.5")  # what the programs of bridges.md print
 SHORT = {"rounds": 2, "total_timesteps": 2_000}
 
 

@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, TypeAlias
 
 import joblib
 import numpy as np
-import numpy.typing as npt
 from joblib._memmapping_reducer import reduce_array_memmap_backward
 from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend, ThreadingBackend, parallel_config
 
 from shoal.actors.workers.call import CALL
 from shoal.protocol.errors import UserError
-from shoal.protocol.trusted import LARGE, Parcel, opened, pack_apart, pack_arguments, read
+from shoal.protocol.trusted import opened, pack_arguments
 from shoal.runs.threads import asked_for
-from shoal.tasks.inputs import Put
 from shoal.tasks.pool import Pool
 from shoal.tasks.pools import Pools
+from shoal.tasks.shared import Shared
 
 PACE = 0.2  # seconds that the calls of a batch take together, about: a hundred times what a batch costs beside its calls
-LONG = 0.5  # seconds after which calls of a batch that have not begun come back
+LONG = 0.8  # seconds after which calls of a batch that have not begun come back
+CROWDED = 4  # seconds that pass for one of CPU on a machine that others use too, at most; more is taken for waiting
 MOST = 4_096  # calls of a batch
-KEPT = 128  # arrays of one call of joblib that are put into shared memory, each of which takes two descriptors
 IDLE = 60.0  # seconds for which a pool's processes are kept for the next call of joblib
 
 Item: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -42,67 +39,28 @@ Item: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def work(data: bytes) -> tuple[float, list[Any]]:
-    """Make the calls of a batch, in an actor. Returns the seconds that they took and their results: of all calls, or of the
-    first ones if LONG seconds had passed before the others began. data: the parcel of (calls, nested backend, its n_jobs)."""
+    """Make the calls of a batch, in an actor. Returns their pace, in seconds that a call takes on an idle machine, and their
+    results: of all calls, or of the first ones if LONG seconds had passed before the others began. data: the parcel of (calls,
+    nested backend, its n_jobs)."""
     items, nested, jobs = opened(data)
     results: list[Any] = []
-    began, took = perf_counter(), 0.0
+    began, computed, took = perf_counter(), thread_time(), 0.0
     with parallel_config(backend=nested, n_jobs=jobs):
         for function, args, kwargs in items:
             results.append(function(*args, **kwargs))
             if (took := perf_counter() - began) > LONG:
                 break
-    return took, results
+    return max(thread_time() - computed, took / CROWDED) / max(1, len(results)), results
 
 
-class Shared:
-    """The arrays of one call of joblib that more than one batch has, in shared memory. writable: most bytes of an array that a
-    batch may write to, in its own copy; None: any array."""
-
-    def __init__(self, put: Callable[[Any], Put[Any]], writable: int | None) -> None:
-        self._put, self._writable = put, writable
-        self._arrays: dict[int, tuple[weakref.ref[Any], Put[Any] | None]] = {}
-        self._many = 0
-
-    def clear(self) -> None:
-        self._arrays.clear()
-        self._many = 0
-
-    def forget(self, name: int) -> None:
-        self._arrays.pop(name, None)
-
-    def parcel(self, value: object) -> tuple[Parcel, list[Put[Any]]]:
-        """The parcel of an object, and the values that must be held until it is opened. Raises UserError."""
-        held: list[Put[Any]] = []
-        return pack_apart(value, lambda part: self._apart(part, held)), held
-
-    def _apart(self, part: Any, held: list[Put[Any]]) -> tuple[Any, ...] | None:
-        if isinstance(part, np.ndarray):
-            return self._array(part, held) if part.nbytes >= LARGE else None
-        return _lone(part) if type(part).__name__ == "CallbackContext" else None
-
-    def _array(self, array: npt.NDArray[Any], held: list[Put[Any]]) -> tuple[Any, ...] | None:
-        if (mapped := _file_of(array)) is not None:
-            return mapped
-        if array.dtype.hasobject:
-            return None
-        name = id(array)
-        known = self._arrays.get(name)
-        if known is None or known[0]() is not array:
-            self._arrays[name] = (weakref.ref(array, partial(_forget, weakref.ref(self), name)), None)
-            return None
-        if (put := known[1]) is None:
-            if self._many >= KEPT:
-                return None
-            self._many += 1
-            put = self._put(array if array.flags.forc else np.ascontiguousarray(array))
-            self._arrays[name] = (known[0], put)
-        held.append(put)
-        private = self._writable is None or array.nbytes < self._writable
-        return (opened if private else read), (put.data,)
+def _unlike(part: Any) -> tuple[Any, ...] | None:
+    """How an object travels in a way of its own; None for most objects."""
+    if isinstance(part, np.ndarray):
+        return _file_of(part)
+    return _lone(part) if type(part).__name__ == "CallbackContext" else None
 
 
-def _file_of(array: npt.NDArray[Any]) -> tuple[Any, ...] | None:
+def _file_of(array: Any) -> tuple[Any, ...] | None:
     """How another process maps an array that lies in a file of the user's (`np.memmap`), so that what a call writes is in the
     file; None for any other array."""
     owner: Any = array
@@ -112,12 +70,6 @@ def _file_of(array: npt.NDArray[Any]) -> tuple[Any, ...] | None:
         return None
     found: tuple[Any, ...] = reduce_array_memmap_backward(array)
     return found
-
-
-def _forget(shared: weakref.ref[Shared], name: int, _: object) -> None:
-    """An array is gone, of which `shared` knew by this name. shared: weak, or the two would hold each other, and the memory."""
-    if its := shared():
-        its.forget(name)
 
 
 def _lone(part: Any) -> tuple[Any, ...] | None:
@@ -214,8 +166,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
             self._users += 1
             most = how.get("max_nbytes")
             writable = most if most is not None and how.get("mmap_mode") == "r" else None
-            assert self._pool is not None
-            self._shared = Shared(self._pool.put, writable)
+            self._shared = Shared(writable, _unlike)
         self._size, self._seconds = 1, 0.0
         return many
 
@@ -271,11 +222,10 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     def _take_in(self, batch: Batch, first: int, end: int, future: Future[Any]) -> None:
         self._futures.pop(future, None)
         try:
-            took, results = future.result()
+            each, results = future.result()
         except BaseException as error:  # noqa: BLE001  a call's own error, whatever it is, goes to joblib
             batch.fail(error)
             return
-        each = took / len(results)
         self._seconds = max(each, 0.5 * (each + (self._seconds or each)))
         middle = first + len(results)
         step = max(1, self._fitting())

@@ -28,11 +28,6 @@ class Put(Generic[T]):
         self.value, self._open = value, opened if copy else read
         self._parcel, self._seen = pack(value), seen
 
-    @property
-    def data(self) -> bytes:
-        """The value's parcel, as `opened` and `read` take it while this object is held."""
-        return self._parcel.data
-
     def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         if self._seen.known:
             return bytes, (hashlib.blake2b(whole(self._parcel.data), digest_size=32).digest(),)

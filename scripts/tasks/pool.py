@@ -317,6 +317,11 @@ class Pool(Executor):
             self._running.join()
 
     @property
+    def actors(self) -> int:
+        """Number of processes."""
+        return self._running.actors
+
+    @property
     def alive(self) -> bool:
         """True if the pool takes calls: it has processes, and is not shut down."""
         return self._running.open

@@ -26,11 +26,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 import shoal
 from shoal.protocol.errors import UserError
-from shoal.protocol.trusted import LARGE, opened
-from shoal.tasks.backend import LONG, Backend, Batch, Shared
+from shoal.protocol.trusted import LARGE, Parcel, opened, pack
+from shoal.tasks.backend import LONG, Backend, Batch
 from shoal.tasks.futures import RemoteTraceback
-from shoal.tasks.inputs import Put, Seen
 from shoal.tasks.pools import Pools
+from shoal.tasks.shared import KEPT, Shared
 
 SHM = Path("/dev/shm")
 
@@ -272,19 +272,19 @@ def test_an_argument_that_the_backend_lacks_is_refused() -> None:
 
 
 class Places:
-    """Puts values into shared memory, and counts them."""
+    """Puts arrays into shared memory, and counts them."""
 
     def __init__(self) -> None:
         self.many = 0
 
-    def __call__(self, value: Any) -> Put[Any]:
+    def __call__(self, value: Any) -> Parcel:
         self.many += 1
-        return Put(value, Seen())
+        return pack(value)
 
 
 def test_an_array_is_put_once_when_a_second_batch_has_it() -> None:
     places = Places()
-    shared = Shared(places, None)
+    shared = Shared(packed=places)
     X, small = np.arange(LARGE, dtype=np.float64), np.arange(10)
     parcels = [shared.parcel([(X, small, at)]) for at in range(5)]
     assert places.many == 1
@@ -298,7 +298,7 @@ def test_an_array_is_put_once_when_a_second_batch_has_it() -> None:
 
 
 def test_views_keep_their_values_and_their_order() -> None:
-    shared = Shared(Places(), None)
+    shared = Shared()
     whole = np.arange(4 * LARGE, dtype=np.float64).reshape(4, -1)
     for array in (whole[:, ::2], whole.T, np.asfortranarray(whole), whole[::-1]):
         for _ in range(3):
@@ -309,7 +309,7 @@ def test_views_keep_their_values_and_their_order() -> None:
 
 
 def test_arrays_of_joblib_s_max_nbytes_cannot_be_written() -> None:
-    shared = Shared(Places(), 10 * LARGE)
+    shared = Shared(10 * LARGE)
     small, large = np.zeros(LARGE, np.uint8), np.zeros(10 * LARGE, np.uint8)
     for _ in range(2):
         parcel, held = shared.parcel((small, large))
@@ -318,11 +318,24 @@ def test_arrays_of_joblib_s_max_nbytes_cannot_be_written() -> None:
 
 
 def test_an_array_that_is_gone_is_not_taken_for_another_at_its_place() -> None:
-    shared = Shared(Places(), None)
+    shared = Shared()
     for at in range(50):
         parcel, _ = shared.parcel([np.full(LARGE, at, np.uint8)])
         [its] = opened(parcel.data)
         assert (its == at).all()
+
+
+def test_a_bounded_number_of_arrays_lies_in_shared_memory_at_a_time() -> None:
+    places = Places()
+    shared = Shared(packed=places)
+    arrays = [np.full(LARGE, at, np.uint8) for at in range(KEPT + 3)]
+    for _ in range(2):
+        parcels = [shared.parcel(array) for array in arrays]
+    assert places.many == KEPT
+    assert [int(opened(parcel.data)[0]) for parcel, _ in parcels] == [at % 256 for at in range(KEPT + 3)]
+    del arrays[:3]
+    shared.parcel(arrays[-1])
+    assert places.many == KEPT + 1
 
 
 def test_what_a_call_writes_to_a_file_of_the_user_s_is_there(backend: Backend, tmp_path: Path) -> None:
