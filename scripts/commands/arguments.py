@@ -290,6 +290,8 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         "give bounds that hold however often you look while seeds or episodes are added; leaves out runs that have not ended"
     )
     one.add_argument("--sequential", action="store_true", help=looks)
+    served = "compare the models of a server by the outcomes that were posted to it; the folder is that of its serve.jsonl"
+    one.add_argument("--served", action="store_true", help=served)
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--json", action="store_true")
     one = command("plot", "draw the learning curves of one run, or of several runs in one picture; or a sweep")

@@ -446,6 +446,14 @@ def compare(asked: argparse.Namespace) -> int:
     from shoal.runs.compare import compare as compared
     from shoal.runs.summary import json_line
 
+    if asked.served:
+        from shoal.serving.outcomes import compare_served
+
+        if len(asked.candidates) != 1:
+            raise UserError(f"compare --served: {len(asked.candidates)} folders: name the folder of one server")
+        outcomes = compare_served(asked.candidates[0], asked.goal)
+        print(json_line(outcomes.plain()) if asked.json else outcomes)
+        return 0
     how = {name: getattr(asked, name) for name in ("goal", "by", "episodes", "equal", "find", "sequential", "trust")}
     found = compared(*asked.candidates, **how)
     print(json_line(found.plain()) if asked.json else found)

@@ -1,8 +1,8 @@
 """The queue of requests in front of a model, which makes batches of them.
 
-The one idea: a request waits for company only while the model is busy. If the model is idle the request begins at once, so a
-server with little to do adds no time. The queue and a batch are bounded in rows, which is what a model computes on, and not in
-requests.
+The one idea: a request waits for company only while the model is busy, or was a moment ago with several requests about. A
+request of a client that asks alone begins at once, so a server with little to do adds no time. The queue and a batch are
+bounded in rows, which is what a model computes on, and not in requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class Waiting(Generic[T]):
     """A request that waits. arrived, due: seconds of the clock; due is its deadline (inf: none). behind: True if the model was
-    busy when the request came."""
+    busy when the request came, or had been within `max_wait`."""
 
     item: T
     rows: int
@@ -46,7 +46,8 @@ class Queue(Generic[T]):
     at a time. Times (`now`) are in seconds of a clock that never goes back.
 
     max_batch: rows of a batch, at most. max_wait: seconds that a request, which came while the model was busy, waits for more
-    requests, at most. most: rows that wait in a lane, at most.
+    requests, at most. It waits for no more requests than were about at the end of the last batch: those of that batch, and
+    those that waited by then. most: rows that wait in a lane, at most.
     """
 
     def __init__(self, lanes: Sequence[str], max_batch: int, max_wait: float, most: int) -> None:
@@ -54,6 +55,9 @@ class Queue(Generic[T]):
         self.lanes: dict[str, deque[Waiting[T]]] = {lane: deque() for lane in lanes}
         self.rows = dict.fromkeys(lanes, 0)
         self.busy = False
+        self.about = dict.fromkeys(lanes, 1)  # requests that were about at the end of the lane's last batch
+        self._computed = ("", 0)  # lane of the last batch, and its number of requests
+        self._ended = -math.inf
 
     def offer(self, lane: str, item: T, rows: int, now: float, due: float = math.inf) -> tuple[str, list[T]]:
         """Add a request. Returns why it is refused ("": it waits now), and requests that were found to be late."""
@@ -62,7 +66,7 @@ class Queue(Generic[T]):
             late = self.drop_late(lane, now)
         if self.rows[lane] + rows > self.most:
             return f"the queue is full: {self.rows[lane]:,} rows wait, of at most {self.most:,}; try again", late
-        self.lanes[lane].append(Waiting(item, rows, now, due, self.busy))
+        self.lanes[lane].append(Waiting(item, rows, now, due, self.busy or now - self._ended <= self.max_wait))
         self.rows[lane] += rows
         return "", late
 
@@ -77,18 +81,21 @@ class Queue(Generic[T]):
     def turn(self, now: float, draining: bool = False) -> Turn[T]:
         """The next batch, of the lane whose oldest request has waited longest. Asked while no batch is computed; `done` follows
         a batch. draining: no more requests come, so none waits for company."""
-        self.busy = False
+        if self.busy:
+            lane, many = self._computed
+            self.busy, self._ended, self.about[lane] = False, now, many + len(self.lanes[lane])
         turn: Turn[T] = Turn()
         for lane in sorted((lane for lane in self.lanes if self.lanes[lane]), key=lambda lane: self.lanes[lane][0].arrived):
             self._take(lane, turn, now, draining)
             if turn.batch:
-                self.busy = True
+                self.busy, self._computed = True, (lane, len(turn.batch))
                 return turn
         return turn
 
     def _take(self, lane: str, turn: Turn[T], now: float, draining: bool) -> None:
         waiting = self.lanes[lane]
-        if not draining and self.rows[lane] < self.max_batch and waiting[0].behind:
+        few = self.rows[lane] < self.max_batch and len(waiting) < self.about[lane]
+        if few and not draining and waiting[0].behind:
             ready_at = min(waiting[0].arrived + self.max_wait, waiting[0].due)
             if now < ready_at:
                 turn.again = min(turn.again, ready_at)

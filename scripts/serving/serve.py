@@ -18,8 +18,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shoal.serving.web import Web
 
 EVERY = 1.0  # seconds between two writes of serve.json
+LOOK = 0.1  # seconds between two looks for a signal
 OLD = 3.0  # seconds after which a replica's part of the figures counts no more
 FIRST = 90.0  # seconds that the first version may take: torch.compile takes most of that
 DRAINING = 30  # seconds that requests under way may take after SIGTERM
@@ -391,6 +392,13 @@ def _listen(web: Web, door: socket.socket, end: threading.Event) -> None:
     """Answer HTTP until a signal comes, and then until the requests under way are answered."""
     import uvicorn
 
+    class Unsignalled(uvicorn.Server):
+        """A server that leaves signals to this process: one that came while uvicorn starts would be lost."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
     async def main() -> None:
         config = uvicorn.Config(
             web,
@@ -402,11 +410,16 @@ def _listen(web: Web, door: socket.socket, end: threading.Event) -> None:
             date_header=False,
             timeout_graceful_shutdown=DRAINING,
         )
-        server = uvicorn.Server(config)
-        if end.is_set():
-            return
-        own = socket.socket(fileno=os.dup(door.fileno()))
-        await server.serve(sockets=[own])  # it takes signals, and hands them on at its end
+        server = Unsignalled(config)
+
+        async def watch() -> None:
+            while not end.is_set():
+                await asyncio.sleep(LOOK)
+            server.should_exit = True
+
+        watching = asyncio.create_task(watch())
+        await server.serve(sockets=[socket.socket(fileno=os.dup(door.fileno()))])
+        watching.cancel()
 
     asyncio.run(main())
 

@@ -42,6 +42,20 @@ def test_a_request_that_came_while_the_model_was_busy_waits_for_company_for_max_
     assert held.turn(3.0).batch == ["two", "three"]
 
 
+def test_a_client_that_asks_alone_never_waits_and_two_wait_for_each_other_alone() -> None:
+    held = queue(max_wait=2.0)
+    for at in range(3):  # each request comes at once after the answer to the one before
+        held.offer("a", f"alone {at}", 1, now=float(at))
+        assert held.turn(float(at)).batch == [f"alone {at}"]
+        held.turn(at + 0.5)
+    held.offer("a", "one", 1, now=3.0)
+    assert held.turn(3.0).batch == ["one"]
+    held.offer("a", "other", 1, now=3.1)
+    assert held.turn(3.5).again == 5.1
+    held.offer("a", "one again", 1, now=3.6)
+    assert held.turn(3.6).batch == ["other", "one again"]
+
+
 def test_a_full_batch_does_not_wait() -> None:
     held = queue(max_batch=2)
     held.offer("a", "one", 1, now=0.0)
