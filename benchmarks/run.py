@@ -30,6 +30,7 @@ from shoal.benchmarks import (
     startup,
     sweeping,
     throughput,
+    watching,
 )
 from shoal.benchmarks.alone import CrashedError, apart
 from shoal.benchmarks.case import Case, Finding, line
@@ -61,6 +62,7 @@ FIGURES: Mapping[str, Case] = {
     "core": core.core,
     "compare": comparing.compare,
     "sweep": sweeping.sweep,
+    "watch": watching.watch,
     "tasks-single": calls.tasks_single,
     "tasks-map": calls.tasks_map,
     "tasks-start": calls.tasks_start,

@@ -154,6 +154,7 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     """The job and config that JOB and key=value ask for. If JOB is a TOML file, key=value and flags override its settings."""
+    _page_can_be(asked)
     _preparing(asked, asked.job)
     from shoal.jobs.settings import pairs
     from shoal.runs.choosing import chosen
@@ -161,6 +162,14 @@ def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
     job, config, _ = chosen(asked.job, pairs(asked.settings), **given)
     return job, config
+
+
+def _page_can_be(asked: argparse.Namespace) -> None:
+    """Raises UserError, before there is a run, if --watch is given and the extra `watch` is not installed."""
+    if getattr(asked, "watch", False):
+        from shoal.watching.app import needed
+
+        needed()
 
 
 @contextmanager
@@ -345,6 +354,7 @@ def _resume_sweep(asked: argparse.Namespace) -> int:
 
 
 def resume(asked: argparse.Namespace) -> int:
+    _page_can_be(asked)
     _preparing(asked, asked.run_dir)
     if os.path.isfile(os.path.join(asked.run_dir, "sweep.toml")):
         return _resume_sweep(asked)

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,15 @@ FLAGS = (
 )
 
 
+# The protocol's pipe is the file descriptors 3 and 4.
+BEGIN = """
+import os, sys
+a, b = [os.dup2(int(one), 200 + at) for at, one in enumerate(sys.argv[1:3])]
+os.dup2(a, 3), os.dup2(b, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
 def chromium() -> str:
     """The path of a Chromium on this machine; "" if there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
@@ -40,8 +50,8 @@ class Browser:
     def __init__(self, profile: Path, patience: float = 30.0) -> None:
         theirs, self._out = os.pipe()
         self._in, other = os.pipe()
-        command = f'exec "$0" "$@" 3<&{theirs} 4>&{other}'
-        words = ["sh", "-c", command, chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        begin = [sys.executable, "-c", BEGIN, str(theirs), str(other)]
+        words = [*begin, chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
             words, pass_fds=(theirs, other), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -153,6 +153,7 @@ class Chart {
     const tables = series.map((one) => one.points);
     this.data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     this.series = series; this.kind = kind; this.extent = extent && extent[0] < extent[1] ? extent : null;
+    this.node.dataset.points = String(this.data[0].length);
     const many = Math.max(...tables.map((table) => table[0].length));
     const shape = JSON.stringify([kind, dark.matches, many < 30, series.map((one) => [one.label, one.colour, one.width, one.dash])]);
     if (shape !== this.shape) this.build(shape, many < 30, key);
