@@ -80,6 +80,25 @@ def test_the_page_on_sweeps_begins_with_a_program_of_ten_lines_that_runs(
     assert importances == "{'x': 1.0}"
 
 
+def test_the_page_on_watching_begins_with_commands_that_run(tmp_path: Path) -> None:
+    lines = blocks(ROOT / "docs" / "watching.md", "")[0].splitlines()
+    assert len(lines) <= 10
+    shoal = [sys.executable, "-m", "shoal"]
+    simulated = subprocess.run([*shoal, *shlex.split(lines[0])[1:]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "watch this run at http://127.0.0.1:" in simulated.stderr
+    (tmp_path / "sweeps" / "latest").mkdir(parents=True)
+    (tmp_path / "sweeps" / "latest" / "sweep.toml").write_text('job = "digits"\ngoal = "max:accuracy"\n')
+    for line, names in ((lines[1], "latest"), (lines[2], "digits-")):
+        words = [*shoal, *shlex.split(line)[1:]]
+        with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as page:
+            assert page.stdout is not None
+            shown = page.stdout.readline()
+            page.send_signal(signal.SIGINT)
+            assert page.wait(60) == 0
+        assert shown.startswith(f"shoal: {names}")
+        assert " at http://127.0.0.1:" in shown
+
+
 def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -435,7 +435,7 @@ def watch(asked: argparse.Namespace) -> int:
     if asked.socket is not None:
         show(sources, socket.socket(fileno=asked.socket), over=orphaned(asked.beside))
         return 0
-    with bound(host, asked.port) as listening:
+    with bound(host, asked.port) as listening, suppress(KeyboardInterrupt):
         names = ", ".join(str(source.about()["name"]) for source in sources)
         print(f"shoal: {names} at {address_of(listening, token)} (Ctrl-C ends the page, not a run)", flush=True)
         show(sources, listening, token)

@@ -69,8 +69,8 @@ def token_of(host: str, given: str) -> str:
 
 
 def show(sources: Sequence[Source], listening: socket.socket, token: str = "", over: Callable[[], bool] = bool) -> None:
-    """Serve the page until Ctrl-C, SIGTERM, or `over` says True. The socket is closed then. Raises UserError without the extra
-    `watch`."""
+    """Serve the page until Ctrl-C (KeyboardInterrupt), SIGTERM, or `over` says True. The socket is closed then. Raises
+    UserError without the extra `watch`."""
     needed()
     import uvicorn
 
@@ -105,8 +105,7 @@ def show(sources: Sequence[Source], listening: socket.socket, token: str = "", o
     for source in asked:
         source.begin()
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for source in asked:
             source.end()

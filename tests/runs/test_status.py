@@ -19,6 +19,7 @@ from shoal.protocol.link import Hub
 from shoal.protocol.messages import Ask, Beat, Envelope, Message, Refused, State
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.status import Status, asked, status, told
+from shoal.watching.sources import Elsewhere, sources_of
 
 AT = 1_000_000.0
 
@@ -161,6 +162,16 @@ def test_a_coordinator_whose_run_stands_still_or_has_ended_is_not_well(more: dic
     assert (well, found["why"]) == (False, why)
     assert said.code == 1
     assert all(f"waiting for {one}" in said.out for one in more.get("waiting_for", ()))
+
+
+def test_a_page_about_an_address_shows_its_answers() -> None:
+    with coordinator({Ask: RUNNING}) as address:
+        [source] = sources_of([address])
+        assert isinstance(source, Elsewhere)
+        source.look()
+        rows, state = source.cursor("").news()
+    assert [row[0] for row in rows[1]["rows"]] == [7]
+    assert (source.about()["name"], state[1]["status"]["actors"], state[1]["status"]["why"]) == ("run-1", 4, "")
 
 
 def test_a_coordinator_that_does_not_know_the_question_is_said_to_be_older() -> None:

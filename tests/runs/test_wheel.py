@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "tests")
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests")
+
+
+def not_sources(folder: str, names: list[str]) -> set[str]:
+    """What a wheel is not built from; `runs` is a folder of runs in the root, and a room in scripts/."""
+    return set(NOT_SOURCES(folder, names)) | ({"runs", "sweeps"} & set(names) if Path(folder) == ROOT else set())
 
 
 def said(*command: str | Path, cwd: Path) -> str:
@@ -25,7 +30,7 @@ def said(*command: str | Path, cwd: Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: setuptools keeps what it built before in build/, and would pack what is long gone."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "tree", ignore=NOT_SOURCES)
+    shutil.copytree(ROOT, folder / "tree", ignore=not_sources)
     said(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, folder / "tree", cwd=folder)
     [built] = folder.glob("shoal-*.whl")
     return built

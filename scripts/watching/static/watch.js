@@ -233,7 +233,7 @@ function curves() {
   panel.hidden = !sources.some((source) => source.kind !== "sweep" && source.kind !== "server");
   $("curves-empty").hidden = runs.length > 0;
   if (!runs.length) { for (const [name, chart] of charts) { chart.remove(); charts.delete(name); } return; }
-  const names = ordered([...new Set(runs.flatMap((source) => [...source.curves.metrics.keys()]))]).filter((name) => runs.some((source) => points(source, name)[0].length));
+  const names = ordered([...new Set(runs.flatMap((source) => [...source.curves.metrics.keys()]))]).filter((name) => runs.some((source) => (source.curves.metrics.get(name) || []).some((value) => value !== null && value !== undefined)));
   const main = names.filter((name) => !ours.has(name.replace(/^eval\//, ""))).slice(0, SHOWN);
   const few = [...new Set([...main, ...THEN.filter((name) => names.includes(name)), ...names])].slice(0, Math.max(main.length, 3));
   const shown = picked ? names.filter((name) => picked.has(name)) : few;
@@ -632,8 +632,9 @@ const label = (value) => (typeof value === "number" ? String(+value.toPrecision(
 
 // Events -------------------------------------------------------------------------------------------------------------------
 
-let planned = false, drawnAt = 0;
-function soon() {
+let planned = false, drawnAt = 0, changed = true;
+function soon(all = true) {  // all: curves too
+  changed = changed || all !== false;
   if (planned || document.hidden) return;
   planned = true;
   setTimeout(() => requestAnimationFrame(() => { planned = false; drawnAt = Date.now(); paint(); }), Math.max(0, 240 - (Date.now() - drawnAt)));
@@ -642,7 +643,7 @@ function paint() {
   const runs = drawable();
   if (runs.length) axes(runs);
   cards();
-  curves();
+  if (changed) { changed = false; curves(); }
   panels();
   document.body.dataset.painted = String(Number(document.body.dataset.painted || 0) + 1);
 }
@@ -677,7 +678,7 @@ function begin() {
     if (data.now) skew = data.now - Date.now() / 1000;
     if (name !== "hello" && !source) return;
     act(source, data);
-    soon();
+    soon(name === "rows" || name === "hello");
   });
   on("hello", (_, data) => { lost = false; link("live", "live"); hello(data); });
   on("rows", take);
@@ -693,7 +694,7 @@ function begin() {
     while (source.latencies.length > SPAN) source.latencies.shift();
   });
   stream.addEventListener("bye", () => { lost = true; link("the page's process has ended; it shows what was", "lost"); });
-  stream.onerror = () => { if (!lost) { lost = true; link(`connection lost; trying again (shoal watch ${(sources[0] || {}).path || ""} opens it anew)`, "lost"); } soon(); };
+  stream.onerror = () => { if (!lost) { lost = true; link(`connection lost; trying again (shoal watch ${(sources[0] || {}).path || ""} opens it anew)`, "lost"); } soon(false); };
 }
 
 smooth = remembered("smooth", "") === "1";
@@ -704,6 +705,6 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape" && 
 dark.addEventListener("change", () => { for (const source of sources) source.drawn = ""; soon(); });
 document.addEventListener("visibilitychange", soon);
 window.addEventListener("resize", soon);
-setInterval(soon, 1000);  // times go on while nothing comes
+setInterval(() => soon(false), 1000);  // times go on while nothing comes
 begin();
 })();
