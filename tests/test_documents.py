@@ -5,6 +5,7 @@ The one idea: a document that is not run is a rumour.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+import shoal
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
 from shoal.jobs.catalog import find
@@ -138,6 +140,38 @@ def test_the_page_on_loading_runs_from_top_to_bottom(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:1] + lines[23:24] == ["0 (64, 28, 28)", "23 (52, 28, 28)"]
     assert lines[24] == "{'epoch': 1, 'batch': 6} [16, 17, 18]"
+
+
+def test_the_page_of_other_words_names_only_things_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "known_as.md"
+    [program] = blocks(page, "python")
+    assert len(program.splitlines()) <= 10
+    (tmp_path / "shown.py").write_text(program)
+    done = subprocess.run([sys.executable, "shown.py"], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "49 [0, 1, 4, 9, 16]\n"
+    ours = [row.split("|")[2] for row in page.read_text().splitlines() if row.startswith("| ")]
+    words = [word for cell in ours for word in re.findall(r"`([^`]+)`", cell)]
+    names = {name for word in words for name in re.findall(r"\bshoal\.(\w+)", word)}
+    assert {"Pool", "Need", "sweep", "Client", "dask_get"} <= names
+    assert [name for name in names if not hasattr(shoal, name)] == []
+    methods = {name for word in words for name in re.findall(r"\bpool\.(\w+)", word)}
+    assert {"map", "reduce", "gather"} <= methods
+    assert [name for name in methods if not hasattr(shoal.Pool, name)] == []
+    acts = {act for word in words for act in re.findall(r"(?:^|\d )shoal (\w+)", word)}
+    assert {"sweep", "serve", "watch", "actor"} <= acts
+    assert acts <= set(ACTS)
+    flags = {flag for word in words if "mpirun" not in word for flag in re.findall(r"(?<!\S)--[a-z-]+", word)}
+    assert [flag for flag in flags if flag not in said(parser(ACTS))] == []
+
+
+def said(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of its commands."""
+    choices = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    inner = [one for each in choices for one in each.values()]
+    return {word for action in parser._actions for word in action.option_strings}.union(*map(said, inner))
 
 
 def test_the_page_on_comparing_begins_with_a_short_program_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
