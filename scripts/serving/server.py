@@ -77,7 +77,9 @@ Reply: TypeAlias = Answered | Unanswered
 class Source(Protocol):
     """Where the versions of a model come from. It calls `take` with each version, from a thread of its own, until `end`."""
 
-    def start(self, take: Callable[[int, Bundle], None], say: Callable[[str], None]) -> None: ...
+    def start(self, take: Callable[[int, Bundle], None], say: Callable[[str], None]) -> bool:
+        """Begin. Returns True if a first version is there, or on its way."""
+        ...
 
     def end(self) -> None: ...
 
@@ -166,6 +168,7 @@ class Server:
         self._lock = threading.Condition()
         self._idle = self.draining = self.over = False
         self._news = threading.Condition()
+        self._expected: set[str] = set()  # models of which a first version is on its way
         self._threads = [threading.Thread(target=self._work, name="model", daemon=True)]
         self._threads += [threading.Thread(target=self._prepare, args=(one,), name="ready", daemon=True) for one in models]
         self._threads.append(threading.Thread(target=self._sweep, name="late", daemon=True))
@@ -174,7 +177,8 @@ class Server:
         for thread in self._threads:
             thread.start()
         for one in self.models.values():
-            one.source.start(lambda version, weights, one=one: self.came(one, version, weights), self.say)  # type: ignore[misc]
+            if one.source.start(lambda version, weights, one=one: self.came(one, version, weights), self.say):  # type: ignore[misc]
+                self._expected.add(one.name)
 
     def say(self, text: str) -> None:
         """Tell a person a line, and keep it for serve.json."""
@@ -359,10 +363,11 @@ class Server:
         return ""
 
     def first(self, seconds: float) -> bool:
-        """Wait until each model has a version. Returns False after `seconds`, and as soon as a first version is refused."""
+        """Wait until each model has a version, if one is on its way. Returns False if a model has none: it was refused, is not
+        there yet, or took more than `seconds`."""
 
         def settled() -> bool:
-            return all(book.serving or book.refusals for book in self.books.values())
+            return all(book.serving or book.refusals or name not in self._expected for name, book in self.books.items())
 
         with self._lock:
             self._lock.wait_for(settled, seconds)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64 << 20  # bytes of a body
 SMALL_BODY = 65_536  # bytes of a body other than a prediction's
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = ("/health", "/ready")  # paths that need no token: an orchestrator asks for them
 STATUS = {"late": 503, "full": 503, "failed": 500}
 JSON = (b"content-type", b"application/json")
@@ -37,7 +37,8 @@ Send = Callable[[Mapping[str, Any]], Any]
 class Web:
     """The application. figures: the whole server's. token: asked for as `Authorization: Bearer TOKEN`; "": none, and then only
     requests to a loopback name are answered, so that no web page can ask by a name of its own. sticky: name of the header with
-    the user's key; "": there is none. pinned: told (model, version or None) that a user pins or frees."""
+    the user's key; "": there is none. host: the address that is bound. pinned: told (model, version or None) that a user pins
+    or frees."""
 
     def __init__(
         self,
@@ -46,10 +47,12 @@ class Web:
         pinned: Callable[[str, int | None], None],
         token: str = "",
         sticky: str = "",
+        host: str = "127.0.0.1",
     ) -> None:
         self.server, self.figures, self.pinned = server, figures, pinned
         self._bearer = f"Bearer {token}".encode() if token else b""
         self._sticky = sticky.lower().encode()
+        self._names = LOCAL | {f"[{host}]" if ":" in host else host}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rest = self._routes()
 
@@ -93,7 +96,7 @@ class Web:
         if self._bearer:
             if scope["path"] not in OPEN and not hmac.compare_digest(bearer, self._bearer):
                 raise WrongRequestError(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
-        elif host and _host(host) not in LOCAL:
+        elif host and _host(host) not in self._names:
             named = host.decode("latin-1")[:60]
             raise WrongRequestError(403, f"Host {named!a}: a server without --token answers to 127.0.0.1 and localhost alone")
         return key.decode("latin-1"), length

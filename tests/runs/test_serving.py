@@ -37,8 +37,9 @@ class ByHand:
 
     take: Callable[[int, Bundle], None] = field(default=lambda version, weights: None)
 
-    def start(self, take: Callable[[int, Bundle], None], say: Callable[[str], None]) -> None:
+    def start(self, take: Callable[[int, Bundle], None], say: Callable[[str], None]) -> bool:
         self.take = take
+        return False
 
     def end(self) -> None:
         pass
