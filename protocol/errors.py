@@ -31,6 +31,17 @@ class Late(TimeoutError):  # noqa: N818  the word of the interface
     """A server of predictions gave no answer within the request's deadline, or had no room for the request."""
 
 
+class GangError(RuntimeError):
+    """A rank of a gang ended with an error. code: of torchrun. log: what all ranks wrote, its last bytes if there are many."""
+
+    def __init__(self, code: int, log: str) -> None:
+        super().__init__(code, log)
+        self.code, self.log = code, log
+
+    def __str__(self) -> str:
+        return f"torchrun ended with code {self.code}; the end of its log:\n{self.log[-8_000:]}"
+
+
 class NeedError(UserError):
     """A call needs more than the machine has."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.protocol import values
 from shoal.protocol.calls import Answer
-from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.errors import GangError, ProtocolError, UserError
 from shoal.protocol.layout import Bundle, Layout
 
 MOST_TEXT = 65_536  # characters of a message and of a traceback
@@ -147,6 +147,8 @@ def result_of(answer: Answer) -> Any:
 def _exception(name: str, args: tuple[Any, ...], said: str) -> Exception:
     if name.endswith((".UserError", ".NeedError")):
         return UserError(said)
+    if name == "shoal.protocol.errors.GangError" and [type(one) for one in args] == [int, str]:
+        return GangError(*args)
     if name not in RAISED:
         return RuntimeError(f"{name}: {said}")
     return RAISED[name](*args)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.actors.workers.call import cancelled as cancelled
     from shoal.actors.workers.call import seed as seed
+    from shoal.actors.workers.gang import torchrun as torchrun
     from shoal.aggregators import Aggregator as Aggregator
     from shoal.coordinator.deciding.resources import Need as Need
     from shoal.jobs.federated import Federated as Federated
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from shoal.jobs.reinforcement import Reinforcement as Reinforcement
     from shoal.jobs.settings import option as option
     from shoal.jobs.wraps import Wrap as Wrap
+    from shoal.protocol.errors import GangError as GangError
     from shoal.protocol.errors import Late as Late
     from shoal.protocol.errors import NeedError as NeedError
     from shoal.protocol.errors import UserError as UserError
@@ -59,6 +61,7 @@ __version__ = "0.1.0"
 
 MODULES = {
     "actors.workers.call": "cancelled seed",
+    "actors.workers.gang": "torchrun",
     "aggregators": "Aggregator",
     "coordinator.deciding.resources": "Need",
     "jobs.federated": "Federated",
@@ -69,7 +72,7 @@ MODULES = {
     "jobs.reinforcement": "Reinforcement",
     "jobs.settings": "option",
     "jobs.wraps": "Wrap",
-    "protocol.errors": "Late NeedError UserError WorkerLost",
+    "protocol.errors": "GangError Late NeedError UserError WorkerLost",
     "protocol.layout": "Bundle",
     "protocol.work": "Contribution Moved Task Work",
     "runs.compare": "compare",

@@ -26,6 +26,7 @@ FUNCTIONS = 256  # functions that an actor remembers
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
 CALL: ContextVar[tuple[int, int, Marks]] = ContextVar("call")  # seed of the pool, number of the ticket, marks; in a call
 GIVEN: ContextVar[Any] = ContextVar("given")  # the object that the pool was made with, in a call: forks have it already
+RANKS: ContextVar[int] = ContextVar("ranks")  # of the gang, in a call that is one
 
 
 def seed() -> int:
@@ -58,6 +59,7 @@ def cancelled() -> bool:
 def within(words: Words) -> Iterator[None]:
     """Compute with as many threads, and see only the GPUs, that a task's words say."""
     threads, gpus = int(words["threads"]), ",".join(words["gpus"])
+    RANKS.set(int(words.get("ranks", 0)))
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
@@ -75,6 +77,7 @@ def within(words: Words) -> Iterator[None]:
         try:
             yield
         finally:
+            RANKS.set(0)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

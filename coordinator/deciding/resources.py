@@ -19,12 +19,14 @@ SMALL = 1e-9  # what sums of fractions may be off
 @dataclass(frozen=True, slots=True)
 class Need:
     """The needs of a call while it runs. cores: of the machine, from 0; a call computes with so many threads, at least 1.
-    memory: bytes, as a number or as text ("500M", "1.5G"). gpus: whole ones, or a fraction of one that other calls share.
-    Raises UserError for values that are none of these."""
+    memory: bytes, as a number or as text ("500M", "1.5G"). gpus: whole ones, or a fraction of one that other calls share. gang:
+    the call is `shoal.torchrun`, with a rank for each GPU, or for each core if it needs no GPUs. Raises UserError for values
+    that are none of these."""
 
     cores: float = 1
     memory: int | str = 0
     gpus: float = 0
+    gang: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory", _nbytes(self.memory))
@@ -33,14 +35,24 @@ class Need:
                 raise UserError(f"Need({name}={value!r}): must be a number from 0")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise UserError(f"Need(gpus={self.gpus!r}): must be a whole number, or a fraction below 1")
+        if self.gang and not (self.gpus or self.cores) == self.ranks >= 1:
+            raise UserError(
+                f"Need(cores={self.cores!r}, gpus={self.gpus!r}, gang=True): must be whole GPUs, or else whole cores"
+            )
 
     @property
     def nbytes(self) -> int:
         return int(self.memory)
 
     @property
+    def ranks(self) -> int:
+        """Processes of a gang."""
+        return int(self.gpus or self.cores)
+
+    @property
     def threads(self) -> int:
-        return max(1, int(self.cores))
+        """Threads that each process of the call computes with."""
+        return max(1, int(self.cores) // (self.ranks if self.gang else 1))
 
     def __str__(self) -> str:
         said = [f"{self.cores:g} cores"] * (self.cores > 0) + [f"{self.nbytes / 1e9:g} GB of memory"] * (self.nbytes > 0)

@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.door import ServerKeys
-from shoal.protocol.errors import NeedError, UserError, signed
+from shoal.protocol.errors import GangError, NeedError, UserError, signed
 from shoal.protocol.names import name_of
 from shoal.protocol.plaincalls import pack_call
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
@@ -370,7 +370,8 @@ class Pool(Executor):
         if plain and not (priority or once or key or retry_on):
             return self._how
         its = how(priority, self._how.retries if retries is None else retries, once, need, key, timeout, retry_on, cost)
-        return its._replace(need=self._met(its.need))
+        again = (*its.retry_on, GangError) if its.need.gang and not its.once else its.retry_on
+        return its._replace(need=self._met(its.need), retry_on=again)
 
     def _met(self, need: Need) -> Need:
         """A need that the machine can meet. Raises NeedError."""

@@ -248,6 +248,7 @@ class Tickets:
         words = {}
         if machine and need not in (ONE_CORE, NOTHING):
             words = {"threads": need.threads, "gpus": [machine.names[gpu] for gpu in gpus]}
+            words |= {"ranks": need.ranks} if need.gang else {}
         return Task(version, index, (index,), "call", words=words, alone=alone, where=where)
 
     def put_back(self, index: int) -> None:
