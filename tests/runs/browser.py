@@ -115,8 +115,8 @@ class Browser:
     def look(self, width: int, height: int, dark: bool = False) -> None:
         """Make the window so large, in pixels, with the colours of the day or the night."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        self.ask("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in media.items()])
 
     def value(self, expression: str) -> Any:
         """The value of an expression of JavaScript in the page."""

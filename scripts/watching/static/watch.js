@@ -159,7 +159,7 @@ class Chart {
     if (shape !== this.shape) this.build(shape, many < 30, key);
     else if (this.zoomed) { this.plot.setData(this.data, false); this.plot.redraw(); }
     else this.plot.setData(this.data);
-    this.caption(null);
+    this.caption(this.plot.cursor.left >= 0 ? this.plot.cursor.idx : null);
   }
   build(shape, dots, key) {
     if (this.plot) this.plot.destroy();
@@ -233,7 +233,8 @@ function curves() {
   panel.hidden = !sources.some((source) => source.kind !== "sweep" && source.kind !== "server");
   $("curves-empty").hidden = runs.length > 0;
   if (!runs.length) { for (const [name, chart] of charts) { chart.remove(); charts.delete(name); } return; }
-  const names = ordered([...new Set(runs.flatMap((source) => [...source.curves.metrics.keys()]))]).filter((name) => runs.some((source) => (source.curves.metrics.get(name) || []).some((value) => value !== null && value !== undefined)));
+  const elsewhere = (name) => name === "version" && axis !== "seconds";  // of a coordinator elsewhere nothing else is known
+  const names = ordered([...new Set(runs.flatMap((source) => [...source.curves.metrics.keys()]))]).filter((name) => !elsewhere(name) && runs.some((source) => (source.curves.metrics.get(name) || []).some((value) => value !== null && value !== undefined)));
   const main = names.filter((name) => !ours.has(name.replace(/^eval\//, ""))).slice(0, SHOWN);
   const few = [...new Set([...main, ...THEN.filter((name) => names.includes(name)), ...names])].slice(0, Math.max(main.length, 3));
   const shown = picked ? names.filter((name) => picked.has(name)) : few;
@@ -254,7 +255,7 @@ function curves() {
 function axes(runs) {
   const steps = runs.every((source) => source.curves.steps.some((value) => value > 0));
   const kinds = [["version", "versions"], ...(steps ? [["steps", "steps"]] : []), ["seconds", "time"]];
-  if (!kinds.some(([kind]) => kind === axis)) axis = kinds.some(([kind]) => kind === remembered("axis", "")) ? remembered("axis", "") : steps ? "steps" : "version";
+  if (!kinds.some(([kind]) => kind === axis)) axis = kinds.some(([kind]) => kind === remembered("axis", "")) ? remembered("axis", "") : runs.every((source) => source.kind === "elsewhere") ? "seconds" : steps ? "steps" : "version";
   const shape = kinds.map(([kind]) => kind).join();
   if ($("axis").dataset.shape === shape) return;
   $("axis").dataset.shape = shape;
@@ -296,7 +297,8 @@ function health(source) {  // [word, class]
 }
 function sweepWord(source) {
   const counts = (source.sweep && source.sweep.counts) || {};
-  return counts.running ? [`${counts.running} running`, "live"] : ["no trial running", ""];
+  const many = Object.values(counts).reduce((a, b) => a + b, 0);
+  return counts.running ? [`${counts.running} running`, "live"] : [source.trials && many >= source.trials ? "done" : "no trial running", ""];
 }
 function serveWord(serve) {
   const silent = now() - serve.written;
@@ -591,7 +593,7 @@ function sweep(source) {
   parallel(found, tone);
   grid($("arms"), [["arm", ""], ["state", "t"], [`mean ${found.metric}`, ""], ["seeds", ""], ["steps", "less"], ...found.names.map((name) => [name, ""])], found.arms.slice(0, 100).map((arm, at) => ({
     kind: at === 0 && arm.state === "complete" ? "best" : arm.state === "complete" ? "" : "grey", title: arm.why,
-    cells: [arm.arm, arm.state, arm.mean === null ? "–" : short(arm.mean), arm.seeds, whole(arm.steps), ...arm.params.map((value) => (typeof value === "number" ? short(value) : value ?? "–"))] })));
+    cells: [arm.arm, arm.state, arm.mean === null ? "–" : short(arm.mean), arm.seeds, whole(arm.steps), ...arm.params.map((value) => (value === null ? "–" : label(value)))] })));
 }
 function parallel(found, tone) {
   const box = $("parallel"), width = Math.max(280, box.clientWidth || 600), height = 300, top = 30, bottom = 12, left = 34, right = 46;
@@ -628,7 +630,7 @@ function scale(values, axis, name) {
   const ticks = high > low ? [low, log ? Math.sqrt(low * high) : (low + high) / 2, high] : known.length ? [low] : [];
   return { name, places: values.map((value) => (value === null || value === undefined ? null : place(value))), labels: ticks.map((tick) => [place(tick), String(+tick.toPrecision(3))]) };
 }
-const label = (value) => (typeof value === "number" ? String(+value.toPrecision(6)) : String(value));
+const label = (value) => (typeof value === "number" ? String(+value.toPrecision(4)) : String(value));
 
 // Events -------------------------------------------------------------------------------------------------------------------
 
