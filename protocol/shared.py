@@ -61,7 +61,8 @@ def available() -> str | None:
 
 
 class Segment:
-    """A piece of shared memory, which its creator alone can write. data: uint8 [nbytes].
+    """A piece of shared memory, which its creator alone can write; a common one can be written by all who open it. data: uint8
+    [nbytes].
 
     Close the segment after use; arrays over it may live on, and keep the memory.
     """
@@ -75,35 +76,38 @@ class Segment:
         self._file = file
 
     @classmethod
-    def create(cls, nbytes: int) -> Segment:
+    def create(cls, nbytes: int, common: bool = False) -> Segment:
         """A segment of zeros, which takes no memory until it is written. Raises UserError if the system gives none."""
         if sys.platform != "linux":
             raise UserError(f"there is no shared memory without a name on {sys.platform}: choose --transport ipc")
         try:
-            file = io.FileIO(os.memfd_create("shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
+            file = io.FileIO(
+                os.memfd_create("shoal-common" if common else "shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+"
+            )
         except OSError as why:
             raise UserError(f"memfd_create: {why.strerror}; choose --transport ipc") from why
         try:
             os.ftruncate(file.fileno(), nbytes)
             memory = mmap.mmap(file.fileno(), nbytes)
-            _seal(file.fileno())
+            _seal(file.fileno(), common)
         except OSError as why:
             file.close()
             raise UserError(f"{nbytes:,} bytes of shared memory: {why.strerror}; {INSTEAD}") from why
         return cls(memory, (os.getpid(), file.fileno(), nbytes, os.fstat(file.fileno()).st_ino), file)
 
     @classmethod
-    def open(cls, handle: tuple[int, ...], private: bool = False) -> Segment:
+    def open(cls, handle: tuple[int, ...], private: bool = False, common: bool = False) -> Segment:
         """Open the segment of another process, to read only; or to write too, if `private`, where what is written stays in this
-        process. Raises ProtocolError if the handle leads to anything but its segment."""
+        process, or if `common`, where all see it. Raises ProtocolError if the handle leads to anything but its segment, or if
+        that is to be written and is no common one."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
             _recognise(os.stat(path), nbytes, inode, path)  # before the opening: a pipe or a device could block, or act
-            with io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
+            with io.FileIO(os.open(path, (os.O_RDWR if common else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
                 _demand_seals(file.fileno(), path)
                 _recognise(os.fstat(file.fileno()), nbytes, inode, path)
-                access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+                access = mmap.ACCESS_WRITE if common else mmap.ACCESS_COPY if private else mmap.ACCESS_READ
                 return cls(mmap.mmap(file.fileno(), nbytes, access=access), checked, None)
         except OSError as why:
             raise ProtocolError(f"shared memory at {path} cannot be opened here: {why.strerror}") from why
@@ -123,9 +127,11 @@ SIZE_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
 OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists already may write
 
 
-def _seal(descriptor: int) -> None:
+def _seal(descriptor: int, common: bool) -> None:
     if sys.platform == "linux":
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SIZE_SEALS)
+        if common:
+            return
         with contextlib.suppress(OSError):  # before Linux 5.1, and in sandboxes, readers are only trusted to read
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, OTHERS_WRITE_SEAL)
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from shoal.serving.client import Client as Client
     from shoal.sweeps.found import Sweep as Sweep
     from shoal.sweeps.sweep import sweep as sweep
+    from shoal.tasks.common import Shared as Shared
     from shoal.tasks.graphs import dask_get as dask_get
     from shoal.tasks.loader import Loader as Loader
     from shoal.tasks.pool import Pool as Pool
@@ -84,6 +85,7 @@ MODULES = {
     "sweeps.found": "Sweep",
     "sweeps.sweep": "sweep",
     "tasks.graphs": "dask_get",
+    "tasks.common": "Shared",
     "tasks.loader": "Loader",
     "tasks.pool": "Pool",
     "tracking.track": "track",
