@@ -128,7 +128,9 @@ def _swept(place: Path, *words: str, folder: str = "") -> Mapping[str, Any]:
     """The summary of a sweep."""
     command = [sys.executable, "-m", "shoal", "sweep", *words, "--json", "--quiet"]
     command += ["--run-dir", folder] if folder else []
-    done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):  # 1: a trial failed, which `trials` says
+        raise subprocess.CalledProcessError(done.returncode, command)
     found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -48,7 +48,7 @@ class Note:
                 told = json.loads(path.read_text(encoding="utf-8"))
                 self.started, self.token = float(told["started"]), str(told["token"])
                 self.position, self.memory = Position.of(told["position"]), dict(told["memory"])
-            except (ValueError, KeyError, TypeError) as broken:
+            except (ValueError, KeyError, TypeError, OverflowError) as broken:
                 raise UserError(
                     f"{path} is not as a follower wrote it ({broken!r}): remove it to tell all rows again"
                 ) from None

@@ -55,7 +55,10 @@ class Position:
     def of(cls, plain: Mapping[str, Any]) -> Position:
         """The position that `plain` gave. Raises KeyError, TypeError or ValueError for anything else."""
         told = tuple((int(version), str(digest)) for version, digest in plain["told"])
-        return cls(int(plain["begin"]), int(plain["end"]), told)
+        begin, end = int(plain["begin"]), int(plain["end"])
+        if not 0 <= begin <= end or (end > 0) != bool(told):
+            raise ValueError(f"begin {begin}, end {end}")
+        return cls(begin, end, told)
 
 
 @dataclass(frozen=True, slots=True)

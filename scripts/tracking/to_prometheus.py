@@ -55,6 +55,14 @@ def exposition(about: About, point: Point | None, state: str) -> str:
     return up + "\n".join(lines) + "\n"
 
 
+def _kept(last: Any) -> Point | None:
+    """The row that an earlier follower showed last, from its memory; None for anything else."""
+    try:
+        return Point(**{**last, "values": {str(name): float(value) for name, value in last["values"].items()}})
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return None
+
+
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
@@ -73,8 +81,7 @@ class Prometheus:
 
     def begin(self, about: About, memory: dict[str, Any]) -> None:
         self.about, self.memory = about, memory
-        last = memory.get("last")
-        self.point = Point(**last) if last else None
+        self.point = _kept(memory.get("last"))
         if self.file is None:
             try:
                 self.door = ThreadingHTTPServer(("127.0.0.1", self.port), self._page())

@@ -26,7 +26,8 @@ class TensorBoard:
         self.events: Events | None = None
 
     def begin(self, about: About, memory: dict[str, Any]) -> None:
-        folder = self.to / str(memory.setdefault("folder", f"{about.name}-{about.token[:4]}"))
+        name = str(memory.setdefault("folder", f"{about.name}-{about.token[:4]}"))
+        folder = self.to / Path(name).name  # a note of a stranger's may name any path
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as refused:

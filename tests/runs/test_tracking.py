@@ -212,7 +212,9 @@ def test_a_run_that_is_gone_ends_its_follower_with_a_line(tmp_path: Path) -> Non
 
 
 def test_a_note_that_no_follower_wrote_is_told_in_a_line(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"token": "a"}', '{"token": 1, "started": 2, "position": {}, "memory": {}}'):
+    at = '{"token": "a", "started": 2, "memory": {}, "position": {"begin": %d, "end": %d, "told": [[1, "ab"]]}}'
+    texts = ("", "[]", '{"token": "a"}', '{"token": 1, "started": 2, "position": {}, "memory": {}}', at % (-5, 3), at % (9, 3))
+    for text in texts:
         (tmp_path / "note.json").write_text(text)
         with pytest.raises(UserError, match=r"note.json is not as a follower wrote it .*remove it"):
             Note(tmp_path / "note.json", 0.0, "")
@@ -431,6 +433,24 @@ def test_names_that_mlflow_does_not_take_are_changed_and_stay_apart(tmp_path: Pa
     assert (told["a_b"], told["eval/loss"]) == (1, 4)
 
 
+def test_a_tracker_that_is_slow_holds_up_no_run_and_hears_all_of_it_afterwards(
+    tmp_path: Path, server: tuple[Recorded, str]
+) -> None:
+    recorded, uri = server
+    run, slow, said = run_of(tmp_path / "run", 3), threading.Event(), list[str]()
+    recorded.now = lambda what: slow.wait()
+    with Followers(run, wanted(f"mlflow={uri}"), said.append, held=0.0) as followers:
+        followers.start()
+    assert said == ["mlflow does not know all rows yet: its follower goes on by itself"]
+    slow.set()
+    for _ in range(6000):
+        if [its.get("status") for its in recorded.runs.values()] == ["FINISHED"]:
+            break
+        threading.Event().wait(0.1)
+    [its] = recorded.runs.values()
+    assert curve(its, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
 # Other trackers
 
 
@@ -607,14 +627,14 @@ def test_a_run_is_told_to_its_trackers_by_processes_of_their_own(
     recorded, uri = server
     monkeypatch.chdir(tmp_path)
     recorded.ill = 1
-    tracks = ["--track", f"mlflow={uri}", "--track", "tensorboard", "--track", "prometheus=out/shoal.prom"]
-    job = ["digits", "rounds=3", "clients=4", "cohort=4"]
-    assert main(["simulate", *job, "--actors", "1", "--run-dir", "run", "--quiet", *tracks]) == 0
+    job = {"rounds": 3, "clients": 4, "cohort": 4}
+    tracks = [f"mlflow={uri}", "tensorboard", "prometheus=out/shoal.prom"]
+    shoal.run("digits", actors=0, settings=job, folder="run", track=tracks, show=False)
     run = RunDir(tmp_path / "run")
     rows = [(row["version"], row["metrics"]["loss"]) for row in run.rows()]
 
     def until(is_so: Callable[[], bool]) -> None:
-        for _ in range(1200):  # the end of a run waits for its followers 10 s, and a busy machine may need longer
+        for _ in range(6000):  # the end of a run waits for its followers 10 s, and a busy machine may need longer
             if is_so():
                 return
             threading.Event().wait(0.1)
