@@ -22,10 +22,10 @@ from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBa
 
 from shoal.actors.workers.call import CALL
 from shoal.protocol.errors import UserError
-from shoal.protocol.trusted import opened, pack_arguments
+from shoal.protocol.trusted import opened, pack_arguments, whole
 from shoal.runs.threads import asked_for
 from shoal.tasks.pool import Pool
-from shoal.tasks.pools import Pools
+from shoal.tasks.pools import Kind, Pools
 from shoal.tasks.shared import Shared
 
 PACE = 0.2  # seconds that the calls of a batch take together, about: a hundred times what a batch costs beside its calls
@@ -33,6 +33,9 @@ LONG = 0.8  # seconds after which calls of a batch that have not begun come back
 CROWDED = 4  # seconds that pass for one of CPU on a machine that others use too, at most; more is taken for waiting
 MOST = 4_096  # calls of a batch
 IDLE = 60.0  # seconds for which a pool's processes are kept for the next call of joblib
+
+WORDS = ("retries", "idle_worker_timeout", "address", "key", "trusted", "actors")
+BOTH = "if you own both ends, say trusted=True here and --trust-code there"
 
 Item: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """What joblib's `delayed` makes: function, arguments, keyword arguments."""
@@ -57,7 +60,7 @@ def _unlike(part: Any) -> tuple[Any, ...] | None:
     """How an object travels in a way of its own; None for most objects."""
     if isinstance(part, np.ndarray):
         return _file_of(part)
-    return _lone(part) if type(part).__name__ == "CallbackContext" else None
+    return _lone(part)
 
 
 def _file_of(array: Any) -> tuple[Any, ...] | None:
@@ -75,7 +78,7 @@ def _file_of(array: Any) -> tuple[Any, ...] | None:
 def _lone(part: Any) -> tuple[Any, ...] | None:
     """How a node of scikit-learn's tree of callback contexts travels if there are no callbacks: without its children. Else each
     fit of a search would carry the nodes of all its fits, which nobody reads."""
-    inside = getattr(part, "__dict__", {})
+    inside = getattr(part, "__dict__", {}) if type(part).__name__ == "CallbackContext" else {}
     if inside.get("_callbacks", True) or not inside.get("_children_map"):
         return None
     return object.__new__, (type(part),), {**inside, "_children_map": {}}
@@ -119,11 +122,20 @@ def _named(error: Exception, items: Sequence[Item]) -> Exception:
     return error
 
 
+class Inside(ThreadingBackend):  # type: ignore[misc]  # joblib has no types
+    """joblib's threads, in a call: at most as many as the call's process computes with. With one, none beside it."""
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        return min(int(super().effective_n_jobs(n_jobs)), asked_for())
+
+
 class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     """What `joblib.parallel_config(backend="shoal")` makes. Arguments: of `parallel_config`.
 
     retries: times that a batch is tried again after its process has ended. idle_worker_timeout: seconds for which the
-    processes are kept for the next call of joblib. Raises UserError.
+    processes are kept for the next call of joblib. address: where actors of other machines join, which then make all calls;
+    key: name of this program's key pair; trusted: True, because calls of joblib are pickles (docs/tasks.md). actors: processes
+    of this machine beside them. Such a pool lives as long as the program. Raises UserError.
     """
 
     supports_retrieve_callback = True
@@ -131,11 +143,26 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     default_n_jobs = -1
 
     def __init__(
-        self, pools: Pools, *, retries: int = 2, idle_worker_timeout: float = IDLE, nesting_level: int | None = None, **odd: Any
+        self,
+        pools: Pools,
+        *,
+        retries: int = 2,
+        idle_worker_timeout: float = IDLE,
+        address: str = "",
+        key: str = "",
+        trusted: bool = False,
+        actors: int = 0,
+        nesting_level: int | None = None,
+        **odd: Any,
     ) -> None:
         if odd:
             words = ", ".join(sorted(odd))
-            raise UserError(f'parallel_config(backend="shoal"): no argument {words}; there are retries and idle_worker_timeout')
+            raise UserError(f'parallel_config(backend="shoal"): no argument {words}; there are {", ".join(WORDS)}')
+        if address and not trusted:
+            raise UserError(f'parallel_config(backend="shoal", address={address!r}): calls of joblib are pickles: {BOTH}')
+        if (key or trusted or actors) and not address:
+            raise UserError('parallel_config(backend="shoal"): key, trusted and actors are for address="tcp://HOST:PORT"')
+        self._door = (address, key, trusted, actors)
         super().__init__(nesting_level=nesting_level)
         self._pools, self._retries, self._idle = pools, retries, idle_worker_timeout
         self._lock = threading.Lock()
@@ -161,14 +188,18 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
         self.parallel = parallel
         with self._lock:
             if self._users == 0:
-                self._pool = self._pools.take(many, self._threads(many), self._idle)
+                self._pool = self._pools.take(self._kind(many), self._idle)
                 self._desk = ThreadPoolExecutor(1, "shoal-joblib")
             self._users += 1
             most = how.get("max_nbytes")
             writable = most if most is not None and how.get("mmap_mode") == "r" else None
-            self._shared = Shared(writable, _unlike)
+            self._shared = Shared(other=_lone, most=0) if self._door[0] else Shared(writable, _unlike)
         self._size, self._seconds = 1, 0.0
         return many
+
+    def _kind(self, many: int) -> Kind:
+        address, key, trusted, actors = self._door
+        return Kind(actors if address else many, self._threads(many), address, key, trusted)
 
     def _threads(self, many: int) -> int:
         """Threads of each process, as joblib says: inner_max_num_threads, else OMP_NUM_THREADS, else its share of the cores."""
@@ -177,12 +208,8 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
         return asked_for() if "OMP_NUM_THREADS" in os.environ else max(joblib.cpu_count() // many, 1)
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
-        """The backend in a call: as many threads as its process computes with; with one, none beside it."""
-        level = (self.nesting_level or 0) + 1
-        threads = self._pools.threads(self._pool)
-        if threads <= 1:
-            return SequentialBackend(nesting_level=level), None
-        return ThreadingBackend(nesting_level=level), threads
+        """The backend of a call of joblib in a call."""
+        return Inside(nesting_level=(self.nesting_level or 0) + 1), None
 
     def start_call(self) -> None:
         """Forget arrays of the last call of joblib: they may have been written to since."""
@@ -205,7 +232,8 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
         assert shared is not None
         try:
             parcel, held = shared.parcel((batch.items[first:end], *batch.nested))
-            future = pool.submit(work, parcel.data, retries=self._retries)
+            data = whole(parcel.data) if self._door[0] else parcel.data  # another machine has not this one's memory
+            future = pool.submit(work, data, retries=self._retries)
         except Exception as error:  # noqa: BLE001  joblib loses what is raised here, and would wait for ever
             desk.submit(batch.fail, _named(error, batch.items[first:end]))
             return

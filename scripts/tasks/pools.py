@@ -7,13 +7,27 @@ calls; and no longer, because they hold memory.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 from shoal.tasks.pool import Pool
 
-Kind: TypeAlias = tuple[int, int]  # processes, threads of each
+
+class Kind(NamedTuple):
+    """actors: processes of this machine. threads: of each. address, keys, trusted: where actors of other machines join, as for
+    `Pool`; "": nowhere."""
+
+    actors: int
+    threads: int
+    address: str = ""
+    keys: str = ""
+    trusted: bool = False
+
+    def made(self) -> Pool:
+        door = {"address": self.address, "keys": self.keys or None, "trusted": self.trusted} if self.address else {}
+        return Pool(self.actors, threads=self.threads, **door)  # type: ignore[arg-type]  # as the names say
 
 
 @dataclass(slots=True, eq=False)
@@ -35,8 +49,8 @@ class Pools:
         self._kept: list[_Kept] = []
         self._pid = os.getpid()
 
-    def take(self, actors: int, threads: int, idle: float) -> Pool:
-        """A pool of this kind, which `give_back` or `drop` ends the use of. Pools of other kinds that nobody uses end."""
+    def take(self, kind: Kind, idle: float) -> Pool:
+        """A pool of this kind, which `give_back` or `drop` ends the use of. Local pools of other kinds that nobody uses end."""
         with self._lock:
             if self._pid != os.getpid():  # a fork: the parent's pools are not for this process to use or to end
                 self._kept, self._pid = [], os.getpid()
@@ -46,37 +60,34 @@ class Pools:
                     if kept.timer:
                         kept.timer.cancel()
                         kept.timer = None
-                    if kept.kind != (actors, threads) or not kept.pool.alive:
+                    if (kept.kind != kind and not kept.kind.address) or not kept.pool.alive:
                         self._end(kept)
                         continue
-                if kept.kind == (actors, threads) and kept.pool.alive:
+                if kept.kind == kind and kept.pool.alive:
                     found = kept
             if found is None:
-                found = _Kept(Pool(actors, threads=threads), (actors, threads), idle)
+                found = _Kept(kind.made(), kind, idle)
                 self._kept.append(found)
+                if kind.address:
+                    print(f"on another machine type: {found.pool.join_line()}", file=sys.stderr, flush=True)
             found.users += 1
             found.idle = idle
             return found.pool
-
-    def threads(self, pool: Pool | None) -> int:
-        """Threads that each process of a pool computes with."""
-        with self._lock:
-            return next((kept.kind[1] for kept in self._kept if kept.pool is pool), 1)
 
     def give_back(self, pool: Pool) -> None:
         with self._lock:
             for kept in self._kept:
                 if kept.pool is pool:
                     kept.users -= 1
-                    if kept.users == 0:
+                    if kept.users == 0 and not kept.kind.address:  # else its actors, who have joined, would leave
                         kept.timer = threading.Timer(kept.idle, self._tire, [kept])
                         kept.timer.daemon = True
                         kept.timer.start()
 
     def drop(self, pool: Pool) -> None:
-        """End a pool and wait until its processes have ended, unless another call uses it."""
+        """End a local pool and wait until its processes have ended, unless another call uses it."""
         with self._lock:
-            dropped = [kept for kept in self._kept if kept.pool is pool and kept.users <= 1]
+            dropped = [kept for kept in self._kept if kept.pool is pool and kept.users <= 1 and not kept.kind.address]
             for kept in dropped:
                 self._kept.remove(kept)
         if dropped:

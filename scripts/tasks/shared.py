@@ -22,10 +22,16 @@ KEPT = 128  # arrays that are in shared memory at a time, each of which takes tw
 class Shared:
     """writable: bytes from which on an array cannot be written; None: any array can, and a write stays in the
     process that makes it. other: asked first how an object travels, as `pack_apart` asks. packed: puts an array into shared
-    memory, to which the parcel does not hold the array."""
+    memory; what it returns does not hold the array. most: arrays that are in shared memory at a time."""
 
-    def __init__(self, writable: int | None = None, other: Apart | None = None, packed: Callable[[Any], Parcel] = pack) -> None:
-        self._writable, self._other, self._packed = writable, other, packed
+    def __init__(
+        self,
+        writable: int | None = None,
+        other: Apart | None = None,
+        packed: Callable[[Any], Parcel] = pack,
+        most: int = KEPT,
+    ) -> None:
+        self._writable, self._other, self._packed, self._most = writable, other, packed, most
         self._arrays: dict[int, tuple[weakref.ref[Any], Parcel | None]] = {}
         self._many = 0
 
@@ -56,7 +62,7 @@ class Shared:
             self._arrays[name] = (weakref.ref(array, partial(_forget, weakref.ref(self), name)), None)
             return None
         if (parcel := known[1]) is None:
-            if self._many >= KEPT:
+            if self._many >= self._most:
                 return None
             self._many += 1
             parcel = self._packed(array if array.flags.forc else np.ascontiguousarray(array))

@@ -164,6 +164,11 @@ def test_a_call_in_a_call_is_made_where_it_is(backend: Backend) -> None:
     assert found == [True] * 4
 
 
+def test_a_call_in_a_call_has_the_threads_of_its_process(backend: Backend) -> None:
+    with joblib.parallel_config(backend=backend, n_jobs=2, inner_max_num_threads=3):
+        assert Parallel()(delayed(joblib.effective_n_jobs)(at) for at in (1, 2, 8, -1)) == [1, 2, 3, min(3, joblib.cpu_count())]
+
+
 def nested(program: int) -> bool:
     inner = Parallel(n_jobs=4)(delayed(os.getpid)() for _ in range(4))
     return set(inner) == {os.getpid()} and os.getpid() != program

@@ -32,7 +32,9 @@ from shoal.protocol.keys import KeyFolder
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.plaincalls import pack_answers, read_brief
 from shoal.protocol.work import Has, Task, Work
+from shoal.tasks.backend import Backend
 from shoal.tasks.pool import Pool
+from shoal.tasks.pools import Pools
 
 HERE = Path(__file__).parent
 Start = Callable[..., subprocess.Popen[str]]
@@ -294,3 +296,30 @@ def test_words_that_do_not_go_together_are_one_line(words: list[str], said: str)
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(said)
+
+
+def test_calls_of_joblib_are_made_by_actors_that_join(
+    keys: KeyFolder, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import joblib
+
+    pools = Pools()
+    backend = Backend(pools, address="tcp://127.0.0.1:0", key="pool", trusted=True, nesting_level=0)
+    array = np.arange(200_000.0)
+    try:
+        with joblib.parallel_config(backend=backend, n_jobs=2), joblib.Parallel() as parallel:
+            line = capsys.readouterr().err.partition("type: ")[2].strip()
+            actor = start(line, "--count", "2")
+            found = parallel(joblib.delayed(lambda x, at: (os.getpid(), x[at]))(array, at) for at in range(40))
+            assert parallel(joblib.delayed(abs)(-at) for at in range(9)) == list(range(9))
+        assert [number for _, number in found] == list(range(40))
+        assert {pid for pid, _ in found} <= {one.pid for one in psutil.Process(actor.pid).children(recursive=True)}
+    finally:
+        pools.close()
+
+
+def test_joblib_s_pickles_go_to_another_machine_only_if_its_user_says_so() -> None:
+    with pytest.raises(UserError, match="calls of joblib are pickles: if you own both ends, say trusted=True here"):
+        Backend(Pools(), address="tcp://127.0.0.1:0", key="pool")
+    with pytest.raises(UserError, match="key, trusted and actors are for address="):
+        Backend(Pools(), key="pool")
