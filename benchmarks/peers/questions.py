@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from shoal.benchmarks.peers.asking import Question
 
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
-DEPLOYED, POOLS = "flower_deployed.py", "pools.py"
+DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
 def noop(floats: int) -> Mapping[str, Question]:
@@ -54,4 +54,14 @@ def calls(question: str, number: int) -> Mapping[str, Question]:
     return {
         f"{name}_{question}": Question(venv, POOLS, (name, question, few), quick=True, seconds=120)
         for name, venv in peers.items()
+    }
+
+
+def serving(number: int, clients: int) -> Mapping[str, Question]:
+    """Returns questions on servers of a small model, in microseconds of CPU a request. Ray Serve takes a quarter of the
+    requests, because each costs it five times as much."""
+    return {
+        "litserve_zmq": Question("litserve", SERVING, ("litserve-fast", number, clients)),
+        "litserve_queue": Question("litserve", SERVING, ("litserve", number, clients), quick=True),
+        "rayserve_batched": Question("rayserve", SERVING, ("rayserve", number // 4, clients), quick=True),
     }

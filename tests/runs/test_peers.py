@@ -30,6 +30,7 @@ EVERY = [
     *questions.large(9).values(),
     *questions.rounds().values(),
     *questions.calls("single", 9).values(),
+    *questions.serving(9, 3).values(),
 ]
 
 
