@@ -7,12 +7,15 @@ their number and their deaths change nothing but the time that a batch takes.
 from __future__ import annotations
 
 import mmap
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from shoal.protocol.errors import UserError, WorkerLost, signed
+import numpy as np
+
+from shoal.protocol.errors import UserError, WorkerLost, binds, signed
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
 from shoal.tasks.pool import PLAIN, Pool
@@ -95,27 +98,26 @@ class Loader(Iterable[tuple[int, Any]]):
         retries: int = 2,
         start: Mapping[str, int] | None = None,
     ) -> None:
-        whole("batch_size", batch_size, 1)
-        whole("epochs", epochs, 1)
-        whole("retries", retries, 0)
-        whole("seed", seed, -(2**63), 2**63)
+        self._size, self._epochs = whole("batch_size", batch_size, 1), whole("epochs", epochs, 1)
+        self._retries, self._seed = whole("retries", retries, 0), whole("seed", seed, -(2**63))
         self._actors = cores() if actors == PLAIN else whole("actors", actors, 0)
         self._ahead = PREFETCH * self._actors if prefetch is None else whole("prefetch", prefetch, 1)
         for name, given in (("transform", transform), ("collate", collate)):
             if given is not None and not callable(given):
                 raise UserError(f"{name} is {signed(given)}: expected a function")
+        if transform is not None and not any((binds(transform, 0), binds(transform, 0, 0), binds(transform, 0, rng=0))):
+            raise UserError(f"transform is {signed(transform)}: expected transform(example) or transform(example, rng)")
         self._source, self._dataset = source_of(dataset), dataset
         self._once = isinstance(dataset, Iterator)  # it can be read once
-        self._size, self._shuffle, self._seed, self._epochs = batch_size, shuffle, seed, epochs
-        self._drop_last, self._retries = drop_last, retries
-        if self._once and epochs > 1:
+        self._shuffle, self._drop_last = shuffle, drop_last
+        if self._once and self._epochs > 1:
             raise UserError(
                 f"epochs={epochs}: an iterator can be read once; give an object whose __iter__ begins anew, or epochs=1"
             )
         if self._source is not None:
-            self._many = self._full(cut(len(self._source), batch_size, drop_last))
+            self._many = self._full(cut(len(self._source), self._size, drop_last))
         slots = memoryview(mmap.mmap(-1, 8 * max(1, self._ahead))).cast("q")
-        self._preparing = Preparing(self._source, transform, collate, seed, slots)
+        self._preparing = Preparing(self._source, transform, collate, self._seed, slots)
         self._turn: object = None
         self._done = self._used = False  # _done: all batches of the last `for` were taken
         self.load(start)
@@ -133,8 +135,7 @@ class Loader(Iterable[tuple[int, Any]]):
         given = {"epoch": 0, "batch": 0} if state is None else dict(state)
         if not {"epoch", "batch"} <= set(given) <= {"epoch", "batch", "step"}:
             raise UserError(f'state {given}: expected {{"epoch": 3, "batch": 120}}, as loader.state() gives it')
-        for name, value in given.items():
-            whole(f"state: {name}", value, 0)
+        given = {name: whole(f"state: {name}", value, 0) for name, value in given.items()}
         place = Place(given["epoch"], given["batch"], given.get("step", given["batch"]))
         if self._source is not None:
             if place.batch > self._many:
@@ -243,7 +244,11 @@ class Loader(Iterable[tuple[int, Any]]):
                     yield self._taken(*waiting.popleft())
                 slot = number % self._ahead
                 at[slot] = NOBODY
-                waiting.append((slot, one, crew.submit(prepare, slot, one.epoch, one.examples, one.given, cost=0.0)))
+                try:
+                    call = crew.submit(prepare, slot, one.epoch, one.examples, one.given, cost=0.0)
+                except UserError as wrong:
+                    raise UserError(_unfit(str(wrong), one)) from wrong
+                waiting.append((slot, one, call))
             while waiting:
                 yield self._taken(*waiting.popleft())
         finally:
@@ -254,8 +259,9 @@ class Loader(Iterable[tuple[int, Any]]):
             return wanted, call.result()
         except WorkerLost as lost:
             raise WorkerLost(f"{_named(self._preparing.at[slot], wanted)}: {lost}") from lost.__cause__
-        except Exception as error:
-            error.add_note(_named(self._preparing.at[slot], wanted))
+        except BaseException as error:  # a transform may call sys.exit
+            if call.done() and call.exception() is error:  # else a Ctrl-C came while this program waited
+                error.add_note(_named(self._preparing.at[slot], wanted))
             raise
         finally:
             del call  # an exception's traceback holds this frame, and the future holds the exception
@@ -269,8 +275,13 @@ def _named(at: int, wanted: Wanted) -> str:
     return f"putting together {where}" if at == TOGETHER else f"example {at}, in {where}"
 
 
+def _unfit(text: str, wanted: Wanted) -> str:
+    """What a pool says of an argument that cannot travel, with the example's number in place of its place in the call."""
+    return re.sub(r"^args\[3\]\[(\d+)\]", lambda found: f"example {wanted.examples[int(found[1])]}: its part ", text)
+
+
 def whole(name: str, value: Any, least: int, below: int = 2**63) -> int:
-    """The value, if it is a whole number from `least`. Raises UserError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+    """The value as an int, if it is a whole number from `least`. Raises UserError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < below:
         raise UserError(f"{name}={value!r}: must be a whole number from {least}")
-    return value
+    return int(value)

@@ -84,6 +84,9 @@ def test_what_a_loader_cannot_take_is_one_line() -> None:
         ({"prefetch": 0}, "prefetch=0"),
         ({"seed": "a"}, "seed='a'"),
         ({"collate": 3}, "collate is 3: expected a function"),
+        ({"transform": lambda a, b, c: a}, "transform is <lambda>(a, b, c): expected transform(example) or"),
+        ({"transform": lambda: 1}, "transform is <lambda>(): expected"),
+        ({"batch_size": True}, "batch_size=True"),
         ({"start": {"epoch": 1}}, "state {'epoch': 1}: expected"),
         ({"start": {"epoch": 0, "batch": 5}, "batch_size": 1}, "batch=5: an epoch of this dataset has 4 batches of 1"),
         ({"drop_last": True, "batch_size": 5}, "no batch of 5 examples"),
@@ -113,7 +116,7 @@ def test_what_a_loader_cannot_take_is_one_line() -> None:
 def test_arrays_at_once_are_what_their_examples_make() -> None:
     rows = np.arange(24.0).reshape(12, 2)
     for dataset in (rows, (rows, np.arange(12)), {"x": rows, "y": np.arange(12, dtype="i2")}):
-        at_once = list(Loader(dataset, batch_size=5, actors=0))
+        at_once = list(Loader(dataset, batch_size=np.int64(5), actors=0))  # type: ignore[arg-type]
         by_one = list(Loader(dataset, lambda example: example, batch_size=5, actors=0))
         assert repr(at_once) == repr(by_one)
         assert len(at_once) == len(Loader(dataset, batch_size=5)) == 3

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ def test_what_the_user_s_code_raises_comes_with_the_example_and_the_traceback_th
         list(its)
     assert caught.value.__notes__[0].startswith("example 42, in batch ")
     assert "return {}[example[1]]" in str(caught.value.__cause__)
+    with pytest.raises(SystemExit) as left:
+        list(Loader(range(4), sys.exit, batch_size=2, actors=1, shuffle=False))
+    assert left.value.__notes__ == ["example 0, in batch 0 of epoch 0"]
+    with pytest.raises(UserError, match=r"^example 1: its part \['lock'\] cannot travel"):
+        list(Loader(iter([[1, {"lock": threading.Lock()}]]), actors=1, shuffle=False))
     with pytest.raises(UserError, match=r"^examples 0 and 1 cannot be stacked: shapes \(1,\) and \(2,\)"):
         list(Loader([np.zeros(1), np.zeros(2)], actors=1, shuffle=False))
 
