@@ -328,7 +328,7 @@ MUTANTS = (
     Mutant("a call that may begin once is tried again", Tickets, "fell", "ticket.once or ", ""),
     Mutant("retries have no end", Tickets, "fell", "ticket.faults > ticket.retries", "False"),
     Mutant("retries are one too few", Tickets, "fell", "ticket.faults > ticket.retries", "ticket.faults >= ticket.retries"),
-    Mutant("a task keeps what it was promised", Tickets, "take_back", "if self.machine:", "if False:"),
+    Mutant("a task keeps what it was promised", Tickets, "take_back", "if given.machine:", "if False:"),
     Mutant("calls that are taken back are forgotten", Tickets, "take_from", "self.offer(", "list("),
     Mutant("what is short is given out", Tickets, "assign", "short & uses(need)) or self.machine.lacks(need)", "frozenset())"),
     Mutant("what was set aside is forgotten", Tickets, "assign", "self.offer(aside)", "pass"),

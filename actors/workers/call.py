@@ -14,8 +14,10 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
+from shoal.actors.workers.many import Made, Many
 from shoal.protocol import draws
 from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
@@ -146,7 +148,13 @@ class Calls:
     def _answer(self, call: Call) -> tuple[Answer, Parcel]:
         began = perf_counter()
         try:
-            parcel = pack(self._called(call))
+            value = self._called(call)
+            try:
+                parcel = pack(value)
+            except UserError:
+                if not isinstance(value, Made):
+                    raise
+                parcel = pack(value.mended(pack, _told))
             raised = False
         except BaseException as error:  # noqa: BLE001  a user's function may raise anything, and even call sys.exit
             parcel, raised = _of(error), True
@@ -161,7 +169,15 @@ class Calls:
                 self._functions.clear()
             function = self._functions[call.function] = opened(call.function)
         args, kwargs = opened(call.arguments)
+        if kwargs is None:
+            its: Many = args
+            return its.made(function, CALL.set, self._seed, self._marks, _told)
         return function(*args, **kwargs)
+
+
+def _told(error: BaseException) -> bytes:
+    """An exception and its traceback as bytes alone."""
+    return whole(_of(error).data)
 
 
 def _of(error: BaseException) -> Parcel:

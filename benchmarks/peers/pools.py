@@ -46,15 +46,13 @@ def told(log: str, number: int) -> int:
 
 
 def tree() -> list[int]:
-    """The process ids of this process and of all below it."""
-    above: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            pid = int(folder.name)
-            above.setdefault(int(_stat(pid)[1]), []).append(pid)
+    """The process ids of this process and of all below it. It is cheap, because it is part of what is measured."""
     found = [os.getpid()]
     for pid in found:
-        found += above.get(pid, ())
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
     return found
 
 

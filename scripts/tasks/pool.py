@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
+from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.door import ServerKeys
@@ -36,6 +37,7 @@ from shoal.tasks.joining import door_of
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.running import Entry, Running, started
+from shoal.tasks.spread import FEW, Spread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,13 +49,28 @@ PLAIN = "auto"
 class Results(Iterator[T]):
     """The results of a map, one after another."""
 
-    def __init__(self, each: Iterator[T], futures: list[Result[T]] | None, batch: Batch, pool: weakref.ref[Pool]) -> None:
-        self._each, self._futures, self._batch, self._pool = each, futures or [], batch, pool
-        self._fresh, self._all = True, futures is not None
+    def __init__(
+        self,
+        each: Iterator[T],
+        futures: list[Result[T]] | None,
+        batch: Batch,
+        pool: weakref.ref[Pool],
+        whole: Callable[[], Future[list[T]]] | None = None,
+    ) -> None:
+        self._each, self._futures, self._batch, self._pool, self._whole = each, futures or [], batch, pool, whole
+        self._fresh, self._all = True, futures is not None or whole is not None
+
+    def __iter__(self) -> Iterator[T]:
+        self._begin()
+        return self._each
 
     def __next__(self) -> T:
-        self._fresh, self._futures = False, []  # or results that were taken would be held
+        self._begin()
         return next(self._each)
+
+    def _begin(self) -> None:
+        if self._fresh:
+            self._fresh, self._futures = False, []  # or results that were taken would be held
 
     def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
         """Call `fn` with the list of all results, when they are there. Returns its future. args, how: as for `submit`. Raises
@@ -63,7 +80,7 @@ class Results(Iterator[T]):
         if not self._fresh or (pool := self._pool()) is None:
             raise UserError("then: ask for it before a result of the map is taken, and while its pool is there")
         self._batch.room = sys.maxsize  # all results are needed at once
-        return pool.submit(fn, list(self._futures), *args, **how)
+        return pool.submit(fn, self._whole() if self._whole else list(self._futures), *args, **how)
 
 
 class Pool(Executor):
@@ -195,6 +212,11 @@ class Pool(Executor):
         ends_at = None if timeout is None else time.monotonic() + timeout
         batch, fixed = Batch(ROOM), None if callable(cost) else cost
         its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
+        if its is self._how and cost is None and buffersize is None and self._together:
+            items = list(zip(*iterables, strict=False))
+            if len(items) > FEW:
+                return self._spread(fn, items, batch, ends_at, ordered)
+            iterables = tuple(zip(*items, strict=True))
         each = (
             (args, its._replace(cost=float(cost(*args))) if callable(cost) else its) for args in zip(*iterables, strict=False)
         )
@@ -204,6 +226,44 @@ class Pool(Executor):
         self._running.offer(entry for entry in entries if not entry.future.done())
         futures = [entry.future for entry in entries]
         return Results(_results(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
+
+    @property
+    def _together(self) -> bool:
+        """True if short calls of a map may be one call of the pool: each is then known by its number alone."""
+        return self._running.near is not None and self._running.kept is None and self._ahead == 1
+
+    def _spread(
+        self,
+        fn: Callable[..., T],
+        items: list[tuple[Any, ...]],
+        batch: Batch,
+        ends_at: float | None,
+        ordered: bool,
+    ) -> Results[T]:
+        """The results of a map of many calls, whose numbers follow each other."""
+        # one call into C, so that no other thread draws a number in between
+        [last] = deque(itertools.islice(self._numbers, len(items)), maxlen=1)
+        first, name, function, its = last - len(items) + 1, _name(fn), self._function(fn), self._how
+        me, running, seen = weakref.ref(self), self._running, self._seen
+
+        def make(given: list[tuple[Any, ...]], start: int, alone: bool) -> Entry:
+            number = first + start
+            seen.taken()  # of a call that could not travel
+            arguments = pack_arguments(given[0], {}) if alone else pack((Many(given, number), None))
+            wishes = its if alone else its._replace(retries=0)
+            what = name if alone else f"{name}, several at once"
+            ticket = _ticket(number, what, arguments.nbytes, time.monotonic(), wishes, batch)
+            return Entry(ticket, Result(running, number, me), function, arguments, seen.taken(), b"", wishes)
+
+        def pace() -> float | None:
+            return running.each.get(name) or running.plan.pace.get(name)
+
+        def learned(seconds: float) -> None:
+            running.each[name] = seconds
+
+        spread = Spread[T](items, make, pace, learned, running, batch, running.actors)
+        spread.begin()
+        return Results(spread.results(ends_at, ordered), None, batch, me, spread.whole)
 
     def _buffered(
         self,

@@ -128,6 +128,7 @@ class Running(threading.Thread):
         self.core = Core(self.plan, Goal(), replace(BOUNDS, ahead=1 if door else ahead), now=time.monotonic())
         self._marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
         self._folder, self.kept = folder, cast(Kept | None, None)
+        self.each: dict[str, float] = {}  # function -> seconds of a call among others that were made at once
         self._awaiting = 0  # calls that wait for the results of others
         self._times: dict[int, float] = {}  # number of a running call -> when its time is up
         self._offered: deque[Entry] = deque()
@@ -145,6 +146,19 @@ class Running(threading.Thread):
             self._check()
             self._offered.extend(entries)
         self.nudge()
+
+    def more(self, entries: Iterable[Entry]) -> None:
+        """Take calls of a map that was begun before, also while the pool is shut down. Raises WorkerLost if it has ended."""
+        with self._lock:
+            if self._over:
+                raise self.ended()
+            self._offered.extend(entries)
+        self.nudge()
+
+    @property
+    def over(self) -> bool:
+        """True if the pool has ended."""
+        return self._over
 
     @property
     def open(self) -> bool:
