@@ -24,6 +24,7 @@ from shoal.protocol.shared import Segment
 
 TASK = 0x95  # first byte of a task, a list of five; a task in shared memory is a map, and answers that were read a number
 PACKET = 1 << 16  # bytes of a message, at most; a larger one lies in shared memory, and its handle is the message
+ROOM = 8 * PACKET  # bytes that the kernel may hold for the other end; it grants as much as it is set up for
 
 
 class LeaveError(Exception):
@@ -35,6 +36,7 @@ class Near:
 
     def __init__(self, path: Path, calls: Calls) -> None:
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
         self._calls = calls
         self._buffer = bytearray(2 * PACKET)
         self._held: dict[int, list[Segment]] = {}  # index of a task -> memory of its answers, until they are read

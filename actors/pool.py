@@ -27,6 +27,7 @@ Life: TypeAlias = Callable[[Mapping[str, Any]], int]
 """The work of an actor process, from plain data to an exit code. Called in the forked process. "born" in the data is the
 number of processes that were forked before this one."""
 
+LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
 GRACE = 3.0  # seconds that actors have to leave by themselves
 STARTING = 10.0  # seconds without a word after which a forked nursery is ended: a lock hangs it that another thread held
 ENDED = "the process from which this machine's actors are forked has ended"

@@ -9,8 +9,6 @@ That line leads to the same address; the coordinator's end tells the two lines a
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -18,17 +16,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from shoal.protocol.budget import Buckets
 from shoal.protocol.codec import MAX_HEADER, MAX_WELCOME, decode_all, encode, encode_arrays
 from shoal.protocol.door import ClientKeys, ServerKeys, check_connect, dress, over_budget
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.fetching import MOST
-from shoal.protocol.front import PING, Came, Entry, Front, opened
+from shoal.protocol.front import EVENT, PING, Came, Entry, Front, opened
 from shoal.protocol.front import ZERO_COPY as ZERO_COPY
 from shoal.protocol.messages import Envelope
 from shoal.protocol.value import value
+from shoal.protocol.wake import Wake as Wake
 
 SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
 INLINE = 1 << 18  # bytes of arrays that go with their message, at most; larger arrays are fetched
@@ -82,36 +80,6 @@ class Arrival:
     fault: str = ""
     user: str = ""
     kind: str = "malformed"
-
-
-class Wake:
-    """Ends another thread's wait, by a byte in a pipe."""
-
-    def __init__(self) -> None:
-        self.out, self._in = os.pipe()
-        self._lock, self._open = threading.Lock(), True
-        os.set_blocking(self.out, False)
-        os.set_blocking(self._in, False)
-
-    def __call__(self) -> None:
-        with self._lock:  # a byte for every call: the byte that another thread has just written may be cleared already
-            try:
-                if self._open:  # a closed descriptor's number may be another file's
-                    os.write(self._in, b".")
-            except BlockingIOError:
-                pass  # the pipe is full of bytes that wake
-
-    def clear(self) -> None:
-        try:
-            os.read(self.out, 4_096)
-        except BlockingIOError:
-            return
-
-    def close(self) -> None:
-        with self._lock:
-            self._open = False
-            os.close(self.out)
-            os.close(self._in)
 
 
 class Waiting:
@@ -376,7 +344,7 @@ class Line:
     def _overheard(self) -> Iterator[Arrival]:
         now = self._clock()
         while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+            event = EVENT.unpack(self._monitor.recv_multipart()[0])[0]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 if self._connected or self._beside:
                     yield Arrival(b"", None, None, kind="opened")

@@ -13,9 +13,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from shoal.actors.pool import Pool
+from shoal.actors.pool import LEFT, UNFIT, Pool
 from shoal.coordinator.reports import Report
-from shoal.runs.living import LEFT, UNFIT
 
 WITHIN = 60.0  # seconds in which the crew replaces at most three actors for each place in it whose death no task explains
 

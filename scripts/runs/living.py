@@ -17,6 +17,8 @@ from typing import Any
 from shoal.actors import Worker
 from shoal.actors.hand import Workshop
 from shoal.actors.loop import Actor, on_signals
+from shoal.actors.pool import LEFT as LEFT
+from shoal.actors.pool import UNFIT as UNFIT
 from shoal.actors.pool import Life
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
@@ -30,7 +32,6 @@ from shoal.runs.threads import few_for_good
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # signals at which an actor elsewhere says Bye
 ENVIRONMENT, ROW = 65_536, 16  # bytes of an environment, and of a row of its trajectory, that are counted: rather few
-LEFT, UNFIT = 64, 65  # exit codes of this run's own actors: left in good order; of no use. A user's code may exit with 0 or 2
 
 
 def life_of(job: Job) -> Life:

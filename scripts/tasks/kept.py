@@ -18,7 +18,6 @@ from typing import Any
 from shoal.coordinator.keeping.disk import Lock
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import LARGEST, Replay
-from shoal.protocol.keys import KeyFolder
 from shoal.protocol.trusted import whole
 
 KEY, MAC = 16, 32  # bytes of a key, and of an HMAC
@@ -31,6 +30,8 @@ class Kept:
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         """Raises UserError if another process uses the folder, or the user's secret cannot be made or read, DiskTrouble if the
         folder cannot be written."""
+        from shoal.protocol.keys import KeyFolder  # a pool without a folder needs none of that
+
         self._secret = KeyFolder().secret()
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder)

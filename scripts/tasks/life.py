@@ -10,15 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.actors.loop import Actor, on_signals
 from shoal.actors.near import Near
-from shoal.actors.pool import Life
+from shoal.actors.pool import LEFT, Life
 from shoal.actors.workers.call import Calls
 from shoal.protocol import heap
-from shoal.protocol.door import ClientKeys
-from shoal.protocol.keys import Pair
 from shoal.protocol.marks import Marks
-from shoal.runs.living import LEFT
 from shoal.runs.threads import asked_for, few_for_good
 
 
@@ -34,6 +30,10 @@ def life_of(marks: Marks, seed: int, threads: int | None, given: object = None) 
         if path := arguments.get("near"):
             Near(Path(path), Calls(marks, seed, None, given)).live()
             return LEFT
+        from shoal.actors.loop import Actor, on_signals  # the pool has imported them before the fork, if they are needed
+        from shoal.protocol.door import ClientKeys
+        from shoal.protocol.keys import Pair
+
         told = threading.Event()
         on_signals(told, [signal.SIGTERM])
         keys = arguments.get("keys")

@@ -19,13 +19,13 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shoal.actors.near import PACKET
+from shoal.actors.near import PACKET, ROOM
 from shoal.coordinator.deciding.near import Give, Near, Rob
 from shoal.coordinator.deciding.plans.tickets import Tickets
 from shoal.protocol.calls import Answer, Call, pack_task
-from shoal.protocol.link import Wake
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
+from shoal.protocol.wake import Wake
 from shoal.runs.crew import Crew
 
 HELD_UP = 1.0  # seconds between two looks at processes that somebody may have stopped
@@ -114,10 +114,11 @@ class Nearby:
 
     def _wait(self, timed: bool) -> None:
         now = self._clock()
-        waits = [seconds for seconds in (self.near.due(now), TIMED if timed else None) if seconds is not None]
-        if any(one.tasks for one in self.near.actors.values()):
-            waits.append(max(0.0, self._look_at - now))
-        ready = self._poll.poll(int(1_000 * min(waits)) + 1 if waits else None)
+        # at least once in HELD_UP seconds: a Ctrl-C can end a caller between its word that there is news and the wake
+        wait = min(max(0.0, self._look_at - now), TIMED if timed else HELD_UP)
+        if (due := self.near.due(now)) is not None:
+            wait = min(wait, due)
+        ready = self._poll.poll(int(1_000 * wait) + 1)
         for descriptor, _ in ready:
             if (line := self._lines.get(descriptor)) is not None:
                 self._hear(line)
@@ -128,7 +129,7 @@ class Nearby:
             else:
                 for pid in self._crew.gone():
                     self._ended(pid)
-        if waits and self._clock() >= self._look_at:
+        if self._clock() >= self._look_at:
             self._look()
 
     def _meet(self) -> None:
@@ -136,6 +137,7 @@ class Nearby:
             while True:
                 its, _ = self._listener.accept()
                 its.setblocking(False)
+                its.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
                 self._lines[its.fileno()] = Line(its)
                 self._poll.register(its.fileno(), select.POLLIN)
 
@@ -164,6 +166,8 @@ class Nearby:
             self._forget(line)
             return
         line.pid, line.tokens = int(said), (descriptors[0], descriptors[1])
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         self._by_pid[line.pid] = line
         self.near.came(line.pid)
 
@@ -218,10 +222,14 @@ class Nearby:
             segment = self._sent[index] = Segment.create(len(data))
             np.copyto(segment.data, np.frombuffer(data, np.uint8))
             data = msgpack.packb({"at": segment.handle})
-        with suppress(OSError):  # it has ended: its line will say so, and its tasks are given to others
+        try:
             if len(calls) > certain:
                 os.write(line.tokens[1], b"." * (len(calls) - certain))
             line.socket.send(data)
+        except BlockingIOError:  # it has room for all tasks that an actor is given: it reads nothing, and its tasks come back
+            self._crew.evict([line.pid])
+        except OSError:
+            pass  # it has ended: its line will say so, and its tasks are given to others
 
     def _tokens_of(self, line: Line) -> int:
         try:

@@ -6,7 +6,6 @@ replaced, only the call that it was at is blamed, and each result is counted onc
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 import threading
@@ -19,25 +18,25 @@ from concurrent.futures import Executor, Future, as_completed
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
-from shoal.protocol.door import ServerKeys
 from shoal.protocol.errors import GangError, NeedError, UserError, signed
-from shoal.protocol.names import name_of
-from shoal.protocol.plaincalls import pack_call
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
 from shoal.tasks.how import Exceptions, How, how
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, elsewhere, settled
-from shoal.tasks.joining import door_of
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.running import Entry, Running, started
 from shoal.tasks.spread import FEW, Spread
+
+if TYPE_CHECKING:
+    from shoal.protocol.door import ServerKeys
+    from shoal.tasks.joining import Door
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -131,7 +130,7 @@ class Pool(Executor):
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         self._how = How(retries=retries)
         self._there = _defined()
-        door = door_of(many, address, keys, trusted)
+        door = _door(many, address, keys, trusted)
         self._far, self._trusted = door is not None, trusted
         self._running = started(many, seed, threads, Path(run_dir) if run_dir else None, self._given, self._ahead, door)
         self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
@@ -345,6 +344,8 @@ class Pool(Executor):
     async def run(self, fn: Callable[..., T], /, *args: Any, **how: Any) -> T:
         """The result of a call, for `await`; else as `submit`. If the await is cancelled, or its time is up, the call is
         killed: its process is ended and replaced."""
+        import asyncio  # a fifth of the time that a program takes to its first result, if it does not await
+
         future = self.submit(fn, *args, **how)
         try:
             return await asyncio.wrap_future(future)
@@ -355,6 +356,8 @@ class Pool(Executor):
     async def completed(self, futures: Mapping[Future[T], L]) -> AsyncIterator[tuple[L, T]]:
         """The label and result of each future, as soon as it is there. futures: future -> label. Raises what a future
         raises."""
+        import asyncio
+
         loop, done = asyncio.get_running_loop(), asyncio.Queue[Future[T]]()
         for future in list(futures):
             future.add_done_callback(lambda one: loop.call_soon_threadsafe(done.put_nowait, one))
@@ -366,6 +369,8 @@ class Pool(Executor):
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        import asyncio
+
         self._running.close()
         await asyncio.to_thread(self._running.join)
 
@@ -400,7 +405,7 @@ class Pool(Executor):
         how: How,
         batch: Batch | None,
     ) -> Entry:
-        plain = pack_call(name_of(fn), *elsewhere(args, kwargs)) if self._far and not self._trusted else b""
+        plain = _plain(_named(fn), args, kwargs) if self._far and not self._trusted else b""
         number, function = next(self._numbers), self._function(fn)
         future = self._future(number)
         if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how.key):
@@ -454,7 +459,7 @@ class Pool(Executor):
         """The future of a call that is made when all of these futures are done."""
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
-        kept, keys, named = running.kept, self._keys, name_of(fn) if self._far and not self._trusted else ""
+        kept, keys, named = running.kept, self._keys, _named(fn) if self._far and not self._trusted else ""
         running.expect()
 
         def ready() -> None:
@@ -465,7 +470,7 @@ class Pool(Executor):
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
                     return
-                plain = pack_call(named, *elsewhere(*given)) if named else b""
+                plain = _plain(named, *given) if named else b""
                 arguments = pack_arguments(*given)
                 ticket = _ticket(number, name, arguments.nbytes, since, how, None)
                 entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how, plain)
@@ -513,6 +518,28 @@ def _known(
         return None
     key = keys.key(fn, function.data, seen.plain(args, kwargs), own)
     return key, kept.found(key)
+
+
+def _door(many: int, address: str, keys: str | ServerKeys | None, trusted: bool) -> Door | None:
+    """Where actors of other machines join; None: nowhere, and nothing that they would need is imported."""
+    if not (address or keys or trusted):
+        return None
+    from shoal.tasks.joining import door_of
+
+    return door_of(many, address, keys, trusted)
+
+
+def _named(fn: Callable[..., Any]) -> str:
+    from shoal.protocol.names import name_of
+
+    return name_of(fn)
+
+
+def _plain(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """A call as plain values."""
+    from shoal.protocol.plaincalls import pack_call
+
+    return pack_call(name, *elsewhere(args, kwargs))
 
 
 def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None) -> Ticket:

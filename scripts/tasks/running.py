@@ -12,32 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool as Nursery
-from shoal.coordinator.answers import Answers
-from shoal.coordinator.checks import Inspector
-from shoal.coordinator.deciding.bounds import Bounds, Goal
-from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.events import Dismiss, Withdraw
-from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
 from shoal.coordinator.deciding.resources import Machine
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.keeping.disk import DiskTrouble, lasting
-from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Progress, Report
-from shoal.coordinator.server import Outside, Server
-from shoal.protocol import plaincalls
 from shoal.protocol.calls import Answer, Call, pack_calls, read_answers
-from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.errors import ProtocolError, WorkerLost
 from shoal.protocol.layout import Bundle
-from shoal.protocol.link import Hub
 from shoal.protocol.marks import Marks
 from shoal.protocol.trusted import Parcel, opened, pack, whole
 from shoal.protocol.work import Metrics
@@ -46,11 +33,16 @@ from shoal.runs.socketdir import socket_folder
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.how import How
 from shoal.tasks.inputs import Put
-from shoal.tasks.joining import KILLED, UNTRUSTING, Door
 from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
 from shoal.tasks.near import Nearby
+
+if TYPE_CHECKING:  # a pool of this machine alone needs none of them, and starts in half the time
+    from shoal.coordinator.deciding.core import Core
+    from shoal.coordinator.deciding.ledger import Lease
+    from shoal.coordinator.deciding.roster import Actor
+    from shoal.tasks.joining import Door
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
 REFUSED = "an actor's answer cannot be taken"
@@ -58,7 +50,6 @@ REPORTS = 50  # reports that are kept, for a person who asks
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
 DEFAULT = How()
 NEAR = sys.platform == "linux"  # elsewhere there are no sockets that keep messages apart, and no memory without a name
-BOUNDS = Bounds(ahead=1, most=AHEAD, stock=STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +116,7 @@ class Running(threading.Thread):
         self.door, self.address = door, ""
         self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1, machine_of=self._machine_of if door else None)
         self._hosts: dict[str, Machine] = {}  # host of actors elsewhere -> its machine
-        self.core = Core(self.plan, Goal(), replace(BOUNDS, ahead=1 if door else ahead), now=time.monotonic())
+        self._ahead = ahead
         self._marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
         self._folder, self.kept = folder, cast(Kept | None, None)
         self.each: dict[str, float] = {}  # function -> seconds of a call among others that were made at once
@@ -137,6 +128,16 @@ class Running(threading.Thread):
         self._closing = self._over = self._woken = False
         self._wake: Callable[[], object] = bool
         self._crew: Crew | None = None
+
+    @cached_property
+    def core(self) -> Core:
+        """What decides, if actors may be anywhere."""
+        from shoal.coordinator.deciding.bounds import Bounds, Goal
+        from shoal.coordinator.deciding.core import Core
+
+        ahead = 1 if self.door else self._ahead
+        bounds = Bounds(ahead, AHEAD, STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
+        return Core(self.plan, Goal(), bounds, now=time.monotonic())
 
     # Called by any thread
 
@@ -236,6 +237,8 @@ class Running(threading.Thread):
 
     def _run(self, stack: ExitStack) -> None:
         nursery = None
+        if self.door or not NEAR:
+            import shoal.actors.loop  # noqa: F401  before the forks, which all need it
         if self.actors:
             nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads, self._given))
             stack.callback(nursery.close)
@@ -264,6 +267,14 @@ class Running(threading.Thread):
 
     def _run_far(self, stack: ExitStack) -> str:
         """Make calls in actors of any machine, with the core, server and messages of any run."""
+        from shoal.actors.loop import host_id
+        from shoal.coordinator.answers import Answers
+        from shoal.coordinator.checks import Inspector
+        from shoal.coordinator.learner import Learner
+        from shoal.coordinator.server import Outside, Server
+        from shoal.protocol.codec import Terms, pack_welcome
+        from shoal.protocol.link import Hub
+
         door, keys, crew = self.door, self.door.keys if self.door else None, self._crew
         wire = Hub(door.address if door else f"ipc://{stack.enter_context(socket_folder()) / 'hub'}", keys)
         stack.callback(wire.close)
@@ -368,6 +379,9 @@ class Running(threading.Thread):
 
     def _withdraw(self, index: int, lease: Lease | None) -> None:
         """End the process that has a task which nobody wants any more."""
+        from shoal.coordinator.deciding.events import Withdraw
+        from shoal.tasks.joining import KILLED
+
         self.server.handle(Withdraw((0, index)))
         actor = self.core.facts.roster.actors.get(lease.session) if lease else None
         if actor is not None and not self.ours(actor):
@@ -385,6 +399,9 @@ class Running(threading.Thread):
         given = self.plan.given.get(index)
         if given is None or self.door is None:
             return pack_calls(self._calls(index))
+        from shoal.protocol import plaincalls
+        from shoal.tasks.joining import UNTRUSTING
+
         entries = [self.entries[number] for number in given.tickets]
         lease = self.core.facts.ledger.leases.get((0, index))
         actor = self.core.facts.roster.actors.get(lease.session) if lease else None
@@ -430,6 +447,8 @@ class Running(threading.Thread):
         if not self.plan.given[index].far:
             self._done(index, read_answers(bundle))
             return
+        from shoal.protocol import plaincalls
+
         plain = not (self.door and self.door.trusted)
         try:
             answers = plaincalls.read_answers(bundle) if plain else read_answers(bundle)
@@ -441,6 +460,8 @@ class Running(threading.Thread):
         )
 
     def _dismiss(self, session: bytes, why: str) -> None:
+        from shoal.coordinator.deciding.events import Dismiss
+
         self.server.handle(Dismiss(session, why))
 
     def _done(self, index: int, answers: Sequence[Answer]) -> None:
@@ -490,6 +511,8 @@ class Running(threading.Thread):
         if self.near and self._crew:
             self._crew.evict([self.near.answering])
             return
+        from shoal.tasks.joining import KILLED
+
         lease = self.core.facts.ledger.leases.get((0, index))
         actor = self.core.facts.roster.actors.get(lease.session) if lease else None
         if actor is not None and not self.ours(actor):
@@ -553,7 +576,7 @@ class Running(threading.Thread):
     def _taken_away(self, number: int) -> Entry | None:
         """Forget a call, and end the process that is at it. Returns None if the call is done."""
         index = self.plan.where(number)
-        lease = None if index is None else self.core.facts.ledger.leases.get((0, index))
+        lease = None if index is None or self.near else self.core.facts.ledger.leases.get((0, index))
         if number not in self.entries or (lease is not None and lease.folding):
             return None  # done, or its answer is here and is taken in this turn
         entry = self.entries.pop(number)

@@ -25,7 +25,6 @@ import shoal
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.calls import read_calls
 from shoal.protocol.errors import NeedError, UserError, WorkerLost
-from shoal.tasks import kept
 from shoal.tasks import running as running_module
 from shoal.tasks.kept import Kept
 from shoal.tasks.pool import Pool
@@ -672,7 +671,7 @@ def test_a_result_that_this_user_did_not_sign_is_never_opened(tmp_path: Path, mo
     told: list[str] = []
 
     def life(secret: bytes) -> Kept:
-        monkeypatch.setattr(kept, "KeyFolder", lambda: SimpleNamespace(secret=lambda: secret))
+        monkeypatch.setattr("shoal.protocol.keys.KeyFolder", lambda: SimpleNamespace(secret=lambda: secret))
         return Kept(tmp_path / "kept", told.append)
 
     own = life(b"mine")
