@@ -21,7 +21,7 @@ from joblib._memmapping_reducer import reduce_array_memmap_backward
 from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend, ThreadingBackend, parallel_config
 
 from shoal.actors.workers.call import CALL
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, WorkerLost
 from shoal.protocol.trusted import opened, pack_arguments, whole
 from shoal.runs.threads import asked_for
 from shoal.tasks.pool import Pool
@@ -251,6 +251,10 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
         self._futures.pop(future, None)
         try:
             each, results = future.result()
+        except WorkerLost as lost:
+            name, many = getattr(batch.items[first][0], "__qualname__", "a call"), end - first
+            batch.fail(WorkerLost(f"a batch of joblib's with {many} calls of {name}: {lost}"))
+            return
         except BaseException as error:  # noqa: BLE001  a call's own error, whatever it is, goes to joblib
             batch.fail(error)
             return

@@ -115,6 +115,18 @@ def test_a_killed_worker_costs_no_fit_of_a_search(backend: Backend, monkeypatch:
     assert found.best_params_ == serial.best_params_
 
 
+def test_a_call_that_ends_its_process_each_time_is_named(pools: Pools) -> None:
+    with (
+        joblib.parallel_config(backend=Backend(pools, retries=0), n_jobs=2),
+        pytest.raises(shoal.WorkerLost, match=r"with 1 calls of ends: .*ended its process"),
+    ):
+        Parallel()(delayed(ends)(at) for at in range(2))
+
+
+def ends(at: int) -> None:
+    os._exit(at)
+
+
 def test_results_come_in_the_form_that_was_asked_for(backend: Backend) -> None:
     calls = [delayed(math.sqrt)(x) for x in range(40)]
     roots = [math.sqrt(x) for x in range(40)]
