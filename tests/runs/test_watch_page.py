@@ -271,6 +271,24 @@ def test_a_page_goes_on_after_a_new_start_and_shows_a_resumed_run_as_one_curve(b
         browser.until("document.querySelector('.chart:nth-child(2)').dataset.points === '60'")
 
 
+def test_a_coordinator_that_is_silent_and_a_folder_that_is_deleted_are_said_to_be_gone(
+    browser: Browser, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path / "run")
+    status = json.loads(run.status_file.read_text())
+    replaced(run.status_file, json.dumps({**status, "written": time.time() - 60, "stepped": time.time() - 61}) + "\n")
+    with served(run.path) as address:
+        opened(browser, address)
+        assert browser.value("document.querySelector('.badge').textContent").startswith("gone: silent for ")
+        assert "has written nothing" in browser.value("document.getElementById('waiting').textContent")
+        run.path.rename(tmp_path / "moved")
+        browser.until("document.querySelector('.badge').textContent === 'folder is gone'")
+        browser.until("document.querySelectorAll('canvas').length === 0")
+        (tmp_path / "moved").rename(run.path)
+        browser.until("document.querySelectorAll('canvas').length === 3")
+    assert browser.said == []
+
+
 def test_keys_move_along_a_curve_and_every_panel_has_a_name(browser: Browser, tmp_path: Path) -> None:
     with served(run_in(tmp_path / "a").path, run_in(tmp_path / "b").path) as address:
         opened(browser, address)

@@ -280,6 +280,11 @@ function pick() {
 
 // Cards --------------------------------------------------------------------------------------------------------------------
 
+function silent(source) {  // a coordinator that wrote nothing for too long, unless nothing can be heard of it
+  const { status } = source;
+  return !lost && status && status.state === "running" && now() - status.written > STALE + (source.kind === "elsewhere" ? 5 : 0);
+}
+const lives = (source) => Boolean(source.status && source.status.state === "running" && !silent(source));
 function health(source) {  // [word, class]
   const status = source.status;
   if (source.there === false) return ["folder is gone", "bad"];
@@ -288,8 +293,7 @@ function health(source) {  // [word, class]
   if (!status) return [source.why ? "cannot be read" : "not started", source.why ? "bad" : ""];
   if (status.state === "no answer") return ["no answer", "bad"];
   if (status.state === "running") {
-    const silent = now() - status.written - (source.kind === "elsewhere" ? 5 : 0);
-    if (silent > STALE && !lost) return [`gone: silent for ${clock(silent)}`, "bad"];
+    if (silent(source)) return [`gone: silent for ${clock(now() - status.written)}`, "bad"];
     if (status.waiting_for && status.waiting_for.length) return ["waits", "warn"];
     return ["running", "live"];
   }
@@ -325,14 +329,14 @@ function facts(source) {
   if (steps) found.push(["steps", whole(steps)]);
   const main = ordered([...curves.metrics.keys()]).find((name) => first.includes(name));
   if (main) { const y = points(source, main)[1]; if (y.length) found.push([main.replace(/_/g, " "), short(y[y.length - 1])]); }
-  if (status.state === "running") {
+  if (lives(source)) {
     found.push(["actors", whole(status.actors)]);
     if (status.contributions_per_second !== undefined) found.push(["contributions/s", short(+status.contributions_per_second.toPrecision(3))]);
     if (status.steps_per_second) found.push(["steps/s", whole(status.steps_per_second)]);
   } else if (status.contributions !== undefined) found.push(["contributions", whole(status.contributions)]);
   const seconds = status.seconds ?? last(curves.seconds);
   if (seconds !== undefined && source.kind !== "elsewhere") found.push(["time", clock(seconds)]);
-  if (status.state === "running" && status.done > 0.01 && status.done < 1 && status.seconds) found.push(["left, about", clock(status.seconds * (1 - status.done) / status.done)]);
+  if (lives(source) && status.done > 0.01 && status.done < 1 && status.seconds) found.push(["left, about", clock(status.seconds * (1 - status.done) / status.done)]);
   return found;
 }
 function cards() {
@@ -381,7 +385,7 @@ function subtitle(source) {
 function panels() {
   const source = sources.find((one) => one.key === selected) || sources[0];
   if (!source) return;
-  const status = source.status, roll = status && status.roll, live = status && status.state === "running";
+  const status = source.status, roll = status && status.roll, live = lives(source);
   waiting(source, status);
   split(status);
   lag(roll, status);
@@ -395,10 +399,11 @@ function panels() {
 function waiting(source, status) {
   $("waiting-panel").hidden = !status || status.version === undefined;
   if ($("waiting-panel").hidden) return;
-  const live = status.state === "running", lines = (live && status.waiting_for) || [];
+  const live = lives(source), lines = (live && status.waiting_for) || [];
   const still = now() - status.stepped;
   say($("since"), `last step ${ago(still)}`);
-  const calm = live ? "Nothing: the run moves." : `The run has ended: ${status.state}.`;
+  const gone = `The coordinator (process ${status.pid}) has written nothing since: it was ended, or its machine was. shoal resume goes on.`;
+  const calm = live ? "Nothing: the run moves." : status.state === "running" ? gone : `The run has ended: ${status.state}.`;
   list($("waiting"), lines.length ? lines : [calm], (line) => make("li", { class: lines.length ? "stuck" : "calm" }, line));
 }
 function list(node, items, of) {
