@@ -254,6 +254,18 @@ def test_a_wrong_outcome_is_one_line(found: Mapping[str, Any], fault: str) -> No
     assert fault in str(raised.value)
 
 
+def test_a_run_without_a_version_is_not_waited_for_and_a_refused_one_ends_the_wait() -> None:
+    server = made(("a", "b"))
+    for book in server.books.values():
+        book.serving = None
+    with serving(server):
+        assert not server.first(600.0)  # no source says that a version is on its way
+        server._expected.add("b")
+        server.came(server.models["b"], 2, weights(math.nan))
+        assert not server.first(600.0)
+        assert server.books["b"].refusals == 1
+
+
 # Over ZeroMQ
 
 
