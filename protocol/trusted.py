@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeAlias
@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import msgpack
 import numpy as np
 
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
-from shoal.protocol.shared import Segment
+from shoal.protocol.shared import Bytes, Segment
 
 LARGE = 1 << 16  # bytes of a buffer (an array's, say) from which on it lies beside the pickle
 PARTS = 200  # parts of an object that are tried, when an object cannot travel, to name the part that cannot
@@ -28,6 +28,10 @@ DEEP = 4  # levels of parts that are tried
 EXTRA = "install shoal[tasks]"
 Apart: TypeAlias = Callable[[Any], tuple[Any, ...] | None]
 """(object) -> what `__reduce__` would give for it; None: pickle the object as always."""
+
+
+class GoneError(ProtocolError):
+    """The process that packed a parcel has ended before the parcel was opened, and its memory with it."""
 
 
 class Beside(Segment):
@@ -122,12 +126,12 @@ def read(data: bytes) -> Any:
 
 def opened(data: Any, private: bool = True) -> Any:
     """The object of a parcel that `pack` made in another process of this program. Arrays that lie in shared memory are read in
-    place, and a write to them stays in this process; if not `private`, they cannot be written. Raises what unpickling
-    raises."""
+    place, and a write to them stays in this process; if not `private`, they cannot be written. Raises GoneError if their memory
+    has gone with its process, and what unpickling raises."""
     if bytes(data[:1]) == b".":
         return pickle.loads(data[1:])
     head, lengths, handle, inline = msgpack.unpackb(data, max_bin_len=len(data))
-    whole = Segment.open(tuple(handle), private).data.data if handle else memoryview(bytearray(inline))
+    whole = _memory(handle, private).data if handle else memoryview(bytearray(inline))
     buffers, at = [], 0
     for nbytes in lengths:
         buffers.append(whole[at : at + nbytes])
@@ -135,14 +139,21 @@ def opened(data: Any, private: bool = True) -> Any:
     return pickle.loads(head, buffers=buffers)
 
 
+def _memory(handle: Sequence[int], private: bool = False) -> Bytes:
+    try:
+        return Segment.open(tuple(handle), private).data
+    except ProtocolError as gone:
+        raise GoneError(str(gone)) from gone
+
+
 def whole(data: bytes) -> bytes:
-    """A parcel as bytes alone, for a file: buffers in shared memory are copied. Raises ProtocolError if that memory is gone."""
+    """A parcel as bytes alone, for a file: buffers in shared memory are copied. Raises GoneError if that memory is gone."""
     if data[:1] == b".":
         return data
     head, lengths, handle, _ = msgpack.unpackb(data, max_bin_len=len(data))
     if not handle:
         return data
-    memory, parts, at = Segment.open(tuple(handle)).data, [], 0
+    memory, parts, at = _memory(handle), [], 0
     for nbytes in lengths:
         parts.append(memory[at : at + nbytes].tobytes())
         at += aligned(nbytes)

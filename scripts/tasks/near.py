@@ -23,6 +23,7 @@ from shoal.actors.near import PACKET, ROOM
 from shoal.coordinator.deciding.near import Give, Near, Rob
 from shoal.coordinator.deciding.plans.tickets import Tickets
 from shoal.protocol.calls import Answer, Call, pack_task
+from shoal.protocol.errors import ProtocolError
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
 from shoal.protocol.wake import Wake
@@ -174,7 +175,12 @@ class Nearby:
     def _answered(self, line: Line, data: Any) -> None:
         said = msgpack.unpackb(data, max_bin_len=len(data), max_array_len=len(data))
         if isinstance(said, dict):
-            segment = Segment.open(tuple(said["at"]))
+            try:
+                segment = Segment.open(tuple(said["at"]))
+            except ProtocolError:  # it has ended, and its answers with it; else they will never be read
+                with suppress(ProcessLookupError):
+                    os.kill(line.pid, signal.SIGKILL)
+                return
             said = msgpack.unpackb(segment.data.data, max_bin_len=len(segment.data), max_array_len=len(segment.data))
             segment.close()
             held = True

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from shoal.protocol.calls import Answer, Call, pack_calls, read_answers
 from shoal.protocol.errors import ProtocolError, WorkerLost
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
-from shoal.protocol.trusted import Parcel, opened, pack, whole
+from shoal.protocol.trusted import GoneError, Parcel, opened, pack, whole
 from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
@@ -476,11 +476,28 @@ class Running(threading.Thread):
             entry, answer = self.entries.pop(ticket.number), came[ticket.number]
             if answer.raised and entry.how.retry_on and self._again(entry, answer):
                 again.append(ticket)
-            else:
+                continue
+            try:
                 _complete(entry, answer)
+            except GoneError:
+                if self._lost(entry):
+                    again.append(ticket)
         self.plan.offer(again)
         if gpus:
             self._renew(index)  # now that large results are opened, which lie in that process's memory
+
+    def _lost(self, entry: Entry) -> bool:
+        """Return whether a call is to be made again whose process ended between its answer and the reading of its result, and
+        take it in again if so; else it fails."""
+        ticket = entry.ticket
+        ticket.faults += 1
+        if ticket.once or ticket.faults > ticket.retries:
+            entry.future.set_exception(
+                WorkerLost(f"{ticket.function} was done, and its process ended before its result was read")
+            )
+            return False
+        self.entries[ticket.number] = entry
+        return True
 
     def _again(self, entry: Entry, answer: Answer) -> bool:
         """Return whether a call is to be made again after what it raised, and take it in again if so."""
@@ -499,7 +516,8 @@ class Running(threading.Thread):
         """Make results durable before their futures are done; where the disk is full, as soon as there is room."""
         for key, answer in answers:
             if not answer.raised:
-                kept.add(key, answer.parcel)
+                with suppress(GoneError):  # its call is made again
+                    kept.add(key, answer.parcel)
 
         def complain(full: DiskTrouble) -> None:
             self.reports.report(Report("disk", f"{full}: results wait until there is room", "error"))
@@ -591,14 +609,20 @@ class Running(threading.Thread):
 
 
 def _complete(entry: Entry, answer: Answer) -> None:
-    """Complete the future of a call. What its result raises here is the call's exception."""
+    """Complete the future of a call. What its result raises here is the call's exception. Raises GoneError, with the future as
+    it was, if the result has gone with its process."""
+    value, wrong = cast(Any, None), cast(Exception | None, None)
+    try:
+        value = opened(answer.parcel)
+    except GoneError:
+        raise
+    except Exception as raised:  # noqa: BLE001  a result's own code runs when it is unpickled
+        wrong = raised
     if entry.ticket.batch:
         entry.ticket.batch.came += answer.nbytes
         entry.future.nbytes = answer.nbytes
-    try:
-        value = opened(answer.parcel)
-    except Exception as raised:  # noqa: BLE001  a result's own code runs when it is unpickled
-        entry.future.set_exception(raised)
+    if wrong is not None:
+        entry.future.set_exception(wrong)
         return
     if answer.raised:
         error, text = value

@@ -17,7 +17,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout, run_of
 from shoal.protocol.marks import SLOTS, Marks
 from shoal.protocol.parent import forked
-from shoal.protocol.trusted import LARGE, opened, pack, pack_arguments, whole
+from shoal.protocol.trusted import LARGE, GoneError, opened, pack, pack_arguments, whole
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", (1, [2.5], {"a": b"x"}), SimpleNamespace(x=1), ValueError("no")])
@@ -111,3 +111,12 @@ def test_a_mark_outlives_its_process() -> None:
     for pid in (lazy, busy):
         os.waitpid(pid, 0)
     assert (marks.ran(busy), marks.ran(lazy), marks.ran(os.getpid())) == ((0, 8, 2**40), (), ())
+
+
+def test_a_parcel_whose_memory_is_gone_says_so() -> None:
+    parcel = pack(np.zeros(LARGE))
+    assert parcel.segment is not None
+    parcel.segment.close()
+    for read_it in (opened, whole):
+        with pytest.raises(GoneError, match="shared memory"):
+            read_it(parcel.data)

@@ -24,7 +24,9 @@ import pytest
 import shoal
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.calls import read_calls
-from shoal.protocol.errors import NeedError, UserError, WorkerLost
+from shoal.protocol.errors import NeedError, ProtocolError, UserError, WorkerLost
+from shoal.protocol.trusted import GoneError
+from shoal.tasks import near
 from shoal.tasks import running as running_module
 from shoal.tasks.kept import Kept
 from shoal.tasks.pool import Pool
@@ -700,3 +702,38 @@ def test_cpython_s_own_tests_of_executors_pass() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert (shoal.Pool, shoal.WorkerLost) == (Pool, WorkerLost)
+
+
+def test_a_result_that_is_gone_with_its_process_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, times = running_module.opened, [0]
+
+    def gone(data: bytes) -> Any:
+        times[0] += 1
+        if times[0] == 1:
+            raise GoneError("shared memory cannot be opened")
+        return real(data)
+
+    with Pool(1) as pool:
+        monkeypatch.setattr(running_module, "opened", gone)
+        assert (pool.submit(double, 2).result(), times) == (4, [2])
+        times[0] = 0
+        with pytest.raises(WorkerLost, match=r"^double was done, and its process ended before its result was read"):
+            pool.submit(double, 2, once=True).result()
+        times[0] = 0
+        with pytest.raises(WorkerLost, match=r"^double was done"):
+            pool.submit(double, 2, retries=0).result()
+
+
+def test_answers_that_are_gone_with_their_process_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, times = near.Segment.open, [0]
+
+    def gone(*words: Any, **how: Any) -> Any:
+        times[0] += 1
+        if times[0] == 1:
+            raise ProtocolError("shared memory cannot be opened")
+        return real(*words, **how)
+
+    with Pool(1) as pool:
+        monkeypatch.setattr(near.Segment, "open", gone)
+        assert len(pool.submit(bytes, 100_000).result()) == 100_000  # more than a message holds
+    assert times[0] >= 2
