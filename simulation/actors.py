@@ -369,6 +369,8 @@ class Liar(Life):
     def say(self, envelope: Envelope) -> None:
         roll = self.time.random()
         message = envelope.message
+        if isinstance(message, Contribute) and self._was_accepted(message):
+            self.shelf[message.task] = self._product(())  # other arrays under the digest of those that were accepted
         if roll < 0.5:
             super().say(envelope)
             if roll < 0.1 and isinstance(message, Contribute):  # the liar takes its contribution back
@@ -385,6 +387,11 @@ class Liar(Life):
             self._tell(replace(envelope, epoch=self.session.epoch, message=piece))
         if self.user and self.time.random() < 0.3:
             self._steal()
+
+    def _was_accepted(self, message: Contribute) -> bool:
+        """Return whether an earlier life of the coordinator accepted this contribution, and knows its digest."""
+        waiting = self.session.unjudged.get(message.task)
+        return waiting is not None and waiting.onto >= 0 and message.digest != ""
 
     def _steal(self) -> None:
         """Send a message for the session of another actor, whose key the liar lacks."""

@@ -134,7 +134,7 @@ class Books:
         owed = self.owed.pop((taken.task, taken.holding.attempt), None)
         if owed is None:
             return
-        if taken.number != owed.number and owed.product and owed.product.honest:
+        if taken.number != owed.number and owed.product:
             wrong(f"task {taken.task} was acknowledged with {owed.product}, and counts with {taken.product}")
         if taken.onto != owed.onto and not self.setting.schedule.streams:
             wrong(f"task {taken.task} was acknowledged for version {owed.onto}, and counts for {taken.onto}")

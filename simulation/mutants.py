@@ -108,6 +108,7 @@ MUTANTS = (
     # Tasks
     Mutant("kind says what counts", desk, "assign", "task.counts, task.words", 'task.kind == "train", task.words'),
     Mutant("a worker hears no words", Session, "_settle", ", assign.words", ""),
+    Mutant("arrays under a digest are believed", Learner, "_fold", "if fold.promised and", "if False and"),
     Mutant("what is promised loses its words", Rebuilding, "_accepted", "kind, True, words)", "kind, True)"),
     Mutant("parts of a task lose its words", Task, "apart", "replace(self,", "replace(self, words={},"),
     Mutant("a dead actor's tasks die with it", membership, "part", "if not lease.folding:", "if False:"),

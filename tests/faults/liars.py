@@ -1,11 +1,13 @@
 """Actors with a key that lie, each beside honest actors on a live coordinator: they must not stop, slow or spoil honest work.
 
-The one idea: honest tasks take a fixed time, so their rate shows waiting alone. It is measured before a liar comes and while it
-lies, in the same run, and every refusal of an honest contribution is counted.
+The one idea: honest tasks take a fixed time, so their rate shows waiting alone. It is measured by turns while a liar is quiet
+and while it lies, in the same run, so that other work of the machine weighs on both alike; and every refusal of an honest
+contribution is counted.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import threading
@@ -40,6 +42,7 @@ from shoal.protocol.work import Metrics, Task, Work
 LAYOUT = Layout.of({"w": ("f4", (64,))})
 HONEST, BATCH = 4, 4
 TASK = 0.02  # seconds of an honest task
+TURNS = 10  # times that the liar is quiet and lies
 JOINING = 20.0  # seconds that honest actors may take to begin
 
 Lie = Callable[[Contribute, int], tuple[Contribute, Bundle]]
@@ -109,11 +112,11 @@ class Seen:
         self.reports.append(report)
 
 
-def _lie(line: Line, lie: Lie, over: threading.Event) -> None:
-    """Live as an actor that takes tasks and sends lies, until `over`."""
+def _lie(line: Line, lie: Lie, over: threading.Event, lies: threading.Event) -> None:
+    """Live as an actor that takes tasks and sends lies while `lies` is set, until `over`."""
     session, epoch, held, sent = os.urandom(8), 0, 0, 0
     said = Hello(PROTOCOL, "liar", "", 1, ())
-    at = float("-inf")
+    at, waiting = float("-inf"), list[Assign]()
     while not over.is_set():
         line.wait(0.02)
         if time.monotonic() - at > 0.2:
@@ -126,19 +129,28 @@ def _lie(line: Line, lie: Lie, over: threading.Event) -> None:
                 case Envelope(_, _, Weights(version)):
                     held = version
                     line.say(Envelope(session, epoch, Have(version)))
-                case Envelope(_, _, Assign(task, attempt)):
-                    work = Contribute(task, attempt, max(held, task[0]), 2.0, LAYOUT.digest, False, {}, {}, 0.0, 0.0)
-                    message, bundle = lie(work, sent)
-                    sent += 1
-                    line.say(Envelope(session, epoch, message), bundle.data)
+                case Envelope(_, _, Assign() as assign):
+                    waiting.append(assign)
+        while waiting and lies.is_set():
+            task, attempt = (assign := waiting.pop(0)).task, assign.attempt
+            work = Contribute(task, attempt, max(held, task[0]), 2.0, LAYOUT.digest, False, {}, {}, 0.0, 0.0)
+            message, bundle = lie(work, sent)
+            sent += 1
+            line.say(Envelope(session, epoch, message), bundle.data)
         line.flush()
 
 
-def _flood(line: Line, over: threading.Event) -> None:
-    """Send frames of 400 Hellos, each of another session, as fast as they are taken, until `over`."""
+def _flood(line: Line, over: threading.Event, lies: threading.Event) -> None:
+    """Send frames of 400 Hellos, each of another session, as fast as they are taken, while `lies` is set, until `over`. The
+    frames are made before, because a liar's own work must not cost the honest actors of this process their time."""
     hello = Hello(PROTOCOL, "liar", "", 1, ())
-    while not over.is_set():
-        line._send(b"".join(encode(Envelope(os.urandom(8), 0, hello)) for _ in range(400)), None)
+    frames = [b"".join(encode(Envelope(os.urandom(8), 0, hello)) for _ in range(400)) for _ in range(100)]
+    for frame in itertools.cycle(frames):
+        while not (lies.wait(0.02) or over.is_set()):
+            pass
+        if over.is_set():
+            return
+        line._send(frame, None)
         list(line.drain())
         over.wait(0.03)
 
@@ -193,10 +205,11 @@ def _coordinator(folder: Path) -> Iterator[tuple[Hub, KeyFolder, Seen, Callable[
 
 
 def beside(liar: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Returns figures of honest work beside this liar. rate: honest tasks a second while it lies, as a share of before.
+    """Returns figures of honest work beside this liar. rate: honest tasks a second while it lies, as a share of those while it
+    is quiet. seconds: of each of the two, in TURNS turns.
     refused: honest contributions refused. names: names of metrics that the run shows. raised: what ended the coordinator."""
     done: list[float] = []
-    told, over = threading.Event(), threading.Event()
+    told, over, lies = threading.Event(), threading.Event(), threading.Event()
     with _coordinator(folder) as (hub, keys, seen, end):
         honest = [
             Actor(
@@ -217,12 +230,16 @@ def beside(liar: str, folder: Path, seconds: float) -> dict[str, Any]:
         began = time.monotonic()
         while len(done) < 10 * HONEST and time.monotonic() - began < JOINING:
             over.wait(0.01)
-        before = _rate(done, seconds)
         line = Line(hub.address, client_keys(keys, "liar", "hub"))
-        lives = (lambda: _flood(line, over)) if liar == "flood" else (lambda: _lie(line, LIES[liar], over))
+        lives = (lambda: _flood(line, over, lies)) if liar == "flood" else (lambda: _lie(line, LIES[liar], over, lies))
         lying = threading.Thread(target=lives, daemon=True)
         lying.start()
-        during = _rate(done, seconds)
+        before = during = 0.0
+        for _ in range(TURNS):
+            before += _rate(done, seconds / TURNS)
+            lies.set()
+            during += _rate(done, seconds / TURNS)
+            lies.clear()
         over.set()
         lying.join(JOINING)
         raised = end()
