@@ -25,9 +25,11 @@ from shoal.protocol.trusted import Parcel, opened, pack, whole
 from shoal.protocol.work import Task, Words, Work
 
 FUNCTIONS = 256  # functions that an actor remembers
+JOBLIB = "LOKY_MAX_CPU_COUNT"  # cores that joblib takes for n_jobs=-1
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
 CALL: ContextVar[tuple[int, int, Marks]] = ContextVar("call")  # seed of the pool, number of the ticket, marks; in a call
 GIVEN: ContextVar[Any] = ContextVar("given")  # the object that the pool was made with, in a call: forks have it already
+CORES: ContextVar[int] = ContextVar("cores")  # that a call may use, if not 1
 RANKS: ContextVar[int] = ContextVar("ranks")  # of the gang, in a call that is one
 
 
@@ -42,6 +44,11 @@ def seed() -> int:
     except LookupError:
         raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
     return draws.key(its, "call", ticket) % 2**63
+
+
+def own_cores() -> int:
+    """The number of cores that this call of a pool may use; 0 outside of a call."""
+    return CORES.get(1) if CALL.get(None) else 0
 
 
 def cancelled() -> bool:
@@ -62,8 +69,9 @@ def within(words: Words) -> Iterator[None]:
     """Compute with as many threads, and see only the GPUs, that a task's words say."""
     threads, gpus = int(words["threads"]), ",".join(words["gpus"])
     RANKS.set(int(words.get("ranks", 0)))
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", JOBLIB)}
+    os.environ["OMP_NUM_THREADS"] = os.environ[JOBLIB] = str(threads)
+    CORES.set(threads)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     torch = sys.modules.get("torch")
@@ -80,6 +88,7 @@ def within(words: Words) -> Iterator[None]:
             yield
         finally:
             RANKS.set(0)
+            CORES.set(1)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)

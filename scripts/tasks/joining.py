@@ -20,6 +20,7 @@ from typing import Any
 from shoal.actors import Worker
 from shoal.actors.loop import Actor, on_signals
 from shoal.actors.pool import Life
+from shoal.actors.workers.call import JOBLIB
 from shoal.actors.workers.named import NamedCalls
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys, ServerKeys, check_bind, server_keys
@@ -97,7 +98,7 @@ def life_of_calls(name: str, allowed: Sequence[str], trusted: bool) -> Life:
         told = threading.Event()
         on_signals(told, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         heap.keep()
-        few_for_good()
+        os.environ[JOBLIB] = str(few_for_good())
         keys = arguments.get("keys")
         try:
             left = Actor(

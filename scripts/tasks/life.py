@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.actors.near import Near
 from shoal.actors.pool import LEFT, Life
-from shoal.actors.workers.call import Calls
+from shoal.actors.workers.call import JOBLIB, Calls
 from shoal.protocol import heap
 from shoal.protocol.marks import Marks
 from shoal.runs.threads import asked_for, few_for_good
@@ -25,7 +25,7 @@ def life_of(marks: Marks, seed: int, threads: int | None, given: object = None) 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the user's own program's to hear
         heap.keep()
-        few_for_good(threads)
+        os.environ[JOBLIB] = str(few_for_good(threads))  # a call of joblib in a call has its cores, not the machine's
         marks.begin(int(arguments["born"]))
         if path := arguments.get("near"):
             Near(Path(path), Calls(marks, seed, None, given)).live()

@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from shoal.actors.workers.call import own_cores
 from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
@@ -85,14 +86,14 @@ class Results(Iterator[T]):
 class Pool(Executor):
     """Calls functions in `actors` processes, which are forked from this program when the pool is made.
 
-    actors: number of processes; "auto": one for each core that this program may use. retries: times that a call may be tried
-    again after the process that was at it has ended. threads: threads that numpy, torch and the like compute with in each
-    process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call. run_dir: a folder in which results are
-    kept: a program that was killed and is started again makes only the calls that have no result there. Raises UserError if
-    another process uses it. address: where actors of other machines join ("tcp://0.0.0.0:5555"; port 0: any), so that actors
-    may be 0; keys: name of the pool's own key pair (`shoal keys new NAME`), by which both ends are known. Calls for such actors
-    are functions of modules and plain values. trusted: they are pickles, for actors that were started with --trust-code, whose
-    results are unpickled here.
+    actors: number of processes; "auto": one for each core that this program, or the call in which the pool is made, may use.
+    retries: times that a call may be tried again after the process that was at it has ended. threads: threads that numpy, torch
+    and the like compute with in each process; None: what OMP_NUM_THREADS says, else 1. seed: of `shoal.seed()` in a call.
+    run_dir: a folder in which results are kept: a program that was killed and is started again makes only the calls that have
+    no result there. Raises UserError if another process uses it. address: where actors of other machines join
+    ("tcp://0.0.0.0:5555"; port 0: any), so that actors may be 0; keys: name of the pool's own key pair (`shoal keys new NAME`),
+    by which both ends are known. Calls for such actors are functions of modules and plain values. trusted: they are pickles,
+    for actors that were started with --trust-code, whose results are unpickled here.
 
     Make the pool when the functions that it is to call are defined: what is defined later, and lambdas, need cloudpickle
     (shoal[tasks]).
@@ -116,7 +117,7 @@ class Pool(Executor):
         keys: str | ServerKeys | None = None,
         trusted: bool = False,
     ) -> None:
-        many, least = cores() if actors == PLAIN else actors, 0 if address else 1
+        many, least = (own_cores() or cores()) if actors == PLAIN else actors, 0 if address else 1
         if isinstance(many, bool) or not isinstance(many, int) or many < least:
             raise UserError(
                 f'actors={actors!r}: must be a whole number from {least}, or "auto" for one actor a core'

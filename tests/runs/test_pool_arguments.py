@@ -14,6 +14,7 @@ import pytest
 from test_pool import begun, double, fails, touch
 
 import shoal
+from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.errors import UserError
 from shoal.tasks.pool import Pool
 
@@ -173,3 +174,17 @@ def test_a_wish_that_cannot_be_kept_is_refused_in_one_line(pool: Pool, wish: dic
             pool.map(double, [1], buffersize=wrong)
     with pytest.raises(TypeError, match="buffersize"):
         pool.map(double, [1], buffersize=1.5)  # type: ignore[arg-type]
+
+
+def nested() -> tuple[int, int]:
+    import joblib
+
+    with Pool() as inner:
+        return joblib.cpu_count(), inner.submit(double, inner._running.actors).result()
+
+
+def test_a_call_that_makes_a_pool_or_calls_joblib_has_its_own_cores() -> None:
+    with Pool(3) as pool:
+        assert pool.submit(nested).result() == (1, 2)
+        assert pool.submit(nested, need=Need(cores=2)).result() == (2, 4)
+        assert pool.submit(nested).result() == (1, 2)

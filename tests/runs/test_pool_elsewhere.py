@@ -323,3 +323,19 @@ def test_joblib_s_pickles_go_to_another_machine_only_if_its_user_says_so() -> No
         Backend(Pools(), address="tcp://127.0.0.1:0", key="pool")
     with pytest.raises(UserError, match="key, trusted and actors are for address="):
         Backend(Pools(), key="pool")
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs OpenMPI: apt-get install openmpi-bin")
+def test_the_ranks_of_mpirun_are_actors_of_a_pool(keys: KeyFolder, tmp_path: Path) -> None:
+    with Pool(actors=0, address="tcp://127.0.0.1:0", keys="pool") as pool:
+        line = pool.join_line().replace("--key NAME", "--key far").replace("--allow MODULE", "--allow pool_calls").split()
+        program = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n", "2", sys.executable, "-m", *line]
+        with (tmp_path / "mpi.log").open("w") as log:
+            ranks = subprocess.Popen(program, cwd=HERE, stdout=log, stderr=subprocess.STDOUT)
+        found: set[int] = set()
+        for _ in range(100):
+            found |= {one.result(60) for one in [pool.submit(begins, str(tmp_path / "calls"), 0.05) for _ in range(4)]}
+            if len(found) == 2:
+                break
+        assert len(found) == 2
+    assert ranks.wait(60) == 0  # the pool is shut down, and the ranks leave
