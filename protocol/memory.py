@@ -40,6 +40,20 @@ def room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
     return min([*_machine(proc), *_cgroups(proc, cgroups), UNBOUNDED], key=lambda found: found.nbytes)
 
 
+def whole(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Bytes of memory in all: the machine's, or the least bound of a memory cgroup above this process if that is less."""
+    found = [int(line.split()[1]) * 1024 for line in _lines(proc / "meminfo") if line.startswith("MemTotal:")]
+    for line in _lines(proc / "self" / "cgroup"):
+        _, kinds, path = line.split(":", 2)
+        root = cgroups if kinds == "" else cgroups / "memory"
+        if kinds == "" or "memory" in kinds.split(","):
+            name = "memory.max" if kinds == "" else "memory.limit_in_bytes"
+            folder = root / path.lstrip("/")
+            bounds = [_number(one / name) for one in (folder, *folder.parents) if one.is_relative_to(root)]
+            found += [bound for bound in bounds if bound is not None]
+    return min([*found, UNBOUNDED.nbytes])
+
+
 def _machine(proc: Path) -> Iterator[Room]:
     for line in _lines(proc / "meminfo"):
         if line.startswith("MemAvailable:"):

@@ -40,6 +40,7 @@ class Crew:
         self.deaths: deque[float] = deque()  # of the last WITHIN seconds, without those that were explained since
         self.explained = self.evicted = 0
         self.left = many
+        self.leaving = set[int]()
         self.last = ""
         self.arguments: Mapping[str, Any] = {}
 
@@ -58,6 +59,9 @@ class Crew:
             )
             if status == UNFIT:
                 self.last = "could not set up its work"
+            if pid in self.leaving:
+                self.leaving.discard(pid)
+                continue
             if status in self.final or not self._replaced(pid):
                 self.left -= 1
                 self.codes.append(status)
@@ -75,6 +79,19 @@ class Crew:
             self.report(Report("crew", f"process {pid} {self.last}; another takes its place", "warning"))
             self.pool.grow(1, self.arguments)
         return not many
+
+    def resize(self, many: int) -> int:
+        """Have so many actors from now on. Returns the number of actors that are too many, which `let_go` takes off."""
+        self.many = many
+        if (more := many - self.left) > 0:
+            self.left = many
+            self.pool.grow(more, self.arguments)
+        return self.left - many
+
+    def let_go(self, pid: int) -> None:
+        """Take an actor off, which was told to leave, and whose end is no death."""
+        self.leaving.add(pid)
+        self.left -= 1
 
     def evict(self, pids: Sequence[int]) -> None:
         """Kill those processes of `pids` that belong to this crew: their workers hang, and read no message."""

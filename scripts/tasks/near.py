@@ -108,6 +108,14 @@ class Nearby:
                 case Rob(pid):
                     self.near.robbed(pid, self._tokens_of(self._by_pid[pid]))
 
+    def dismiss(self, many: int) -> list[int]:
+        """Let at most so many actors leave that have no task. Returns their process ids."""
+        idle = [pid for pid, one in self.near.actors.items() if not one.tasks][:many]
+        for pid in idle:
+            del self.near.actors[pid]
+            self._forget(self._by_pid.pop(pid))
+        return idle
+
     def evict(self, index: int) -> None:
         """End the process that has a task which nobody wants any more."""
         if (pid := self.near.withdraw(index)) is not None:

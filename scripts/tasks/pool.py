@@ -194,14 +194,16 @@ class Pool(Executor):
         retry_on: Exceptions = (),
         cost: float | Callable[..., float] | None = None,
         buffersize: int | None = None,
+        keep: int | str | None = None,
     ) -> Results[T]:
         """Call `fn` for each item, as the built-in map does, and return an iterator of the results.
 
-        Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and
-        is not looked at. ordered: False gives each result as soon as it is there. While results of 256 MB wait to be taken,
-        further calls of this map wait. timeout: seconds from now, after which the iterator raises TimeoutError.
-        buffersize: calls that are made ahead of the result that is taken, at most: items are then taken from the iterables as
-        results are; None: all calls are made now. cost: seconds, or a function from an item to seconds. The rest: as in submit.
+        Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and is
+        not looked at. ordered: False gives each result as soon as it is there. While results of `keep` bytes (256 MB; or text,
+        "2G") wait to be taken, further calls of this map wait. timeout: seconds from now, after which the iterator raises
+        TimeoutError. buffersize: calls that are made ahead of the result that is taken, at most: items are then taken from the
+        iterables as results are; None: all calls are made now. cost: seconds, or a function from an item to seconds. The rest:
+        as in submit.
         """
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
@@ -210,7 +212,7 @@ class Pool(Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
         ends_at = None if timeout is None else time.monotonic() + timeout
-        batch, fixed = Batch(ROOM), None if callable(cost) else cost
+        batch, fixed = Batch(ROOM if keep is None else _kept(keep)), None if callable(cost) else cost
         its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
         if its is self._how and cost is None and buffersize is None and self._together:
             items = list(zip(*iterables, strict=False))
@@ -391,6 +393,18 @@ class Pool(Executor):
     def alive(self) -> bool:
         """True if the pool takes calls: it has processes, and is not shut down."""
         return self._running.open
+
+    def resize(self, actors: int) -> None:
+        """Have so many actors of this machine from now on. New ones are forked from the process that made the first; those that
+        are too many leave as soon as they have no call, and calls wait until they have left. Raises UserError for a pool whose
+        actors join from elsewhere."""
+        if isinstance(actors, bool) or not isinstance(actors, int) or actors < 1:
+            raise UserError(f"resize({actors!r}): must be a whole number from 1")
+        if self._running.door is not None:
+            raise UserError(f"resize({actors}): this pool has an address; start and end `shoal actor` on the machines instead")
+        if self._running.near is None and actors < self._running.actors:
+            raise UserError(f"resize({actors}): on this system a pool cannot get fewer actors than {self._running.actors}")
+        self._running.ask(partial(self._running.resize, actors))
 
     def status(self) -> str:
         """What the pool does, in words: a line for each actor, and why calls wait."""
@@ -657,3 +671,14 @@ def _buffered(
     finally:
         for future in left:
             future.cancel()
+
+
+def _kept(keep: int | str) -> int:
+    """Bytes of results that may wait. Raises UserError."""
+    try:
+        nbytes = Need(memory=keep).nbytes
+    except UserError:
+        nbytes = 0
+    if nbytes < 1:
+        raise UserError(f"keep={keep!r}: must be bytes above 0, as a number or as text like '2G'")
+    return nbytes

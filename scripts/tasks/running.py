@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -37,6 +37,7 @@ from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
 from shoal.tasks.near import Nearby
+from shoal.tasks.weighing import Held, Weigher
 
 if TYPE_CHECKING:  # a pool of this machine alone needs none of them, and starts in half the time
     from shoal.coordinator.deciding.core import Core
@@ -121,6 +122,7 @@ class Running(threading.Thread):
         self._folder, self.kept = folder, cast(Kept | None, None)
         self.each: dict[str, float] = {}  # function -> seconds of a call among others that were made at once
         self._awaiting = 0  # calls that wait for the results of others
+        self.weigher, self._many = Weigher(), 0  # actors that are too many
         self._times: dict[int, float] = {}  # number of a running call -> when its time is up
         self._offered: deque[Entry] = deque()
         self._asked: deque[Callable[[], None]] = deque()
@@ -263,7 +265,7 @@ class Running(threading.Thread):
         self._wake = near.wake
         crew.hire({"near": str(path)})
         self.begun.set()
-        return near.run(self._ends, self._nudged, lambda: bool(self._times))
+        return near.run(self._ends, self._nudged, lambda: bool(self._times or self.plan.closed))
 
     def _run_far(self, stack: ExitStack) -> str:
         """Make calls in actors of any machine, with the core, server and messages of any run."""
@@ -336,9 +338,47 @@ class Running(threading.Thread):
         self.plan.lost.clear()
         if self._times:
             self._time_out()
+        if (self.plan.waiting or self.plan.given) and self.weigher.due(time.monotonic()):
+            self._weigh()
+        if self._many:
+            self._trim()
         if not self.near and len(self.server.telling.tally.lags) > LAGS:
             self.server.telling.tally.flush()
         return self._take_in()
+
+    def _weigh(self) -> None:
+        """Look at the memory of the calls that run and of the machine."""
+        for text in self.weigher.look(self._held()):
+            self.reports.report(Report("memory", text, "warning"))
+            print(f"shoal: {text}", file=sys.stderr)
+        self._shut()
+
+    def _shut(self) -> None:
+        self.plan.closed = self.weigher.short or "the pool gets fewer actors" * (self._many > 0)
+
+    def _held(self) -> Iterator[Held]:
+        """The calls that run here and whose needs name memory."""
+        for pid, one in self.near.near.actors.items() if self.near else ():
+            given = self.plan.given.get(one.tasks[0].task.index) if one.tasks else None
+            if given and given.need.nbytes:
+                yield Held(pid, next(iter(given.tickets.values())).function, given.need.nbytes)
+
+    def resize(self, many: int) -> None:
+        """Have so many actors here from now on."""
+        if self._crew:
+            self.actors = self.plan.width = many
+            self.machine.cores = machine(many).cores
+            self._many = max(0, self._crew.resize(many))
+            self._shut()
+
+    def _trim(self) -> None:
+        """Let actors go that are too many, as soon as they have no call."""
+        if self.near and self._crew:
+            gone = self.near.dismiss(self._many)
+            for pid in gone:
+                self._crew.let_go(pid)
+            self._many -= len(gone)
+            self._shut()
 
     def _take_in(self) -> bool:
         if not self._woken:

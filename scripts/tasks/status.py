@@ -35,6 +35,8 @@ def _lines(running: Running) -> Iterator[str]:
         yield f"{running.actors - here} of {running.actors} actors are starting"
     if running.door and here == len(actors):
         yield f"no actor has joined from elsewhere; on another machine type: {running.door.line(running.address)}"
+    if plan.closed:
+        yield plan.closed
     if plan.waiting:
         first = plan.waiting[0][1]
         why = f"{sum(bool(indices) for _, indices, _ in actors)} of {max(running.actors, len(actors))} actors are busy"

@@ -100,6 +100,7 @@ class Tickets:
     costs: dict[str, float] = field(default_factory=dict)  # the same, by which calls are ordered: it changes seldom
     drawn: int = 0
     ahead: bool = False
+    closed: str = ""  # why no ticket is given out now; "": tickets are
     bounded: bool = True  # False: full batches are given out too, because the pool is to end
 
     def offer(self, tickets: Iterable[Ticket]) -> None:
@@ -111,7 +112,7 @@ class Tickets:
             if outcome.word == "aside":
                 index = outcome.task.index
                 self.fell(index, self.given[index].blamed if index in self.given else None)
-        if not self.waiting:
+        if not self.waiting or self.closed:
             return ()
         if self.machine_of is not None:
             return self._among(seats, self.machine_of, version)

@@ -1,0 +1,92 @@
+"""Pools that grow and shrink, and the memory of their calls."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from test_pool import begun, double, own_pid, touch
+
+from shoal.coordinator.deciding.resources import Need
+from shoal.protocol.errors import UserError
+from shoal.protocol.memory import whole
+from shoal.tasks.pool import Pool
+from shoal.tasks.weighing import Held, Weigher
+
+MB = 10**6
+
+
+def test_a_call_that_uses_more_than_twice_its_word_is_told_once_with_the_number_to_write() -> None:
+    used = {1: 90 * MB, 2: 250 * MB, 3: 900 * MB}
+    weigher = Weigher(lambda: (50, 100), used.__getitem__)
+    held = [Held(1, "small", 50 * MB), Held(2, "fit", 100 * MB), Held(3, "unbounded", 0)]
+    said = 'fit uses 250 MB of memory, and its need says 100 MB: write need=shoal.Need(memory="275M")'
+    assert weigher.look(held) == [said]
+    assert (weigher.look(held), weigher.short) == ([], "")
+    assert [weigher.due(now) for now in (5.0, 5.5, 6.0, 6.9, 7.1)] == [True, False, True, False, True]
+
+
+def test_with_hardly_any_memory_left_no_call_begins_and_that_is_said(tmp_path: Path) -> None:
+    free = [1]
+    with Pool(1) as pool:
+        pool._running.weigher.free = lambda: (free[0], 100)
+        for _ in range(3):
+            pool._running.weigher._at = 0.0
+            waits = pool.submit(double, 2)
+            if not waits.done():
+                break
+        for _ in range(1_000):
+            if "no call begins, because" in pool.status():
+                break
+            threading.Event().wait(0.01)
+        assert "of memory are left: under 5%" in pool.status()
+        later = pool.submit(touch, str(tmp_path / "later"))
+        assert not (tmp_path / "later").exists()
+        free[0] = 50
+        assert later.result(60) > 0
+        assert waits.result() == 4
+
+
+def test_the_memory_in_all_is_the_machines_or_a_cgroups(tmp_path: Path) -> None:
+    assert 0 < whole() <= psutil.virtual_memory().total
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\n")
+    (tmp_path / "self" / "cgroup").write_text("0::/a/b\n")
+    (tmp_path / "cgroup" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "cgroup" / "a" / "memory.max").write_text("4096\n")
+    (tmp_path / "cgroup" / "a" / "b" / "memory.max").write_text("max\n")
+    assert whole(tmp_path, tmp_path / "cgroup") == 4_096
+    assert whole(tmp_path, tmp_path / "none") == 1_024_000
+
+
+def test_a_pool_grows_and_shrinks_and_loses_no_call(tmp_path: Path) -> None:
+    with Pool(1) as pool:
+        pool.resize(3)
+        futures = [pool.submit(touch, str(tmp_path / "three"), 0.3) for _ in range(9)]
+        assert len({future.result() for future in futures}) == 3
+        busy = pool.submit(touch, str(tmp_path / "busy"), 0.5)
+        begun(tmp_path / "busy")
+        pool.resize(1)
+        rest = [pool.submit(own_pid) for _ in range(20)]
+        assert {future.result() for future in rest} == {busy.result()}
+        pool.resize(2)
+        assert len({one.result() for one in [pool.submit(touch, str(tmp_path / "two"), 0.3) for _ in range(6)]}) == 2
+        with pytest.raises(UserError, match=r"resize.0.: must be a whole number from 1"):
+            pool.resize(0)
+
+
+def test_a_map_keeps_as_many_bytes_of_results_as_it_is_told() -> None:
+    with Pool(1) as pool:
+        given = pool.map(bytes, [100_000] * 30, keep="250K")
+        for _ in range(1_000):
+            if "until results that are there are taken" in pool.status():
+                break
+            threading.Event().wait(0.01)
+        assert "until results that are there are taken" in pool.status()
+        assert sum(map(len, given)) == 3_000_000
+        for wrong in (0, "disk", -1):
+            with pytest.raises(UserError, match=r"keep=.*must be bytes above 0"):
+                pool.map(double, [1], keep=wrong)
+        assert Need(memory="2G").nbytes == 2 * 10**9
