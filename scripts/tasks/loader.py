@@ -53,6 +53,11 @@ class Crew(Pool):
         self._given = given
         super().__init__(actors, retries=retries)
 
+    @property
+    def over(self) -> bool:
+        """True if no process is left, and none is replaced."""
+        return self._running.fault is not None
+
     def leave(self, calls: Iterable[Result[Any]]) -> None:
         """End all processes, whatever they are at. None is left when this returns."""
         for call in calls:
@@ -234,25 +239,58 @@ class Loader(Iterable[tuple[int, Any]]):
             del batch
 
     def _made(self) -> Iterator[tuple[Wanted, Any]]:
-        at = self._preparing.at
-        wanted = self._wanted()
-        crew = Crew(self._actors, self._retries, self._preparing)
         waiting: deque[tuple[int, Wanted, Result[Any]]] = deque()
-        try:
-            for number, one in enumerate(wanted):
-                if len(waiting) == self._ahead:
-                    yield self._taken(*waiting.popleft())
-                slot = number % self._ahead
-                at[slot] = NOBODY
+        crew, made = self._crew(), 0  # made: batches that were taken from it
+
+        def renew(lost: WorkerLost) -> None:
+            """Have a new crew, if this one has ended after it had made something: nobody else is to blame."""
+            nonlocal crew, made
+            if not (crew.over and made):
+                raise lost
+            crew.leave(())
+            crew, made = self._crew(), 0
+            for place, (slot, one, call) in enumerate(list(waiting)):
+                if call.exception() is not None:
+                    waiting[place] = (slot, one, self._asked(crew, slot, one))
+
+        def first() -> tuple[Wanted, Any]:
+            nonlocal made
+            while True:
                 try:
-                    call = crew.submit(prepare, slot, one.epoch, one.examples, one.given, cost=0.0)
-                except UserError as wrong:
-                    raise UserError(_unfit(str(wrong), one)) from wrong
+                    its = self._taken(*waiting[0])
+                except WorkerLost as lost:
+                    renew(lost)
+                    continue
+                waiting.popleft()
+                made += 1
+                return its
+
+        try:
+            for number, one in enumerate(self._wanted()):
+                if len(waiting) == self._ahead:
+                    yield first()
+                slot = number % self._ahead
+                try:
+                    call = self._asked(crew, slot, one)
+                except WorkerLost as lost:
+                    renew(lost)
+                    call = self._asked(crew, slot, one)
                 waiting.append((slot, one, call))
+                del call
             while waiting:
-                yield self._taken(*waiting.popleft())
+                yield first()
         finally:
             crew.leave(call for _, _, call in waiting)
+
+    def _crew(self) -> Crew:
+        return Crew(self._actors, self._retries, self._preparing)
+
+    def _asked(self, crew: Crew, slot: int, one: Wanted) -> Result[Any]:
+        self._preparing.at[slot] = NOBODY
+        try:
+            return crew.submit(prepare, slot, one.epoch, one.examples, one.given, cost=0.0)
+        except UserError as wrong:
+            raise UserError(_unfit(str(wrong), one)) from wrong
 
     def _taken(self, slot: int, wanted: Wanted, call: Result[Any]) -> tuple[Wanted, Any]:
         try:

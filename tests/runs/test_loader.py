@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def test_a_worker_that_is_killed_costs_no_batch(expected: str, tmp_path: Path) -
 
     assert digest(loader(2, killed)) == expected
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_processes_that_die_while_they_make_nothing_are_replaced_as_long_as_batches_come(expected: str) -> None:
+    taken = []
+    for step, batch in loader(1, prefetch=1):
+        taken.append((step, batch))
+        if step < 8:  # a pool ends at the fourth
+            for one in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if not one.children():
+                        one.kill()
+    assert digest([], raw(taken)) == expected
 
 
 @pytest.mark.parametrize("at", [0, 6, 13])
