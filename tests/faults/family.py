@@ -144,15 +144,23 @@ class Family:
                 os.link(path, self.kept / path.name)
 
     def finish(self, limit: float = LIMIT) -> dict[str, Any]:
-        """Returns the run's result. Raises RuntimeError if the run fails or does not end in `limit` seconds."""
-        ends_at = time.monotonic() + limit
-        while self.running(LOOK) and time.monotonic() < ends_at:
+        """Returns the run's result. Raises RuntimeError if the run fails, or makes no version for `limit` seconds."""
+        moved_at, before = time.monotonic(), -1
+        while self.running(LOOK) and time.monotonic() - moved_at < limit:
             self.actors()
+            if (now := self._written()) != before:
+                moved_at, before = time.monotonic(), now
         if self.child.returncode != 0:
             raise RuntimeError(f"no good end (exit status {self.child.returncode}):\n{self.said()[-4_000:]}")
         self.told.seek(0)
         found: dict[str, Any] = json.loads(self.told.read().splitlines()[-1])
         return found
+
+    def _written(self) -> int:
+        """Returns the bytes of metrics.jsonl, which grows with each version; 0 if it is not there."""
+        with suppress(OSError):
+            return (self.run / "metrics.jsonl").stat().st_size
+        return 0
 
     def heard(self, but: Collection[int] = ()) -> Iterator[Heard]:
         """Yields every verdict that actors heard so far, actor by actor. but: process ids of actors to leave out."""
