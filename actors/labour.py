@@ -101,7 +101,7 @@ def _check(work: Work, task: Task, worker: Worker) -> None:
 
 
 def _plain(work: Work) -> bool:
-    """Whether a Work is made of the plainest types, as nearly every Work is: this is quicker than `_check_kinds`."""
+    """Return whether a Work is made of the plainest types, as nearly every Work is: this is quicker than `_check_kinds`."""
     if not (type(work) is Work and type(work.weight) is float and type(work.steps) is int and type(work.totals) is dict):
         return False
     for name, pair in work.totals.items():

@@ -168,7 +168,7 @@ class Crowd:
 
 
 class Member:
-    """One actor: the session that every actor has, over its own socket."""
+    """An actor: the session that every actor has, over its own socket."""
 
     def __init__(self, crowd: Crowd, name: str, address: str) -> None:
         self.crowd = crowd

@@ -1,4 +1,4 @@
-"""What changed in the weights lately, for actors that hold a recent version.
+"""The latest changes of the weights, for actors that hold a recent version.
 
 The one idea: changes are cheaper than the weights only for an actor that holds a recent version, so the changes kept have fewer
 bytes than the weights. The learner's thread joins the changes in one buffer, once a version; the socket thread only cuts it.

@@ -21,7 +21,7 @@ REPLACED = "env_replaced"  # environments' processes that were replaced, a total
 
 @dataclass(slots=True)
 class Rate:
-    """How fast a count grows, over the last RECENT seconds."""
+    """The rate at which a count grows, over the last RECENT seconds."""
 
     marks: deque[tuple[float, float]] = field(default_factory=deque)
 

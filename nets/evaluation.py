@@ -174,7 +174,7 @@ class Arrays(tuple[Tensor, ...]):
 
     @property
     def inputs(self) -> Tensor:
-        """All x as a model gets them."""
+        """Return all x as a model gets them."""
         return widened(self[0], self.scale)
 
 

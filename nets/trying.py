@@ -125,7 +125,7 @@ class _Logits(TorchFunctionMode):
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    """Whether each example's numbers lie between 0 and 1 and add up to 1; a single number of each does not count."""
+    """Return whether each example's numbers lie between 0 and 1 and add up to 1; a single number of each does not count."""
     if logits.ndim < 2 or logits.shape[1] < 2 or not len(logits):
         return False
     sums = logits.sum(1)

@@ -50,7 +50,7 @@ class Stalled:
 
 @value
 class Outdated:
-    """This session wants weights `version`, which cannot be had any more."""
+    """The session wants weights `version`, which cannot be had any more."""
 
     session: bytes
     version: int

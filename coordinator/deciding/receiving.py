@@ -20,7 +20,7 @@ State: TypeAlias = Literal["announced", "waiting", "fetching", "here", "folding"
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One contribution on its way from an actor's session to the learner.
+    """A contribution on its way from an actor's session to the learner.
 
     state: announced (the core has not judged it), waiting (for its turn to be fetched), fetching, here (with all its pieces),
     folding (with the learner) or gone. arrays: the shell's arrays of the contribution, never looked into here; None if there

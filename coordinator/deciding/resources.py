@@ -97,7 +97,7 @@ class Machine:
         self.gpus += [1.0] * len(names)
 
     def never(self, need: Need) -> str:
-        """Why this machine can never meet a need; "" if it can."""
+        """Return why this machine can never meet a need; "" if it can."""
         if need.cores > self.cores or need.nbytes > self.nbytes or need.gpus > len(self.gpus):
             return f"this call needs {need}, and the machine has {Need(self.cores, self.nbytes, len(self.gpus))}"
         return ""

@@ -77,7 +77,7 @@ def _listed_runs(given: Given) -> tuple[Run, ...]:
 
 
 def unfinished(run: RunDir) -> str:
-    """Why a run is not one that has ended: "pruned at version 3", or "running at version 3", say; "" if it has ended."""
+    """Return why a run is not one that has ended: "pruned at version 3", or "running at version 3", say; "" if it has ended."""
     try:
         status: dict[str, Any] = json.loads(run.status_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # of Shoal 0.1, or not begun

@@ -1,4 +1,4 @@
-"""What a comparison found, as data and in words.
+"""The findings of a comparison, as data and in words.
 
 The one idea: the lines for a person, `--json` and what Python gets are one object, so that they cannot disagree.
 """
@@ -16,7 +16,7 @@ SAME, EQUAL, OPEN = "same within the noise", "equal", "not shown to be equal"
 
 @dataclass(frozen=True)
 class Versus:
-    """One candidate against the first, A.
+    """A candidate against the first, A.
 
     letter, name, mean: the candidate's. difference: its mean less A's. low, high: the 95 % interval of the difference. p: of no
     difference. p_holm: p adjusted for the number of comparisons; the verdict goes by it. p_equal: of a difference of `equal` or
@@ -46,7 +46,7 @@ class Versus:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What a comparison found; `print` shows what `shoal compare` prints.
+    """The findings of a comparison; `print` shows what `shoal compare` prints.
 
     metric: the metric that is compared. goal: "max" or "min". by: what pairs are: "seeds", "examples", "episodes" or "clients".
     pairs: their number. seeds: the training seeds. alpha: 0.05. sequential: the numbers hold at every look. equal: the margin
@@ -76,7 +76,7 @@ class Comparison:
         return self.equal is None or all(row.verdict == EQUAL for row in self.rows)
 
     def plain(self) -> dict[str, Any]:
-        """All fields as plain data: the object that `--json` prints."""
+        """Return all fields as plain data: the object that `--json` prints."""
         return asdict(self)
 
     def __repr__(self) -> str:

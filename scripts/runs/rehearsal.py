@@ -105,7 +105,7 @@ class _Copy:
         self.status: int | None = None
 
     def words(self, patience: float) -> bytes:
-        """What the copy says; b"" if it ends, or `patience` seconds pass, before it says anything."""
+        """Return what the copy says; b"" if it ends, or `patience` seconds pass, before it says anything."""
         until = time.monotonic() + patience
         while not (ready := select.select([self.here], [], [], EVERY)[0]) and not self._gone() and time.monotonic() < until:
             pass
