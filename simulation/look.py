@@ -83,7 +83,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
     ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
-    acted = ticks and core.look_at == core.facts.now + LOOK  # a limit that follows may have become shorter since the last such
+    acted = ticks and core.look_at == core.facts.now + LOOK  # a limit may have become shorter since the last such
     late = max((_late(audit, task) for task in audit.held), default=0.0)
     silent = max((core.facts.now - row.heard_at - _borne(audit, row) for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
@@ -101,7 +101,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
         "seconds beyond a lease": (late, LOOK if bounds.lease and acted else math.inf),
-        "seconds of silence beyond what is borne": (silent, LOOK if ticks else math.inf),
+        "seconds of silence beyond what is borne": (silent, LOOK if acted else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
