@@ -94,8 +94,8 @@ def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
 
 
 def _rests(facts: Facts, actor: Actor) -> bool:
-    """Return whether the actor has done all its tasks, whose contributions are with the learner."""
-    return all(facts.ledger.leases[name].folding for name in actor.tasks)
+    """Return whether the actor may have tasks and has done all its tasks, whose contributions are with the learner."""
+    return not actor.idles and all(facts.ledger.leases[name].folding for name in actor.tasks)
 
 
 def _for(facts: Facts, task: Task) -> Actor | None:

@@ -49,6 +49,7 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.recovered import Recovered
+from shoal.coordinator.deciding.roster import Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -68,6 +69,7 @@ from shoal.protocol.messages import (
     Verdict,
     Weights,
 )
+from shoal.protocol.work import Task
 
 E = TypeVar("E")
 M = TypeVar("M")
@@ -839,6 +841,20 @@ def test_many_silent_actors_are_looked_at_some_at_a_time_first_those_of_which_no
     rest = {probe.peer for probe in run.tick(after=0.6).all(Probe)}
     assert len(rest) == PROBED
     assert {*run.peers.values()} - first <= rest
+
+
+def test_a_trial_alone_of_a_client_waits_while_nothing_comes_from_its_actor() -> None:
+    run = Run(rounds(2), replace(WATCHED, sticky=True)).join("a", "b")
+    run.arrive("b")
+    facts = run.core.facts
+    actor = facts.roster.actors[run.sessions["a"]]
+    run.contribute("a").event(Pulse(b"a", 3.0), after=3.0)  # it has no task
+    assert (actor.mute, actor.tasks) == (True, set())
+    facts.roster.homes[7] = actor.session
+    facts.ledger.returned.append(Pending(Task(0, 7, (7,)), alone=True))
+    run.contribute("b").tick(after=0.1)
+    assert (names(run.said("a", Assign)), actor.tasks) == ([], set())
+    assert (0, 7) in run.hear("a", Beat(1)).tick(after=0.1).core.facts.ledger.leases
 
 
 def test_a_trial_alone_does_not_wait_for_what_waits_for_it() -> None:
