@@ -154,7 +154,8 @@ class Front:
         while not frames or frames[-1].more:  # `recv_multipart` would take twice as long
             frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
         if self.pulses is not None and peer not in self.pulses:
-            self.pulses.spoke(peer, frames[-1].get(zmq.SRCFD))
+            with suppress(zmq.ZMQError):  # a peer of ZMTP 1, as what a browser sends is read: ZeroMQ tells no descriptor of it
+                self.pulses.spoke(peer, frames[-1].get(zmq.SRCFD))
         user, wrong = self.door.judge(peer, frames) if self.door else ("", None)
         return wrong or Came(peer, user, frames)
 

@@ -80,6 +80,7 @@ class Latencies:
     def __init__(self, now: float) -> None:
         self.all = Histogram()
         self._before, self._recent, self._since = Histogram(), Histogram(), now
+        self._from = now  # time since which the recent answers are counted
 
     def add(self, seconds: float, now: float) -> None:
         self._turn(now)
@@ -90,7 +91,15 @@ class Latencies:
         self._turn(now)
         return added([self._before, self._recent])
 
+    def covered(self, now: float) -> float:
+        """The seconds whose answers `recent` has."""
+        self._turn(now)
+        return now - self._from
+
     def _turn(self, now: float) -> None:
         if (past := now - self._since) >= self.WINDOW:
-            self._before = self._recent if past < 2 * self.WINDOW else Histogram()
+            if past < 2 * self.WINDOW:
+                self._before, self._from = self._recent, self._since
+            else:
+                self._before, self._from = Histogram(), now - self.WINDOW
             self._recent, self._since = Histogram(), now

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -98,6 +99,8 @@ def object_in(body: bytes) -> Mapping[str, Any]:
         raise WrongRequestError(400, f"body: not UTF-8 (byte {wrong.start}): send JSON as UTF-8") from None
     except json.JSONDecodeError as wrong:
         raise WrongRequestError(400, f"body: not JSON ({wrong.msg}, character {wrong.pos}): {FORM}") from None
+    except ValueError:
+        raise WrongRequestError(400, "body: a whole number is too long: every number must fit 64 bits") from None
     except RecursionError:
         raise WrongRequestError(400, f"body: lists in lists too deep: {FORM}") from None
     if not isinstance(found, dict):
@@ -125,13 +128,18 @@ def from_json(body: bytes, inputs: Inputs) -> Asked:
     if not isinstance(told, list):
         raise WrongRequestError(400, f"inputs: a JSON {_kind(told)}, not a list: {FORM}")
     try:
+        # A text among the rows: numpy would take memory for its length in the place of every number.
+        if body.count(b'"') > 2 * len(found) and (odd := _odd(told)):
+            raise WrongRequestError(400, f"inputs: {odd}: expected numbers")
         rows = np.array(told)
+    except RecursionError:
+        raise WrongRequestError(400, f"inputs: lists in lists too deep: {FORM}") from None
     except ValueError:
         raise WrongRequestError(400, "inputs: the rows have different lengths: all rows must have one shape") from None
     except OverflowError:
         raise WrongRequestError(400, "inputs: a whole number is too large: every number must fit 64 bits") from None
     if rows.dtype.kind not in "fiu" and rows.size:
-        raise WrongRequestError(400, f"inputs: {_odd(told)}: expected numbers")
+        raise WrongRequestError(400, f"inputs: {_odd(told) or 'a whole number is beyond 64 bits'}: expected numbers")
     return Asked(inputs.checked(rows), deadline_in(found.get("deadline")))
 
 
@@ -139,7 +147,7 @@ def deadline_in(found: Any) -> float:
     """The deadline of a request; None: none of its own. Raises WrongRequestError."""
     if found is None:
         return math.inf
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= sys.float_info.max:
         raise WrongRequestError(400, f"deadline: {str(found)[:40]}: expected seconds above 0, such as 0.05")
     return float(found)
 
@@ -150,7 +158,7 @@ def _kind(found: Any) -> str:
 
 
 def _odd(told: Any, path: str = "") -> str:
-    """The first entry of nested lists that is no number, in words."""
+    """The first entry of nested lists that is no number, in words; "" if there is none."""
     if isinstance(told, list):
         for at, each in enumerate(told):
             if isinstance(each, list):
@@ -158,4 +166,4 @@ def _odd(told: Any, path: str = "") -> str:
                     return inner
             elif isinstance(each, bool) or not isinstance(each, int | float):
                 return f"{path}[{at}] is a {_kind(each)}"
-    return "" if path else "a whole number is beyond 64 bits"
+    return ""

@@ -119,7 +119,7 @@ class Stats:
             "batches": self.batches,
             "batch": self.batched / self.batches if self.batches else None,
             **_quantiles(together),
-            "rate": together.total / max(1.0, min(1.5 * Latencies.WINDOW, now - self.now)),
+            "rate": sum(recent[name].total / max(1.0, its.times.covered(now)) for name, its in self.of.items()),
             "models": models,
             "notes": list(self.notes),
         }

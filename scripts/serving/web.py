@@ -99,7 +99,7 @@ class Web:
         elif host and _host(host) not in self._names:
             named = host.decode("latin-1")[:60]
             raise WrongRequestError(403, f"Host {named!a}: a server without --token answers to 127.0.0.1 and localhost alone")
-        return key.decode("latin-1"), length
+        return _text(key), length
 
     async def _predict(self, key: str, length: int, receive: Receive, send: Send) -> None:
         server = self.server
@@ -224,6 +224,14 @@ def _settle(answers: Sequence[tuple[Request, Reply]]) -> None:
     for request, reply in answers:
         if not request.tag.done():  # it is done if its connection ended
             request.tag.set_result(reply)
+
+
+def _text(value: bytes) -> str:
+    """A user's key in a header. It is the same text as in an outcome's JSON and over ZeroMQ if it is UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _host(value: bytes) -> str:

@@ -109,4 +109,7 @@ def rows_of(message: Predict | Predicted, payload: memoryview | None) -> Array:
     wanted, found = math.prod(message.shape) * np.dtype(message.dtype).itemsize, 0 if payload is None else len(payload)
     if wanted != found:
         raise WrongRequestError(400, f"{found} bytes for shape {list(message.shape)} of {message.dtype}: expected {wanted}")
-    return np.frombuffer(payload if payload is not None else b"", message.dtype).reshape(message.shape)
+    try:
+        return np.frombuffer(payload if payload is not None else b"", message.dtype).reshape(message.shape)
+    except (ValueError, OverflowError):  # beside a 0 nothing bounds the other numbers of a shape, and numpy takes no large ones
+        raise WrongRequestError(400, f"shape {list(message.shape)}: expected numbers that an array can have") from None

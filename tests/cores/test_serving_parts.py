@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -213,6 +214,15 @@ def test_recent_times_are_those_of_the_last_seconds() -> None:
     assert times.all.total == 2
 
 
+@pytest.mark.parametrize("until", [3.0, 9.5, 11.0, 19.9, 25.0, 39.0])
+def test_recent_times_tell_how_many_seconds_they_cover(until: float) -> None:
+    times = Latencies(now=0.0)
+    for tenth in range(int(until * 10)):
+        times.add(0.1, now=tenth / 10)
+    assert times.recent(until).total / times.covered(until) == pytest.approx(10.0, rel=0.02)
+    assert times.recent(until + 100).total / times.covered(until + 100) == 0.0
+
+
 def book(*versions: int) -> Book[str]:
     made: Book[str] = Book("m")
     for version in versions:
@@ -290,6 +300,9 @@ INPUTS = Inputs((2,), "float32", 3)
         (b'{"inputs": [[1, 2], [1, 2], [1, 2], [1, 2]]}', "inputs: 4 rows: at most 3 go in a request"),
         (b'{"inputs": [[1, 2]], "deadline": -1}', "deadline: -1: expected seconds above 0"),
         (b'{"inputs": ' + b"[" * 9_000 + b"]" * 9_000 + b"}", "too deep"),
+        (b'{"inputs": [[1, ' + b"9" * 5_000 + b"]]}", "body: a whole number is too long"),
+        (b'{"inputs": [[1, 2]], "deadline": ' + b"9" * 400 + b"}", "deadline: 999"),
+        (b'{"inputs": [[1, 2]], "deadline": ' + b"9" * 5_000 + b"}", "body: a whole number is too long"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_field_value_and_fix(body: bytes, fault: str) -> None:
@@ -298,6 +311,17 @@ def test_a_wrong_request_is_one_line_that_names_field_value_and_fix(body: bytes,
     assert fault in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.status == (413 if "at most 3" in fault else 400)
+
+
+def test_a_text_among_numbers_takes_no_memory_in_the_place_of_each_number() -> None:
+    body = b'{"inputs": [[' + b"1, " * 20_000 + b'"' + b"a" * 200_000 + b'"]]}'  # as an array of texts: 16 GB
+    tracemalloc.start()
+    try:
+        with pytest.raises(WrongRequestError, match=r"inputs: \[0\]\[20000\] is a string"):
+            from_json(body, INPUTS)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_sound_request_becomes_rows_in_the_model_s_dtype() -> None:

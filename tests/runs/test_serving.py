@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +23,8 @@ import pytest
 import shoal
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
-from shoal.protocol.link import Hub
+from shoal.protocol.link import Hub, Line
+from shoal.protocol.messages import Declined, Envelope, Predict
 from shoal.serving.client import Client
 from shoal.serving.inputs import Array, Inputs, WrongRequestError
 from shoal.serving.server import Diary, Limits, Request, Served, Server, Unanswered
@@ -190,6 +193,13 @@ def test_a_user_keeps_the_model_of_the_split() -> None:
     assert {body["model"] for _, body, _ in found} == {"a", "b"}
 
 
+def test_a_user_s_key_is_the_same_text_over_http_as_over_zeromq() -> None:
+    server = made(("a", "b"), "50,50")
+    keys = [f"José {key}" for key in range(20)]
+    found = over_http(server, [predict([[1, 2]], x_user=key) for key in keys])
+    assert [body["model"] for _, body, _ in found] == [server.split.of(key) for key in keys]
+
+
 def test_a_request_whose_deadline_is_over_is_declined_before_it_is_computed() -> None:
     server = made()
     late = ("POST", "/predict", {"inputs": [[1, 2]], "deadline": 1e-9}, {})
@@ -290,6 +300,29 @@ def test_a_client_s_mistakes_are_one_line() -> None:
             client.predict([[13, 2]])
     with pytest.raises(UserError, match="this client is closed"):
         client.predict([[1, 2]])
+
+
+def test_no_message_of_a_stranger_ends_the_answers_over_zeromq() -> None:
+    with wired(made()) as address, Client(address) as client:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as plain:
+            plain.sendall(b"\x01\x00\x06\x00hello")  # a peer of ZMTP 1: ZeroMQ tells no descriptor of its messages
+            assert client.predict([[1, 2]]).tolist() == [[1.0, 1.0]]
+            while client.stats()["notes"] == []:  # until its message was taken
+                pass
+        line = Line(address, None, time.monotonic)
+        try:
+            for number, rows in enumerate((2**62, 2**63 - 1)):
+                line.say(Envelope(b"12345678", 0, Predict(number, "float32", (0, rows))), np.zeros(0, np.uint8))
+                line.flush()
+                said: list[Any] = []
+                while not said:
+                    line.wait(0.1)
+                    said = [one.envelope.message for one in line.drain() if one.envelope is not None]
+                assert isinstance(said[0], Declined)
+                assert "expected numbers that an array can have" in said[0].reason
+        finally:
+            line.close()
+        assert client.predict([[1, 2]]).tolist() == [[1.0, 1.0]]
 
 
 def test_a_client_is_late_if_nobody_answers_and_if_the_queue_is_full() -> None:
