@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.protocol import link
+from shoal.protocol import wake as waking
 from shoal.protocol.gate import KEEP, KEPT, SEND, SEND_KEPT
 from shoal.protocol.gateway import Gateway
-from shoal.protocol.link import Part, Wake
+from shoal.protocol.link import Part
 from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
+from shoal.protocol.wake import Wake
 
 PIECE = 1 << 18
 
@@ -39,7 +40,7 @@ def test_a_call_while_another_thread_has_just_written_its_byte_wakes_too(monkeyp
             second.join(0.2)
         return written
 
-    monkeypatch.setattr(link.os, "write", slow)
+    monkeypatch.setattr(waking.os, "write", slow)
     wake()
     second.join()
     assert woken(wake)
