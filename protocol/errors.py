@@ -82,6 +82,14 @@ def takes(part: str, given: Any, form: str, *arguments: object) -> None:
         raise UserError(f"{part} is {signed(given)}: expected {form}")
 
 
+def said(error: BaseException) -> str:
+    """The text of an exception; words in its place if the exception's own code fails."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001  an exception is the user's object
+        return "an exception that cannot say what it is"
+
+
 def signed(given: Any) -> str:
     """A user's value, for an error: a function with its arguments, a text or a number as it is, anything else by its type."""
     if callable(given):

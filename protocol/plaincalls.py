@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.protocol import values
 from shoal.protocol.calls import Answer
-from shoal.protocol.errors import GangError, ProtocolError, UserError
+from shoal.protocol.errors import GangError, ProtocolError, UserError, said
 from shoal.protocol.layout import Bundle, Layout
 
 MOST_TEXT = 65_536  # characters of a message and of a traceback
@@ -107,11 +107,11 @@ def pack_raised(error: BaseException) -> bytes:
     kind = type(error)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     text = "".join(traceback.format_exception(error))[-MOST_TEXT:]
-    said = str(error)[:MOST_TEXT]
+    message = said(error)[:MOST_TEXT]
     try:
-        return values.pack((name, tuple(error.args), said, text))
+        return values.pack((name, tuple(error.args), message, text))
     except UserError:
-        return values.pack((name, (said,), said, text))
+        return values.pack((name, (message,), message, text))
 
 
 def pack_answers(answers: Iterable[tuple[int, bool, bytes, float]]) -> Bundle:

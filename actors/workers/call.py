@@ -17,7 +17,7 @@ from typing import Any
 from shoal.actors.workers.many import Made, Many
 from shoal.protocol import draws
 from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, said
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
@@ -195,6 +195,6 @@ def _of(error: BaseException) -> Parcel:
     try:
         parcel = pack((error, text))
         opened(parcel.data)  # an exception whose __init__ takes other arguments can be pickled, and not be unpickled
-    except Exception:  # noqa: BLE001  an exception is the user's object
-        return pack((RuntimeError(f"{type(error).__name__}: {error}"), text))
+    except BaseException:  # noqa: BLE001  an exception is the user's object, and may call sys.exit when it is unpickled
+        return pack((RuntimeError(f"{type(error).__name__}: {said(error)}"), text))
     return parcel

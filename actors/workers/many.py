@@ -61,7 +61,7 @@ class Made:
         for place, value in enumerate(self.values):
             try:
                 travels(value)
-            except Exception as error:  # noqa: BLE001  an object's own __reduce__ may raise anything
+            except BaseException as error:  # noqa: BLE001  an object's own __reduce__ may raise anything
                 self.raised.append((place, told(error)))
                 self.values[place] = None
         return self

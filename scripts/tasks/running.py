@@ -230,6 +230,7 @@ class Running(threading.Thread):
         finally:
             with self._lock:
                 self._over, asked = True, list(self._asked)
+                self._woken = True  # a caller may have offered calls, and not yet have said so
             self._take_in()
             for entry in list(self.entries.values()):
                 self._fail(entry, self.ended())
@@ -544,7 +545,7 @@ class Running(threading.Thread):
         number = entry.ticket.number
         try:
             error, _ = opened(answer.parcel)
-        except Exception:  # noqa: BLE001  an exception's own code runs when it is unpickled; `_complete` raises what it raised
+        except BaseException:  # noqa: BLE001  an exception's own code runs when it is unpickled; `_complete` raises what it raised
             return False
         if not isinstance(error, entry.how.retry_on) or entry.tries >= entry.how.retries or self._marks.cancelled(number):
             return False
@@ -651,12 +652,12 @@ class Running(threading.Thread):
 def _complete(entry: Entry, answer: Answer) -> None:
     """Complete the future of a call. What its result raises here is the call's exception. Raises GoneError, with the future as
     it was, if the result has gone with its process."""
-    value, wrong = cast(Any, None), cast(Exception | None, None)
+    value, wrong = cast(Any, None), cast(BaseException | None, None)
     try:
         value = opened(answer.parcel)
     except GoneError:
         raise
-    except Exception as raised:  # noqa: BLE001  a result's own code runs when it is unpickled
+    except BaseException as raised:  # noqa: BLE001  a result's own code runs when it is unpickled, and may call sys.exit
         wrong = raised
     if entry.ticket.batch:
         entry.ticket.batch.came += answer.nbytes

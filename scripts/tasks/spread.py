@@ -233,7 +233,7 @@ def _opened(parcel: bytes) -> BaseException:
     error: BaseException
     try:
         error, text = opened(parcel)
-    except Exception as raised:  # noqa: BLE001  an exception's own code runs when it is unpickled
+    except BaseException as raised:  # noqa: BLE001  an exception's own code runs when it is unpickled
         return raised
     error.__cause__ = RemoteTraceback(text)
     return error

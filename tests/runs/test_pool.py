@@ -737,3 +737,80 @@ def test_answers_that_are_gone_with_their_process_are_made_again(monkeypatch: py
         monkeypatch.setattr(near.Segment, "open", gone)
         assert len(pool.submit(bytes, 100_000).result()) == 100_000  # more than a message holds
     assert times[0] >= 2
+
+
+class HostileError(Exception):
+    """An exception whose own code fails: `how` says where."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.how == "packed":
+            raise SystemExit(3)
+        return sys.exit, (3,)
+
+    def __str__(self) -> str:
+        if self.how == "silent":
+            raise ValueError("no text")
+        return self.how
+
+
+def hostile(how: str) -> None:
+    raise HostileError(how)
+
+
+class Interrupts:
+    """A result that ends what opens it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return interrupted, ()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt("opened")
+
+
+def interrupts(x: int) -> Any:
+    return Interrupts() if x == 90 else x
+
+
+@pytest.mark.parametrize("how", ["packed", "opened", "silent"])
+def test_an_exception_whose_own_code_fails_is_told_as_text_and_ends_no_process(how: str) -> None:
+    with Pool(1) as pool:
+        before = pool.submit(own_pid).result()
+        with pytest.raises(RuntimeError, match=f"HostileError: {'an exception that cannot' if how == 'silent' else how}"):
+            pool.submit(hostile, how).result()
+        with pytest.raises(RuntimeError, match="HostileError"):
+            list(pool.map(hostile, [how] * 200))
+        assert pool.submit(own_pid).result() == before
+
+
+def test_a_result_that_interrupts_what_opens_it_fails_its_own_call_and_not_the_pool() -> None:
+    with Pool(1) as pool:
+        with pytest.raises(KeyboardInterrupt, match="opened"):
+            pool.submit(interrupts, 90).result()
+        with pytest.raises(KeyboardInterrupt, match="opened"):
+            pool.submit(interrupts, 90, retry_on=(OSError,)).result()
+        results = pool.map(interrupts, range(200))
+        assert [next(results) for _ in range(90)] == list(range(90))
+        with pytest.raises(KeyboardInterrupt, match="opened"):
+            next(results)
+        assert pool.submit(double, 4).result() == 8
+
+
+def test_a_call_that_is_offered_while_a_pool_fails_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    offering = threading.Event()
+    monkeypatch.setattr(Running, "_ends", lambda self: "a fault" if offering.is_set() else "")
+    with Pool(1) as pool:
+        running, own = pool._running, pool._running.nudge
+
+        def late() -> None:  # the pool ends between the offer and the word of it
+            offering.set()
+            running.join(10)
+            own()
+
+        monkeypatch.setattr(running, "nudge", late)
+        with pytest.raises(WorkerLost, match="a fault"):
+            pool.submit(double, 1).result(timeout=10)
