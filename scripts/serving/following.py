@@ -97,7 +97,11 @@ class Coordinator:
         """Say Hello, and wait until the coordinator has told its job. Raises UserError if it refuses, or its job is unknown."""
         self._thread = threading.Thread(target=self._live, args=(say,), name="follower", daemon=True)
         self._thread.start()
-        self.known.told.wait()
+        try:
+            self.known.told.wait()
+        except BaseException:  # a signal's
+            self.end()
+            raise
         if self.known.job is None:
             raise UserError(self.known.wrong)
         return self.known.job

@@ -228,6 +228,7 @@ class Life:
         self.plan, self.doors, self.folder, self.number, self.alone = plan, doors, folder, number, alone
         self.quiet = quiet or number > 0
         self._told: int | None = None  # the signal that ended it
+        self._begun = False  # True once it answers, and looks at `_end`
         self._end = threading.Event()
         self._pins: dict[str, int | None] = {}
 
@@ -240,14 +241,18 @@ class Life:
             if not server.first(FIRST):
                 self._check_first(server)
             self._announce(server)
+            self._begun = True
             self._answer(server)
         finally:
             server.drain()
         return 130 if self._told == signal.SIGINT else 0
 
     def _heard(self, number: int, frame: object) -> None:
-        self._told = number
+        """Take a signal. Raises SystemExit before the process answers: it may wait for a coordinator that never comes."""
+        first, self._told = self._told is None, number
         self._end.set()
+        if first and not self._begun:
+            raise SystemExit(130 if number == signal.SIGINT else 0)
 
     def _server(self) -> Server:
         from shoal.runs.threads import few_for_good

@@ -184,3 +184,17 @@ def test_of_two_processes_one_answers_when_the_other_is_killed_and_another_takes
     assert (found["state"], len(found["pids"])) == ("ended", 2)
     assert not (run.folder / "serve.parts").exists()
     assert split_of("", ["a"]).of("7") == "a"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_server_that_waits_for_a_coordinator_ends_at_a_signal(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = ["serve", f"tcp://127.0.0.1:{silent.getsockname()[1]}", "--only", "zmq", "--zmq", "tcp://127.0.0.1:*"]
+        process = subprocess.Popen([sys.executable, "-m", "shoal", *words], cwd=tmp_path)
+        try:
+            silent.accept()[0].close()  # it has begun to follow
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+            process.wait()
