@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -80,6 +81,13 @@ def takes(part: str, given: Any, form: str, *arguments: object) -> None:
     the expected value, in words."""
     if not binds(given, *arguments):
         raise UserError(f"{part} is {signed(given)}: expected {form}")
+
+
+def own(value: Any) -> Any:
+    """A number of numpy's as Python's own number; any other value as it is."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def said(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, own
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 SMALL = 1e-9  # what sums of fractions may be off
@@ -29,8 +29,9 @@ class Need:
     gang: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "memory", _nbytes(self.memory))
+        object.__setattr__(self, "memory", _nbytes(own(self.memory)))
         for name in ("cores", "gpus"):
+            object.__setattr__(self, name, own(getattr(self, name)))
             if not _number(value := getattr(self, name)) or value < 0:
                 raise UserError(f"Need({name}={value!r}): must be a number from 0")
         if self.gpus > 1 and self.gpus != int(self.gpus):

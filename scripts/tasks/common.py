@@ -42,7 +42,7 @@ class Shared(Mapping[str, npt.NDArray[Any]]):
     def __init__(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
         if not isinstance(arrays, Mapping) or not arrays or not all(isinstance(name, str) for name in arrays):
             raise UserError('Shared: expected arrays by name, e.g. shoal.Shared({"w": np.zeros(1_000)})')
-        given = {name: np.asarray(array) for name, array in arrays.items()}
+        given = {name: _given(name, array) for name, array in arrays.items()}
         placed, nbytes = list[Placed](), 0
         for name, array in given.items():
             if array.dtype.hasobject:
@@ -83,6 +83,13 @@ class Shared(Mapping[str, npt.NDArray[Any]]):
 
     def __repr__(self) -> str:
         return f"Shared({', '.join(f'{name}: {array.dtype}{list(array.shape)}' for name, array in self._arrays.items())})"
+
+
+def _given(name: str, array: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(array)
+    except ValueError as why:
+        raise UserError(f"Shared: {name!r} is no array ({why})") from why
 
 
 def _array(segment: Segment, dtype: str, shape: tuple[int, ...], first: int) -> npt.NDArray[Any]:

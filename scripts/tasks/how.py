@@ -6,10 +6,12 @@ The one idea: a wish that cannot be kept, or that contradicts another, is refuse
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import UserError, own, signed
 
 Exceptions: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -39,6 +41,7 @@ def how(
     cost: float | None = None,
 ) -> How:
     """The arguments as one value. Raises UserError, one line, for an argument that cannot be kept."""
+    priority, retries, timeout, cost = own(priority), own(retries), own(timeout), own(cost)
     if not _number(priority):
         raise UserError(f"priority={priority!r}: must be a number")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
@@ -49,6 +52,8 @@ def how(
         raise UserError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
     if cost is not None and not (_number(cost) and cost >= 0):
         raise UserError(f"cost={cost!r}: must be a number of seconds from 0, or None")
+    if not isinstance(key, str):
+        raise UserError(f"key={key!r}: must be text")
     kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
     if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
         raise UserError(f"retry_on={retry_on!r}: must be exception types, as in retry_on=(OSError,)")
@@ -58,4 +63,29 @@ def how(
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int larger than any float
+        return False
+
+
+def until(timeout: float | None) -> float | None:
+    """When the time of a map is up, in seconds of the monotonic clock; None: never. Raises UserError."""
+    timeout = own(timeout)
+    if timeout is not None and not _number(timeout):
+        raise UserError(f"timeout={timeout!r}: must be a number of seconds, or None")
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def costs(cost: Callable[..., float], args: tuple[Any, ...]) -> float:
+    """Seconds that a map's `cost` says for a call. Raises UserError if these are no seconds."""
+    seconds = cost(*args)
+    try:
+        its = float(seconds)
+    except (TypeError, ValueError, OverflowError):
+        its = math.nan
+    if not (math.isfinite(its) and its >= 0):
+        raise UserError(f"cost gave {signed(seconds)} for an item: must be a number of seconds from 0")
+    return its

@@ -18,6 +18,7 @@ from typing import Any
 from shoal.coordinator.keeping.disk import Lock
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import LARGEST, Replay
+from shoal.protocol.errors import UserError
 from shoal.protocol.trusted import whole
 
 KEY, MAC = 16, 32  # bytes of a key, and of an HMAC
@@ -33,7 +34,10 @@ class Kept:
         from shoal.protocol.keys import KeyFolder  # a pool without a folder needs none of that
 
         self._secret = KeyFolder().secret()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as why:
+            raise UserError(f"run_dir={str(folder)!r}: {why.strerror}; give a folder that can be made or written") from why
         self._lock = Lock(folder)
         replay = Replay(folder / "journal", RUN, report=report)
         self._results: dict[bytes, bytes] = {}

@@ -137,6 +137,8 @@ class Loader(Iterable[tuple[int, Any]]):
     def load(self, state: Mapping[str, int] | None = None) -> None:
         """Go to the place of a state: the next `for` gives the rest of the `for` in which the state was taken. None: the
         beginning. Raises UserError for a state that this dataset does not have."""
+        if not (state is None or isinstance(state, Mapping)):
+            raise UserError(f'state is {signed(state)}: expected {{"epoch": 3, "batch": 120}}, as loader.state() gives it')
         given = {"epoch": 0, "batch": 0} if state is None else dict(state)
         if not {"epoch", "batch"} <= set(given) <= {"epoch", "batch", "step"}:
             raise UserError(f'state {given}: expected {{"epoch": 3, "batch": 120}}, as loader.state() gives it')
@@ -321,5 +323,5 @@ def _unfit(text: str, wanted: Wanted) -> str:
 def whole(name: str, value: Any, least: int, below: int = 2**63) -> int:
     """The value as an int, if it is a whole number from `least`. Raises UserError."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < below:
-        raise UserError(f"{name}={value!r}: must be a whole number from {least}")
+        raise UserError(f"{name}={value!r}: must be a whole number from {least}" + " to 2**63 - 1" * (least < 0))
     return int(value)

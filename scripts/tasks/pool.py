@@ -24,11 +24,11 @@ from shoal.actors.workers.call import own_cores
 from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
-from shoal.protocol.errors import GangError, NeedError, UserError, signed
+from shoal.protocol.errors import GangError, NeedError, UserError, own, signed
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
-from shoal.tasks.how import Exceptions, How, how
+from shoal.tasks.how import Exceptions, How, costs, how, until
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, elsewhere, settled
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
@@ -117,12 +117,15 @@ class Pool(Executor):
         keys: str | ServerKeys | None = None,
         trusted: bool = False,
     ) -> None:
-        many, least = (own_cores() or cores()) if actors == PLAIN else actors, 0 if address else 1
+        many, least = (own_cores() or cores()) if actors == PLAIN else own(actors), 0 if address else 1
+        if not isinstance(address, str):
+            raise UserError(f"address={address!r}: must be text, 'tcp://HOST:PORT'")
         if isinstance(many, bool) or not isinstance(many, int) or many < least:
             raise UserError(
                 f'actors={actors!r}: must be a whole number from {least}, or "auto" for one actor a core'
-                + "; with an address, where others join, it may be 0" * (many == 0)
+                + "; with an address, where others join, it may be 0" * bool(many == 0)
             )
+        retries, threads, seed = own(retries), own(threads), own(seed)
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise UserError(f"retries={retries!r}: must be a whole number from 0")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -207,11 +210,12 @@ class Pool(Executor):
         """
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
+        buffersize = own(buffersize)
         if buffersize is not None and (isinstance(buffersize, bool) or not isinstance(buffersize, int)):
             raise TypeError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
-        ends_at = None if timeout is None else time.monotonic() + timeout
+        ends_at = until(timeout)
         batch, fixed = Batch(ROOM if keep is None else _kept(keep)), None if callable(cost) else cost
         its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
         if its is self._how and cost is None and buffersize is None and self._together:
@@ -220,7 +224,7 @@ class Pool(Executor):
                 return self._spread(fn, items, batch, ends_at, ordered)
             iterables = tuple(zip(*items, strict=True))
         each = (
-            (args, its._replace(cost=float(cost(*args))) if callable(cost) else its) for args in zip(*iterables, strict=False)
+            (args, its._replace(cost=costs(cost, args)) if callable(cost) else its) for args in zip(*iterables, strict=False)
         )
         if buffersize is not None:
             return self._buffered(fn, each, buffersize, ends_at, batch, ordered)
@@ -398,6 +402,7 @@ class Pool(Executor):
         """Have so many actors of this machine from now on. New ones are forked from the process that made the first; those that
         are too many leave as soon as they have no call, and calls wait until they have left. Raises UserError for a pool whose
         actors join from elsewhere."""
+        actors = own(actors)
         if isinstance(actors, bool) or not isinstance(actors, int) or actors < 1:
             raise UserError(f"resize({actors!r}): must be a whole number from 1")
         if self._running.door is not None:

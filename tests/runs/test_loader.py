@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+import shoal
 from shoal.protocol.errors import UserError, WorkerLost
 from shoal.tasks.loader import Loader
 
@@ -191,3 +192,16 @@ print(psutil.Process().children(recursive=True))
     (tmp_path / "shown.py").write_text(program)
     done = subprocess.run([sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_state_that_is_no_state_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^state is 5: expected"):
+        Loader([1, 2], start=5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"must be a whole number from -9223372036854775808 to 2\*\*63 - 1$"):
+        Loader([1, 2], seed=2**80)
+
+
+def test_shared_memory_of_what_is_no_array_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^Shared: 'w' is no array \(") as caught:
+        shoal.Shared({"w": [[1], [1, 2]]})
+    assert "\n" not in str(caught.value)

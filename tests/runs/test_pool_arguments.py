@@ -161,6 +161,9 @@ def test_a_put_value_with_copy_may_be_written_by_each_call(pool: Pool) -> None:
         ({"cost": -1}, r"^cost=-1: must be"),
         ({"cost": float("nan")}, r"^cost=nan: must be"),
         ({"priority": "high"}, r"^priority='high': must be a number"),
+        ({"priority": 10**400}, r"^priority=1000*: must be a number"),
+        ({"timeout": 10**400}, r"^timeout=1000*: must be"),
+        ({"key": 5}, r"^key=5: must be text"),
         ({"retries": -1}, r"^retries=-1: must be a whole number from 0"),
         ({"need": 2}, r"^need=2: must be a shoal.Need"),
     ],
@@ -188,3 +191,48 @@ def test_a_call_that_makes_a_pool_or_calls_joblib_has_its_own_cores() -> None:
         assert pool.submit(nested).result() == (1, 2)
         assert pool.submit(nested, need=Need(cores=2)).result() == (2, 4)
         assert pool.submit(nested).result() == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"actors": np.float64(0)}, r"^actors=.*0.*: must be a whole number from 1"),
+        ({"address": 5555}, r"^address=5555: must be text"),
+        ({"actors": 1, "run_dir": "/etc/passwd"}, r"^run_dir='/etc/passwd': File exists; give a folder"),
+        ({"actors": 1, "run_dir": "/proc/x/y"}, r"^run_dir='/proc/x/y': No such file or directory; give a folder"),
+    ],
+)
+def test_a_pool_that_cannot_be_made_says_so_in_one_line(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        Pool(**words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"timeout": "5"}, r"^timeout='5': must be a number of seconds, or None$"),
+        ({"timeout": float("nan")}, r"^timeout=nan: must be"),
+        ({"cost": lambda x: "long"}, r"^cost gave 'long' for an item: must be a number of seconds from 0$"),
+        ({"cost": lambda x: -1.0}, r"^cost gave -1.0 for an item: must be"),
+        ({"cost": lambda x: float("nan")}, r"^cost gave nan for an item: must be"),
+    ],
+)
+@pytest.mark.parametrize("many", [1, 100])
+def test_a_wish_for_a_map_that_cannot_be_kept_is_refused_in_one_line(
+    pool: Pool, wish: dict[str, Any], said: str, many: int
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        pool.map(double, range(many), **wish)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    two = np.int64(2)
+    with Pool(two, retries=two, threads=two, seed=two) as pool:  # type: ignore[arg-type]
+        its = pool.submit(double, 1, priority=np.float32(1), retries=two, need=Need(two, two), timeout=np.float32(60), cost=two)  # type: ignore[call-overload, arg-type]
+        assert its.result() == 2
+        assert list(pool.map(double, [1, 2], buffersize=two, timeout=np.int32(60))) == [2, 4]  # type: ignore[arg-type]
+        pool.resize(np.int64(1))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^timeout=nan: must be"):
+        pool.submit(double, 1, timeout=np.float32("nan"))
