@@ -5,10 +5,11 @@ The one idea: it is Python's own future, and its call can also be killed.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER
 from typing import Any, Generic, Protocol, TypeVar
 
 from shoal.protocol.errors import UserError
@@ -67,6 +68,17 @@ class Result(Future[T], Generic[T]):
         again. Returns False if the call was done before."""
         return super().cancel() or self._owner.kill(self._number)
 
+    def _invoke_callbacks(self) -> None:
+        """Call the functions of `add_done_callback`, as Python's own future does; on the pool's thread, `sys.exit` in one of
+        them ends neither the thread nor the calls of others."""
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            try:
+                callback(self)
+            except BaseException as raised:
+                if not isinstance(raised, Exception) and threading.current_thread() is threading.main_thread():
+                    raise  # a Ctrl-C, which only that thread gets
+                LOGGER.exception("exception calling callback for %r", self)
+
     def killed(self) -> bool:
         """Set this running future to cancelled. Returns False if it is done. For the pool's own thread."""
         with self._condition:
@@ -76,5 +88,5 @@ class Result(Future[T], Generic[T]):
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
             self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # as set_result does
+        self._invoke_callbacks()  # as set_result does
         return True

@@ -24,7 +24,8 @@ def tell() -> None:
 
 
 def _register(joblib: Any) -> None:
-    joblib.register_parallel_backend("shoal", Factory())
+    if hasattr(joblib, "register_parallel_backend"):  # a file of the user's own may have this name
+        joblib.register_parallel_backend("shoal", Factory())
 
 
 class Factory:
@@ -61,6 +62,8 @@ class Finder:
 
             def load(module: ModuleType) -> None:
                 execute(module)
+                if module.__name__ != NAME:  # one loader may load all modules of a zip file
+                    return
                 _register(module)
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -379,3 +381,14 @@ def test_calls_that_turn_out_long_do_not_wait_behind_each_other(backend: Backend
 def slow(x: int) -> tuple[int, int]:
     threading.Event().wait(LONG * 1.1)
     return x, os.getpid()
+
+
+@pytest.mark.parametrize("place", ["file", "zip"])
+def test_other_modules_are_imported_as_without_shoal(tmp_path: Path, place: str) -> None:
+    texts = {"joblib.py": "x = 1", "other.py": "x = 2"}  # a file of that name which is not joblib, and a neighbour of it
+    found = tmp_path / "found.zip" if place == "zip" else tmp_path
+    with zipfile.ZipFile(found, "w") if place == "zip" else nullcontext() as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text) if archive else (found / name).write_text(text)
+    program = f"import sys; sys.path.insert(0, {str(found)!r}); import shoal, joblib, other; print(joblib.x, other.x)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "1 2\n"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, as_completed, wait
+from concurrent.futures import CancelledError, Future, as_completed, wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -814,3 +814,21 @@ def test_a_call_that_is_offered_while_a_pool_fails_fails_too(monkeypatch: pytest
         monkeypatch.setattr(running, "nudge", late)
         with pytest.raises(WorkerLost, match="a fault"):
             pool.submit(double, 1).result(timeout=10)
+
+
+def leave(future: object) -> None:
+    raise SystemExit(3)
+
+
+def test_a_callback_that_exits_ends_neither_the_pool_nor_the_next_callback(caplog: pytest.LogCaptureFixture) -> None:
+    heard = threading.Event()
+    with Pool(1) as pool:
+        gate: Future[int] = Future()
+        future = pool.submit(double, gate)
+        future.add_done_callback(leave)
+        future.add_done_callback(lambda _: heard.set())
+        gate.set_result(1)
+        assert future.result() == 2
+        assert heard.wait(10)
+        assert pool.submit(double, 2).result() == 4
+    assert "SystemExit: 3" in caplog.text
