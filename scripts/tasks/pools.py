@@ -59,7 +59,6 @@ class Pools:
                 if kept.users == 0:
                     if kept.timer:
                         kept.timer.cancel()
-                        kept.timer = None
                     if (kept.kind != kind and not kept.kind.address) or not kept.pool.alive:
                         self._end(kept)
                         continue
@@ -90,6 +89,8 @@ class Pools:
             dropped = [kept for kept in self._kept if kept.pool is pool and kept.users <= 1 and not kept.kind.address]
             for kept in dropped:
                 self._kept.remove(kept)
+                if kept.timer:
+                    kept.timer.cancel()
         if dropped:
             pool.shutdown(cancel_futures=True)
 
@@ -101,6 +102,8 @@ class Pools:
                 self._end(kept)
         for kept in ended:
             kept.pool.shutdown()
+            if kept.timer:
+                kept.timer.join()  # its thread would be one beside which no process can be copied
 
     def _tire(self, kept: _Kept) -> None:
         with self._lock:
@@ -109,4 +112,6 @@ class Pools:
 
     def _end(self, kept: _Kept) -> None:
         self._kept.remove(kept)
+        if kept.timer:
+            kept.timer.cancel()
         kept.pool.shutdown(wait=False)

@@ -21,6 +21,7 @@ import shoal
 from shoal import Reinforcement
 from shoal.commands.cli import main
 from shoal.protocol.errors import UserError
+from shoal.runs.threads import lone
 
 FEW: dict[str, Any] = {"method": "ppo", "total_timesteps": 32, "num_envs": 2, "rollout_length": 8, "clients": 2}
 
@@ -129,6 +130,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert lone(), f"an earlier test left threads, beside which no copy is made: {threading.enumerate()}"
 
 
 @pytest.mark.parametrize("name", WRONG)
