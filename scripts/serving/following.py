@@ -96,9 +96,10 @@ class Coordinator:
     def join(self, say: Say) -> Job:
         """Say Hello, and wait until the coordinator has told its job. Raises UserError if it refuses, or its job is unknown."""
         self._thread = threading.Thread(target=self._live, args=(say,), name="follower", daemon=True)
-        self._thread.start()
         try:
-            self.known.told.wait()
+            self._thread.start()
+            while not self.known.told.wait(LOOK):
+                pass  # a signal that comes just before a wait is heard after it
         except BaseException:  # a signal's
             self.end()
             raise
