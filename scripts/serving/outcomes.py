@@ -81,16 +81,22 @@ def compare_served(folder: Path | str, goal: str = "") -> Served:
     path = Path(folder) / "serve.jsonl"
     if not path.is_file():
         raise UserError(f"{folder} has no serve.jsonl: name the folder of a server, a run's or serving/NAME-DATE-TIME")
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         return judged(map(_line, lines), goal)
 
 
 def _line(text: str) -> Mapping[str, Any]:
+    """A line of serve.jsonl; {} for one that is no answer and no outcome, as of a disk that was full."""
     try:
         found = json.loads(text)
-    except ValueError:  # of a server that was killed while it wrote
+        well = "request" in found if "model" in found else bool({"key", "request"} & set(found)) and _is_number(found["value"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and well else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= 1e300
 
 
 def judged(lines: Iterable[Mapping[str, Any]], goal: str = "") -> Served:

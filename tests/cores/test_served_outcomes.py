@@ -103,3 +103,20 @@ def test_the_command_reads_the_folder_of_a_server(tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["arms"][1]["verdict"] == "better"
     with pytest.raises(UserError, match=r"has no serve.jsonl"):
         compare_served(tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"model": "a"}', b'{"outcome": "clicks", "key": "1"}', b'{"outcome": "clicks", "value": 1}', b"[1]", b'"model"',
+        b'{"outcome": "clicks", "key": "1", "value": "a"}', b'{"outcome": "clicks", "key": "1", "value": NaN}', b"\xff\xfe",
+        b'{"model": ' + b"9" * 5_000 + b"}", b"[" * 5_000,
+    ],
+)  # fmt: skip
+def test_a_line_that_is_none_is_left_out(odd: bytes, tmp_path: Path) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in diary(np.random.default_rng(7), 200, 0.2)).encode()
+    found = []
+    for content in (text, odd + b"\n" + text + odd + b"\n"):
+        (tmp_path / "serve.jsonl").write_bytes(content)
+        found.append(compare_served(tmp_path).plain())
+    assert found[0] == found[1]
