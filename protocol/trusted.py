@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
 from shoal.protocol.shared import Bytes, Segment
 
+SPARE = 64  # descriptors that are left to others
 LARGE = 1 << 16  # bytes of a buffer (an array's, say) from which on it lies beside the pickle
 PARTS = 200  # parts of an object that are tried, when an object cannot travel, to name the part that cannot
 DEEP = 4  # levels of parts that are tried
@@ -108,15 +110,27 @@ def _boxed(head: bytes, buffers: list[memoryview]) -> Parcel:
     if not buffers:
         return Parcel(b"." + head)
     lengths = [one.nbytes for one in buffers]
-    try:
-        segment = Beside.create(sum(map(aligned, lengths)))
-    except UserError:  # no shared memory here, or no more of it: the bytes go with the pickle
+    if (segment := _memory_for(sum(map(aligned, lengths)))) is None:  # the bytes go with the pickle
         return Parcel(msgpack.packb((head, lengths, (), b"".join(buffers))))
     at = 0
     for one in buffers:
         np.copyto(segment.data[at : at + one.nbytes], np.frombuffer(one, np.uint8))
         at += aligned(one.nbytes)
     return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
+
+
+def _memory_for(nbytes: int) -> Segment | None:
+    """Memory for buffers; None if the system gives none, or if it takes one of the last SPARE descriptors of this process. The
+    program's own files and the sockets of new actors need those, and each call that waits holds a descriptor."""
+    try:
+        segment = Beside.create(nbytes)
+    except UserError:
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or segment.handle[1] < most - min(SPARE, most // 2):
+        return segment
+    segment.close()
+    return None
 
 
 def read(data: bytes) -> Any:

@@ -7,6 +7,7 @@ import functools
 import operator
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import shoal
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.calls import read_calls
 from shoal.protocol.errors import NeedError, ProtocolError, UserError, WorkerLost
-from shoal.protocol.trusted import GoneError
+from shoal.protocol.trusted import GoneError, opened, pack
 from shoal.tasks import near
 from shoal.tasks import running as running_module
 from shoal.tasks.kept import Kept
@@ -832,3 +833,16 @@ def test_a_callback_that_exits_ends_neither_the_pool_nor_the_next_callback(caplo
         assert heard.wait(10)
         assert pool.submit(double, 2).result() == 4
     assert "SystemExit: 3" in caplog.text
+
+
+def test_large_arguments_leave_the_last_descriptors_to_the_program_and_to_new_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(20_000.0)
+    first = pack(array)
+    assert first.segment is not None
+    most = first.segment.handle[1] + 2
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (most, 1 << 20))
+    inline = pack(array)
+    assert inline.segment is None
+    np.testing.assert_array_equal(opened(inline.data), array)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert pack(array).segment is not None
