@@ -102,6 +102,8 @@ def check(plan: Plan) -> None:
         )
     if plan.only != "http" and not plan.zmq.startswith("tcp://"):
         raise UserError(f"--zmq {plan.zmq}: expected tcp://HOST:PORT")
+    if plan.queue < plan.max_batch:
+        raise UserError(f"--queue {plan.queue}: a request may have --max-batch {plan.max_batch} rows, so give that at least")
     names = names_of(plan)
     split_of(plan.split, names, plan.test)
     if plan.sticky and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", plan.sticky):
@@ -153,7 +155,9 @@ class Folder:
         own = Path(plan.folder) if plan.folder else None
         if own is None and len(plan.sources) == 1 and "://" not in plan.sources[0]:
             own = RunDir.open(plan.sources[0]).path
-        self.path = own if own is not None and self._claimed(own, bool(plan.folder)) else _fresh(names, now)
+        theirs = own is not None and self._claimed(own, bool(plan.folder))
+        self._made = not theirs
+        self.path = own if own is not None and theirs else _fresh(names, now)
         if self._lock < 0:
             self._claimed(self.path, True)
         self.figures = self.path / "serve.json"
@@ -182,7 +186,12 @@ class Folder:
         return True
 
     def close(self) -> None:
+        """Let others have the folder. One that was made for this server, which wrote nothing into it, is removed."""
         if self._lock >= 0:
+            with suppress(OSError):
+                if self._made and [one.name for one in self.path.iterdir()] == ["serve.lock"]:
+                    (self.path / "serve.lock").unlink()
+                    self.path.rmdir()
             os.close(self._lock)
         self._lock = -1
 
@@ -230,6 +239,7 @@ class Life:
         self._told: int | None = None  # the signal that ended it
         self._begun = False  # True once it answers, and looks at `_end`
         self._end = threading.Event()
+        self._broken = False  # True: a thread of this process ended by a fault
         self._pins: dict[str, int | None] = {}
 
     def live(self) -> int:
@@ -245,7 +255,7 @@ class Life:
             self._answer(server)
         finally:
             server.drain()
-        return 130 if self._told == signal.SIGINT else 0
+        return 1 if self._broken else 130 if self._told == signal.SIGINT else 0
 
     def _heard(self, number: int, frame: object) -> None:
         """Take a signal. Raises SystemExit before the process answers: it may wait for a coordinator that never comes."""
@@ -318,7 +328,7 @@ class Life:
             keys = None if is_local(self.plan.zmq) else _server_keys(self.plan.key)
             check_bind(self.plan.zmq, keys)
             hub = Hub(self.doors.addresses["zmq"], keys, listener=os.dup(self.doors.zmq.fileno()), largest=LARGEST)
-            wire = Wire(hub, server, lambda: self._figures(server))
+            wire = Wire(hub, server, lambda: self._figures(server), self._end.set)
             wire.start()
         ticker = threading.Thread(target=self._tick, args=(server,), name="figures", daemon=True)
         ticker.start()
@@ -327,7 +337,7 @@ class Life:
             _listen(web, self.doors.http, self._end)
         self._end.wait()
         if wire is not None:
-            wire.closing = True
+            wire.closing, self._broken = True, wire.fault is not None
         server.drain()
         if wire is not None:
             wire.end()

@@ -27,11 +27,15 @@ LARGEST = 64 << 20  # bytes of the rows or outputs of one message
 
 
 class Wire(threading.Thread):
-    """The thread with the socket. figures: the whole server's."""
+    """The thread with the socket. figures: the whole server's. broken: called if the thread ends by a fault of ours, which is
+    then in `fault`: its process hears no client any more."""
 
-    def __init__(self, hub: Hub, server: Server, figures: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self, hub: Hub, server: Server, figures: Callable[[], Mapping[str, Any]], broken: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(name="wire", daemon=True)
-        self.hub, self.server, self.figures = hub, server, figures
+        self.hub, self.server, self.figures, self._broken = hub, server, figures, broken
+        self.fault: BaseException | None = None
         self._out: deque[tuple[Request, Reply]] = deque()
         self._over = threading.Event()
         self.closing = False  # True: take no more requests; clients ask another process, over their next connection
@@ -43,11 +47,17 @@ class Wire(threading.Thread):
             self.hub.wake()
 
     def run(self) -> None:
-        while not self._over.is_set():
-            self.hub.wait(TURN)
+        try:
+            while not self._over.is_set():
+                self.hub.wait(TURN)
+                self._turn()
             self._turn()
-        self._turn()
-        self.hub.close()
+        except BaseException as fault:  # noqa: BLE001  its process would live on and be deaf
+            self.fault = fault
+            self.server.say(f"the ZeroMQ side ended by {fault!r}: this process ends")
+            self._broken()
+        finally:
+            self.hub.close()
 
     def end(self) -> None:
         """Send what is answered, and close the socket."""

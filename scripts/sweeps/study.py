@@ -69,6 +69,8 @@ def named(kind: str, text: str, known: Mapping[str, str]) -> tuple[str, dict[str
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
             raise UserError(f"{kind}={text}: {word!r} is not of the form key=value; asha:reduction_factor=3, say")
+        if key in arguments:
+            raise UserError(f"{kind}={text}: {key!r} stands there twice; give it once")
         arguments[key] = _value(value)
     return name, arguments
 

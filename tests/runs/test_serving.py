@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -437,3 +437,21 @@ def test_no_request_fails_or_gets_two_versions_while_versions_are_published_and_
 @pytest.mark.slow
 def test_ten_thousand_requests_meet_fifty_versions() -> None:
     check_published(publish_under_load(requests=10_000, clients=8, versions=50), 10_000, 50)
+
+
+def test_a_server_whose_zeromq_side_fails_says_so_and_does_not_live_on_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, ended, said = made(), threading.Event(), list[str]()
+    monkeypatch.setattr(server, "_say", said.append)
+
+    def broken() -> NoReturn:
+        raise MemoryError("no room for figures")
+
+    with serving(server):
+        wire = Wire(Hub("tcp://127.0.0.1:*", largest=LARGEST), server, broken, ended.set)
+        wire.start()
+        with Client(wire.hub.address) as client, pytest.raises(shoal.Late):
+            client.stats(deadline=0.5)
+        assert ended.wait(60)
+        wire.end()
+    assert isinstance(wire.fault, MemoryError)
+    assert said == ["the ZeroMQ side ended by MemoryError('no room for figures'): this process ends"]

@@ -125,7 +125,13 @@ def test_a_run_folder_that_another_server_uses_is_left_to_it(
     with pytest.raises(UserError, match="another server uses it"):
         Folder(Plan(plan.sources, folder=str(run.folder)), names_of(plan), now)
     first.close()
-    second.close()
+    second.close()  # nothing was written there, as if its start had failed
+    assert (run.folder.exists(), second.path.exists()) == (True, False)
+    third, fourth = (Folder(plan, names_of(plan), now) for _ in range(2))
+    (fourth.path / "serve.jsonl").write_text("{}")
+    third.close()
+    fourth.close()
+    assert (fourth.path / "serve.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,7 @@ def test_a_run_folder_that_another_server_uses_is_left_to_it(
         (["{run}", "--zmq", "tcp://0.0.0.0:5557"], "--zmq tcp://0.0.0.0:5557: other machines can reach it"),
         (["{run}", "--port", "{port}"], "--port: address tcp://127.0.0.1:{port} is in use"),
         (["{run}", "--only", "zmq", "--zmq", "tcp://127.0.0.1:{port}"], "--zmq: address tcp://127.0.0.1:{port} is in use"),
+        (["{run}", "--queue", "9", "--max-batch", "10"], "--queue 9: a request may have --max-batch 10 rows, so give that"),
         (["{run}", "--sticky", "x user"], "--sticky x user: expected the name of a header"),
     ],
 )

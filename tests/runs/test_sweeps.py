@@ -491,6 +491,10 @@ def test_no_process_and_no_folder_stays_behind() -> None:
         (("digits", "lr=0.1,0.2", "--sampler", "tpee"), "did you mean tpe?"),
         (("digits", "lr=0.1,0.2", "--pruner", "asha:rate=1"), "SuccessiveHalvingPruner has no 'rate'"),
         (("digits", "lr=0.1,0.2", "--pruner", "asha:reduction_factor"), "not of the form key=value"),
+        (
+            ("digits", "lr=0.1..1", "--sampler", "pbt:population=4,population=5"),
+            "'population' stands there twice; give it once",
+        ),
         (("digits", "lr=0.1,0.2", "seed=0..4", "--trials", "3"), "each arm has 5 seeds"),
         (("digits", "lr=0.1,0.2", "--timeout", "soon"), "a time is a number above 0 with s, m, h or d"),
         (("digts", "lr=0.1,0.2"), "did you mean digits?"),
