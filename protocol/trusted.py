@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import msgpack
-import numpy as np
 
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
@@ -110,20 +110,17 @@ def _boxed(head: bytes, buffers: list[memoryview]) -> Parcel:
     if not buffers:
         return Parcel(b"." + head)
     lengths = [one.nbytes for one in buffers]
-    if (segment := _memory_for(sum(map(aligned, lengths)))) is None:  # the bytes go with the pickle
+    *starts, nbytes = accumulate(map(aligned, lengths), initial=0)
+    if (segment := _memory_for(nbytes, list(zip(starts, buffers, strict=True)))) is None:  # the bytes go with the pickle
         return Parcel(msgpack.packb((head, lengths, (), b"".join(buffers))))
-    at = 0
-    for one in buffers:
-        np.copyto(segment.data[at : at + one.nbytes], np.frombuffer(one, np.uint8))
-        at += aligned(one.nbytes)
     return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
 
 
-def _memory_for(nbytes: int) -> Segment | None:
-    """Memory for buffers; None if the system gives none, or if it takes one of the last SPARE descriptors of this process. The
-    program's own files and the sockets of new actors need those, and each call that waits holds a descriptor."""
+def _memory_for(nbytes: int, parts: Sequence[tuple[int, memoryview]]) -> Segment | None:
+    """Memory with buffers in it; None if the system gives none, or if it takes one of the last SPARE descriptors of a process.
+    The program's own files and the sockets of new actors need those, and each call that waits holds a descriptor."""
     try:
-        segment = Beside.create(nbytes)
+        segment = Beside.create(nbytes, parts=parts)
     except UserError:
         return None
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

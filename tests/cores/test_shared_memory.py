@@ -146,6 +146,20 @@ def test_a_segment_has_no_name_anywhere() -> None:
         assert os.fstat(segment.handle[1]).st_nlink == 0
 
 
+def test_a_segment_may_begin_with_parts_and_is_read_as_if_they_were_copied_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, ints, write = np.arange(5000.0), np.arange(7, dtype=np.int32), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, part, at: write(descriptor, part[:999], at))  # as for 2 GiB and more
+    parts = [(64, memoryview(numbers)), (50_000, memoryview(ints)), (60_000, memoryview(np.zeros(0)))]
+    with contextlib.closing(Segment.create(60_000, parts=parts)) as segment:
+        read = Segment.open(segment.handle)
+        assert (read.data[64:40_064].view(np.float64) == numbers).all()
+        assert read.data[50_000:50_028].view(np.int32).tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert int(np.count_nonzero(read.data[40_064:50_000])) == int(np.count_nonzero(read.data[:64])) == 0
+        segment.data[0] = 3  # its creator may write on
+        assert read.data[0] == 3
+        read.close()
+
+
 def test_nobody_can_change_the_size_of_a_segment() -> None:
     with contextlib.closing(Segment.create(100)) as segment:
         for nbytes in (0, 99, 101):
