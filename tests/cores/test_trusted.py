@@ -40,7 +40,7 @@ def test_large_arrays_lie_in_shared_memory_and_may_be_written_by_who_opens_them(
 
 
 def test_without_shared_memory_large_arrays_travel_beside_the_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(nbytes: int) -> None:
+    def none(nbytes: int, parts: object) -> None:
         raise UserError("no memory without a name here")
 
     monkeypatch.setattr(trusted.Beside, "create", none)
