@@ -96,7 +96,7 @@ def _cpu(folder: Path, seconds: float) -> tuple[float, float, int]:
 
 
 def _tell(run: RunDir, version: int) -> None:
-    """What a run of ACTORS actors writes at a step; its status whenever it steps, which is more often than a run does it."""
+    """The rows of a run of ACTORS actors at a step; its status whenever it steps, which is more often than a run does it."""
     metrics = dict.fromkeys(("loss", "accuracy", "lag_min", "lag_mean", "lag_max", "examples", "update_norm"), version / 7)
     row = {"version": version, "seconds": version / HERTZ, "steps": 0, "contributions": version, "metrics": metrics}
     with run.metrics_file.open("a") as file:

@@ -173,7 +173,7 @@ def join(head: bytes, buffers: Sequence[Bytes], writable: bool = True) -> Any:
 
 
 class _Reading:
-    """One value that is read. It holds what is counted over all parts of the value: each buffer may be used once."""
+    """The reading of one value. It holds what is counted over all parts of the value: each buffer may be used once."""
 
     def __init__(self, buffers: Sequence[Bytes], writable: bool) -> None:
         self._buffers: dict[int, Bytes] = dict(enumerate(buffers))

@@ -1,4 +1,4 @@
-"""One call on several devices: `torchrun` as the child of a call's process.
+"""The call of a gang, on several devices: `torchrun` as the child of a call's process.
 
 The one idea: each process ends with the process above it, so a gang is ended by ending the call, and whatever is killed, no
 rank is left: program, nursery, call, torchrun, ranks.

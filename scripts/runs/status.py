@@ -28,7 +28,7 @@ SILENT = 10.0  # seconds since the last write after which the coordinator counts
 ANSWER = 5.0  # seconds that a coordinator has to answer
 AGAIN = 1.0  # seconds until it is asked again
 SAID = ("state", "pid", "written", "stepped", "version", "goal", "done", "steps", "actors", "waiting_for")
-"""What `shoal status` says. status.json holds more, for `shoal watch`."""
+"""The answer of `shoal status`. status.json holds more, for `shoal watch`."""
 
 
 class Status:

@@ -30,7 +30,7 @@ class Waiting(Generic[T]):
 
 @dataclass(slots=True)
 class Turn(Generic[T]):
-    """What to do now. lane: name of the queue that `batch` is from. batch: requests to compute together; []: none. late:
+    """A queue's next step. lane: name of the queue that `batch` is from. batch: requests to compute together; []: none. late:
     requests whose deadline is over, which are answered and not computed. again: time at which to ask again (inf: when a request
     comes)."""
 

@@ -1,4 +1,4 @@
-"""Where the versions of a model come from: the snapshots of a run's folder, or a coordinator while it trains.
+"""Sources of the versions of a model: the snapshots of a run's folder, or a coordinator while it trains.
 
 The one idea: a source hands each version on and has no opinion of it. What came is copied, so that nothing that the trainer
 does afterwards reaches a version that answers.

@@ -44,7 +44,7 @@ class Arm:
 
 @dataclass(frozen=True, repr=False)
 class Served:
-    """What a comparison of outcomes found; `print` shows what `shoal compare --served` prints.
+    """The findings of a comparison of outcomes; `print` shows what `shoal compare --served` prints.
 
     metric: name of the outcome. goal: "max" or "min". by: "users" or "requests". arms: the models, most units first: A.
     left_out: lines about what has no part in this.

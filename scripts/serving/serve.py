@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from shoal.serving.web import Web
 
 EVERY = 1.0  # seconds between two writes of serve.json
-LOOK = 0.1  # seconds between two looks for a signal
 OLD = 3.0  # seconds after which a replica's part of the figures counts no more
 FIRST = 90.0  # seconds that the first version may take: torch.compile takes most of that
 DRAINING = 30  # seconds that requests under way may take after SIGTERM
@@ -45,7 +44,7 @@ BACKLOG = 4_096  # connections that may wait to be accepted
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a user asked for, as `shoal serve --help` tells it. Times are in seconds; 0 is none."""
+    """The plan of a server, as `shoal serve --help` tells it. Times are in seconds; 0 is none."""
 
     sources: tuple[str, ...]
     split: str = ""
@@ -148,7 +147,7 @@ def _listening(host: str, port: int, flag: str) -> socket.socket:
 
 
 class Folder:
-    """Where serve.json and serve.jsonl are: the run's own folder for one run, unless another server uses it; else a new one."""
+    """The folder of serve.json(l): the run's own folder for one run, unless another server uses it; else a new one."""
 
     def __init__(self, plan: Plan, names: Sequence[str], now: datetime) -> None:
         self._lock = -1
@@ -438,13 +437,15 @@ def _listen(web: Web, door: socket.socket, end: threading.Event) -> None:
         server = Unsignalled(config)
 
         async def watch() -> None:
-            while not end.is_set():
-                await asyncio.sleep(LOOK)
+            await asyncio.to_thread(end.wait)
             server.should_exit = True
 
         watching = asyncio.create_task(watch())
-        await server.serve(sockets=[socket.socket(fileno=os.dup(door.fileno()))])
-        watching.cancel()
+        try:
+            await server.serve(sockets=[socket.socket(fileno=os.dup(door.fileno()))])
+        finally:
+            end.set()  # also if uvicorn ended by itself: its process would live on and answer nobody
+            await watching
 
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(main())
@@ -461,7 +462,7 @@ def _server_keys(name: str) -> Any:
 
 
 def threads_found(threads: int) -> str:
-    """What this process computes with, in words: torch's threads, and those of the libraries beside it."""
+    """The threads that this process computes with, in words: torch's, and those of the libraries beside it."""
     from shoal.runs.threads import cores
 
     found = [f"torch {threads}"]
