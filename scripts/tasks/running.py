@@ -491,6 +491,9 @@ class Running(threading.Thread):
         from shoal.protocol import plaincalls
 
         plain = not (self.door and self.door.trusted)
+        actor = self.core.facts.roster.actors.get(self.plan.given[index].session)
+        if not plain and actor is not None and "code" not in actor.offers:  # it was given no call, and is being dismissed
+            raise ProtocolError(f"{REFUSED}: it did not say --trust-code")
         try:
             answers = plaincalls.read_answers(bundle) if plain else read_answers(bundle)
             parcels = [pack(plaincalls.result_of(one)) for one in answers] if plain else []  # kept until they are opened

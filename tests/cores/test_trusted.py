@@ -13,11 +13,12 @@ import pytest
 
 from shoal.protocol import trusted
 from shoal.protocol.calls import Answer, Call, pack_answers, pack_calls, read_answers, read_calls
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Layout, run_of
 from shoal.protocol.marks import SLOTS, Marks
 from shoal.protocol.parent import forked
 from shoal.protocol.trusted import LARGE, GoneError, opened, pack, pack_arguments, whole
+from shoal.tasks.running import Running
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", (1, [2.5], {"a": b"x"}), SimpleNamespace(x=1), ValueError("no")])
@@ -120,3 +121,15 @@ def test_a_parcel_whose_memory_is_gone_says_so() -> None:
     for read_it in (opened, whole):
         with pytest.raises(GoneError, match="shared memory"):
             read_it(parcel.data)
+
+
+def test_an_answer_of_an_actor_that_does_not_trust_code_is_not_read_even_in_a_trusted_pool() -> None:
+    actors = {b"session": SimpleNamespace(offers=())}
+    pool: Any = SimpleNamespace(
+        plan=SimpleNamespace(given={0: SimpleNamespace(far=True, session=b"session")}),
+        door=SimpleNamespace(trusted=True),
+        core=SimpleNamespace(facts=SimpleNamespace(roster=SimpleNamespace(actors=actors))),
+    )
+    unread: Any = object()
+    with pytest.raises(ProtocolError, match="it did not say --trust-code"):
+        Running._took(pool, 0, unread)
