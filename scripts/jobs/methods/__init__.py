@@ -16,7 +16,18 @@ from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.settings import ranges
 
 METHODS: Mapping[str, type[Method]] = {
-    each.name: each for each in (FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi, FedBuff, IMPALA, PPO)
+    each.name: each
+    for each in (
+        FedAvg,
+        FedProx,
+        FedAvgM,
+        FedAdagrad,
+        FedAdam,
+        FedYogi,
+        FedBuff,
+        IMPALA,
+        PPO,
+    )
 }
 
 
