@@ -210,7 +210,9 @@ def main(batch: int, port: int, zmq_port: int, versions: int) -> None:
     import threading
 
     from shoal.serving.inputs import Inputs
-    from shoal.serving.serve import Doors, Life, Plan
+    from shoal.serving.places import Doors
+    from shoal.serving.plan import Plan
+    from shoal.serving.serve import Life
     from shoal.serving.server import Diary, Limits, Served, Server
     from shoal.serving.splitting import split_of
 

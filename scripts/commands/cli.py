@@ -411,7 +411,7 @@ def track(asked: argparse.Namespace) -> int:
 def serve(asked: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from shoal.serving.serve import Plan
+    from shoal.serving.plan import Plan
     from shoal.serving.serve import serve as served
 
     found: dict[str, Any] = {one.name: getattr(asked, one.name) for one in fields(Plan)}

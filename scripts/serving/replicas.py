@@ -23,7 +23,9 @@ from typing import Any
 
 from shoal.protocol.errors import UserError
 from shoal.protocol.parent import die_with_parent
-from shoal.serving.serve import DRAINING, EVERY, Doors, Life, Plan, parts_in, plan_of
+from shoal.serving.places import Doors, parts_in
+from shoal.serving.plan import Plan, plan_of
+from shoal.serving.serve import DRAINING, EVERY, Life
 
 LOOK = 0.1  # seconds between two looks for processes that died
 AGAIN = (0.1, 10.0)  # seconds until a process that died young is replaced: at first, and at most (doubled each time)

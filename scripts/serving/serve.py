@@ -1,4 +1,4 @@
-"""The work of `shoal serve`: what is served, where, and the life of one of its processes.
+"""The life of a process of `shoal serve`.
 
 The one idea: a plan is plain data, so one process lives it, or several that share its listening sockets.
 """
@@ -6,207 +6,37 @@ The one idea: a plan is plain data, so one process lives it, or several that sha
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import importlib.util
 import json
 import math
 import os
-import re
 import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.protocol.door import check_bind, is_local, unbound
-from shoal.protocol.errors import UserError, printable
-from shoal.runs.rundir import RunDir, finite, replaced, short_name
+from shoal.protocol.door import check_bind, is_local
+from shoal.protocol.errors import UserError
+from shoal.runs.rundir import finite, replaced
+from shoal.serving.making import served, threads_found
+from shoal.serving.places import Doors, Folder, opened, parts_in, pins_in
+from shoal.serving.plan import Plan, check, names_of
 from shoal.serving.splitting import POINTS, split_of
 from shoal.serving.stats import merged
 
 if TYPE_CHECKING:
-    from shoal.serving.server import Compute, Limits, Served, Server
+    from shoal.serving.server import Limits, Server
     from shoal.serving.web import Web
 
 EVERY = 1.0  # seconds between two writes of serve.json
-OLD = 3.0  # seconds after which a replica's part of the figures counts no more
 FIRST = 90.0  # seconds that the first version may take: torch.compile takes most of that
 DRAINING = 30  # seconds that requests under way may take after SIGTERM
-BACKLOG = 4_096  # connections that may wait to be accepted
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The plan of a server, as `shoal serve --help` tells it. Times are in seconds; 0 is none."""
-
-    sources: tuple[str, ...]
-    split: str = ""
-    test: str = ""
-    sticky: str = ""
-    max_batch: int = 64
-    max_wait: float = 0.002
-    deadline: float = 0.0
-    queue: int = 4_096
-    replicas: int = 1
-    host: str = "127.0.0.1"
-    port: int = 8080
-    zmq: str = "tcp://127.0.0.1:5557"
-    only: str = ""
-    token: str = ""
-    key: str = ""
-    server: str = ""
-    job: str = ""
-    trust: bool = False
-    check: str = ""
-    compile: bool = False
-    dtype: str = "float32"
-    quantize: str = ""
-    max_loss: float = 0.01
-    folder: str = ""
-
-
-@dataclass(slots=True)
-class Doors:
-    """The listening sockets of a server; None: it has none of this kind. Addresses as a client types them."""
-
-    http: socket.socket | None = None
-    zmq: socket.socket | None = None
-    addresses: dict[str, str] = field(default_factory=lambda: {"http": "", "zmq": ""})
-
-    def close(self) -> None:
-        for one in (self.http, self.zmq):
-            if one is not None:
-                one.close()
-
-
-def check(plan: Plan) -> None:
-    """Raises UserError for a plan that cannot be carried out, before anything is loaded or bound."""
-    if plan.only != "zmq":
-        for needed in ("starlette", "uvicorn"):
-            if importlib.util.find_spec(needed) is None:
-                raise UserError(f"serve over HTTP needs {needed}: pip install 'shoal[serve]', or give --only zmq")
-        if not is_local(f"tcp://{plan.host}:1") and not plan.token:
-            raise UserError(f"--host {plan.host}: other machines can reach it: give --token @FILE, or leave --host out")
-    if plan.only != "http" and not is_local(plan.zmq) and not plan.key:
-        raise UserError(
-            f"--zmq {plan.zmq}: other machines can reach it: type `shoal keys new NAME` and give --key NAME, or bind "
-            "tcp://127.0.0.1:PORT"
-        )
-    if plan.only != "http" and not plan.zmq.startswith("tcp://"):
-        raise UserError(f"--zmq {plan.zmq}: expected tcp://HOST:PORT")
-    if plan.queue < plan.max_batch:
-        raise UserError(f"--queue {plan.queue}: a request may have --max-batch {plan.max_batch} rows, so give that at least")
-    names = names_of(plan)
-    split_of(plan.split, names, plan.test)
-    if plan.sticky and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", plan.sticky):
-        raise UserError(f"--sticky {plan.sticky}: expected the name of a header, such as x-user")
-
-
-def names_of(plan: Plan) -> list[str]:
-    """The names of the models: a run folder's own name, or a coordinator's address. Raises UserError for two of one name."""
-    names = [place if "://" in place else RunDir.open(place).name for place in plan.sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two models are called {name}: a model's name is that of its run's folder; rename one")
-    return names
-
-
-def opened(plan: Plan) -> Doors:
-    """The listening sockets. Raises UserError if a port is in use."""
-    doors = Doors()
-    try:
-        if plan.only != "zmq":
-            doors.http = _listening(plan.host, plan.port, "--port")
-            port = doors.http.getsockname()[1]
-            doors.addresses["http"] = f"http://{f'[{plan.host}]' if ':' in plan.host else plan.host}:{port}"
-        if plan.only != "http":
-            host, _, port = plan.zmq.removeprefix("tcp://").rpartition(":")
-            doors.zmq = _listening(host.strip("[]").replace("*", "0.0.0.0"), 0 if port == "*" else int(port), "--zmq")
-            doors.addresses["zmq"] = f"tcp://{host}:{doors.zmq.getsockname()[1]}"
-    except UserError:
-        doors.close()
-        raise
-    return doors
-
-
-def _listening(host: str, port: int, flag: str) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError, ValueError) as refused:
-        raise UserError(f"{flag}: {unbound(f'tcp://{host}:{port}', refused)}") from None
-    made.setblocking(False)
-    return made
-
-
-class Folder:
-    """The folder of serve.json(l): the run's own folder for one run, unless another server uses it; else a new one."""
-
-    def __init__(self, plan: Plan, names: Sequence[str], now: datetime) -> None:
-        self._lock = -1
-        own = Path(plan.folder) if plan.folder else None
-        if own is None and len(plan.sources) == 1 and "://" not in plan.sources[0]:
-            own = RunDir.open(plan.sources[0]).path
-        theirs = own is not None and self._claimed(own, bool(plan.folder))
-        self._made = not theirs
-        self.path = own if own is not None and theirs else _fresh(names, now)
-        if self._lock < 0:
-            self._claimed(self.path, True)
-        self.figures = self.path / "serve.json"
-        self.pins = self.path / "serve.pins"
-        self.parts = self.path / "serve.parts"
-        with suppress(OSError):
-            self.pins.unlink(missing_ok=True)
-
-    def _claimed(self, folder: Path, asked: bool) -> bool:
-        """True if this server has the folder for itself. Raises UserError if the user asked for it and it cannot be had."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as refused:
-            if asked:
-                raise UserError(f"--folder {folder}: {refused.strerror}: name a folder where you may write") from None
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            if asked:
-                raise UserError(f"--folder {folder}: another server uses it: name another folder") from None
-            return False
-        self._lock = lock
-        return True
-
-    def close(self) -> None:
-        """Let others have the folder. One that was made for this server, which wrote nothing into it, is removed."""
-        if self._lock >= 0:
-            with suppress(OSError):
-                if self._made and [one.name for one in self.path.iterdir()] == ["serve.lock"]:
-                    (self.path / "serve.lock").unlink()
-                    self.path.rmdir()
-            os.close(self._lock)
-        self._lock = -1
-
-
-def _fresh(names: Sequence[str], now: datetime) -> Path:
-    made = Path("serving") / f"{short_name(names[0])}-{now:%Y%m%d-%H%M%S}"
-    for number in range(1, 1_000):
-        path = made if number == 1 else made.with_name(f"{made.name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as refused:
-            raise UserError(f"cannot make the folder {path} ({refused.strerror}): name one with --folder") from None
-        return path
-    raise UserError(f"{made} and 998 more exist: name a folder with --folder")
 
 
 def serve(plan: Plan) -> int:
@@ -367,12 +197,12 @@ class Life:
 
     def _pinned(self, name: str, version: int | None) -> None:
         """Tell the other processes what a user pinned."""
-        self._pins = {**_pins_in(self.folder), name: version}
+        self._pins = {**pins_in(self.folder), name: version}
         with suppress(OSError):
             replaced(self.folder / "serve.pins", json.dumps(self._pins))
 
     def _follow_pins(self, server: Server) -> None:
-        if (found := _pins_in(self.folder)) == self._pins:
+        if (found := pins_in(self.folder)) == self._pins:
             return
         self._pins = found
         for name, version in found.items():
@@ -381,25 +211,6 @@ class Life:
                     server.pin(name, version)
                 except UserError as none:
                     server.say(str(none))
-
-
-def parts_in(folder: Path, now: float, but: int = -1) -> list[dict[str, Any]]:
-    """The figures of the replicas that have written lately."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        with suppress(OSError, ValueError):
-            part = json.loads(path.read_text(encoding="utf-8"))
-            if path.stem != str(but) and now - part["written"] <= OLD:
-                found.append(part)
-    return found
-
-
-def _pins_in(folder: Path) -> dict[str, int | None]:
-    try:
-        found: dict[str, int | None] = json.loads((folder / "serve.pins").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -459,75 +270,3 @@ def _server_keys(name: str) -> Any:
 
     keys = of_coordinator(name)
     return keys and replace(keys, budget=Budget(messages=100_000))
-
-
-def threads_found(threads: int) -> str:
-    """The threads that this process computes with, in words: torch's, and those of the libraries beside it."""
-    from shoal.runs.threads import cores
-
-    found = [f"torch {threads}"]
-    with suppress(ModuleNotFoundError):
-        from threadpoolctl import threadpool_info
-
-        found += [f"{one['internal_api']} {one['num_threads']}" for one in threadpool_info()]
-    asked, have = os.environ.get("OMP_NUM_THREADS", "1"), cores()
-    told = ", ".join(dict.fromkeys(found))
-    return f"threads: {told} (OMP_NUM_THREADS={printable(asked, 20)}), of {have} core{'s' * (have > 1)}"
-
-
-def served(plan: Plan, say: Callable[[str], None]) -> list[Served]:
-    """The models of a plan. Raises UserError."""
-    from shoal.serving.models import Faster, Maker
-    from shoal.serving.server import Served
-
-    faster = Faster(plan.compile, plan.dtype, plan.quantize, plan.max_loss)
-    own_check = _own_check(plan.check)
-    found = []
-    for name, place in zip(names_of(plan), plan.sources, strict=True):
-        job, source = _source(plan, name, place, say)
-        maker = Maker(job, faster, plan.max_batch, lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
-        found.append(Served(name, maker.inputs, maker, source, place, own_check, maker.example))
-    return found
-
-
-def _source(plan: Plan, name: str, place: str, say: Callable[[str], None]) -> tuple[Any, Any]:
-    from shoal.serving.following import Coordinator, RunFolder
-
-    if "://" not in place:
-        from shoal.runs.run import trusted
-
-        run = trusted(place, plan.trust)
-        return run.job, RunFolder(run.dir.path)
-    from shoal.commands.access import of_actor
-    from shoal.jobs.catalog import find
-    from shoal.runs.choosing import absolute
-
-    keys = of_actor(plan.key, plan.server) if plan.server else None
-    own = find(absolute(plan.job)) if plan.job else None
-    source = Coordinator(place, keys, own, f"server@{socket.gethostname()}:{os.getpid()}")
-    return source.join(say), source
-
-
-def _own_check(name: str) -> Callable[[int, Compute], str] | None:
-    """The user's own check, (version, predict) -> "" or None or True for a good version, False or a reason for a bad one."""
-    if not name:
-        return None
-    from shoal.jobs.catalog import named
-    from shoal.protocol.errors import takes
-    from shoal.runs.choosing import absolute
-
-    own = named(absolute(name))
-    takes("--check", own, "a function (version, predict) -> a reason to refuse the version, or None", 0, len)
-
-    def checked(version: int, predict: Compute) -> str:
-        found = own(version, predict)
-        if found is None or found is True or found == "":
-            return ""
-        return found if isinstance(found, str) else f"{name} says so"
-
-    return checked
-
-
-def plan_of(found: Mapping[str, Any]) -> Plan:
-    """The plan that was written as JSON."""
-    return Plan(**{**found, "sources": tuple(found["sources"])})

@@ -25,9 +25,6 @@ class Goal:
     def __str__(self) -> str:
         return f"{'max' if self.largest else 'min'}:{self.metric}"
 
-    def better(self, one: float, other: float) -> bool:
-        return one > other if self.largest else one < other
-
 
 @dataclass(frozen=True)
 class Arm:

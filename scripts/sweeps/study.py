@@ -42,6 +42,7 @@ SAMPLERS: Mapping[str, str] = {
     "gp": "GPSampler",
     "qmc": "QMCSampler",
 }
+INDEPENDENT = ("tpe", "random")  # draw each setting by itself, so an arm without axes draws nothing when it begins
 PRUNERS: Mapping[str, str] = {
     "none": "NopPruner",
     "asha": "SuccessiveHalvingPruner",
@@ -202,7 +203,7 @@ class Study:
         given = params if params is not None else self.grid(arm) if self.grid else None
         if given is not None:
             self.study.enqueue_trial({name: self._in(name, value) for name, value in given.items()})
-        if isinstance(self._sampler, str):
+        if isinstance(self._sampler, str) and (self._fixed or self._sampler not in INDEPENDENT):
             self.study.sampler = self._made(arm)
         self.arms[arm] = self.study.ask(self._fixed)
 

@@ -23,7 +23,8 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.serving.following import Coordinator, RunFolder
 from shoal.serving.models import Faster, Maker
-from shoal.serving.serve import Folder, Plan, names_of
+from shoal.serving.places import Folder
+from shoal.serving.plan import Plan, names_of
 from shoal.serving.splitting import split_of
 
 ROWS = np.full((3, 64), 0.5, np.float32)
