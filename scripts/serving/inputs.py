@@ -92,9 +92,25 @@ FIELDS = ("inputs", "deadline")
 
 
 def object_in(body: bytes) -> Mapping[str, Any]:
-    """The JSON object in a body. Raises WrongRequestError."""
+    """The JSON object in a body. Raises WrongRequestError.
+
+    orjson reads a row of 784 numbers in a tenth of the time of the standard library, which was most of what a small request
+    costs. What orjson refuses is read once more by the standard library, whose words say what is wrong.
+    """
+    import orjson
+
     try:
-        found = _DECODER.decode(body.decode())
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        found = _slowly(body)
+    if not isinstance(found, dict):
+        raise WrongRequestError(400, f"body: a JSON {_kind(found)}, not an object: {FORM}")
+    return found
+
+
+def _slowly(body: bytes) -> Any:
+    try:
+        return _DECODER.decode(body.decode())
     except UnicodeDecodeError as wrong:
         raise WrongRequestError(400, f"body: not UTF-8 (byte {wrong.start}): send JSON as UTF-8") from None
     except json.JSONDecodeError as wrong:
@@ -103,9 +119,6 @@ def object_in(body: bytes) -> Mapping[str, Any]:
         raise WrongRequestError(400, "body: a whole number is too long: every number must fit 64 bits") from None
     except RecursionError:
         raise WrongRequestError(400, f"body: lists in lists too deep: {FORM}") from None
-    if not isinstance(found, dict):
-        raise WrongRequestError(400, f"body: a JSON {_kind(found)}, not an object: {FORM}")
-    return found
 
 
 def check_fields(found: Mapping[str, Any], known: tuple[str, ...], needed: str) -> None:

@@ -50,7 +50,7 @@ class Plan:
 def check(plan: Plan) -> None:
     """Raises UserError for a plan that cannot be carried out, before anything is loaded or bound."""
     if plan.only != "zmq":
-        for needed in ("starlette", "uvicorn"):
+        for needed in ("orjson", "starlette", "uvicorn"):
             if importlib.util.find_spec(needed) is None:
                 raise UserError(f"serve over HTTP needs {needed}: pip install 'shoal[serve]', or give --only zmq")
         if not is_local(f"tcp://{plan.host}:1") and not plan.token:

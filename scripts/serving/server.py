@@ -197,8 +197,9 @@ class Server:
 
     # Requests
 
-    def ask(self, request: Request, deadline: float = math.inf) -> Unanswered | None:
-        """Queue a request. Returns why it is refused at once; None: its sink gets the answer. deadline: seconds from now."""
+    def ask(self, request: Request, deadline: float = math.inf, wake: bool = True) -> Unanswered | None:
+        """Queue a request. Returns why it is refused at once; None: its sink gets the answer. deadline: seconds from now. wake:
+        False if the caller has more requests, and calls `wake` after the last one."""
         now = request.arrived
         due = now + min(deadline, self.limits.deadline)
         with self._lock:
@@ -211,10 +212,16 @@ class Server:
             request.name = f"{self._nonce}-{self._number:x}"
             why, late = self.queue.offer(request.model, request, len(request.rows), now, due)
             self.stats.full += bool(why)
-            if self._idle:
+            if self._idle and wake:
                 self._lock.notify()
         self._decline_late(late)
         return Unanswered("full", why) if why else None
+
+    def wake(self) -> None:
+        """Let the thread that computes look at the queue."""
+        with self._lock:
+            if self._idle:
+                self._lock.notify()
 
     def _work(self) -> None:
         """The thread that computes."""

@@ -54,6 +54,7 @@ class Web:
         self._sticky = sticky.lower().encode()
         self._names = LOCAL | {f"[{host}]" if ":" in host else host}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waking = False  # `_wake` is due
         self._rest = self._routes()
 
     # Answers
@@ -110,13 +111,22 @@ class Web:
         loop = self._loop = self._loop or asyncio.get_running_loop()
         waiter: asyncio.Future[Reply] = loop.create_future()
         request = Request(asked.rows, model, key, self, waiter, arrived)
-        reply = server.ask(request, asked.deadline) or await waiter
+        if not self._waking:
+            self._waking = True
+            loop.call_soon(self._wake)
+        reply = server.ask(request, asked.deadline, wake=False) or await waiter
         if isinstance(reply, Answered):
             outputs = json.dumps(reply.outputs.tolist())
             text = f'{{"outputs": {outputs}, "model": {json.dumps(reply.model)}, "version": {reply.version}}}'
             await _respond(send, 200, text.encode(), (JSON, (b"x-request-id", request.name.encode())))
         else:
             await _error(send, STATUS[reply.why], reply.reason)
+
+    def _wake(self) -> None:
+        """Called when all requests that had come with the first one are read: so they make one batch, and an idle server's only
+        request waits for nothing."""
+        self._waking = False
+        self.server.wake()
 
     # The rest
 

@@ -108,8 +108,10 @@ def over_http(
     token: str = "",
     sticky: str = "x-user",
     pinned: Callable[[str, int | None], None] = lambda name, version: None,
+    together: bool = False,
 ) -> list[tuple[int, Any, dict[str, str]]]:
-    """(status, body, headers) of each of several requests (method, path, body, headers), sent one after another."""
+    """(status, body, headers) of each of several requests (method, path, body, headers), sent one after another; or
+    together, all at once, to a server that has nothing to do."""
     web = Web(server, lambda: merged([server.figures()]), pinned, token, sticky)
 
     async def one(method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, Any, dict[str, str]]:
@@ -135,7 +137,9 @@ def over_http(
         return sent[0]["status"], json.loads(text) if told["content-type"] == "application/json" else text.decode(), told
 
     async def all_of_them() -> list[tuple[int, Any, dict[str, str]]]:
-        return [await one(*each) for each in asked]
+        while together and not server._idle:  # its thread has just begun
+            await asyncio.sleep(0)
+        return await asyncio.gather(*(one(*each) for each in asked)) if together else [await one(*each) for each in asked]
 
     with serving(server):
         return asyncio.run(all_of_them())
@@ -183,6 +187,25 @@ def test_a_token_is_asked_for_everywhere_but_where_health_is() -> None:
     right, wrong = {"authorization": "Bearer s3"}, {"authorization": "Bearer s"}
     found = over_http(made(), [*paths, predict([[1, 2]], **right), predict([[1, 2]], **wrong)], token="s3")
     assert [status for status, _, _ in found] == [401, 200, 200, 200, 401]
+
+
+def test_requests_that_come_together_over_http_make_one_batch() -> None:
+    batches: list[int] = []
+
+    def counting(bundle: Bundle) -> Callable[[Array], Array]:
+        inner = numbered(bundle)
+
+        def compute(rows: Array) -> Array:
+            batches.append(len(rows))
+            return inner(rows)
+
+        return compute
+
+    server = made(make=counting)
+    batches.clear()  # of the check
+    found = over_http(server, [predict([[at, 0]]) for at in range(7)], together=True)
+    assert [status for status, _, _ in found] == [200] * 7
+    assert batches == [7]
 
 
 def test_a_user_keeps_the_model_of_the_split() -> None:
