@@ -24,6 +24,8 @@ from shoal.protocol.errors import UserError, within
 BATCH = 4096  # examples turned into a model's dtype at once, for a digest
 READ = 1 << 24  # bytes of a file asked for at once: room is made for all of them, whether they are there or not
 MNIST_FROM = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+CIFAR10_FROM = "cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html"
+CIFAR10 = 3 * 32 * 32  # bytes of a picture: red, green and blue, each 32 rows of 32
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,13 +75,19 @@ class Examples:
 
 def split(examples: Examples, held_out: float = 0.2, seed: int = 0) -> tuple[Examples, Examples]:
     """The pair (kept, held out), both shuffled. Held out is a random share `held_out`, rounded to whole examples."""
-    if len(examples) < 2:
-        raise UserError(f"data has {len(examples)} examples: expected at least 2, of which one is held out")
-    held = round(len(examples) * held_out)
-    if not 0 < held < len(examples):
-        raise UserError(f"held_out={held_out}: expected to leave some of {len(examples)} examples on both sides; try 0.2")
-    order = np.random.Generator(np.random.Philox(draws.key(seed, "split"))).permutation(len(examples))
-    return examples[order[held:]], examples[order[:held]]
+    kept, held = split_rows(len(examples), held_out, seed)
+    return examples[kept], examples[held]
+
+
+def split_rows(many: int, held_out: float = 0.2, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The pair (kept, held out) of the numbers of `many` examples, as `split` takes them."""
+    if many < 2:
+        raise UserError(f"data has {many} examples: expected at least 2, of which one is held out")
+    held = round(many * held_out)
+    if not 0 < held < many:
+        raise UserError(f"held_out={held_out}: expected to leave some of {many} examples on both sides; try 0.2")
+    order = np.random.Generator(np.random.Philox(draws.key(seed, "split"))).permutation(many)
+    return order[held:], order[:held]
 
 
 def digits() -> Examples:
@@ -163,6 +171,33 @@ def _parse_idx(file: io.BufferedIOBase, rank: int) -> npt.NDArray[np.uint8]:
         found = f"{n} bytes are fewer" if n < announced else "there are more"
         raise ValueError(f"{found} than the {announced} bytes of its dimensions {shape}")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+
+
+def cifar10(folder: str | Path) -> tuple[Examples, Examples]:
+    """(training, held out) from CIFAR10's binary files, data_batch_1.bin and so on, and test_batch.bin: x uint8 [n, 3, 32, 32]
+    of scale 255, which a model gets as float32 in [0, 1], and y int64 [n] from 0 to 9. A file may hold any number of pictures.
+    """
+    paths, test = sorted(Path(folder).glob("data_batch_*.bin")), Path(folder) / "test_batch.bin"
+    if not paths or not test.is_file():
+        raise UserError(
+            f"data={folder}: no CIFAR10 there; put data_batch_1.bin to data_batch_5.bin and test_batch.bin from {CIFAR10_FROM} "
+            "into that folder"
+        )
+    return _pictures(paths), _pictures([test])
+
+
+def _pictures(paths: list[Path]) -> Examples:
+    """The pictures of several files, one after the other. A record is a label and CIFAR10 bytes."""
+    parts = [np.fromfile(path, np.uint8) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if not part.size or part.size % (1 + CIFAR10):
+            raise UserError(f"{path}: {part.size} bytes are not whole records of {1 + CIFAR10} bytes; fetch it again")
+        if (odd := part[:: 1 + CIFAR10]).max() > 9:
+            raise UserError(
+                f"{path}: the label {odd.max()}; expected 0 to 9: fetch the binary version of CIFAR10, not CIFAR100"
+            )
+    records = np.concatenate(parts).reshape(-1, 1 + CIFAR10)
+    return Examples(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], scale=255)
 
 
 def widened(array: npt.NDArray[Any], scale: float = 1.0) -> npt.NDArray[Any]:

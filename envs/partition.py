@@ -63,6 +63,34 @@ def dirichlet(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5, le
     return _filled_up(_by_owner(owner, clients, rng), least, rng)
 
 
+def dirichlet_by_client(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5) -> Parts:
+    """Clients of equal size, each with a mix of classes of its own, drawn from Dirichlet(alpha * classes * shares of the
+    classes in the data): few classes for small alpha (Hsu et al. 2019, section 3; pfl-research's benchmarks, alpha=0.1).
+
+    Clients draw their examples in turn, in random order, without replacement. A class that is used up leaves the mixes of the
+    clients that follow, so the last ones get what is left. (Hsu et al. let p be any prior; here a mix of classes that are
+    equally frequent has parameters `alpha` each, as in pfl.)
+    """
+    within("alpha", alpha, above=0.0)
+    _check_sizes(labels, clients, 1)
+    labels = _classes("dirichlet_by_client", labels)
+    rng = _generator(seed)
+    names, numbers = np.unique(labels, return_inverse=True)
+    shuffled = rng.permutation(len(labels))
+    members = np.split(shuffled[np.argsort(numbers[shuffled], kind="stable")], np.cumsum(np.bincount(numbers))[:-1])
+    left = np.array([len(its) for its in members])
+    prior = min(alpha, 1e290) * (left * (len(names) / len(labels)))
+    sizes = len(labels) // clients + (rng.permutation(clients) < len(labels) % clients)
+    parts: Parts = [np.empty(0, np.int64)] * clients
+    for client in rng.permutation(clients).tolist():
+        taken = _mixed(int(sizes[client]), rng.dirichlet(prior), left, rng)
+        parts[client] = rng.permutation(
+            np.concatenate([its[last - many : last] for its, last, many in zip(members, left, taken, strict=True)])
+        )
+        left -= taken
+    return parts
+
+
 def pathological(labels: Labels, clients: int, *, seed: int, classes: int = 2) -> Parts:
     """Exactly `classes` different classes for every client; a class is divided evenly among the clients that have it.
 
@@ -102,6 +130,7 @@ def quantity_skew(labels: Labels, clients: int, *, seed: int, alpha: float = 0.5
 PARTITIONS: Mapping[str, Callable[..., Parts]] = {
     "iid": iid,
     "dirichlet": dirichlet,
+    "dirichlet_by_client": dirichlet_by_client,
     "shards": shards,
     "pathological": pathological,
     "quantity_skew": quantity_skew,
@@ -116,6 +145,23 @@ def classes_of(labels: Labels) -> Labels | None:
         return None
     flat = labels.reshape(-1)
     return flat if flat.dtype.kind in "biu" or np.isin(flat, (0, 1)).all() else None
+
+
+def by_column(owners: npt.NDArray[Any]) -> tuple[list[Any], Parts]:
+    """(clients' names, their indices) of a column that has the name of each example's client, [n]: names in rising order, a
+    client's examples in the order of the data. Raises UserError for a column that is no name for each, or has missing ones."""
+    if owners.ndim != 1 or owners.dtype.kind not in "biufOUST":
+        raise UserError(f"clients' names are {owners.dtype}{list(owners.shape)}: expected numbers or texts [n]")
+    if missing := sum(name is None or name != name for name in owners.tolist()):
+        raise UserError(
+            f"{missing} of {len(owners)} examples have no client (None or nan): fill the column in, or drop their rows"
+        )
+    try:
+        names, numbers = np.unique(owners, return_inverse=True)
+    except TypeError:  # numbers beside texts
+        names, numbers = np.unique(owners.astype(str), return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    return names.tolist(), np.split(order, np.cumsum(np.bincount(numbers))[:-1])
 
 
 def parts_of(partition: Callable[..., Any], labels: Labels, clients: int, seed: int) -> Parts:
@@ -168,6 +214,20 @@ def _shares(total: int, clients: int, alpha: float, rng: np.random.Generator) ->
     running = np.cumsum(rng.dirichlet(np.full(clients, min(alpha, 1e290))))  # equal long before; the sum of draws stays finite
     cuts = np.minimum((running[:-1] * total + rng.random()).astype(np.int64), total)
     return np.diff(cuts, prepend=0, append=total)
+
+
+def _mixed(
+    size: int, mix: npt.NDArray[np.float64], left: npt.NDArray[np.int64], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """`size` examples by class, drawn by `mix`. Of a class no more than is left; the rest is drawn again from other classes, by
+    the mix, or by what is left if the mix has none of these."""
+    taken = np.zeros(len(left), np.int64)
+    while (missing := size - int(taken.sum())) > 0:
+        share = np.where(taken < left, mix, 0.0)
+        if not share.sum() > 0:
+            share = (left - taken).astype(np.float64)
+        taken = np.minimum(taken + rng.multinomial(missing, share / share.sum()), left)
+    return taken
 
 
 def _filled_up(parts: Parts, least: int, rng: np.random.Generator) -> Parts:

@@ -53,11 +53,23 @@ class Population:
     ) -> Population:
         """The population of one data set and a partition of it (envs/partition.py). Copies the examples once, by client."""
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
-        if not sizes.all():
-            raise UserError(f"client {int(np.argmin(sizes))} of {len(parts)} has no examples; use fewer clients")
+        return cls.in_order(examples[np.concatenate(parts)], sizes, held_out, notes)
+
+    @classmethod
+    def in_order(
+        cls,
+        by_client: Examples,
+        sizes: npt.NDArray[np.int64],
+        held_out: Examples | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Population:
+        """The population of one data set that is sorted by client. sizes: each client's number of examples, int64 [clients].
+        Makes no copy."""
+        if (empty := np.flatnonzero(sizes == 0)).size:
+            some = f"{len(empty)} of {len(sizes)} clients have no examples ({listed(empty.tolist())})"
+            raise UserError(f"{some}; {len(by_client)} examples are divided: use fewer clients")
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        by_client = examples[np.concatenate(parts)]
-        return cls(len(parts), _slices(by_client, offsets), held_out, notes, sizes, by_client)
+        return cls(len(sizes), _slices(by_client, offsets), held_out, notes, sizes, by_client)
 
     def check_classes(self, classes: int, ignored: int | None) -> None:
         """Raises UserError for a label in memory that is none of `classes`, counted from 0, and not `ignored`."""

@@ -26,7 +26,7 @@ def is_set(data: Any) -> bool:
     """True if `data` looks like one data set: `examples_of` may still find fault with what is in it."""
     if isinstance(data, tuple):
         named = len(data) == 2 and isinstance(data[1], str | int) and (_is_frame(data[0]) or _is_table(data[0]))
-        return named or (len(data) in (2, 3) and all(map(is_array, data)))
+        return named or (len(data) in (2, 3, 4) and all(map(is_array, data)))
     return isinstance(data, Examples) or _has_items(data)
 
 
@@ -51,7 +51,39 @@ def examples_of(data: Any) -> Examples:
         return examples_of(tensors if isinstance(tensors, tuple) else _columns_of_items(data))
     if isinstance(data[1], str | int):
         return _labelled(_columns_of(data[0]), data[1])
+    if len(data) == 4:
+        raise UserError(
+            "data is a tuple of 4 arrays: (x, y, weight, client) needs partition=natural; else leave the client out"
+        )
     return Examples(*(_numbers(array, name) for array, name in zip(data, ("x", "y", "weight"), strict=False)))
+
+
+def is_labelled_table(data: Any) -> bool:
+    """True for (Hugging Face table, label)."""
+    return isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], str) and _is_table(data[0])
+
+
+def owned(data: Any, column: str) -> tuple[Examples, npt.NDArray[Any]]:
+    """(examples, the name of each example's client, [n]) of one data set: a table whose `column` has the names, or a tuple of
+    arrays (x, y, client) or (x, y, weight, client). Raises UserError for any other, and if the column is missing."""
+    if not (isinstance(data, tuple) and is_set(data)):
+        raise UserError(f"partition=natural: data is {told(data)}: expected (table, label), (x, y, client) or a Population")
+    if isinstance(data[1], str | int):
+        columns = dict(_columns_of(data[0]))
+        names = ", ".join(str(name) for name in columns if name != data[1])
+        if not column:
+            raise UserError(f"partition=natural: partition_by names the column of the clients; partition_by=one of {names}")
+        if column not in columns or column == data[1]:
+            raise UserError(f"partition_by={column}: the table has the columns {names}: expected one of them")
+        return _labelled({name: its for name, its in columns.items() if name != column}, data[1]), array_of(columns[column])
+    if column:
+        raise UserError(f"partition_by={column}: the data are arrays, which have no columns; give (x, y, client) instead")
+    if len(data) == 2:
+        raise UserError("partition=natural: data is (x, y): expected (x, y, client), with the client of each example")
+    examples, owners = examples_of(data[:-1]), array_of(data[-1])
+    if owners.shape != (len(examples),):
+        raise UserError(f"clients of the examples have shape {list(owners.shape)}: expected [{len(examples)}], one an example")
+    return examples, owners
 
 
 def split_table(data: Any) -> tuple[Any, Any] | None:

@@ -139,6 +139,12 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
 
     one = command("jobs", "list the built-in jobs, one line for each; or all settings of JOB")
     _named(one.add_argument("job", nargs="?", metavar="JOB"))
+    one = command("partition", "tell how the training data of JOB is divided among its clients, as a table or a picture")
+    _job(one)
+    picture = "draw the clients' classes and sizes into FILE (.png, .svg or .pdf; default: partition.png)"
+    one.add_argument("--plot", nargs="?", const="partition.png", metavar="FILE", help=picture)
+    one.add_argument("--seed", type=whole(0), metavar="S", help="seed of the run, from which a drawn partition follows")
+    one.add_argument("--json", action="store_true", help="print one JSON object, with all clients")
     one = command("simulate", "run JOB to its end on this machine, with a coordinator and N actor processes")
     _job(one)
     _running(one)

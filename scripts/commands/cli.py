@@ -88,6 +88,21 @@ def jobs(asked: argparse.Namespace) -> int:
     return 0
 
 
+def partition(asked: argparse.Namespace) -> int:
+    from shoal.jobs.settings import pairs
+    from shoal.runs.choosing import chosen
+    from shoal.runs.division import division, draw
+    from shoal.runs.summary import json_line
+
+    job, _, _ = chosen(asked.job, pairs(asked.settings), seed=asked.seed)
+    found = division(job)
+    if asked.plot is not None:
+        print(draw(found, asked.plot), file=sys.stderr if asked.json else sys.stdout)
+    if asked.json or asked.plot is None:
+        print(json_line(found.plain()) if asked.json else found)
+    return 0
+
+
 def simulate(asked: argparse.Namespace) -> int:
     return _start(asked, bind="", log_format=asked.log_format)
 
@@ -505,6 +520,7 @@ ACTS: Mapping[str, Act] = {
     act.__name__: act
     for act in (
         jobs,
+        partition,
         simulate,
         coordinator,
         actor,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal import __version__
-from shoal.envs import datasets
+from shoal.envs import datasets, leaf
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
@@ -40,6 +40,49 @@ def mnist() -> Job:
         name="mnist",
         partition="shards",
         local_epochs=1,
+    )
+
+
+def femnist() -> Job:
+    """federated: FEMNIST from LEAF's JSON files in data=DIR, a client is a writer, LEAF's convolutional network"""
+    from shoal.nets import models
+
+    return Federated(
+        models.leaf_cnn,
+        lambda settings: leaf.femnist(settings.data or "data/femnist"),
+        name="femnist",
+        local_epochs=1,
+        batch_size=20,
+        lr=0.03,  # tuned by Reddi et al. 2021 for FedAvg
+    )
+
+
+def cifar10() -> Job:
+    """federated: CIFAR10 from the binary files in data=DIR, 1,000 clients of 50 pictures, pfl-research's network"""
+    from shoal.nets import models
+
+    return Federated(
+        models.pfl_cnn,
+        lambda settings: datasets.cifar10(settings.data or "data/cifar10"),
+        name="cifar10",
+        partition="iid",
+        clients=1000,
+        cohort=50,
+        rounds=1500,
+        local_epochs=1,
+    )
+
+
+def shakespeare() -> Job:
+    """federated: plays from a text file, data=FILE, a client is a speaking role, LEAF's character LSTM"""
+    from shoal.nets import models
+
+    return Federated(
+        lambda: models.CharLSTM(len(leaf.LETTERS) + 1),
+        lambda settings: leaf.shakespeare(settings.data or "data/shakespeare.txt", settings.held_out),
+        name="shakespeare",
+        local_epochs=1,
+        lr=0.8,  # LEAF's
     )
 
 
@@ -72,7 +115,8 @@ LONG_EPISODES: Mapping[str, Any] = {**LONG, "gamma": 0.999, "gae_lambda": 0.98, 
 ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs": 10}
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
-    each.__name__.replace("_", "-"): each for each in (digits, mnist, cartpole, cartpole_ppo, acrobot, lunarlander)
+    each.__name__.replace("_", "-"): each
+    for each in (digits, mnist, femnist, cifar10, shakespeare, cartpole, cartpole_ppo, acrobot, lunarlander)
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file

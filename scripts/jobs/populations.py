@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from shoal.envs.datasets import split
-from shoal.envs.partition import PARTITIONS, classes_of, parts_of
+from shoal.envs.datasets import Examples, split_rows
+from shoal.envs.partition import PARTITIONS, by_column, classes_of, parts_of
+from shoal.envs.partitioners import Partitioned
 from shoal.envs.population import Population
-from shoal.envs.sources import ACCEPTED, examples_of, is_listed, is_set, split_table, told
+from shoal.envs.sources import ACCEPTED, examples_of, is_labelled_table, is_listed, is_set, owned, split_table, told
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, takes
 
@@ -25,8 +27,9 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
     data: a Population; one data set (envs/sources.py); a list of data sets, one for each client; a pair (training, held out) of
     these; or a function, () or of the settings, that returns one of these.
 
-    settings.partition is a name of PARTITIONS, "auto" (dirichlet if the labels are classes, else iid), or a function
-    (labels, clients, seed) -> an array of indices for each client. Raises UserError.
+    settings.partition is a name of PARTITIONS, "auto" (dirichlet if the labels are classes, else iid), "natural" (a column or
+    an array has the client of each example), or a function (labels, clients, seed) -> an array of indices for each client.
+    Raises UserError.
     """
     if callable(data) and not isinstance(data, Population) and not is_set(data):
         with globally(0, "data"):  # the same data for every seed of a run, and in every process
@@ -36,8 +39,11 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
     if not isinstance(data, Population):
         training, held_out = _parts(data)
         if not isinstance(training, list):
-            return _divided(training, held_out, settings, seed)
-        data = _one_a_client(training, held_out)
+            if settings.partition != "natural":
+                return _divided(training, held_out, settings, seed)
+            data = _natural(training, held_out, settings)
+        else:
+            data = _one_a_client(training, held_out)
     population: Population = data
     if population.clients < settings.clients:
         raise UserError(f"clients={settings.clients}: the data has {population.clients} clients; allowed is from 1 to that")
@@ -62,16 +68,48 @@ def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Populati
     """The training data divided among clients. The held-out part is the same for every seed, so that curves of several seeds
     can be compared."""
     examples = examples_of(training)
-    rest, held = split(examples, settings.held_out) if held_out is None else (examples, examples_of(held_out))
+    rows, held = _held(examples, held_out, settings)
+    labels = examples.y[rows]
     name, notes = settings.partition, tuple[str, ...]()
     if name == "auto":
-        name = "iid" if classes_of(rest.y) is None else "dirichlet"
+        name = "iid" if classes_of(labels) is None else "dirichlet"
         if name == "iid":
-            shown = f"labels {rest.y.dtype}{list(rest.y.shape)} are no classes (whole numbers [n])"
+            shown = f"labels {labels.dtype}{list(labels.shape)} are no classes (whole numbers [n])"
             if settings.alpha != 0.5:
                 raise UserError(f"alpha={settings.alpha:g}: has no effect, as the {shown}; partition=quantity_skew, say")
             notes = (f"{shown}: the training data is divided at random, partition=iid",)
-    return Population.divided(rest, _partition(name, settings)(rest.y, settings.clients, seed=seed), held, notes)
+    if isinstance(name, Partitioned) and is_labelled_table(training):
+        name = name.on(training[0], rows)
+    parts = _partition(name, settings)(labels, settings.clients, seed=seed)
+    return Population.divided(examples, [rows[part] for part in parts], held, notes)
+
+
+def _held(examples: Examples, held_out: Any, settings: Any) -> tuple[npt.NDArray[np.int64], Examples]:
+    """(the numbers of the examples that clients train on, the held-out examples). The examples themselves are copied once, when
+    they are sorted by client."""
+    if held_out is not None:
+        return np.arange(len(examples)), examples_of(held_out)
+    rows, apart = split_rows(len(examples), settings.held_out)
+    return rows, examples[apart]
+
+
+def _natural(training: Any, held_out: Any, settings: Any) -> Population:
+    """A client for each name in the data's column or array of clients, in the order of the names."""
+    examples, owners = owned(training, settings.partition_by)
+    if held_out is None:
+        rows, apart = split_rows(len(examples), settings.held_out)
+        held = examples[apart]
+    else:
+        rows, three = np.arange(len(examples)), isinstance(held_out, tuple) and len(held_out) > 2
+        has_owners = bool(settings.partition_by) or three
+        held = owned(held_out, settings.partition_by)[0] if has_owners else examples_of(held_out)
+    names, parts = by_column(owners[rows])
+    if gone := len(by_column(owners)[0]) - len(names):
+        raise UserError(
+            f"partition=natural: {gone} of {len(names) + gone} clients have no examples left beside the held-out "
+            f"{len(held)} of {len(examples)}: held_out={settings.held_out / 4:g}, say, or give a pair (training, held out)"
+        )
+    return Population.divided(examples, [rows[part] for part in parts], held)
 
 
 def _one_a_client(entries: list[Any], held_out: Any) -> Population:
@@ -105,6 +143,7 @@ def _shape(entry: Any) -> tuple[int, ...] | None:
 def _partition(name: Any, settings: Any) -> Callable[..., Any]:
     own: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": settings.alpha},
+        "dirichlet_by_client": {"alpha": settings.alpha},
         "quantity_skew": {"alpha": settings.alpha},
         "shards": {"per_client": settings.shards_per_client},
         "pathological": {"classes": settings.classes},

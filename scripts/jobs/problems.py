@@ -21,6 +21,7 @@ from shoal.actors import Worker, check_runs
 from shoal.envs.datasets import widened
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
+from shoal.envs.partitioners import as_partition
 from shoal.envs.population import Population
 from shoal.envs.sources import array_of
 from shoal.envs.spaces import Spaces
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
 HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain "loss" is of training, "accuracy" held out
-SPLITS = ("auto", "iid", "dirichlet", "shards", "pathological", "quantity_skew")
+SPLITS = ("auto", "iid", "dirichlet", "dirichlet_by_client", "shards", "pathological", "quantity_skew", "natural")
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,23 @@ class Supervised(Problem):
         "how the training data is divided among clients (auto: dirichlet if the labels are classes, else iid)",
         choices=SPLITS,
         own=True,
+        read=as_partition,
+    )
+    partition_by: str = option(
+        "", "column of a table that has the client of each example (empty: the data are arrays)", of={"partition": ("natural",)}
     )
     alpha: float = option(
         0.5,
         "concentration of the Dirichlet distribution that divides the training data: smaller makes clients differ more",
         above=0,
-        of={"partition": ("auto", "dirichlet", "quantity_skew")},
+        of={"partition": ("auto", "dirichlet", "dirichlet_by_client", "quantity_skew")},
     )
     shards_per_client: int = option(
         2, "shards of the training data, sorted by class, that each client gets", least=1, of={"partition": ("shards",)}
     )
     classes: int = option(2, "classes that each client has examples of", least=1, of={"partition": ("pathological",)})
     held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
-    data: str = option("", "folder of data files, for a job that reads files (empty: the job's own default)")
+    data: str = option("", "folder or file of data, for a job that reads files (empty: the job's own default)")
     initial_weights: str = option("", "file .safetensors with the weights of version 0 (empty: drawn with the seed)")
 
     def check(self, bearing: Bearing) -> None:
@@ -213,7 +218,13 @@ class Supervised(Problem):
 
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         population = self.population(method, seed)
-        return (*population.notes, *self._left_out(method, population), *self._softened(population))
+        told = (*population.notes, *self._spare(method, population))
+        return (*told, *self._left_out(method, population), *self._softened(population))
+
+    def _spare(self, method: Method, population: Population) -> Iterator[str]:
+        """A line if the data has clients that take no part, because `clients` is smaller."""
+        if (taken := self.settings(method).clients) < population.clients:
+            yield f"the data has {population.clients} clients, of which the first {taken} take part: clients=N sets how many"
 
     def _softened(self, population: Population) -> Iterator[str]:
         """A line if the loss takes the model's outputs for logits and they are probabilities."""

@@ -10,7 +10,7 @@ import difflib
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -54,7 +54,8 @@ class Range:
     of `choices`. also: numbers outside of these bounds that have a meaning of their own. about: the meaning, in one line.
     default: the value of a setting that nobody gave.
 
-    own: a user's function or object may take the place of a name from `choices`. of: name -> values: the setting has an effect
+    own: a user's function or object may take the place of a name from `choices`. read: a function that makes a function of a
+    user's object that is none (and gives back any other object); None: none. of: name -> values: the setting has an effect
     only if another setting, `name`, has one of `values`; with several names, one of them is enough.
     """
 
@@ -67,6 +68,7 @@ class Range:
     choices: tuple[str, ...] = ()
     also: tuple[float, ...] = ()
     own: bool = False
+    read: Callable[[Any], Any] | None = None
     of: Mapping[str, tuple[str, ...]] | None = None
 
     def __str__(self) -> str:
@@ -148,6 +150,7 @@ def check_used(settings: Any) -> None:
 def coerced(name: str, given: Any, allowed: Range) -> Any:
     """The value `given` in the type of the default. Raises UserError if that is impossible or the value is out of range."""
     if allowed.own and not isinstance(given, str):
+        given = given if allowed.read is None else allowed.read(given)
         if callable(given):
             return given
         raise UserError(f"{name}={signed(given)}: must be a function of yours, or {allowed}")

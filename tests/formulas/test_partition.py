@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.envs.datasets import Examples
-from shoal.envs.partition import PARTITIONS, Parts, dirichlet, iid, pathological, quantity_skew, shards
+from shoal.envs.partition import (
+    PARTITIONS,
+    Parts,
+    by_column,
+    dirichlet,
+    dirichlet_by_client,
+    iid,
+    pathological,
+    quantity_skew,
+    shards,
+)
+from shoal.envs.partition import _mixed as mixed
 from shoal.envs.population import Population
 from shoal.jobs.populations import populated
 from shoal.protocol.errors import UserError
@@ -86,6 +97,46 @@ def test_shares_are_equal_for_the_largest_alpha_there_is(partition):
         found = sizes(partition(LABELS, 40, seed=3, alpha=alpha))
         assert found.min() >= 40  # 50 of 2,000 each, or 5 of the 200 of each class, give or take one
         assert found.max() <= 60
+
+
+def test_dirichlet_by_client_gives_equal_sizes_and_mixes_with_the_variance_of_dirichlet():
+    """Of 10 equally frequent classes, a client's share of a class has mean 1/10 and variance 9 / (100 (10 alpha + 1)), as far
+    as classes last: here 1,000 clients of 20 draw from 200,000 examples."""
+    labels, alpha = np.arange(200_000) % 10, 0.3
+    left, rng = np.bincount(labels), np.random.Generator(np.random.Philox(1))
+    found = np.array([mixed(20, rng.dirichlet(np.full(10, alpha)), left, rng) for _ in range(1000)]) / 20
+    expected = 9 / (100 * (10 * alpha + 1))
+    drawn = (0.1 * 0.9 - expected) / 20  # and of 20 draws from such a mix, E[q (1 - q)] / 20 more
+    assert found.mean() == pytest.approx(0.1)
+    assert found.var() == pytest.approx(expected + drawn, rel=0.1)
+    parts = dirichlet_by_client(LABELS, 33, seed=0, alpha=0.1)
+    assert set(sizes(parts)) == {60, 61}
+    assert np.median(np.count_nonzero(shares_by_class(LABELS, parts) > 3, axis=1)) <= 3
+    even = shares_by_class(LABELS, dirichlet_by_client(LABELS, 10, seed=0, alpha=1e308))
+    assert (np.abs(even / 200 - np.bincount(LABELS) / 2000) < 0.12).all()
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-9, 0.01])
+def test_a_class_that_is_used_up_is_made_up_for_by_others(alpha):
+    labels = np.repeat([0, 1, 2], [1, 10, 989])
+    parts = dirichlet_by_client(labels, 10, seed=2, alpha=alpha)
+    assert set(sizes(parts)) == {100}
+    assert shares_by_class(labels, parts).sum(axis=0).tolist() == [1, 10, 989]
+
+
+def test_a_column_of_names_gives_each_its_own_examples():
+    names, parts = by_column(np.array(["b", "a", "b", "c", "a", "b"]))
+    assert (names, [part.tolist() for part in parts]) == (["a", "b", "c"], [[1, 4], [0, 2, 5], [3]])
+    names, parts = by_column(np.array([7, 7, -2]))
+    assert (names, [part.tolist() for part in parts]) == ([-2, 7], [[2], [0, 1]])
+    assert by_column(np.array(["x", 3, "x"], dtype=object))[0] == ["3", "x"]
+    for odd, says in (
+        (np.array(["a", None], dtype=object), "1 of 2 examples have no client"),
+        (np.array([1.0, np.nan]), "1 of 2 examples have no client"),
+        (np.zeros((2, 2)), r"clients' names are float64\[2, 2\]"),
+    ):
+        with pytest.raises(UserError, match=says):
+            by_column(odd)
 
 
 @pytest.mark.parametrize("alpha", [1e-9, 0.01, 0.5])
@@ -169,7 +220,7 @@ def test_a_client_that_does_not_exist_is_refused(client):
 
 
 def test_a_population_without_examples_for_someone_is_refused():
-    with pytest.raises(UserError, match="client 1 of 2 has no examples"):
+    with pytest.raises(UserError, match="1 of 2 clients have no examples \\(1\\); 9 examples are divided: use fewer clients"):
         Population.divided(Examples(LABELS[:, None], LABELS), [np.arange(9), np.arange(0)])
 
 
@@ -187,6 +238,7 @@ def test_no_client_is_favoured():
         (dirichlet, many, 15, {}),
         (dirichlet, few, 15, {"alpha": 0.1, "least": 2}),
         (quantity_skew, few, 15, {"alpha": 0.3}),
+        (dirichlet_by_client, few, 15, {"alpha": 0.3}),
         (pathological, many[:570], 12, {"classes": 20}),
     ):
         found = np.array([sizes(partition(labels, clients, seed=seed, **its)) for seed in range(400)])
@@ -219,7 +271,7 @@ def test_the_default_partition_follows_the_labels():
 
 
 def test_a_partition_that_needs_classes_refuses_other_labels():
-    for name in ("dirichlet", "pathological"):
+    for name in ("dirichlet", "dirichlet_by_client", "pathological"):
         for y in (REAL, REAL.reshape(80, 2), np.arange(240).reshape(80, 3)):
             with pytest.raises(UserError, match=rf"partition={name}: needs classes, whole numbers \[n\]; the labels are"):
                 split_of(y, name)

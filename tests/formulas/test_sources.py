@@ -140,7 +140,11 @@ def changed(**columns: Any) -> Any:
         (FRAME, "data is of type DataFrame (pandas): expected a tuple (x, y)"),
         (Table({"x": X, "label": Y}), "data is of type Table (test_sources): expected a tuple (x, y)"),
         ((Tables(train=Table({"x": X, "label": Y})), "label"), "data is a tuple (Tables, str): expected a tuple (x, y)"),
-        ((X, Y, Y, Y), "data is a tuple (ndarray, ndarray, ndarray, ndarray): expected a tuple (x, y)"),
+        (
+            (X, Y, Y, Y),
+            "data is a tuple of 4 arrays: (x, y, weight, client) needs partition=natural; else leave the client out",
+        ),
+        ((X, Y, Y, Y, Y), "data is a tuple (ndarray, ndarray, ndarray, ndarray, ...): expected a tuple (x, y)"),
         (TensorDataset(torch.from_numpy(X)), "data is a tuple (Tensor): expected a tuple (x, y)"),
         (X, "data is of type ndarray (numpy): expected a tuple (x, y)"),
     ],
