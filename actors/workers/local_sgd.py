@@ -103,7 +103,7 @@ class LocalSGD:
         self.data = _Data(self.population, self.flat.device, self.kept_bytes)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
-        data = self.data.of(client)
+        data = self._examples(client, task)
         self.flat.read(weights)
         draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
         examples = float(len(data[1]))
@@ -116,6 +116,10 @@ class LocalSGD:
                 size = max(self.batch_size, 1000)
                 return Work(None, weight, tallied(self.flat.module, data, self.loss, size, self.metrics))
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
+
+    def _examples(self, client: int, task: Task) -> Arrays:
+        """The examples of this client that a task of this kind uses. A subclass may keep some of them for evaluation."""
+        return self.data.of(client)
 
     def factor_at(self, version: int) -> float:
         """The factor of the optimizer's step in a task against weights `version`. Raises UserError unless finite and from 0."""
@@ -181,6 +185,7 @@ class LocalSGD:
             step.add_(torch.sub(self.w, self.w_global, out=self.drift), alpha=self.mu)
         if self.clip_grad_norm:
             self.flat.clip(self.clip_grad_norm)
+        self._turn(step)
         if (sgd := self.sgd) is None:
             update, *moments = self.update(self.w, step.neg_(), t, *self.moments)
             self.moments = [moment.clone() for moment in moments]  # an Update may give back the gradient's memory, or w's
@@ -191,6 +196,9 @@ class LocalSGD:
         if sgd.momentum:
             step = self.moments[0].mul_(sgd.momentum).add_(step)
         self.w.add_(step, alpha=-sgd.lr * factor)
+
+    def _turn(self, gradient: Tensor) -> None:
+        """Change the clipped gradient of a step in place, float32 [trainable]. A subclass adds its method's correction here."""
 
     def _delta(self, weights: Bundle) -> Bundle:
         """The delta, local - global. Raises ValueError if the module put a new tensor in a buffer's place: the delta would

@@ -20,7 +20,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.events import Fold, Step
 from shoal.coordinator.deciding.promises import Promise, Promises
 from shoal.coordinator.deciding.recovered import Recovered
-from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed
+from shoal.coordinator.keeping.disk import DiskTrouble, SyncFailed, trouble
 from shoal.coordinator.keeping.journal import Journal
 from shoal.coordinator.keeping.replay import Replay
 from shoal.coordinator.keeping.store import Snapshot, Store
@@ -115,7 +115,9 @@ class Recording:
         """Make a snapshot of the current version. If the disk does not take the snapshot, DiskTrouble is raised if the snapshot
         is needed; else that is reported, and the run goes on. Contributions folded in since `commit` are in no weights yet: the
         snapshot does not cover their records."""
-        step, state = self.stepped, aggregator.state()
+        step = self.stepped
+        with trouble("keep the clients' states"):
+            state = aggregator.state()
         counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self.record}
         if self.promises.by_name:  # this snapshot covers the records of these promises
             made = {str(version): digest for version, digest in self.made.items() if version > step.version}
@@ -125,19 +127,21 @@ class Recording:
         try:
             self.store.save(Snapshot(step.version, weights, own, counters))
             self.kept, self._with_actors, saved = step.version, 0, True
-            self._forget()
+            self._forget(aggregator)
             self._cost = self.clock() - began
         except SyncFailed:
             raise
-        except DiskTrouble as trouble:  # tried again when the next snapshot is due
+        except DiskTrouble as full:  # tried again when the next snapshot is due
             if needed and not saved:
                 raise
             what = "the snapshot is made, but the journal before it stays" if saved else "no snapshot is made"
-            self.report(f"version {step.version}: {what}: {trouble}")
+            self.report(f"version {step.version}: {what}: {full}")
         self.kept_at = self.clock()
 
-    def _forget(self) -> None:
-        """Drop journal segments that every kept snapshot covers."""
+    def _forget(self, aggregator: Aggregator) -> None:
+        """Drop journal segments that every kept snapshot covers, and files of the aggregator's that none of them needs."""
+        if hasattr(aggregator, "forget") and self.store.oldest() is not None:
+            aggregator.forget(min(sorted(self.store.kept)[-self.store.keep :]))
         if self.journal is not None:
             self.journal.rotate()
             if (oldest := self.store.oldest()) is not None:

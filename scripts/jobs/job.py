@@ -90,6 +90,7 @@ class Job:
         self.method.check(self.problem)
         for wrap in self.around:
             wrap.check(self.method.exact)
+        self.method.fits(self)
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Yield each part, and before it the group of config.toml that holds the part's settings."""
@@ -230,7 +231,7 @@ class Job:
         both = [weights.moving, weights] if self.thin and weights.still else []
         if self.sums:
             return [summed_layout(each, self.method.exact) for each in both or [weights]]
-        inner = both or self.method.layouts(self.problem, weights)
+        inner = [layout for each in both or [weights] for layout in self.method.layouts(self.problem, each)]
         return reduce(lambda layouts, wrap: wrap.layouts(layouts), self.around, inner)
 
     @property

@@ -59,6 +59,8 @@ def recording_of(
     if kind == "auto":
         kind = "ids" if options.bind else "off"
     store, run = Store(options.run.path), options.run.name[-60:]
+    if hasattr(aggregator, "settle"):
+        aggregator.settle(options.run.path / "clients")
     with of_this_model(options.run.path):
         found, replay = recover(options.run.path, run, store, aggregator, {one.digest: one for one in layouts}, report)
     if options.resume:

@@ -13,6 +13,7 @@ from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.methods.ppo import PPO
+from shoal.jobs.methods.scaffold import Scaffold
 from shoal.jobs.settings import ranges
 
 METHODS: Mapping[str, type[Method]] = {
@@ -24,6 +25,7 @@ METHODS: Mapping[str, type[Method]] = {
         FedAdagrad,
         FedAdam,
         FedYogi,
+        Scaffold,
         FedBuff,
         IMPALA,
         PPO,

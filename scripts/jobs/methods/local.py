@@ -6,7 +6,7 @@ The one idea: the clients' training is the same for all these methods; the metho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from shoal.actors import Worker
 from shoal.jobs.methods.method import Method
@@ -14,6 +14,9 @@ from shoal.jobs.problems import Problem, Supervised
 from shoal.jobs.settings import option, ranges, shown
 from shoal.nets.schedules import SCHEDULES, Schedule
 from shoal.protocol.errors import UserError, takes
+
+if TYPE_CHECKING:
+    from shoal.actors.workers.local_sgd import LocalSGD
 
 WEIGHTINGS = ("samples", "users")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
@@ -69,15 +72,20 @@ class LocalTraining(Method):
     def worker(self, problem: Problem, seed: int) -> Worker:
         if (own := problem.own_worker(self, seed)) is not None:
             return own
-        from shoal.actors.workers.local_sgd import LocalSGD
-
         assert isinstance(problem, Supervised)
-        return LocalSGD(
+        kind = self.trainer()
+        return kind(
             problem.model,
             problem.population(self, seed),
             problem.loss_function(),
-            **self.arguments(LocalSGD, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed),
+            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed),
         )
+
+    def trainer(self) -> type[LocalSGD]:
+        """The class of the clients' worker. It gets each setting of the method that it has an argument for."""
+        from shoal.actors.workers.local_sgd import LocalSGD
+
+        return LocalSGD
 
     def schedule(self) -> Schedule:
         """Version -> factor of the clients' learning rate."""

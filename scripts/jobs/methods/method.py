@@ -22,6 +22,7 @@ from shoal.protocol.layout import Bundle, Layout
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.jobs.job import Job
     from shoal.jobs.problems import Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
@@ -93,6 +94,9 @@ class Method:
 
     def check(self, problem: Problem) -> None:
         """Raises UserError, one line, if settings contradict each other or the method cannot work on the problem."""
+
+    def fits(self, job: Job) -> None:
+        """Raises UserError, one line, if the method cannot work with the job's other parts: its checks and its wraps."""
 
     def try_out(self, seed: int) -> None:
         """Tries the user's own functions among the settings once, before the run has a folder. Raises UserError."""
