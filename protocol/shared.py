@@ -13,13 +13,16 @@ Order: a writer finishes a slot's header and only then sends a token through a s
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import mmap
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TypeAlias
 
 import numpy as np
@@ -39,6 +42,13 @@ WORDS = 8  # int64 of a slot's header: a cache line
 MAX_SLOTS = 64
 MAX_BYTES = 2**46
 INSTEAD = "use a smaller model or fewer actors, free memory or raise the limit, or choose --transport ipc"
+
+
+SHORT = "this program holds all descriptors that it may have: close files, or raise the limit (ulimit -n)"
+
+
+class ShortError(ProtocolError):
+    """No descriptor is left, so shared memory that is there cannot be opened."""
 
 
 class StaleError(ProtocolError):
@@ -77,43 +87,64 @@ class Segment:
         self._file = file
 
     @classmethod
-    def create(cls, nbytes: int, common: bool = False, parts: Iterable[tuple[int, memoryview]] = ()) -> Segment:
+    def create(
+        cls, nbytes: int, common: bool = False, parts: Iterable[tuple[int, memoryview]] = (), folder: str = ""
+    ) -> Segment:
         """A segment of zeros, which takes no memory until it is written. Raises UserError if the system gives none. parts:
-        (offset, bytes) that it begins with: the system writes them into new pages at half of what a copy there costs."""
+        (offset, bytes) that it begins with: the system writes them into new pages at half of what a copy there costs. folder:
+        it is a file without a name there, which the system writes to disk when memory is short, and cannot be sealed."""
         if sys.platform != "linux":
             raise UserError(f"there is no shared memory without a name on {sys.platform}: choose --transport ipc")
         try:
-            file = io.FileIO(
-                os.memfd_create("shoal-common" if common else "shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+"
-            )
+            file = _nameless(folder) if folder else _memory(common)
         except OSError as why:
-            raise UserError(f"memfd_create: {why.strerror}; choose --transport ipc") from why
+            where = f"a file in {folder}" if folder else "memfd_create"
+            raise UserError(f"{where}: {why.strerror}; choose --transport ipc") from why
         try:
             os.ftruncate(file.fileno(), nbytes)
             for at, part in parts:
                 _write(file.fileno(), at, part)
             memory = mmap.mmap(file.fileno(), nbytes)
-            _seal(file.fileno(), common)
+            if not folder:
+                _seal(file.fileno(), common)
         except OSError as why:
             file.close()
             raise UserError(f"{nbytes:,} bytes of shared memory: {why.strerror}; {INSTEAD}") from why
         return cls(memory, (os.getpid(), file.fileno(), nbytes, os.fstat(file.fileno()).st_ino), file)
 
     @classmethod
-    def open(cls, handle: tuple[int, ...], private: bool = False, common: bool = False) -> Segment:
+    def open(
+        cls,
+        handle: tuple[int, ...],
+        private: bool = False,
+        common: bool = False,
+        hold: bool = False,
+        filed: bool = False,
+    ) -> Segment:
         """Open the segment of another process, to read only; or to write too, if `private`, where what is written stays in this
-        process, or if `common`, where all see it. Raises ProtocolError if the handle leads to anything but its segment, or if
-        that is to be written and is no common one."""
+        process, or if `common`, where all see it. hold: the segment has a handle of this process, by which others open it also
+        when its creator has ended. filed: it was created in a folder, by a process of this program: it has no seals. Raises
+        ProtocolError if the handle leads to anything but its segment, or if that is to be written and is no common one;
+        ShortError if this process has no descriptor left."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
             _recognise(os.stat(path), nbytes, inode, path)  # before the opening: a pipe or a device could block, or act
-            with io.FileIO(os.open(path, (os.O_RDWR if common else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)) as file:
-                _demand_seals(file.fileno(), path)
+            with ExitStack() as stack:
+                flags = (os.O_RDWR if common else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+                file = stack.enter_context(_File(os.open(path, flags), "r+" if common else "r"))
+                if not filed:
+                    _demand_seals(file.fileno(), path)
                 _recognise(os.fstat(file.fileno()), nbytes, inode, path)
                 access = mmap.ACCESS_WRITE if common else mmap.ACCESS_COPY if private else mmap.ACCESS_READ
-                return cls(mmap.mmap(file.fileno(), nbytes, access=access), checked, None)
+                memory = mmap.mmap(file.fileno(), nbytes, access=access)
+                if hold:
+                    stack.pop_all()
+                    return cls(memory, (os.getpid(), file.fileno(), nbytes, inode), file)
+                return cls(memory, checked, None)
         except OSError as why:
+            if why.errno in (errno.EMFILE, errno.ENFILE):
+                raise ShortError(SHORT) from why
             raise ProtocolError(f"shared memory at {path} cannot be opened here: {why.strerror}") from why
 
     def close(self) -> None:
@@ -129,6 +160,22 @@ class Segment:
 
 SIZE_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
 OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists already may write
+
+
+class _File(io.FileIO):
+    """A file that closes without a warning when the last holder of it is gone: of a cycle it may be the first to go."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _memory(common: bool) -> io.FileIO:
+    return _File(os.memfd_create("shoal-common" if common else "shoal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
+
+
+def _nameless(folder: str) -> io.FileIO:
+    with tempfile.TemporaryFile(buffering=0, dir=folder) as file:
+        return _File(os.dup(file.fileno()), "r+")
 
 
 def _write(descriptor: int, at: int, part: memoryview) -> None:

@@ -21,8 +21,9 @@ import msgpack
 
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
-from shoal.protocol.shared import Bytes, Segment
+from shoal.protocol.shared import Bytes, Segment, ShortError
 
+FILED = 1  # the fifth number of a handle whose segment is a file
 SPARE = 64  # descriptors that are left to others
 LARGE = 1 << 16  # bytes of a buffer (an array's, say) from which on it lies beside the pickle
 PARTS = 200  # parts of an object that are tried, when an object cannot travel, to name the part that cannot
@@ -48,14 +49,15 @@ class Beside(Segment):
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """An object as bytes. segment: the memory in which its large buffers lie, which must live until the parcel is opened; None
-    if there are none, or they are in `data`."""
+    if there are none, or they are in `data`. filed: that memory is a file's, which is not counted."""
 
     data: bytes
     segment: Segment | None = None
+    filed: bool = False
 
     @property
     def nbytes(self) -> int:
-        return len(self.data) + (self.segment.handle[2] if self.segment else 0)
+        return len(self.data) + (self.segment.handle[2] if self.segment and not self.filed else 0)
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
@@ -63,16 +65,17 @@ def pack_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
     return pack((args, kwargs), Arguments(args, kwargs))
 
 
-def pack(value: object, called: object = None) -> Parcel:
+def pack(value: object, called: object = None, folder: str = "") -> Parcel:
     """The parcel of an object. Raises UserError, with the path of the part that cannot travel (`args[1].model.lock`). called:
-    what an error calls the object, if that is not the object itself."""
+    what an error calls the object, if that is not the object itself. folder: where large parts lie in a file without a name; in
+    memory if that cannot be written."""
     buffers: list[memoryview] = []
     try:
         head = pickle.dumps(value, 5, buffer_callback=partial(_aside, buffers))
     except Exception as raised:  # noqa: BLE001  an object's own __reduce__ may raise anything
         buffers.clear()
         head = _by_value(value, value if called is None else called, buffers, raised)
-    return _boxed(head, buffers)
+    return (folder and _filed(head, buffers, folder)) or _boxed(head, buffers)
 
 
 def pack_apart(value: object, apart: Apart, called: object = None) -> Parcel:
@@ -116,6 +119,22 @@ def _boxed(head: bytes, buffers: list[memoryview]) -> Parcel:
     return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
 
 
+def _filed(head: bytes, buffers: Sequence[memoryview], folder: str) -> Parcel | None:
+    """The parcel of a pickle that lies in a file if it is large, with its large buffers; None if it has no large part, or the
+    file cannot be written."""
+    if len(head) >= LARGE:
+        head, buffers = b"", [memoryview(head), *buffers]
+    if not buffers:
+        return None
+    lengths = [one.nbytes for one in buffers]
+    *starts, nbytes = accumulate(map(aligned, lengths), initial=0)
+    try:
+        segment = Beside.create(nbytes, parts=list(zip(starts, buffers, strict=True)), folder=folder)
+    except UserError:
+        return None
+    return Parcel(msgpack.packb((head, lengths, (*segment.handle, FILED), b"")), segment, filed=True)
+
+
 def _memory_for(nbytes: int, parts: Sequence[tuple[int, memoryview]]) -> Segment | None:
     """Memory with buffers in it; None if the system gives none, or if it takes one of the last SPARE descriptors of a process.
     The program's own files and the sockets of new actors need those, and each call that waits holds a descriptor."""
@@ -123,11 +142,36 @@ def _memory_for(nbytes: int, parts: Sequence[tuple[int, memoryview]]) -> Segment
         segment = Beside.create(nbytes, parts=parts)
     except UserError:
         return None
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY or segment.handle[1] < most - min(SPARE, most // 2):
+    if _spares(segment.handle[1]):
         return segment
     segment.close()
     return None
+
+
+def _spares(descriptor: int) -> bool:
+    """Return whether a descriptor is none of the last SPARE of this process."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most == resource.RLIM_INFINITY or descriptor < most - min(SPARE, most // 2)
+
+
+def held(data: bytes) -> Parcel | None:
+    """The same parcel, whose memory this process holds: it can be opened also when the process that packed it has ended. None
+    if all of it is in its bytes, or if too few descriptors are left to hold one. Raises GoneError."""
+    if data[:1] == b".":
+        return None
+    head, lengths, handle, _ = msgpack.unpackb(data, max_bin_len=len(data))
+    if not handle:
+        return None
+    try:
+        segment = Beside.open(tuple(handle[:4]), hold=True, filed=len(handle) > 4)
+    except ShortError:
+        return None
+    except ProtocolError as gone:
+        raise GoneError(str(gone)) from gone
+    if not _spares(segment.handle[1]):
+        segment.close()
+        return None
+    return Parcel(msgpack.packb((head, lengths, (*segment.handle, *handle[4:]), b"")), segment, filed=len(handle) > 4)
 
 
 def read(data: bytes) -> Any:
@@ -147,12 +191,14 @@ def opened(data: Any, private: bool = True) -> Any:
     for nbytes in lengths:
         buffers.append(whole[at : at + nbytes])
         at += aligned(nbytes) if handle else nbytes
-    return pickle.loads(head, buffers=buffers)
+    return pickle.loads(head or buffers.pop(0), buffers=buffers)
 
 
 def _memory(handle: Sequence[int], private: bool = False) -> Bytes:
     try:
-        return Segment.open(tuple(handle), private).data
+        return Segment.open(tuple(handle[:4]), private, filed=len(handle) > 4).data
+    except ShortError:
+        raise
     except ProtocolError as gone:
         raise GoneError(str(gone)) from gone
 

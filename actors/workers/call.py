@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
+from shoal.actors.workers.filed import OnDisk
 from shoal.actors.workers.many import Made, Many
 from shoal.protocol import draws
 from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
@@ -157,9 +158,11 @@ class Calls:
     def _answer(self, call: Call) -> tuple[Answer, Parcel]:
         began = perf_counter()
         try:
-            value = self._called(call)
+            value, folder = self._called(call), ""
+            if type(value) is OnDisk:
+                value, folder = value.value, value.folder
             try:
-                parcel = pack(value)
+                parcel = pack(value, folder=folder)
             except UserError:
                 if not isinstance(value, Made):
                     raise

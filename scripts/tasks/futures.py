@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from shoal.protocol.errors import UserError
+from shoal.tasks.inputs import Seen
+from shoal.tasks.refs import Passed, Ref
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +41,7 @@ class Owner(Protocol):
 
 class Result(Future[T], Generic[T]):
     """The future of a call. It is completed on the pool's own thread, which so runs the functions of `add_done_callback`.
-    nbytes: bytes of the result of a call of `map`, once it is there."""
+    A large result is opened when it is asked for, here. nbytes: bytes of the result of a call of `map`, once it is there."""
 
     def __init__(self, owner: Owner, number: int, pool: weakref.ref[Any]) -> None:
         super().__init__()
@@ -54,6 +56,34 @@ class Result(Future[T], Generic[T]):
         if not self.done():
             self._owner.flag(self._number)
         return False
+
+    def result(self, timeout: float | None = None) -> T:
+        value: Any = super().result(timeout)
+        return self._opened(value) if type(value) is Ref else value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error = super().exception(timeout)
+        if error is None and type(ref := cast(Any, super().result())) is Ref:
+            try:
+                self._opened(ref)
+            except Exception as raised:  # noqa: BLE001  a result's own code runs when it is unpickled
+                return raised
+        return error
+
+    def _opened(self, ref: Ref) -> T:
+        """The result itself, for which this future lets go of the memory in which nobody had looked."""
+        try:
+            value: T = ref.open()
+        except Exception as raised:
+            self._exception, self._result = raised, None
+            raise
+        self._result = value
+        return value
+
+    def passed(self, seen: Seen) -> Any:
+        """The result as an argument of another call. seen: as in Passed. Raises what the call raised."""
+        value: Any = super().result()
+        return Passed(value, seen) if type(value) is Ref else value
 
     def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
         """Call `fn` with this call's result, when it is there. Returns its future. args, how: as for `submit`. Raises UserError
@@ -70,8 +100,11 @@ class Result(Future[T], Generic[T]):
 
     def _invoke_callbacks(self) -> None:
         """Call the functions of `add_done_callback`, as Python's own future does; on the pool's thread, `sys.exit` in one of
-        them ends neither the thread nor the calls of others."""
-        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+        them ends neither the thread nor the calls of others. They are forgotten then: a call that waited for this one holds its
+        result."""
+        callbacks: list[Callable[[Any], object]] = vars(self)["_done_callbacks"]
+        vars(self)["_done_callbacks"] = []
+        for callback in callbacks:
             try:
                 callback(self)
             except BaseException as raised:

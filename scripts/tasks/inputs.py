@@ -36,10 +36,10 @@ class Put(Generic[T]):
 
 
 class Seen(threading.local):
-    """The put values in what this thread pickles: a call holds them until it is done."""
+    """The values in shared memory in what this thread pickles: a call holds them until it is done."""
 
     def __init__(self) -> None:
-        self._puts: list[Put[Any]] = []
+        self._puts: list[object] = []
         self.known = False  # True: a put value is pickled as a digest of its contents
 
     def plain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
@@ -50,10 +50,10 @@ class Seen(threading.local):
         finally:
             self.known = False
 
-    def add(self, put: Put[Any]) -> None:
+    def add(self, put: object) -> None:
         self._puts.append(put)
 
-    def taken(self) -> tuple[Put[Any], ...]:
+    def taken(self) -> tuple[object, ...]:
         """The values that were seen since the last call."""
         puts, self._puts = tuple(self._puts), []
         return puts
@@ -71,22 +71,25 @@ def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Future[Any
 
 
 def settled(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], futures: Iterable[Future[Any]]
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    futures: Iterable[Future[Any]],
+    itself: Callable[[Future[Any]], Any] = lambda future: future.result(),
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with results in the place of these futures, which are done, or of which one has failed. Raises what that
-    one raises."""
+    one raises. itself: a future's result as an argument."""
     for future in futures:
         if future.done():
-            future.result()
-    return tuple(map(_settled, args)), {name: _settled(given) for name, given in kwargs.items()}
+            Future.result(future)  # which opens no large result
 
+    def one(given: Any) -> Any:
+        if isinstance(given, Future):
+            return itself(given)
+        if type(given) in (list, tuple) and any(isinstance(each, Future) for each in given):
+            return type(given)(map(one, given))
+        return given
 
-def _settled(given: Any) -> Any:
-    if isinstance(given, Future):
-        return given.result()
-    if type(given) in (list, tuple) and any(isinstance(one, Future) for one in given):
-        return type(given)(map(_settled, given))
-    return given
+    return tuple(map(one, args)), {name: one(given) for name, given in kwargs.items()}
 
 
 class Countdown:
@@ -101,7 +104,7 @@ class Countdown:
             future.add_done_callback(self._done)
 
     def _done(self, future: Future[Any]) -> None:
-        failed = future.cancelled() or future.exception() is not None
+        failed = future.cancelled() or Future.exception(future) is not None  # a large result is not opened for that
         with self._lock:
             now = self._left > 0 and (failed or self._left == 1)
             self._left = 0 if now else self._left - 1

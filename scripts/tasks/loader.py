@@ -51,7 +51,7 @@ class Crew(Pool):
 
     def __init__(self, actors: int, retries: int, given: Preparing) -> None:
         self._given = given
-        super().__init__(actors, retries=retries)
+        super().__init__(actors, retries=retries, progress=False)
 
     @property
     def over(self) -> bool:

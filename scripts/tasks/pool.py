@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tempfile
 import threading
 import time
 import types
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from shoal.actors.workers.call import own_cores
+from shoal.actors.workers.filed import Filed
 from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.errors import GangError, NeedError, UserError, own, signed
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
+from shoal.tasks.entries import Entry
 from shoal.tasks.futures import Result
 from shoal.tasks.how import Exceptions, How, costs, how, until
 from shoal.tasks.inputs import Countdown, Put, Seen, awaited, elsewhere, settled
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
-from shoal.tasks.running import Entry, Running, started
+from shoal.tasks.maps import Results, buffered, each_of, room_of, window
+from shoal.tasks.meter import Meter, terminal
+from shoal.tasks.running import Running, started
 from shoal.tasks.spread import FEW, Spread
 
 if TYPE_CHECKING:
@@ -40,47 +44,9 @@ if TYPE_CHECKING:
     from shoal.tasks.joining import Door
 
 T = TypeVar("T")
-R = TypeVar("R")
 L = TypeVar("L")
 ROOM = 1 << 28  # bytes of results of a map that nobody has taken, from which on no more of its calls are given out
-PLAIN = "auto"
-
-
-class Results(Iterator[T]):
-    """The results of a map, one after another."""
-
-    def __init__(
-        self,
-        each: Iterator[T],
-        futures: list[Result[T]] | None,
-        batch: Batch,
-        pool: weakref.ref[Pool],
-        whole: Callable[[], Future[list[T]]] | None = None,
-    ) -> None:
-        self._each, self._futures, self._batch, self._pool, self._whole = each, futures or [], batch, pool, whole
-        self._fresh, self._all = True, futures is not None or whole is not None
-
-    def __iter__(self) -> Iterator[T]:
-        self._begin()
-        return self._each
-
-    def __next__(self) -> T:
-        self._begin()
-        return next(self._each)
-
-    def _begin(self) -> None:
-        if self._fresh:
-            self._fresh, self._futures = False, []  # or results that were taken would be held
-
-    def then(self, fn: Callable[..., R], /, *args: Any, **how: Any) -> Result[R]:
-        """Call `fn` with the list of all results, when they are there. Returns its future. args, how: as for `submit`. Raises
-        UserError if a result was taken before, the map has a buffersize, or the pool is gone."""
-        if not self._all:
-            raise UserError("then: a map with buffersize makes its calls as results are taken; leave buffersize out")
-        if not self._fresh or (pool := self._pool()) is None:
-            raise UserError("then: ask for it before a result of the map is taken, and while its pool is there")
-        self._batch.room = sys.maxsize  # all results are needed at once
-        return pool.submit(fn, self._whole() if self._whole else list(self._futures), *args, **how)
+PLAIN, DISK = "auto", "disk"
 
 
 class Pool(Executor):
@@ -93,7 +59,8 @@ class Pool(Executor):
     no result there. Raises UserError if another process uses it. address: where actors of other machines join
     ("tcp://0.0.0.0:5555"; port 0: any), so that actors may be 0; keys: name of the pool's own key pair (`shoal keys new NAME`),
     by which both ends are known. Calls for such actors are functions of modules and plain values. trusted: they are pickles,
-    for actors that were started with --trust-code, whose results are unpickled here.
+    for actors that were started with --trust-code, whose results are unpickled here. progress: if standard error is a terminal,
+    calls that last more than 2 s are told of on one line, which is wiped in the end; in a call nothing is.
 
     Make the pool when the functions that it is to call are defined: what is defined later, and lambdas, need cloudpickle
     (shoal[tasks]).
@@ -116,6 +83,7 @@ class Pool(Executor):
         address: str = "",
         keys: str | ServerKeys | None = None,
         trusted: bool = False,
+        progress: bool = True,
     ) -> None:
         many, least = (own_cores() or cores()) if actors == PLAIN else own(actors), 0 if address else 1
         if not isinstance(address, str):
@@ -132,11 +100,15 @@ class Pool(Executor):
             raise UserError(f"threads={threads!r}: must be a whole number from 1")
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
+        if not isinstance(progress, bool):
+            raise UserError(f"progress={progress!r}: must be True or False")
         self._how = How(retries=retries)
         self._there = _defined()
         door = _door(many, address, keys, trusted)
         self._far, self._trusted = door is not None, trusted
-        self._running = started(many, seed, threads, Path(run_dir) if run_dir else None, self._given, self._ahead, door)
+        folder, screen = Path(run_dir) if run_dir else None, terminal() if progress and not own_cores() else None
+        meter = Meter(screen) if screen else None
+        self._running = started(many, seed, threads, folder, self._given, self._ahead, door, meter)
         self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
@@ -203,10 +175,10 @@ class Pool(Executor):
 
         Calls that are short travel several at a time by themselves: `chunksize` is for programs written for other pools, and is
         not looked at. ordered: False gives each result as soon as it is there. While results of `keep` bytes (256 MB; or text,
-        "2G") wait to be taken, further calls of this map wait. timeout: seconds from now, after which the iterator raises
-        TimeoutError. buffersize: calls that are made ahead of the result that is taken, at most: items are then taken from the
-        iterables as results are; None: all calls are made now. cost: seconds, or a function from an item to seconds. The rest:
-        as in submit.
+        "2G") wait to be taken, further calls of this map wait; keep="disk": large results wait in files, and do not count.
+        timeout: seconds from now, after which the iterator raises TimeoutError. buffersize: calls that are made ahead of the
+        result that is taken, at most: items are then taken from the iterables as results are; None: all calls are made now.
+        cost: seconds, or a function from an item to seconds. The rest: as in submit.
         """
         if chunksize != PLAIN and not (isinstance(chunksize, int) and chunksize >= 1):
             raise ValueError(f'chunksize={chunksize!r}: must be a whole number from 1, or "auto"')
@@ -216,9 +188,11 @@ class Pool(Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize={buffersize!r}: must be a whole number from 1, or None")
         ends_at = until(timeout)
-        batch, fixed = Batch(ROOM if keep is None else _kept(keep)), None if callable(cost) else cost
+        batch, fixed = Batch(ROOM if keep in (None, DISK) else room_of(keep)), None if callable(cost) else cost
+        if keep == DISK:
+            fn = cast(Callable[..., T], Filed(fn, self._disk()))
         its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
-        if its is self._how and cost is None and buffersize is None and self._together:
+        if its is self._how and cost is None and buffersize is None and keep != DISK and self._together:
             items = list(zip(*iterables, strict=False))
             if len(items) > FEW:
                 return self._spread(fn, items, batch, ends_at, ordered)
@@ -231,7 +205,7 @@ class Pool(Executor):
         entries = [self._entry(fn, args, {}, one, batch) for args, one in each]
         self._running.offer(entry for entry in entries if not entry.future.done())
         futures = [entry.future for entry in entries]
-        return Results(_results(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
+        return Results(each_of(list(futures), ends_at, batch, self._running, ordered), futures, batch, weakref.ref(self))
 
     @property
     def _together(self) -> bool:
@@ -259,7 +233,7 @@ class Pool(Executor):
             wishes = its if alone else its._replace(retries=0)
             what = name if alone else f"{name}, several at once"
             ticket = _ticket(number, what, arguments.nbytes, time.monotonic(), wishes, batch)
-            return Entry(ticket, Result(running, number, me), function, arguments, seen.taken(), b"", wishes)
+            return Entry(ticket, Result(running, number, me), function, arguments, seen.taken(), b"", wishes, piece=True)
 
         def pace() -> float | None:
             return running.each.get(name) or running.plan.pace.get(name)
@@ -293,8 +267,8 @@ class Pool(Executor):
             return entry.future
 
         left = deque(future for future in (more() for _ in range(buffersize)) if future is not None)
-        order = _window(left, more, ends_at, ordered)
-        return Results(_buffered(left, order, ends_at, batch, running), None, batch, me)
+        order = window(left, more, ends_at, ordered)
+        return Results(buffered(left, order, ends_at, batch, running), None, batch, me)
 
     def gather(self, futures: Iterable[Future[T]]) -> Result[list[T]]:
         """The future of the list of these futures' results. It raises what the first of them raises that fails, at once."""
@@ -470,6 +444,12 @@ class Pool(Executor):
             raise NeedError(machines[0].never(need))
         return need
 
+    def _disk(self) -> str:
+        """The folder in which results of a map lie that are to wait on disk. Raises UserError."""
+        if self._far:
+            raise UserError(f"keep={DISK!r}: for pools of this machine alone: a file of another machine cannot be read here")
+        return str(self._running.folder or tempfile.gettempdir())
+
     def _future(self, number: int) -> Result[Any]:
         return Result(self._running, number, weakref.ref(self))
 
@@ -481,11 +461,15 @@ class Pool(Executor):
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
         kept, keys, named = running.kept, self._keys, _named(fn) if self._far and not self._trusted else ""
         running.expect()
+        passes = kept is None and running.door is None  # else the call is known by its values, or made where they are not
+
+        def itself(one: Future[Any]) -> Any:
+            return one.passed(seen) if passes and isinstance(one, Result) else one.result()
 
         def ready() -> None:
             entry = None
             try:
-                given = settled(args, kwargs, futures)
+                given = settled(args, kwargs, futures, itself)
                 known = _known(kept, keys, seen, fn, function, *given, how.key)
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
@@ -505,12 +489,13 @@ class Pool(Executor):
 
     def _function(self, fn: Callable[..., Any]) -> Parcel:
         """The parcel of a function, which is made once."""
+        its = fn.fn if type(fn) is Filed else fn
         lasting = isinstance(fn, types.FunctionType | types.BuiltinFunctionType)
         if lasting and (known := self._functions.get(fn)):
             return known
-        if not callable(fn):
-            raise TypeError(f"submit and map want a function first, not {signed(fn)}")
-        parcel = by_value(fn) if self._trusted or self._new(fn) else pack(fn)
+        if not callable(its):
+            raise TypeError(f"submit and map want a function first, not {signed(its)}")
+        parcel = by_value(fn) if self._trusted or self._new(its) else pack(fn)
         if lasting:
             self._functions[fn] = parcel
         return parcel
@@ -593,97 +578,3 @@ def _end(running: weakref.ref[Running]) -> None:
     if its := running():
         its.close()
         its.join()
-
-
-def _results(futures: list[Result[T]], ends_at: float | None, batch: Batch, running: Running, ordered: bool) -> Iterator[T]:
-    """The results, each of which is forgotten here once it is taken."""
-    left = len(futures)
-    timeout = None if ends_at is None else ends_at - time.monotonic()
-    many = set[Result[T]]() if ordered else set(futures)
-    order = _in_order(futures) if ordered else _as_they_come(many, timeout)
-    try:
-        while left:
-            left -= 1
-            yield _taken(order, ends_at, batch, running)
-    finally:
-        for future in futures if ordered else many:
-            future.cancel()
-
-
-def _in_order(futures: list[Result[T]]) -> Iterator[Result[T]]:
-    futures.reverse()
-    while futures:
-        yield futures.pop()
-
-
-def _as_they_come(rest: set[Result[T]], timeout: float | None) -> Iterator[Future[T]]:
-    for future in as_completed(set(rest), timeout):
-        rest.discard(future)
-        yield future
-
-
-def _taken(order: Iterator[Future[T]], ends_at: float | None, batch: Batch, running: Running) -> T:
-    future = next(order)
-    try:
-        result = future.result(None if ends_at is None else ends_at - time.monotonic())
-    except TimeoutError:
-        future.cancel()
-        raise
-    finally:
-        if isinstance(future, Result) and future.done():
-            full = batch.full
-            batch.taken += future.nbytes
-            if full and not batch.full:
-                running.nudge()
-        del future  # an exception's traceback holds this frame, and the future holds the exception
-    return result
-
-
-def _window(
-    left: deque[Result[T]], more: Callable[[], Result[T] | None], ends_at: float | None, ordered: bool
-) -> Iterator[Future[T]]:
-    """The futures of a map with a buffersize, for each of which another call is made. left: those that were not given."""
-    done = SimpleQueue[Future[T]]()
-    for future in () if ordered else left:
-        future.add_done_callback(done.put)
-    while left:
-        if (new := more()) is not None:
-            left.append(new)
-            if not ordered:
-                new.add_done_callback(done.put)
-        del new  # or its result would be held
-        if ordered:
-            yield left.popleft()
-        else:
-            yield _first(left, done, ends_at)
-
-
-def _first(left: deque[Result[T]], done: SimpleQueue[Future[T]], ends_at: float | None) -> Future[T]:
-    try:
-        first = done.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
-    except Empty:
-        raise TimeoutError from None
-    left.remove(first)  # type: ignore[arg-type]
-    return first
-
-
-def _buffered(
-    left: deque[Result[T]], order: Iterator[Future[T]], ends_at: float | None, batch: Batch, running: Running
-) -> Iterator[T]:
-    try:
-        while left:
-            yield _taken(order, ends_at, batch, running)
-    finally:
-        for future in left:
-            future.cancel()
-
-
-def _kept(keep: int | str) -> int:
-    """Bytes of results that may wait. Raises UserError."""
-    try:
-        nbytes = Need(memory=keep).nbytes
-    except UserError:
-        nbytes = 0
-    if nbytes < 1:
-        raise UserError(f"keep={keep!r}: must be bytes above 0, as a number or as text like '2G'")
-    return nbytes

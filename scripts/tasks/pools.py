@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
     def made(self) -> Pool:
         door = {"address": self.address, "keys": self.keys or None, "trusted": self.trusted} if self.address else {}
-        return Pool(self.actors, threads=self.threads, **door)  # type: ignore[arg-type]  # as the names say
+        return Pool(self.actors, threads=self.threads, progress=False, **door)  # type: ignore[arg-type]  # as the names say
 
 
 @dataclass(slots=True, eq=False)

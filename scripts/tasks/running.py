@@ -12,64 +12,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from shoal.actors.pool import Pool as Nursery
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
 from shoal.coordinator.deciding.resources import Machine
 from shoal.coordinator.keeping.disk import DiskTrouble, lasting
 from shoal.coordinator.reports import Progress, Report
-from shoal.protocol.calls import Answer, Call, pack_calls, read_answers
-from shoal.protocol.errors import ProtocolError, WorkerLost
-from shoal.protocol.layout import Bundle
+from shoal.protocol.calls import Answer, Call
+from shoal.protocol.errors import WorkerLost
 from shoal.protocol.marks import Marks
-from shoal.protocol.trusted import GoneError, Parcel, opened, pack, whole
+from shoal.protocol.trusted import GoneError, opened
 from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
-from shoal.tasks.futures import RemoteTraceback, Result
-from shoal.tasks.how import How
-from shoal.tasks.inputs import Put
+from shoal.tasks.entries import REFUSED, Entry
 from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
+from shoal.tasks.meter import Meter, Tally
 from shoal.tasks.near import Nearby
 from shoal.tasks.weighing import Held, Weigher
 
 if TYPE_CHECKING:  # a pool of this machine alone needs none of them, and starts in half the time
-    from shoal.coordinator.deciding.core import Core
-    from shoal.coordinator.deciding.ledger import Lease
-    from shoal.coordinator.deciding.roster import Actor
+    from shoal.coordinator.deciding.near import Actor as NearActor
+    from shoal.coordinator.deciding.roster import Actor as FarActor
+    from shoal.tasks.far import Far
     from shoal.tasks.joining import Door
 
-AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
-REFUSED = "an actor's answer cannot be taken"
 REPORTS = 50  # reports that are kept, for a person who asks
-LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
-DEFAULT = How()
 NEAR = sys.platform == "linux"  # elsewhere there are no sockets that keep messages apart, and no memory without a name
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
-    that are among the arguments. key: of its result in the pool's folder; b"": none. how: its wishes as they were submitted.
-    begun: its future is running. tries: times that it was made again after an exception. plain: the call as plain values, for
-    actors elsewhere; b"": there are none."""
-
-    ticket: Ticket
-    future: Result[Any]
-    function: Parcel
-    arguments: Parcel
-    puts: tuple[Put[Any], ...] = ()
-    key: bytes = b""
-    how: How = DEFAULT
-    plain: bytes = b""
-    begun: bool = False
-    tries: int = 0
 
 
 class Reports:
@@ -92,8 +65,8 @@ class Running(threading.Thread):
     """The thread. It makes the nursery itself, because a process ends with the thread that made it.
 
     begun: set when calls can be made, or cannot at all: `fault` then says why. entries: calls that are not done. near: the
-    actors, if all are forks of this program; None: they may be anywhere, and speak with `server`. door: where actors of other
-    machines join; None: nowhere. address: that actors connect to.
+    actors, if all are forks of this program; far: the actors, if they may be anywhere. door: where actors of other machines
+    join; None: nowhere. address: that actors connect to. meter: tells a person how far this pool is; None: nobody is told.
     """
 
     def __init__(
@@ -105,9 +78,11 @@ class Running(threading.Thread):
         given: object,
         ahead: int,
         door: Door | None = None,
+        meter: Meter | None = None,
     ) -> None:
         super().__init__(name="shoal-pool", daemon=True)
         self.near: Nearby | None = None
+        self.far: Far | None = None
         self.actors = actors
         self.begun = threading.Event()
         self.fault: BaseException | None = None
@@ -115,11 +90,10 @@ class Running(threading.Thread):
         self.entries: dict[int, Entry] = {}
         self.machine = machine(actors)
         self.door, self.address = door, ""
-        self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1, machine_of=self._machine_of if door else None)
-        self._hosts: dict[str, Machine] = {}  # host of actors elsewhere -> its machine
-        self._ahead = ahead
-        self._marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
-        self._folder, self.kept = folder, cast(Kept | None, None)
+        self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1)
+        self._ahead, self.meter = ahead, meter
+        self.marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
+        self.folder, self.kept = folder, cast(Kept | None, None)
         self.each: dict[str, float] = {}  # function -> seconds of a call among others that were made at once
         self._awaiting = 0  # calls that wait for the results of others
         self.weigher, self._many = Weigher(), 0  # actors that are too many
@@ -130,16 +104,6 @@ class Running(threading.Thread):
         self._closing = self._over = self._woken = False
         self._wake: Callable[[], object] = bool
         self._crew: Crew | None = None
-
-    @cached_property
-    def core(self) -> Core:
-        """What decides, if actors may be anywhere."""
-        from shoal.coordinator.deciding.bounds import Bounds, Goal
-        from shoal.coordinator.deciding.core import Core
-
-        ahead = 1 if self.door else self._ahead
-        bounds = Bounds(ahead, AHEAD, STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
-        return Core(self.plan, Goal(), bounds, now=time.monotonic())
 
     # Called by any thread
 
@@ -180,11 +144,14 @@ class Running(threading.Thread):
         error.__cause__ = self.fault
         return error
 
-    def expect(self) -> None:
-        """Take a call that waits for the results of others, and is offered by `follow`. Raises as `offer` does."""
+    def expect(self, tally: Tally | None = None) -> None:
+        """Take a call that waits for the results of others, and is offered by `follow`. tally: of a map whose calls are offered
+        by `more`. Raises as `offer` does."""
         with self._lock:
             self._check()
             self._awaiting += 1
+            if tally and self.meter:
+                self.meter.tallies.append(tally)
 
     def follow(self, entry: Entry | None) -> None:
         """Take a call that was expected; None: it is not made, because what it waited for failed."""
@@ -236,6 +203,8 @@ class Running(threading.Thread):
                 self._fail(entry, self.ended())
             for act in asked:
                 act()
+            if self.meter:
+                self.meter.rest()
             self.begun.set()
 
     def _run(self, stack: ExitStack) -> None:
@@ -243,11 +212,11 @@ class Running(threading.Thread):
         if self.door or not NEAR:
             import shoal.actors.loop  # noqa: F401  before the forks, which all need it
         if self.actors:
-            nursery = Nursery.forked(life_of(self._marks, self._seed, self._threads, self._given))
+            nursery = Nursery.forked(life_of(self.marks, self._seed, self._threads, self._given))
             stack.callback(nursery.close)
             nursery.ready()
-        if self._folder is not None:  # after the fork: a copy of its lock would outlive this process
-            self.kept = Kept(self._folder, lambda text: self.reports.report(Report("durable", text, "warning")))
+        if self.folder is not None:  # after the fork: a copy of its lock would outlive this process
+            self.kept = Kept(self.folder, lambda text: self.reports.report(Report("durable", text, "warning")))
             stack.callback(self.kept.close)
         if nursery:
             self._crew = Crew(nursery, self.actors, self.reports.report, time.monotonic, self._deaths)
@@ -256,62 +225,43 @@ class Running(threading.Thread):
         self.fault = WorkerLost(reason)
 
     def _deaths(self) -> int:
-        return self.near.near.deaths if self.near else self.core.facts.ledger.counts.deaths
-
-    def _run_near(self, stack: ExitStack, crew: Crew) -> str:
-        """Make calls in actors of this machine alone, over sockets that nothing but the end of a process can cut."""
-        path = stack.enter_context(socket_folder()) / "near"
-        near = self.near = Nearby(self.plan, path, crew, self._marks, time.monotonic, self._calls, self._done)
-        stack.callback(near.close)
-        self._wake = near.wake
-        crew.hire({"near": str(path)})
-        self.begun.set()
-        return near.run(self._ends, self._nudged, lambda: bool(self._times or self.plan.closed))
+        if self.near:
+            return self.near.near.deaths
+        return self.far.core.facts.ledger.counts.deaths if self.far else 0
 
     def _run_far(self, stack: ExitStack) -> str:
         """Make calls in actors of any machine, with the core, server and messages of any run."""
-        from shoal.actors.loop import host_id
-        from shoal.coordinator.answers import Answers
-        from shoal.coordinator.checks import Inspector
-        from shoal.coordinator.learner import Learner
-        from shoal.coordinator.server import Outside, Server
-        from shoal.protocol.codec import Terms, pack_welcome
         from shoal.protocol.link import Hub
+        from shoal.tasks.far import Far
 
-        door, keys, crew = self.door, self.door.keys if self.door else None, self._crew
+        door, keys = self.door, self.door.keys if self.door else None
         wire = Hub(door.address if door else f"ipc://{stack.enter_context(socket_folder()) / 'hub'}", keys)
         stack.callback(wire.close)
         self.address = wire.address
         self._wake = wire.wake
-        core = self.core
-        learner = Learner(Answers(self._brief, self._took), Inspector(), time.monotonic, prompt=True)
-        outside = Outside(self._ends, nudged=self._nudged)
-        if crew:
-            outside = Outside(self._ends, nudged=self._nudged, gone=crew.gone, ran=self._ran, evict=crew.evict)
-        self.server = Server(
-            core,
-            wire,
-            learner,
-            self.reports,
-            run="pool",
-            host=host_id(),
-            welcome=pack_welcome(Terms({"pool": True, "seed": self._seed}, learner.newest[1].layout)),
-            layouts=(),
-            clock=time.monotonic,
-            outside=outside,
-            local=(keys.own.public,) if keys else () if door else ("",),
-            runs=True,
-        )
+        self.far = far = Far(self, wire, door, self._crew, self._seed, self._ahead)
         if self._crew:
             own = [keys.own.public, keys.own.secret, keys.pair.public] if keys else []
             self._crew.hire({"address": wire.address, "keys": own})
         self.begun.set()
-        return self.server.run().reason
+        return far.run()
 
-    def _ends(self) -> str:
+    def _run_near(self, stack: ExitStack, crew: Crew) -> str:
+        """Make calls in actors of this machine alone, over sockets that nothing but the end of a process can cut."""
+        path = stack.enter_context(socket_folder()) / "near"
+        near = self.near = Nearby(self.plan, path, crew, self.marks, time.monotonic, self.calls, self.done)
+        stack.callback(near.close)
+        self._wake = near.wake
+        crew.hire({"near": str(path)})
+        self.begun.set()
+        return near.run(self.ends, self.nudged, lambda: bool(self._times or self.plan.closed))
+
+    def ends(self) -> str:
         """Why the pool ends now; "" if it goes on."""
         if self._closing:
-            if self.door and not self.core.facts.roster:  # nobody is there whom the plan could give a call that was cancelled
+            if (
+                self.far and not self.far.core.facts.roster
+            ):  # nobody is there whom the plan could give a call that was cancelled
                 self._strike()
             with self._lock:
                 if not (self.entries or self._offered or self._asked or self._awaiting):
@@ -325,11 +275,10 @@ class Running(threading.Thread):
                 entry.future.set_running_or_notify_cancel()
                 del self.entries[number]
 
-    def _nudged(self) -> bool:
+    def nudged(self) -> bool:
         """Take in what callers offered and asked, and give up the tickets that the plan has lost. True if there was any."""
         for ticket, index in self.plan.lost:
-            whys = self.near.near.why if self.near else self.core.facts.ledger.left_out
-            why = whys.pop(index, "its actor died")
+            why = self._whys().pop(index, "its actor died")
             if entry := self.entries.get(ticket.number):
                 times = "its process" if ticket.faults == 1 else f"its process {ticket.faults} times"
                 text = f"{ticket.function} ended {times}; the last time: {why}"
@@ -343,9 +292,31 @@ class Running(threading.Thread):
             self._weigh()
         if self._many:
             self._trim()
-        if not self.near and len(self.server.telling.tally.lags) > LAGS:
-            self.server.telling.tally.flush()
+        if self.meter and self.meter.due(now := time.monotonic()):
+            self._tell(self.meter, now)
+        if self.far:
+            self.far.tidy()
         return self._take_in()
+
+    def _tell(self, meter: Meter, now: float) -> None:
+        """Tell a person at a terminal how far this pool is."""
+        if not (self.entries or self._offered or self._awaiting):
+            meter.rest()
+            return
+        held = [bool(one.tasks) for one in self._here()]
+        meter.look(now, sum(not one.piece for one in self.entries.values()), sum(held), len(held))
+
+    def _here(self) -> Iterable[NearActor | FarActor]:
+        """The actors that are here now."""
+        if self.near:
+            return self.near.near.actors.values()
+        return self.far.actors() if self.far else ()
+
+    def _whys(self) -> dict[int, str]:
+        """Index of a task that was given up -> how its actor ended."""
+        if self.near:
+            return self.near.near.why
+        return self.far.core.facts.ledger.left_out if self.far else {}
 
     def _weigh(self) -> None:
         """Look at the memory of the calls that run and of the machine."""
@@ -391,6 +362,8 @@ class Running(threading.Thread):
             entry = self._offered.popleft()
             self.entries[entry.ticket.number] = entry
             offered.append(entry.ticket)
+            if self.meter and not entry.piece:
+                self.meter.singles += 1
         self.plan.offer(offered)
         for _ in range(len(self._asked) * (not self._over)):  # what is asked meanwhile has its turn at the next look
             self._asked.popleft()()
@@ -418,97 +391,15 @@ class Running(threading.Thread):
                 what = f"{entry.ticket.function} took longer than timeout={entry.how.timeout:g} s, and its process was ended"
                 entry.future.set_exception(TimeoutError(what))
 
-    def _withdraw(self, index: int, lease: Lease | None) -> None:
-        """End the process that has a task which nobody wants any more."""
-        from shoal.coordinator.deciding.events import Withdraw
-        from shoal.tasks.joining import KILLED
-
-        self.server.handle(Withdraw((0, index)))
-        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
-        if actor is not None and not self.ours(actor):
-            self._dismiss(actor.session, KILLED)
-
-    def _calls(self, index: int) -> Sequence[Call]:
+    def calls(self, index: int) -> Sequence[Call]:
         """The calls of a task; none if it was withdrawn, or its actor died, after its brief was asked for in this turn."""
         given = self.plan.given.get(index)
-        entries = [self.entries[number] for number in given.tickets] if given else []
+        return self.calls_of([self.entries[number] for number in given.tickets] if given else ())
+
+    def calls_of(self, entries: Iterable[Entry]) -> Sequence[Call]:
         return [Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries]
 
-    def _brief(self, index: int) -> Bundle:
-        """The calls of a task, for an actor of any machine; none as in `_calls`, and if another actor than the plan chose has
-        the task: its calls come back, and are given out anew."""
-        given = self.plan.given.get(index)
-        if given is None or self.door is None:
-            return pack_calls(self._calls(index))
-        from shoal.protocol import plaincalls
-        from shoal.tasks.joining import UNTRUSTING
-
-        entries = [self.entries[number] for number in given.tickets]
-        lease = self.core.facts.ledger.leases.get((0, index))
-        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
-        if actor is None:  # it was dismissed in this turn
-            return pack_calls(())
-        if given.session not in (b"", actor.session):
-            entries = []
-        given.session, given.far = actor.session, not self.ours(actor)
-        if not given.far:
-            return pack_calls([Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries])
-        if not self.door.trusted:
-            return plaincalls.pack_brief((one.ticket.number, one.plain) for one in entries)
-        if "code" not in actor.offers:
-            entries = []
-            self._asked.append(partial(self._dismiss, actor.session, UNTRUSTING))
-            self._woken = True
-        return pack_calls([Call(one.ticket.number, whole(one.function.data), whole(one.arguments.data)) for one in entries])
-
-    def ours(self, actor: Actor) -> bool:
-        """Return whether an actor is a fork of this program. Anybody else's answers are never unpickled, unless both ends said
-        so."""
-        keys = self.door.keys if self.door else None
-        return self.door is None or (keys is not None and actor.user == keys.own.public)
-
-    def _machine_of(self, number: int) -> Machine:
-        """The machine of the actor with this number."""
-        return self.host_of(next(one for one in self.core.facts.roster.actors.values() if one.number == number))
-
-    def host_of(self, actor: Actor) -> Machine:
-        if self.ours(actor):
-            return self.machine
-        if actor.host not in self._hosts:
-            self._hosts[actor.host] = made = Machine(max(1, actor.cores), actor.memory)
-            made.add(actor.gpus)
-        return self._hosts[actor.host]
-
-    def machines(self) -> list[Machine]:
-        """The machines that are known, for any thread."""
-        return [self.machine] * (self.actors > 0) + list(self._hosts.values())
-
-    def _took(self, index: int, bundle: Bundle) -> None:
-        """Take the answers of a task. Raises ProtocolError for bytes from elsewhere that are none."""
-        if not self.plan.given[index].far:
-            self._done(index, read_answers(bundle))
-            return
-        from shoal.protocol import plaincalls
-
-        plain = not (self.door and self.door.trusted)
-        actor = self.core.facts.roster.actors.get(self.plan.given[index].session)
-        if not plain and actor is not None and "code" not in actor.offers:  # it was given no call, and is being dismissed
-            raise ProtocolError(f"{REFUSED}: it did not say --trust-code")
-        try:
-            answers = plaincalls.read_answers(bundle) if plain else read_answers(bundle)
-            parcels = [pack(plaincalls.result_of(one)) for one in answers] if plain else []  # kept until they are opened
-        except (ValueError, TypeError) as wrong:
-            raise ProtocolError(f"{REFUSED}: {wrong}") from wrong
-        self._done(
-            index, [one._replace(parcel=its.data) for one, its in zip(answers, parcels, strict=True)] if plain else answers
-        )
-
-    def _dismiss(self, session: bytes, why: str) -> None:
-        from shoal.coordinator.deciding.events import Dismiss
-
-        self.server.handle(Dismiss(session, why))
-
-    def _done(self, index: int, answers: Sequence[Answer]) -> None:
+    def done(self, index: int, answers: Sequence[Answer]) -> None:
         came = {one.ticket: one for one in answers}
         gpus, again = self.plan.given[index].gpus, list[Ticket]()
         if self.kept:
@@ -522,13 +413,13 @@ class Running(threading.Thread):
                 again.append(ticket)
                 continue
             try:
-                _complete(entry, answer)
+                entry.complete(answer)
             except GoneError:
                 if self._lost(entry):
                     again.append(ticket)
         self.plan.offer(again)
         if gpus:
-            self._renew(index)  # now that large results are opened, which lie in that process's memory
+            self._renew(index)
 
     def _lost(self, entry: Entry) -> bool:
         """Return whether a call is to be made again whose process ended between its answer and the reading of its result, and
@@ -550,7 +441,7 @@ class Running(threading.Thread):
             error, _ = opened(answer.parcel)
         except BaseException:  # noqa: BLE001  an exception's own code runs when it is unpickled; `_complete` raises what it raised
             return False
-        if not isinstance(error, entry.how.retry_on) or entry.tries >= entry.how.retries or self._marks.cancelled(number):
+        if not isinstance(error, entry.how.retry_on) or entry.tries >= entry.how.retries or self.marks.cancelled(number):
             return False
         entry.tries += 1
         self.entries[number] = entry
@@ -569,30 +460,21 @@ class Running(threading.Thread):
         lasting(kept.commit, bool, complain)
 
     def _renew(self, index: int) -> None:
-        """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began."""
+        """End the process that did this task, which another replaces: CUDA keeps to the devices with which it began. Its large
+        results are opened by now, which lie in that process's memory."""
         if self.near and self._crew:
             self._crew.evict([self.near.answering])
-            return
-        from shoal.tasks.joining import KILLED
+        elif self.far:
+            self.far.renew(index)
 
-        lease = self.core.facts.ledger.leases.get((0, index))
-        actor = self.core.facts.roster.actors.get(lease.session) if lease else None
-        if actor is not None and not self.ours(actor):
-            self._asked.append(partial(self._dismiss, actor.session, KILLED))
-            self._woken = True
-        elif actor is not None and self._crew:
-            self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == actor.peer])
+    def soon(self, act: Callable[[], None]) -> None:
+        """Call a function at the next look. Called on the thread."""
+        self._asked.append(act)
+        self._woken = True
 
-    def _ran(self, pid: int) -> tuple[int, ...]:
-        """(version, index, attempt) of the task that a process began last; the plan learns which of its tickets that was."""
-        ran = self._marks.ran(pid)
-        if not ran:
-            return ()
-        version, index, number = ran
-        if given := self.plan.given.get(index):
-            given.blamed = number
-        lease = self.core.facts.ledger.leases.get((version, index))
-        return (version, index, lease.attempt if lease else -1)
+    def machines(self) -> list[Machine]:
+        """The machines that are known, for any thread."""
+        return [self.machine] * (self.actors > 0) + (self.far.machines() if self.far else [])
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
         self.entries.pop(entry.ticket.number, None)
@@ -600,10 +482,9 @@ class Running(threading.Thread):
             entry.future.set_exception(error)
 
     def _cancel(self) -> None:
-        here = self.near.near.actors if self.near else self.core.facts.roster
+        here = self.near.near.actors if self.near else self.far.core.facts.roster if self.far else ()
         if self._crew and not (here or self._crew.spent()):
-            self._asked.append(self._cancel)  # an executor's first calls have begun, and actors are only starting
-            self._woken = True
+            self.soon(self._cancel)  # an executor's first calls have begun, and actors are only starting
             return
         for entry in [one for one in self.entries.values() if not one.begun]:
             if entry.future.cancel():
@@ -612,7 +493,7 @@ class Running(threading.Thread):
 
     def flag(self, number: int) -> None:
         """Let `shoal.cancelled()` be True in a call that is running, for any thread."""
-        self._marks.cancel(number)
+        self.marks.cancel(number)
 
     def kill(self, number: int) -> bool:
         """End the process that is at a call, for any thread. Returns False if the call is done."""
@@ -638,7 +519,7 @@ class Running(threading.Thread):
     def _taken_away(self, number: int) -> Entry | None:
         """Forget a call, and end the process that is at it. Returns None if the call is done."""
         index = self.plan.where(number)
-        lease = None if index is None or self.near else self.core.facts.ledger.leases.get((0, index))
+        lease = self.far.lease(index) if self.far and index is not None else None
         if number not in self.entries or (lease is not None and lease.folding):
             return None  # done, or its answer is here and is taken in this turn
         entry = self.entries.pop(number)
@@ -647,33 +528,9 @@ class Running(threading.Thread):
             self.plan.offer(ticket for ticket in rest.values() if ticket.number != number)
             if self.near:
                 self.near.evict(index)
-            else:
-                self._withdraw(index, lease)
+            elif self.far:
+                self.far.withdraw(index, lease)
         return entry
-
-
-def _complete(entry: Entry, answer: Answer) -> None:
-    """Complete the future of a call. What its result raises here is the call's exception. Raises GoneError, with the future as
-    it was, if the result has gone with its process."""
-    value, wrong = cast(Any, None), cast(BaseException | None, None)
-    try:
-        value = opened(answer.parcel)
-    except GoneError:
-        raise
-    except BaseException as raised:  # noqa: BLE001  a result's own code runs when it is unpickled, and may call sys.exit
-        wrong = raised
-    if entry.ticket.batch:
-        entry.ticket.batch.came += answer.nbytes
-        entry.future.nbytes = answer.nbytes
-    if wrong is not None:
-        entry.future.set_exception(wrong)
-        return
-    if answer.raised:
-        error, text = value
-        error.__cause__ = RemoteTraceback(text)
-        entry.future.set_exception(error)
-    else:
-        entry.future.set_result(value)
 
 
 def started(
@@ -684,9 +541,10 @@ def started(
     given: object = None,
     ahead: int = 1,
     door: Door | None = None,
+    meter: Meter | None = None,
 ) -> Running:
     """A thread whose pool takes calls. Raises UserError if its processes cannot be made, or its folder is in use."""
-    running = Running(actors, seed, threads, folder, given, ahead, door)
+    running = Running(actors, seed, threads, folder, given, ahead, door, meter)
     running.start()
     running.begun.wait()
     if running.fault is not None:

@@ -17,8 +17,10 @@ from shoal.actors.workers.many import Made
 from shoal.coordinator.deciding.plans.tickets import BYTES, CHUNK, Batch
 from shoal.protocol.errors import WorkerLost
 from shoal.protocol.trusted import opened
+from shoal.tasks.entries import Entry
 from shoal.tasks.futures import RemoteTraceback, Result
-from shoal.tasks.running import Entry, Running
+from shoal.tasks.meter import Tally
+from shoal.tasks.running import Running
 
 T = TypeVar("T")
 FEW = 64  # calls of a map that are made one by one, at most
@@ -54,6 +56,7 @@ class Spread(Generic[T]):
         self._items, self._make, self._pace, self._learned = items, make, pace, learned
         self._running, self._width = running, width
         self._change = threading.Condition(threading.RLock())
+        self._tally = Tally(len(items))
         self._next, self._out, self._left = 0, 0, len(items)
         self._again: deque[tuple[int, int, bool]] = deque()  # (first, after the last, one by one) of calls to be made again
         self._came: dict[int, Came] = {}
@@ -65,7 +68,7 @@ class Spread(Generic[T]):
 
     def begin(self) -> None:
         """Begin. Raises RuntimeError if the pool takes no calls any more, or what keeps the first arguments from travelling."""
-        self._running.expect()
+        self._running.expect(self._tally)
         try:
             with self._change:
                 self._feed(first=True)
@@ -202,6 +205,7 @@ class Spread(Generic[T]):
     def _arrived(self, start: int, came: Came) -> None:
         self._came[start] = came
         self._left -= len(came.values)
+        self._tally.done += len(came.values)
         self._tell()
         if not self._left:
             self._leave()
@@ -226,6 +230,7 @@ class Spread(Generic[T]):
         self._tell()
         if not self._over:
             self._over = True
+            self._tally.many = self._tally.done  # what is left of a map that was given up is not made
             self._running.follow(None)
 
 

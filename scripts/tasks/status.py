@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.near import Near
 from shoal.tasks.running import Running
+
+if TYPE_CHECKING:
+    from shoal.tasks.far import Far
 
 
 def told(running: Running) -> str:
@@ -27,10 +30,10 @@ def told(running: Running) -> str:
 
 def _lines(running: Running) -> Iterator[str]:
     plan, now = running.plan, time.monotonic()
-    actors = list(_near(running.near.near) if running.near else _far(running.core.facts))
+    actors = list(_near(running.near.near) if running.near else _far(running.far) if running.far else ())
     for name, indices, since in actors:
         yield f"{name}: {_at(running, indices, now - since) if indices else 'waits for calls'}"
-    here = len(actors) if running.near else sum(map(running.ours, running.core.facts.roster.actors.values()))
+    here = len(actors) if running.near else sum(map(running.far.ours, running.far.actors())) if running.far else 0
     if running.actors > here:
         yield f"{running.actors - here} of {running.actors} actors are starting"
     if running.door and here == len(actors):
@@ -54,8 +57,9 @@ def _near(near: Near) -> Iterator[tuple[str, list[int], float]]:
         yield f"actor-{pid}", [out.task.index for out in actor.tasks], actor.since
 
 
-def _far(facts: Facts) -> Iterator[tuple[str, list[int], float]]:
-    for actor in facts.roster.actors.values():
+def _far(far: Far) -> Iterator[tuple[str, list[int], float]]:
+    facts = far.core.facts
+    for actor in far.actors():
         leases = sorted((facts.ledger.leases[name] for name in actor.tasks), key=lambda lease: lease.since)
         yield actor.name, [lease.task.index for lease in leases], leases[0].since if leases else 0.0
 

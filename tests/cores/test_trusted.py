@@ -18,7 +18,7 @@ from shoal.protocol.layout import Layout, run_of
 from shoal.protocol.marks import SLOTS, Marks
 from shoal.protocol.parent import forked
 from shoal.protocol.trusted import LARGE, GoneError, opened, pack, pack_arguments, whole
-from shoal.tasks.running import Running
+from shoal.tasks.far import Far
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", (1, [2.5], {"a": b"x"}), SimpleNamespace(x=1), ValueError("no")])
@@ -126,10 +126,10 @@ def test_a_parcel_whose_memory_is_gone_says_so() -> None:
 def test_an_answer_of_an_actor_that_does_not_trust_code_is_not_read_even_in_a_trusted_pool() -> None:
     actors = {b"session": SimpleNamespace(offers=())}
     pool: Any = SimpleNamespace(
-        plan=SimpleNamespace(given={0: SimpleNamespace(far=True, session=b"session")}),
-        door=SimpleNamespace(trusted=True),
+        _pool=SimpleNamespace(plan=SimpleNamespace(given={0: SimpleNamespace(far=True, session=b"session")})),
+        _door=SimpleNamespace(trusted=True),
         core=SimpleNamespace(facts=SimpleNamespace(roster=SimpleNamespace(actors=actors))),
     )
     unread: Any = object()
     with pytest.raises(ProtocolError, match="it did not say --trust-code"):
-        Running._took(pool, 0, unread)
+        Far._took(pool, 0, unread)

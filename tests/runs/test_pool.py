@@ -24,10 +24,9 @@ import pytest
 
 import shoal
 from shoal.coordinator.deciding.resources import Need
-from shoal.protocol.calls import read_calls
 from shoal.protocol.errors import NeedError, ProtocolError, UserError, WorkerLost
 from shoal.protocol.trusted import GoneError, opened, pack
-from shoal.tasks import near
+from shoal.tasks import entries, near
 from shoal.tasks import running as running_module
 from shoal.tasks.kept import Kept
 from shoal.tasks.pool import Pool
@@ -185,15 +184,15 @@ def test_a_running_call_can_be_killed_and_nothing_else_is_lost(tmp_path: Path) -
 
 
 def test_a_call_whose_answer_is_being_taken_in_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    nudged, killed = Running._nudged, list[bool]()
+    nudged, killed = Running.nudged, list[bool]()
 
     def look(running: Running) -> bool:
-        for name, lease in running.core.facts.ledger.leases.items():
+        for name, lease in running.far.core.facts.ledger.leases.items() if running.far else ():
             if lease.folding:
                 killed.extend(running._kill(number) for number in running.plan.given[name[1]].tickets)
         return nudged(running)
 
-    monkeypatch.setattr(Running, "_nudged", look)
+    monkeypatch.setattr(Running, "nudged", look)
     monkeypatch.setattr(running_module, "NEAR", False)  # with actors that may be anywhere, answers take a turn to come in
     with Pool(1) as pool:
         assert [pool.submit(double, x).result() for x in range(30)] == [2 * x for x in range(30)]
@@ -264,7 +263,8 @@ def test_with_actors_that_may_be_anywhere_a_killed_worker_costs_no_result(
         assert first.result() != pid
         assert [future.result() for future in rest] == [2 * x for x in range(100)]
         assert "waits for calls" in pool.status()
-        counts = pool._running.core.facts.ledger.counts
+        assert pool._running.far is not None
+        counts = pool._running.far.core.facts.ledger.counts
         assert counts.heard == counts.accepted + counts.duplicate + counts.stale + counts.refused
 
 
@@ -591,7 +591,7 @@ def test_of_a_thousand_awaits_half_cancelled_none_is_left() -> None:
 
 def test_a_task_that_is_gone_before_its_calls_are_packed_has_none() -> None:
     running = Running(1, 0, None, None, None, 1)
-    assert read_calls(running._brief(3)) == []  # it was withdrawn in the turn in which it was given out
+    assert running.calls(3) == []  # it was withdrawn in the turn in which it was given out
 
 
 def test_who_kills_a_call_does_not_wait_for_a_pool_that_fails_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,7 +706,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_a_result_that_is_gone_with_its_process_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, times = running_module.opened, [0]
+    real, times = entries.opened, [0]
 
     def gone(data: bytes) -> Any:
         times[0] += 1
@@ -715,7 +715,7 @@ def test_a_result_that_is_gone_with_its_process_is_made_again(monkeypatch: pytes
         return real(data)
 
     with Pool(1) as pool:
-        monkeypatch.setattr(running_module, "opened", gone)
+        monkeypatch.setattr(entries, "opened", gone)
         assert (pool.submit(double, 2).result(), times) == (4, [2])
         times[0] = 0
         with pytest.raises(WorkerLost, match=r"^double was done, and its process ended before its result was read"):
@@ -803,7 +803,7 @@ def test_a_result_that_interrupts_what_opens_it_fails_its_own_call_and_not_the_p
 
 def test_a_call_that_is_offered_while_a_pool_fails_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
     offering = threading.Event()
-    monkeypatch.setattr(Running, "_ends", lambda self: "a fault" if offering.is_set() else "")
+    monkeypatch.setattr(Running, "ends", lambda self: "a fault" if offering.is_set() else "")
     with Pool(1) as pool:
         running, own = pool._running, pool._running.nudge
 

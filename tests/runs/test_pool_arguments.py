@@ -198,6 +198,7 @@ def test_a_call_that_makes_a_pool_or_calls_joblib_has_its_own_cores() -> None:
     [
         ({"actors": np.float64(0)}, r"^actors=.*0.*: must be a whole number from 1"),
         ({"address": 5555}, r"^address=5555: must be text"),
+        ({"progress": "yes"}, r"^progress='yes': must be True or False$"),
         ({"actors": 1, "run_dir": "/etc/passwd"}, r"^run_dir='/etc/passwd': File exists; give a folder"),
         ({"actors": 1, "run_dir": "/proc/x/y"}, r"^run_dir='/proc/x/y': No such file or directory; give a folder"),
     ],

@@ -154,7 +154,7 @@ def _waits(seconds: float) -> None:
 
 def test_a_pool_that_fails_fails_its_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = [""]
-    monkeypatch.setattr(Running, "_ends", lambda self: ended[0])
+    monkeypatch.setattr(Running, "ends", lambda self: ended[0])
     pool = Pool(1)
     results = pool.map(_waits, [0.01] * 200)
     ended[0] = "a test ends it"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from test_pool import begun, double, own_pid, touch
 from shoal.coordinator.deciding.resources import Need
 from shoal.protocol.errors import UserError
 from shoal.protocol.memory import whole
+from shoal.tasks.meter import WIPE
 from shoal.tasks.pool import Pool
 from shoal.tasks.weighing import Held, Weigher
 
@@ -86,7 +90,32 @@ def test_a_map_keeps_as_many_bytes_of_results_as_it_is_told() -> None:
             threading.Event().wait(0.01)
         assert "until results that are there are taken" in pool.status()
         assert sum(map(len, given)) == 3_000_000
-        for wrong in (0, "disk", -1):
+        for wrong in (0, "lots", -1):
             with pytest.raises(UserError, match=r"keep=.*must be bytes above 0"):
                 pool.map(double, [1], keep=wrong)
         assert Need(memory="2G").nbytes == 2 * 10**9
+
+
+WATCHED = """
+import threading, shoal
+from shoal.tasks import meter
+meter.AFTER = 0.0
+def nap(seconds):
+    threading.Event().wait(seconds)
+with shoal.Pool(1) as pool:
+    list(pool.map(nap, [0.3] * 5))
+print("done")
+"""
+
+
+def test_only_a_terminal_is_told_how_far_a_pool_is() -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        done = subprocess.run([sys.executable, "-c", WATCHED], stdout=subprocess.PIPE, stderr=theirs, check=True)
+        os.close(theirs)
+        said = os.read(screen.fileno(), 65_536).decode()
+    assert done.stdout == b"done\n"
+    assert " of 5 calls in " in said
+    assert said.endswith(WIPE)
+    quiet = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, check=True)
+    assert (quiet.stdout, quiet.stderr) == (b"done\n", b"")
