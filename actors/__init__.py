@@ -6,6 +6,7 @@ The one idea: all that an actor needs of a job is a Worker, one function from we
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from shoal.protocol.errors import UserError, binds, signed
@@ -14,7 +15,12 @@ from shoal.protocol.work import Task, Work
 
 
 class Worker(Protocol):
-    """The part of a job that does the tasks in an actor."""
+    """The part of a job that does the tasks in an actor.
+
+    A worker may also have run_all(weights, clients, task), which yields the work of each of the clients, in their order. It is
+    called in the place of `run` if the task has no brief. What it raises is blamed on the client whose work is due. The work of
+    a client must not depend on the other clients, because another actor may do them.
+    """
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         """The work of one client of the task. `weights` and `brief` are read-only, and valid only until this function returns.
@@ -43,6 +49,14 @@ def close(worker: Worker) -> None:
             shut()
         except Exception as raised:  # noqa: BLE001  a worker is the user's code
             print(f"shoal: closing the worker raised {type(raised).__name__}: {raised}", file=sys.stderr)
+
+
+def works_of(worker: Worker, weights: Bundle, task: Task, brief: Bundle | None) -> Iterator[Work]:
+    """Yield the work of each client of the task, in their order: of `worker.run_all`, if it has that, else of `worker.run`."""
+    if brief is None and callable(run_all := getattr(worker, "run_all", None)):
+        yield from run_all(weights, task.clients, task)
+    else:
+        yield from (work_of(worker, weights, client, task, brief) for client in task.clients)
 
 
 def work_of(worker: Worker, weights: Bundle, client: int, task: Task, brief: Bundle | None) -> Work:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from shoal.actors import Worker, work_of
+from shoal.actors import Worker, works_of
 from shoal.actors.effects import Run
 from shoal.protocol.codec import figures_fault
 from shoal.protocol.errors import ProtocolError, UserError, signed
@@ -71,8 +71,10 @@ def perform(
         stage = run.task.kind
         task = run.task if run.task.version == run.made_from else replace(run.task, version=run.made_from)
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
+        works = works_of(hand, weights, task, brief)
         for client in run.task.clients:
-            work = work_of(hand, weights, client, task, brief)
+            if (work := next(works, None)) is None:
+                raise UserError(f"{type(hand).__name__}.run_all gave no Work for client {client}: expected one for each client")
             _check(work, run.task, hand)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)

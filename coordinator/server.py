@@ -24,6 +24,7 @@ from shoal.protocol.link import NEAR, Arrival, Payload
 from shoal.protocol.messages import Chunk, Contribute, Envelope
 
 TURN = 0.05  # seconds: the longest wait between looks at the clock
+LOOK = 0.02  # seconds between two looks at which processes have ended: a look costs a call of the system
 ROOM = 1 << 25  # bytes of contributions that may be fetched and not yet folded in; more if SHARE of a model is more
 SHARE = 0.4  # of a model's bytes, that these contributions may have
 
@@ -110,6 +111,7 @@ class Server:
         self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None
+        self._look_at = clock()  # time from which ended processes are looked for again
 
     def run(self) -> events.Finish:
         """Turn until the core says Finish, and return it. Raises the error that broke the learner."""
@@ -151,8 +153,10 @@ class Server:
     def _hear(self) -> None:
         for arrival in self.wire.drain():
             self._take(arrival)
-        for pid in self.outside.gone():
-            self.handle(deeds.Ended(pid, self.outside.ran(pid)))
+        if (now := self.clock()) >= self._look_at:
+            self._look_at = now + LOOK
+            for pid in self.outside.gone():
+                self.handle(deeds.Ended(pid, self.outside.ran(pid)))
 
     def _flush(self) -> None:
         while unreached := self.wire.flush():

@@ -38,6 +38,7 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], "float | Tensor"]
 
 OVER_CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss", "CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 
+KEPT = 1 << 16  # logits that a Tally keeps before it takes their guesses
 WIDE = (torch.float32, torch.int64)  # dtypes that a model gets as they are
 METRIC_NAME = re.compile(r"[A-Za-z0-9_/.-]{1,64}")
 TAKEN = frozenset(
@@ -102,7 +103,8 @@ def over_classes(loss: Loss) -> bool | None:
 
 
 class Tally:
-    """The losses and hits of many batches. Logits are not kept: a batch costs one argmax.
+    """The losses and hits of many batches. The logits of training's batches are kept until they are KEPT numbers, because one
+    argmax over all of them costs less than an argmax for each batch.
 
     loss: the loss that the module is trained with. Labels that it ignores are no hits and no misses, and if it is not over
     classes there is no accuracy.
@@ -114,9 +116,10 @@ class Tally:
 
     def begin(self) -> Tally:
         """Forget all batches. Returns self."""
-        self.classes = 0
+        self.classes = self.kept = 0
         self.losses: list[Tensor] = []
         self.sizes: list[float | Tensor] = []
+        self.logits: list[Tensor] = []  # whose guesses are not taken yet: kept numbers, all of one shape but for the batch
         self.guesses: list[Tensor] = []
         self.truths: list[Tensor] = []
         return self
@@ -127,8 +130,18 @@ class Tally:
         self.sizes.append(len(y) if weight is None else weight.sum())
         if self._scores(logits, y):
             self.classes = logits.shape[1]
-            self.guesses.append(logits.argmax(1))
             self.truths.append(y)
+            if self.logits and self.logits[0].shape[1:] != logits.shape[1:]:
+                self._guess()
+            self.logits.append(logits.detach())
+            self.kept += logits.numel()
+            if self.kept > KEPT or not logits.requires_grad:  # a module that is evaluated may write its next logits there
+                self._guess()
+
+    def _guess(self) -> None:
+        """Take the guesses of the logits that are kept."""
+        self.guesses.append((torch.cat(self.logits) if len(self.logits) > 1 else self.logits[0]).argmax(1))
+        self.logits, self.kept = [], 0
 
     def _scores(self, logits: Tensor, y: Tensor) -> bool:
         """Return whether the logits are scores of classes, on axis 1, as cross entropy has them. A loss of the user's own over
@@ -147,8 +160,12 @@ class Tally:
         losses: list[float] = [loss.item() for loss in self.losses] if apart else torch.stack(self.losses).tolist()
         sizes = [float(size) for size in self.sizes]
         totals = {"loss": (sum(map(float.__mul__, losses, sizes)), sum(sizes))}
+        if self.logits:
+            self._guess()
         if self.guesses:
-            truths, guesses = (torch.cat(parts).cpu().numpy() for parts in (self.truths, self.guesses))
+            truths, guesses = (
+                torch.cat([one.flatten() for one in parts]).cpu().numpy() for parts in (self.truths, self.guesses)
+            )
             if self.ignored is not None and self.ignored >= 0:
                 truths = np.where(truths == self.ignored, -1, truths)
             labels = np.count_nonzero(truths >= 0)  # no guess is below 0

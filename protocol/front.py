@@ -102,7 +102,8 @@ class Front:
         if keys:
             self.socket.setsockopt(zmq.RCVHWM, max(2, HELD // PIECE))
         self.pulses = Pulses() if address.startswith("tcp://") else None
-        counted = BEGAN | ENDED if keys or self.pulses else 0
+        self.counts = bool(keys or self.pulses)  # the beginning and end of each connection must be known before its messages
+        counted = BEGAN | ENDED if self.counts else 0
         self._monitor = self._watched(zmq.EVENT_ACCEPT_FAILED | counted | (sum(FAILED) if keys else 0))
         self.full = False  # True if no descriptor is left for more connections
         self.address = self._bind(address)

@@ -89,11 +89,20 @@ class Waiting:
         self.wake = Wake()
         self.poller = zmq.Poller()
         self.poller.register(self.wake.out, zmq.POLLIN)
+        self._still: set[Any] = set()  # sockets in which the last wait found nothing, and nobody has looked since
 
     def wait(self, seconds: float) -> None:
-        for ready, _ in self.poller.poll(max(0, int(seconds * 1_000))):
-            if ready == self.wake.out:
-                self.wake.clear()
+        ready = [ready for ready, _ in self.poller.poll(max(0, int(seconds * 1_000)))]
+        if self.wake.out in ready:
+            self.wake.clear()
+        self._still = {socket for socket, _ in self.poller.sockets}.difference(ready)
+
+    def spares(self, socket: Any) -> bool:
+        """Return whether the last wait found nothing in this socket, so that a look costs nothing; True once after a wait."""
+        if socket not in self._still:
+            return False
+        self._still.discard(socket)
+        return True
 
 
 def read(peer: bytes, user: str, frames: list[Any]) -> Iterator[Arrival]:
@@ -199,8 +208,11 @@ class Hub:
 
     def drain(self) -> Iterator[Arrival]:
         """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
-        for knock in self.front.knocks():
-            yield from self._meter.arrivals(knock)
+        if self.front.counts or not all(map(self._waiting.spares, self.front.bells)):
+            for knock in self.front.knocks():
+                yield from self._meter.arrivals(knock)
+        if self._waiting.spares(self.front.socket):
+            return
         came = 0
         while came < DRAIN and (entry := self.front.take()) is not None:
             came += 1  # also if nothing of the frame is handed on
@@ -298,7 +310,10 @@ class Line:
 
     def drain(self) -> Iterator[Arrival]:
         """Arrivals, of at most DRAIN messages. A message that cannot be read is an arrival with a fault."""
-        yield from self._overheard()
+        nothing = self._waiting.spares(self.socket)
+        yield from self._overheard(look=not (self._waiting.spares(self._monitor) and nothing))
+        if nothing:
+            return
         for _ in range(DRAIN):
             try:
                 frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -341,9 +356,10 @@ class Line:
 
     # Being refused
 
-    def _overheard(self) -> Iterator[Arrival]:
+    def _overheard(self, look: bool) -> Iterator[Arrival]:
+        """What befell the connection. look: False if nothing did; only the time of the next try is looked at."""
         now = self._clock()
-        while self._monitor.poll(0):
+        while look and self._monitor.poll(0):
             event = EVENT.unpack(self._monitor.recv_multipart()[0])[0]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 if self._connected or self._beside:

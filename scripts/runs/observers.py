@@ -19,6 +19,8 @@ from shoal.protocol.work import Metrics
 from shoal.runs.progress import indented, stamped
 from shoal.runs.rundir import RunDir, finite, replaced
 
+WRITER = json.JSONEncoder(allow_nan=False)  # json.dumps makes one each time
+
 
 class Together:
     """An observer that calls several observers, in order."""
@@ -93,13 +95,13 @@ class Record:
             self._write_waiting()
         self._newest, self._begins = new, -1
         if waits:  # if this process is killed, the next life writes it
-            replaced(self._run.waiting_file, json.dumps(new, allow_nan=False) + "\n")
+            replaced(self._run.waiting_file, WRITER.encode(new) + "\n")
         else:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
         if self._begins < 0 <= self._newest["version"]:
-            line = json.dumps(self._newest, allow_nan=False) + "\n"
+            line = WRITER.encode(self._newest) + "\n"
             self._begins, self._ends = self._ends, self._ends + len(line)  # also if the disk is full: the line stays buffered
             self.metrics.write(line)
             with _as_far_as_possible():

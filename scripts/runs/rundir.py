@@ -221,7 +221,12 @@ def short_name(job: str) -> str:
 
 def finite(value: Any) -> Any:
     """The value as plain JSON data: NaN and infinities, which JSON lacks, become None; numpy's numbers become Python's."""
-    if isinstance(value, Mapping):
+    kind = type(value)
+    if kind is float:  # most values of a row are: the other questions take longer
+        return value if math.isfinite(value) else None
+    if kind is int or kind is str:
+        return value
+    if kind is dict or isinstance(value, Mapping):
         return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]

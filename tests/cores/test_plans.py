@@ -228,3 +228,48 @@ def test_purposes_that_agree_in_sixteen_bytes_are_refused_and_not_taken_for_one(
     assert key(5, "a" * 15, 1) != key(5, "a" * 16, 1)
     with pytest.raises(ValueError, match="16"):
         key(5, "a" * 17, 1)
+
+
+def summed_round(plan: Rounds, version: int, held: tuple[int, ...], *news: Outcome) -> list[int]:
+    """The numbers of clients of the tasks that a plan gives to actors with room for two tasks each, less those they hold."""
+    seats = [Seat(actor, 2 - many, held=many) for actor, many in enumerate(held)]
+    given = plan.assign(Seats(sum(seat.free for seat in seats), lambda: seats), news, version, 0.0)
+    return [len(task.clients) for task in given if task.kind == "train"]
+
+
+def came(clients: int, seconds: float) -> Outcome:
+    return Outcome(Task(0, 0, tuple(range(clients))), "accepted", seconds, {})
+
+
+def test_quick_clients_whose_sums_travel_are_one_task_for_each_actor() -> None:
+    plan = Rounds(20, 10, summed=True)
+    assert summed_round(plan, 0, (0, 0)) == [3, 3, 2, 2]  # nothing is known of their times
+    assert summed_round(plan, 1, (0, 0), came(3, 0.03)) == [5, 5]
+    assert summed_round(plan, 2, (0, 0, 0)) == [4, 3, 3]
+    assert summed_round(plan, 3, (0,)) == [10]
+
+
+def test_slow_clients_are_two_tasks_for_each_actor_until_quick_ones_have_come_often() -> None:
+    plan = Rounds(20, 10, summed=True)
+    assert summed_round(plan, 0, (0, 0), came(3, 0.03), came(3, 3.0)) == [3, 3, 2, 2]
+    assert summed_round(plan, 1, (0, 0), *[came(3, 0.03)] * 10) == [3, 3, 2, 2]
+    assert summed_round(plan, 2, (0, 0), *[came(3, 0.03)] * 20) == [5, 5]
+
+
+def test_the_time_of_a_client_is_not_that_of_a_failed_task_or_an_evaluation() -> None:
+    plan = Rounds(20, 10, summed=True)
+    failed, scored = came(3, 0.03)._replace(word="failed"), came(1, 0.001)._replace(task=Task(0, 0, (1,), counts=False))
+    assert summed_round(plan, 0, (0, 0), failed, scored) == [3, 3, 2, 2]
+
+
+def test_evaluations_have_the_room_that_one_task_an_actor_leaves() -> None:
+    plan = Rounds(20, 10, summed=True, evaluate_every=1, evaluate_cohort=4)
+    seats = [Seat(0, 2), Seat(1, 2)]
+    plan.assign(Seats(4, lambda: seats), [came(3, 0.03)], 0, 0.0)
+    given = plan.assign(Seats(4, lambda: seats), [], 1, 0.0)
+    assert [(task.kind, len(task.clients)) for task in given] == [("train", 5), ("train", 5), ("evaluate", 1), ("evaluate", 1)]
+
+
+def test_clients_that_are_not_summed_are_a_task_each_however_quick_they_are() -> None:
+    plan = Rounds(20, 3)
+    assert summed_round(plan, 0, (0, 0), came(1, 0.001)) == [1, 1, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -392,3 +392,41 @@ def test_an_exception_in_the_users_own_code_is_told_with_its_place() -> None:
     message = done(Work(None), kind=Ill)
     assert isinstance(message, Failed)
     assert re.search(r"test_tasks\.py, line \d+, in run: LookupError: no such client$", message.error)
+
+
+# Clients together
+
+
+class Together(Three):
+    """A worker that gives the work of several clients at once, up to the first client that is `odd`."""
+
+    odd = 7
+
+    def run(self, weights: Bundle, client: int, task: Task) -> Work:
+        raise AssertionError("run_all is there")
+
+    def run_all(self, weights: Bundle, clients: Sequence[int], task: Task) -> Iterator[Work]:
+        for client in clients:
+            if client == self.odd:
+                raise ValueError("odd")
+            yield replace(self.work, weight=1.0 + client)
+
+
+def test_a_worker_that_takes_a_tasks_clients_together_is_asked_once_and_its_works_are_summed_in_order() -> None:
+    message = done(Work(delta(), totals={"n": (1.0, 1.0)}), clients=(0, 2, 3), kind=Together)
+    assert isinstance(message, Contribute)
+    assert (message.weight, message.totals) == (8.0, {"n": (3.0, 3.0)})
+
+
+def test_what_it_raises_is_of_the_client_whose_work_is_due_and_a_client_without_a_work_is_named() -> None:
+    failed = done(Work(delta()), clients=(0, 7, 3), kind=Together)
+    assert isinstance(failed, Failed)
+    assert (failed.client, "odd" in failed.error) == (7, True)
+
+    class Few(Together):
+        def run_all(self, weights: Bundle, clients: Sequence[int], task: Task) -> Iterator[Work]:
+            return super().run_all(weights, clients[:1], task)
+
+    few = done(Work(delta()), clients=(0, 4), kind=Few)
+    assert isinstance(few, Failed)
+    assert (few.client, few.error) == (4, "Few.run_all gave no Work for client 4: expected one for each client")

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from shoal.protocol import wake as waking
 from shoal.protocol.gate import KEEP, KEPT, SEND, SEND_KEPT
 from shoal.protocol.gateway import Gateway
-from shoal.protocol.link import Part
+from shoal.protocol.link import Part, Waiting
 from shoal.protocol.messages import Chunk, Envelope, Weights
 from shoal.protocol.pipe import Pipe
 from shoal.protocol.wake import Wake
@@ -145,3 +146,23 @@ def test_weights_that_go_with_their_message_go_through_once_for_all_actors() -> 
         gateway.send(b"%d" % peer, Envelope(b"", 9, Weights(4, kept=peer // 10)), weights)  # snapshots are made meanwhile
     assert gateway.through.kinds == [KEEP, *[SEND_KEPT] * 30]
     gateway.over()
+
+
+def test_a_socket_in_which_a_wait_found_nothing_is_not_looked_into_once() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    front, back = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    front.bind("inproc://spared")
+    back.connect("inproc://spared")
+    waiting = Waiting()
+    waiting.poller.register(front, zmq.POLLIN)
+    assert not waiting.spares(front)  # nobody has waited
+    waiting.wait(0)
+    assert waiting.spares(front)
+    assert not waiting.spares(front)  # a second look without a wait between may find what came since
+    back.send(b"")
+    waiting.wait(5)
+    assert not waiting.spares(front)
+    for end in (front, back):
+        end.close(0)
+    context.term()
+    waiting.wake.close()

@@ -15,6 +15,8 @@ from shoal.coordinator.deciding.plans.selection import Select
 from shoal.protocol.work import Task
 
 MOST_CLIENTS = 500  # most clients in one task: its message stays small, and a lost actor costs little
+SOON = 0.25  # seconds for which an actor's share of a round may last to be one task: too few for the others to wait for it
+FADES = 0.9  # factor by which the longest time of a client counts less with each task that comes in
 
 
 class Rounds:
@@ -54,13 +56,17 @@ class Rounds:
         self.train: list[int] = []
         self.evaluate: Sequence[int] = ()
         self.issued = 0
+        self.apiece = math.inf  # seconds of a client in a task of several: the longest lately
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         self.news.extend(news)
+        if self.summed:
+            self._time(news)
         if version != self.version:
             self._begin(version, now)
         tasks: list[Task] = []
-        while len(tasks) < seats.room and (task := self._next(seats.room - len(tasks))):
+        shares = self._shares(seats)
+        while len(tasks) < seats.room and (task := self._next(max(1, shares - len(tasks)))):
             tasks.append(task)
         return tasks
 
@@ -82,12 +88,30 @@ class Rounds:
         due = self.evaluate_every and version % self.evaluate_every == 0
         self.evaluate = self.evaluators(version, min(self.clients, self.evaluate_cohort), ()) if due else ()
 
-    def _next(self, idle: int) -> Task | None:
-        """Return the next task of the round, None if there is none. A summed cohort is cut into as many tasks as there is room
-        for, because each task costs a message and a thread's waking; further tasks go out when actors have room again."""
+    def _time(self, news: Sequence[Outcome]) -> None:
+        """Note the seconds that a client takes."""
+        for one in news:
+            if one.word == "accepted" and one.task.counts and one.task.clients:
+                took = one.seconds / len(one.task.clients)
+                self.apiece = took if self.apiece == math.inf else max(took, FADES * self.apiece)
+
+    def _shares(self, seats: Seats) -> int:
+        """Return the number of tasks that the clients of a summed cohort which are left are cut into. It is the number of
+        actors with room if each actor's share lasts for SOON at most: a task costs a message and a thread's waking, and a
+        worker may train the clients of one task together. Else it is the number of tasks that there is room for: an actor
+        begins the second while the sum of the first is on its way, and less is lost with an actor."""
+        left = len(self.train) - self.issued
+        if not self.summed or left <= 0 or self.apiece * left > SOON * seats.room:
+            return seats.room
+        actors = sum(1 for _ in seats)
+        return actors if actors and self.apiece * math.ceil(left / actors) <= SOON else seats.room
+
+    def _next(self, shares: int) -> Task | None:
+        """Return the next task of the round, None if there is none. shares: number of tasks that the clients which are left are
+        cut into, if the cohort is summed. Further tasks go out when actors have room again."""
         left = len(self.train) - self.issued
         if left > 0:
-            size = min(MOST_CLIENTS, math.ceil(left / idle)) if self.summed else 1
+            size = min(MOST_CLIENTS, math.ceil(left / shares)) if self.summed else 1
             return self._task(self.train[self.issued : self.issued + size], "train", True)
         at = self.issued - len(self.train)
         return self._task(self.evaluate[at : at + 1], "evaluate", False) if at < len(self.evaluate) else None
