@@ -21,6 +21,7 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
+from flower_standin import flwr_or_stand_in
 
 import shoal
 from shoal.commands.arguments import parser
@@ -231,6 +232,8 @@ def test_every_job_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     from shoal.runs.rundir import Config, RunDir
 
     monkeypatch.setattr(sys, "path", list(sys.path))
+    if "flwr" in code:
+        flwr_or_stand_in(monkeypatch)
     (tmp_path / "shown.py").write_text(code)
     job: Any = find(f"{tmp_path}/shown.py:job")
     sys.modules.pop("shown", None)
