@@ -6,7 +6,6 @@ no more towards the client's own optimum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ class ScaffoldServer(StatefulServer):
         c_i = self.row(task)
         return Bundle.pack({"correction": self.c if c_i is None else self.c - c_i})
 
-    def took(self, client: int, delta: Bundle, arrays: Mapping[str, Floats], weight: float) -> None:
+    def took(self, client: int, delta: Bundle, arrays: dict[str, Floats], weight: float) -> None:
         self.remembered.put(client, arrays["control"])
 
     def step(self) -> Moved:

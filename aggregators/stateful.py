@@ -45,11 +45,11 @@ class Split(FedAvgServer):
         super().fold(replace(contribution, work=replace(contribution.work, bundle=delta, weight=weight), norm=None))
         self.took(client, delta, arrays, weight)
 
-    def prepared(self, delta: Bundle, weight: float, arrays: Mapping[str, Floats]) -> tuple[Bundle, float]:
-        """The delta and the weight that go into the sum. The delta is a copy that may be changed."""
+    def prepared(self, delta: Bundle, weight: float, arrays: dict[str, Floats]) -> tuple[Bundle, float]:
+        """The delta and the weight that go into the sum. Delta and arrays may be changed; an array may be added for `took`."""
         return delta, weight
 
-    def took(self, client: int, delta: Bundle, arrays: Mapping[str, Floats], weight: float) -> None:
+    def took(self, client: int, delta: Bundle, arrays: dict[str, Floats], weight: float) -> None:
         """Put aside, until the step, what else the contribution says. The arrays stay as they are."""
 
 

@@ -85,16 +85,18 @@ def data(client: int) -> tuple[Floats, Floats]:
     return examples.x.astype(np.float64), examples.y
 
 
-def single(method: Any, *targets: float, **settings: Any) -> Job:
+def single(method: Any, *targets: float, sizes: tuple[int, ...] = (), **settings: Any) -> Job:
     """One weight w, which begins with 0, and a client for each target t, whose loss is (w - t)**2: its gradient is 2 (w - t).
-    Each client makes two steps with a learning rate of 0.1, in each of two rounds."""
+    Each client makes two steps with a learning rate of 0.1, in each of two rounds. sizes: each client's number of examples, all
+    alike; (): 1."""
 
     def model() -> nn.Module:
         made = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(made.weight)
         return made
 
-    clients = [(np.ones((1, 1), np.float32), np.full((1, 1), target, np.float32)) for target in targets]
+    many = zip(targets, sizes or (1,) * len(targets), strict=True)
+    clients = [(np.ones((size, 1), np.float32), np.full((size, 1), target, np.float32)) for target, size in many]
     own: dict[str, Any] = {
         "clients": len(targets),
         "cohort": len(targets),

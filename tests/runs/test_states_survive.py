@@ -62,7 +62,7 @@ def shoal(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize(("method", "memory"), [("scaffold", 0)])
+@pytest.mark.parametrize(("method", "memory"), [("scaffold", 0), ("feddyn", 64)])
 def test_clients_states_survive_kill_9_of_an_actor_and_of_the_coordinator(tmp_path: Path, method: str, memory: int) -> None:
     (tmp_path / "job.py").write_text(JOB)
     whole = run(find(f"{tmp_path}/job.py:job").configured({"method": method, "rounds": 20}), 0).sha256

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shoal.jobs.methods.fedavg import FedAvg, FedProx
+from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.fedbuff import FedBuff
+from shoal.jobs.methods.feddyn import FedDyn
+from shoal.jobs.methods.fednova import FedNova
 from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from shoal.jobs.methods.fedprox import FedProx
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
+from shoal.jobs.methods.mimelite import MimeLite
 from shoal.jobs.methods.ppo import PPO
+from shoal.jobs.methods.qffl import QFFL
 from shoal.jobs.methods.scaffold import Scaffold
 from shoal.jobs.settings import ranges
 
@@ -26,6 +31,10 @@ METHODS: Mapping[str, type[Method]] = {
         FedAdam,
         FedYogi,
         Scaffold,
+        FedNova,
+        FedDyn,
+        MimeLite,
+        QFFL,
         FedBuff,
         IMPALA,
         PPO,

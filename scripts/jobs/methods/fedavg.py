@@ -1,4 +1,4 @@
-"""FedAvg and FedProx: synchronous rounds, and the weighted mean of the deltas of a round's clients."""
+"""FedAvg: synchronous rounds, and the weighted mean of the deltas of a round's clients."""
 
 from __future__ import annotations
 
@@ -118,12 +118,3 @@ class FedAvg(InRounds):
     def check(self, problem: Problem) -> None:
         super().check(problem)
         check_made(self, "server_optimizer", "server_lr")
-
-
-@dataclass(frozen=True)
-class FedProx(FedAvg):
-    """FedAvg with a proximal term in the clients' loss, which keeps clients near the round's weights (Li et al. 2020)."""
-
-    name: ClassVar[str] = "fedprox"
-
-    mu: float = option(0.01, "weight of the proximal term in a client's loss", above=0)

@@ -63,22 +63,15 @@ class Apiece(InRounds):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
-        if isinstance(problem, Supervised) and problem.worker is not None:
-            why = f"method={self.name} trains the clients in a way of its own"
-            raise UserError(f"worker={shown(problem.worker)}: {why}; leave worker= out, or take method=fedavg")
+        own_clients(problem, f"method={self.name}")
+
+    @property
+    def more(self) -> bool:
+        """True if a contribution holds more than a delta."""
+        return type(self).beside is not Apiece.beside
 
     def fits(self, job: Job) -> None:
-        for wrap in job.around:
-            if getattr(wrap, "compress", "none") != "none":
-                why = f"method={self.name} needs each client's numbers as they are, and a codec would round what it remembers"
-                raise UserError(f"compress={wrap.compress}: {why}; compress=none")
-            if getattr(wrap, "norm_factor", 0) and self.beside(job.problem):
-                raise UserError(f"norm_factor={wrap.norm_factor:g}: {self._both()}; norm_factor=0")
-        if (bound := getattr(job.checks, "norm_bound", 0.0)) and self.beside(job.problem):
-            raise UserError(f"norm_bound={bound:g}: {self._both()}; norm_bound=0")
-
-    def _both(self) -> str:
-        return f"a contribution of method={self.name} holds more than a delta, and its norm is that of both"
+        as_they_are(job, f"method={self.name}", self.more)
 
     def plain_steps(self, why: str) -> None:
         """Raises UserError unless the clients make steps of plain SGD on their own loss."""
@@ -91,6 +84,26 @@ class Apiece(InRounds):
         factor = self.schedule()
         if (still := next((version for version in range(self.rounds) if not factor(version)), None)) is not None:
             raise UserError(f"lr_schedule={shown(self.lr_schedule)}: gave 0 for version {still}; {why}")
+
+
+def own_clients(problem: Problem, which: str) -> None:
+    """Raises UserError for workers of the user's. which: the setting that brings clients of its own, name=value."""
+    worker = getattr(problem, "worker", None)
+    if not isinstance(problem, Supervised) or worker is not None:
+        raise UserError(
+            f"worker={shown(worker)}: {which} trains the clients in a way of its own; leave worker= out, or {which} itself"
+        )
+
+
+def as_they_are(job: Job, which: str, more: bool) -> None:
+    """Raises UserError if the job's checks or wraps stand in the way of contributions that must come as they are. more: True
+    if they hold more than a delta."""
+    for wrap in job.around:
+        if (codec := getattr(wrap, "compress", "none")) != "none":
+            raise UserError(f"compress={codec}: {which} needs a client's numbers as they are, not rounded; compress=none")
+    for name, part in ((name, part) for part in (job.checks, *job.around) for name in ("norm_bound", "norm_factor")):
+        if more and (bound := getattr(part, name, 0.0)):
+            raise UserError(f"{name}={bound:g}: {which} sends more than a delta, and the norm would be of both; {name}=0")
 
 
 @dataclass(frozen=True)
