@@ -187,6 +187,19 @@ def test_the_page_on_comparing_begins_with_a_short_program_that_runs(tmp_path: P
     assert names["found"]["B"].verdict == "better"
 
 
+def test_the_page_on_privacy_begins_with_a_short_program_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra shoal[privacy] is not installed")
+    monkeypatch.chdir(tmp_path)
+    program = blocks(ROOT / "docs" / "privacy.md", "python")[0]
+    assert len(program.splitlines()) <= 10
+    exec(program, {})
+    accuracy, epsilon = re.findall(r"[0-9.]+", capsys.readouterr().out)
+    assert float(accuracy) > 0.2
+    assert 7.5 < float(epsilon) <= 8
+
+
 def test_the_page_on_serving_begins_with_a_short_program_that_runs(tmp_path: Path) -> None:
     program = blocks(ROOT / "docs" / "serving.md", "python")[0]
     assert len(program.splitlines()) <= 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
@@ -173,6 +174,12 @@ class Job:
 
     # In the coordinator
 
+    def kept(self, folder: Path) -> Job:
+        """The job of a run that is kept in `folder`, whose lock the caller holds. Raises UserError if the method finds there
+        that the run must not go on."""
+        method = self.method.kept(folder, self.seed)
+        return self if method is self.method else replace(self, method=method)
+
     def aggregator(self, device: str) -> Aggregator:
         """The method's aggregator inside the job's wraps. Raises UserError if an aggregator lacks a part."""
         start = Start(self.problem, self.seed, self.checks.norm_bound)
@@ -255,6 +262,7 @@ class Job:
 
     def prepare(self) -> None:
         """Make the data and processes that forked actors share. Raises UserError for a fault in the user's part."""
+        self.method.prepare()
         self.problem.prepare(self.method, self.seed)
 
     def check_parts(self) -> None:

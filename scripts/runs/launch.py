@@ -133,13 +133,15 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
     """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
     second. pauses: True if actors from elsewhere are then to wait for the run's next life."""
     options, pool, clock = ready.options, ready.pool, time.monotonic
-    job, config, keys = options.job, options.config, options.keys
+    config, keys = options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
         shown = observer
         followers = Followers(options.run, options.track, lambda text: shown.report(Report("tracking", text, "warning")))
         stack.enter_context(followers)  # its end comes after that of the lock: a resume need not wait for trackers
         stack.callback(Lock(options.run.path).close)  # after the fork: a copy of the lock would outlive this process
+        options = replace(options, job=options.job.kept(options.run.path))
+        job = options.job
         followers.start()
         central = job.central(ready.device)
         record = Record(

@@ -132,7 +132,8 @@ def learner_of(
     complain: Callable[[Report], None] | None = None,
 ) -> Learner:
     """The learner, on a thread of its own; in the plain loop on the caller's. strangers: actors come with keys of their own."""
-    inspector = Inspector(job.checks.norm_bound, job.checks.max_examples, job.checks.usual if strangers else 0.0)
+    usual = job.checks.usual if strangers and not job.method.independent else 0.0
+    inspector = Inspector(job.checks.norm_bound, job.checks.max_examples, usual)
     evaluation = {"evaluate": central, "due": job.method.due}
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, "given_up": given_up, **evaluation}
     if isinstance(wire, Hub | Gateway):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.fedbuff import FedBuff
 from shoal.jobs.methods.feddyn import FedDyn
@@ -36,6 +37,8 @@ METHODS: Mapping[str, type[Method]] = {
         MimeLite,
         QFFL,
         FedBuff,
+        DPFedAvg,
+        LocalDP,
         IMPALA,
         PPO,
     )

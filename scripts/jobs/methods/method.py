@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from shoal.actors import Worker
 from shoal.aggregators import Aggregator
@@ -72,6 +73,9 @@ class Method:
     problems: ClassVar[tuple[str, ...]] = ("supervised", "environment", "calls")
     end: ClassVar[str] = "rounds"
     """The setting that says when a run is done. `shoal resume` may raise it."""
+    independent: ClassVar[bool] = False
+    """True if no client's contribution may decide whether another's counts, as differential privacy asks: no bound is then made
+    from the median of contributions."""
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         """The plan, which decides which clients work when. asked: the tasks that earlier lives of the run asked for. sums: True
@@ -97,6 +101,14 @@ class Method:
 
     def fits(self, job: Job) -> None:
         """Raises UserError, one line, if the method cannot work with the job's other parts: its checks and its wraps."""
+
+    def prepare(self) -> None:
+        """Compute what forked actors are to share. Raises UserError."""
+
+    def kept(self, folder: Path, seed: int) -> Self:
+        """The method of a run that is kept in `folder`, whose lock the caller holds. A method that keeps something there beside
+        snapshots and journal returns another than itself. Raises UserError."""
+        return self
 
     def try_out(self, seed: int) -> None:
         """Tries the user's own functions among the settings once, before the run has a folder. Raises UserError."""
