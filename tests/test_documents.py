@@ -143,6 +143,16 @@ def test_the_page_on_loading_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert lines[24] == "{'epoch': 1, 'batch': 6} [16, 17, 18]"
 
 
+def test_the_page_on_schedules_begins_with_a_short_program_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = blocks(ROOT / "docs" / "scheduling.md", "python")[0]
+    assert len(program.splitlines()) <= 10
+    exec(program, {})
+    assert capsys.readouterr().out == "[10, 20, 30, 40, 50]\n"
+
+
 def test_the_page_of_other_words_names_only_things_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from shoal.nets.evaluation import Arrays, Loss, Metric, Tally, batches, loss_for
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, for_training
 from shoal.nets.schedules import Schedule
+from shoal.nets.squares import Squares
 from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError, within
@@ -48,6 +49,7 @@ class LocalSGD:
     metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data, in a task of kind "evaluate".
     kept_bytes: most bytes of clients' data that stay on the device; the data unused for longest go first.
     thin: True leaves frozen parameters (requires_grad=False) out of deltas, until a task changed one of them.
+    squares: True adds the total `loss_squared` to those of a "train" task (nets/squares.py).
 
     A "train" task returns the delta (local - global, in each dtype's own arithmetic; of booleans and one-byte integers local
     itself) and totals over all examples of all steps, each taken just before the step that uses it. An "evaluate" task returns
@@ -76,6 +78,7 @@ class LocalSGD:
     device: torch.device | str = "cpu"
     kept_bytes: int = 2**28
     thin: bool = False
+    squares: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"local_epochs": 1, "local_steps": 0, "batch_size": 1}.items():
@@ -140,6 +143,7 @@ class LocalSGD:
             self.tally.begin(),
             self.factor_at(task.version),
         )
+        squares = Squares(self.loss) if self.squares else None
         t = 0
         for order in self._orders(len(data[1]), self._shuffle(client, task)):
             for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
@@ -150,7 +154,9 @@ class LocalSGD:
                 loss.backward(self.one)  # type: ignore[no-untyped-call]
                 self._step(factor, t)
                 tally.add(logits, ys, loss, *weight)
-        return tally.totals()
+                if squares is not None:
+                    squares.add(logits, ys)
+        return tally.totals() if squares is None else {**tally.totals(), **squares.totals()}
 
     def _shuffle(self, client: int, task: Task) -> np.random.Generator:
         """The generator of the client's orders. Those of a task's clients are made together: one after the other, between calls

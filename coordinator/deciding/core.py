@@ -6,13 +6,14 @@ plan says enough, send new weights to actors that hold old ones, give idle actor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from shoal.coordinator.deciding import contributions, desk, events, membership, patience
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Effect, Event
 from shoal.coordinator.deciding.facts import Facts
-from shoal.coordinator.deciding.plans import Plan
+from shoal.coordinator.deciding.plans import Plan, wakes
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
@@ -81,8 +82,10 @@ def _step(facts: Facts) -> Iterator[Effect]:
 
 
 def _despair(facts: Facts) -> Iterator[Effect]:
-    """End a run whose round has lost every task and can neither step nor give out more: it would wait for ever."""
-    if not facts.stepping and not facts.ledger.outstanding(facts.version) and facts.roster:
+    """End a run whose round has lost every task and can neither step nor give out more: it would wait for ever. A plan that
+    wakes later (a client comes back) is waited for."""
+    waits = wakes(facts.plan, facts.version, facts.now) < math.inf
+    if not waits and not facts.stepping and not facts.ledger.outstanding(facts.version) and facts.roster:
         yield from facts.end(f"no contribution to version {facts.version + 1} could be had", failed=True)
 
 

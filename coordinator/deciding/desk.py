@@ -247,10 +247,15 @@ def close(facts: Facts) -> Iterator[Effect]:
     """Revoke the tasks of the round that closed, if the plan admits no lag (a synchronous round)."""
     if facts.plan.admits(facts.version - 1, facts.version):
         return
+    late: list[int] = []
     for lease in [one for one in facts.ledger.leases.values() if one.task.version < facts.version]:
         if not (lease.folding or lease.promise):
             yield from revoke(facts, lease)
             yield from end(facts, lease)
             facts.ledger.note(lease, "stale", facts.now)
+            late.extend(lease.clients if lease.counts else ())
+    if late:
+        shown = ", ".join(map(str, late[:8])) + ", ..." * (len(late) > 8)
+        yield Report("dropped", f"version {facts.version} is made without {len(late)} clients that came too late: {shown}")
     unpark(facts)
     facts.ledger.close(facts.version)

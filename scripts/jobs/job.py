@@ -220,6 +220,8 @@ class Job:
     def plan(self, asked: Asked) -> Plan:
         """The method's plan. asked: the tasks that earlier lives of the run asked for. Raises UserError if the plan lacks a
         part."""
+        if self.method.sized:
+            asked = replace(asked, sizes=self.problem.sizes(self.method, self.seed))
         made = self.method.plan(asked, self.seed, self.sums)
         if parts := unfit(made, PLAN):
             raise UserError(f"method {self.method.name}: its plan {type(made).__name__} lacks {', '.join(parts)}")

@@ -87,6 +87,10 @@ class Problem:
         """The function weights -> name -> a number for each held-out example, [n]; None if there is no held-out data."""
         return None
 
+    def sizes(self, method: Method, seed: int) -> Sequence[int]:
+        """Each client's number of examples; empty if it is not known."""
+        return ()
+
     def try_out(self, method: Method, seed: int) -> None:
         """Try the user's part once, in this process. Raises UserError for a fault in it."""
 
@@ -211,6 +215,10 @@ class Supervised(Problem):
         classes = tried(self.model, examples[: max(2, size)], loss, population.held_out, self.metrics, backward=backward)
         if classes is not None:
             population.check_classes(classes, ignored_label(loss))
+
+    def sizes(self, method: Method, seed: int) -> Sequence[int]:
+        sizes = self.population(method, seed).sizes
+        return () if sizes is None else sizes.tolist()
 
     def held_out_digest(self, method: Method, seed: int) -> str:
         held_out = self.population(method, seed).held_out

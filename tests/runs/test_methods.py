@@ -361,8 +361,8 @@ def test_public_names_are_what_they_say() -> None:
     [
         ("impala", IMPALALearner, {"device"}),
         ("ppo", PPOLearner, {"device", "seed"}),
-        ("fedavg", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "thin"}),
-        ("fedbuff", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "thin"}),
+        ("fedavg", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "squares", "thin"}),
+        ("fedbuff", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "squares", "thin"}),
     ],
 )
 def test_what_a_method_makes_gets_all_settings_by_their_names(method: str, made: type, others: set[str]) -> None:

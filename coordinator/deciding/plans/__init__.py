@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -11,15 +12,18 @@ from shoal.protocol.work import Task, Totals
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The tasks of a run's earlier lives, so that a schedule does not ask for them again.
+    """The tasks of a run's earlier lives, so that a schedule does not ask for them again, and what a schedule may know besides.
 
     drawn: number of tasks given out, of all versions. done: version -> clients whose contributions are folded in, or promised.
-    first: version -> lowest index that none of its tasks has had.
+    first: version -> lowest index that none of its tasks has had. seconds: time that the earlier lives took. sizes: each
+    client's number of examples; empty: not known, or not asked for.
     """
 
     drawn: int = 0
     done: Mapping[int, Collection[int]] = field(default_factory=dict)
     first: Mapping[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    sizes: Sequence[int] = ()
 
 
 AFRESH = Asked()  # for a run without earlier lives
@@ -64,8 +68,18 @@ class Outcome(NamedTuple):
     totals: Totals
 
 
+def wakes(plan: Plan, version: int, now: float) -> float:
+    """Return the first time after `now` at which this plan may answer otherwise although nothing has happened; inf: none."""
+    asked = getattr(plan, "wakes", None)
+    return float(asked(version, now)) if callable(asked) else math.inf
+
+
 class Plan(Protocol):
-    """A run's schedule. `now` is in seconds of a monotonic clock that is handed in."""
+    """A run's schedule. `now` is in seconds of a monotonic clock that is handed in.
+
+    A plan may have one method more, `wakes(version, now) -> float`: the first time after `now` at which the plan may answer
+    otherwise than now although nothing has happened (a deadline, a client that comes back); inf: there is none.
+    """
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         """Return at most `seats.room` new tasks against `version`. The core hands out the tasks of dead actors again.

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from shoal.coordinator.deciding.plans import AFRESH, NEWS, Asked, Outcome, Seats, selection
+from shoal.coordinator.deciding.plans.attendance import Attendance
 from shoal.coordinator.deciding.plans.selection import Select
 from shoal.protocol.work import Task
 
@@ -26,7 +27,9 @@ class Rounds:
     that draws them (plans/selection.py; None: `uniform`). quorum: clients that suffice after the deadline (0: the cohort).
     deadline: seconds from the start of a round to its cut (0: no cut). summed: one task may hold several clients, whose
     weighted sum comes back. evaluate_every: versions from one evaluation to the next (0: none). evaluate_cohort: clients that
-    score the weights then. asked: tasks of earlier lives.
+    score the weights then. asked: tasks of earlier lives. spare: clients that a round asks beyond its cohort; it ends when the
+    cohort is in, and whoever comes later is too late (Bonawitz et al. 2019, over-selection). attendance: the clients that can
+    be asked (None: all, always); a round begins when there are as many as its cohort.
     """
 
     def __init__(
@@ -42,8 +45,11 @@ class Rounds:
         evaluate_cohort: int = 0,
         asked: Asked = AFRESH,
         select: Select | None = None,
+        spare: int = 0,
+        attendance: Attendance | None = None,
     ) -> None:
         self.clients, self.cohort = clients, cohort or clients
+        self.spare, self.attendance = spare, attendance
         self.quorum, self.deadline = quorum or self.cohort, deadline
         self.seed, self.summed = seed, summed
         self.evaluate_every, self.evaluate_cohort = evaluate_every, evaluate_cohort
@@ -62,8 +68,8 @@ class Rounds:
         self.news.extend(news)
         if self.summed:
             self._time(news)
-        if version != self.version:
-            self._begin(version, now)
+        if version != self.version and not self._begin(version, now):
+            return []
         tasks: list[Task] = []
         shares = self._shares(seats)
         while len(tasks) < seats.room and (task := self._next(max(1, shares - len(tasks)))):
@@ -78,15 +84,28 @@ class Rounds:
             return False
         all_out = self.issued == len(self.train) + len(self.evaluate)
         cut = 0 < self.deadline <= now - self.began and folded >= self.quorum
-        return (all_out and outstanding == 0) or cut
+        full = self.spare > 0 and folded >= self.cohort and (all_out or not self.evaluate)
+        return (all_out and outstanding == 0) or cut or full
 
-    def _begin(self, version: int, now: float) -> None:
+    def wakes(self, version: int, now: float) -> float:
+        if version != self.version:
+            return math.inf if self.attendance is None else self.attendance.change(now)
+        cut = self.began + self.deadline
+        return cut if self.deadline and now < cut else math.inf
+
+    def _begin(self, version: int, now: float) -> bool:
+        """Return whether the round has begun: enough clients can be asked."""
+        among = () if self.attendance is None else (self.attendance.among(now),)
+        here = len(among[0]) if among else self.clients
+        if here < min(self.cohort, self.clients):
+            return False
         self.version, self.began, self.issued = version, now, 0
-        done = self.asked.done.get(version, ())
-        self.train = [client for client in self.select(version, self.cohort, tuple(self.news)) if client not in done]
+        done, many = self.asked.done.get(version, ()), min(here, self.cohort + self.spare)
+        self.train = [client for client in self.select(version, many, tuple(self.news), *among) if client not in done]
         self.news.clear()
         due = self.evaluate_every and version % self.evaluate_every == 0
-        self.evaluate = self.evaluators(version, min(self.clients, self.evaluate_cohort), ()) if due else ()
+        self.evaluate = self.evaluators(version, min(here, self.evaluate_cohort), (), *among) if due else ()
+        return True
 
     def _time(self, news: Sequence[Outcome]) -> None:
         """Note the seconds that a client takes."""

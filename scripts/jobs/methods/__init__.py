@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
+from shoal.jobs.methods.fedasync import FedAsync
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.fedbuff import FedBuff
 from shoal.jobs.methods.feddyn import FedDyn
+from shoal.jobs.methods.fedfix import FedFix
 from shoal.jobs.methods.fednova import FedNova
 from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from shoal.jobs.methods.fedprox import FedProx
@@ -39,6 +41,8 @@ METHODS: Mapping[str, type[Method]] = {
         FedBuff,
         DPFedAvg,
         LocalDP,
+        FedAsync,
+        FedFix,
         IMPALA,
         PPO,
     )

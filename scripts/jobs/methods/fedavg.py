@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,7 +11,14 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.coordinator.deciding.plans.selection import Select, checked, power_of_choice
+from shoal.coordinator.deciding.plans.selection import (
+    Oort,
+    Select,
+    checked,
+    minimize_reuse,
+    power_of_choice,
+    weighted,
+)
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Problem
@@ -19,18 +28,26 @@ from shoal.protocol.errors import UserError, takes
 if TYPE_CHECKING:
     from shoal.nets.updates import Update
 
+SELECTIONS = ("uniform", "weighted", "minimize_reuse", "power_of_choice", "oort")
+
 
 @dataclass(frozen=True)
 class InRounds(LocalTraining):
     """Federated methods in synchronous rounds: a cohort works on one version, and its contributions make the next version."""
 
     cohort: int = option(10, "number of clients that train in one round", least=1)
-    select: str = option("uniform", "how a round's clients are chosen", choices=("uniform", "power_of_choice"), own=True)
+    select: str = option("uniform", "how a round's clients are chosen", choices=SELECTIONS, own=True)
     candidates: int = option(
         0,
         "number of clients from which a round takes those with the largest loss (0: twice the cohort)",
         least=0,
         of={"select": ("power_of_choice",)},
+    )
+    over_selection: float = option(
+        1.0,
+        "clients that a round asks, as a multiple of the cohort; the round ends when the cohort is in, and what comes later is "
+        "left out",
+        least=1,
     )
     quorum: int = option(0, "clients that suffice for a round after its deadline (0: the whole cohort)", least=0)
     deadline: float = option(0.0, "seconds from a round's start after which the quorum suffices (0: no deadline)", least=0)
@@ -44,6 +61,10 @@ class InRounds(LocalTraining):
             takes("select", self.select, "a function (version, how_many, news) -> clients", 0, self.cohort, ())
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 1 to clients={self.clients}")
+        if self.asks > self.clients:
+            most = math.floor(100 * self.clients / self.cohort) / 100
+            asks = f"a round would ask {self.asks} clients, and there are clients={self.clients}"
+            raise UserError(f"over_selection={self.over_selection:g}: {asks}; allowed is from 1 to {most:g}")
         if self.candidates and not self.cohort <= self.candidates <= self.clients:
             allowed = f"0, or from cohort={self.cohort} to clients={self.clients}"
             raise UserError(f"candidates={self.candidates}: allowed is {allowed}")
@@ -58,30 +79,57 @@ class InRounds(LocalTraining):
         if self.eval_cohort and not self.eval_every:
             raise UserError(f"eval_cohort={self.eval_cohort}: with eval_every=0 no client evaluates; eval_every=10, say")
 
+    @property
+    def asks(self) -> int:
+        """The number of clients that a round asks."""
+        return math.ceil(self.over_selection * self.cohort - 1e-9)
+
+    @property
+    def sized(self) -> bool:
+        return self.select == "weighted"
+
+    @property
+    def squares(self) -> bool:
+        return self.select == "oort" or isinstance(self.select, Oort)
+
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        each = self.asks > self.cohort or self.squares  # a task for each client: of a sum nobody knows whose it is
         return Rounds(
             self.clients,
             self.cohort,
             quorum=self.quorum,
             deadline=self.deadline,
             seed=seed,
-            summed=sums,
+            summed=sums and not each,
             evaluate_every=self.eval_every if self.eval_cohort else 0,
             evaluate_cohort=self.eval_cohort,
             asked=asked,
-            select=self.selection(seed),
+            select=self.selection(seed, asked.sizes),
+            spare=self.asks - self.cohort,
         )
 
     def try_out(self, seed: int) -> None:
         if callable(self.select):
             checked(self.select, self.clients)(0, self.cohort, ())
 
-    def selection(self, seed: int) -> Select | None:
-        """The function (version, how many, news) -> clients that chooses a round's clients; None means uniform."""
+    def selection(self, seed: int, sizes: Sequence[int] = ()) -> Select | None:
+        """The function (version, how many, news) -> clients that chooses a round's clients; None means uniform. sizes: each
+        client's number of examples."""
         if callable(self.select):
             return self.select
-        if self.select == "uniform":
-            return None
+        match self.select:
+            case "uniform":
+                return None
+            case "weighted":
+                if len(sizes) < self.clients:
+                    raise UserError(
+                        "select=weighted: this data does not tell its clients' numbers of examples; select=uniform, say"
+                    )
+                return weighted(sizes[: self.clients], seed)
+            case "minimize_reuse":
+                return minimize_reuse(self.clients, seed)
+            case "oort":
+                return Oort(self.clients, seed)
         return power_of_choice(self.clients, seed, self.candidates or min(self.clients, 2 * self.cohort))
 
     def bounds(self, sums: bool) -> Bounds:

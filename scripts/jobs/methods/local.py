@@ -78,7 +78,7 @@ class LocalTraining(Method):
             problem.model,
             problem.population(self, seed),
             problem.loss_function(),
-            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed),
+            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, squares=self.squares),
         )
 
     def trainer(self) -> type[LocalSGD]:
@@ -86,6 +86,11 @@ class LocalTraining(Method):
         from shoal.actors.workers.local_sgd import LocalSGD
 
         return LocalSGD
+
+    @property
+    def squares(self) -> bool:
+        """True if clients also tell the sum of the squares of their losses, which a selection needs."""
+        return False
 
     def schedule(self) -> Schedule:
         """Version -> factor of the clients' learning rate."""

@@ -110,6 +110,11 @@ class Method:
         snapshots and journal returns another than itself. Raises UserError."""
         return self
 
+    @property
+    def sized(self) -> bool:
+        """True if the method's plan needs each client's number of examples (`Asked.sizes`)."""
+        return False
+
     def try_out(self, seed: int) -> None:
         """Tries the user's own functions among the settings once, before the run has a folder. Raises UserError."""
 
