@@ -80,10 +80,10 @@ class Segment:
 
     __slots__ = ("_file", "_memory", "data", "handle")
 
-    def __init__(self, memory: mmap.mmap, handle: Handle, file: io.FileIO | None) -> None:
-        self.data: Bytes = np.frombuffer(memory, dtype=np.uint8)
+    def __init__(self, memory: mmap.mmap | None, handle: Handle, file: io.FileIO | None) -> None:
+        self.data: Bytes = np.empty(0, np.uint8) if memory is None else np.frombuffer(memory, dtype=np.uint8)
         self.handle = handle
-        self._memory: mmap.mmap | None = memory
+        self._memory = memory
         self._file = file
 
     @classmethod
@@ -122,10 +122,10 @@ class Segment:
         filed: bool = False,
     ) -> Segment:
         """Open the segment of another process, to read only; or to write too, if `private`, where what is written stays in this
-        process, or if `common`, where all see it. hold: the segment has a handle of this process, by which others open it also
-        when its creator has ended. filed: it was created in a folder, by a process of this program: it has no seals. Raises
-        ProtocolError if the handle leads to anything but its segment, or if that is to be written and is no common one;
-        ShortError if this process has no descriptor left."""
+        process, or if `common`, where all see it. hold: the segment is not mapped, and has a handle of this process, by which
+        it is opened also when its creator has ended. filed: it was created in a folder, by a process of this program: it has no
+        seals. Raises ProtocolError if the handle leads to anything but its segment, or if that is to be written and is no
+        common one; ShortError if this process has no descriptor left."""
         pid, descriptor, nbytes, inode = checked = _checked(handle)
         path = f"/proc/{pid}/fd/{descriptor}"
         try:
@@ -136,12 +136,11 @@ class Segment:
                 if not filed:
                     _demand_seals(file.fileno(), path)
                 _recognise(os.fstat(file.fileno()), nbytes, inode, path)
-                access = mmap.ACCESS_WRITE if common else mmap.ACCESS_COPY if private else mmap.ACCESS_READ
-                memory = mmap.mmap(file.fileno(), nbytes, access=access)
                 if hold:
                     stack.pop_all()
-                    return cls(memory, (os.getpid(), file.fileno(), nbytes, inode), file)
-                return cls(memory, checked, None)
+                    return cls(None, (os.getpid(), file.fileno(), nbytes, inode), file)
+                access = mmap.ACCESS_WRITE if common else mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+                return cls(mmap.mmap(file.fileno(), nbytes, access=access), checked, None)
         except OSError as why:
             if why.errno in (errno.EMFILE, errno.ENFILE):
                 raise ShortError(SHORT) from why

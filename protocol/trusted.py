@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import msgpack
 
+from shoal.protocol.alike import Alike
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
 from shoal.protocol.shared import Bytes, Segment, ShortError
@@ -40,7 +41,7 @@ class GoneError(ProtocolError):
 class Beside(Segment):
     """Memory for the large buffers of one parcel, given back with the last reference to it."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __del__(self) -> None:
         self.close()
@@ -49,33 +50,35 @@ class Beside(Segment):
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """An object as bytes. segment: the memory in which its large buffers lie, which must live until the parcel is opened; None
-    if there are none, or they are in `data`. filed: that memory is a file's, which is not counted."""
+    if there are none, or they are in `data`. filed: that memory is a file's, which is not counted. others: memory of other
+    parcels, in which some of its buffers lie."""
 
     data: bytes
     segment: Segment | None = None
     filed: bool = False
+    others: tuple[Segment, ...] = ()
 
     @property
     def nbytes(self) -> int:
         return len(self.data) + (self.segment.handle[2] if self.segment and not self.filed else 0)
 
 
-def pack_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Parcel:
+def pack_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], alike: Alike | None = None) -> Parcel:
     """The parcel of the pair (args, kwargs); else as `pack`."""
-    return pack((args, kwargs), Arguments(args, kwargs))
+    return pack((args, kwargs), Arguments(args, kwargs), alike=alike)
 
 
-def pack(value: object, called: object = None, folder: str = "") -> Parcel:
+def pack(value: object, called: object = None, folder: str = "", alike: Alike | None = None) -> Parcel:
     """The parcel of an object. Raises UserError, with the path of the part that cannot travel (`args[1].model.lock`). called:
     what an error calls the object, if that is not the object itself. folder: where large parts lie in a file without a name; in
-    memory if that cannot be written."""
+    memory if that cannot be written. alike: buffers of other parcels, of which equal ones are not written again."""
     buffers: list[memoryview] = []
     try:
         head = pickle.dumps(value, 5, buffer_callback=partial(_aside, buffers))
     except Exception as raised:  # noqa: BLE001  an object's own __reduce__ may raise anything
         buffers.clear()
         head = _by_value(value, value if called is None else called, buffers, raised)
-    return (folder and _filed(head, buffers, folder)) or _boxed(head, buffers)
+    return (folder and _filed(head, buffers, folder)) or _boxed(head, buffers, alike)
 
 
 def pack_apart(value: object, apart: Apart, called: object = None) -> Parcel:
@@ -108,15 +111,22 @@ def _pickler() -> Any:
     return Asking
 
 
-def _boxed(head: bytes, buffers: list[memoryview]) -> Parcel:
+def _boxed(head: bytes, buffers: Sequence[memoryview], alike: Alike | None = None) -> Parcel:
     """The parcel of a pickle and its large buffers."""
     if not buffers:
         return Parcel(b"." + head)
     lengths = [one.nbytes for one in buffers]
-    *starts, nbytes = accumulate(map(aligned, lengths), initial=0)
-    if (segment := _memory_for(nbytes, list(zip(starts, buffers, strict=True)))) is None:  # the bytes go with the pickle
-        return Parcel(msgpack.packb((head, lengths, (), b"".join(buffers))))
-    return Parcel(msgpack.packb((head, lengths, segment.handle, b"")), segment)
+    known = {at: place for at, one in enumerate(buffers) if alike is not None and (place := alike.find(one))}
+    others = [(at, segment.handle, first) for at, (segment, first) in known.items()]
+    own = [one for at, one in enumerate(buffers) if at not in known]
+    *starts, nbytes = accumulate((aligned(one.nbytes) for one in own), initial=0)
+    placed = list(zip(starts, own, strict=True))
+    segment = _memory_for(nbytes, placed) if own else None
+    if segment and alike is not None:
+        alike.add(segment, placed)
+    inline = b"" if segment else b"".join(own)  # if there is no memory, the bytes go with the pickle
+    data = msgpack.packb((head, lengths, segment.handle if segment else (), inline, others))
+    return Parcel(data, segment, others=tuple(segment for segment, _ in known.values()))
 
 
 def _filed(head: bytes, buffers: Sequence[memoryview], folder: str) -> Parcel | None:
@@ -159,8 +169,8 @@ def held(data: bytes) -> Parcel | None:
     if all of it is in its bytes, or if too few descriptors are left to hold one. Raises GoneError."""
     if data[:1] == b".":
         return None
-    head, lengths, handle, _ = msgpack.unpackb(data, max_bin_len=len(data))
-    if not handle:
+    head, lengths, handle, _, *others = msgpack.unpackb(data, max_bin_len=len(data))
+    if not handle or (others and others[0]):  # a result shares its memory with no other parcel
         return None
     try:
         segment = Beside.open(tuple(handle[:4]), hold=True, filed=len(handle) > 4)
@@ -185,13 +195,27 @@ def opened(data: Any, private: bool = True) -> Any:
     has gone with its process, and what unpickling raises."""
     if bytes(data[:1]) == b".":
         return pickle.loads(data[1:])
-    head, lengths, handle, inline = msgpack.unpackb(data, max_bin_len=len(data))
-    whole = _memory(handle, private).data if handle else memoryview(bytearray(inline))
-    buffers, at = [], 0
-    for nbytes in lengths:
-        buffers.append(whole[at : at + nbytes])
-        at += aligned(nbytes) if handle else nbytes
+    head, lengths, handle, inline, *others = msgpack.unpackb(data, max_bin_len=len(data))
+    buffers = _buffers(lengths, handle, inline, others[0] if others else (), private)
     return pickle.loads(head or buffers.pop(0), buffers=buffers)
+
+
+def _buffers(
+    lengths: Sequence[int], handle: Sequence[int], inline: bytes, others: Sequence[Any] = (), private: bool = False
+) -> list[Any]:
+    """The large buffers of a parcel. others: (place among them, handle, first byte) of those that lie in memory of others."""
+    own: Any = _memory(handle, private) if handle else memoryview(bytearray(inline))
+    elsewhere = {place: (tuple(its), first) for place, its, first in others}
+    memory = {its: _memory(its, private) for its, _ in elsewhere.values()}
+    buffers, at = list[Any](), 0
+    for place, nbytes in enumerate(lengths):
+        if place in elsewhere:
+            its, first = elsewhere[place]
+            buffers.append(memory[its][first : first + nbytes])
+        else:
+            buffers.append(own[at : at + nbytes])
+            at += aligned(nbytes) if handle else nbytes
+    return buffers
 
 
 def _memory(handle: Sequence[int], private: bool = False) -> Bytes:
@@ -207,14 +231,11 @@ def whole(data: bytes) -> bytes:
     """A parcel as bytes alone, for a file: buffers in shared memory are copied. Raises GoneError if that memory is gone."""
     if data[:1] == b".":
         return data
-    head, lengths, handle, _ = msgpack.unpackb(data, max_bin_len=len(data))
-    if not handle:
+    head, lengths, handle, inline, *others = msgpack.unpackb(data, max_bin_len=len(data))
+    others = others or [()]  # results that an earlier version kept have none
+    if not handle and not others[0]:
         return data
-    memory, parts, at = _memory(handle), [], 0
-    for nbytes in lengths:
-        parts.append(memory[at : at + nbytes].tobytes())
-        at += aligned(nbytes)
-    return bytes(msgpack.packb((head, lengths, (), b"".join(parts))))
+    return bytes(msgpack.packb((head, lengths, (), b"".join(_buffers(lengths, handle, inline, others[0])), ())))
 
 
 def plain(value: object) -> bytes:

@@ -25,6 +25,7 @@ from shoal.actors.workers.filed import Filed
 from shoal.actors.workers.many import Many
 from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
+from shoal.protocol.alike import Alike
 from shoal.protocol.errors import GangError, NeedError, UserError, own, signed
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
@@ -109,7 +110,7 @@ class Pool(Executor):
         folder, screen = Path(run_dir) if run_dir else None, terminal() if progress and not own_cores() else None
         meter = Meter(screen) if screen else None
         self._running = started(many, seed, threads, folder, self._given, self._ahead, door, meter)
-        self._numbers, self._seen, self._keys = itertools.count(), Seen(), Keys()
+        self._numbers, self._seen, self._keys, self._alike = itertools.count(), Seen(), Keys(), Alike()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
         self._dropped = weakref.finalize(self, self._running.close)
@@ -224,12 +225,12 @@ class Pool(Executor):
         # one call into C, so that no other thread draws a number in between
         [last] = deque(itertools.islice(self._numbers, len(items)), maxlen=1)
         first, name, function, its = last - len(items) + 1, _name(fn), self._function(fn), self._how
-        me, running, seen = weakref.ref(self), self._running, self._seen
+        me, running, seen, alike = weakref.ref(self), self._running, self._seen, self._alike
 
         def make(given: list[tuple[Any, ...]], start: int, alone: bool) -> Entry:
             number = first + start
             seen.taken()  # of a call that could not travel
-            arguments = pack_arguments(given[0], {}) if alone else pack((Many(given, number), None))
+            arguments = pack_arguments(given[0], {}, alike) if alone else pack((Many(given, number), None), alike=alike)
             wishes = its if alone else its._replace(retries=0)
             what = name if alone else f"{name}, several at once"
             ticket = _ticket(number, what, arguments.nbytes, time.monotonic(), wishes, batch)
@@ -410,7 +411,7 @@ class Pool(Executor):
         else:
             key = b""
         self._seen.taken()  # of a call that could not travel
-        arguments = pack_arguments(args, kwargs)
+        arguments = pack_arguments(args, kwargs, self._alike)
         ticket = _ticket(number, _name(fn), arguments.nbytes, time.monotonic(), how, batch)
         return Entry(ticket, future, function, arguments, self._seen.taken(), key, how, plain)
 
@@ -459,6 +460,7 @@ class Pool(Executor):
         """The future of a call that is made when all of these futures are done."""
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
+        alike = self._alike
         kept, keys, named = running.kept, self._keys, _named(fn) if self._far and not self._trusted else ""
         running.expect()
         passes = kept is None and running.door is None  # else the call is known by its values, or made where they are not
@@ -475,7 +477,7 @@ class Pool(Executor):
                     future.set_result(opened(known[1]))
                     return
                 plain = _plain(named, *given) if named else b""
-                arguments = pack_arguments(*given)
+                arguments = pack_arguments(*given, alike)
                 ticket = _ticket(number, name, arguments.nbytes, since, how, None)
                 entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how, plain)
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -184,3 +185,31 @@ def test_results_wait_on_disk_only_where_this_program_can_read_them() -> None:
         pytest.raises(UserError, match=r"^keep='disk': for pools of this machine"),
     ):
         pool.map(ones, [1], keep="disk")
+
+
+def hears(gate: str, array: Any) -> float:
+    """Wait until there is a file, then write into the array and return what was in it."""
+    while not os.path.exists(gate):
+        threading.Event().wait(0.01)
+    was = float(array[0])
+    array[:] = -1.0
+    return was + float(array[-1]) + 1.0
+
+
+def test_equal_arrays_of_calls_that_wait_lie_in_memory_once_and_each_call_has_its_own(tmp_path: Path) -> None:
+    gate, array = tmp_path / "gate", np.ones(4 * LARGE)
+    before = shared_files()
+    with Pool(2) as pool:
+        first = [pool.submit(hears, str(gate), given) for given in (array, array, array.copy())]
+        mapped = pool.map(hears, [str(gate)] * 5, [array] * 5)
+        held = [shared_files() - before]
+        array[:] = 2.0
+        second = [pool.submit(hears, str(gate), array) for _ in range(3)]
+        held.append(shared_files() - before)
+        gate.touch()
+        assert [future.result() for future in first] == [1.0] * 3
+        assert [future.result() for future in second] == [2.0] * 3
+        assert list(mapped) == [1.0] * 5
+    assert held == [2, 4]  # two descriptors each
+    assert array[0] == 2.0
+    assert shared_files() == before
