@@ -47,7 +47,7 @@ class Trimmed:
 class TrimmedMean(FedAvg):
     """FedAvg's rounds and clients, with another server."""
 
-    name: ClassVar[str] = "trimmed_mean"
+    name: ClassVar[str] = "trimmed"
     trim: float = option(0.1, "share of the clients that is left out at either end", least=0, below=0.5)
 
     def aggregator(self, start, device):

@@ -24,6 +24,7 @@ import pytest
 from flower_standin import flwr_or_stand_in
 
 import shoal
+from shoal.aggregators.breakdown import NEEDS
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
 from shoal.jobs.catalog import find
@@ -32,6 +33,7 @@ from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import pairs, ranges, shown
+from shoal.jobs.wraps import ATTACKS
 from shoal.nets.models import mlp
 from shoal.sweeps.space import check, space_of
 
@@ -302,6 +304,14 @@ def table(job: Job) -> str:
             whose[f"`{word}`", allowed, what] = methods
     rows = "".join(f"| {' | '.join(row)} | {'all' if its == methods else ', '.join(its)} |\n" for row, its in whose.items())
     return f"{HEAD}|---|---|---|---|\n{rows}"
+
+
+def test_the_page_on_malicious_clients_begins_with_a_short_program_and_has_every_rule_and_attack() -> None:
+    page = ROOT / "docs" / "robust.md"
+    assert len(blocks(page, "python")[0].splitlines()) <= 10
+    text = page.read_text()
+    assert [rule for rule in NEEDS if f"| `{rule}` |" not in text] == []
+    assert [attack for attack in ATTACKS if f"`{attack}`" not in text] == []
 
 
 def test_every_kind_of_report_is_explained() -> None:

@@ -17,7 +17,7 @@ from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, DeltaChecks, KeepingDeltas
 from shoal.jobs.problems import Calls, Problem, Supervised
-from shoal.jobs.wraps import Bound, Compress, check_listed
+from shoal.jobs.wraps import Attack, Bound, Clip, Compress, check_listed
 from shoal.protocol.errors import UserError, binds, signed, takes
 
 if TYPE_CHECKING:
@@ -61,7 +61,16 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
         problem = Supervised(model, data, loss, metrics, worker)
     else:
         raise UserError("Federated needs model= and data=, or worker= and weights=")
-    job = Job(problem, FedAvg(), KeepingDeltas(), Bearing(), DeltaChecks(), (*around, Bound(), Compress()), name, seed)
+    job = Job(
+        problem,
+        FedAvg(),
+        KeepingDeltas(),
+        Bearing(),
+        DeltaChecks(),
+        (*around, Clip(), Bound(), Attack(), Compress()),
+        name,
+        seed,
+    )
     job = job.configured({"method": method, **settings})
     _check_yours(model, loss, metrics, worker, weights)
     return job

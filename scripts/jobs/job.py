@@ -91,6 +91,7 @@ class Job:
         self.method.check(self.problem)
         for wrap in self.around:
             wrap.check(self.method.exact)
+            wrap.suits(self.method, self.problem)
         self.method.fits(self)
 
     def _parts(self) -> Iterator[tuple[str, Any]]:

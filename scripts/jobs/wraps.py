@@ -7,19 +7,24 @@ reach it packed. So an order that cannot work is refused when the job is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
 from shoal.actors.workers.compressed import Compressed
 from shoal.aggregators import Aggregator
 from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
+from shoal.aggregators.around.quantile import Clipped
 from shoal.jobs.methods.method import Start
-from shoal.jobs.settings import option
+from shoal.jobs.settings import option, ranges
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
 from shoal.protocol.errors import UserError, signed, takes
 from shoal.protocol.layout import Layout
+
+if TYPE_CHECKING:
+    from shoal.jobs.methods.method import Method
+    from shoal.jobs.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Wrap:
 
     def check(self, exact: bool) -> None:
         """Raises UserError, one line, for settings that contradict each other. exact: `Method.exact` of the job's method."""
+
+    def suits(self, method: Method, problem: Problem) -> None:
+        """Raises UserError, one line, if the wrap cannot work with the job's method or problem."""
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         return inner
@@ -74,6 +82,93 @@ class Bound(Wrap):
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         return Bounded(inner, self.norm_factor) if self.norm_factor else inner
+
+
+@dataclass(frozen=True)
+class Clip(Wrap):
+    """Scales long deltas down to a bound that follows a quantile of their norms (aggregators/around/quantile.py)."""
+
+    norm_quantile: float = option(
+        0.0,
+        "share of the clients whose deltas are to be shorter than a bound, which adapts to that; longer deltas are scaled down "
+        "to it (0: no bound)",
+        least=0,
+        below=1,
+    )
+    norm_start: float = option(0.1, "the bound of norm_quantile in the first round, an L2 norm", above=0)
+    norm_rate: float = option(0.2, "exponent by which the bound of norm_quantile changes in a round, at most", above=0)
+
+    @property
+    def looks(self) -> bool:
+        return self.norm_quantile > 0
+
+    def check(self, exact: bool) -> None:
+        for name in ("norm_start", "norm_rate"):
+            if not self.norm_quantile and (value := getattr(self, name)) != ranges(self)[name].default:
+                raise UserError(f"{name}={value:g}: without norm_quantile it has no effect; norm_quantile=0.5, say")
+
+    def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
+        if not self.norm_quantile:
+            return inner
+        return Clipped(inner, self.norm_quantile, start=self.norm_start, rate=self.norm_rate)
+
+
+ATTACKS = ("sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan", "huge")
+STRENGTHS = ("sign_flip", "gaussian", "alie", "ipm")
+
+
+@dataclass(frozen=True)
+class Attack(Wrap):
+    """Makes some clients malicious, for experiments: at the actors (actors/workers/attacking.py), or, if an attack needs all
+    clients' deltas, at the coordinator (aggregators/around/attacked.py)."""
+
+    attack: str = option(
+        "none", "what malicious clients send, in an experiment (none: there are none)", choices=("none", *ATTACKS)
+    )
+    attackers: int = option(0, "number of malicious clients: clients 0 to attackers - 1", least=0, of={"attack": ATTACKS})
+    attack_strength: float = option(
+        0.0,
+        "factor of sign_flip (0: 1) and ipm (0: 2), standard deviation of gaussian (0: 1), z of alie (0: the paper's)",
+        least=0,
+        of={"attack": STRENGTHS},
+    )
+
+    @property
+    def looks(self) -> bool:
+        return self.attack != "none"
+
+    def check(self, exact: bool) -> None:
+        if self.attack != "none" and not self.attackers:
+            raise UserError(f"attack={self.attack}: attackers=0 means that no client attacks; attackers=2, say")
+
+    def suits(self, method: Method, problem: Problem) -> None:
+        if self.attackers > (clients := getattr(method, "clients", self.attackers)):
+            raise UserError(f"attackers={self.attackers}: allowed is from 1 to clients={clients}")
+        ours = type(method).worker.__module__.startswith("shoal.") and getattr(problem, "worker", None) is None
+        if self.attack == "label_flip" and not ours:
+            raise UserError("attack=label_flip: a worker of your own has its own data; attack=sign_flip, say")
+
+    def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
+        if self.attack == "none":
+            return inner
+        from shoal.aggregators.around.attacked import OMNISCIENT, Apart, Attacked
+
+        if self.attack in OMNISCIENT:
+            return Attacked(inner, self.attack, self.attackers, self.attack_strength)
+        return Apart(inner)
+
+    def worker(self, inner: Worker, seed: int) -> Worker:
+        from shoal.actors.workers.attacking import DELTAS, Attacking, flipped
+
+        if self.attack == "label_flip":
+            if not hasattr(inner, "population"):
+                raise UserError(f"attack=label_flip: around it the worker is {type(inner).__name__}, which has no population")
+            its: Any = inner
+            poisoned = replace(its, population=flipped(its.population, self.attackers))
+            return Attacking(inner, "", self.attackers, poisoned=poisoned)
+        if self.attack in DELTAS:
+            return Attacking(inner, self.attack, self.attackers, self.attack_strength or 1.0, seed=seed)
+        return inner
 
 
 def codecs(*names: str) -> Mapping[str, tuple[str, ...]]:

@@ -16,11 +16,13 @@ from shoal.jobs.methods.fedfix import FedFix
 from shoal.jobs.methods.fednova import FedNova
 from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from shoal.jobs.methods.fedprox import FedProx
+from shoal.jobs.methods.fltrust import FLTrust
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.methods.mimelite import MimeLite
 from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.methods.qffl import QFFL
+from shoal.jobs.methods.robust import RFA, Bulyan, CenteredClipping, Krum, Median, MultiKrum, TrimmedMean
 from shoal.jobs.methods.scaffold import Scaffold
 from shoal.jobs.settings import ranges
 
@@ -43,6 +45,14 @@ METHODS: Mapping[str, type[Method]] = {
         LocalDP,
         FedAsync,
         FedFix,
+        Median,
+        TrimmedMean,
+        Krum,
+        MultiKrum,
+        Bulyan,
+        RFA,
+        CenteredClipping,
+        FLTrust,
         IMPALA,
         PPO,
     )

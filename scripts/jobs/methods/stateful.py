@@ -95,13 +95,16 @@ def own_clients(problem: Problem, which: str) -> None:
         )
 
 
+NORMS = ("norm_bound", "norm_factor", "norm_quantile")
+
+
 def as_they_are(job: Job, which: str, more: bool) -> None:
     """Raises UserError if the job's checks or wraps stand in the way of contributions that must come as they are. more: True
     if they hold more than a delta."""
     for wrap in job.around:
         if (codec := getattr(wrap, "compress", "none")) != "none":
             raise UserError(f"compress={codec}: {which} needs a client's numbers as they are, not rounded; compress=none")
-    for name, part in ((name, part) for part in (job.checks, *job.around) for name in ("norm_bound", "norm_factor")):
+    for name, part in ((name, part) for part in (job.checks, *job.around) for name in NORMS):
         if more and (bound := getattr(part, name, 0.0)):
             raise UserError(f"{name}={bound:g}: {which} sends more than a delta, and the norm would be of both; {name}=0")
 
