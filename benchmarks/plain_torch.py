@@ -1,9 +1,11 @@
-"""Federated averaging on the digits in plain torch, without Shoal's machinery: the peer of `round-overhead`.
+"""Federated averaging in plain torch, without Shoal's machinery: the peer of `round-overhead`, and the bare loop of `fl-b` and
+`fl-c`.
 
 The one idea: no bus, no flat buffers, no accumulators; an nn.Sequential, torch.optim.SGD, state_dicts and their weighted
 mean. Only the data, its partition, the first weights, the cohorts and the shuffles are Shoal's, so that both learn alike.
 
-`python -m shoal.benchmarks.plain_torch FOLDER ROUNDS SEED` writes FOLDER/weights.npz and prints {"rounds": [seconds, ...]}.
+`python -m shoal.benchmarks.plain_torch FOLDER ROUNDS SEED [CASE]` writes FOLDER/weights.npz and prints {"rounds": [seconds,
+...], "cpu": seconds of CPU a round}. CASE is fl-b or fl-c; without it the job is digits, with one local epoch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import nn
 
 from shoal.coordinator.deciding.plans import Seats
 from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.envs.datasets import widened
 from shoal.jobs.catalog import digits
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
@@ -39,7 +42,7 @@ def learned(job: Job, rounds: int) -> tuple[State, list[float]]:
     data = {}
     for client in range(settings.clients):
         examples = population.examples(client)
-        data[client] = (torch.from_numpy(examples.x.copy()), torch.from_numpy(examples.y.copy()))
+        data[client] = (torch.from_numpy(widened(examples.x, examples.scale).copy()), torch.from_numpy(examples.y.copy()))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = Rounds(settings.clients, settings.cohort, seed=job.seed)
     moments = [time.perf_counter()]
@@ -77,13 +80,17 @@ def mean(states: list[State], examples: list[int]) -> State:
     }
 
 
-def main(folder: str, rounds: str, seed: str) -> None:
+def main(folder: str, rounds: str, seed: str, case: str = "") -> None:
+    from shoal.benchmarks.cohorts import SHAPES
+
     torch.set_num_threads(1)
-    job = digits().configured({"local_epochs": 1}, int(seed))
+    job = SHAPES[case]().configured({}, int(seed)) if case else digits().configured({"local_epochs": 1}, int(seed))
+    before = time.process_time()
     weights, moments = learned(job, int(rounds))
+    spent = (time.process_time() - before) / int(rounds)
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
     np.savez(Path(folder) / "weights.npz", allow_pickle=False, **arrays)
-    print(json.dumps({"rounds": [after - before for before, after in pairwise(moments)]}))
+    print(json.dumps({"rounds": [after - before for before, after in pairwise(moments)], "cpu": spent}))
 
 
 if __name__ == "__main__":

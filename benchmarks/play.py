@@ -58,13 +58,15 @@ class Played:
 
 
 @contextmanager
-def played(job: Job, *, actors: int, transport: str = "ipc", keys: bool = False, gateway: bool = False) -> Iterator[Played]:
+def played(
+    job: Job, *, actors: int, transport: str = "ipc", keys: bool = False, gateway: bool = False, device: str = "cpu"
+) -> Iterator[Played]:
     """Runs the job to its end in this process, with forked actors, and yields the run. keys, gateway: as for actors of other
     machines, on a loopback port. Raises RuntimeError if the run fails.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         run = RunDir.create(job.name, datetime.now(), path=Path(folder) / "run")
-        config = Config(job.name, job.seed, actors, transport, "cpu", settings=job.plain())
+        config = Config(job.name, job.seed, actors, transport, device, settings=job.plain())
         bind = "tcp://127.0.0.1:*" if keys or gateway else ""
         options = Launch(job, config, run, bind, keys=_keys(Path(folder)) if keys else None, gateway=gateway, named=False)
         with ready(options) as begun:

@@ -14,7 +14,9 @@ from typing import Any
 
 from shoal.benchmarks import (
     adding,
+    averaging,
     calls,
+    cohorts,
     comparing,
     compression,
     connections,
@@ -73,6 +75,9 @@ FIGURES: Mapping[str, Case] = {
     "tasks-array": calls.tasks_array,
     "tasks-kill": calls.tasks_kill,
     "tasks-grid": searching.tasks_grid,
+    "fl-b": cohorts.fl_b,
+    "fl-c": cohorts.fl_c,
+    "fl-f": averaging.fl_f,
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from shoal.benchmarks.peers.asking import Question
 
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
+LEARNING = "pfl_learning.py"
 DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
@@ -55,6 +56,11 @@ def calls(question: str, number: int) -> Mapping[str, Question]:
         f"{name}_{question}": Question(venv, POOLS, (name, question, few), quick=True, seconds=120)
         for name, venv in peers.items()
     }
+
+
+def cohorts(case: str, rounds: int) -> Mapping[str, Question]:
+    """Returns the question of fl-b or fl-c, in seconds a round."""
+    return {"pfl_two_processes": Question("pfl", LEARNING, (case, rounds), quick=True, seconds=600)}
 
 
 def serving(number: int, clients: int) -> Mapping[str, Question]:

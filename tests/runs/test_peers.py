@@ -31,6 +31,7 @@ EVERY = [
     *questions.rounds().values(),
     *questions.calls("single", 9).values(),
     *questions.serving(9, 3).values(),
+    *questions.cohorts("fl-b", 9).values(),
 ]
 
 
