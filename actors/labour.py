@@ -15,11 +15,11 @@ from typing import TypeAlias
 from shoal.actors import Worker, works_of
 from shoal.actors.effects import Run
 from shoal.protocol.codec import figures_fault
-from shoal.protocol.errors import ProtocolError, UserError, signed
+from shoal.protocol.errors import AwayError, ProtocolError, UserError, signed
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import Adder
 from shoal.protocol.layout import Bundle
-from shoal.protocol.messages import Contribute, Failed
+from shoal.protocol.messages import AWAY, Contribute, Failed
 from shoal.protocol.place import place_of
 from shoal.protocol.value import value
 from shoal.protocol.work import Task, Work
@@ -190,6 +190,7 @@ def _added(numbers: Sequence[float]) -> float:
 
 
 def _failed(run: Run, client: int, stage: str, raised: BaseException) -> Failed:
+    stage = AWAY if isinstance(raised, AwayError) else stage
     plain = isinstance(raised, UserError | ProtocolError)  # a user's mistake, or NaNs: a traceback is no help
     text = "" if plain else "".join(traceback.format_exception(raised))[-MOST_TEXT:]
     place = "" if plain else place_of(raised)

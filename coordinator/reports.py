@@ -38,6 +38,7 @@ class Progress:
     left_out: client -> why its task was set aside, of clients that have contributed nothing since.
     waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; otherwise one line for each actor
     of which nothing comes, not even from its sockets.
+    virtual: True if `seconds`, and the seconds of rates, are of virtual time.
     """
 
     version: int
@@ -54,6 +55,7 @@ class Progress:
     metrics: Metrics = field(default_factory=dict)  # newest value of each metric: loss, accuracy, return_mean, eval/...
     waiting_for: tuple[str, ...] = ()
     left_out: Mapping[int, str] = field(default_factory=dict)
+    virtual: bool = False
 
 
 class Observer(Protocol):

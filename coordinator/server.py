@@ -70,7 +70,8 @@ class Server:
 
     welcome: workload and layout, packed (protocol/codec.py). layouts: the layouts that contributions may have, by digest.
     local: the users whose word about their machine and process is believed. folder: for contributions too large for memory;
-    None: the system's temporary folder. before: what earlier lives of the run came to. job, strict, threads, runs: as in
+    None: the system's temporary folder. before: what earlier lives of the run came to. real: as in
+    Telling. job, strict, threads, runs: as in
     Premises.
     """
 
@@ -95,6 +96,7 @@ class Server:
         threads: int = 0,
         before: Before | None = None,
         runs: bool = False,
+        real: Callable[[], float] | None = None,
     ) -> None:
         self.core, self.wire, self.learner, self.name = core, wire, learner, run
         self.welcome, self.clock, self.outside = welcome, clock, outside or Outside()
@@ -107,7 +109,7 @@ class Server:
         sizes = {digest: layout.nbytes for digest, layout in self.arrays.layouts.items()}
         premises = Premises(run, host, local, self.sharing.offer, sizes, wire.inline, near, room, job, strict, threads, runs)
         self.traffic = Traffic(core, premises, self.sharing, version, weights.data, learner.lately)
-        self.telling = Telling(core, learner, observer, clock, before or Before(), host)
+        self.telling = Telling(core, learner, observer, clock, before or Before(), host, real)
         self.finished: events.Finish | None = None
         self._jobs: list[Job] = []  # for the learner, put at the end of a turn: waking its thread once is cheaper
         self._broke: BaseException | None = None

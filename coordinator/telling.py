@@ -27,7 +27,8 @@ CHATTY = 10  # reports of one kind that are shown in a second; more are counted,
 
 
 class Telling:
-    """Tells an observer of one core and its learner. host: id of this machine (actors/loop.py)."""
+    """Tells an observer of one core and its learner. host: id of this machine (actors/loop.py). real: clock by which a person
+    is told, if `clock`, the run's, is virtual; None: `clock`."""
 
     def __init__(
         self,
@@ -37,9 +38,10 @@ class Telling:
         clock: Callable[[], float],
         before: Before,
         host: str = "",
+        real: Callable[[], float] | None = None,
     ) -> None:
         self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
-        self.host = host
+        self.host, self.real, self.virtual = host, real or clock, real is not None
         self.tally = Tally()
         self.metrics: dict[str, float] = {}
         self.began = self._stepped_at = clock()
@@ -52,7 +54,7 @@ class Telling:
     def report(self, report: Report) -> None:
         """Tell the observer, but no more than CHATTY reports of one kind a second, so that a flood of them drowns no other. A
         traceback that was told is not told again: a task that fails is tried three times, and fails alike."""
-        if (now := self.clock()) - self._seen_since > 1.0:
+        if (now := self.real()) - self._seen_since > 1.0:
             self._seen, self._seen_since = Counter(), now
         self._seen[report.kind] += 1
         if self._seen[report.kind] <= CHATTY:
@@ -80,7 +82,7 @@ class Telling:
 
     def look(self) -> None:
         """Tell the observer the progress, every LOOK seconds at most, however often this is called."""
-        now = self.clock()
+        now = self.real()
         if now - self._looked_at >= LOOK:
             self._looked_at = now
             self.observer.moved(self.progress())
@@ -119,6 +121,7 @@ class Telling:
             metrics=dict(self.metrics),
             waiting_for=tuple(waiting_for(core.facts) if stands else silent(core.facts)),
             left_out=core.facts.ledger.left_out,
+            virtual=self.virtual,
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

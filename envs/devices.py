@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from shoal.protocol.draws import draw
 from shoal.protocol.errors import UserError
+from shoal.protocol.work import Totals
 
 Mbit = 125_000.0  # bytes a second of 1 Mbit/s
 
@@ -58,6 +59,14 @@ def drops(device: Device, seed: int, *task: int) -> float:
     version, index and attempt, so that another attempt has a chance of its own."""
     rng = draw(seed, "dropout", *task)
     return 1.0 - rng.random() if rng.random() < device.dropout else math.inf
+
+
+def examples_of(totals: Totals, weight: float) -> float:
+    """Return a client's number of examples from what it contributes: the total `examples`, the count of the total `loss`, or
+    the weight of its contribution."""
+    if "examples" in totals:
+        return totals["examples"][0]
+    return totals["loss"][1] if "loss" in totals else weight
 
 
 def read_devices(path: str, clients: int) -> Devices:

@@ -47,6 +47,10 @@ class NeedError(UserError):
     """A call needs more than the machine has."""
 
 
+class AwayError(UserError):
+    """A client dropped out of its task: no fault of anybody's."""
+
+
 def within(name: str, value: float, *, above: float | None = None, first: float = 0.0, below: float = math.inf) -> None:
     """Raises UserError unless first <= value < below; if `above` is given, unless above < value < below."""
     if not ((value > above if above is not None else value >= first) and value < below):

@@ -95,9 +95,13 @@ class Contribute:
     steps: int = 0
 
 
+AWAY = "away"  # stage of a Failed: the client dropped out
+
+
 @value
 class Failed:
-    """The worker raised an exception for `client`, in the part of the task called `stage`. The actor takes the next task."""
+    """The worker raised an exception for `client`, in the part of the task called `stage`. The actor takes the next task. The
+    stage AWAY: the client dropped out, and no exception was raised."""
 
     task: TaskName
     attempt: int

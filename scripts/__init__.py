@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.actors.workers.gang import torchrun as torchrun
     from shoal.aggregators import Aggregator as Aggregator
     from shoal.coordinator.deciding.resources import Need as Need
+    from shoal.envs.devices import Device as Device
     from shoal.jobs.federated import Federated as Federated
     from shoal.jobs.job import Job as Job
     from shoal.jobs.methods import METHODS as METHODS
@@ -65,6 +66,7 @@ MODULES = {
     "actors.workers.gang": "torchrun",
     "aggregators": "Aggregator",
     "coordinator.deciding.resources": "Need",
+    "envs.devices": "Device",
     "jobs.federated": "Federated",
     "jobs.job": "Job",
     "jobs.methods": "METHODS FedAvg FedBuff IMPALA PPO",

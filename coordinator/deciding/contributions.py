@@ -16,7 +16,7 @@ from shoal.coordinator.deciding.promises import ANY
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
-from shoal.protocol.messages import Contribute, Failed, TaskName, Verdict
+from shoal.protocol.messages import AWAY, Contribute, Failed, TaskName, Verdict
 
 NOTHING = Coming()
 SETUP = "setup"  # stage of a failure before any task, which an actor of another Shoal may tell; it says nothing of the task
@@ -182,9 +182,12 @@ def failed(facts: Facts, actor: Actor, message: Failed) -> Iterator[Effect]:
     facts.ledger.counts.failed += 1
     desk.unburden(facts, actor, lease.name)
     stage, error = printable(message.stage, 64), printable(message.error, 1_000)
-    where = f"{actor.name}: client {message.client} failed in {stage}: {error}"
-    trace = "\n".join(printable(line, 500) for line in message.traceback.split("\n"))
-    yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
+    if stage == AWAY:
+        yield Report("dropout", f"{actor.name}: {error}")
+    else:
+        where = f"{actor.name}: client {message.client} failed in {stage}: {error}"
+        trace = "\n".join(printable(line, 500) for line in message.traceback.split("\n"))
+        yield Report("failed", f"{where}\n{trace}".rstrip(), "error")
     facts.ledger.verdicts.remember(actor.session, Verdict(lease.name, lease.attempt, "refused", "failed"))
     yield _again(facts, actor, message)
     unfit = message.stage == SETUP

@@ -21,16 +21,25 @@ from shoal.protocol.errors import printable
 from shoal.protocol.fetching import to_go
 from shoal.protocol.messages import Beat, Bye, Contribute, Failed, Have, Hello, Message, TaskName
 
-LOOK = 0.05  # shortest time between two Ticks that are acted on, in seconds: no rule needs a shorter one
+LOOK = 0.05  # seconds between two Ticks that are acted on, at least: no rule needs a shorter time
 
 
 class Core:
-    """The deciding half of a life of the coordinator. found: the state that it goes on from; none: of a run that begins."""
+    """The deciding half of a life of the coordinator. found: the state that it goes on from; none: of a run that begins. look:
+    shortest time between two Ticks that are acted on, in seconds."""
 
-    def __init__(self, plan: Plan, goal: Goal, bounds: Bounds, found: Recovered | None = None, now: float = 0.0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        goal: Goal,
+        bounds: Bounds,
+        found: Recovered | None = None,
+        now: float = 0.0,
+        look: float = LOOK,
+    ) -> None:
         self.facts = Facts(plan, goal, bounds, found or Recovered(), now)
         self.ends_at = self.facts.back_by if self.facts.reached else now
-        self.look_at = now
+        self.look, self.look_at = look, now
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take an event, the one way in. Return the effects, in order. `now` is in seconds of a clock that never goes back."""
@@ -40,7 +49,7 @@ class Core:
         if type(event) is events.Tick:
             if now < self.look_at:
                 return []
-            self.look_at = now + LOOK
+            self.look_at = now + self.look
         facts.now = now
         effects = [*_take(facts, event)]
         if not _settled(facts, event, effects):

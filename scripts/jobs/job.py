@@ -19,6 +19,7 @@ from shoal.aggregators import Aggregator, amiss, lacking
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
 from shoal.jobs.methods import METHODS, owners
+from shoal.jobs.methods.attending import paced
 from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
@@ -216,7 +217,12 @@ class Job:
     @property
     def sums(self) -> bool:
         """True if an actor sends one sum over its clients: the aggregator is linear, and no check looks at single clients."""
-        return self.keeping.partial_sums and not self.checks.each and self._linear
+        return self.keeping.partial_sums and not self.virtual and not self.checks.each and self._linear
+
+    @property
+    def virtual(self) -> bool:
+        """True if the run's time is virtual: tasks last for as long as their clients' devices take."""
+        return getattr(self.method, "clock", "wall") == "virtual"
 
     def plan(self, asked: Asked) -> Plan:
         """The method's plan. asked: the tasks that earlier lives of the run asked for. Raises UserError if the plan lacks a
@@ -303,7 +309,8 @@ class Job:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
         draws = not self.ours and getattr(made, "draws", True)  # a worker of the user's own may say that it draws nothing
         first: Worker = Drawing(made, self.seed) if draws else made
-        return reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
+        whole = reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
+        return paced(self.method, whole, self.seed) if not self.virtual else whole
 
     # For evaluation and export
 

@@ -47,6 +47,8 @@ def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **giv
         found = job.configured(settings, config.seed)
     else:
         found = recalled(config.job, config.settings, config.seed).configured(settings)
+    if found.virtual and given.get("actors") is None:
+        config = replace(config, actors=0)
     return found, replace(config, settings=found.plain(), groups=found.groups()), named
 
 

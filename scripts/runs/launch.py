@@ -18,7 +18,7 @@ from typing import Any
 
 from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
-from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.core import LOOK, Core
 from shoal.coordinator.deciding.events import Finish
 from shoal.coordinator.keeping.disk import DiskTrouble, Lock, SyncFailed, lasting, trouble
 from shoal.coordinator.keeping.recording import Recording
@@ -38,13 +38,14 @@ from shoal.runs.crew import Crew
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
-from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, wire_of
+from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, virtual_wire, wire_of
 from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir
 from shoal.runs.signing import sign
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
+from shoal.runs.virtual import VirtualClock, VirtualWire, look_at
 from shoal.tracking.following import Followers
 from shoal.tracking.trackers import Wanted
 
@@ -98,6 +99,7 @@ class Ready:
 def ready(options: Launch) -> Iterator[Ready]:
     """Prepare the job, and make the nursery from which actors are forked. The nursery ends with this block and this thread."""
     job = options.job
+    check_virtual(job, options.config, options.bind)
     with few_threads():
         heap.keep()
         job.prepare()
@@ -132,7 +134,7 @@ def device_of(name: str) -> str:
 def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str, pauses: Callable[[], bool] = bool) -> Ended:
     """Run a job to its end. interrupted: gives a reason to end the run in good order, or ""; it is called about 20 times a
     second. pauses: True if actors from elsewhere are then to wait for the run's next life."""
-    options, pool, clock = ready.options, ready.pool, time.monotonic
+    options, pool, real = ready.options, ready.pool, time.monotonic
     config, keys = options.config, options.keys
     with ExitStack() as stack:
         stack.enter_context(few_threads())
@@ -167,22 +169,27 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             observer.report(Report("data", note, "warning"))
         layout = aggregator.weights().layout
         layouts, briefs = job.layouts(layout), job.briefs(layout)
-        recording, found = recording_of(options, aggregator, layouts, observer, clock)
+        recording, found = recording_of(options, aggregator, layouts, observer, real)
         stack.callback(recording.close)
         before = record.rewind(found.version)
+        virtual = VirtualClock(before.seconds) if job.virtual else None
+        clock: Callable[[], float] = virtual or real
         again: Metrics = {}
         if central and found.version and job.method.due(found.version) and not options.run.has_row(found.version):
             again = central(aggregator.weights())  # the last life was killed after the snapshot, and before it had told of this
         if pool:
             pool.ready(interrupted)
         core = Core(
-            job.plan(found.asked),
+            job.plan(replace(found.asked, seconds=before.seconds)),
             job.method.goal(),
             replace(bounds_of(options), retain=recording.retain, briefs=bool(briefs), watched=True),
             found,
             clock(),
+            0.0 if virtual else LOOK,
         )
-        wire = wire_of(options, stack, clock)
+        wire = virtual_wire(job, virtual, before.seconds) if virtual else wire_of(options, stack, clock)
+        if isinstance(wire, VirtualWire):
+            wire.looks = lambda: look_at(core.facts, clock())
         learner = learner_of(
             job,
             aggregator,
@@ -230,6 +237,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             local=(keys.own.public,) if keys else ("",),
             folder=options.run.path,
             before=before,
+            real=real if virtual else None,
         )
         status.roll = server.telling.roll
         if again:
@@ -327,8 +335,16 @@ def preload(job: Job) -> None:
     gc.freeze()  # the collector would copy the pages that all these processes share
 
 
+def check_virtual(job: Job, config: Config, bind: str) -> None:
+    """Raises UserError if a run in virtual time is asked to have actors beside this process."""
+    if job.virtual and (bind or config.actors):
+        asked = f"bind={bind}" if bind else f"actors={config.actors}"
+        raise UserError(f"clock=virtual: a run in virtual time has no actors beside this process; {asked} asks for some")
+
+
 def planned(job: Job, config: Config, path: Path | str | None, bind: str, **how: Any) -> Launch:
     """The launch of a new run. Raises UserError for a fault in the job or the device before the run has a folder."""
+    check_virtual(job, config, bind)
     try_out(job, config.job)
     device_of(config.device)
     return Launch(job, config, new_run(config, path, bind), bind, **how)

@@ -23,6 +23,8 @@ from shoal.coordinator.reports import Observer, Report
 from shoal.coordinator.server import Wire
 from shoal.coordinator.sharing import Sharing, sharing
 from shoal.jobs.job import Job
+from shoal.jobs.methods.attending import attendance_of, devices_of
+from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.problems import Evaluate
 from shoal.protocol.door import ServerKeys, is_local
 from shoal.protocol.front import raise_descriptor_limit
@@ -33,16 +35,33 @@ from shoal.runs.export import of_this_model
 from shoal.runs.plain import PlainWire
 from shoal.runs.rundir import Config
 from shoal.runs.socketdir import socket_folder
+from shoal.runs.virtual import Pace, VirtualClock, VirtualWire
 
 if TYPE_CHECKING:
     from shoal.runs.launch import Launch
 
 Clock = Callable[[], float]
+NEVER = 1e12  # seconds
 
 
 def bounds_of(options: Launch) -> Bounds:
-    """The job's bounds. If clients stay with their actors, the first tasks wait until all of this machine's actors are here."""
+    """The job's bounds. If clients stay with their actors, the first tasks wait until all of this machine's actors are here. In
+    virtual time no actor is silent, slow or to blame: its client's device decides when it is done."""
     bounds = options.job.bounds()
+    if options.job.virtual:
+        return replace(
+            bounds,
+            ahead=1,
+            most=1,
+            stock=0.0,
+            lease=max(0.0, bounds.lease),
+            beat=NEVER,
+            patience=NEVER,
+            hush=NEVER,
+            quiet=NEVER,
+            back=0.0,
+            strikes=0,
+        )
     return replace(bounds, gather=options.config.actors) if bounds.sticky else bounds
 
 
@@ -79,6 +98,14 @@ def recording_of(
     if kind == "off":  # or the next life might take this one's epoch for its own
         recording.snapshot(aggregator.weights(), aggregator)
     return recording, found
+
+
+def virtual_wire(job: Job, clock: VirtualClock, before: float) -> VirtualWire:
+    """The wire of a run in virtual time. before: virtual seconds of the run's earlier lives."""
+    method = job.method
+    assert isinstance(method, LocalTraining)
+    pace = Pace(devices_of(method), attendance_of(method, before), method.passes, job.seed)
+    return VirtualWire(method.at_once, lambda workload: job.worker(), clock, pace)
 
 
 def wire_of(options: Launch, stack: ExitStack, clock: Clock) -> Wire:
@@ -138,4 +165,4 @@ def learner_of(
     options: dict[str, Any] = {"version": version, "recording": recording, "briefs": briefs, "given_up": given_up, **evaluation}
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
-    return Learner(aggregator, inspector, clock, complain=complain, **options)
+    return Learner(aggregator, inspector, clock, complain=complain, prompt=isinstance(wire, VirtualWire), **options)

@@ -106,9 +106,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+def since(progress: Progress) -> str:
+    """ "1:02:03", "6:00:00 of virtual time"."""
+    return clock(progress.seconds) + " of virtual time" * progress.virtual
+
+
 def line(progress: Progress) -> str:
     """Return the phrases of a Progress in one line, for a stream that is no terminal."""
-    place = [clock(progress.seconds), position(progress), metrics(progress)]
+    place = [since(progress), position(progress), metrics(progress)]
     return " | ".join(part for part in [*place, rates(progress), lag(progress), shares(progress), actors(progress)] if part)
 
 
@@ -177,7 +182,8 @@ class Errors:
 
 
 class Lines(Errors):
-    """A display that prints a line every `every` seconds of the run's clock, each report when it comes, and the last state."""
+    """A display that prints a line every `every` seconds of the run's clock (of a run in virtual time: of `now`), each report
+    when it comes, and the last state."""
 
     def __init__(
         self, stream: TextIO, title: str, every: float = 5.0, form: str = "text", now: Callable[[], float] = time.time
@@ -191,8 +197,9 @@ class Lines(Errors):
 
     def moved(self, progress: Progress) -> None:
         self.newest = progress
-        if progress.seconds >= self.due:
-            self.due = progress.seconds + self.every
+        seconds = self.now() if progress.virtual else progress.seconds
+        if seconds >= self.due:
+            self.due = seconds + self.every
             self._tell(progress)
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
@@ -280,6 +287,6 @@ def _row(text: str, style: str = "") -> Text:
 
 def _time(progress: Progress) -> str:
     if not 0.0 < progress.done < 1.0:
-        return clock(progress.seconds)
+        return since(progress)
     left = progress.seconds * (1 - progress.done) / progress.done
-    return f"{clock(progress.seconds)}, {clock(left)} left"
+    return f"{since(progress)}, {clock(left)} left"

@@ -22,9 +22,8 @@ class Attendance:
 
     clients: number of clients. traces: the intervals of each client, in seconds since the run began; None: all clients can be
     asked at any time. period: seconds after which the traces repeat (0: they do not). unfit: clients that are never asked.
-    seconds: time that earlier lives of the run took, so that a resumed run goes on in its traces.
-
-    The methods take `now` of the plan's clock. The first `now` that any of them gets is the start of this life of the run.
+    seconds: time that earlier lives of the run took, so that a resumed run goes on in its traces. origin: the `now` at which
+    the run began; None: the first `now` that a method gets is that of the beginning of this life.
     """
 
     def __init__(
@@ -35,12 +34,18 @@ class Attendance:
         period: float = 0.0,
         unfit: frozenset[int] = frozenset(),
         seconds: float = 0.0,
+        origin: float | None = None,
     ) -> None:
         self.traces, self.period, self.unfit, self.seconds = traces, period, unfit, seconds
         self.fit = [client for client in range(clients) if client not in unfit]
         self.starts = [[start for start, _ in each] for each in traces or ()]
         self.changes = sorted({time for client in self.fit for pair in traces[client] for time in pair}) if traces else []
-        self.origin: float | None = None
+        self.origin = origin
+
+    @property
+    def limits(self) -> bool:
+        """Return whether there is a client that cannot be asked at every time."""
+        return self.traces is not None or bool(self.unfit)
 
     def can(self, client: int, now: float) -> bool:
         """Return whether this client can be asked at `now`."""

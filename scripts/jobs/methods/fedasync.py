@@ -70,7 +70,7 @@ class FedAsync(LocalTraining):
             )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        return Stream(1, self.max_lag, clients=self.clients, seed=seed, asked=asked)
+        return Stream(1, self.max_lag, clients=self.clients, seed=seed, asked=asked, attendance=self.attendance(asked))
 
     def bounds(self, sums: bool) -> Bounds:
         return Bounds(most=2)

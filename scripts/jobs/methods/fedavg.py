@@ -58,12 +58,14 @@ class InRounds(LocalTraining):
     def check(self, problem: Problem) -> None:
         super().check(problem)
         if callable(self.select):
-            takes("select", self.select, "a function (version, how_many, news) -> clients", 0, self.cohort, ())
+            among = ((),) if self.traces or self.task_memory else ()
+            form = "(version, how_many, news, among)" if among else "(version, how_many, news)"
+            takes("select", self.select, f"a function {form} -> clients", 0, self.cohort, (), *among)
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 1 to clients={self.clients}")
-        if self.asks > self.clients:
+        if (asked := self.cohort + self.spares) > self.clients:
             most = math.floor(100 * self.clients / self.cohort) / 100
-            asks = f"a round would ask {self.asks} clients, and there are clients={self.clients}"
+            asks = f"a round would ask {asked} clients, and there are clients={self.clients}"
             raise UserError(f"over_selection={self.over_selection:g}: {asks}; allowed is from 1 to {most:g}")
         if self.candidates and not self.cohort <= self.candidates <= self.clients:
             allowed = f"0, or from cohort={self.cohort} to clients={self.clients}"
@@ -80,9 +82,17 @@ class InRounds(LocalTraining):
             raise UserError(f"eval_cohort={self.eval_cohort}: with eval_every=0 no client evaluates; eval_every=10, say")
 
     @property
+    def spares(self) -> int:
+        """The number of clients that a round asks beyond its cohort."""
+        return math.ceil(self.over_selection * self.cohort - 1e-9) - self.cohort
+
+    @property
     def asks(self) -> int:
-        """The number of clients that a round asks."""
-        return math.ceil(self.over_selection * self.cohort - 1e-9)
+        return self.cohort
+
+    @property
+    def at_once(self) -> int:
+        return self.concurrency or self.cohort + self.spares + self.eval_cohort
 
     @property
     def sized(self) -> bool:
@@ -93,7 +103,8 @@ class InRounds(LocalTraining):
         return self.select == "oort" or isinstance(self.select, Oort)
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        each = self.asks > self.cohort or self.squares  # a task for each client: of a sum nobody knows whose it is
+        attendance = self.attendance(asked)
+        each = self.spares > 0 or self.squares  # a task for each client: of a sum nobody knows whose it is
         return Rounds(
             self.clients,
             self.cohort,
@@ -105,12 +116,14 @@ class InRounds(LocalTraining):
             evaluate_cohort=self.eval_cohort,
             asked=asked,
             select=self.selection(seed, asked.sizes),
-            spare=self.asks - self.cohort,
+            spare=self.spares,
+            attendance=attendance if attendance is not None and attendance.limits else None,
         )
 
     def try_out(self, seed: int) -> None:
         if callable(self.select):
-            checked(self.select, self.clients)(0, self.cohort, ())
+            among = (range(self.clients),) if self.traces or self.task_memory else ()
+            checked(self.select, self.clients)(0, self.cohort, (), *among)
 
     def selection(self, seed: int, sizes: Sequence[int] = ()) -> Select | None:
         """The function (version, how many, news) -> clients that chooses a round's clients; None means uniform. sizes: each

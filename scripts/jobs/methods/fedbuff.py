@@ -32,7 +32,9 @@ class FedBuff(LocalTraining):
     )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        return Stream(self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked)
+        return Stream(
+            self.buffer, self.max_lag, clients=self.clients, seed=seed, asked=asked, attendance=self.attendance(asked)
+        )
 
     def bounds(self, sums: bool) -> Bounds:
         return Bounds(most=2)

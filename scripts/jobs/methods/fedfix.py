@@ -35,7 +35,15 @@ class FedFix(LocalTraining):
     )
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        return Periods(self.deadline, self.max_lag, least=self.quorum, clients=self.clients, seed=seed, asked=asked)
+        return Periods(
+            self.deadline,
+            self.max_lag,
+            least=self.quorum,
+            clients=self.clients,
+            seed=seed,
+            asked=asked,
+            attendance=self.attendance(asked),
+        )
 
     def bounds(self, sums: bool) -> Bounds:
         return Bounds(most=2)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from shoal.actors import Worker
+from shoal.coordinator.deciding.plans import Asked
+from shoal.coordinator.deciding.plans.attendance import Attendance
+from shoal.jobs.methods.attending import attendance_of, check_attending, check_enough, devices_of
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
 from shoal.jobs.settings import option, ranges, shown
@@ -56,6 +59,31 @@ class LocalTraining(Method):
         True, "the weights have the same bits for any number of actors and any order in which contributions arrive"
     )
     eval_every: int = option(10, "rounds between central evaluations (0: only one, at the run's end)", least=0)
+    clock: str = option(
+        "wall",
+        "the time of a run: as it passes (wall), or as the clients' devices would take, however fast this machine is (virtual)",
+        choices=("wall", "virtual"),
+    )
+    devices: str = option(
+        "",
+        "CSV file of the clients' devices, or a function client -> Device (empty: a task takes the time of its work)",
+        own=True,
+    )
+    traces: str = option(
+        "",
+        "CSV file of the times at which clients can be asked, or a function client -> (start, end) pairs (empty: always)",
+        own=True,
+    )
+    trace_period: float = option(0.0, "seconds after which the traces begin again (0: they do not)", least=0)
+    task_memory: float = option(
+        0.0, "MB of memory that a task takes; clients whose device has less are never asked (0: all are)", least=0
+    )
+    concurrency: int = option(
+        0,
+        "clients at work at one time in a virtual run (0: as many as a round asks; without rounds 100, or all if fewer)",
+        least=0,
+        of={"clock": ("virtual",)},
+    )
 
     @property
     def exact(self) -> bool:
@@ -66,6 +94,7 @@ class LocalTraining(Method):
 
     def check(self, problem: Problem) -> None:
         check_made(self, "optimizer", "lr")
+        check_attending(self)
         if callable(self.lr_schedule):
             takes("lr_schedule", self.lr_schedule, "a function version -> factor of the learning rate", 0)
 
@@ -86,6 +115,30 @@ class LocalTraining(Method):
         from shoal.actors.workers.local_sgd import LocalSGD
 
         return LocalSGD
+
+    @property
+    def asks(self) -> int:
+        """The number of clients that must be there at one time, for the run to go on."""
+        return 1
+
+    @property
+    def at_once(self) -> int:
+        """The number of clients at work at one time in a virtual run."""
+        return self.concurrency or min(self.clients, 100)
+
+    def attendance(self, asked: Asked) -> Attendance | None:
+        """The clients that can be asked, and when; None: no setting speaks of that. Raises UserError if they never suffice."""
+        if not (self.devices or self.traces or self.clock == "virtual"):
+            return None
+        if self.devices:
+            devices_of(self)(0)
+        found = attendance_of(self, asked.seconds)
+        check_enough(self, found, self.asks)
+        return found
+
+    def passes(self, examples: float) -> float:
+        """Return the number of examples that a task passes over, of a client with so many."""
+        return float(self.local_steps * self.batch_size) if self.local_steps else self.local_epochs * examples
 
     @property
     def squares(self) -> bool:
