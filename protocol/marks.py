@@ -10,7 +10,7 @@ import mmap
 import os
 
 SLOTS, WORDS = 4_096, 8  # processes that live at a time, at most; int64 of each: a cache line
-PID, VERSION, INDEX, CLIENT = range(4)
+PID, VERSION, INDEX, CLIENT, CLAIMED, STOP = range(6)
 FLAGS = 1 << 16  # calls whose end can be asked for at a time, at most; int64 of each
 
 
@@ -26,6 +26,7 @@ class Marks:
         """Take a row for this process. born: processes that were forked before it."""
         first = born % SLOTS * WORDS
         self._mine = self._rows[first : first + WORDS]
+        self._mine[CLAIMED] = self._mine[STOP] = 0
         self._mine[INDEX], self._mine[PID] = -1, os.getpid()
 
     def note(self, version: int, index: int, client: int) -> None:
@@ -35,11 +36,38 @@ class Marks:
 
     def ran(self, pid: int) -> tuple[int, ...]:
         """(version, index, client) of the work that a process began last; () if it began none."""
+        row = self._row(pid)
+        return (row[VERSION], row[INDEX], row[CLIENT]) if row and row[INDEX] >= 0 else ()
+
+    def claim(self, many: int) -> bool:
+        """Write down that so many calls of a piece will have begun next. Returns whether the piece may go on after these.
+
+        The one who stops a piece writes, waits until what was written before is seen everywhere, and reads what was claimed: no
+        call behind that begins here.
+        """
+        mine = self._mine
+        mine[CLAIMED] = many
+        return not mine[STOP]
+
+    def end_piece(self) -> None:
+        """Forget what was claimed, for the next piece of this process."""
+        self._mine[CLAIMED] = self._mine[STOP] = 0
+
+    def stop(self, pid: int) -> None:
+        """Let a process begin no further call of its piece than it has claimed."""
+        if row := self._row(pid):
+            row[STOP] = 1
+
+    def claimed(self, pid: int) -> int:
+        """The number of calls of its piece that a process has claimed; 0: none, or it is at no piece."""
+        row = self._row(pid)
+        return row[CLAIMED] if row else 0
+
+    def _row(self, pid: int) -> memoryview | None:
         for first in range(0, SLOTS * WORDS, WORDS):
             if self._rows[first] == pid:
-                row = self._rows[first : first + WORDS].tolist()
-                return (row[VERSION], row[INDEX], row[CLIENT]) if row[INDEX] >= 0 else ()
-        return ()
+                return self._rows[first : first + WORDS]
+        return None
 
     def cancel(self, number: int) -> None:
         """Ask the process that is at a call, or will be, to give it up. number: of the call. A call's flag is forgotten if

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +29,24 @@ from shoal.protocol.work import Task, Words, Work
 FUNCTIONS = 256  # functions that an actor remembers
 JOBLIB = "LOKY_MAX_CPU_COUNT"  # cores that joblib takes for n_jobs=-1
 LONG = 0.05  # seconds after which calls of a task that have not begun are left to other actors
-CALL: ContextVar[tuple[int, int, Marks]] = ContextVar("call")  # seed of the pool, number of the ticket, marks; in a call
+
+
+@dataclass(slots=True)
+class Here:
+    """A call that is being made. seed: of the pool. first: its number, less the number of `before`: results of calls before it
+    that travelled with it."""
+
+    seed: int
+    first: int
+    marks: Marks
+    before: Sequence[Any] = ()
+
+    @property
+    def number(self) -> int:
+        return self.first + len(self.before)
+
+
+CALL: ContextVar[Here] = ContextVar("call")  # in a call
 GIVEN: ContextVar[Any] = ContextVar("given")  # the object that the pool was made with, in a call: forks have it already
 CORES: ContextVar[int] = ContextVar("cores")  # that a call may use, if not 1
 RANKS: ContextVar[int] = ContextVar("ranks")  # of the gang, in a call that is one
@@ -41,10 +59,10 @@ def seed() -> int:
     Raises RuntimeError outside of a call.
     """
     try:
-        its, ticket, _ = CALL.get()
+        here = CALL.get()
     except LookupError:
         raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
-    return draws.key(its, "call", ticket) % 2**63
+    return draws.key(here.seed, "call", here.number) % 2**63
 
 
 def own_cores() -> int:
@@ -59,10 +77,10 @@ def cancelled() -> bool:
     Raises RuntimeError outside of a call, and in a thread that the call started.
     """
     try:
-        _, ticket, marks = CALL.get()
+        here = CALL.get()
     except LookupError:
         raise RuntimeError("shoal.cancelled() is for a call of a shoal.Pool, and this is no such call") from None
-    return marks.cancelled(ticket)
+    return here.marks.cancelled(here.number)
 
 
 @contextmanager
@@ -148,7 +166,7 @@ class Calls:
                 if not may():
                     break
                 self._marks.note(version, index, call.ticket)
-                CALL.set((self._seed, call.ticket, self._marks))
+                CALL.set(Here(self._seed, call.ticket, self._marks))
                 answer, parcel = self._answer(call)
                 answers.append(answer)
                 if parcel.segment:
@@ -183,7 +201,15 @@ class Calls:
         args, kwargs = opened(call.arguments)
         if kwargs is None:
             its: Many = args
-            return its.made(function, CALL.set, self._seed, self._marks, _told)
+            try:
+                return its.made(
+                    function,
+                    lambda before: CALL.set(Here(self._seed, its.first, self._marks, before)),
+                    self._marks.claim,
+                    _told,
+                )
+            finally:
+                self._marks.end_piece()
         return function(*args, **kwargs)
 
 

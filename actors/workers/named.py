@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
-from shoal.actors.workers.call import CALL, LONG, Calls, within
+from shoal.actors.workers.call import CALL, LONG, Calls, Here, within
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
@@ -51,7 +51,7 @@ class NamedCalls:
         for call in calls:
             if answers and perf_counter() - start > LONG:
                 break
-            CALL.set((self._seed, call.ticket, self._marks))
+            CALL.set(Here(self._seed, call.ticket, self._marks))
             began = perf_counter()
             raised, data = self._answer(call)
             answers.append((call.ticket, raised, data, perf_counter() - began))

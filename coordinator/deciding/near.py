@@ -18,6 +18,7 @@ from shoal.protocol.work import Task
 
 AHEAD = 2  # tasks that an actor holds if calls are short or the plan gives ahead: it begins the next while answers travel
 SLOW = 0.05  # seconds of a task after which the calls behind it are taken from its actor, if they have not begun
+SETTLE = 0.01  # seconds after which what one process wrote into shared memory is seen by another, by far
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +37,47 @@ class Rob:
     pid: int
 
 
-Effect: TypeAlias = Give | Rob
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Let an actor begin no further call of its piece than it has claimed."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Take back the calls of a piece that its actor has not claimed, and tell `cut` if that was done. index: of its task."""
+
+    pid: int
+    index: int
+
+
+Effect: TypeAlias = Give | Rob | Stop | Cut
 
 
 @dataclass(slots=True)
 class Out:
-    """A task at an actor. numbers: of its tickets, in the order in which they are called. certain: as in Give."""
+    """A task at an actor. numbers: of its tickets, in the order in which they are called. certain: as in Give. piece: a ticket
+    of it stands for many calls."""
 
     task: Task
     numbers: list[int]
     certain: int
+    piece: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Actor:
     """An actor. since: when it began with its first task. robbed: it gets no task before it has answered those that it has,
-    because new tokens would let it begin calls that were taken from it."""
+    because new tokens would let it begin calls that were taken from it. stopped: when it was last told to begin no further call
+    of its piece; None: it was not. whole: nothing was taken from the piece that it is at."""
 
     pid: int
     tasks: deque[Out] = field(default_factory=deque)
     since: float = 0.0
     robbed: bool = False
+    stopped: float | None = None
+    whole: bool = True
 
     def room(self, now: float, slow: float) -> int:
         """Tasks that it may be given. slow: seconds of a task after which nothing is put behind it."""
@@ -69,6 +90,13 @@ class Actor:
     def waits(self) -> bool:
         """True if a call waits here behind another."""
         return not self.robbed and (len(self.tasks) > 1 or (bool(self.tasks) and len(self.tasks[0].numbers) > 1))
+
+    def again_at(self, slow: float) -> float:
+        """When something is to be taken from this actor, if it does not answer before."""
+        piece = bool(self.tasks) and self.tasks[0].piece and self.whole
+        times = [self.since + slow] * self.waits
+        times += [self.since + slow if self.stopped is None else self.stopped + SETTLE] * piece
+        return min(times, default=math.inf)
 
 
 class Near:
@@ -96,6 +124,7 @@ class Near:
         actor.tasks.popleft()
         actor.since = now
         actor.robbed = actor.robbed and bool(actor.tasks)
+        actor.stopped, actor.whole = None, True
         wanted = index in self.plan.given
         self.heard, self.accepted, self.stale = self.heard + 1, self.accepted + wanted, self.stale + (not wanted)
         return wanted
@@ -127,8 +156,25 @@ class Near:
         for actor in self.actors.values():
             if actor.waits and now - actor.since > self.slow:
                 yield Rob(actor.pid)
+            if actor.tasks and actor.tasks[0].piece:
+                yield from self._part(actor, actor.tasks[0].task.index, now)
         if self.plan.waiting:
             yield from self._employ(now)
+
+    def _part(self, actor: Actor, index: int, now: float) -> Iterator[Effect]:
+        """Take back the calls of a piece that wait behind a slow one of it."""
+        if not actor.whole or now - actor.since <= self.slow:
+            return
+        if actor.stopped is None:
+            actor.stopped = now
+            yield Stop(actor.pid)
+        elif now - actor.stopped >= SETTLE:
+            actor.stopped = now  # it may not have come to the piece yet
+            yield Cut(actor.pid, index)
+
+    def cut(self, pid: int) -> None:
+        """Take in that calls of the piece at which an actor is were taken back, or that there were none."""
+        self.actors[pid].whole = False
 
     def robbed(self, pid: int, tokens: int) -> None:
         """Let the last calls of an actor wait again: as many as it had tokens left, because it begins calls in order."""
@@ -143,8 +189,8 @@ class Near:
 
     def due(self, now: float) -> float | None:
         """Seconds until calls are to be taken from an actor, if it does not answer before; None if none wait behind others."""
-        waits = [actor.since + self.slow - now for actor in self.actors.values() if actor.waits and not self.plan.ahead]
-        return max(0.0, min(waits)) if waits else None
+        first = min((actor.again_at(self.slow) for actor in self.actors.values()), default=math.inf)
+        return max(0.0, first - now) if first < math.inf else None
 
     def _employ(self, now: float) -> Iterator[Effect]:
         """Give tasks to actors that have none, then short calls to those that may hold one more."""
@@ -166,5 +212,6 @@ class Near:
             certain = int(not actor.tasks)
             if certain:
                 actor.since = now
-            actor.tasks.append(Out(task, list(self.plan.given[task.index].tickets), certain))
+            tickets = self.plan.given[task.index].tickets
+            actor.tasks.append(Out(task, list(tickets), certain, any(one.calls > 1 for one in tickets.values())))
             yield Give(actor.pid, task, certain)

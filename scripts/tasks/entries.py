@@ -6,7 +6,7 @@ The one idea: a future is completed once, by an accepted answer or by the reason
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from shoal.coordinator.deciding.plans.tickets import Ticket
 from shoal.protocol.calls import Answer
@@ -19,12 +19,21 @@ DEFAULT = How()
 REFUSED = "an actor's answer cannot be taken"
 
 
+class Piece(Protocol):
+    """Calls of a map in a row, which are one call of the pool."""
+
+    def cut(self, at: int) -> None:
+        """Make the calls from this one on elsewhere: it and those behind it have not begun, and will not. at: counted from the
+        first of the piece."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
     that are among the arguments. key: of its result in the pool's folder; b"": none. how: its wishes as they were submitted.
     begun: its future is running. tries: times that it was made again after an exception. plain: the call as plain values, for
-    actors elsewhere; b"": there are none. piece: it is many calls of a map, which are counted by the map."""
+    actors elsewhere; b"": there are none. piece: of a map, if it stands for many calls, which are counted by the map."""
 
     ticket: Ticket
     future: Result[Any]
@@ -36,7 +45,7 @@ class Entry:
     plain: bytes = b""
     begun: bool = False
     tries: int = 0
-    piece: bool = False
+    piece: Piece | None = None
 
     def complete(self, answer: Answer) -> None:
         """Complete the future. What its result raises here is the call's exception; a large result stays where it is until it

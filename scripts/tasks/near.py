@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 
 from shoal.actors.near import PACKET, ROOM
-from shoal.coordinator.deciding.near import Give, Near, Rob
+from shoal.coordinator.deciding.near import Cut, Give, Near, Rob, Stop
 from shoal.coordinator.deciding.plans.tickets import Tickets
 from shoal.protocol.calls import Answer, Call, pack_task
 from shoal.protocol.errors import ProtocolError
@@ -50,7 +50,8 @@ class Line:
 
 
 class Nearby:
-    """calls: the calls of a task, by its index. done: takes in the answers of a task. fd: of the nursery."""
+    """calls: the calls of a task, by its index. done: takes in the answers of a task. cut: takes back what a process has not
+    claimed of the piece that it is at (its id, index of the task), and says whether it could."""
 
     def __init__(
         self,
@@ -61,10 +62,11 @@ class Nearby:
         clock: Callable[[], float],
         calls: Callable[[int], Sequence[Call]],
         done: Callable[[int, Sequence[Answer]], None],
+        cut: Callable[[int, int], bool],
     ) -> None:
         self.near = Near(plan)
         self.path = path
-        self._crew, self._marks, self._clock, self._calls, self._done = crew, marks, clock, calls, done
+        self._crew, self._marks, self._clock, self._calls, self._done, self._cut = crew, marks, clock, calls, done, cut
         self.wake = Wake()
         self.answering = 0  # process whose answers are taken in
         self._lines: dict[int, Line] = {}  # by descriptor
@@ -107,6 +109,11 @@ class Nearby:
                     self._give(self._by_pid[pid], task.index, task.words, certain)
                 case Rob(pid):
                     self.near.robbed(pid, self._tokens_of(self._by_pid[pid]))
+                case Stop(pid):
+                    self._marks.stop(pid)
+                case Cut(pid, index):
+                    if self._cut(pid, index):
+                        self.near.cut(pid)
 
     def dismiss(self, many: int) -> list[int]:
         """Let at most so many actors leave that have no task. Returns their process ids."""

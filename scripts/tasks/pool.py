@@ -14,7 +14,7 @@ import time
 import types
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from shoal.tasks.machine import gpus
 from shoal.tasks.maps import Results, buffered, each_of, room_of, window
 from shoal.tasks.meter import Meter, terminal
 from shoal.tasks.running import Running, started
-from shoal.tasks.spread import FEW, Spread
+from shoal.tasks.spread import FEW, Part, Spread
 
 if TYPE_CHECKING:
     from shoal.protocol.door import ServerKeys
@@ -194,10 +194,9 @@ class Pool(Executor):
             fn = cast(Callable[..., T], Filed(fn, self._disk()))
         its = self._asked(priority, retries, once, need, key, None, retry_on, fixed)
         if its is self._how and cost is None and buffersize is None and keep != DISK and self._together:
-            items = list(zip(*iterables, strict=False))
-            if len(items) > FEW:
-                return self._spread(fn, items, batch, ends_at, ordered)
-            iterables = tuple(zip(*items, strict=True))
+            iterables = columns = _columns(iterables)
+            if columns and len(columns[0]) > FEW:
+                return self._spread(fn, columns, batch, ends_at, ordered)
         each = (
             (args, its._replace(cost=costs(cost, args)) if callable(cost) else its) for args in zip(*iterables, strict=False)
         )
@@ -216,25 +215,30 @@ class Pool(Executor):
     def _spread(
         self,
         fn: Callable[..., T],
-        items: list[tuple[Any, ...]],
+        columns: tuple[Sequence[Any], ...],
         batch: Batch,
         ends_at: float | None,
         ordered: bool,
     ) -> Results[T]:
         """The results of a map of many calls, whose numbers follow each other."""
         # one call into C, so that no other thread draws a number in between
-        [last] = deque(itertools.islice(self._numbers, len(items)), maxlen=1)
-        first, name, function, its = last - len(items) + 1, _name(fn), self._function(fn), self._how
+        many = len(columns[0])
+        [last] = deque(itertools.islice(self._numbers, many), maxlen=1)
+        first, name, function, its = last - many + 1, _name(fn), self._function(fn), self._how
         me, running, seen, alike = weakref.ref(self), self._running, self._seen, self._alike
 
-        def make(given: list[tuple[Any, ...]], start: int, alone: bool) -> Entry:
-            number = first + start
+        def make(part: Part) -> Entry:
+            number = first + part.start
             seen.taken()  # of a call that could not travel
-            arguments = pack_arguments(given[0], {}, alike) if alone else pack((Many(given, number), None), alike=alike)
-            wishes = its if alone else its._replace(retries=0)
-            what = name if alone else f"{name}, several at once"
-            ticket = _ticket(number, what, arguments.nbytes, time.monotonic(), wishes, batch)
-            return Entry(ticket, Result(running, number, me), function, arguments, seen.taken(), b"", wishes, piece=True)
+            if part.alone:
+                arguments = pack_arguments(tuple(column[part.start] for column in columns), {}, alike)
+            else:
+                given = tuple(column[part.start : part.end] for column in columns)
+                arguments = pack((Many(given, number), None), alike=alike)
+            wishes = its if part.alone else its._replace(retries=0)
+            what = name if part.alone else f"{name}, several at once"
+            ticket = _ticket(number, what, arguments.nbytes, time.monotonic(), wishes, batch, part.end - part.start)
+            return Entry(ticket, Result(running, number, me), function, arguments, seen.taken(), b"", wishes, piece=part)
 
         def pace() -> float | None:
             return running.each.get(name) or running.plan.pace.get(name)
@@ -242,7 +246,7 @@ class Pool(Executor):
         def learned(seconds: float) -> None:
             running.each[name] = seconds
 
-        spread = Spread[T](items, make, pace, learned, running, batch, running.actors)
+        spread = Spread[T](many, make, pace, learned, running, batch, running.actors)
         spread.begin()
         return Results(spread.results(ends_at, ordered), None, batch, me, spread.whole)
 
@@ -549,7 +553,7 @@ def _plain(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes
     return pack_call(name, *elsewhere(args, kwargs))
 
 
-def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None) -> Ticket:
+def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None, calls: int = 1) -> Ticket:
     return Ticket(
         number,
         name,
@@ -562,7 +566,17 @@ def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: 
         its.need,
         cost=its.cost,
         timed=its.timeout > 0,
+        calls=calls,
     )
+
+
+def _columns(iterables: tuple[Iterable[Any], ...]) -> tuple[Sequence[Any], ...]:
+    """The items of iterables, of each as many as the shortest has, which nobody changes any more."""
+    if len(iterables) == 1:
+        [one] = iterables
+        return (one if type(one) in (range, tuple, bytes) else list(one),)  # type: ignore[return-value]
+    rows = list(zip(*iterables, strict=False))
+    return tuple([row[at] for row in rows] for at in range(len(iterables)))
 
 
 def _name(fn: Callable[..., Any]) -> str:

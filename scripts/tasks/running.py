@@ -249,7 +249,7 @@ class Running(threading.Thread):
     def _run_near(self, stack: ExitStack, crew: Crew) -> str:
         """Make calls in actors of this machine alone, over sockets that nothing but the end of a process can cut."""
         path = stack.enter_context(socket_folder()) / "near"
-        near = self.near = Nearby(self.plan, path, crew, self.marks, time.monotonic, self.calls, self.done)
+        near = self.near = Nearby(self.plan, path, crew, self.marks, time.monotonic, self.calls, self.done, self._cut)
         stack.callback(near.close)
         self._wake = near.wake
         crew.hire({"near": str(path)})
@@ -304,7 +304,7 @@ class Running(threading.Thread):
             meter.rest()
             return
         held = [bool(one.tasks) for one in self._here()]
-        meter.look(now, sum(not one.piece for one in self.entries.values()), sum(held), len(held))
+        meter.look(now, sum(one.piece is None for one in self.entries.values()), sum(held), len(held))
 
     def _here(self) -> Iterable[NearActor | FarActor]:
         """The actors that are here now."""
@@ -362,7 +362,7 @@ class Running(threading.Thread):
             entry = self._offered.popleft()
             self.entries[entry.ticket.number] = entry
             offered.append(entry.ticket)
-            if self.meter and not entry.piece:
+            if self.meter and entry.piece is None:
                 self.meter.singles += 1
         self.plan.offer(offered)
         for _ in range(len(self._asked) * (not self._over)):  # what is asked meanwhile has its turn at the next look
@@ -395,6 +395,16 @@ class Running(threading.Thread):
         """The calls of a task; none if it was withdrawn, or its actor died, after its brief was asked for in this turn."""
         given = self.plan.given.get(index)
         return self.calls_of([self.entries[number] for number in given.tickets] if given else ())
+
+    def _cut(self, pid: int, index: int) -> bool:
+        """Take back the calls that a process has not claimed of the piece at which it is. Returns False if it has not come to
+        a piece of this task, or has claimed nothing of it."""
+        ran, at = self.marks.ran(pid), self.marks.claimed(pid)
+        entry = self.entries.get(ran[2]) if ran[1:2] == (index,) else None
+        if not at or entry is None or entry.piece is None or self.marks.ran(pid) != ran:
+            return False
+        entry.piece.cut(at)
+        return True
 
     def calls_of(self, entries: Iterable[Entry]) -> Sequence[Call]:
         return [Call(one.ticket.number, one.function.data, one.arguments.data) for one in entries]

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from shoal.actors.workers.many import Made
@@ -37,15 +38,28 @@ class Came(NamedTuple):
     nbytes: int
 
 
+class Part:
+    """Calls of a map that are out, as one call of the pool. start, end: the first, and after the last. alone: it is one call,
+    which may be blamed. held: it counts among those that are out."""
+
+    __slots__ = ("_spread", "alone", "end", "held", "start")
+
+    def __init__(self, spread: Spread[Any], start: int, end: int, alone: bool) -> None:
+        self._spread, self.start, self.end, self.alone, self.held = spread, start, end, alone, True
+
+    def cut(self, at: int) -> None:
+        self._spread.cut(self, self.start + at)
+
+
 class Spread(Generic[T]):
-    """The calls of a map. items: their arguments. make: an entry of the pool from (first item, item after the last, alone);
-    raises what keeps arguments from travelling. pace: seconds of a call as far as it is known; None: it is not.
-    learned: is told seconds of a call among others."""
+    """The calls of a map, of which there are `many`. make: an entry of the pool for a part; raises what keeps arguments from
+    travelling. pace: seconds of a call as far as it is known; None: it is not. learned: is told seconds of a call among
+    others."""
 
     def __init__(
         self,
-        items: list[tuple[Any, ...]],
-        make: Callable[[list[tuple[Any, ...]], int, bool], Entry],
+        many: int,
+        make: Callable[[Part], Entry],
         pace: Callable[[], float | None],
         learned: Callable[[float], object],
         running: Running,
@@ -53,11 +67,11 @@ class Spread(Generic[T]):
         width: int,
     ) -> None:
         self.batch = batch
-        self._items, self._make, self._pace, self._learned = items, make, pace, learned
+        self._all, self._make, self._pace, self._learned = many, make, pace, learned
         self._running, self._width = running, width
         self._change = threading.Condition(threading.RLock())
-        self._tally = Tally(len(items))
-        self._next, self._out, self._left = 0, 0, len(items)
+        self._tally = Tally(many)
+        self._next, self._out, self._left = 0, 0, many
         self._again: deque[tuple[int, int, bool]] = deque()  # (first, after the last, one by one) of calls to be made again
         self._came: dict[int, Came] = {}
         self._seconds: float | None = None
@@ -80,7 +94,7 @@ class Spread(Generic[T]):
         """The results, each of which is forgotten here once it is taken."""
         at = taken = 0
         try:
-            while taken < len(self._items):
+            while taken < self._all:
                 came = self._take(at if ordered else None, ends_at)
                 values, raised = came.values, came.raised
                 at += len(values)
@@ -121,9 +135,10 @@ class Spread(Generic[T]):
         """Make calls until each actor has one that runs and one that waits. first: let an error of arguments out."""
         entries: list[Entry] = []
         while self._ended is None and self._out + len(entries) < 2 * self._width and (cut := self._cut()):
-            start, end, alone = cut
+            part = Part(self, *cut)
+            start, end, _ = cut
             try:
-                entry = self._make(self._items[start:end], start, alone)
+                entry = self._make(part)
             except Exception as failed:
                 if end - start > 1:
                     self._again.append((start, end, True))
@@ -133,7 +148,7 @@ class Spread(Generic[T]):
                     self._arrived(start, Came([None], {0: failed}, 0))
                 continue
             self._nbytes = entry.arguments.nbytes / (end - start)
-            entry.future.add_done_callback(self._done(start, end, alone))
+            entry.future.add_done_callback(partial(self._done, part))
             entries.append(entry)
         self._out += len(entries)
         try:
@@ -147,7 +162,7 @@ class Spread(Generic[T]):
             start, end, alone = self._again.popleft()
             fresh = False
         else:
-            start, end, alone, fresh = self._next, len(self._items), False, True
+            start, end, alone, fresh = self._next, self._all, False, True
         many = 1 if alone else min(self._many(), end - start)
         if many < 1:
             return None
@@ -162,22 +177,29 @@ class Spread(Generic[T]):
         seconds = self._pace() if self._seconds is None else self._seconds
         if seconds is None or seconds > CHUNK:
             return 1
-        share = (len(self._items) - self._next) // (SPREAD * self._width)
+        share = (self._all - self._next) // (SPREAD * self._width)
         last = max(1e-9, seconds)
         many = min(MOST, int(CHUNK / last), max(share, int(LEAST / last)), int(BYTES / max(1.0, self._nbytes)))
         return max(1, many)
 
-    def _done(self, start: int, end: int, alone: bool) -> Callable[[Future[Any]], None]:
-        def done(future: Future[Any]) -> None:
-            with self._change:
+    def _done(self, part: Part, future: Future[Any]) -> None:
+        with self._change:
+            self._out -= part.held
+            self._take_in(part, future)
+            self._feed()
+            self._change.notify_all()
+
+    def cut(self, part: Part, at: int) -> None:
+        """Make the calls of a part from this one on anew: they have not begun, and will not."""
+        with self._change:
+            if self._ended is None and part.held and at < part.end:
+                self._again.append((at, part.end, False))
+                part.end, part.held = at, False
                 self._out -= 1
-                self._take_in(start, end, alone, future)
                 self._feed()
-                self._change.notify_all()
 
-        return done
-
-    def _take_in(self, start: int, end: int, alone: bool, future: Future[Any]) -> None:
+    def _take_in(self, part: Part, future: Future[Any]) -> None:
+        start, end, alone = part.start, part.end, part.alone
         nbytes = future.nbytes if isinstance(future, Result) else 0
         if future.cancelled():
             self._ended = self._ended or CancelledError()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.coordinator.deciding.near import SLOW, Give, Near, Rob
+from shoal.coordinator.deciding.near import SETTLE, SLOW, Cut, Effect, Give, Near, Rob, Stop
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
 
 
@@ -17,7 +17,7 @@ class Pool:
             self.near.came(pid)
         self.plan.offer([Ticket(number, "f", retries=retries) for number in range(calls)])
 
-    def turn(self, now: float = 0.0) -> list[Give | Rob]:
+    def turn(self, now: float = 0.0) -> list[Effect]:
         return list(self.near.turn(now))
 
     def at(self, pid: int) -> list[list[int]]:
@@ -111,3 +111,35 @@ def test_answers_of_a_task_that_nobody_wants_are_stale() -> None:
     assert pool.near.withdraw(index) == 0
     assert not pool.near.answered(0, index, 0.0)
     assert (pool.near.heard, pool.near.accepted, pool.near.stale) == (1, 0, 1)
+
+
+def test_what_a_slow_call_holds_up_of_its_piece_is_taken_back_once_and_not_before_that_is_seen() -> None:
+    pool = Pool(1, 0)
+    pool.plan.offer([Ticket(0, "f", calls=500)])
+    pool.turn()
+    [index] = pool.plan.given
+    assert pool.near.due(0.0) == SLOW
+    assert pool.turn(SLOW) == []
+    assert pool.turn(2 * SLOW) == [Stop(0)]
+    assert pool.turn(2 * SLOW) == []
+    assert 0 < (pool.near.due(2 * SLOW) or 0.0) <= SETTLE
+    at = 2 * SLOW + SETTLE + 1e-6
+    assert pool.turn(at) == [Cut(0, index)]
+    assert pool.turn(at) == []  # its actor had not come to the piece: it is asked again
+    at += SETTLE + 1e-6
+    assert pool.turn(at) == [Cut(0, index)]
+    pool.near.cut(0)
+    assert pool.turn(9.0) == []
+    assert pool.near.due(9.0) is None
+    pool.plan.offer([Ticket(1, "f", calls=500)])
+    assert pool.turn(9.0) == []
+    assert pool.answer(0, [0], 9.0) == [0]
+    assert [type(one) for one in pool.turn(9.0)] == [Give]
+    assert pool.turn(9.0 + 2 * SLOW) == [Stop(0)]
+
+
+def test_a_call_for_itself_has_nothing_that_could_be_taken_back() -> None:
+    pool = Pool(1, 1)
+    pool.turn()
+    assert pool.near.due(0.0) is None
+    assert pool.turn(9.0) == []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import shoal
+from shoal.actors.workers.many import BLOCK
 from shoal.protocol.errors import UserError, WorkerLost
 from shoal.tasks.futures import RemoteTraceback
 from shoal.tasks.pool import Pool
@@ -121,6 +122,48 @@ def test_of_many_calls_only_the_one_that_ends_its_process_is_lost(tmp_path: Path
             next(results)
         begun = Counter((tmp_path / "calls").read_text().split())
         assert begun["431"] == 3  # once among others, and as often as a call may by itself
+
+
+def gated(folder: str, slow: int, x: int) -> int:
+    """Leave a line; the slow call waits for a file."""
+    with open(f"{folder}/{os.getpid()}", "a", buffering=1) as file:
+        file.write(f"{x}\n")
+    while x == slow and not os.path.exists(f"{folder}/gate"):
+        threading.Event().wait(0.01)
+    return x
+
+
+def test_calls_behind_a_slow_one_of_their_piece_are_made_elsewhere_and_each_is_made_once(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    with Pool(2) as pool:
+        assert len(list(pool.map(gated, [str(tmp_path / "before")] * MANY, [-1] * MANY, range(MANY)))) == MANY
+        results = pool.map(gated, [str(tmp_path)] * MANY, [MANY // 2] * MANY, range(MANY))
+
+        def begun() -> Counter[str]:
+            return Counter(line for one in tmp_path.iterdir() if one.is_file() for line in one.read_text().split())
+
+        for _ in range(3_000):
+            if len(begun()) >= MANY - BLOCK:
+                break
+            threading.Event().wait(0.01)
+        assert len(begun()) >= MANY - BLOCK  # at most those that its process had claimed wait for it
+        (tmp_path / "gate").touch()
+        assert list(results) == list(range(MANY))
+        assert begun() == Counter(map(str, range(MANY)))
+
+
+def stops(x: int) -> int:
+    if x % 300 == 299:
+        raise StopIteration(x)
+    return x
+
+
+def test_a_stop_iteration_of_a_call_ends_that_call_alone(pool: Pool) -> None:
+    list(pool.map(stops, range(200)))
+    results = pool.map(stops, range(1_000))
+    assert [next(results) for _ in range(299)] == list(range(299))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
 
 
 def test_calls_behind_a_slow_one_are_left_and_made_again_by_themselves(pool: Pool) -> None:

@@ -50,7 +50,8 @@ class Ticket:
     the call was made, in seconds, of which multiples of TOGETHER count: a ticket that has waited AGE seconds longer than
     another counts as one priority higher. retries: deaths of actors that may be blamed on it, before it is given up. once: it
     is never begun twice. faults: deaths blamed on it. cost: seconds that its caller expects it to take; None: what calls of
-    this function took. timed: its actor may be ended when its time is up, so it has the actor for itself."""
+    this function took. timed: its actor may be ended when its time is up, so it has the actor for itself. calls: calls of a map
+    that it stands for; of several, those that have not begun can be taken back."""
 
     number: int
     function: str
@@ -64,6 +65,7 @@ class Ticket:
     faults: int = 0
     cost: float | None = None
     timed: bool = False
+    calls: int = 1
 
 
 @dataclass(slots=True)
