@@ -54,17 +54,25 @@ class Split(FedAvgServer):
 
 
 class StatefulServer(Split):
-    """A Split server that remembers a row for each client, of `trainable` entries.
+    """A Split server that remembers a row for each client.
 
-    clients: number of clients (N). held: bytes of rows in memory (aggregators/remembered.py).
+    clients: number of clients (N). entries: of a row; None: as many as are trainable. held: bytes of rows in memory
+    (aggregators/remembered.py).
     """
 
     def __init__(
-        self, weights: Bundle, trainable: int | None = None, *, clients: int, held: int = HELD, **options: Any
+        self,
+        weights: Bundle,
+        trainable: int | None = None,
+        *,
+        clients: int,
+        entries: int | None = None,
+        held: int = HELD,
+        **options: Any,
     ) -> None:
         super().__init__(weights, trainable, **options)
         self.clients = clients
-        self.remembered = Remembered(self.trainable, held)
+        self.remembered = Remembered(self.trainable if entries is None else entries, held)
 
     def settle(self, folder: Path) -> None:
         """Keep rows beyond `held` bytes in this folder."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.protocol.messages import Contribute
@@ -16,6 +16,7 @@ from shoal.protocol.messages import Contribute
 WINDOW = 100  # episodes that a mean return is over
 LAGS = 1000  # contributions that the histogram of lags is over
 RECENT = 5.0  # seconds that rates are over
+FEW = 10  # clients from which on a metric's distribution over clients is told
 REPLACED = "env_replaced"  # environments' processes that were replaced, a total; a mean of them would say nothing
 
 
@@ -40,6 +41,7 @@ class Tally:
 
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
     evaluated: dict[str, tuple[float, float]] = field(default_factory=dict)
+    apiece: dict[str, list[float]] = field(default_factory=dict)  # each client's mean of a metric, in its evaluation
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lags: list[int] = field(default_factory=list)
@@ -65,6 +67,9 @@ class Tally:
         samples = {name: (math.fsum(values), float(len(values))) for name, values in message.samples.items()}
         add(self.evaluated, self._means_of(message))
         add(self.evaluated, samples)
+        for name, (total, count) in message.totals.items():
+            if count and math.isfinite(total):
+                self.apiece.setdefault(name, []).append(total / count)
 
     def _means_of(self, message: Contribute) -> Mapping[str, tuple[float, float]]:
         """The (total, count) of every metric shown as a mean. Replaced environments are counted instead, in training and
@@ -76,6 +81,9 @@ class Tally:
         """Means since the last flush. Metrics of evaluations are named eval/...; the accuracy of training is train_accuracy."""
         metrics = {_trained(name): total / count for name, (total, count) in self.totals.items() if count}
         metrics |= {f"eval/{_named(name)}": total / count for name, (total, count) in self.evaluated.items() if count}
+        for name, values in self.apiece.items():
+            if len(values) >= FEW:
+                metrics |= {f"eval/{_named(name)}/{where}": value for where, value in spread(name, values).items()}
         if self.returns:
             metrics["return_mean"] = math.fsum(self.returns) / len(self.returns)
             metrics["length_mean"] = math.fsum(self.lengths) / max(1, len(self.lengths))
@@ -84,7 +92,7 @@ class Tally:
             metrics[REPLACED] = self.replaced
         if self.lags:
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
-        self.totals, self.evaluated, self.lags = {}, {}, []
+        self.totals, self.evaluated, self.apiece, self.lags = {}, {}, {}, []
         return metrics
 
 
@@ -92,6 +100,22 @@ def add(into: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, fl
     for name, (total, count) in more.items():
         had, of = into.get(name, (0.0, 0.0))
         into[name] = (had + total, of + count)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The distribution of a metric over clients, each of which counts alike: the deciles "p10" to "p90", interpolated between
+    neighbours, and "worst_tenth", the mean over the tenth of the clients that fare worst: with the largest values of a loss,
+    and the smallest of any other metric."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    deciles = {}
+    for tenth in range(1, 10):
+        below, part = divmod(tenth * last, 10)
+        low = ordered[below]
+        deciles[f"p{tenth}0"] = low + part / 10 * (ordered[min(below + 1, last)] - low)
+    many = math.ceil(len(ordered) / 10)
+    worst = ordered[-many:] if name.endswith("loss") else ordered[:many]
+    return {**deciles, "worst_tenth": math.fsum(worst) / many}
 
 
 def _trained(name: str) -> str:

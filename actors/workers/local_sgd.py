@@ -26,7 +26,7 @@ from shoal.protocol import draws
 from shoal.protocol.errors import UserError, within
 from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Task, Work
+from shoal.protocol.work import Task, Totals, Work
 
 
 @dataclass(eq=False, repr=False)
@@ -107,7 +107,7 @@ class LocalSGD:
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         data = self._examples(client, task)
-        self.flat.read(weights)
+        self._take(weights)
         draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
         examples = float(len(data[1]))
         weight = examples if self.weighting == "samples" else 1.0
@@ -116,9 +116,16 @@ class LocalSGD:
                 totals = self._train(data, client, task)
                 return Work(self._delta(weights), weight, {**totals, "examples": (examples, 1.0)})
             case "evaluate":
-                size = max(self.batch_size, 1000)
-                return Work(None, weight, tallied(self.flat.module, data, self.loss, size, self.metrics))
+                return Work(None, weight, self._score(data, client, task))
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
+
+    def _take(self, weights: Bundle) -> None:
+        """Take the task's weights in. A subclass may put a client's own entries in their place."""
+        self.flat.read(weights)
+
+    def _score(self, data: Arrays, client: int, task: Task) -> Totals:
+        """The totals of an evaluation of the weights that were taken in."""
+        return tallied(self.flat.module, data, self.loss, max(self.batch_size, 1000), self.metrics)
 
     def _examples(self, client: int, task: Task) -> Arrays:
         """The examples of this client that a task of this kind uses. A subclass may keep some of them for evaluation."""

@@ -5,6 +5,7 @@ The one idea: a metric that Shoal does not give is the user's own, and a user wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 FIRST = ("accuracy", "held_out_loss", "return_mean", "loss")  # shown before all other metrics
@@ -13,14 +14,20 @@ OURS = frozenset({
     "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes",
     "held_out_examples", "sent_bytes", "dense_bytes", "dropped_residuals", "change_bytes", "weights_bytes", "untold",
     "length_mean", "episodes", "env_replaced", "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
-    "rho_mean", "approx_kl", "clip_fraction", "first_ratio_error",
+    "rho_mean", "approx_kl", "control_norm", "tau_eff", "gradient_norm", "mu", "global_loss", "global_accuracy",
+    "clip_fraction", "first_ratio_error",
 })
 # fmt: on
 
 
+SPREAD = re.compile(r"/(p[1-9]0|worst_tenth)$")  # ends the names of a metric's distribution over clients
+
+
 def own(names: Iterable[str]) -> list[str]:
-    """The names of metrics that a user's own code gives, in their order; metrics over clients (eval/...) come last."""
-    found = [name for name in names if name.removeprefix("eval/") not in OURS and name.removeprefix("eval/") not in FIRST]
+    """The names of metrics that a user's own code gives, in their order; metrics over clients (eval/...) come last. Their
+    distributions over clients are left out."""
+    plain = {name: name.removeprefix("eval/") for name in names if not SPREAD.search(name)}
+    found = [name for name, its in plain.items() if its not in OURS and its not in FIRST]
     return sorted(found, key=lambda name: name.startswith("eval/"))
 
 

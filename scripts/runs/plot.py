@@ -22,6 +22,7 @@ from shoal.runs.rundir import Config, RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,6 +33,7 @@ PANELS = {
     "eval/return_mean": "return of greedy episodes (mean)",
     "loss": "training loss",
     "held_out_loss": "held-out loss",
+    "eval/loss": "loss on clients",
 }
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
@@ -77,7 +79,7 @@ def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
         raise UserError(f"{target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise UserError(f"{target}: no folder {target.parent}; make it first")
-    _draw([read(run) for run in runs], target)
+    figure([read(run) for run in runs]).savefig(target, dpi=120)
     return target
 
 
@@ -131,19 +133,28 @@ def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
     return curves.x[there], y[there]
 
 
-def _draw(curves: Sequence[Curves], target: Path) -> None:
+def figure(curves: Sequence[Curves]) -> Figure:
+    """The picture. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no state outside this picture
     except ModuleNotFoundError:
         raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
     grouped, names = groups(curves), panels(curves)
-    figure = Figure(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
-    axes = figure.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
+    picture = Figure(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
+    axes = picture.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
     for ax, metric in zip(axes, names, strict=False):
         _panel(ax, grouped, metric)
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper left", frameon=False, fontsize=9)
-    figure.savefig(target, dpi=120)
+    told = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    picture.legend(told.values(), told.keys(), loc="outside upper left", frameon=False, fontsize=9)
+    return picture
+
+
+def _spread(ax: Axes, curves: Curves, metric: str, colour: str) -> None:
+    """The distribution over clients, if the run has told it: a band from the first to the ninth decile, and the worst tenth."""
+    (x, low), (_, high) = (_known(curves, f"{metric}/{decile}") for decile in ("p10", "p90"))
+    if len(x) and len(low) == len(high):
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, label="clients, first to ninth decile")
+        ax.plot(*_known(curves, f"{metric}/worst_tenth"), color=colour, linestyle=":", linewidth=1.2, label="worst tenth")
 
 
 def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
@@ -155,6 +166,8 @@ def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
             x, y = _known(each, metric)
             style: dict[str, Any] = {"linewidth": 1.6, "label": label} if alone else {"linewidth": 0.8, "alpha": 0.45}
             ax.plot(x, y, color=colour, marker="." if len(x) < FEW else None, **style)
+            if alone:
+                _spread(ax, each, metric, colour)
         if not alone:
             ax.plot(*mean_of(runs, metric), color=colour, linewidth=2.0, label=label)
     steps = {each.counts_steps for _, runs in grouped for each in runs}

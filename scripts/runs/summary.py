@@ -53,7 +53,12 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
     go_on = (f"shoal resume {shlex.quote(summary['run_dir'])}", "from where it stopped")
     tries = [go_on] * (not whole) + _next(summary) * (summary["version"] > 0)
     widest = max((len(command) for command, _ in tries), default=0)
-    lines = [_result(summary), *_left_out(summary), f"The run lies in {summary['run_dir']}: {kept}."]
+    lines = [
+        _result(summary),
+        *_clients(summary["metrics"]),
+        *_left_out(summary),
+        f"The run lies in {summary['run_dir']}: {kept}.",
+    ]
     lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
     return "\n".join(lines)
 
@@ -66,6 +71,19 @@ def _result(summary: Mapping[str, Any]) -> str:
     key = "steps_per_second" if summary["steps"] else "rounds_per_second"
     pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"
     return f"{escaped(summary['job'])}: {found} after {work} in {clock(summary['seconds'])}{pace}."
+
+
+def _clients(metrics: Mapping[str, Any]) -> list[str]:
+    """A line about the distribution of accuracy over clients, else of loss; none if too few clients were evaluated."""
+    for name in ("accuracy", "loss"):
+        found = {where: metrics.get(f"eval/{name}/{where}") for where in ("worst_tenth", "p10", "p50", "p90")}
+        if all(value is not None for value in found.values()):
+            low, half, high = (f"{found[where]:.4g}" for where in ("p10", "p50", "p90"))
+            return [
+                f"On clients: {name} {half} at the median, {low} to {high} for the middle eight tenths, "
+                f"{found['worst_tenth']:.4g} for the worst tenth."
+            ]
+    return []
 
 
 def _left_out(summary: Mapping[str, Any]) -> list[str]:

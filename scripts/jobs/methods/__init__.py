@@ -20,6 +20,7 @@ from shoal.jobs.methods.fltrust import FLTrust
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.methods.mimelite import MimeLite
+from shoal.jobs.methods.personal import Ditto, FedBN, FedPer, FedRep, FineTune
 from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.methods.qffl import QFFL
 from shoal.jobs.methods.robust import RFA, Bulyan, CenteredClipping, Krum, Median, MultiKrum, TrimmedMean
@@ -40,6 +41,11 @@ METHODS: Mapping[str, type[Method]] = {
         FedDyn,
         MimeLite,
         QFFL,
+        FineTune,
+        Ditto,
+        FedPer,
+        FedRep,
+        FedBN,
         FedBuff,
         DPFedAvg,
         LocalDP,

@@ -5,8 +5,9 @@ The one idea: the clients' training is the same for all these methods; the metho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shoal.actors import Worker
 from shoal.coordinator.deciding.plans import Asked
@@ -102,13 +103,17 @@ class LocalTraining(Method):
         if (own := problem.own_worker(self, seed)) is not None:
             return own
         assert isinstance(problem, Supervised)
-        kind = self.trainer()
+        kind, more = self.trainer(), {"squares": self.squares, **self.given(problem)}
         return kind(
             problem.model,
             problem.population(self, seed),
             problem.loss_function(),
-            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, squares=self.squares),
+            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, **more),
         )
+
+    def given(self, problem: Problem) -> Mapping[str, Any]:
+        """Further arguments of the clients' worker."""
+        return {}
 
     def trainer(self) -> type[LocalSGD]:
         """The class of the clients' worker. It gets each setting of the method that it has an argument for."""

@@ -71,6 +71,8 @@ class Method:
 
     name: ClassVar[str] = ""
     problems: ClassVar[tuple[str, ...]] = ("supervised", "environment", "calls")
+    whole: ClassVar[bool] = True
+    """False if the weights alone are no model to be evaluated, because the clients have a part of it."""
     end: ClassVar[str] = "rounds"
     """The setting that says when a run is done. `shoal resume` may raise it."""
     independent: ClassVar[bool] = False

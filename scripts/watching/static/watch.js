@@ -3,6 +3,7 @@
 (() => {
 const LIGHT = ["#0b6e8f", "#c4500a", "#00805a", "#a8467f", "#7a6400", "#5b4bb0", "#3f8fd0", "#444b52"];
 const DARK = ["#58bfe0", "#ff9d5c", "#4ccfa0", "#eba3cb", "#e6c94f", "#aca2f5", "#8fc7ff", "#c3ccd2"];
+const SPREAD = /\/(p[1-9]0|worst_tenth)$/;  // ends the names of a metric's distribution over clients
 const SHOWN = 6;            // charts at first, and never fewer than 3 if there are metrics
 const THEN = ["policy_loss", "value_loss", "entropy", "train_accuracy", "update_norm"];  // if there are few others
 const POINTS = 20000;       // of a curve in memory
@@ -224,7 +225,7 @@ const drawable = () => sources.filter((source) => source.curves.version.length);
 
 function ordered(names) {
   const plainOf = (name) => name.replace(/^eval\//, "");
-  const own = names.filter((name) => !ours.has(plainOf(name)) && !first.includes(plainOf(name)));
+  const own = names.filter((name) => !ours.has(plainOf(name)) && !first.includes(plainOf(name)) && !SPREAD.test(name));
   own.sort((a, b) => a.startsWith("eval/") - b.startsWith("eval/"));
   return [...new Set([...first.filter((name) => names.includes(name)), ...own, ...names])];
 }
@@ -235,7 +236,7 @@ function curves() {
   if (!runs.length) { for (const [name, chart] of charts) { chart.remove(); charts.delete(name); } return; }
   const elsewhere = (name) => name === "version" && axis !== "seconds";  // of a coordinator elsewhere nothing else is known
   const names = ordered([...new Set(runs.flatMap((source) => [...source.curves.metrics.keys()]))]).filter((name) => !elsewhere(name) && runs.some((source) => (source.curves.metrics.get(name) || []).some((value) => value !== null && value !== undefined)));
-  const main = names.filter((name) => !ours.has(name.replace(/^eval\//, ""))).slice(0, SHOWN);
+  const main = names.filter((name) => !ours.has(name.replace(/^eval\//, "")) && !SPREAD.test(name)).slice(0, SHOWN);
   const few = [...new Set([...main, ...THEN.filter((name) => names.includes(name)), ...names])].slice(0, Math.max(main.length, 3));
   const shown = picked ? names.filter((name) => picked.has(name)) : few;
   offer(names, new Set(shown));

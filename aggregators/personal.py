@@ -1,0 +1,49 @@
+"""The server of methods whose clients keep some layers to themselves: FedPer, FedRep, FedBN.
+
+The one idea: in a contribution the entries of personal layers are the client's values, not differences. They become the
+client's row and count 0 in the mean. The server's own entries there stay those of version 0, with which a client begins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.aggregators.remembered import Floats
+from shoal.aggregators.stateful import StatefulServer
+from shoal.protocol.errors import ProtocolError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Moved, Task
+
+
+class PersonalServer(StatefulServer):
+    """FedAvg's server of the shared entries. places: of the personal entries, int64 [k], in the float32 vector.
+
+    A task's brief, of evaluations too, is {"personal": the client's row}, float32 [k]; None for a client that has none yet.
+    """
+
+    def __init__(self, weights: Bundle, trainable: int | None = None, *, places: npt.NDArray[np.int64], **options: Any) -> None:
+        super().__init__(weights, trainable, beside={}, entries=len(places), **options)
+        self.places = places
+
+    def brief(self, task: Task) -> Bundle | None:
+        row = self.row(task)
+        return None if row is None else Bundle.pack({"personal": row})
+
+    def prepared(self, delta: Bundle, weight: float, arrays: dict[str, Floats]) -> tuple[Bundle, float]:
+        own = delta.vector()[self.places]
+        if not np.isfinite(own).all():
+            raise ProtocolError("a personal layer holds NaN or an infinity")
+        arrays["personal"] = own
+        delta.vector()[self.places] = 0.0
+        return delta, weight
+
+    def took(self, client: int, delta: Bundle, arrays: dict[str, Floats], weight: float) -> None:
+        self.remembered.put(client, arrays["personal"])
+
+    def step(self) -> Moved:
+        moved = super().step()
+        self.remembered.step(self.steps)
+        return moved
