@@ -30,8 +30,8 @@ class Lately:
         return Lately(version, changes, joined(changes) if len(changes) > 1 else changes[0].data if changes else None)
 
     def since(self, version: int) -> Bytes | None:
-        """All changes since `version`, in one buffer; None if that version is too old for the changes kept, or not older than
-        the newest."""
+        """Return all changes since `version`, in one buffer; None if that version is too old for the changes kept, or not older
+        than the newest."""
         count = self.version - version
         if self.data is None or not 0 < count <= len(self.changes):
             return None

@@ -69,8 +69,8 @@ DEARER = 4  # times the seconds of the last telling, sync included: jobs take th
 
 
 class Learner:
-    """Does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one; `lately` their recent
-    changes, if the aggregator tells changes (aggregators/around/told.py).
+    """A learner that does jobs as they are put, on the caller's thread. `newest` is (version, weights), swapped as one;
+    `lately` their recent changes, if the aggregator tells changes (aggregators/around/told.py).
 
     evaluate: central evaluation, of every version for which `due` is True; None: no evaluation. recording: makes promises
     durable; None: nothing is recorded. briefs: the layouts that briefs may have. wake: called after each step. given_up:

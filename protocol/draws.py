@@ -38,8 +38,8 @@ class _Globals:
         self.forks += 1
 
     def begin(self) -> None:
-        """In a forked process. Its generators are set from the same number as its parent's and from how many were forked before
-        it: else the processes of a user's AsyncVectorEnv would live the same episodes."""
+        """Set the generators of a forked process from the same number as its parent's and from how many were forked before it:
+        else the processes of a user's AsyncVectorEnv would live the same episodes."""
         self.lock = threading.RLock()  # a thread that did not come along may have held it
         if self.place is not None:
             _set(key(self.forks, "forked", self.place % 2**63))

@@ -25,7 +25,8 @@ Arrays: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Float16:
-    """Each entry as the nearest float16. Entries below 2**-14 lose digits: for small deltas use bfloat16, int8 or int4."""
+    """Rounding of each entry to the nearest float16. Entries below 2**-14 lose digits: for small deltas use bfloat16, int8 or
+    int4."""
 
     contracts: ClassVar[bool] = True
 
@@ -44,7 +45,7 @@ class Float16:
 
 @dataclass(frozen=True, slots=True)
 class BFloat16:
-    """Each entry as the nearest bfloat16 (ties to even): the upper half of a float32."""
+    """Rounding of each entry to the nearest bfloat16 (ties to even): the upper half of a float32."""
 
     contracts: ClassVar[bool] = True
 

@@ -56,7 +56,7 @@ class StaleError(ProtocolError):
 
 
 def available() -> str | None:
-    """None if segments work; else the reason in a line, to follow "falling back to ipc because ..."."""
+    """Return None if segments work; else the reason in a line, to follow "falling back to ipc because ..."."""
     if sys.platform != "linux":
         return f"shared memory without a name (memfd) exists on Linux only, and this is {sys.platform}"
     try:

@@ -1,4 +1,4 @@
-"""From a fresh clone to a run: `python3 scripts/up.py demo`, `... test [arguments for pytest]`, `... check`.
+"""The way from a fresh clone to a run: `python3 scripts/up.py demo`, `... test [arguments for pytest]`, `... check`.
 
 The one idea: everything is installed in .venv, and a stamp file in .venv says what was installed, so that a second call starts
 at once. This script uses only the standard library. Pythons that are too old for Shoal must still read it, to print which

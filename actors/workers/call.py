@@ -126,10 +126,10 @@ class Answered(Bundle):
 
 
 class Calls:
-    """Does the calls in a task's brief, one after another. marks: written before each call. seed: the pool's. prepare: called
-    once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes. given: what
-    GIVEN is in a call. beside: large buffers of results lie in shared memory of this machine; False: they go with the
-    result."""
+    """A worker that makes the calls in a task's brief, one after another. marks: written before each call. seed: the pool's.
+    prepare: called once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes.
+    given: what GIVEN is in a call. beside: large buffers of results lie in shared memory of this machine; False: they go with
+    the result."""
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class Made:
     seconds: float
 
     def mended(self, travels: Callable[[Any], object], told: Callable[[BaseException], bytes]) -> Made:
-        """The same, with an exception in the place of each value that cannot travel."""
+        """Return the results with an exception in the place of each value that cannot travel."""
         for place, value in enumerate(self.values):
             try:
                 travels(value)

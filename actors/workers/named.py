@@ -22,8 +22,8 @@ from shoal.protocol.work import Task, Work
 
 
 class NamedCalls:
-    """Does the calls in a task's brief, one after another. allowed: modules whose functions may be called, each with all below
-    it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls."""
+    """A worker that makes the calls in a task's brief, one after another. allowed: modules whose functions may be called, each
+    with all below it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls."""
 
     def __init__(
         self, allowed: Sequence[str], trusted: bool, seed: int = 0, prepare: Callable[[], object] | None = None

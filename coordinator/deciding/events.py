@@ -43,7 +43,7 @@ class Carried:
 
 @value
 class Stalled:
-    """No piece of this task's contribution has come for the time of a lease, though its arrays were asked for."""
+    """The arrays of this task's contribution were asked for, and no piece of them has come for the time of a lease."""
 
     task: TaskName
 

@@ -107,8 +107,8 @@ class Job:
     # Settings
 
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Job:
-        """The same job with other settings, whose values may be strings. `method` chooses another method; the new method takes
-        over each value that was set for the old method, if it has a setting of that name. Raises UserError."""
+        """Return the same job with other settings, whose values may be strings. `method` chooses another method; the new method
+        takes over each value that was set for the old method, if it has a setting of that name. Raises UserError."""
         changes = dict(changes)
         job = replace(self, seed=self.seed if seed is None else seed)
         for word in ("method", *OTHER_WORDS):

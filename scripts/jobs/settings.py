@@ -118,7 +118,7 @@ def among(name: str, given: Any, choices: Iterable[str]) -> str:
 
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
-    """The same settings with changes, whose values may be strings. Raises UserError naming setting, value and range."""
+    """Return the same settings with changes, whose values may be strings. Raises UserError naming setting, value and range."""
     found = ranges(settings)
     new = {name: coerced(name, given, found[name]) for name, given in changes.items()}
     return replace(settings, **new) if new else settings  # type: ignore[type-var]

@@ -226,8 +226,8 @@ def _rows(
     find: float | None,
     sequential: bool,
 ) -> tuple[Versus, ...]:
-    """Each candidate against the first. The generator of resamples is always the same, so that the same runs give the same
-    numbers."""
+    """Return a row for each candidate but the first, which it is compared with. The generator of resamples is always the same,
+    so that the same runs give the same numbers."""
     first, *others = values
     pairs, level = len(first), ALPHA / len(others)
     if pairs < (least := paired.fewest(level)):

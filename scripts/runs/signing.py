@@ -30,7 +30,8 @@ def sign(run: RunDir, job: str) -> None:
 
 
 def unsigned(run: RunDir, job: str) -> str:
-    """Why the code that a run's config.toml names is not known to be this user's choice; "" if it is, or names no code."""
+    """Return why the code that a run's config.toml names is not known to be this user's choice; "" if it is, or names no
+    code."""
     if not names_code(job):
         return ""
     try:

@@ -71,7 +71,7 @@ class Client:
         return self.ask(x, key=key, deadline=deadline).outputs
 
     def ask(self, x: npt.ArrayLike, *, key: str = "", deadline: float = DEADLINE) -> Prediction:
-        """As `predict`, with the model, the version, and the request's name."""
+        """Return the outputs as `predict` does, with the model, the version, and the request's name."""
         if not deadline > 0:
             raise UserError(f"deadline={deadline!r}: must be a number of seconds above 0")
         rows = np.ascontiguousarray(x)

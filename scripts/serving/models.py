@@ -30,9 +30,9 @@ EVALUATED = 1_000  # held-out examples in a forward pass
 
 @dataclass(frozen=True, slots=True)
 class Faster:
-    """How a model is made faster. compile: by torch.compile. dtype: "float32" or "bf16". quantize: "" or "int8", of linear
-    layers, by torch's dynamic quantization. max_loss: what accuracy may lose (0.01: a point of a hundred), or held-out loss may
-    gain as a share of itself."""
+    """The ways in which a model is made faster. compile: by torch.compile. dtype: "float32" or "bf16". quantize: "" or "int8",
+    of linear layers, by torch's dynamic quantization. max_loss: what accuracy may lose (0.01: a point of a hundred), or
+    held-out loss may gain as a share of itself."""
 
     compile: bool = False
     dtype: str = "float32"

@@ -57,7 +57,7 @@ class Served:
     left_out: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
-        """All fields as plain data: the object that `--json` prints."""
+        """Return all fields as plain data: the object that `--json` prints."""
         return asdict(self)
 
     def __repr__(self) -> str:

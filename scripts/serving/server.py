@@ -1,5 +1,5 @@
-"""One process of a server: requests in, answers out, a thread that computes, and a thread for each model that makes new
-versions ready.
+"""A process of a server: requests in, answers out, a thread that computes, and a thread for each model that makes new versions
+ready.
 
 The one idea: a batch takes its version once, at its beginning. So what is under way ends on its own version, a new one begins
 with the next batch, and no answer is of two versions.
@@ -65,7 +65,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Why a request has no answer. why: "late", "full" or "failed"."""
+    """A request that gets no answer. why: "late", "full" or "failed"."""
 
     why: str
     reason: str
@@ -75,7 +75,7 @@ Reply: TypeAlias = Answered | Unanswered
 
 
 class Source(Protocol):
-    """Where the versions of a model come from. It calls `take` with each version, from a thread of its own, until `end`."""
+    """A source of a model's versions. It calls `take` with each version, from a thread of its own, until `end`."""
 
     def start(self, take: Callable[[int, Bundle], None], say: Callable[[str], None]) -> bool:
         """Begin. Returns True if a first version is there, or on its way."""
@@ -381,8 +381,8 @@ class Server:
             return self.ready
 
     def _fault(self, one: Served, version: int, model: Compute) -> str:
-        """Why a version must not serve: its outputs on the last good batch (or on an example) are not finite, or the user's own
-        check says so."""
+        """Return why a version must not serve: its outputs on the last good batch (or on an example) are not finite, or the
+        user's own check says so."""
         rows = one.good if one.good is not None else one.example
         if rows is not None and not np.isfinite(model(rows)).all():
             return "its outputs on the last good batch are not finite"

@@ -1,4 +1,4 @@
-"""What a server tells about itself: `/stats`, `Client.stats()`, `/metrics`, and `serve.json` in its folder.
+"""The figures that a server tells about itself: `/stats`, `Client.stats()`, `/metrics`, and `serve.json` in its folder.
 
 The one idea: all four tell the same dict, so they cannot disagree. The histograms of several processes add up, so the dict of a
 server with replicas has the fields of one process.

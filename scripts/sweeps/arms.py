@@ -17,7 +17,7 @@ LEVEL = 0.95  # of the interval
 
 @dataclass(frozen=True)
 class Goal:
-    """What a sweep looks for: the largest or smallest last value of a metric ("value" for what an objective returns)."""
+    """The goal of a sweep: the largest or smallest last value of a metric ("value" for what an objective returns)."""
 
     metric: str
     largest: bool

@@ -57,8 +57,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """All trials of this arm are over. state: complete, pruned or failed. value: the mean over its seeds, None unless it is
-    complete."""
+    """The news that all trials of an arm are over. state: complete, pruned or failed. value: the mean over its seeds, None
+    unless it is complete."""
 
     arm: int
     state: str
@@ -144,7 +144,7 @@ class Desk:
     # What to do
 
     def turn(self) -> list[Deed]:
-        """What is to be done now."""
+        """Return the orders that are to be carried out now."""
         return [*self._answers(), *self._begun(), *self._ends()]
 
     def _answers(self) -> list[Deed]:

@@ -23,9 +23,9 @@ from shoal.runs.rundir import RunDir, finite, replaced
 
 @dataclass(frozen=True)
 class Asked:
-    """All that repeats a sweep. job: a job's name; objective: that of a user's own function; one of them is "". trials: at most
-    so many trials, 0 for as many as the grid or the time has. timeout: seconds of one life in which trials begin, 0 for no
-    limit. actors: trials at a time. space: axes and seeds as plain data. settings: fixed settings."""
+    """The settings that repeat a sweep. job: a job's name; objective: that of a user's own function; one of them is "". trials:
+    at most so many trials, 0 for as many as the grid or the time has. timeout: seconds of one life in which trials begin, 0 for
+    no limit. actors: trials at a time. space: axes and seeds as plain data. settings: fixed settings."""
 
     job: str = ""
     objective: str = ""
@@ -46,7 +46,7 @@ class Asked:
 
 
 SAME = ("job", "objective", "sampler", "pruner", "goal", "seed", "device", "space", "settings")
-"""What a sweep keeps for all its lives; the others may change."""
+"""The fields of Asked that a sweep keeps for all its lives; the other fields may change."""
 
 
 class SweepDir:

@@ -19,7 +19,7 @@ class GoneError(Exception):
 
 
 class Line:
-    """One end of a line."""
+    """An end of a line between the sweep and a process of trials."""
 
     def __init__(self, own: socket.socket) -> None:
         self._own, self._read = own, b""
@@ -50,7 +50,7 @@ class Line:
         return found
 
     def heard(self) -> list[dict[str, Any]]:
-        """What is there now, after one read. Raises GoneError."""
+        """Return the messages that are there now, after one read. Raises GoneError."""
         self._read += self._chunk()
         *lines, self._read = self._read.split(b"\n")
         return [json.loads(line) for line in lines]

@@ -72,7 +72,8 @@ def curves(folder: SweepDir, rows: Sequence[Mapping[str, Any]], goal: Goal) -> d
 
 
 def places(arms: Sequence[Arm], name: str, axis: Axis | None) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each arm's value lies on the axis of a setting, from 0 to 1, and the axis's labels. NaN: the arm has no value."""
+    """Return the place of each arm's value on the axis of a setting, from 0 to 1, and the axis's labels. NaN: the arm has no
+    value."""
     given = [arm.params.get(name) for arm in arms]
     known = [value for value in given if name is not None and value is not None]
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known) and len(known) > 0

@@ -131,7 +131,7 @@ def job_range(job: Job) -> Any:
 
 
 def _sampled(asked: Asked, space: Space, is_job: bool, objects: Mapping[str, Any]) -> Asked:
-    """What is asked for, with its sampler, pruner and number of trials. Raises UserError."""
+    """Return the settings of the sweep with its sampler, pruner and number of trials filled in. Raises UserError."""
     sampler = asked.sampler or ("grid" if space.size and not asked.trials and (space.axes or is_job) else "tpe")
     pruner = asked.pruner or "none"
     if "sampler" not in objects:
@@ -158,7 +158,8 @@ def _sampled(asked: Asked, space: Space, is_job: bool, objects: Mapping[str, Any
 
 
 def _populated(asked: Asked, space: Space, what: Job | Objective, objects: Mapping[str, Any]) -> Asked:
-    """What is asked for, with its number of trials if the sampler is a population. Raises UserError."""
+    """Return the settings of the sweep, with the number of trials filled in if the sampler is a population. Raises
+    UserError."""
     rules = None if "sampler" in objects else rules_of(asked.sampler)
     if rules is None:
         return asked

@@ -58,7 +58,8 @@ class Race:
     failed: int = 0
 
     def live(self, interrupted: Callable[[], str]) -> str:
-        """Until nothing is left to do. Returns "done", or why the sweep stopped before. Raises UserError if it cannot go on."""
+        """Run the sweep until no trial is left. Returns "done", or why the sweep stopped before. Raises UserError if it cannot
+        go on."""
         trials, arms = Record(self.folder.trials_file), Record(self.folder.arms_file, lasting=False)
         try:
             with selectors.DefaultSelector() as eyes:
@@ -116,7 +117,7 @@ class Race:
             self.pool.grow(more, {"address": self.address})
 
     def _origin(self, trial: Trial) -> dict[str, Any]:
-        """Where a trial of a population begins and ends, for its process."""
+        """Return the beginning and the end of a population's trial, for its process."""
         if self.population is None:
             return {}
         end = {self.end: self.population.until(trial.arm)}

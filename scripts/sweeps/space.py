@@ -41,7 +41,7 @@ class Axis:
     whole: bool = False
 
     def listed(self) -> tuple[Any, ...]:
-        """All values in order; none if the axis is a range of any numbers."""
+        """Return all values in order; none if the axis is a range of any numbers."""
         if self.values or self.log or not self.step:
             return self.values
         many = math.floor((self.high - self.low) / self.step + 1e-9) + 1
@@ -71,7 +71,7 @@ class Space:
         return math.prod(len(axis.listed()) for axis in self.axes)
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """All combinations, name -> value; the last axis varies fastest."""
+        """Return all combinations, name -> value; the last axis varies fastest."""
         names = [axis.name for axis in self.axes]
         for values in itertools.product(*(axis.listed() for axis in self.axes)):
             yield dict(zip(names, values, strict=True))
@@ -133,7 +133,7 @@ def said(params: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """One value as a table shows it."""
+    """Return a value as a table shows it."""
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 

@@ -268,8 +268,8 @@ class Study:
     # Over lives
 
     def state(self, arm: int) -> dict[str, Any]:
-        """What the next life must know of an arm that is over, as plain data: numbers that samplers and pruners keep. (What
-        CMA-ES keeps is a pickle, and stays out: it begins anew.)"""
+        """Return the numbers that samplers and pruners keep of an arm that is over, as plain data for the next life. (The state
+        that CMA-ES keeps is a pickle, and stays out: it begins anew.)"""
         trial = self.study.get_trials(deepcopy=False)[arm]
         optuna = needed()
         return {

@@ -48,7 +48,7 @@ def which(row: Mapping[str, Any]) -> str:
 
 
 def _word(arm: Arm, first: Arm | None) -> str:
-    """What is to be said of an arm beside its numbers."""
+    """Return the words that stand beside an arm's numbers."""
     if arm is first:
         return "best"
     if arm.state == "failed":

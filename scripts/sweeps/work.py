@@ -33,7 +33,7 @@ from shoal.runs.threads import asked_for, few_for_good
 from shoal.sweeps.line import GoneError, Line
 
 Does: TypeAlias = Callable[[Line, Mapping[str, Any]], dict[str, Any]]
-"""Does one trial: from what it is told to what it says at its end (state, value, why, step, seconds)."""
+"""The function that does a trial: from the trial's settings to the message at its end (state, value, why, step, seconds)."""
 
 LEAVES = 0  # exit code of a process whose sweep is over or gone
 
@@ -59,7 +59,8 @@ def life_of(does: Does) -> Life:
 
 
 def does_job(job: Job, config: Config, named: bool) -> Does:
-    """Does trials of a job, whose fixed settings it has. config: of a trial, but for seed and settings."""
+    """Return the function that does trials of a job with these fixed settings. config: of a trial, but for seed and
+    settings."""
 
     def does(line: Line, told: Mapping[str, Any]) -> dict[str, Any]:
         stopped = threading.Event()
@@ -178,7 +179,7 @@ class Watch:
 
 
 def does_objective(objective: Callable[[Any], Any], name: str) -> Does:
-    """Does trials of a user's own function of a trial."""
+    """Return the function that does trials of a user's own function of a trial."""
 
     def does(line: Line, told: Mapping[str, Any]) -> dict[str, Any]:
         import optuna

@@ -38,7 +38,7 @@ WORDS = ("retries", "idle_worker_timeout", "address", "key", "trusted", "actors"
 BOTH = "if you own both ends, say trusted=True here and --trust-code there"
 
 Item: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""What joblib's `delayed` makes: function, arguments, keyword arguments."""
+"""The tuple that joblib's `delayed` makes: function, arguments, keyword arguments."""
 
 
 def work(data: bytes) -> tuple[float, list[Any]]:
@@ -57,15 +57,15 @@ def work(data: bytes) -> tuple[float, list[Any]]:
 
 
 def _unlike(part: Any) -> tuple[Any, ...] | None:
-    """How an object travels in a way of its own; None for most objects."""
+    """Return the reduction of an object that travels in a way of its own; None for most objects."""
     if isinstance(part, np.ndarray):
         return _file_of(part)
     return _lone(part)
 
 
 def _file_of(array: Any) -> tuple[Any, ...] | None:
-    """How another process maps an array that lies in a file of the user's (`np.memmap`), so that what a call writes is in the
-    file; None for any other array."""
+    """Return the reduction by which another process maps an array that lies in a file of the user's (`np.memmap`), so that what
+    a call writes is in the file; None for any other array."""
     owner: Any = array
     while owner is not None and not isinstance(owner, np.memmap):
         owner = getattr(owner, "base", None)
@@ -76,8 +76,8 @@ def _file_of(array: Any) -> tuple[Any, ...] | None:
 
 
 def _lone(part: Any) -> tuple[Any, ...] | None:
-    """How a node of scikit-learn's tree of callback contexts travels if there are no callbacks: without its children. Else each
-    fit of a search would carry the nodes of all its fits, which nobody reads."""
+    """Return the reduction of a node of scikit-learn's tree of callback contexts if there are no callbacks: without its
+    children. Else each fit of a search would carry the nodes of all its fits, which nobody reads."""
     inside = getattr(part, "__dict__", {}) if type(part).__name__ == "CallbackContext" else {}
     if inside.get("_callbacks", True) or not inside.get("_children_map"):
         return None
@@ -130,7 +130,7 @@ class Inside(ThreadingBackend):  # type: ignore[misc]  # joblib has no types
 
 
 class Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """What `joblib.parallel_config(backend="shoal")` makes. Arguments: of `parallel_config`.
+    """The backend that `joblib.parallel_config(backend="shoal")` makes. Arguments: of `parallel_config`.
 
     retries: times that a batch is tried again after its process has ended. idle_worker_timeout: seconds for which the
     processes are kept for the next call of joblib. address: where actors of other machines join, which then make all calls;

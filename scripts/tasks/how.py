@@ -1,4 +1,4 @@
-"""How a call is to be made, checked when it is submitted.
+"""The wishes of a call (retries, priority, time), checked when it is submitted.
 
 The one idea: a wish that cannot be kept, or that contradicts another, is refused in one line before the call exists.
 """
@@ -72,7 +72,7 @@ def _number(value: Any) -> bool:
 
 
 def until(timeout: float | None) -> float | None:
-    """When the time of a map is up, in seconds of the monotonic clock; None: never. Raises UserError."""
+    """Return the end of a map's time, in seconds of the monotonic clock; None: never. Raises UserError."""
     timeout = own(timeout)
     if timeout is not None and not _number(timeout):
         raise UserError(f"timeout={timeout!r}: must be a number of seconds, or None")

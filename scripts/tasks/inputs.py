@@ -1,4 +1,4 @@
-"""What a call waits for and reads: values that were put into shared memory, and futures of other calls.
+"""The inputs of a call: values that were put into shared memory, and futures of other calls.
 
 The one idea: an argument is looked at before it travels. A value that was put is a handle of a few bytes, and a future is its
 result as soon as that is there.

@@ -38,8 +38,8 @@ AGAIN = 70  # exit code of an actor whose process is to be replaced
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where actors of other machines join a pool. keys: None: this machine's only. trusted: pickles may go out, and those of
-    actors that were started with --trust-code are opened."""
+    """The address at which actors of other machines join a pool, and its rules. keys: None: this machine's only. trusted:
+    pickles may go out, and those of actors that were started with --trust-code are opened."""
 
     address: str
     keys: ServerKeys | None = None

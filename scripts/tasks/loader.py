@@ -308,7 +308,7 @@ class Loader(Iterable[tuple[int, Any]]):
 
 
 def _named(at: int, wanted: Wanted) -> str:
-    """Where the making of a batch was."""
+    """Return the examples at which the making of a batch was."""
     where = f"batch {wanted.number} of epoch {wanted.epoch}"
     if at == NOBODY:
         return where
@@ -316,7 +316,8 @@ def _named(at: int, wanted: Wanted) -> str:
 
 
 def _unfit(text: str, wanted: Wanted) -> str:
-    """What a pool says of an argument that cannot travel, with the example's number in place of its place in the call."""
+    """Return the pool's line about an argument that cannot travel, with the example's number in place of its place in the
+    call."""
     return re.sub(r"^args\[3\]\[(\d+)\]", lambda found: f"example {wanted.examples[int(found[1])]}: its part ", text)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has for calls: cores, memory, GPUs."""
+"""The resources of this machine for calls: cores, memory, GPUs."""
 
 from __future__ import annotations
 

@@ -391,7 +391,7 @@ class Pool(Executor):
         self._running.ask(partial(self._running.resize, actors))
 
     def status(self) -> str:
-        """What the pool does, in words: a line for each actor, and why calls wait."""
+        """Return the state of the pool in words: a line for each actor, and why calls wait."""
         from shoal.tasks.status import told
 
         return told(self._running)
@@ -532,7 +532,7 @@ def _known(
 
 
 def _door(many: int, address: str, keys: str | ServerKeys | None, trusted: bool) -> Door | None:
-    """Where actors of other machines join; None: nowhere, and nothing that they would need is imported."""
+    """Return the door at which actors of other machines join; None: nowhere, and nothing that they would need is imported."""
     if not (address or keys or trusted):
         return None
     from shoal.tasks.joining import door_of

@@ -90,7 +90,8 @@ def _set(rng: np.random.Generator, place: int) -> None:
 
 
 def _takes_generator(transform: Callable[..., Any] | None) -> str:
-    """How a transform takes an example's generator: "second" argument, which it demands; by the name "rng"; "" not at all."""
+    """Return the way in which a transform takes an example's generator: "second" argument, which it demands; by the name "rng";
+    "" not at all."""
     if transform is None:
         return ""
     try:

@@ -55,10 +55,10 @@ class Reports:
         self.last.append(report)
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
-        """Nothing: no version follows."""
+        """Do nothing: no version follows."""
 
     def moved(self, progress: Progress) -> None:
-        """Nothing: who asks is told by `status`."""
+        """Do nothing: `status` tells whoever asks."""
 
 
 class Running(threading.Thread):

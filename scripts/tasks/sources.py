@@ -1,4 +1,4 @@
-"""What a loader reads examples from, and the order in which it does.
+"""The sources that a loader reads examples from, and the order in which it reads.
 
 The one idea: an order is a function of (seed, epoch), and an example of its number, so nobody has to remember what was read.
 """

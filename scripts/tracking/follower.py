@@ -34,7 +34,7 @@ Say = Callable[[str], object]
 
 
 class Note:
-    """What a follower knows across its lives: a file in the run's folder, replaced after each batch.
+    """The notes of a follower across its lives: a file in the run's folder, replaced after each batch.
 
     token: names the run to the tracker. started: Unix time in seconds when the run's `seconds` were 0, as far as known.
     """
@@ -185,7 +185,7 @@ class Follower:
 
 
 def _state(run: RunDir) -> str:
-    """How a run ended: "finished", "stopped" or "failed"."""
+    """Return how a run ended: "finished", "stopped" or "failed"."""
     try:
         state = json.loads(run.status_file.read_text(encoding="utf-8"))["state"]
     except (OSError, ValueError, KeyError, TypeError):

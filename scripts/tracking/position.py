@@ -1,4 +1,4 @@
-"""How far a follower has told a history, and which of its rows are new.
+"""The position of a follower in a history, and the rows of the history that are new.
 
 The one idea: a position is checked before it is used. A resumed run takes rows out of metrics.jsonl, and a stopped run writes
 its last row again with its evaluation, so a follower compares the line that it told last with the bytes that stand there now.
@@ -33,8 +33,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a history was told. begin, end: place of the last line told, in bytes; 0, 0 before the first. told: (version,
-    digest) of the newest KEPT rows told, oldest first."""
+    """A position in a history: its rows up to there were told. begin, end: place of the last line told, in bytes; 0, 0 before
+    the first. told: (version, digest) of the newest KEPT rows told, oldest first."""
 
     begin: int = 0
     end: int = 0

@@ -48,7 +48,7 @@ class Point:
 
 
 class Tracker(Protocol):
-    """Where rows are told. All methods raise Down if they may be called again, and UserError if that is of no use.
+    """A tracker, which is told rows. All methods raise Down if they may be called again, and UserError if that is of no use.
 
     unsure: number of the newest rows told that a kill of the follower may lose; after a restart they are told again.
     """

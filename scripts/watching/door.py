@@ -1,4 +1,4 @@
-"""Who may read the page: the Host header, the token, and the headers of every answer.
+"""The rules for readers of the page: the Host header, the token, and the headers of every answer.
 
 The one idea: a browser on this machine runs pages of strangers. A stranger's page may point a name of its own at 127.0.0.1, so
 a Host that is such a name is refused; an address in figures cannot be pointed elsewhere.
@@ -29,7 +29,7 @@ COOKIE = "shoal-watch"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address that is bound can be reached from this machine alone."""
+    """Return whether an address that is bound can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -37,7 +37,8 @@ def is_loopback(host: str) -> bool:
 
 
 def known(header: str, names: Iterable[str]) -> bool:
-    """Whether a Host header names this server: localhost, an address in figures, or one of `names`; with or without a port."""
+    """Return whether a Host header names this server: localhost, an address in figures, or one of `names`; with or without a
+    port."""
     name, bracket, rest = header.lower().partition("]")
     name = name[1:] if bracket and name.startswith("[") else header.lower().rpartition(":")[0] or header.lower()
     if bracket and rest and not rest.startswith(":"):
@@ -81,7 +82,7 @@ class Door:
             await self.inner(scope, receive, _with_headers(send))
 
     def _told(self, scope: Scope) -> bool:
-        """Whether the request is for the page with the right token in its address."""
+        """Return whether the request is for the page with the right token in its address."""
         found = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         return bool(scope["path"] == "/" and self._same(found))
 

@@ -1,4 +1,4 @@
-"""What the page is about: runs, sweeps, servers, and coordinators elsewhere.
+"""The sources that the page shows: runs, sweeps, servers, and coordinators elsewhere.
 
 The one idea: a source is read anew for each page that is open, from that page's own marks, so a page that comes back goes on
 where it was, and a slow page delays no other.
@@ -34,7 +34,7 @@ class Cursor(Protocol):
     """A page's place in a source."""
 
     def news(self) -> Iterator[Event]:
-        """What is new since the last call: (name of an event, data)."""
+        """Return the news since the last call: (name of an event, data)."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class Content:
         self._first = True
 
     def new(self) -> tuple[bool, dict[str, Any] | None]:
-        """Whether the content is another than at the last call, and the content if so."""
+        """Return whether the content is another than at the last call, and the content if so."""
         try:
             found = os.stat(self.path)
             seen = (found.st_ino, found.st_size, found.st_mtime_ns)

@@ -60,7 +60,7 @@ class SweepSource:
         self._due = began + max(EVERY, SPARE * (self.clock() - began))
 
     def _runs(self) -> bool:
-        """Whether a trial was under way at the last look: its curve grows while trials.jsonl stays."""
+        """Return whether a trial was under way at the last look: its curve grows while trials.jsonl stays."""
         return bool(self.told.get("counts", {}).get("running"))
 
     def _read(self) -> dict[str, Any]:
