@@ -27,7 +27,10 @@ def iid(labels: Labels, clients: int, *, seed: int) -> Parts:
     """Examples shuffled and dealt out: clients' sizes differ by at most one (McMahan et al. 2017, section 3)."""
     _check_sizes(labels, clients, 1)
     rng = _generator(seed)
-    return _by_owner(rng.permutation(np.arange(len(labels)) % clients), clients, rng)
+    owner = rng.permutation(np.arange(len(labels)) % clients)
+    if len(labels) % clients:  # else no client has an example more than others
+        owner = rng.permutation(clients)[owner]
+    return _by_owner(owner, clients, rng)
 
 
 def shards(labels: Labels, clients: int, *, seed: int, per_client: int = 2) -> Parts:
@@ -250,10 +253,11 @@ def _filled_up(parts: Parts, least: int, rng: np.random.Generator) -> Parts:
 
 
 def _dealt(classes: int, clients: int, each: int, rng: np.random.Generator) -> list[list[int]]:
-    """The owners of each class: every client in turn takes the `each` classes with the fewest owners, ties at random."""
+    """The owners of each class: the clients, in a random order, each take the `each` classes with the fewest owners, ties at
+    random. A client that takes early has more classes of few owners, and so more examples."""
     owners: list[list[int]] = [[] for _ in range(classes)]
     counts = np.zeros(classes, dtype=np.int64)
-    for client in range(clients):
+    for client in rng.permutation(clients).tolist():
         taken = np.lexsort((rng.random(classes), counts))[:each]
         counts[taken] += 1
         for label in taken:

@@ -240,6 +240,8 @@ def test_no_client_is_favoured():
         (quantity_skew, few, 15, {"alpha": 0.3}),
         (dirichlet_by_client, few, 15, {"alpha": 0.3}),
         (pathological, many[:570], 12, {"classes": 20}),
+        (pathological, many[:560], 11, {"classes": 6}),
+        (iid, many[:52], 9, {}),
     ):
         found = np.array([sizes(partition(labels, clients, seed=seed, **its)) for seed in range(400)])
         error = found.std(axis=0) / np.sqrt(len(found)) + 1e-9
