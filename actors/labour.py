@@ -94,10 +94,10 @@ def _check(work: Work, task: Task, worker: Worker) -> None:
     if not _plain(work):
         _check_kinds(work)
     if work.bundle is None and task.counts:
-        raise ValueError("no arrays came of a task that counts: a worker's Work needs a bundle")
+        raise UserError("no arrays came of a task that counts: a worker's Work needs a bundle")
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
-        raise ValueError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
+        raise UserError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
     if task.counts and not TAKEN.isdisjoint(work.totals):
         _check_names(work, worker)
 

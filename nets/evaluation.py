@@ -94,6 +94,14 @@ def ignored_label(loss: Loss) -> int | None:
     return int(options.get("ignore_index", getattr(loss, "ignore_index", -100)))
 
 
+def reduction_of(loss: Loss) -> str:
+    """The `reduction` of one of torch's losses: "mean" if none is set."""
+    options: dict[str, Any] = {}
+    while isinstance(loss, partial):
+        options, loss = {**loss.keywords, **options}, loss.func
+    return str(options.get("reduction", getattr(loss, "reduction", "mean")))
+
+
 def over_classes(loss: Loss) -> bool | None:
     """Return whether a loss of torch's is over classes; None for a loss of the user's own, which may be."""
     while isinstance(loss, partial):
@@ -112,6 +120,7 @@ class Tally:
 
     def __init__(self, loss: Loss) -> None:
         self.ignored, self._sure = ignored_label(loss), over_classes(loss)
+        self._of_labels = bool(self._sure) and reduction_of(loss) == "mean"  # the loss is a mean over labels that count
         self.begin()
 
     def begin(self) -> Tally:
@@ -128,6 +137,7 @@ class Tally:
         """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
         self.losses.append(loss.detach())
         self.sizes.append(len(y) if weight is None else weight.sum())
+        self.weighted = weight is not None
         if self._scores(logits, y):
             self.classes = logits.shape[1]
             self.truths.append(y)
@@ -154,8 +164,8 @@ class Tally:
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """The totals {"loss": (sum, count), "accuracy": (hits, labels)}. The count of loss is the number of examples, or the
-        sum of their weights. There is no accuracy if y holds no classes, or one that the module does not know. A loss that is
-        not finite shows in its sum."""
+        sum of their weights; labels that the loss ignores are no part of its examples. There is no accuracy if y holds no
+        classes, or one that the module does not know. A loss that is not finite shows in its sum."""
         apart = self.losses[0].device.type == "cpu"  # where a number costs less than a call of torch
         losses: list[float] = [loss.item() for loss in self.losses] if apart else torch.stack(self.losses).tolist()
         sizes = [float(size) for size in self.sizes]
@@ -169,6 +179,8 @@ class Tally:
             if self.ignored is not None and self.ignored >= 0:
                 truths = np.where(truths == self.ignored, -1, truths)
             labels = np.count_nonzero(truths >= 0)  # no guess is below 0
+            if labels < truths.size and self._of_labels and not self.weighted:
+                totals["loss"] = _over_labels(losses, self.truths, self.ignored)
             if labels and not np.count_nonzero(truths >= self.classes):
                 totals["accuracy"] = (float(np.count_nonzero(guesses == truths)), float(labels))
         return totals
@@ -350,3 +362,10 @@ def tensors(examples: Examples, device: torch.device | str) -> Arrays:
     found = Arrays(as_tensor(array).to(device) for array in arrays)
     found.scale = examples.scale
     return found
+
+
+def _over_labels(losses: Sequence[float], labels: Sequence[Tensor], ignored: int | None) -> tuple[float, float]:
+    """Return sum and count of batches' mean losses over the labels that are not ignored. The count is in examples: labels
+    divided by those of an example. The mean over no label is NaN, and left out."""
+    sizes = [float(y.ne(-100 if ignored is None else ignored).sum()) * (len(y) / max(1, y.numel())) for y in labels]
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True) if size), sum(sizes)

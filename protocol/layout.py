@@ -172,17 +172,17 @@ class Layout:
         if self.digest == other.digest:
             return ""
         where = "their order differs"
-        for mine, theirs in zip(self.places, other.places, strict=False):
-            if mine != theirs:
-                where = (
-                    f"first difference: {mine.name!a} {mine.dtype}{list(mine.shape)} "
-                    f"here, {theirs.name!a} {theirs.dtype}{list(theirs.shape)} there"
-                )
+        for name in (*self.by_name, *(name for name in other.by_name if name not in self.by_name)):
+            mine, theirs = self.by_name.get(name), other.by_name.get(name)
+            if mine is None or theirs is None or (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
+                where = f"first difference: {name!a} {_form(mine)} here, {_form(theirs)} there"
                 break
-        else:
-            if len(self.places) != len(other.places):
-                where = f"{len(self.places)} arrays here, {len(other.places)} there"
         return f"layout {self.digest} here is not {other.digest} there; {where}"
+
+
+def _form(place: Place | None) -> str:
+    """Return dtype and shape of an array, for an error."""
+    return f"{place.dtype}{list(place.shape)}" if place else "no array"
 
 
 class Bundle:

@@ -5,22 +5,37 @@ The one idea: a forked actor has its parent's generators, and a task's draws wou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from shoal.actors import Worker, close, work_of
 from shoal.protocol import draws
-from shoal.protocol.layout import Bundle
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task, Work
 
 
 class Drawing:
     """Another worker. Before each client of a task the global generators of `random`, numpy and torch are set from (seed,
-    client, the numbers of the task's draws: its version, say). Costs 25 us."""
+    client, the numbers of the task's draws: its version, say). Costs 25 us.
 
-    def __init__(self, worker: Worker, seed: int) -> None:
-        self.worker, self.seed = worker, seed
+    layouts: the weights' layout -> the layouts that a contribution may have; another one is refused here, where both are known,
+    with the name of an array. None: any.
+    """
+
+    def __init__(self, worker: Worker, seed: int, layouts: Callable[[Layout], Sequence[Layout]] | None = None) -> None:
+        self.worker, self.seed, self.layouts = worker, seed, layouts
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         draws.set_globals(self.seed, "work", *task.draws(client))
-        return work_of(self.worker, weights, client, task, brief)
+        work = work_of(self.worker, weights, client, task, brief)
+        if self.layouts and task.counts and isinstance(work, Work) and isinstance(work.bundle, Bundle):
+            self._check(work.bundle.layout, self.layouts(weights.layout))
+        return work
+
+    def _check(self, layout: Layout, known: Sequence[Layout]) -> None:
+        if known and all(each.digest != layout.digest for each in known):
+            differs = known[0].difference(layout)
+            raise UserError(f"a worker's Work (there) has other arrays than a contribution must have (here): {differs}")
 
     def close(self) -> None:
         close(self.worker)

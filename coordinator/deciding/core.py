@@ -180,6 +180,8 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
             actor.progress, actor.runs = max(actor.progress, progress), runs
             if not runs:  # the task or its brief never came, or the task was cancelled before it began
                 patience.unstick(facts, actor)
+            elif facts.bounds.briefs:
+                _begun(facts, actor, runs)
             return ()
         case Have(version):
             facts.roster.arrived(actor, version, facts.version)
@@ -191,6 +193,15 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
             return membership.part(facts, actor, f"left: {printable(reason, 200)}")
         case _:
             return _misspoke(facts, actor, f"{actor.name} said {type(message).__name__}, which actors do not say")
+
+
+def _begun(facts: Facts, actor: Actor, runs: tuple[int, ...]) -> None:
+    """Record that the brief of the task that the worker is at has arrived. After a cut the coordinator takes the brief of an
+    idle actor for lost, and an actor that has all of it asks for no piece."""
+    mine = [lease for name in actor.tasks if (*(lease := facts.ledger.leases[name]).name, lease.attempt) == runs]
+    for lease in mine:
+        if not lease.pulled:
+            lease.left = 0
 
 
 def _misspoke(facts: Facts, actor: Actor, what: str) -> Iterator[Effect]:

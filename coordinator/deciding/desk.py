@@ -13,7 +13,7 @@ from typing import Any
 
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, Evict, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
-from shoal.coordinator.deciding.ledger import TRIES, Lease
+from shoal.coordinator.deciding.ledger import TRIES, VAIN, Lease
 from shoal.coordinator.deciding.roster import DROPPED, Actor, Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
@@ -235,12 +235,16 @@ def take_back(
         to.extend(Pending(task, given, faults, alone or task.alone) for task in lease.task.apart())
         return
     facts.ledger.counts.aside += 1
+    facts.ledger.vain += lease.counts
     facts.ledger.left_out.update(dict.fromkeys(lease.clients, why))
     facts.ledger.note(lease, "aside", facts.now)
     clients = ", ".join(map(str, lease.clients))
     yield Report("aside", f"task {lease.name} (clients {clients}) set aside after {faults} attempts: {why}", "error")
     if facts.bounds.on_failure == "stop":
         yield from facts.end(f"task {lease.name} failed {faults} times: {why}", failed=True)
+    elif facts.ledger.vain >= VAIN and not facts.bounds.endless and facts.plan.admits(facts.version, facts.version + 1):
+        # A round ends when all its tasks are lost. A stream would go on with new tasks for ever.
+        yield from facts.end(f"the last {VAIN} tasks all failed, each {faults} times; the last one: {why}", failed=True)
 
 
 def close(facts: Facts) -> Iterator[Effect]:

@@ -19,6 +19,7 @@ from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task, Totals
 
 NONE: Totals = MappingProxyType({})
+VAIN = 100  # tasks of a stream that may be set aside one after the other, with no contribution in between
 TRIES = 1 << 16  # an attempt is epoch * TRIES + tries
 
 
@@ -120,6 +121,7 @@ class Ledger:
     verdicts: Verdicts = field(default_factory=Verdicts)
     news: deque[Outcome] = field(default_factory=lambda: deque(maxlen=NEWS))  # outcomes that the plan has not heard
     left_out: dict[int, str] = field(default_factory=dict)  # client -> why its last task was set aside
+    vain: int = 0  # tasks that count and were set aside since a contribution was folded in
     promised: Counter[int] = field(default_factory=Counter)  # onto -> number of promises for it
 
     def outstanding(self, version: int, but: int = 0) -> int:
@@ -194,6 +196,7 @@ class Ledger:
         if lease.counts:
             self.folded[lease.onto] = self.folded.get(lease.onto, 0) + len(lease.clients)
             self.counts.clients += len(lease.clients)
+            self.vain = 0
             for client in lease.clients if self.left_out else ():
                 self.left_out.pop(client, None)
         self.end(lease)

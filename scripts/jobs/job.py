@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,7 +308,7 @@ class Job:
         if self.thin:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
         draws = not self.ours and getattr(made, "draws", True)  # a worker of the user's own may say that it draws nothing
-        first: Worker = Drawing(made, self.seed) if draws else made
+        first: Worker = Drawing(made, self.seed, partial(self.method.layouts, self.problem)) if draws else made
         whole = reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
         return paced(self.method, whole, self.seed) if not self.virtual else whole
 

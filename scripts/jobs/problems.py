@@ -430,10 +430,12 @@ class Environment(Problem):
 
     def prepare(self, method: Method, seed: int) -> None:
         spaces = self.spaces()
-        if self.vector == "native" and (single := replace(self, vector="sync").spaces()) != spaces:
+        native = self.vector == "native" and "compared" not in self.made  # a run prepares its job twice, and says this once
+        if native and (single := replace(self, vector="sync").spaces()) != spaces:
             also = f"observations {list(spaces.observation.shape)} of {spaces.observation.dtype}, {spaces.action}"
             plain = f"{list(single.observation.shape)} of {single.observation.dtype}, {single.action}"
             print(f"shoal: vector=native: {self.env} has {also}, where gymnasium.make gives {plain}", file=sys.stderr)
+        self.made["compared"] = True
         if self.apart:
             self._hatched()
 

@@ -52,7 +52,7 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     try:
         for client in clients:
             with kept_globals(), of_this_model(run.folder):
-                work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+                work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate", counts=False))
             add(totals, work.totals)
             for name, values in work.samples.items():
                 samples.setdefault(name, []).extend(values)

@@ -125,7 +125,7 @@ def _of_episodes(worker: Rollout, weights: Bundle, seed: int, episodes: int) -> 
     returns, lengths = [], []
     try:
         for number in range(-(-episodes // ABREAST)):
-            player.run(weights, 0, Task(0, number, (0,), "evaluate"))
+            player.run(weights, 0, Task(0, number, (0,), "evaluate", counts=False))
             returns.append(made[-1].returns.copy())
             lengths.append(made[-1].lengths.copy())
     finally:
@@ -139,7 +139,7 @@ def _of_clients(worker: Any, snapshot: Any, clients: int) -> Values:
     rows: list[dict[str, float]] = []
     for client in range(clients):
         with kept_globals():
-            work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate"))
+            work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate", counts=False))
         means = {name: total / count for name, (total, count) in work.totals.items() if count}
         rows.append(means | {f"{name}_mean": float(np.mean(values)) for name, values in work.samples.items() if len(values)})
     names = [name for name in rows[0] if all(name in row for row in rows)]

@@ -160,6 +160,21 @@ def test_who_comes_back_to_its_place_is_told_again_of_what_is_briefed_and_of_not
     assert run.said("a", Assign) == []
 
 
+def test_a_brief_that_was_whole_before_a_cut_is_not_to_come_once_the_worker_is_at_its_task() -> None:
+    run = brief(Run(Rounds(1), BRIEFS).join("a", "b"), nbytes=1_000)
+    [lease] = run.core.facts.ledger.leases.values()
+    run.event(Carried(b"session of a", (0, 0), 0))
+    run.hear("a", replace(hello("a", "host", 1, ()), greeting=1, epoch=run.core.facts.epoch, held=0), epoch=0)
+    assert lease.left == 1_000  # its last piece may be lost
+    since = lease.since
+    run.hear("b", Beat(0, runs=(0, 0, ATTEMPT)))
+    run.hear("a", Beat(0, runs=(0, 0, ATTEMPT + 1)))
+    assert lease.left == 1_000
+    run.tick(after=3.0).hear("a", Beat(0, runs=(0, 0, ATTEMPT)))
+    assert (lease.left, lease.since) == (0, since)  # its time goes on
+    assert "in task (0, 0)" in run.event(Lost(b"a", "ended", dead=True)).told("lost")[0]
+
+
 def test_a_round_that_closes_lets_go_of_its_briefs() -> None:
     run = Run(Rounds(2, quorum=1, deadline=5.0), BRIEFS).join("a", "b")
     brief(run, (0, 0))

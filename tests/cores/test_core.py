@@ -44,6 +44,7 @@ from shoal.coordinator.deciding.events import (
     Unpull,
 )
 from shoal.coordinator.deciding.farewell import ASTRAY, MOMENT
+from shoal.coordinator.deciding.ledger import VAIN
 from shoal.coordinator.deciding.patience import PROBED, silent, waiting_for
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
@@ -951,6 +952,19 @@ def test_a_round_that_has_lost_every_task_ends_the_run() -> None:
     for _ in range(3):
         run.send("a", weight=math.nan)
     assert [finish.failed for finish in run.all(Finish)] == [True]
+
+
+def test_a_stream_of_which_a_hundred_tasks_in_a_row_are_lost_ends_the_run() -> None:
+    run = Run(Stream(2, 9), Bounds(ahead=1, attempts=2, strikes=0)).join("a")
+    for _ in range(2 * (VAIN - 1)):
+        run.send("a", weight=math.nan)
+    run.contribute("a")  # and one that counts begins the count anew
+    for _ in range(2 * VAIN - 1):
+        run.send("a", weight=math.nan)
+        assert run.all(Finish) == []
+    [finish] = run.send("a", weight=math.nan).all(Finish)
+    assert finish.failed
+    assert f"the last {VAIN} tasks all failed, each 2 times; the last one: weight nan is not" in finish.reason
 
 
 def test_clients_that_failed_together_are_tried_again_one_by_one() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from shoal.faults.patient import ran as finished
 
 FORK = """
 import os
@@ -34,7 +35,8 @@ print(os.waitstatus_to_exitcode(status))
 def test_a_copy_made_where_an_exception_is_dealt_with_prints_none_unless_it_has_its_own(
     life: str, code: int, error: str
 ) -> None:
-    ran = subprocess.run([sys.executable, "-c", FORK.format(life=life)], capture_output=True, text=True, check=True, timeout=60)
+    ran = finished([sys.executable, "-c", FORK.format(life=life)])
+    assert ran.returncode == 0
     assert ran.stdout == f"{code}\n"
     assert bool(ran.stderr) == bool(error)
     assert error in ran.stderr.strip().rpartition("\n")[2]
@@ -42,4 +44,4 @@ def test_a_copy_made_where_an_exception_is_dealt_with_prints_none_unless_it_has_
 
 def test_a_gateway_process_whose_parent_has_ended_ends_at_once() -> None:
     orphan = [sys.executable, "-m", "shoal.protocol.gate", "0", "0"]  # no process has a parent of number 0 but the first
-    assert subprocess.run(orphan, stdin=subprocess.DEVNULL, check=False, timeout=60).returncode == 1
+    assert finished(orphan).returncode == 1

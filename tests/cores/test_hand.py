@@ -86,7 +86,7 @@ class Weigher:
 class Bench:
     """A hand that works in a thread of its own, and a worker."""
 
-    def __init__(self, waits: float = 10.0, clock: Clock = time.monotonic) -> None:
+    def __init__(self, waits: float = 120.0, clock: Clock = time.monotonic) -> None:
         self.worker, self.until = Weigher(), time.monotonic() + waits
         self.made: list[tuple[Mapping[str, Any], int]] = []  # workloads of which a worker was made, and how often it was closed
         self.wakes: list[int] = []  # number of results at each wake

@@ -335,7 +335,7 @@ def test_a_task_that_counts_needs_arrays_and_one_that_does_not_needs_none() -> N
     assert isinstance(done(Work(None), counts=False), Contribute)
     message = done(Work(None))
     assert isinstance(message, Failed)
-    assert message.error == "ValueError: no arrays came of a task that counts: a worker's Work needs a bundle"
+    assert message.error == "no arrays came of a task that counts: a worker's Work needs a bundle"
 
 
 # What was recorded

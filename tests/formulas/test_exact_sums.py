@@ -356,7 +356,7 @@ def test_weights_that_sum_past_what_float64_adds_exactly_are_refused():
 
 def test_another_layout_is_refused_with_the_first_difference():
     total = PartialSum(vector([0, 0]).layout)
-    with pytest.raises(ProtocolError, match=r"first difference: 'w' f4\[2\] here, 'w' f4\[3\] there"):
+    with pytest.raises(ProtocolError, match=r"first difference: 'w' f4\[2\] here, f4\[3\] there"):
         total.add(vector([0, 0, 0]), 1.0)
     with pytest.raises(ProtocolError, match=r"'sum/f4' i8\[2\] here"):
         total.merge(vector([0, 0]), 1.0)

@@ -36,7 +36,7 @@ from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.messages import Failed
 
-LONG, SHORT = 60.0, 2.0  # deadlines: one that no step comes near, and one that a hang has to pass
+LONG, SHORT = 600.0, 2.0  # deadlines: one that no step comes near, and one that a hang has to pass
 MODES = ["NextStep", "SameStep", "Disabled"]
 VICTIM, SEED = 2, 7  # whose trap is set: the environment that is seeded with SEED + VICTIM
 PLACE = r"\(.*test_isolated_envs\.py, line \d+, in stumble\)"  # of an exception in the user's own code

@@ -82,3 +82,20 @@ def test_batches_of_other_shapes_have_their_guesses_taken_apart() -> None:
         logits[:, 2] = 1.0
         tally.add(logits.requires_grad_(), torch.full((2, tokens), 2), torch.tensor(1.0))
     assert tally.totals()["accuracy"] == (16.0, 16.0)
+    assert accuracy(lambda p, y: p.sum(), [40, 31, 2, 3, 0, 1]) is None  # the module knows 4 classes
+    assert accuracy(lambda p, y: p.sum(), [0, 0, 0, 0, 0, 0], LOGITS[:, :1]) is None
+
+
+def test_a_mean_loss_is_over_the_labels_that_count_whatever_the_batch_size() -> None:
+    """The last batches hold ignored labels alone: torch's mean over them is NaN."""
+    logits, y = torch.randn(24, 4, generator=torch.Generator().manual_seed(3)), torch.arange(24) % 4
+    y[torch.tensor([1, 2, 7])] = -100
+    y[15:] = -100
+    whole = nn.functional.cross_entropy(logits, y)
+    for size in (2, 5, 24):
+        tally = Tally(nn.functional.cross_entropy)
+        for xs, ys in zip(logits.split(size), y.split(size), strict=True):
+            tally.add(xs, ys, nn.functional.cross_entropy(xs, ys))
+        total, count = tally.totals()["loss"]
+        assert count == 12
+        assert total / count == pytest.approx(float(whole), rel=1e-5)

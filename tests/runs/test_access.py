@@ -29,6 +29,7 @@ from shoal.actors.effects import Leave
 from shoal.actors.loop import Actor
 from shoal.coordinator.deciding import core
 from shoal.faults import liars, strangers
+from shoal.faults.patient import ended, wait_until
 from shoal.faults.strangers import CASES, INTRUSION, LIMIT, PING, READ, Site, attempt, frame, greeting, ready
 from shoal.jobs import catalog
 from shoal.protocol import door, front, gate, keys
@@ -673,12 +674,13 @@ class Place:
         return child
 
     def said(self, name: str, pattern: str) -> re.Match[str]:
-        ends_at = time.monotonic() + 40
-        while time.monotonic() < ends_at:
-            if found := re.search(pattern, (self.folder / name).read_text()):
-                return found
-            time.sleep(0.02)
-        raise AssertionError((self.folder / name).read_text())
+        def read() -> str:
+            return (self.folder / name).read_text()
+
+        wait_until(lambda: re.search(pattern, read()), read, self.folder)
+        found = re.search(pattern, read())
+        assert found is not None
+        return found
 
 
 @pytest.fixture
@@ -728,7 +730,7 @@ def test_a_run_whose_gateway_is_killed_twice_ends_on_the_same_weights(place: Pla
         gate = next(child for child in psutil.Process(coordinator.pid).children() if "shoal.protocol.gate" in child.cmdline())
         gate.kill()
         place.said("hub.log", "(?s)" + kill * "another takes its place.*" + "joined as actor")
-    assert coordinator.wait(60) == 0
+    assert ended(coordinator, place.folder) == 0
     result = json.loads((place.folder / "hub.log").read_text().splitlines()[-1])
     assert result["version"] == 60
     assert result["weights_sha256"] == whole["weights_sha256"]

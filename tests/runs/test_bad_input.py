@@ -451,8 +451,11 @@ def test_a_worker_that_cannot_be_made_ends_the_run_in_one_line_and_is_no_fault_o
     [
         ('delta["w"][1] = np.nan', "no", "refused: not finite: 'w' holds NaN or an infinity"),
         ('delta["w"][1] = np.inf', "yes", "'w' of a contribution holds NaN or an infinity"),
-        ('delta = {"w": np.zeros(4, np.float32)}', "no", "is none of this run's"),
-        ('delta = {"w": np.zeros(4, np.float32)}', "yes", "client 3 failed in train: "),
+        ('delta = {"w": np.zeros(4, np.float32)}', "no", "first difference: 'w' f4[3] here, f4[4] there"),
+        ('delta = {"w": np.zeros(4, np.float32)}', "yes", "first difference: 'w' f4[3] here, f4[4] there"),
+        ('delta["v"] = np.ones(2, np.float32)', "no", "first difference: 'v' no array here, f4[2] there"),
+        ('delta["v"] = np.ones(2, np.float32)', "yes", "first difference: 'v' no array here, f4[2] there"),
+        ("delta = {}", "no", "first difference: 'w' f4[3] here, no array there"),
         ("return Work(Bundle.pack(delta), float('nan'))", "no", "weight nan is not a finite number above 0"),
         ("return Work(None)", "no", "no arrays came of a task that counts"),
         ("return Work(None)", "yes", "no arrays came of a task that counts"),
@@ -465,6 +468,7 @@ def test_a_contribution_of_nonsense_is_refused_and_reported_and_touches_nothing(
     said = ran("simulate", "mine.py", f"partial_sums={sums}", "--actors", 0, "--json")
     assert (said.result["version"], said.result["contributions"]) == (3, 9)
     assert line in reports(said)
+    assert "Traceback" not in reports(said)
     sound = ran("evaluate", said.result["run_dir"], "--json").result
     assert sound["loss"] == 1.0
     weights = final_weights(said)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from typed import Said, ran, shoal
 
+from shoal.faults.patient import ran as finished
 from shoal.jobs.catalog import find
 from shoal.runs.rundir import RunDir
 
@@ -194,8 +195,7 @@ def test_no_command_is_a_mistake() -> None:
 
 
 def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    typed = [sys.executable, *map(str, words)]
-    return subprocess.run(typed, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=60)
+    return finished([sys.executable, *map(str, words)], environment=environment)
 
 
 def test_help_and_the_two_kinds_of_job_need_neither_torch_nor_numpy() -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
+from shoal.faults.patient import ran as finished
 
 DEPLOY = Path(__file__).resolve().parents[2] / "examples" / "deploy"
 ENVIRONMENT = {"SHOAL_ADDRESS": "tcp://10.0.0.7:5555", "SHOAL_BIND": "tcp://0.0.0.0:5555", "SHOAL_KEY": "hub"}
@@ -43,7 +44,7 @@ def carried_out(folder: Path, script: str, code: int, **variables: str) -> tuple
         program.write_text(f"#!/bin/sh\n{said}\nexit {code if name == 'shoal' else 0}\n")
         program.chmod(0o755)
     path = {"PATH": f"{folder}:{os.environ['PATH']}", "RUN_DIR": str(folder / "run"), "JOB": "digits", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", DEPLOY / script], env={**os.environ, **path, **variables}, timeout=60, check=False)
+    done = finished(["bash", DEPLOY / script], environment={**path, **variables})
     return done.returncode, [shlex.split(line) for line in (folder / "called").read_text().splitlines()]
 
 

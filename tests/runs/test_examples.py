@@ -14,6 +14,7 @@ import pytest
 from typed import ran
 
 from shoal.coordinator.keeping.store import newest
+from shoal.faults.patient import ran as finished
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EXTRA = ("torch", "gymnasium", "sklearn", "scipy", "matplotlib", "tensorboard", "rich", "safetensors", "tomli_w", "argcomplete")
@@ -72,8 +73,8 @@ def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Pa
         assert coordinator.stderr is not None
         address = next(m[1] for line in coordinator.stderr if (m := re.search(r"listening on (\S+);", line)))
         edge = [sys.executable, "-c", EDGE, "actor", address, "--job", job]
-        actor = subprocess.run(edge, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-        out, _ = coordinator.communicate(timeout=60)
+        actor = finished(edge, folder)
+        out, _ = coordinator.communicate()
     finally:
         coordinator.kill()
         coordinator.wait()

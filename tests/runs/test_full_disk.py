@@ -31,6 +31,7 @@ from shoal.coordinator.keeping.store import Store, newest
 from shoal.coordinator.learner import Broke, Intake, LearnerThread, Make
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
+from shoal.faults.patient import ended, wait_until
 from shoal.faults.ramdisk import RamDisk
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Arrival
@@ -200,15 +201,14 @@ def test_what_is_lost_with_a_run_that_is_stopped_without_room_is_said(tmp_path: 
 def test_ctrl_c_without_the_folder_gives_one_line_and_exit_code_1(tmp_path: Path) -> None:
     words = ["simulate", "digits", "rounds=1000000", "eval_every=0", "--actors", "1", "--run-dir", "run", "--quiet"]
     with subprocess.Popen([sys.executable, "-m", "shoal", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
-        rows, ends_at = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60.0
-        while not (rows.exists() and rows.stat().st_size):
-            assert time.monotonic() < ends_at
-            assert child.poll() is None
-            time.sleep(0.02)
+        rows = tmp_path / "run" / "metrics.jsonl"
+        wait_until(lambda: child.poll() is not None or (rows.exists() and rows.stat().st_size), folder=tmp_path)
+        assert child.poll() is None
         while (tmp_path / "run").exists():  # a snapshot may be written meanwhile
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60.0)
+        ended(child)
+        _, said = child.communicate()
     assert child.returncode == 1, said
     assert "Traceback" not in said
     assert "the run failed" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ import pytest
 import torch
 
 import shoal
+from shoal.faults.patient import ran as finished
 from shoal.protocol.errors import UserError, WorkerLost
 from shoal.tasks.loader import Loader
 
@@ -190,7 +190,7 @@ import psutil
 print(psutil.Process().children(recursive=True))
 """
     (tmp_path / "shown.py").write_text(program)
-    done = subprocess.run([sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = finished([sys.executable, "shown.py"], tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from typed import ran
 from whole import run
 
 from shoal.faults.family import lives
+from shoal.faults.patient import ran as finished
+from shoal.faults.patient import wait_until
 from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 
-LIMIT = 60.0  # seconds until a test gives up
 SHOAL = [sys.executable, "-m", "shoal"]
 JOB = """
 import faulthandler, os, pathlib, signal, threading
@@ -91,7 +91,7 @@ def fated(folder: Path, fate: str, at: int = 60) -> None:
 def failed(folder: Path) -> str:
     """What `shoal simulate mine.py` says, which must fail."""
     words = [*SHOAL, "simulate", "mine.py", "--actors", "1", "--run-dir", "failed"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = finished(words, folder)
     assert done.returncode == 1, done.stderr
     return done.stderr
 
@@ -164,13 +164,6 @@ def start(folder: Path) -> Iterator[Callable[..., psutil.Process]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    gives_up_at = time.monotonic() + LIMIT
-    while not holds():
-        assert time.monotonic() < gives_up_at
-        time.sleep(0.02)
 
 
 def named(folder: Path, what: str) -> set[int]:

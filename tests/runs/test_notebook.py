@@ -54,7 +54,7 @@ def said(cell: nbformat.NotebookNode) -> str:
 def test_a_notebook_runs_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [nbformat.v4.new_code_cell(code) for code in (BY_NAME, MADE_HERE, WATCHED, INTERRUPTED)]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     by_name, made_here, watched, interrupted = notebook.cells
     monkeypatch.chdir(tmp_path)
     alike = ran("simulate", "digits", "rounds=3", "local_epochs=1", "--json").result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -20,9 +19,10 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from shoal.actors import close
 from shoal.envs.vector import EnvError, make_vector
+from shoal.faults.patient import SILENCE
+from shoal.faults.patient import ran as finished
 from shoal.protocol.parent import of_this_process
 
-LIMIT = 90.0  # seconds until a test gives up
 JOB = """
 import pathlib
 import gymnasium
@@ -49,7 +49,7 @@ job = Reinforcement(many, method="ppo", clients=1, num_minibatches=1, **sizes)
 def test_a_run_whose_environments_have_processes_ends_without_a_word(tmp_path: Path, actors: int) -> None:
     (tmp_path / "mine.py").write_text(JOB)
     words = [sys.executable, "-m", "shoal", "simulate", "mine.py", "--actors", str(actors), "--run-dir", "run"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = finished(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert "BrokenPipe" not in done.stderr + done.stdout
@@ -70,7 +70,7 @@ def test_a_handler_of_this_process_is_not_one_of_its_children() -> None:
         child.start()
         assert ours.recv() == "here"  # Python drops a signal that comes in the midst of a fork
         child.terminate()
-        child.join(LIMIT)
+        child.join(SILENCE)
         assert child.exitcode == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]

@@ -190,7 +190,7 @@ def test_a_script_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Pat
     began = time.monotonic()
     with pytest.raises(AnswerError, match="no answer in 0 s"):
         asking.ask(inside, Question("a", "peer.py", (), seconds=0.3))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300  # of the 600 s that it would sleep
     assert not (tmp_path / "late").exists()
 
 

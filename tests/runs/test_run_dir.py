@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from typed import ran
 from shoal.commands.arguments import parser
 from shoal.commands.cli import ACTS
 from shoal.coordinator.reports import Before, Progress, Report
+from shoal.faults.patient import ran as finished
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import KeyFolder
 from shoal.runs.observers import Record, Together
@@ -282,9 +282,7 @@ def test_a_run_that_is_killed_before_an_evaluation_evaluates_that_version_when_i
     monkeypatch.chdir(tmp_path)
     Path("deadly.py").write_text(DEADLY)
     words = ["simulate", "deadly.py", f"eval_every={at}", "snapshot_every=0", "--actors", str(actors), "--run-dir", "run"]
-    child = subprocess.run(
-        [sys.executable, "-m", "shoal", *words], timeout=120, check=False, env={**os.environ, "DEADLY": "told" * actors}
-    )
+    child = finished([sys.executable, "-m", "shoal", *words], tmp_path, {"DEADLY": "told" * actors})
     assert child.returncode == -9
     assert [row["version"] for row in RunDir("run").rows()] == list(range(1, at))
     ran("resume", "run", "--json")

@@ -18,6 +18,7 @@ from shoal.coordinator.learner import Learner, LearnerThread
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.server import Outside, Server
 from shoal.coordinator.sharing import sharing
+from shoal.faults.patient import SILENCE
 from shoal.jobs.job import Job
 from shoal.protocol.codec import Terms, pack_welcome
 from shoal.protocol.gateway import Gateway
@@ -29,16 +30,19 @@ from shoal.runs.plain import PlainWire
 
 @dataclass
 class Seen:
-    """An observer that remembers."""
+    """An observer that remembers. came_at: when the run last got on."""
 
     steps: list[tuple[int, Metrics]] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     last: Progress | None = None
+    came_at: float = field(default_factory=time.monotonic)
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         self.steps.append((version, metrics))
 
     def moved(self, progress: Progress) -> None:
+        if _come(progress) != (self.last and _come(self.last)):
+            self.came_at = time.monotonic()
         self.last = progress
 
     def report(self, report: Report) -> None:
@@ -46,6 +50,11 @@ class Seen:
 
     def kinds(self) -> set[str]:
         return {report.kind for report in self.reports}
+
+
+def _come(progress: Progress) -> tuple[int, int, int, int]:
+    """Returns the numbers that grow, or change, while a run gets on."""
+    return progress.version, progress.contributions, progress.steps, progress.actors
 
 
 @dataclass
@@ -65,23 +74,23 @@ def run(
     actors: int,
     address: str = "tcp://127.0.0.1:*",
     jobs: Sequence[Job] = (),
-    limit: float = 60.0,
     share: bool = False,
     through: Callable[[str], str] = str,
     room: int = 0,
     gateway: bool = False,
     together: bool = False,
 ) -> Outcome:
-    """To the end. jobs: what each actor runs, where that is not `job` itself. through: where actors go instead of there.
-    room: bytes of contributions that may be fetched at a time, where that is not the server's own choice. gateway: a process of
-    its own faces the actors. together: the first tasks wait until all actors are here, who may come late for a short run."""
+    """To the end, or until nothing has moved for SILENCE seconds. jobs: what each actor runs, where that is not `job` itself.
+    through: where actors go instead of there. room: bytes of contributions that may be fetched at a time, where that is not the
+    server's own choice. gateway: a process of its own faces the actors. together: the first tasks wait until all actors
+    are here, who may come late for a short run."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
     layouts, briefs = job.layouts(layout), job.briefs(layout)
     bounds = replace(job.bounds(), gather=actors if together or job.bounds().sticky else 0, briefs=bool(briefs))
     core = Core(job.plan(AFRESH), job.method.goal(), bounds, now=time.monotonic())
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.method.due, "briefs": briefs}
-    seen, ends_at = Seen(), time.monotonic() + limit
+    seen = Seen()
     if actors:
         wire: Any = Gateway(address) if gateway else Hub(address)
         learner: Learner = LearnerThread(aggregator, Inspector(), time.monotonic, wake=wire.wake, **options)
@@ -100,7 +109,7 @@ def run(
         welcome=pack_welcome(Terms({}, layout, getattr(aggregator, "coding", None), briefs)),
         layouts=layouts,
         clock=time.monotonic,
-        outside=Outside(lambda: "the test's limit" if time.monotonic() > ends_at else ""),
+        outside=Outside(lambda: "nothing moves" if time.monotonic() - seen.came_at > SILENCE else ""),
         sharing=shared,
     )
     if room:
@@ -109,7 +118,7 @@ def run(
     if gateway:
         wire.close()  # what it was told to say leaves now
     for thread in crowd:
-        thread.join(10)
+        thread.join(SILENCE)
         assert not thread.is_alive()
     if not gateway:
         wire.close()
