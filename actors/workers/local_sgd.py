@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.envs.datasets import Examples
 from shoal.envs.population import Population
 from shoal.nets.evaluation import Arrays, Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
@@ -45,7 +46,8 @@ class LocalSGD:
     lr_schedule: version -> factor of the optimizer's step; None: 1.
     clip_grad_norm: largest Euclidean norm of a step's gradient, proximal term included; 0: any.
     mu: weight of the proximal term, mu / 2 * ||w - w_global||^2 in the loss, mu * (w - w_global) in the gradient; 0: none.
-    weighting: "samples" weighs a client by its number of examples, "users" weighs all clients alike.
+    weighting: "samples" weighs a client by its number of examples, "users" weighs all clients alike; a function (client, its
+    Examples) -> weight, from 2**-20 to 2**33, is called once for each client.
     metrics: name -> (logits [n, ...], y [n, ...]) -> one number, of a client's whole data, in a task of kind "evaluate".
     kept_bytes: most bytes of clients' data that stay on the device; the data unused for longest go first.
     thin: True leaves frozen parameters (requires_grad=False) out of deltas, until a task changed one of them.
@@ -72,7 +74,7 @@ class LocalSGD:
     lr_schedule: Schedule | None = None
     clip_grad_norm: float = 0.0
     mu: float = 0.0
-    weighting: str = "samples"
+    weighting: str | Callable[[int, Examples], float] = "samples"
     metrics: Mapping[str, Metric] | None = None
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -88,8 +90,9 @@ class LocalSGD:
         within("lr", self.lr, above=0.0)
         within("clip_grad_norm", self.clip_grad_norm)
         within("mu", self.mu)
-        if self.weighting not in ("samples", "users"):
-            raise UserError(f"weighting={self.weighting!r}: must be 'samples' or 'users'")
+        if not callable(self.weighting) and self.weighting not in ("samples", "users"):
+            raise UserError(f"weighting={self.weighting!r}: must be 'samples' or 'users', or a function (client, examples)")
+        self.weighed: dict[int, float] = {}
         self.metrics = named(self.metrics)
         self.update = update_of(self.optimizer, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         self.sgd = self.update if isinstance(self.update, SGD) and type(self.update) in (SGD, Momentum) else None
@@ -110,7 +113,7 @@ class LocalSGD:
         self._take(weights)
         draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
         examples = float(len(data[1]))
-        weight = examples if self.weighting == "samples" else 1.0
+        weight = self._weight(client, examples)
         match task.kind:
             case "train":
                 totals = self._train(data, client, task)
@@ -118,6 +121,21 @@ class LocalSGD:
             case "evaluate":
                 return Work(None, weight, self._score(data, client, task))
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
+
+    def _weight(self, client: int, examples: float) -> float:
+        """The weight of a client with this number of examples."""
+        if not callable(self.weighting):
+            return examples if self.weighting == "samples" else 1.0
+        if client not in self.weighed:
+            given = self.weighting(client, self.population.examples(client))
+            try:
+                weight = float(given)
+            except (TypeError, ValueError, RuntimeError):
+                weight = math.nan
+            if not 2.0**-20 <= weight <= 2.0**33:
+                raise UserError(f"weighting gave {given!r} for client {client}: must be a number from 2**-20 to 2**33")
+            self.weighed[client] = weight
+        return self.weighed[client]
 
     def _take(self, weights: Bundle) -> None:
         """Take the task's weights in. A subclass may put a client's own entries in their place."""

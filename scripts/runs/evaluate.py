@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.actors import close
-from shoal.coordinator.tally import add
+from shoal.actors import close, work_of
+from shoal.coordinator.keeping.store import Snapshot, newest
+from shoal.coordinator.tally import FEW, add, spread
 from shoal.protocol.draws import kept_globals
 from shoal.protocol.errors import UserError, printable
 from shoal.protocol.exact import unfinite
+from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
 from shoal.runs.export import export as written
 from shoal.runs.export import of_this_model, untrained
@@ -49,16 +51,41 @@ def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}
+    apiece: dict[str, list[float]] = {}
+    brief = _briefs(run, job, snapshot)
     try:
         for client in clients:
             with kept_globals(), of_this_model(run.folder):
-                work = worker.run(snapshot.weights, client, Task(snapshot.version, client, (client,), "evaluate", counts=False))
+                task = Task(snapshot.version, client, (client,), "evaluate", counts=False)
+                work = work_of(worker, snapshot.weights, client, task, brief(task))
             add(totals, work.totals)
+            for name, (total, count) in work.totals.items():
+                apiece.setdefault(name, []).extend([total / count] * (count > 0))
             for name, values in work.samples.items():
                 samples.setdefault(name, []).extend(values)
     finally:
         close(worker)
-    return version | _of_samples(samples) | {name: total / count for name, (total, count) in totals.items() if count}
+    means = {name: total / count for name, (total, count) in totals.items() if count}
+    return version | _of_samples(samples) | means | _spreads(apiece)
+
+
+def _spreads(apiece: Mapping[str, list[float]]) -> dict[str, float]:
+    """The distribution of each metric over clients, if there are enough."""
+    many = {name: values for name, values in apiece.items() if len(values) >= FEW}
+    return {f"{name}/{where}": value for name, values in many.items() for where, value in spread(name, values).items()}
+
+
+def _briefs(run: Run, job: Job, snapshot: Snapshot) -> Callable[[Task], Bundle | None]:
+    """The function that gives a task's brief, from what the run remembers of its clients."""
+    if not job.briefs(snapshot.weights.layout):
+        return lambda task: None
+    kept = snapshot if snapshot.state else newest(run.folder, lambda text: None)
+    aggregator: Any = job.aggregator("cpu")
+    if hasattr(aggregator, "settle"):
+        aggregator.settle(run.dir.path / "clients")
+    aggregator.load(snapshot.weights, kept.state if kept is not None else {})
+    brief: Callable[[Task], Bundle | None] = aggregator.brief
+    return brief
 
 
 def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:

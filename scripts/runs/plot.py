@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.jobs.methods import METHODS
+from shoal.jobs.settings import ranges
 from shoal.protocol.errors import UserError
 from shoal.runs.metrics import own
 from shoal.runs.rundir import Config, RunDir
@@ -97,7 +99,21 @@ def groups(curves: Iterable[Curves]) -> Groups:
     found = list(alike.values())
     settings = [runs[0].config.settings for runs in found]
     own = {key for each in settings for key in each if len({repr(other.get(key)) for other in settings}) > 1}
+    if "method" in own:
+        return [(_label(runs, sorted(_of_method(runs[0].config.settings, settings, own))), runs) for runs in found]
     return [(_label(runs, sorted(own)), runs) for runs in found]
+
+
+def _of_method(its: Mapping[str, Any], all_settings: Iterable[Mapping[str, Any]], own: Iterable[str]) -> Iterator[str]:
+    """The settings that tell a group from groups with other methods: the method, and what is not the method's default or
+    differs between groups of the method."""
+    kind = METHODS.get(its.get("method", ""))
+    defaults = {name: found.default for name, found in ranges(kind).items()} if kind else {}
+    alike = [other for other in all_settings if other.get("method") == its.get("method")]
+    for key in own:
+        differs = len({repr(other.get(key)) for other in alike}) > 1
+        if key in its and (key == "method" or differs or (key in defaults and its[key] != defaults[key])):
+            yield key
 
 
 def mean_of(curves: Sequence[Curves], metric: str) -> tuple[Floats, Floats]:

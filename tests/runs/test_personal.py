@@ -7,7 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from by_hand import CLASSES, CLIENTS, COHORT, FEATURES, SEED, people, single
+from by_hand import CLASSES, CLIENTS, COHORT, FEATURES, SEED, linear, people, single
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from whole import run
@@ -20,7 +20,7 @@ from shoal.jobs.federated import Federated
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.runs.metrics import own as metrics_of_a_users_own
-from shoal.runs.plot import figure, read
+from shoal.runs.plot import figure, groups, read
 from shoal.runs.rundir import RunDir
 from shoal.runs.summary import closing
 
@@ -214,3 +214,26 @@ def test_the_distribution_over_clients_is_in_the_rows_in_the_picture_and_in_the_
     assert f"{metrics['eval/loss/worst_tenth']:.4g} for the worst tenth" in words
     texts = [text.get_text() for text in figure([read(RunDir.open(tmp_path / "run"))]).legends[0].get_texts()]
     assert "clients, first to ninth decile" in texts
+
+
+def test_a_run_is_evaluated_with_each_clients_own_layers(tmp_path):
+    task = job("fedper", personal="3", rounds=12, eval_every=1, cohort=CLIENTS, state_memory=0)
+    done = shoal.run(task, actors=0, folder=tmp_path / "run", show=False)
+    found, last = shoal.evaluate(done), done.history[-1]["metrics"]["eval/loss"]
+    assert found["loss"] == pytest.approx(last, rel=0.2)  # a round later
+    (tmp_path / "run" / "clients").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="states of clients is not there"):
+        shoal.evaluate(done)
+
+
+def test_runs_of_several_methods_are_labelled_by_what_is_not_their_methods_default(tmp_path):
+    runs = {"a": ("fedavg", {}), "b": ("fedprox", {"mu": 0.5}), "c": ("scaffold", {}), "d": ("scaffold", {"state_memory": 0})}
+    for name, (method, settings) in runs.items():
+        shoal.run(linear(method, rounds=1, **settings), actors=0, folder=tmp_path / name, show=False)
+    labels = [label for label, _ in groups([read(RunDir.open(tmp_path / name)) for name in runs])]
+    assert [label.partition(" ")[2] for label in labels] == [
+        "method=fedavg",
+        "method=fedprox, mu=0.5",
+        "method=scaffold, state_memory=64",
+        "method=scaffold, state_memory=0",
+    ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from by_hand import CLIENTS, gradient, linear, rounds, single, start
+from by_hand import CLASSES, CLIENTS, FEATURES, gradient, linear, people, rounds, single, start
+from torch import nn
 from whole import run
 
+import shoal
+from shoal.jobs.federated import Federated
 from shoal.protocol.errors import UserError
 
 
@@ -71,3 +74,42 @@ def test_a_schedule_that_stands_still_is_refused_before_the_run_has_a_folder():
     job = linear("scaffold", lr_schedule=lambda version: float(version != 2))
     with pytest.raises(UserError, match="gave 0 for version 2; SCAFFOLD divides"):
         job.try_out()
+
+
+class Mixed(nn.Module):
+    """A trained layer, batch norm with its counter, and a frozen layer that is larger than both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(FEATURES, 40).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(40)
+        self.head = nn.Linear(40, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(self.frozen(x)))
+
+
+@pytest.mark.parametrize("method", ["scaffold", "feddyn", "mimelite", "fednova", "qffl", "fedbn", "ditto"])
+def test_frozen_layers_stay_and_batch_norms_statistics_and_counters_move_by_the_mean(tmp_path, method):
+    own = {"clients": CLIENTS, "cohort": CLIENTS, "rounds": 2, "local_epochs": 1, "batch_size": 50, "lr": 0.1, "eval_every": 0}
+    job = Federated(Mixed, people(), method=method, seed=1, **own)
+    outcome = run(job, 2, f"ipc://{tmp_path}/hub")
+    assert outcome.sha256 == run(job, 0).sha256
+    before, after = job.problem.first(1)[0], outcome.weights
+    assert np.array_equal(after["frozen.weight"], before["frozen.weight"])
+    assert int(after["norm.num_batches_tracked"]) == 2  # a step of each client a round
+    assert np.any(after["norm.running_mean"] != before["norm.running_mean"]) == (method != "fedbn")
+    assert np.any(after["head.weight"] != before["head.weight"])
+
+
+def test_a_journal_with_payloads_replays_what_clients_sent_beside_their_deltas(tmp_path):
+    job = linear("scaffold", rounds=6, journal="payload", snapshot_every=3600.0)
+    whole = shoal.run(job, actors=0, folder=tmp_path / "whole", show=False).summary["weights_sha256"]
+
+    def stop(row):
+        return row["version"] == 3
+
+    halted = shoal.run(job, actors=0, folder=tmp_path / "halted", show=False, stop_when=stop)
+    for snapshot in (tmp_path / "halted" / "checkpoints").iterdir():  # only the journal is left
+        snapshot.unlink()
+    assert halted.resume(actors=0, show=False).summary["weights_sha256"] == whole

@@ -22,7 +22,7 @@ from shoal.coordinator.deciding.plans.selection import (
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import option
+from shoal.jobs.settings import option, ranges
 from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class InRounds(LocalTraining):
             raise UserError(
                 f"deadline={self.deadline:g}: without a quorum a deadline has no effect; quorum={self.cohort // 2 or 1}, say"
             )
-        if self.eval_cohort and not self.eval_every:
+        if self.eval_cohort != ranges(self)["eval_cohort"].default and not self.eval_every:
             raise UserError(f"eval_cohort={self.eval_cohort}: with eval_every=0 no client evaluates; eval_every=10, say")
 
     @property

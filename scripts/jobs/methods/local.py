@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from shoal.actors import Worker
 from shoal.coordinator.deciding.plans import Asked
 from shoal.coordinator.deciding.plans.attendance import Attendance
+from shoal.jobs.columns import Column, column_of
 from shoal.jobs.methods.attending import attendance_of, check_attending, check_enough, devices_of
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Problem, Supervised
@@ -53,7 +54,11 @@ class LocalTraining(Method):
     )
     mu: float = option(0.0, "weight of FedProx's proximal term in a client's loss (0: no such term)", least=0)
     weighting: str = option(
-        "samples", "weight of a client's delta in the mean: its number of examples (samples), or 1 (users)", choices=WEIGHTINGS
+        "samples",
+        "weight of a client's delta in the mean: its number of examples (samples), 1 (users), or by your function or list",
+        choices=WEIGHTINGS,
+        own=True,
+        read=column_of,
     )
     server_lr: float = option(1.0, "learning rate of the server's step", above=0)
     deterministic: bool = option(
@@ -96,6 +101,11 @@ class LocalTraining(Method):
     def check(self, problem: Problem) -> None:
         check_made(self, "optimizer", "lr")
         check_attending(self)
+        if isinstance(self.weighting, Column) and len(self.weighting.numbers) != self.clients:
+            has = f"{len(self.weighting.numbers)} weights"
+            raise UserError(f"weighting: has {has} for clients={self.clients}; give one weight for each client")
+        if callable(self.weighting):
+            takes("weighting", self.weighting, "a function (client, examples) -> weight", 0, None)
         if callable(self.lr_schedule):
             takes("lr_schedule", self.lr_schedule, "a function version -> factor of the learning rate", 0)
 
