@@ -146,6 +146,13 @@ class Segment:
                 raise ShortError(SHORT) from why
             raise ProtocolError(f"shared memory at {path} cannot be opened here: {why.strerror}") from why
 
+    def mapped(self, private: bool) -> Bytes:
+        """The memory of a segment that was opened with `hold`, as in `open`, for as long as somebody has it: it takes a
+        descriptor."""
+        assert self._file is not None
+        access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
+        return np.frombuffer(mmap.mmap(self._file.fileno(), self.handle[2], access=access), np.uint8)
+
     def close(self) -> None:
         """Close this process's hold; the memory stays as long as an array over it lives. A second call changes nothing."""
         memory, self._memory = self._memory, None
@@ -159,6 +166,14 @@ class Segment:
 
 SIZE_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
 OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists already may write
+
+
+def copied(handle: tuple[int, ...]) -> Bytes:
+    """A copy of the memory of a segment that this process holds, which takes no descriptor."""
+    data, at = np.empty(handle[2], np.uint8), 0
+    while at < data.nbytes and (many := os.preadv(handle[1], [data[at:].data], at)):
+        at += many
+    return data
 
 
 class _File(io.FileIO):

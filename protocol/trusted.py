@@ -8,10 +8,12 @@ arrays are written once and read where they lie.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate
@@ -22,7 +24,7 @@ import msgpack
 from shoal.protocol.alike import Alike
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import aligned
-from shoal.protocol.shared import Bytes, Segment, ShortError
+from shoal.protocol.shared import Bytes, Segment, ShortError, copied
 
 FILED = 1  # the fifth number of a handle whose segment is a file
 SPARE = 64  # descriptors that are left to others
@@ -220,11 +222,18 @@ def _buffers(
 
 def _memory(handle: Sequence[int], private: bool = False) -> Bytes:
     try:
-        return Segment.open(tuple(handle[:4]), private, filed=len(handle) > 4).data
+        its = Segment.open(tuple(handle[:4]), hold=True, filed=len(handle) > 4)
     except ShortError:
-        raise
+        if handle[0] != os.getpid():
+            raise
+        return copied(tuple(handle))  # it is held here already
     except ProtocolError as gone:
         raise GoneError(str(gone)) from gone
+    with closing(its):
+        if _spares(its.handle[1]):
+            with suppress(OSError):  # a mapping takes a descriptor too
+                return its.mapped(private)
+        return copied(its.handle)
 
 
 def whole(data: bytes) -> bytes:

@@ -146,6 +146,10 @@ class Near:
             else:
                 self.plan.put_back(index)
 
+    def refused(self, pid: int) -> None:
+        """Take in that the task which an actor was given last could not be sent."""
+        self.actors[pid].tasks.pop()
+
     def withdraw(self, index: int) -> int | None:
         """The process that has a task which nobody wants any more; None if no process has it. Its other tasks, and those calls
         of this task that are still wanted, are the plan's when it has ended."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from shoal.coordinator.deciding.plans.tickets import Ticket
 from shoal.protocol.calls import Answer
+from shoal.protocol.shared import ShortError
 from shoal.protocol.trusted import GoneError, Parcel, held, opened
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.how import How
@@ -49,12 +50,13 @@ class Entry:
 
     def complete(self, answer: Answer) -> None:
         """Complete the future. What its result raises here is the call's exception; a large result stays where it is until it
-        is asked for. Raises GoneError, with the future as it was, if the result has gone with its process."""
+        is asked for. Raises GoneError, with the future as it was, if the result has gone with its process, and ShortError if no
+        descriptor is left to open it."""
         value, wrong = cast(Any, None), cast(BaseException | None, None)
         try:
             there = held(answer.parcel)
             value = opened(answer.parcel) if there is None else Ref(there)
-        except GoneError:
+        except (GoneError, ShortError):
             raise
         except BaseException as raised:  # noqa: BLE001  a result's own code runs when it is unpickled, and may call sys.exit
             wrong = raised

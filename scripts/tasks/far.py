@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shoal.tasks.running import Running
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
+FEWER = "the pool gets fewer actors of its own"
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
 
 
@@ -176,6 +177,15 @@ class Far:
             self._soon(actor, KILLED)
         elif actor is not None and self._crew:
             self._crew.evict([pid for pid, its in self.server.traffic.pids.items() if its == actor.peer])
+
+    def dismiss(self, many: int) -> list[int]:
+        """Let at most so many actors of this program leave that have no task. Returns their process ids."""
+        pids = {peer: pid for pid, peer in self.server.traffic.pids.items()}
+        idle = [one for one in self.actors() if self.ours(one) and not one.tasks and one.peer in pids][:many]
+        gone = [pids[one.peer] for one in idle]
+        for one in idle:
+            self._dismiss(one.session, FEWER)
+        return gone
 
     def _soon(self, actor: Actor, why: str) -> None:
         """Dismiss an actor when this turn is over."""

@@ -13,6 +13,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from shoal.protocol.errors import UserError
+from shoal.protocol.shared import ShortError
 from shoal.tasks.inputs import Seen
 from shoal.tasks.refs import Passed, Ref
 
@@ -74,6 +75,8 @@ class Result(Future[T], Generic[T]):
         """The result itself, for which this future lets go of the memory in which nobody had looked."""
         try:
             value: T = ref.open()
+        except ShortError as short:  # it can be opened later
+            raise UserError(f"this result cannot be opened: {short}") from short
         except Exception as raised:
             self._exception, self._result = raised, None
             raise

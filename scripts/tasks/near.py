@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -23,11 +24,12 @@ from shoal.actors.near import PACKET, ROOM
 from shoal.coordinator.deciding.near import Cut, Give, Near, Rob, Stop
 from shoal.coordinator.deciding.plans.tickets import Tickets
 from shoal.protocol.calls import Answer, Call, pack_task
-from shoal.protocol.errors import ProtocolError
+from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.marks import Marks
-from shoal.protocol.shared import Segment
+from shoal.protocol.shared import SHORT, Segment
 from shoal.protocol.wake import Wake
 from shoal.runs.crew import Crew
+from shoal.tasks.reserve import Reserve
 
 HELD_UP = 1.0  # seconds between two looks at processes that somebody may have stopped
 TIMED = 0.05  # seconds between two looks at calls whose time may be up
@@ -51,7 +53,8 @@ class Line:
 
 class Nearby:
     """calls: the calls of a task, by its index. done: takes in the answers of a task. cut: takes back what a process has not
-    claimed of the piece that it is at (its id, index of the task), and says whether it could."""
+    claimed of the piece that it is at (its id, index of the task), and says whether it could. unsent: gives up the calls of a
+    task, for which there is no memory or no descriptor."""
 
     def __init__(
         self,
@@ -63,12 +66,14 @@ class Nearby:
         calls: Callable[[int], Sequence[Call]],
         done: Callable[[int, Sequence[Answer]], None],
         cut: Callable[[int, int], bool],
+        unsent: Callable[[int], None],
     ) -> None:
         self.near = Near(plan)
         self.path = path
         self._crew, self._marks, self._clock, self._calls, self._done, self._cut = crew, marks, clock, calls, done, cut
         self.wake = Wake()
         self.answering = 0  # process whose answers are taken in
+        self._unsent = unsent
         self._lines: dict[int, Line] = {}  # by descriptor
         self._by_pid: dict[int, Line] = {}
         self._sent: dict[int, Segment] = {}  # index of a task -> memory of its calls, while it is out
@@ -79,6 +84,8 @@ class Nearby:
         self._listener.bind(str(path))
         self._listener.listen(4_096)
         self._listener.setblocking(False)
+        self.reserve = Reserve()
+        self.short = ""  # why new actors are not let in; "": they are
         self._poll = select.poll()
         for descriptor in (self.wake.out, self._listener.fileno(), crew.pool.fileno()):
             self._poll.register(descriptor, select.POLLIN)
@@ -90,6 +97,7 @@ class Nearby:
         for index in list(self._sent):
             self._arrived(index)
         self._listener.close()
+        self.reserve.close()
         self.wake.close()
 
     def run(self, ends: Callable[[], str], nudged: Callable[[], bool], timed: Callable[[], bool]) -> str:
@@ -150,12 +158,30 @@ class Nearby:
 
     def _meet(self) -> None:
         with suppress(BlockingIOError):
-            while True:
-                its, _ = self._listener.accept()
+            while (its := self._accepted()) is not None:
                 its.setblocking(False)
                 its.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
                 self._lines[its.fileno()] = Line(its)
                 self._poll.register(its.fileno(), select.POLLIN)
+
+    def _accepted(self) -> socket.socket | None:
+        """The next actor's socket; None if the program holds all descriptors. Raises BlockingIOError if there is none."""
+        if self.reserve.full():  # else an actor that cannot share its pipe would end, and another after it
+            for _ in range(2):
+                try:
+                    return self._listener.accept()[0]
+                except OSError as why:
+                    if why.errno not in (errno.EMFILE, errno.ENFILE):
+                        raise
+                    self.reserve.spend(1)
+        self._wait_for_descriptors()
+        return None
+
+    def _wait_for_descriptors(self) -> None:
+        """Let no actor in before the next look: the program holds all descriptors."""
+        if not self.short:
+            self._poll.unregister(self._listener.fileno())
+        self.short = SHORT
 
     def _hear(self, line: Line) -> None:
         """Take in what an actor said, which is one message, or its end."""
@@ -175,7 +201,8 @@ class Nearby:
 
     def _begun(self, line: Line) -> None:
         try:
-            said, descriptors, _, _ = socket.recv_fds(line.socket, 64, 2)
+            with self.reserve.lent():
+                said, descriptors, _, _ = socket.recv_fds(line.socket, 64, 2)
         except ConnectionError:
             said, descriptors = b"", []
         if len(descriptors) != 2:
@@ -191,7 +218,8 @@ class Nearby:
         said = msgpack.unpackb(data, max_bin_len=len(data), max_array_len=len(data))
         if isinstance(said, dict):
             try:
-                segment = Segment.open(tuple(said["at"]))
+                with self.reserve.lent():
+                    segment = Segment.open(tuple(said["at"]))
             except ProtocolError:  # it has ended, and its answers with it; else they will never be read
                 with suppress(ProcessLookupError):
                     os.kill(line.pid, signal.SIGKILL)
@@ -240,7 +268,13 @@ class Nearby:
         calls = self._calls(index)
         data = pack_task(index, words, certain, calls)
         if len(data) > PACKET:
-            segment = self._sent[index] = Segment.create(len(data))
+            try:
+                segment = Segment.create(len(data))
+            except UserError:
+                self.near.refused(line.pid)
+                self._unsent(index)
+                return
+            self._sent[index] = segment
             np.copyto(segment.data, np.frombuffer(data, np.uint8))
             data = msgpack.packb({"at": segment.handle})
         try:
@@ -261,6 +295,9 @@ class Nearby:
     def _look(self) -> None:
         """End processes with a task that were found stopped twice in a row (SIGSTOP): nobody may wake them."""
         self._look_at = self._clock() + HELD_UP
+        if self.short and self.reserve.full():
+            self.short = ""
+            self._poll.register(self._listener.fileno(), select.POLLIN)
         stopped = {pid for pid, one in self.near.actors.items() if one.tasks and _stopped(pid)}
         self._crew.evict(list(stopped & self._stopped))
         self._stopped = stopped

@@ -27,6 +27,7 @@ from shoal.coordinator.deciding.plans.tickets import Batch, Ticket
 from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.alike import Alike
 from shoal.protocol.errors import GangError, NeedError, UserError, own, signed
+from shoal.protocol.shared import SHORT
 from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
 from shoal.runs.threads import cores
 from shoal.tasks.entries import Entry
@@ -379,20 +380,25 @@ class Pool(Executor):
 
     def resize(self, actors: int) -> None:
         """Have so many actors of this machine from now on. New ones are forked from the process that made the first; those that
-        are too many leave as soon as they have no call, and calls wait until they have left. Raises UserError for a pool whose
-        actors join from elsewhere."""
-        actors = own(actors)
-        if isinstance(actors, bool) or not isinstance(actors, int) or actors < 1:
-            raise UserError(f"resize({actors!r}): must be a whole number from 1")
-        if self._running.door is not None:
-            raise UserError(f"resize({actors}): this pool has an address; start and end `shoal actor` on the machines instead")
-        if self._running.near is None and actors < self._running.actors:
-            raise UserError(f"resize({actors}): on this system a pool cannot get fewer actors than {self._running.actors}")
+        are too many leave as soon as they have no call, and calls wait until they have left. Of actors that joined from
+        elsewhere none leaves. Raises UserError for a number below 1, or below 0 in a pool with an address, and for a pool that
+        was made with none."""
+        actors, least = own(actors), 0 if self._far else 1
+        if isinstance(actors, bool) or not isinstance(actors, int) or actors < least:
+            raise UserError(f"resize({actors!r}): must be a whole number from {least}")
+        if actors and not self._running.grows:
+            raise UserError(
+                f"resize({actors}): this pool was made with actors=0, and forks none; make it with actors=1, "
+                "or start `shoal actor` on this machine too"
+            )
         self._running.ask(partial(self._running.resize, actors))
 
     def status(self) -> str:
         """Return the state of the pool in words: a line for each actor, and why calls wait."""
-        from shoal.tasks.status import told
+        try:
+            from shoal.tasks.status import told
+        except OSError as why:
+            raise UserError(SHORT) from why
 
         return told(self._running)
 

@@ -6,12 +6,13 @@ so nothing but the queue is shared.
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,8 +22,9 @@ from shoal.coordinator.deciding.resources import Machine
 from shoal.coordinator.keeping.disk import DiskTrouble, lasting
 from shoal.coordinator.reports import Progress, Report
 from shoal.protocol.calls import Answer, Call
-from shoal.protocol.errors import WorkerLost
+from shoal.protocol.errors import UserError, WorkerLost
 from shoal.protocol.marks import Marks
+from shoal.protocol.shared import SHORT, ShortError
 from shoal.protocol.trusted import GoneError, opened
 from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
@@ -137,6 +139,8 @@ class Running(threading.Thread):
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._over:
             raise self.ended()
+        if self.near and self.near.short and not self.near.near.actors:
+            raise UserError(f"no process can begin a call: {self.near.short}")
 
     def ended(self) -> WorkerLost:
         """The error of a call that is not done when the pool has ended. Its cause is a fault of Shoal, if there is one."""
@@ -249,7 +253,9 @@ class Running(threading.Thread):
     def _run_near(self, stack: ExitStack, crew: Crew) -> str:
         """Make calls in actors of this machine alone, over sockets that nothing but the end of a process can cut."""
         path = stack.enter_context(socket_folder()) / "near"
-        near = self.near = Nearby(self.plan, path, crew, self.marks, time.monotonic, self.calls, self.done, self._cut)
+        near = self.near = Nearby(
+            self.plan, path, crew, self.marks, time.monotonic, self.calls, self.done, self._cut, self._unsent
+        )
         stack.callback(near.close)
         self._wake = near.wake
         crew.hire({"near": str(path)})
@@ -266,7 +272,7 @@ class Running(threading.Thread):
             with self._lock:
                 if not (self.entries or self._offered or self._asked or self._awaiting):
                     return "the pool is shut down"
-        return self._crew.spent() if self._crew else ""
+        return self._crew.spent() if self._crew and (self.actors or self._crew.pool.fault) else ""
 
     def _strike(self) -> None:
         """Forget calls that were cancelled."""
@@ -320,7 +326,10 @@ class Running(threading.Thread):
 
     def _weigh(self) -> None:
         """Look at the memory of the calls that run and of the machine."""
-        for text in self.weigher.look(self._held()):
+        warnings: list[str] = []
+        with suppress(OSError):  # no descriptor is left to read figures of the system
+            warnings = self.weigher.look(self._held())
+        for text in warnings:
             self.reports.report(Report("memory", text, "warning"))
             print(f"shoal: {text}", file=sys.stderr)
         self._shut()
@@ -335,6 +344,11 @@ class Running(threading.Thread):
             if given and given.need.nbytes:
                 yield Held(pid, next(iter(given.tickets.values())).function, given.need.nbytes)
 
+    @property
+    def grows(self) -> bool:
+        """True if this pool can fork actors."""
+        return self._crew is not None
+
     def resize(self, many: int) -> None:
         """Have so many actors here from now on."""
         if self._crew:
@@ -345,8 +359,8 @@ class Running(threading.Thread):
 
     def _trim(self) -> None:
         """Let actors go that are too many, as soon as they have no call."""
-        if self.near and self._crew:
-            gone = self.near.dismiss(self._many)
+        if self._crew:
+            gone = self.near.dismiss(self._many) if self.near else self.far.dismiss(self._many) if self.far else []
             for pid in gone:
                 self._crew.let_go(pid)
             self._many -= len(gone)
@@ -396,6 +410,12 @@ class Running(threading.Thread):
         given = self.plan.given.get(index)
         return self.calls_of([self.entries[number] for number in given.tickets] if given else ())
 
+    def _unsent(self, index: int) -> None:
+        """Give up the calls of a task that cannot be sent: its arguments find no memory, or no descriptor for it."""
+        for ticket in self.plan.take_back(index).tickets.values():
+            why = f"the arguments of {ticket.function} cannot be sent: there is no memory for them, or no descriptor; "
+            self._fail(self.entries[ticket.number], UserError(why + "close files, raise the limit (ulimit -n), or free memory"))
+
     def _cut(self, pid: int, index: int) -> bool:
         """Take back the calls that a process has not claimed of the piece at which it is. Returns False if it has not come to
         a piece of this task, or has claimed nothing of it."""
@@ -423,13 +443,25 @@ class Running(threading.Thread):
                 again.append(ticket)
                 continue
             try:
-                entry.complete(answer)
+                self._complete(entry, answer)
             except GoneError:
                 if self._lost(entry):
                     again.append(ticket)
         self.plan.offer(again)
         if gpus:
             self._renew(index)
+
+    def _complete(self, entry: Entry, answer: Answer) -> None:
+        """Complete a call, with descriptors of the reserve if the program holds all others. Raises GoneError."""
+        try:
+            entry.complete(answer)
+        except ShortError as short:
+            try:
+                with self.near.reserve.lent() if self.near else nullcontext():
+                    entry.complete(answer)
+            except ShortError:
+                what = f"{entry.ticket.function} was done, and its result cannot be opened: {short}"
+                entry.future.set_exception(UserError(what))
 
     def _lost(self, entry: Entry) -> bool:
         """Return whether a call is to be made again whose process ended between its answer and the reading of its result, and
@@ -558,5 +590,7 @@ def started(
     running.start()
     running.begun.wait()
     if running.fault is not None:
+        if getattr(running.fault, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"a pool cannot be made: {SHORT}") from running.fault
         raise running.fault
     return running

@@ -38,6 +38,8 @@ def _lines(running: Running) -> Iterator[str]:
         yield f"{running.actors - here} of {running.actors} actors are starting"
     if running.door and here == len(actors):
         yield f"no actor has joined from elsewhere; on another machine type: {running.door.line(running.address)}"
+    if running.near and running.near.short:
+        yield f"no further process can join: {running.near.short}"
     if plan.closed:
         yield plan.closed
     if plan.waiting:

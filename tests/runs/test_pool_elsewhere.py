@@ -339,3 +339,35 @@ def test_the_ranks_of_mpirun_are_actors_of_a_pool(keys: KeyFolder, tmp_path: Pat
                 break
         assert len(found) == 2
     assert ranks.wait(60) == 0  # the pool is shut down, and the ranks leave
+
+
+def test_a_pool_with_an_address_changes_the_number_of_its_own_processes(keys: KeyFolder) -> None:
+    with Pool(1, address="tcp://127.0.0.1:0", keys="pool") as pool:
+
+        def many(wanted: int) -> None:
+            for _ in range(1_000):
+                here = [line for line in pool.status().splitlines() if line.startswith("actor-")]
+                if len(here) == wanted:
+                    return
+                threading.Event().wait(0.02)
+            raise AssertionError(pool.status())
+
+        many(1)
+        pool.resize(3)
+        many(3)
+        assert sum(pool.map(double, range(50))) == 2_450
+        pool.resize(1)
+        many(1)
+        assert sum(pool.map(double, range(50))) == 2_450
+        pool.resize(0)
+        many(0)
+        late = pool.submit(double, 4)
+        with pytest.raises(UserError, match=r"^resize\(-1\): must be a whole number from 0$"):
+            pool.resize(-1)
+        pool.resize(2)
+        assert late.result() == 8
+    with (
+        Pool(0, address="tcp://127.0.0.1:0") as other,
+        pytest.raises(UserError, match=r"^resize\(2\): this pool was made with"),
+    ):
+        other.resize(2)

@@ -119,3 +119,90 @@ def test_only_a_terminal_is_told_how_far_a_pool_is() -> None:
     assert said.endswith(WIPE)
     quiet = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, check=True)
     assert (quiet.stdout, quiet.stderr) == (b"done\n", b"")
+
+
+POOR = """
+import os, resource, signal, sys, threading
+from concurrent.futures import wait
+import numpy as np, shoal
+from shoal import UserError
+LOW = 60
+def limited(many):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (many, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+low = [os.dup(1) for _ in range(LOW)]
+limited(200)
+def pid(_=None):
+    return os.getpid()
+def ones(x):
+    return np.full(100_000, float(x))
+def total(x):
+    return float(np.sum(x))
+def starve():
+    held = []
+    try:
+        while True:
+            held.append(os.dup(1))
+    except OSError:
+        return held
+def refused(act):
+    try:
+        return f"not refused: {act()}"
+    except UserError as why:
+        return str(why)
+with shoal.Pool(2) as pool:
+    first = {pool.submit(pid).result() for _ in range(40)}
+    large = pool.submit(ones, 2)
+    wait([large])
+    held = starve()
+    print("small", pool.submit(total, [1, 2]).result(), sum(pool.map(total, [[x] for x in range(1_000)])))
+    print("result", pool.submit(ones, 3).result()[0])
+    print("later", large.result()[0])
+    held += starve()
+    print("status", refused(pool.status))
+    os.close(held.pop())
+    pool.status()
+    held += starve()
+    print("argument", refused(lambda: pool.submit(total, np.ones(100_000)).result()))
+    print("pool", refused(lambda: shoal.Pool(1)))
+    pids = [pool.submit(pid).result()]
+    os.kill(pids[0], signal.SIGKILL)
+    print("other", pool.submit(total, [7]).result())
+    limited(LOW - 10)  # what the lines of processes leave free is no use either
+    for line in [one for one in pool.status().splitlines() if one.startswith("actor-")]:
+        os.kill(int(line.split(":")[0].split("-")[1]), signal.SIGKILL)
+    waiting = []
+    for _ in range(1_000):
+        try:
+            waiting.append(pool.submit(pid))
+        except UserError as why:
+            print("nobody", why)
+            break
+        threading.Event().wait(0.02)
+    print("why", [one for one in pool.status().splitlines() if "descriptors" in one])
+    limited(200)
+    for one in held:
+        os.close(one)
+    print("again", all(one.result() not in first for one in waiting), sum(pool.map(total, [[x] for x in range(1_000)])))
+    print("large", large.result()[0], pool.submit(ones, 4).result()[0])
+    kept = list(pool.map(ones, range(300)))
+    print("kept", sum(one[-1] for one in kept), len(os.listdir("/proc/self/fd")) < 200)
+"""
+
+
+def test_a_program_that_holds_every_descriptor_is_refused_in_words_and_its_pool_goes_on() -> None:
+    done = subprocess.run([sys.executable, "-c", POOR], capture_output=True, text=True, timeout=120, check=False)
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert done.returncode == 0, done.stderr
+    limit = "this program holds all descriptors that it may have: close files, or raise the limit (ulimit -n)"
+    assert said["small"] == "3.0 499500.0"
+    assert said["result"] == "3.0"
+    assert said["later"] == "2.0"
+    assert said["status"] == limit
+    assert said["argument"].startswith("the arguments of total cannot be sent: there is no memory for them, or no descriptor")
+    assert said["pool"] == f"a pool cannot be made: {limit}"
+    assert said["other"] == "7.0"
+    assert said["nobody"] == f"no process can begin a call: {limit}"
+    assert limit in said["why"]
+    assert said["again"] == "True 499500.0"
+    assert said["large"] == "2.0 4.0"
+    assert said["kept"] == "44850.0 True"
