@@ -265,7 +265,7 @@ class Job:
 
     def central(self, device: str = "cpu") -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""
-        return self.problem.central(self.method, self.seed, device) if self.method.whole else None
+        return self.method.central(self.problem, self.seed, device) if self.method.whole else None
 
     # In an actor
 

@@ -35,6 +35,8 @@ def job(**settings: object) -> Job:
         ({"delta": 0.1}, "delta=0.1: must be below 1 / clients = 0.025"),
         ({"select": "power_of_choice"}, "select=power_of_choice: dp_fedavg draws"),
         ({"quorum": 5, "deadline": 60.0}, "=.*: dp_fedavg draws each round's clients"),
+        ({"over_selection": 1.5}, "over_selection=1.5: dp_fedavg draws"),
+        ({"clock": "virtual"}, "clock=virtual: dp_fedavg draws"),
         ({"sampling": "fixed"}, "accountant=rdp"),
         ({"norm_factor": 3.0}, "norm_factor=3.0: with method=dp_fedavg nothing may look at or change"),
         ({"compress": "int8", "clipping": "client"}, "clipping=server clips what the codec gives"),

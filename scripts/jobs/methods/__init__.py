@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shoal.jobs.methods.analytics import Analytics
 from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
 from shoal.jobs.methods.fedasync import FedAsync
 from shoal.jobs.methods.fedavg import FedAvg
@@ -49,6 +50,7 @@ METHODS: Mapping[str, type[Method]] = {
         FedBuff,
         DPFedAvg,
         LocalDP,
+        Analytics,
         FedAsync,
         FedFix,
         Median,

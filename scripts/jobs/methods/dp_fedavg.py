@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shoal.jobs.job import Job
 
 KEEPS = ("cohort", "eval_cohort")  # settings of a round that leave the sampling as it is
+ATTENDING = ("clock", "traces", "trace_period", "task_memory", "concurrency")  # settings by which clients cannot be asked
 
 
 @dataclass
@@ -213,13 +214,14 @@ class DPFedAvg(Private):
     )
 
     def check(self, problem: Problem) -> None:
-        super().check(problem)
-        for name, allowed in ranges(self).items():
-            if name in InRounds.__annotations__ and name not in KEEPS and (value := getattr(self, name)) != allowed.default:
+        known = ranges(self)
+        for name in (*ATTENDING, *InRounds.__annotations__):
+            if name in known and name not in KEEPS and (value := getattr(self, name)) != known[name].default:
                 raise UserError(
                     f"{name}={shown(value)}: {self.name} draws each round's clients at random and waits for all of them, or "
                     "other clients' answers would decide whether a client counts; lease=60 gives up a slow client by itself"
                 )
+        super().check(problem)
         if self.sampling == "fixed" and self.accountant == "pld":
             raise UserError("sampling=fixed: only Renyi accounting knows sampling without replacement; accountant=rdp")
         for name in ("clip_lr", "clip_count_stddev"):

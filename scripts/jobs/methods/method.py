@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.jobs.job import Job
-    from shoal.jobs.problems import Problem
+    from shoal.jobs.problems import Evaluate, Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
 
@@ -135,6 +135,11 @@ class Method:
     def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         """The layouts of the briefs that the aggregator's `brief(task)` returns. Default: no layouts, and no briefs."""
         return ()
+
+    def central(self, problem: Problem, seed: int, device: str) -> Evaluate | None:
+        """The function that evaluates weights in the coordinator's process; None if only actors can evaluate. Default: the
+        problem's."""
+        return problem.central(self, seed, device)
 
     def due(self, version: int) -> bool:
         """True if this version is to be evaluated centrally."""
