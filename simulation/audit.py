@@ -532,7 +532,8 @@ class Audit:
 
     def _verdict(self, row: Row, session: bytes, message: Verdict) -> None:
         self._only_own(session)
-        if message.verdict == "stale" and (self.setting.schedule.streams or self.setting.schedule.deadline):
+        s = self.setting.schedule
+        if message.verdict == "stale" and (s.streams or s.deadline or s.spare):
             self.served.add(session)  # the actor is too slow for this run, which is no fault
         self.answers += isinstance(self.event, Heard)
         counted = self.counted.get(message.task)

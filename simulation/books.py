@@ -209,11 +209,13 @@ class Books:
         """Check a round's step: of its cohort, each client once; of fewer only after the deadline, or with tasks set aside."""
         s, version = self.setting.schedule, self.hub.core.facts.version
         clients = [client for taken in counted for client in taken.holding.clients]
-        cohort = (
-            range(s.clients) if s.cohort == s.clients else draw(s.seed, "cohort", version).sample(range(s.clients), s.cohort)
-        )
+        asked = s.cohort + s.spare
+        cohort = range(s.clients) if asked == s.clients else draw(s.seed, "cohort", version).sample(range(s.clients), asked)
         if len(set(clients)) < len(clients) or not set(clients) <= set(cohort) or not clients:
             wrong(f"{effect} of clients {clients}, where the cohort is {cohort}")
+        promised = version <= max((one.onto for one in self.hub.found.promises), default=self.hub.found.version)
+        if len(clients) > s.cohort and not promised:  # a restarted round also takes what was promised
+            wrong(f"{effect} of {len(clients)} clients, more than its cohort of {s.cohort}")
         cut = 0 < s.deadline <= seconds and len(clients) >= s.quorum
         if len(clients) < s.cohort and not cut and not self.aside:
             wrong(f"{effect} of {len(clients)} clients of {s.cohort}")

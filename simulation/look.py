@@ -143,7 +143,7 @@ def _kept(life: Life) -> int:
 
 def _most_outstanding(audit: Audit) -> int:
     schedule, full = audit.setting.schedule, (audit.setting.most + 1) * audit.peak
-    return 2 * full + 2 if schedule.streams else max(schedule.cohort + 2, full)
+    return 2 * full + 2 if schedule.streams else max(schedule.cohort + schedule.spare + 2, full)
 
 
 def _believed(audit: Audit) -> list[int]:

@@ -245,6 +245,7 @@ MUTANTS = (
     Mutant("rounds do not wait", Rounds, "enough", "(all_out and outstanding == 0)", "all_out"),
     Mutant("rounds do not ask for a quorum", Rounds, "enough", " and folded >= self.quorum", ""),
     Mutant("rounds end before their deadline", Rounds, "enough", "self.deadline <= now - self.began", "self.deadline"),
+    Mutant("rounds take more than their cohort", Rounds, "enough", "folded >= self.cohort\n", "folded > self.cohort\n"),
     Mutant("every round has one cohort", selection, "uniform", "purpose, version", "purpose"),
     Mutant("rounds take what is old", Rounds, "admits", "made_from == version", "made_from <= version"),
     Mutant("a restarted round asks everyone again", Rounds, "_begin", "if client not in done", "if True"),

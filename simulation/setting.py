@@ -58,7 +58,14 @@ class Schedule:
             evaluate_every=self.evaluate_every,
             evaluate_cohort=2 if self.evaluate_every else 0,
             asked=asked,
+            spare=self.spare,
         )
+
+    @property
+    def spare(self) -> int:
+        """Return the number of clients that a round asks beyond its cohort."""
+        over = self.seed % 7 < 2 and not (self.streams or self.summed)  # no draw of its own, like `worded`
+        return min(2, self.clients - self.cohort) if over else 0
 
     @property
     def worded(self) -> bool:
@@ -194,7 +201,8 @@ class Setting:
     @property
     def exact(self) -> bool:
         """Return whether every life of the coordinator must make the same weights of a version."""
-        return not self.schedule.streams and not self.schedule.deadline and self.unlimited
+        s = self.schedule
+        return not (s.streams or s.deadline or s.spare) and self.unlimited
 
     @property
     def forks(self) -> bool:

@@ -58,7 +58,10 @@ class Bearing:
         least=0,
         also=(-1.0,),
     )
-    on_failure: str = option("continue", "what the run does when a task has failed three times", choices=("continue", "stop"))
+    attempts: int = option(3, "times that a task is tried before it is left out", least=1, most=1000)
+    on_failure: str = option(
+        "continue", "what the run does when a task has failed as often as `attempts`", choices=("continue", "stop")
+    )
     strikes: int = option(
         5, "failed tasks or refused contributions in a row after which an actor is in quarantine (0: never)", least=0
     )

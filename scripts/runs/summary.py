@@ -38,6 +38,7 @@ def summary(progress: Progress, config: Config, threads: int, weights_sha256: st
         "threads": threads,
         "left_out": sorted(progress.left_out),
         "left_out_why": next(iter(progress.left_out.values()), ""),
+        "virtual": progress.virtual,
     }
 
 
@@ -70,7 +71,8 @@ def _result(summary: Mapping[str, Any]) -> str:
     work = f"{summary['steps']:,} environment steps" if summary["steps"] else f"{summary['version']:,} rounds"
     key = "steps_per_second" if summary["steps"] else "rounds_per_second"
     pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"
-    return f"{escaped(summary['job'])}: {found} after {work} in {clock(summary['seconds'])}{pace}."
+    time = clock(summary["seconds"]) + " of virtual time" * summary.get("virtual", False)
+    return f"{escaped(summary['job'])}: {found} after {work} in {time}{pace}."
 
 
 def _clients(metrics: Mapping[str, Any]) -> list[str]:

@@ -212,6 +212,14 @@ def test_a_round_that_has_its_cohort_asks_no_more() -> None:
     assert run.core.facts.drawn == 3
 
 
+def test_a_round_that_may_end_early_evaluates_first() -> None:
+    plan = Rounds(5, 2, spare=1, evaluate_every=1, evaluate_cohort=2)
+    tasks = plan.assign(Seats(9), (), 0, 0.0)
+    assert [task.kind for task in tasks] == ["evaluate", "evaluate", "train", "train", "train"]
+    assert [task.index for task in tasks] == [0, 1, 2, 3, 4]
+    assert plan.enough(2, 3, 0, 0.0)
+
+
 def test_a_contribution_beyond_the_cohort_is_stale_also_before_the_step() -> None:
     run = Run(Rounds(4, 2, spare=1), Bounds(ahead=1)).join("a", "b", "c")
     for name in "ab":

@@ -479,6 +479,7 @@ def test_a_summary_has_every_promised_field() -> None:
         "threads": 1,
         "left_out": [],
         "left_out_why": "",
+        "virtual": False,
     }
     assert "\n" not in json_line(ended())
 

@@ -28,7 +28,8 @@ class Rounds:
     deadline: seconds from the start of a round to its cut (0: no cut). summed: one task may hold several clients, whose
     weighted sum comes back. evaluate_every: versions from one evaluation to the next (0: none). evaluate_cohort: clients that
     score the weights then. asked: tasks of earlier lives. spare: clients that a round asks beyond its cohort; it ends when the
-    cohort is in, and whoever comes later is too late (Bonawitz et al. 2019, over-selection). attendance: the clients that can
+    cohort is in, and whoever comes later is too late (Bonawitz et al. 2019, over-selection). A round that a restart interrupted
+    may take more than its cohort: also what was promised. attendance: the clients that can
     be asked (None: all, always); a round begins when there are as many as its cohort.
     """
 
@@ -84,7 +85,7 @@ class Rounds:
             return False
         all_out = self.issued == len(self.train) + len(self.evaluate)
         cut = 0 < self.deadline <= now - self.began and folded >= self.quorum
-        full = self.spare > 0 and folded >= self.cohort and (all_out or not self.evaluate)
+        full = self.spare > 0 and folded >= self.cohort
         return (all_out and outstanding == 0) or cut or full
 
     def wakes(self, version: int, now: float) -> float:
@@ -128,11 +129,15 @@ class Rounds:
     def _next(self, shares: int) -> Task | None:
         """Return the next task of the round, None if there is none. shares: number of tasks that the clients which are left are
         cut into, if the cohort is summed. Further tasks go out when actors have room again."""
-        left = len(self.train) - self.issued
+        early = len(self.evaluate) if self.spare else 0  # a round that ends when it has enough evaluates first
+        if self.issued < early:
+            return self._task(self.evaluate[self.issued : self.issued + 1], "evaluate", False)
+        at = self.issued - early
+        left = len(self.train) - at
         if left > 0:
             size = min(MOST_CLIENTS, math.ceil(left / shares)) if self.summed else 1
-            return self._task(self.train[self.issued : self.issued + size], "train", True)
-        at = self.issued - len(self.train)
+            return self._task(self.train[at : at + size], "train", True)
+        at -= len(self.train) - early
         return self._task(self.evaluate[at : at + 1], "evaluate", False) if at < len(self.evaluate) else None
 
     def _task(self, clients: Sequence[int], kind: str, counts: bool) -> Task:
