@@ -165,11 +165,12 @@ def figure(curves: Sequence[Curves]) -> Figure:
     return picture
 
 
-def _spread(ax: Axes, curves: Curves, metric: str, colour: str) -> None:
-    """The distribution over clients, if the run has told it: a band from the first to the ninth decile, and the worst tenth."""
+def _spread(ax: Axes, curves: Curves, metric: str, colour: str, band: bool) -> None:
+    """The distribution over clients, if the run has told it: the worst tenth; with `band`, the first to the ninth decile."""
     (x, low), (_, high) = (_known(curves, f"{metric}/{decile}") for decile in ("p10", "p90"))
     if len(x) and len(low) == len(high):
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, label="clients, first to ninth decile")
+        if band:
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, label="clients, first to ninth decile")
         ax.plot(*_known(curves, f"{metric}/worst_tenth"), color=colour, linestyle=":", linewidth=1.2, label="worst tenth")
 
 
@@ -183,7 +184,7 @@ def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
             style: dict[str, Any] = {"linewidth": 1.6, "label": label} if alone else {"linewidth": 0.8, "alpha": 0.45}
             ax.plot(x, y, color=colour, marker="." if len(x) < FEW else None, **style)
             if alone:
-                _spread(ax, each, metric, colour)
+                _spread(ax, each, metric, colour, band=len(grouped) == 1)
         if not alone:
             ax.plot(*mean_of(runs, metric), color=colour, linewidth=2.0, label=label)
     steps = {each.counts_steps for _, runs in grouped for each in runs}

@@ -60,6 +60,13 @@ def test_the_reinforcement_example_learns_to_balance_on_the_moon() -> None:
     assert ran("evaluate", found["run_dir"], "--episodes", 5, "--json").result["return_mean"] > 100
 
 
+def test_a_few_steps_of_ones_own_help_clients_that_differ_much() -> None:
+    words = ("simulate", EXAMPLES / "methods.py", "method=finetune", "rounds=11", "--actors", 0, "--json")
+    found = ran(*words, "finetune_epochs=2").result["metrics"]  # the last evaluation is of version 10
+    assert found["eval/accuracy"] > found["eval/global_accuracy"] + 0.1
+    assert found["eval/accuracy/worst_tenth"] <= found["eval/accuracy/p10"] <= found["eval/accuracy/p90"] <= 1.0
+
+
 def test_an_environment_by_its_id_is_a_job_too() -> None:
     found = ran("simulate", f"{EXAMPLES}/my_rl.py:by_id", "total_timesteps=3000", "--actors", 0, "--json").result
     assert 0 < found["steps"] <= 3000
