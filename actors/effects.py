@@ -78,6 +78,13 @@ class Run:
 
 
 @value
+class Flag:
+    """Tell the worker that callers gave up the calls with these numbers."""
+
+    calls: tuple[int, ...]
+
+
+@value
 class Forget:
     """Drop the payload that is kept for this task."""
 
@@ -111,4 +118,4 @@ class Leave:
     failed: bool = False
 
 
-Effect: TypeAlias = Say | Stow | Drop | Give | Adopt | Run | Forget | Retain | Reset | Note | Leave
+Effect: TypeAlias = Say | Stow | Drop | Give | Adopt | Run | Flag | Forget | Retain | Reset | Note | Leave

@@ -24,6 +24,7 @@ from shoal.actors.hand import Clock, Hand, Held, Order, Workshop
 from shoal.actors.labour import Product
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
+from shoal.actors.voice import Voice
 from shoal.protocol import messages
 from shoal.protocol.changes import Following, following
 from shoal.protocol.codec import Terms, unpack_welcome
@@ -49,7 +50,7 @@ class Actor:
     the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello. adopted:
     called with (version, weights) of each version that comes to an actor that follows the weights and does no task; the weights
     are valid until it returns; None: the actor does tasks. has: of this machine, for the calls of a pool. trusts: it opens
-    pickles of the pool's program.
+    pickles of the pool's program. voice: of the worker, if it says or hears anything beside its work.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Actor:
         adopted: Callable[[int, Bundle], None] | None = None,
         has: Has | None = None,
         trusts: bool = False,
+        voice: Voice | None = None,
     ) -> None:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
@@ -75,7 +77,7 @@ class Actor:
         offers = ("shm",) * (not available()) + ("code",) * trusts
         greeting = hello(name, host_id(), os.getpid(), offers, job, threads, adopted is not None, has)
         self.adopted, self.session = adopted, Session(session, greeting, address, clock())
-        self.shared = Shared()
+        self.shared, self.voice = Shared(), voice
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
         self.orders: deque[Order | Held | Mapping[str, Any]] = deque()  # for the worker, at the end of this turn
@@ -110,6 +112,8 @@ class Actor:
             self._came(self.hand.results.popleft())
         if reason := self.interrupted():
             self._handle(events.Quit(reason))
+        if self.voice:
+            self.session.told = self.voice.told
         self._handle(events.Tick())
         if self.lane:
             self.lane.flush()
@@ -171,6 +175,9 @@ class Actor:
                 self.orders.append(Order(run, self.weights, self._brief(run, self.terms), self.terms.workload))
             case effects.Adopt(version, base):
                 self._adopt(version, base)
+            case effects.Flag(calls):
+                if self.voice:
+                    self.voice.flag(calls)
             case effects.Forget(task):
                 self._forget(task)
             case effects.Retain(task):

@@ -19,7 +19,7 @@ from shoal.actors.events import Event
 from shoal.protocol import messages
 from shoal.protocol.fetching import LEAST
 from shoal.protocol.messages import BEATS, PROTOCOL, WHOLE, Envelope, Message, TaskName
-from shoal.protocol.work import Has, Task
+from shoal.protocol.work import Has, Task, Words
 
 HELLO_AGAIN = (0.05, 2.0)  # seconds until Hello is sent again: the first pause, which doubles, and the longest
 SAY_AGAIN = 2.0  # seconds until a contribution without a verdict is sent again
@@ -81,6 +81,7 @@ class Session:
         self.retained_bytes = 0
         self.beat, self.patience = 0.25, 10.0  # seconds: of silence before a Beat is sent; before the coordinator is given up
         self.finished = 0  # clients done in this life
+        self.told: Words = {}  # of the worker, for the next Beat
         self.pause = HELLO_AGAIN[0]
         self.hello_at = now
         self.heard_at = self.said_at = self.noted_at = now
@@ -211,6 +212,8 @@ class Session:
                 return self._came(what, first, last)
             case messages.Want((version, index, attempt), first, last):
                 return (effects.Give((version, index), attempt, first, last),)
+            case messages.GiveUp(_, calls):
+                return (effects.Flag(calls),)
             case messages.Cancel(task):
                 self.tasks.pop(task, None)
                 return self._unbrief(task)
@@ -427,7 +430,7 @@ class Session:
             return  # the coordinator would refuse a message now
         if self.now - self.said_at >= self.beat:
             name, running = next(iter(self.running.items()), ((), None))
-            yield self._say(messages.Beat(self.finished, runs=(*name, running.attempt) if running else ()))
+            yield self._say(messages.Beat(self.finished, runs=(*name, running.attempt) if running else (), told=self.told))
         yield from self._ask()
         for waiting in self.unjudged.values():
             if self.now - waiting.said_at > SAY_AGAIN:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from shoal.protocol.value import value
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0205  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0206  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -121,13 +121,15 @@ class Beat:
     progress: from an actor, the number of clients finished since its start; from the coordinator, the newest version. kept:
     newest version that is in a snapshot; -1: none, or an actor says this. beat: seconds between two signs of life for as many
     actors as there are by now; 0: an actor says this. runs: (version, index, attempt) of the task that the actor's worker is
-    at; (): it is at none, or the coordinator says this.
+    at; (): it is at none, or the coordinator says this. told: what the worker of a pool's actor says of itself: memory that is
+    free there, memory that its call uses; empty: nothing.
     """
 
     progress: int
     kept: int = -1
     beat: float = 0.0
     runs: tuple[int, ...] = ()
+    told: Words = field(default_factory=dict)
 
 
 @value
@@ -293,6 +295,14 @@ class Cancel:
 
 
 @value
+class GiveUp:
+    """The wish of callers of a pool that calls of a task give up early; the task goes on. calls: their numbers."""
+
+    task: TaskName
+    calls: tuple[int, ...]
+
+
+@value
 class Refused:
     """The actor is not of this run (any more). final: True: it must not come back; False: it may say Hello."""
 
@@ -369,7 +379,7 @@ OfActor: TypeAlias = Hello | Have | Contribute | Failed | Bye | Ready
 OfMonitor: TypeAlias = Ask
 OfClient: TypeAlias = Predict | Inquire
 OfEither: TypeAlias = Beat | Want | Chunk
-OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | Refused | Stop | State
+OfCoordinator: TypeAlias = Welcome | Weights | Assign | Verdict | Cancel | GiveUp | Refused | Stop | State
 OfServer: TypeAlias = Predicted | Declined | Figures
 Message: TypeAlias = OfActor | OfMonitor | OfClient | OfEither | OfCoordinator | OfServer
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
+from shoal.actors.voice import Voice
 from shoal.actors.workers.call import CALL, LONG, Calls, Here, within
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
@@ -20,15 +21,27 @@ from shoal.protocol.plaincalls import PlainCall, pack_answers, pack_raised, pack
 from shoal.protocol.values import MAGIC
 from shoal.protocol.work import Task, Work
 
+MOST = 2**62  # numbers of calls are less
+
 
 class NamedCalls:
     """A worker that makes the calls in a task's brief, one after another. allowed: modules whose functions may be called, each
-    with all below it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls."""
+    with all below it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls. voice:
+    where callers give up calls. at: (index of the task that is being done, bytes that its calls promised to use); (-1, 0): none
+    is."""
 
     def __init__(
-        self, allowed: Sequence[str], trusted: bool, seed: int = 0, prepare: Callable[[], object] | None = None
+        self,
+        allowed: Sequence[str],
+        trusted: bool,
+        seed: int = 0,
+        prepare: Callable[[], object] | None = None,
+        voice: Voice | None = None,
     ) -> None:
         self._prepare = prepare
+        self.at = (-1, 0)
+        if voice:
+            voice.flag = self._flag
         self._allowed, self._seed, self._marks = tuple(allowed), seed, Marks()
         self._code = Calls(self._marks, seed, beside=False) if trusted else None
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -38,6 +51,18 @@ class NamedCalls:
         if self._prepare:
             self._prepare()
             self._prepare = None
+        self.at = (task.index, int(task.words.get("memory", 0)))
+        try:
+            return self._work(weights, client, task, brief)
+        finally:
+            self.at = (-1, 0)
+
+    def _flag(self, calls: Sequence[int]) -> None:
+        for number in calls:
+            if 0 <= number < MOST:
+                self._marks.cancel(number)
+
+    def _work(self, weights: Bundle, client: int, task: Task, brief: Bundle) -> Work:
         if bytes(brief.data[: len(MAGIC)]) == MAGIC:
             with within(task.words) if task.words else nullcontext():
                 return Work(pack_answers(self._all(read_brief(brief))))

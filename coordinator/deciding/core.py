@@ -134,6 +134,8 @@ def _take(facts: Facts, event: Event) -> Iterable[Effect]:
             return ()
         case events.Withdraw(task):
             return desk.withdraw(facts, task)
+        case events.Flag(task, calls):
+            return desk.flag(facts, task, calls)
         case events.Dismiss(session, reason):
             return membership.dismiss(facts, session, reason)
         case events.Interrupt(reason, pause):
@@ -176,8 +178,8 @@ def _listen(facts: Facts, actor: Actor, message: Message, event: events.Heard) -
     match message:
         case Contribute():
             return contributions.contributed(facts, actor, message, event.fault, event.whole)
-        case Beat(progress, runs=runs):
-            actor.progress, actor.runs = max(actor.progress, progress), runs
+        case Beat(progress, runs=runs, told=told):
+            actor.progress, actor.runs, actor.told = max(actor.progress, progress), runs, told
             if not runs:  # the task or its brief never came, or the task was cancelled before it began
                 patience.unstick(facts, actor)
             elif facts.bounds.briefs:

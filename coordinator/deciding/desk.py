@@ -18,7 +18,7 @@ from shoal.coordinator.deciding.roster import DROPPED, Actor, Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
 from shoal.protocol.errors import UserError, printable
-from shoal.protocol.messages import Assign, Cancel, TaskName
+from shoal.protocol.messages import Assign, Cancel, GiveUp, TaskName
 from shoal.protocol.work import Task
 
 
@@ -191,6 +191,13 @@ def revoke(facts: Facts, lease: Lease) -> Iterator[Effect]:
         unburden(facts, actor, lease.name)
         actor.dropped = (*actor.dropped, (*lease.name, lease.attempt))[-DROPPED:]
         yield facts.say(actor, Cancel(lease.name))
+
+
+def flag(facts: Facts, name: TaskName, calls: tuple[int, ...]) -> Iterator[Effect]:
+    """Tell the actor that has a task that callers of these calls gave them up."""
+    lease = facts.ledger.leases.get(name)
+    if lease is not None and (actor := facts.roster.actors.get(lease.session)):
+        yield facts.say(actor, GiveUp(name, calls))
 
 
 def withdraw(facts: Facts, name: TaskName) -> Iterator[Effect]:

@@ -137,6 +137,14 @@ class Withdraw:
 
 
 @value
+class Flag:
+    """Callers asked to give up calls of a task, which goes on. calls: their numbers."""
+
+    task: TaskName
+    calls: tuple[int, ...]
+
+
+@value
 class Dismiss:
     """An actor is not needed any more, or its worker is at a call that nobody wants. It is told not to come back, and its tasks
     go to others. reason: for it and for a person."""
@@ -168,6 +176,7 @@ Event: TypeAlias = (
     | Tick
     | Nudge
     | Withdraw
+    | Flag
     | Dismiss
     | Interrupt
 )

@@ -83,7 +83,7 @@ ONE_CORE, NOTHING = Need(), Need(cores=0)
 @dataclass(slots=True)
 class Machine:
     """The part of a machine that no call has. cores, nbytes: in all, of processors and memory. gpus: free share of each GPU,
-    from 0 to 1. names: by which CUDA knows them."""
+    from 0 to 1. names: by which CUDA knows them. closed: why no call begins there now; "": calls may."""
 
     cores: float
     nbytes: int
@@ -91,6 +91,7 @@ class Machine:
     names: list[str] = field(default_factory=list)
     used_cores: float = 0.0
     used_nbytes: int = 0
+    closed: str = ""
 
     def add(self, names: Sequence[str]) -> None:
         """Count these GPUs in."""

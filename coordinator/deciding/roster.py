@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from shoal.coordinator.deciding.plans import Seat
 from shoal.protocol.messages import TaskName
-from shoal.protocol.work import Task
+from shoal.protocol.work import Task, Words
 
 DROPPED = 8  # tasks taken back from an actor that are remembered: its worker may be at any of so many
 
@@ -72,6 +72,7 @@ class Actor:
     host: str = ""  # the machine and its boot, as the actor says
     pid: int = 0  # its process id there
     follows: bool = False  # it wants the weights and does no task; its number is -1
+    told: Words = field(default_factory=dict)  # as in its last Beat
 
     @property
     def idles(self) -> bool:

@@ -16,7 +16,7 @@ from shoal.coordinator.answers import Answers
 from shoal.coordinator.checks import Inspector
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
-from shoal.coordinator.deciding.events import Dismiss, Withdraw
+from shoal.coordinator.deciding.events import Dismiss, Flag, Withdraw
 from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.plans.tickets import Given
 from shoal.coordinator.deciding.resources import Machine
@@ -33,6 +33,7 @@ from shoal.protocol.trusted import pack, whole
 from shoal.runs.crew import Crew
 from shoal.tasks.entries import REFUSED
 from shoal.tasks.joining import KILLED, UNTRUSTING, Door
+from shoal.tasks.weighing import Weigher, shortage
 
 if TYPE_CHECKING:
     from shoal.tasks.running import Running
@@ -107,6 +108,34 @@ class Far:
         """Empty the statistics of a run."""
         if len(self.server.telling.tally.lags) > LAGS:
             self.server.telling.tally.flush()
+
+    def flag(self, number: int) -> None:
+        """Tell the actor elsewhere that is at a call that its caller gave it up."""
+        index = self._pool.plan.where(number)
+        if index is not None and (actor := self._at(index)) is not None and not self.ours(actor):
+            self.server.handle(Flag((0, index), (number,)))
+
+    def weigh(self, weigher: Weigher) -> list[str]:
+        """Take in what actors elsewhere say of their memory. Returns warnings for a person."""
+        warnings = []
+        for machine in self.machines():
+            machine.closed = ""
+        for actor in self.actors():
+            if self.ours(actor):
+                continue
+            match actor.told.get("free"):
+                case [int(left), int(total)]:
+                    machine = self.host_of(actor)
+                    machine.closed = machine.closed or shortage(left, total)
+            match actor.told.get("used"):
+                case [int(index), int(used)] if (given := self._pool.plan.given.get(index)) and given.session == actor.session:
+                    function = next(iter(given.tickets.values())).function
+                    warnings.append(weigher.judge(function, given.need.nbytes, used))
+        return [one for one in warnings if one]
+
+    def closed(self) -> Iterable[tuple[str, str]]:
+        """(host, why no call begins there) of machines elsewhere."""
+        return [(host, one.closed) for host, one in self._hosts.items() if one.closed]
 
     # Briefs and answers
 

@@ -13,13 +13,16 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.actors import Worker
 from shoal.actors.loop import Actor, on_signals
 from shoal.actors.pool import Life
+from shoal.actors.voice import Voice
 from shoal.actors.workers.call import JOBLIB
 from shoal.actors.workers.named import NamedCalls
 from shoal.protocol import heap
@@ -30,6 +33,7 @@ from shoal.protocol.memory import room
 from shoal.protocol.work import Has
 from shoal.runs.threads import cores, few_for_good
 from shoal.tasks.machine import gpus
+from shoal.tasks.weighing import EVERY, free_here, used_by
 
 KILLED = "a call of this process was killed, and the process ends with it"
 UNTRUSTING = "this pool sends pickles (trusted=True): start the actor with --trust-code, or make the pool without trusted=True"
@@ -82,16 +86,40 @@ def checked(allowed: Sequence[str]) -> None:
             raise UserError(f"--allow {name}: no such module here; give the name under which Python imports it")
 
 
+class Watch(threading.Thread):
+    """Says once a second how much memory this machine has left, and how much the call of this process uses."""
+
+    def __init__(self, calls: NamedCalls, voice: Voice) -> None:
+        super().__init__(name="memory", daemon=True)
+        self._calls, self._voice = weakref.ref(calls), voice
+
+    def run(self) -> None:
+        pause = threading.Event()
+        while (calls := self._calls()) is not None:
+            with suppress(OSError):
+                told: dict[str, Any] = {"free": list(free_here())}
+                index, word = calls.at
+                if word:
+                    told["used"] = [index, used_by(os.getpid())]
+                self._voice.told = told
+            del calls
+            pause.wait(EVERY)
+
+
 def life_of_calls(name: str, allowed: Sequence[str], trusted: bool) -> Life:
     """The life of an actor that does the calls of a pool elsewhere. allowed, trusted: its user's words."""
     sys.path.append(os.getcwd())
     checked(allowed)
     has = Has(cores(), room().nbytes, tuple(gpus()))
 
+    voice = Voice()
+
     def workshop(workload: Mapping[str, Any]) -> Worker:
         if workload.get("pool") is not True:
             raise UserError("the coordinator runs a job and not a pool of calls: leave --allow and --trust-code out")
-        return NamedCalls(allowed, trusted, int(workload.get("seed", 0)), few_for_good)
+        calls = NamedCalls(allowed, trusted, int(workload.get("seed", 0)), few_for_good, voice)
+        Watch(calls, voice).start()
+        return calls
 
     def live(arguments: Mapping[str, Any]) -> int:
         called = f"{name}:{os.getpid()}"
@@ -112,6 +140,7 @@ def life_of_calls(name: str, allowed: Sequence[str], trusted: bool) -> Life:
                 keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
                 has=has,
                 trusts=trusted,
+                voice=voice,
             ).live()
         except UserError as wrong:
             print(f"shoal: {wrong}", file=sys.stderr)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -329,6 +330,8 @@ class Running(threading.Thread):
         warnings: list[str] = []
         with suppress(OSError):  # no descriptor is left to read figures of the system
             warnings = self.weigher.look(self._held())
+        if self.far:
+            warnings += self.far.weigh(self.weigher)
         for text in warnings:
             self.reports.report(Report("memory", text, "warning"))
             print(f"shoal: {text}", file=sys.stderr)
@@ -536,6 +539,8 @@ class Running(threading.Thread):
     def flag(self, number: int) -> None:
         """Let `shoal.cancelled()` be True in a call that is running, for any thread."""
         self.marks.cancel(number)
+        if self.far and self.door:
+            self.ask(partial(self.far.flag, number))
 
     def kill(self, number: int) -> bool:
         """End the process that is at a call, for any thread. Returns False if the call is done."""

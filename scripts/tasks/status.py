@@ -40,6 +40,8 @@ def _lines(running: Running) -> Iterator[str]:
         yield f"no actor has joined from elsewhere; on another machine type: {running.door.line(running.address)}"
     if running.near and running.near.short:
         yield f"no further process can join: {running.near.short}"
+    for host, why in running.far.closed() if running.far else ():
+        yield f"machine {host}: {why}"
     if plan.closed:
         yield plan.closed
     if plan.waiting:

@@ -33,7 +33,7 @@ class Weigher:
     children have for themselves."""
 
     def __init__(self, free: Callable[[], tuple[int, int]] | None = None, used: Callable[[int], int] | None = None) -> None:
-        self.free, self.used = free or _free, used or _used
+        self.free, self.used = free or free_here, used or used_by
         self.short = ""
         self._told: set[str] = set()
         self._at = 0.0
@@ -47,30 +47,41 @@ class Weigher:
 
     def look(self, held: Iterable[Held]) -> list[str]:
         """Weigh the calls that run and the machine. Returns warnings, one for each function at most."""
-        left, total = self.free()
-        self.short = ""
-        if left < LEAST * total:
-            self.short = (
-                f"no call begins, because {left / 1e9:.1f} GB of {total / 1e9:.1f} GB of memory are left: under {LEAST:.0%}; "
-                "give calls that use much need=shoal.Need(memory=...), or end other programs"
-            )
-        warnings = []
-        for one in held:
-            if one.word and one.function not in self._told and (used := self.used(one.pid)) > TIMES * one.word:
-                self._told.add(one.function)
-                said, write = f"{one.word / 1e6:,.0f} MB", f"{max(1, round(ROUND * used / 1e6))}M"
-                warnings.append(
-                    f"{one.function} uses {used / 1e6:,.0f} MB of memory, and its need says {said}: "
-                    f'write need=shoal.Need(memory="{write}")'
-                )
-        return warnings
+        self.short = shortage(*self.free())
+        looked = (self.judge(one.function, one.word, self.used(one.pid)) for one in held if self._untold(one))
+        return [warning for warning in looked if warning]
+
+    def _untold(self, one: Held) -> bool:
+        return one.word > 0 and one.function not in self._told
+
+    def judge(self, function: str, word: int, used: int) -> str:
+        """Return the warning that a call uses more memory than its word; "" if it does not, or a person was told. word, used:
+        bytes."""
+        if function in self._told or not 0 < TIMES * word < used:
+            return ""
+        self._told.add(function)
+        said, write = f"{word / 1e6:,.0f} MB", f"{max(1, round(ROUND * used / 1e6))}M"
+        return (
+            f'{function} uses {used / 1e6:,.0f} MB of memory, and its need says {said}: write need=shoal.Need(memory="{write}")'
+        )
 
 
-def _free() -> tuple[int, int]:
+def shortage(left: int, total: int) -> str:
+    """Return why no call begins on a machine; "" if enough of its memory is left. left, total: bytes."""
+    if left >= LEAST * total:
+        return ""
+    return (
+        f"no call begins, because {left / 1e9:.1f} GB of {total / 1e9:.1f} GB of memory are left: under {LEAST:.0%}; "
+        "give calls that use much need=shoal.Need(memory=...), or end other programs"
+    )
+
+
+def free_here() -> tuple[int, int]:
+    """Bytes of this machine's memory that are left, and in all."""
     return room().nbytes, whole()
 
 
-def _used(pid: int) -> int:
+def used_by(pid: int) -> int:
     """Bytes that no other process shares, of a process and all its children; 0 if it has ended."""
     nbytes = 0
     with suppress(psutil.Error):

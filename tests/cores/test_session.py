@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shoal.actors.effects import Adopt, Effect, Forget, Give, Leave, Note, Reset, Run, Say, Stow
+from shoal.actors.effects import Adopt, Effect, Flag, Forget, Give, Leave, Note, Reset, Run, Say, Stow
 from shoal.actors.events import Decoded, Done, Event, Heard, Opened, Quit, Tick
 from shoal.actors.session import AT_HAND, BACKLOG, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
@@ -25,6 +25,7 @@ from shoal.protocol.messages import (
     Contribute,
     Envelope,
     Failed,
+    GiveUp,
     Have,
     Hello,
     Message,
@@ -160,6 +161,18 @@ def test_a_task_that_newer_weights_may_reach_in_time_waits_for_its_turn() -> Non
 def test_a_cancelled_task_is_not_begun() -> None:
     story = Story().welcomed().hear(assign((1, 0)), assign((1, 1)), Cancel((1, 0)), Weights(1))
     assert runs(story) == [((1, 1), 1, 1)]
+
+
+def test_calls_that_are_given_up_are_told_to_the_worker_and_their_task_goes_on() -> None:
+    story = Story().welcomed().hear(Weights(1), assign((1, 0)), GiveUp((1, 0), (5, 7)))
+    assert story.all(Flag) == [Flag((5, 7))]
+    assert runs(story) == [((1, 0), 1, 1)]
+
+
+def test_what_the_worker_says_of_itself_goes_with_each_sign_of_life() -> None:
+    story = Story().welcomed()
+    story.session.told = {"free": [1, 2]}
+    assert [beat.told for beat in story.tick(after=1.0).said(Beat)] == [{"free": [1, 2]}]
 
 
 def test_a_result_is_said_until_its_verdict() -> None:

@@ -11,12 +11,12 @@ import pytest
 from test_core import Run, names
 
 from shoal.coordinator.deciding.bounds import Bounds
-from shoal.coordinator.deciding.events import Evict, Finish, Lost, Nudge, Withdraw
+from shoal.coordinator.deciding.events import Evict, Finish, Flag, Lost, Nudge, Withdraw
 from shoal.coordinator.deciding.plans import Outcome, Seat, Seats
 from shoal.coordinator.deciding.plans.tickets import AGE, CHUNK, MOST, TOGETHER, Batch, Ticket, Tickets
 from shoal.coordinator.deciding.resources import Machine, Need
 from shoal.protocol.errors import UserError
-from shoal.protocol.messages import Assign, Cancel
+from shoal.protocol.messages import Assign, Cancel, GiveUp
 from shoal.protocol.work import Task
 
 POOL = Bounds(ahead=1, most=2, attempts=1, strikes=0, watched=True, endless=True)
@@ -351,3 +351,22 @@ def test_a_task_that_is_withdrawn_while_it_waits_is_forgotten() -> None:
     assert len(run.core.facts.ledger.returned) == 1
     assert run.event(Withdraw((0, 0))).all(Evict) == []
     assert run.join("b").said("b", Assign) == []
+
+
+def test_no_call_begins_on_a_machine_whose_memory_is_nearly_used_up() -> None:
+    machines = {0: Machine(4, 1_000), 1: Machine(4, 1_000)}
+    plan = Tickets(lambda ticket: True, 2, machine_of=machines.__getitem__)
+    plan.offer([Ticket(number, "f") for number in range(2)])
+    machines[0].closed = "no memory"
+    assert [task.where for task in plan.assign(room(0, 0), (), 0, 0.0)] == [1]
+    assert list(plan.assign(room(0), (), 0, 0.0)) == []
+    machines[0].closed = ""
+    assert [task.where for task in plan.assign(room(0), (), 0, 0.0)] == [0]
+
+
+def test_who_gives_a_call_up_is_heard_by_the_actor_that_has_its_task() -> None:
+    run = Run(plan(1, many(1)), POOL).join("a")
+    run.arrive("a")
+    assert run.event(Flag((0, 0), (0,))).said("a", GiveUp) == [GiveUp((0, 0), (0,))]
+    assert run.all(Evict) == []
+    assert run.event(Flag((0, 9), (0,))).effects == []

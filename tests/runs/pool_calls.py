@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import Any
 
+import shoal
+
 
 def double(x: Any) -> Any:
     return x * 2
@@ -49,3 +51,22 @@ def dies(path: str) -> int:
         if len(file.readlines()) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+def gives_up(path: str) -> str:
+    """Wait until the caller gives this call up."""
+    begins(path)
+    for _ in range(3_000):
+        if shoal.cancelled():
+            return "gave up"
+        threading.Event().wait(0.01)
+    return "nobody gave it up"
+
+
+def uses(path: str, nbytes: int) -> int:
+    """Use memory until there is a file."""
+    used = bytearray(nbytes)
+    used[::4_096] = b"x" * len(used[::4_096])
+    while not os.path.exists(path):
+        threading.Event().wait(0.01)
+    return len(used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from pool_calls import begins, dies, double, fails, odd, own_pid, total, unfit
+from pool_calls import begins, dies, double, fails, gives_up, odd, own_pid, total, unfit, uses
 
 import shoal
 from shoal.actors import Worker
@@ -35,6 +36,7 @@ from shoal.protocol.work import Has, Task, Work
 from shoal.tasks.backend import Backend
 from shoal.tasks.pool import Pool
 from shoal.tasks.pools import Pools
+from shoal.tasks.weighing import Weigher
 
 HERE = Path(__file__).parent
 Start = Callable[..., subprocess.Popen[str]]
@@ -371,3 +373,44 @@ def test_a_pool_with_an_address_changes_the_number_of_its_own_processes(keys: Ke
         pytest.raises(UserError, match=r"^resize\(2\): this pool was made with"),
     ):
         other.resize(2)
+
+
+def test_a_call_elsewhere_hears_that_its_caller_gave_it_up(keys: KeyFolder, start: Start, tmp_path: Path) -> None:
+    with Pool(actors=0, address="tcp://127.0.0.1:0", keys="pool") as pool:
+        start(pool.join_line())
+        future = pool.submit(gives_up, str(tmp_path / "call"))
+        lines(tmp_path / "call")
+        assert not future.cancel()
+        assert future.result(60) == "gave up"
+        assert pool.submit(double, 2).result() == 4
+
+
+def test_memory_of_calls_elsewhere_is_looked_at_and_that_of_their_machine(
+    keys: KeyFolder, start: Start, tmp_path: Path
+) -> None:
+    with Pool(actors=0, address="tcp://127.0.0.1:0", keys="pool") as pool:
+        start(pool.join_line())
+        pool.submit(double, 1).result(60)
+        future = pool.submit(uses, str(tmp_path / "gate"), 200 * 10**6, need=Need(memory="2M"))
+        reports = pool._running.reports
+        for _ in range(3_000):
+            if said := [one.text for one in reports.last if one.kind == "memory"]:
+                break
+            threading.Event().wait(0.01)
+        assert re.fullmatch(
+            r"uses uses [0-9]+ MB of memory, and its need says 2 MB: write need=shoal.Need\(memory=.*\)", said[0]
+        )
+        (tmp_path / "gate").touch()
+        assert future.result(60) == 200 * 10**6
+        far = pool._running.far
+        assert far is not None
+        [actor] = far.actors()
+        judged = Weigher()
+        actor.told = {"free": [4, 100], "used": [10**9, 5]}
+        assert far.weigh(judged) == []
+        [(host, why)] = far.closed()
+        assert host == actor.host
+        assert why.startswith("no call begins, because")
+        actor.told = {"free": "none", "used": [1]}
+        assert far.weigh(judged) == []
+        assert list(far.closed()) == []

@@ -142,6 +142,7 @@ class Tickets:
     def _among(self, seats: Seats, machine_of: Callable[[int], Machine], version: int) -> Sequence[Task]:
         """Tasks for idle actors of several machines: each ticket goes to the first whose machine has what the ticket needs."""
         idle = {seat.actor: machine_of(seat.actor) for seat in seats if seat.held == 0}
+        idle = {at: machine for at, machine in idle.items() if not machine.closed}
         tasks: list[Task] = []
         aside: list[Ticket] = []  # tickets that no machine has enough for now
         while idle and len(aside) < LOOKED_AT and (ticket := self._next()):
@@ -252,6 +253,7 @@ class Tickets:
         if machine and need not in (ONE_CORE, NOTHING):
             words = {"threads": need.threads, "gpus": [machine.names[gpu] for gpu in gpus]}
             words |= {"ranks": need.ranks} if need.gang else {}
+            words |= {"memory": need.nbytes} if need.nbytes and where >= 0 else {}
         return Task(version, index, (index,), "call", words=words, alone=alone, where=where)
 
     def put_back(self, index: int) -> None:
