@@ -120,7 +120,7 @@ class Tally:
 
     def __init__(self, loss: Loss) -> None:
         self.ignored, self._sure = ignored_label(loss), over_classes(loss)
-        self._of_labels = bool(self._sure) and reduction_of(loss) == "mean"  # the loss is a mean over labels that count
+        self.of_labels = bool(self._sure) and reduction_of(loss) == "mean"  # the loss is a mean over labels that count
         self.begin()
 
     def begin(self) -> Tally:
@@ -138,7 +138,7 @@ class Tally:
         self.losses.append(loss.detach())
         self.sizes.append(len(y) if weight is None else weight.sum())
         self.weighted = weight is not None
-        if self._scores(logits, y):
+        if self.scores(logits, y):
             self.classes = logits.shape[1]
             self.truths.append(y)
             if self.logits and self.logits[0].shape[1:] != logits.shape[1:]:
@@ -153,7 +153,7 @@ class Tally:
         self.guesses.append((torch.cat(self.logits) if len(self.logits) > 1 else self.logits[0]).argmax(1))
         self.logits, self.kept = [], 0
 
-    def _scores(self, logits: Tensor, y: Tensor) -> bool:
+    def scores(self, logits: Tensor, y: Tensor) -> bool:
         """Return whether the logits are scores of classes, on axis 1, as cross entropy has them. A loss of the user's own over
         more axes may have the classes elsewhere."""
         if self.ignored is None or y.is_floating_point() or not (self._sure or logits.ndim == 2):
@@ -179,7 +179,7 @@ class Tally:
             if self.ignored is not None and self.ignored >= 0:
                 truths = np.where(truths == self.ignored, -1, truths)
             labels = np.count_nonzero(truths >= 0)  # no guess is below 0
-            if labels < truths.size and self._of_labels and not self.weighted:
+            if labels < truths.size and self.of_labels and not self.weighted:
                 totals["loss"] = _over_labels(losses, self.truths, self.ignored)
             if labels and not np.count_nonzero(truths >= self.classes):
                 totals["accuracy"] = (float(np.count_nonzero(guesses == truths)), float(labels))
@@ -187,7 +187,7 @@ class Tally:
 
     def hits(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """(hits [B], labels [B]) of each example of a batch; None where the batch has no accuracy."""
-        if not self._scores(logits, y) or not y.numel():
+        if not self.scores(logits, y) or not y.numel():
             return None
         y = y if self.ignored is None or self.ignored < 0 else y.where(y != self.ignored, -1)
         if int(y.max()) >= logits.shape[1]:

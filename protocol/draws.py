@@ -77,11 +77,22 @@ def _set(place: int) -> None:
             torch.cuda.manual_seed(place % 2**63)
 
 
-def _states() -> States:
+def states() -> States:
+    """The states of the global generators of `random`, numpy and torch."""
     torch = sys.modules.get("torch")
     torchs = torch.default_generator.get_state() if torch else None
     cudas = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torchs, cudas
+
+
+def same(one: States, other: States) -> bool:
+    """Return whether nothing was drawn between two states."""
+    (own, numpys, *torchs), (its, theirs, *others) = one, other
+    if own != its or numpys[0] != theirs[0] or not np.array_equal(numpys[1], theirs[1]) or numpys[2:] != theirs[2:]:
+        return False
+    return all(
+        a is b or (a is not None and b is not None and bool((a == b).all())) for a, b in zip(torchs, others, strict=True)
+    )
 
 
 def _put_back(states: States) -> None:
@@ -99,7 +110,7 @@ def kept_globals() -> Iterator[None]:
     """Put the global generators of `random`, numpy and torch back, after the block, to their states before it. Such
     blocks of two threads run one after the other: two runs in one process would draw from each other's generators."""
     with _GLOBALS.lock:
-        before, place, forks = _states(), _GLOBALS.place, _GLOBALS.forks
+        before, place, forks = states(), _GLOBALS.place, _GLOBALS.forks
         try:
             yield
         finally:
@@ -112,7 +123,7 @@ def lent_globals() -> Iterator[None]:
     """Put the global generators back, after the last of such blocks, to their states before the first. For a run whose tasks
     set the generators in the user's own process, each inside `alone`; it costs nothing a task."""
     with _GLOBALS.lock:
-        _GLOBALS.before = _GLOBALS.before or _states()
+        _GLOBALS.before = _GLOBALS.before or states()
         _GLOBALS.runs += 1
     try:
         yield

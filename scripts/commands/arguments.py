@@ -410,6 +410,7 @@ def _running(one: argparse.ArgumentParser) -> None:
     one.add_argument("--seed", type=whole(0), metavar="S")
     _tracking(one)
     one.add_argument("--quiet", action="store_true", help="print only errors and the result")
+    one.add_argument("--verbose", action="store_true", help="tell also how the clients are trained: the engines' trial")
     _logging(one)
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
 

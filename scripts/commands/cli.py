@@ -164,7 +164,8 @@ def _start(asked: argparse.Namespace, bind: str, **shown: Any) -> int:
     from shoal.tracking.trackers import wanted
 
     track = wanted(asked.track)
-    return _run(planned(*_configured(asked), asked.run_dir, bind, track=track, **shown), asked)
+    told = getattr(asked, "verbose", False)
+    return _run(planned(*_configured(asked), asked.run_dir, bind, track=track, verbose=told, **shown), asked)
 
 
 def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:

@@ -35,6 +35,7 @@ from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
+from shoal.runs.engines import decided
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
@@ -59,6 +60,7 @@ class Launch:
     always does. named: True if another process finds the same job by config.job. log_format: "text" or "json",
     of the lines of log.txt. strict: actors with another job file or Shoal are refused. advertise: the address that the
     invitation names; "" for that of the wire. track: trackers that the run is told to, each by a process of its own.
+    engine: lines on how the run's engine was decided (runs/engines.py).
     """
 
     job: Job
@@ -73,6 +75,7 @@ class Launch:
     log_format: str = "text"
     advertise: str = ""
     track: tuple[Wanted, ...] = ()
+    engine: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if digest := job.problem.held_out_digest(job.method, job.seed):
             options.run.check_held_out(digest)
             options.run.held_out_file.write_text(digest + "\n")
+        for text in options.engine:
+            observer.report(Report("engine", text))
         for note in job.problem.notes(job.method, job.seed):
             observer.report(Report("data", note, "warning"))
         layout = aggregator.weights().layout
@@ -342,12 +347,19 @@ def check_virtual(job: Job, config: Config, bind: str) -> None:
         raise UserError(f"clock=virtual: a run in virtual time has no actors beside this process; {asked} asks for some")
 
 
-def planned(job: Job, config: Config, path: Path | str | None, bind: str, **how: Any) -> Launch:
-    """The launch of a new run. Raises UserError for a fault in the job or the device before the run has a folder."""
+def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, verbose: bool = False, **how: Any) -> Launch:
+    """The launch of a new run. verbose: try the engines, and tell of them, also where nothing hangs on that.
+
+    Raises UserError for a fault in the job or the device before the run has a folder.
+    """
     check_virtual(job, config, bind)
     try_out(job, config.job)
     device_of(config.device)
-    return Launch(job, config, new_run(config, path, bind), bind, **how)
+    with few_threads():
+        made = decided(job, config.actors, tell=verbose)
+    if made.job is not job:
+        config = replace(config, settings={**config.settings, **{"engine": made.job.plain()["engine"]}})
+    return Launch(made.job, config, new_run(config, path, bind), bind, engine=made.told, **how)
 
 
 def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:

@@ -52,6 +52,14 @@ def cartpole(place: Path) -> Said:
 # The result
 
 
+def test_verbose_tells_of_the_engines_trial_and_changes_nothing(digits: Said) -> None:
+    said = ran(*DIGITS, "--run-dir", "runs/verbose", "--verbose")
+    assert "ms by the loop and " in said.err
+    assert "ms by the loop and " not in digits.err
+    assert "; engine=loop, whose bits deterministic=true keeps" in Path("runs/verbose/log.txt").read_text()
+    assert said.result["weights_sha256"] == digits.result["weights_sha256"]
+
+
 def test_the_last_line_of_json_has_the_fields_of_the_contract(digits: Said, cartpole: Said) -> None:
     for said in (digits, cartpole):
         assert list(said.result) == FIELDS

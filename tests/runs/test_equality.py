@@ -38,6 +38,12 @@ def test_digits_over_sockets_equal_the_plain_loop_bit_for_bit(alone, tmp_path, a
     assert outcome.core.facts.ledger.counts.clients == 6 * 10
 
 
+def test_clients_trained_together_give_the_same_bits_for_any_number_of_actors(tmp_path):
+    job = find("digits").configured({**SMALL, "engine": "batched"})
+    outcome = run(job, 3, f"ipc://{tmp_path}/hub")
+    assert outcome.sha256 == run(job, 0).sha256
+
+
 def wide() -> Federated:
     """Large enough (550 KB) that its arrays travel by shared memory."""
     return Federated(lambda: mlp((64, 2000, 10)), lambda settings: datasets.digits(), rounds=3, local_epochs=1, eval_every=0)

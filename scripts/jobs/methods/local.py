@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shoal.actors import Worker
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.actors.workers.local_sgd import LocalSGD
 
 WEIGHTINGS = ("samples", "users")
+ENGINES = ("auto", "loop", "batched", "graph")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
 """The names of nets/updates.py, which needs torch."""
 
@@ -63,6 +65,12 @@ class LocalTraining(Method):
     server_lr: float = option(1.0, "learning rate of the server's step", above=0)
     deterministic: bool = option(
         True, "the weights have the same bits for any number of actors and any order in which contributions arrive"
+    )
+    engine: str = option(
+        "auto",
+        "how an actor trains the clients of a task: one after the other (loop), together (batched), on a GPU each as one CUDA "
+        "graph (graph); auto: the loop, or with deterministic=false the faster of loop and batched",
+        choices=ENGINES,
     )
     eval_every: int = option(10, "rounds between central evaluations (0: only one, at the run's end)", least=0)
     clock: str = option(
@@ -114,12 +122,18 @@ class LocalTraining(Method):
             return own
         assert isinstance(problem, Supervised)
         kind, more = self.trainer(), {"squares": self.squares, **self.given(problem)}
-        return kind(
-            problem.model,
-            problem.population(self, seed),
-            problem.loss_function(),
-            **self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, **more),
-        )
+        parts = (problem.model, problem.population(self, seed), problem.loss_function())
+        how = self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, **more)
+        if self.engine == "graph":
+            from shoal.actors.workers.graphed import Graphed, graphs
+
+            return Graphed(partial(graphs(kind), *parts, **how))
+        made = kind(*parts, **how)
+        if self.engine != "batched":
+            return made
+        from shoal.actors.workers.batched import together
+
+        return together(made)
 
     def given(self, problem: Problem) -> Mapping[str, Any]:
         """Further arguments of the clients' worker."""
