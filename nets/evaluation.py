@@ -115,11 +115,12 @@ class Tally:
     argmax over all of them costs less than an argmax for each batch.
 
     loss: the loss that the module is trained with. Labels that it ignores are no hits and no misses, and if it is not over
-    classes there is no accuracy.
+    classes there is no accuracy. apart: guesses are taken of each batch, because a module that is evaluated may write its next
+    logits where the last ones are.
     """
 
-    def __init__(self, loss: Loss) -> None:
-        self.ignored, self._sure = ignored_label(loss), over_classes(loss)
+    def __init__(self, loss: Loss, apart: bool = False) -> None:
+        self.ignored, self._sure, self.apart = ignored_label(loss), over_classes(loss), apart
         self.of_labels = bool(self._sure) and reduction_of(loss) == "mean"  # the loss is a mean over labels that count
         self.begin()
 
@@ -136,7 +137,7 @@ class Tally:
     def add(self, logits: Tensor, y: Tensor, loss: Tensor, weight: Tensor | None = None) -> None:
         """Add a batch. loss: the mean over the batch, weighted by `weight` [B] if there is one."""
         self.losses.append(loss.detach())
-        self.sizes.append(len(y) if weight is None else weight.sum())
+        self.sizes.append(y.shape[0] if weight is None else weight.sum())
         self.weighted = weight is not None
         if self.scores(logits, y):
             self.classes = logits.shape[1]
@@ -145,7 +146,7 @@ class Tally:
                 self._guess()
             self.logits.append(logits.detach())
             self.kept += logits.numel()
-            if self.kept > KEPT or not logits.requires_grad:  # a module that is evaluated may write its next logits there
+            if self.kept > KEPT or self.apart:
                 self._guess()
 
     def _guess(self) -> None:
@@ -159,7 +160,7 @@ class Tally:
         if self.ignored is None or y.is_floating_point() or not (self._sure or logits.ndim == 2):
             return False
         if logits.ndim == 2:
-            return y.ndim == 1 and logits.shape[1] > 1 and len(logits) == len(y)
+            return y.ndim == 1 and logits.shape[1] > 1 and logits.shape[0] == y.shape[0]
         return logits.ndim == y.ndim + 1 and logits.shape[1] > 1 and (logits.shape[0], *logits.shape[2:]) == y.shape
 
     def totals(self) -> dict[str, tuple[float, float]]:
@@ -255,7 +256,7 @@ def tallied(
 
     Each metric adds (value * n, n), or nothing if its value is nan.
     """
-    loss, tally, kept = loss_for(data, loss), Tally(loss), list[Tensor]()
+    loss, tally, kept = loss_for(data, loss), Tally(loss, apart=True), list[Tensor]()
     with evaluating(module):
         for xs, ys, *weight in batches(data, batch_size, getattr(data, "scale", 1.0)):
             logits = module(xs)
@@ -335,7 +336,7 @@ class Evaluation:
         """{"loss", "accuracy"} of each example, [n], in their order. The mean of each array is what a call gives: an example
         counts by its weight in the loss, and by its number of labels in the accuracy."""
         self.flat.read(weights)
-        tally, losses, hits = Tally(self.loss), list[Tensor](), list[tuple[Tensor, Tensor] | None]()
+        tally, losses, hits = Tally(self.loss, apart=True), list[Tensor](), list[tuple[Tensor, Tensor] | None]()
         with globally(0, "evaluate"), evaluating(self.flat.module):
             for xs, ys, *_ in batches(self.data, self.batch_size):
                 logits = self.flat.module(xs)

@@ -127,7 +127,7 @@ class Batched:
             some = clients[first : first + SLOTS[-1]]
             done = self.trained(weights, some, task)
             for client in some:
-                yield self._work(weights, done[client])
+                yield self._work(weights, client, done[client])
 
     def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> dict[int, Trained | Exception]:
         """What became of each of at most 16 clients: a client's fault is its own."""
@@ -145,13 +145,13 @@ class Batched:
             done |= self._apart(kind, members, task)
         return done
 
-    def _work(self, weights: Bundle, done: Trained | Exception) -> Work:
+    def _work(self, weights: Bundle, client: int, done: Trained | Exception) -> Work:
         if isinstance(done, Exception):
             raise done
         worker = self.worker
         worker.flat.read(weights)
         worker.w.copy_(done.vector)
-        weight = done.examples if worker.weighting == "samples" else 1.0
+        weight = worker._weight(client, done.examples)
         return Work(worker._delta(weights), weight, {**done.totals, "examples": (done.examples, 1.0)})
 
     def _member(self, client: int, task: Task) -> tuple[Member, Kind]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.envs.datasets import Examples
 from shoal.envs.population import Population
+from shoal.nets.dense import dense_of
 from shoal.nets.evaluation import Arrays, Loss, Metric, Tally, batches, loss_for, mean_loss, named, tallied, tensors
 from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, for_training
@@ -107,11 +108,13 @@ class LocalSGD:
         self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
         self.one = torch.ones((), device=self.flat.device)
         self.data = _Data(self.population, self.flat.device, self.kept_bytes)
+        self.dense = dense_of(self.flat, self.loss)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         data = self._examples(client, task)
         self._take(weights)
-        draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
+        if not self._draws_nothing(data, task):
+            draws.set_globals(self.seed, "torch", *task.draws(client))  # for dropout, augmentation and the like
         examples = float(len(data[1]))
         weight = self._weight(client, examples)
         match task.kind:
@@ -136,6 +139,12 @@ class LocalSGD:
                 raise UserError(f"weighting gave {given!r} for client {client}: must be a number from 2**-20 to 2**33")
             self.weighed[client] = weight
         return self.weighed[client]
+
+    def _draws_nothing(self, data: Arrays, task: Task) -> bool:
+        """Return whether no code of a user's own takes part in this task, and no part of the model that draws."""
+        plain = self.dense is not None and task.kind == "train" and self.dense.takes(data)
+        ours = self.lr_schedule is None or getattr(self.lr_schedule, "__module__", "").startswith("shoal.")
+        return plain and ours and self.sgd is not None and type(self) is LocalSGD and not callable(self.weighting)
 
     def _take(self, weights: Bundle) -> None:
         """Take the task's weights in. A subclass may put a client's own entries in their place."""
@@ -169,14 +178,19 @@ class LocalSGD:
             self.factor_at(task.version),
         )
         squares = Squares(self.loss) if self.squares else None
-        t = 0
+        t, quick = 0, self.dense if self.dense is not None and self.dense.takes(data) else None
         for order in self._orders(len(data[1]), self._shuffle(client, task)):
             for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
                 t += 1
-                self.flat.grad.zero_()
-                logits = module(xs)
-                loss = mean_loss(loss_of(logits, ys), ys, *weight)
-                loss.backward(self.one)  # type: ignore[no-untyped-call]
+                if quick is not None and xs.shape[0] in quick.sure:
+                    logits, loss = quick(xs, ys)
+                else:
+                    self.flat.grad.zero_()
+                    logits = module(xs)
+                    loss = mean_loss(loss_of(logits, ys), ys, *weight)
+                    loss.backward(self.one)  # type: ignore[no-untyped-call]
+                    if quick is not None:
+                        quick = self.dense = quick.proved(xs, ys, logits, loss)
                 self._step(factor, t)
                 tally.add(logits, ys, loss, *weight)
                 if squares is not None:

@@ -63,13 +63,13 @@ def test_guesses_of_training_are_taken_together_to_the_same_hits(monkeypatch: py
         monkeypatch.setattr(evaluation, "KEPT", kept)
         tally = Tally(functional.cross_entropy)
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
-            tally.add(LOGITS.clone().requires_grad_()[rows], y[rows], torch.tensor(1.0))
+            tally.add(LOGITS[rows], y[rows], torch.tensor(1.0))
         found.append((tally.totals()["accuracy"], len(tally.guesses)))
     assert found == [((4.0, 6.0), 3), ((4.0, 6.0), 2), ((4.0, 6.0), 1)]
 
 
 def test_logits_that_the_module_writes_over_when_it_is_evaluated_have_had_their_guesses_taken() -> None:
-    tally, out = Tally(functional.cross_entropy), torch.empty(2, 4)
+    tally, out = Tally(functional.cross_entropy, apart=True), torch.empty(2, 4)
     for rows, y in ((slice(0, 2), [0, 1]), (slice(2, 4), [2, 3])):
         tally.add(out.copy_(LOGITS[rows]), torch.tensor(y), torch.tensor(1.0))
     assert tally.totals()["accuracy"] == (4.0, 4.0)
@@ -80,7 +80,7 @@ def test_batches_of_other_shapes_have_their_guesses_taken_apart() -> None:
     for tokens in (3, 5):
         logits = torch.zeros(2, 4, tokens)
         logits[:, 2] = 1.0
-        tally.add(logits.requires_grad_(), torch.full((2, tokens), 2), torch.tensor(1.0))
+        tally.add(logits, torch.full((2, tokens), 2), torch.tensor(1.0))
     assert tally.totals()["accuracy"] == (16.0, 16.0)
     assert accuracy(lambda p, y: p.sum(), [40, 31, 2, 3, 0, 1]) is None  # the module knows 4 classes
     assert accuracy(lambda p, y: p.sum(), [0, 0, 0, 0, 0, 0], LOGITS[:, :1]) is None
