@@ -240,6 +240,7 @@ def actor(asked: argparse.Namespace) -> int:
 
     from shoal.actors.pool import Pool
     from shoal.commands.access import of_actor
+    from shoal.envs.shelf import Shelf
     from shoal.jobs.catalog import digest_of, find
     from shoal.runs.living import called_on, life_of_any
 
@@ -251,7 +252,9 @@ def actor(asked: argparse.Namespace) -> int:
         from shoal.runs.choosing import absolute
 
         own = find(name := absolute(asked.job))
-    life = life_of_any(f"{asked.name}@{socket.gethostname()}" if asked.name else socket.gethostname(), own, digest_of(name))
+    shelf = Shelf() if asked.count > 1 else None  # one copy of the job's examples for all these actors
+    host = socket.gethostname()
+    life = life_of_any(f"{asked.name}@{host}" if asked.name else host, own, digest_of(name), shelf)
     if asked.count == 1:
         code = life(called)
         workers = [thread for thread in threading.enumerate() if thread.name == "worker"]

@@ -23,6 +23,7 @@ from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
 from shoal.envs.partitioners import as_partition
 from shoal.envs.population import Population
+from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Worlds, make_vector, spaces_in
@@ -298,8 +299,12 @@ class Supervised(Problem):
         if key not in self.made:
             import torch  # noqa: F401  its generator is set for the data function too
 
+            shelf: Shelf | None = self.made.get("shelf")
             self.made.clear()  # keep one population at most: data may be large
-            self.made[key] = populated(self.source, settings, seed)
+            make = partial(populated, self.source, settings, seed)
+            self.made[key] = make() if shelf is None else shelf.population(key, make)
+            if shelf is not None:
+                self.made["shelf"] = shelf
         found: Population = self.made[key]
         return found
 

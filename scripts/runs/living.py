@@ -20,6 +20,7 @@ from shoal.actors.loop import Actor, on_signals
 from shoal.actors.pool import LEFT as LEFT
 from shoal.actors.pool import UNFIT as UNFIT
 from shoal.actors.pool import Life
+from shoal.envs.shelf import Shelf
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.protocol import heap
@@ -67,10 +68,11 @@ def job_asked(workload: Mapping[str, Any], own: Job | None) -> Job:
     return configured(named_job(workload, own), workload)
 
 
-def life_of_any(name: str, own: Job | None, digest: str = "") -> Life:
+def life_of_any(name: str, own: Job | None, digest: str = "", shelf: Shelf | None = None) -> Life:
     """The life of an actor that joins a coordinator from elsewhere. name: the actor's name, with its
     host's; its process id follows in reports. own: the job that this machine's
-    user named with --job; None if there is no --job. digest: of that job, or of Shoal alone (jobs/catalog.py)."""
+    user named with --job; None if there is no --job. digest: of that job, or of Shoal alone (jobs/catalog.py).
+    shelf: the place for a job's examples that all actors forked with it share; None: each has its own."""
 
     def workshop(workload: Mapping[str, Any]) -> Worker:
         job = named_job(workload, own)
@@ -78,6 +80,8 @@ def life_of_any(name: str, own: Job | None, digest: str = "") -> Life:
             its = f"its digest is {digest[:8]}, and the coordinator's is {printable(str(other), 8)}"
             print(f"{name}: this machine's job file or version of Shoal differs from the coordinator's: {its}", flush=True)
         job = configured(job, workload)
+        if shelf is not None:
+            job.problem.made["shelf"] = shelf
         settings = job.plain()
         envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)
         claim(f"the coordinator's job, of num_envs={envs} and rollout_length={rows},", envs * (ENVIRONMENT + ROW * rows))
