@@ -6,7 +6,7 @@ client's data are a view, made when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ class Population:
     held_out: examples that no client trains on, for the central evaluation; None: there are none.
     notes: lines about the data that a person is told when a run begins. sizes: each client's number of examples, int64
     [clients]; None: not known. divides: the one data set that the clients' examples are parts of, sorted by client; None: none.
+    arrays: client -> its arrays (x, y) or (x, y, weight), of the clients whose data sets are in memory; None: not known.
     """
 
     clients: int
@@ -38,6 +39,7 @@ class Population:
     notes: tuple[str, ...] = ()
     sizes: npt.NDArray[np.int64] | None = None
     divides: Examples | None = None
+    arrays: Mapping[int, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
         within("clients", self.clients, first=1)
@@ -73,19 +75,43 @@ class Population:
 
     def check_classes(self, classes: int, ignored: int | None) -> None:
         """Raises UserError for a label in memory that is none of `classes`, counted from 0, and not `ignored`."""
-        for y in (examples.y for examples in (self.divides, self.held_out) if examples is not None):
-            if (odd := y[(y < 0) | (y >= classes)]).size and (odd := odd[odd != ignored]).size:
-                raise UserError(f"y holds the label {odd[0]}: the model has outputs for {classes} classes, 0 to {classes - 1}")
+        for examples in (self.divides, self.held_out):
+            if examples is not None and (odd := _no_classes(examples.y, classes, ignored)).size:
+                raise UserError(_told_label(odd[0], classes))
+        for client, (_, y, *_) in (self.arrays or {}).items():
+            if (odd := _no_classes(np.asarray(y), classes, ignored)).size:
+                raise UserError(f"client {client}: {_told_label(odd[0], classes)}")
 
     def without_numbers(self) -> list[int]:
         """The clients that are known to have NaN or an infinity among their inputs, labels or weights."""
+        if self.arrays:
+            return [client for client, parts in self.arrays.items() if any(map(_odd_rows, map(np.asarray, parts)))]
         if (data := self.divides) is None or self.sizes is None:
             return []
-        arrays = [a.reshape(len(data), -1) for a in (data.x, data.y, data.weight) if a is not None and a.dtype.kind == "f"]
-        rows = [np.flatnonzero(~np.isfinite(np.einsum("ij->i", array))) for array in arrays]  # a sum may only overflow
-        odd = [row[~np.isfinite(array[row]).all(axis=1)] for row, array in zip(rows, arrays, strict=True)]
-        rows_of = np.concatenate([np.empty(0, np.int64), *odd])
-        return [int(client) for client in np.unique(np.searchsorted(np.cumsum(self.sizes), rows_of, side="right"))]
+        odd = [_odd_rows(array) for array in (data.x, data.y, data.weight) if array is not None]
+        rows = np.array(sorted({row for its in odd for row in its}), np.int64)
+        return [int(client) for client in np.unique(np.searchsorted(np.cumsum(self.sizes), rows, side="right"))]
+
+
+def _no_classes(y: npt.NDArray[Any], classes: int, ignored: int | None) -> npt.NDArray[Any]:
+    """Return the labels that are none of `classes` and not ignored; none if the labels are no whole numbers."""
+    if y.dtype.kind not in "iu":
+        return y[:0]
+    odd: npt.NDArray[Any] = y[(y < 0) | (y >= classes)]
+    return odd if ignored is None else odd[np.not_equal(odd, ignored)]
+
+
+def _told_label(label: Any, classes: int) -> str:
+    return f"y holds the label {label}: the model has outputs for {classes} classes, 0 to {classes - 1}"
+
+
+def _odd_rows(array: npt.NDArray[Any]) -> list[int]:
+    """Return the numbers of the examples that hold NaN or an infinity."""
+    if array.dtype.kind != "f" or not array.size:
+        return []
+    flat = array.reshape(len(array), -1)
+    rows = np.flatnonzero(~np.isfinite(np.einsum("ij->i", flat)))  # a sum may only overflow
+    return [int(row) for row in rows[~np.isfinite(flat[rows]).all(axis=1)]]
 
 
 def listed(clients: Sequence[int]) -> str:

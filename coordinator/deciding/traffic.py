@@ -42,6 +42,7 @@ from shoal.protocol.messages import (
     Welcome,
 )
 
+DIFFERED = 256  # sessions with another job's file that are remembered, so that each is told of once
 GREETS = (Budget(messages=2, seconds=5), Budget(messages=20, seconds=10))  # Hellos that are answered, of a connection and a key
 RETURNS = Budget(messages=0.05, seconds=20)  # Hellos that are answered of a session that had a place here, beside these
 KNOWN = 16_384  # sessions that had a place here and are remembered; the session that was admitted longest ago goes first
@@ -112,6 +113,7 @@ class Traffic:
         self.pids: dict[int, bytes] = {}  # process number of an actor of this machine -> its connection
         self.judged: Delivery | None = None  # delivery that the core is asked about now
         self._then: deque[Event] = deque()  # events to handle next
+        self._differed: deque[bytes] = deque(maxlen=DIFFERED)  # sessions whose difference was told
         self._takes: Mapping[type[Any], Callable[[Any], Sequence[Deed]]] = {
             events.Heard: self._hear,
             events.Tick: self._tick,
@@ -218,7 +220,9 @@ class Traffic:
             return (*told, *self._decide(event))
         its = f"its digest is {printable(hello.job, 8)}, and the coordinator's is {ours.job[:8]}"
         what = f"the actor's job file or its version of Shoal differs from the coordinator's: {its}"
-        told.append(Report("differs", f"{name}: {what}", "warning"))
+        if session not in self._differed:  # an actor says Hello until it is answered
+            self._differed.append(session)
+            told.append(Report("differs", f"{name}: {what}", "warning"))
         if not ours.strict:
             return (*told, *self._decide(event))
         return (*told, events.Send(event.peer, Envelope(session, self.core.facts.epoch, Refused(what, final=True))))

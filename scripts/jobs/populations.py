@@ -128,9 +128,15 @@ def _one_a_client(entries: list[Any], held_out: Any) -> Population:
                 f"client {client}: an example's x has shape {list(shape)}, and {list(wanted or ())} at client {first}"
             )
     held = None if held_out is None else examples_of(held_out)
-    population = Population(len(entries), entries.__getitem__, held, sizes=sizes)
+    arrays = {client: entry for client, entry in enumerate(entries) if isinstance(entry, tuple) and all(map(_is_array, entry))}
+    population = Population(len(entries), entries.__getitem__, held, sizes=sizes, arrays=arrays)
     population.examples(0)
     return population
+
+
+def _is_array(part: Any) -> bool:
+    """True for an array of numpy's with an axis of examples: it is looked at without being read or converted."""
+    return isinstance(part, np.ndarray) and part.ndim > 0
 
 
 def _shape(entry: Any) -> tuple[int, ...] | None:

@@ -259,6 +259,9 @@ def test_an_actor_with_another_job_file_is_told_of_and_refused_where_the_coordin
     assert [(said.final, "differs from the coordinator's" in said.reason) for _, said in run.said(Refused)] == [
         (True, True)
     ] * strict
+    again = run.join("another", user="key of it", job="theirs", greeting=1)  # it says Hello until it hears
+    assert "differs" not in {report.kind for report in again.all(Report)}
+    assert bool(again.said(Refused)) is strict
 
 
 def test_an_actor_with_another_number_of_threads_is_told_of_once() -> None:

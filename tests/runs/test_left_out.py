@@ -122,6 +122,21 @@ def test_a_cell_without_a_number_is_told_of(tmp_path: Path) -> None:
     assert "holds NaN" in summary["left_out_why"]
 
 
+def test_a_rare_label_of_one_clients_own_data_set_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
+    rare = np.where(np.arange(30) == 11, 3, Y[:30])
+    with pytest.raises(shoal.UserError, match="client 2: y holds the label 3: the model has outputs for 3 classes, 0 to 2"):
+        outcome(tmp_path, [(X[:40], Y[:40]), (X[:30], Y[:30]), (X[:30], rare)], lambda: nn.Linear(5, 3), clients=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_without_a_number_is_told_of_where_each_client_has_a_data_set_too(tmp_path: Path) -> None:
+    shares = [(X[first : first + 30].copy(), Y[first : first + 30]) for first in (0, 30, 60)]
+    shares[1][0][7, 4] = np.nan
+    said, summary = outcome(tmp_path, shares, lambda: nn.Linear(5, 3), clients=3)
+    assert said == ["1 clients hold NaN or an infinity (1): if the model lets it through, they are left out"]
+    assert summary["left_out"] == [1]
+
+
 def test_large_numbers_are_numbers(tmp_path: Path) -> None:
     large = X.copy()
     large[:40] = 3e38
