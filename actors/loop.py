@@ -74,7 +74,7 @@ class Actor:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
         self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
-        offers = ("shm",) * (not available()) + ("code",) * trusts
+        offers = ("shm",) * (not available()) + ("code",) * trusts + ("puts",) * (voice is not None)
         greeting = hello(name, host_id(), os.getpid(), offers, job, threads, adopted is not None, has)
         self.adopted, self.session = adopted, Session(session, greeting, address, clock())
         self.shared, self.voice = Shared(), voice

@@ -82,6 +82,7 @@ class Session:
         self.beat, self.patience = 0.25, 10.0  # seconds: of silence before a Beat is sent; before the coordinator is given up
         self.finished = 0  # clients done in this life
         self.told: Words = {}  # of the worker, for the next Beat
+        self.beaten: tuple[Words, float] = (self.told, now)  # what the last Beat told, and when it was said
         self.pause = HELLO_AGAIN[0]
         self.hello_at = now
         self.heard_at = self.said_at = self.noted_at = now
@@ -428,7 +429,10 @@ class Session:
         if self.now - self.heard_at > self.patience:
             self._lose_place()
             return  # the coordinator would refuse a message now
-        if self.now - self.said_at >= self.beat:
+        told, at = self.beaten
+        news = self.told is not told and self.now - at >= self.beat  # of an actor that answers all the time, too
+        if self.now - self.said_at >= self.beat or news:
+            self.beaten = (self.told, self.now)
             name, running = next(iter(self.running.items()), ((), None))
             yield self._say(messages.Beat(self.finished, runs=(*name, running.attempt) if running else (), told=self.told))
         yield from self._ask()

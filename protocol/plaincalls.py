@@ -60,12 +60,27 @@ class PlainCall(NamedTuple):
     function: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    puts: Sequence[tuple[str, int | str, int]] = ()
 
 
-def pack_call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """A call as bytes. Raises UserError, which names the argument that cannot travel (`args[1]['x']`)."""
+class Told(NamedTuple):
+    """What a brief says of a value that was put: "bytes", `data` is it; "there", it lies at `handle` in shared memory of the
+    actor's machine; "drop", nobody needs it any more. name: digest of its bytes."""
+
+    how: str
+    name: str
+    data: Any = None
+    handle: tuple[int, ...] = ()
+
+
+def pack_call(
+    function: str, args: Sequence[Any], kwargs: Mapping[str, Any], puts: Sequence[tuple[str, int | str, int]] = ()
+) -> bytes:
+    """A call as bytes. puts: (name, argument, place in it or -1) of values that go beside the call. Raises UserError, which
+    names the argument that cannot travel (`args[1]['x']`)."""
+    call = (function, tuple(args), dict(kwargs), *([[list(one) for one in puts]] if puts else ()))
     try:
-        return values.pack((function, tuple(args), dict(kwargs)), "the call")
+        return values.pack(call, "the call")
     except UserError:
         named = {**{f"args[{at}]": one for at, one in enumerate(args)}, **kwargs}
         for what, one in named.items():
@@ -73,9 +88,13 @@ def pack_call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         raise
 
 
-def pack_brief(calls: Iterable[tuple[int, bytes]]) -> Bundle:
-    """The brief of a task. calls: number and bytes of each."""
-    return run_of([[number, np.frombuffer(call, np.uint8)] for number, call in calls])
+def pack_brief(calls: Iterable[tuple[int, bytes]], told: Iterable[Told] = ()) -> Bundle:
+    """The brief of a task. calls: number and bytes of each. told: of values that were put."""
+    rows: list[Any] = [[number, np.frombuffer(call, np.uint8)] for number, call in calls]
+    for one in told:
+        rest = [np.frombuffer(one.data, np.uint8)] if one.how == "bytes" else list(one.handle)
+        rows.append([one.how, one.name, *rest])
+    return run_of(rows)
 
 
 def read_brief(brief: Bundle) -> list[PlainCall]:
@@ -85,16 +104,44 @@ def read_brief(brief: Bundle) -> list[PlainCall]:
         match row:
             case [int(ticket), np.ndarray() as call]:
                 calls.append(PlainCall(ticket, *_call(values.read(call))))
+            case [str(), *_]:
+                continue
             case _:
                 raise ProtocolError("a brief of calls has a row that is no number and call")
     return calls
 
 
-def _call(given: Any) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
+def read_told(brief: Bundle) -> list[Told]:
+    """What a brief says of values that were put. Bytes lie in the brief. Raises ProtocolError."""
+    told = []
+    for row in _rows(brief):
+        match row:
+            case ["bytes", str(name), np.ndarray() as data] if data.dtype == np.uint8 and data.ndim == 1:
+                told.append(Told("bytes", name, data))
+            case ["there", str(name), int(pid), int(descriptor), int(nbytes), int(inode)]:
+                told.append(Told("there", name, None, (pid, descriptor, nbytes, inode)))
+            case ["drop", str(name)]:
+                told.append(Told("drop", name))
+            case [str(), *_]:
+                raise ProtocolError("a brief of calls has a row of a value that is of no known form")
+    return told
+
+
+def _call(given: Any) -> tuple[str, Sequence[Any], Mapping[str, Any], Sequence[tuple[str, int | str, int]]]:
     match given:
-        case (str(function), tuple(args), dict(kwargs)) if all(type(name) is str for name in kwargs):
-            return function, args, kwargs
+        case (str(function), tuple(args), dict(kwargs), *rest) if all(type(name) is str for name in kwargs):
+            return function, args, kwargs, [_put(one, args, kwargs) for one in (rest[0] if rest else ())]
     raise ProtocolError("a call is no function with arguments")
+
+
+def _put(given: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, int | str, int]:
+    """The place of a value among the arguments of a call. Raises ProtocolError if there is none."""
+    match given:
+        case [str(name), int() | str() as where, int(at)]:
+            there = args[where : where + 1] if isinstance(where, int) else [kwargs[where]] if where in kwargs else []
+            if there and (at == -1 or (type(there[0]) in (list, tuple) and 0 <= at < len(there[0]))):
+                return name, where, at
+    raise ProtocolError("a value that was put has no place in its call")
 
 
 def pack_result(result: Any, what: str) -> bytes:
@@ -114,10 +161,18 @@ def pack_raised(error: BaseException) -> bytes:
         return values.pack((name, (message,), message, text))
 
 
-def pack_answers(answers: Iterable[tuple[int, bool, bytes, float]]) -> Bundle:
-    """The answers of a task. answers: ticket, whether it raised, bytes, seconds."""
-    rows = [[ticket, raised, np.frombuffer(data, np.uint8), seconds] for ticket, raised, data, seconds in answers]
-    return run_of(rows)
+def pack_answers(answers: Iterable[tuple[int, bool, bytes, float]], lacks: Iterable[str] = ()) -> Bundle:
+    """The answers of a task. answers: ticket, whether it raised, bytes, seconds. lacks: values that do not lie where the brief
+    said."""
+    rows: list[Any] = [[ticket, raised, np.frombuffer(data, np.uint8), seconds] for ticket, raised, data, seconds in answers]
+    return run_of([*rows, *(["lacks", name] for name in lacks)])
+
+
+def read_lacks(bundle: Bundle) -> list[str]:
+    """The values that an actor did not find. Raises ProtocolError."""
+    return [
+        row[1] for row in _rows(bundle) if type(row) is list and len(row) == 2 and row[0] == "lacks" and type(row[1]) is str
+    ]
 
 
 def read_answers(bundle: Bundle) -> list[Answer]:
@@ -127,6 +182,8 @@ def read_answers(bundle: Bundle) -> list[Answer]:
         match row:
             case [int(ticket), bool(raised), np.ndarray() as data, float(seconds)] if 0 <= seconds < math.inf:
                 answers.append(Answer(ticket, raised, data.tobytes(), seconds, data.nbytes))
+            case ["lacks", str()]:
+                continue
             case _:
                 raise ProtocolError("the answers of calls have a row of another form than number, raised, result, seconds")
     return answers

@@ -13,11 +13,12 @@ from typing import Any
 
 from shoal.actors.voice import Voice
 from shoal.actors.workers.call import CALL, LONG, Calls, Here, within
+from shoal.actors.workers.store import Store
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.names import function_of
-from shoal.protocol.plaincalls import PlainCall, pack_answers, pack_raised, pack_result, read_brief
+from shoal.protocol.plaincalls import PlainCall, pack_answers, pack_raised, pack_result, read_brief, read_told
 from shoal.protocol.values import MAGIC
 from shoal.protocol.work import Task, Work
 
@@ -28,7 +29,7 @@ class NamedCalls:
     """A worker that makes the calls in a task's brief, one after another. allowed: modules whose functions may be called, each
     with all below it. trusted: pickles of the pool's program are opened too. seed: the pool's. prepare: as in Calls. voice:
     where callers give up calls. at: (index of the task that is being done, bytes that its calls promised to use); (-1, 0): none
-    is."""
+    is. store: values that were put and are here."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class NamedCalls:
     ) -> None:
         self._prepare = prepare
         self.at = (-1, 0)
+        self.store, self._voice = Store(), voice
         if voice:
             voice.flag = self._flag
         self._allowed, self._seed, self._marks = tuple(allowed), seed, Marks()
@@ -65,7 +67,10 @@ class NamedCalls:
     def _work(self, weights: Bundle, client: int, task: Task, brief: Bundle) -> Work:
         if bytes(brief.data[: len(MAGIC)]) == MAGIC:
             with within(task.words) if task.words else nullcontext():
-                return Work(pack_answers(self._all(read_brief(brief))))
+                lacks = self.store.take(read_told(brief))
+                if self._voice:
+                    self._voice.told = {**self._voice.told, "puts": self.store.handles()}
+                return Work(pack_answers(() if lacks else self._all(read_brief(brief)), lacks))
         if self._code is None:
             raise ProtocolError("the pool sent pickled code, which this actor does not open: start it with --trust-code")
         return self._code.run(weights, client, task, brief)
@@ -78,7 +83,7 @@ class NamedCalls:
                 break
             CALL.set(Here(self._seed, call.ticket, self._marks))
             began = perf_counter()
-            raised, data = self._answer(call)
+            raised, data = self._answer(self.store.filled(call) if call.puts else call)
             answers.append((call.ticket, raised, data, perf_counter() - began))
         return answers
 

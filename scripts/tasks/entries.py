@@ -14,6 +14,7 @@ from shoal.protocol.shared import ShortError
 from shoal.protocol.trusted import GoneError, Parcel, held, opened
 from shoal.tasks.futures import RemoteTraceback, Result
 from shoal.tasks.how import How
+from shoal.tasks.inputs import Put
 from shoal.tasks.refs import Ref
 
 DEFAULT = How()
@@ -34,7 +35,8 @@ class Entry:
     """A call that is not done. arguments, function: parcels, whose memory the actor may read. puts: values in shared memory
     that are among the arguments. key: of its result in the pool's folder; b"": none. how: its wishes as they were submitted.
     begun: its future is running. tries: times that it was made again after an exception. plain: the call as plain values, for
-    actors elsewhere; b"": there are none. piece: of a map, if it stands for many calls, which are counted by the map."""
+    actors elsewhere; b"": there are none. apart: values that were put, which go beside that. piece: of a map, if it stands for
+    many calls, which are counted by the map."""
 
     ticket: Ticket
     future: Result[Any]
@@ -44,6 +46,7 @@ class Entry:
     key: bytes = b""
     how: How = DEFAULT
     plain: bytes = b""
+    apart: tuple[Put[Any], ...] = ()
     begun: bool = False
     tries: int = 0
     piece: Piece | None = None

@@ -7,9 +7,10 @@ pickles; anybody else is sent plain values, unless both ends said that pickles m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.actors.loop import host_id
 from shoal.coordinator.answers import Answers
@@ -18,7 +19,7 @@ from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Dismiss, Flag, Withdraw
 from shoal.coordinator.deciding.ledger import Lease
-from shoal.coordinator.deciding.plans.tickets import Given
+from shoal.coordinator.deciding.plans.tickets import Given, Ticket
 from shoal.coordinator.deciding.resources import Machine
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.learner import Learner
@@ -30,9 +31,12 @@ from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.link import Hub
 from shoal.protocol.trusted import pack, whole
+from shoal.protocol.work import Words
 from shoal.runs.crew import Crew
-from shoal.tasks.entries import REFUSED
+from shoal.tasks.entries import REFUSED, Entry
+from shoal.tasks.inputs import Put
 from shoal.tasks.joining import KILLED, UNTRUSTING, Door
+from shoal.tasks.shelves import Place, Shelves
 from shoal.tasks.weighing import Weigher, shortage
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 AHEAD, STOCK = 2, 0.01  # tasks that an actor holds, if their calls are short; seconds for which they last
 FEWER = "the pool gets fewer actors of its own"
+OLDER = "the pool sends values that are kept on a machine, and this actor's Shoal is older: install the pool's version there"
 LAGS = 10_000  # contributions after which the statistics of a run, which a pool has no use for, are emptied
 
 
@@ -52,8 +57,10 @@ class Far:
         self._hosts: dict[str, Machine] = {}  # host of actors elsewhere -> its machine
         bounds = Bounds(1 if door else ahead, AHEAD, STOCK, attempts=1, strikes=0, briefs=True, watched=True, endless=True)
         self.core = Core(pool.plan, Goal(), bounds, now=time.monotonic())
+        self._shelves, self._puts = Shelves(), weakref.WeakValueDictionary[str, Put[Any]]()
+        self._told: dict[bytes, Words] = {}  # session -> what was taken in last of what it says
         if door:
-            pool.plan.machine_of = self._machine_of
+            pool.plan.machine_of, pool.plan.ready = self._machine_of, self._ready
         keys = door.keys if door else None
         learner = Learner(Answers(self._brief, self._took), Inspector(), time.monotonic, prompt=True)
         outside = Outside(pool.ends, nudged=pool.nudged)
@@ -102,10 +109,26 @@ class Far:
 
     def _machine_of(self, number: int) -> Machine:
         """The machine of the actor with this number."""
-        return self.host_of(next(one for one in self.actors() if one.number == number))
+        return self.host_of(self._with(number))
+
+    def _with(self, number: int) -> Actor:
+        return next(one for one in self.actors() if one.number == number)
+
+    def _ready(self, ticket: Ticket, number: int) -> bool:
+        """Return whether the actor with this number may have a call that needs values which machines keep."""
+        actor = self._with(number)
+        return self.ours(actor) or self._shelves.ready(actor.session, _place(actor), ticket.puts, time.monotonic())
 
     def tidy(self) -> None:
-        """Empty the statistics of a run."""
+        """Take in what actors say that they keep, and empty the statistics of a run."""
+        for actor in self.actors() if self._puts else ():
+            if actor.told is not self._told.get(actor.session):
+                self._told[actor.session] = actor.told
+                self._shelves.told(actor.session, _place(actor), actor.told.get("puts"))
+        if len(self._told) > len(self.core.facts.roster.actors):
+            here = {actor.session for actor in self.actors()}
+            self._told = {session: told for session, told in self._told.items() if session in here}
+            self._shelves.keep(here)
         if len(self.server.telling.tally.lags) > LAGS:
             self.server.telling.tally.flush()
 
@@ -157,12 +180,33 @@ class Far:
     def _brief_elsewhere(self, given: Given, actor: Actor, door: Door, strange: bool) -> Bundle:
         entries = [] if strange else [self._pool.entries[number] for number in given.tickets]
         if not door.trusted:
-            return plaincalls.pack_brief((one.ticket.number, one.plain) for one in entries)
+            return self._plain_brief(entries, actor)
         if "code" not in actor.offers:
             self._soon(actor, UNTRUSTING)
             return pack_calls(())
         calls = self._pool.calls_of(entries)
-        return pack_calls([one._replace(function=whole(one.function), arguments=whole(one.arguments)) for one in calls])
+        its = [one.plain or whole(one.arguments.data) for one in entries]
+        return pack_calls(
+            [one._replace(function=whole(one.function), arguments=args) for one, args in zip(calls, its, strict=True)]
+        )
+
+    def _plain_brief(self, entries: Sequence[Entry], actor: Actor) -> Bundle:
+        puts = {put.name: put for one in entries for put in one.apart}
+        if puts and "puts" not in actor.offers:
+            self._soon(actor, OLDER)
+            return plaincalls.pack_brief(())
+        self._puts.update(puts)
+        told = []
+        for part in self._shelves.parts(actor.session, _place(actor), puts, self._puts, time.monotonic()):
+            data = puts[part.name].plain if part.how == "bytes" else None
+            told.append(plaincalls.Told(part.how, part.name, data, part.handle))
+        return plaincalls.pack_brief(((one.ticket.number, one.plain) for one in entries), told)
+
+    def _found(self, actor: Actor | None, bundle: Bundle) -> None:
+        """Take in which values an actor did not find. Raises ProtocolError if it was sent the bytes of one."""
+        for name in plaincalls.read_lacks(bundle) if actor else ():
+            if actor and not self._shelves.lacks(actor.session, _place(actor), name):
+                raise ProtocolError("it lacks a value that it was sent")
 
     def _took(self, index: int, bundle: Bundle) -> None:
         """Take the answers of a task. Raises ProtocolError for bytes from elsewhere that are none."""
@@ -174,6 +218,8 @@ class Far:
         if not plain and actor is not None and "code" not in actor.offers:  # it was given no call, and is being dismissed
             raise ProtocolError(f"{REFUSED}: it did not say --trust-code")
         try:
+            if plain:
+                self._found(actor, bundle)
             answers = plaincalls.read_answers(bundle) if plain else read_answers(bundle)
             parcels = [pack(plaincalls.result_of(one)) for one in answers] if plain else []  # kept until they are opened
         except (ValueError, TypeError) as wrong:
@@ -234,3 +280,8 @@ class Far:
             given.blamed = number
         lease = self.core.facts.ledger.leases.get((version, index))
         return (version, index, lease.attempt if lease else -1)
+
+
+def _place(actor: Actor) -> Place:
+    """The machine of an actor as far as one actor is believed about another: those of one key alone share memory."""
+    return actor.host, actor.user

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from shoal.protocol.trusted import opened, pack, plain, read, whole
 
 T = TypeVar("T")
+ONCE = 1 << 17  # bytes of a value that was put from which on another machine is sent it once
 
 
 class Put(Generic[T]):
@@ -27,6 +29,18 @@ class Put(Generic[T]):
     def __init__(self, value: T, seen: Seen, copy: bool = False) -> None:
         self.value, self._open = value, opened if copy else read
         self._parcel, self._seen = pack(value), seen
+
+    @cached_property
+    def plain(self) -> bytes:
+        """The value as plain values. Raises UserError if it cannot travel to another machine."""
+        from shoal.protocol import values
+
+        return values.pack(self.value, "the value that was put")
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the value on other machines."""
+        return hashlib.blake2b(self.plain, digest_size=16).hexdigest()
 
     def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         if self._seen.known:
@@ -61,13 +75,16 @@ class Seen(threading.local):
 
 def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Future[Any]]:
     """The futures among arguments, and in lists and tuples that are arguments."""
-    found: list[Future[Any]] = []
+    return [one for one in flat(args, kwargs) if isinstance(one, Future)]
+
+
+def flat(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the arguments, and those in lists and tuples that are arguments."""
     for given in (*args, *kwargs.values()):
-        if isinstance(given, Future):
-            found.append(given)
-        elif type(given) in (list, tuple):
-            found += [one for one in given if isinstance(one, Future)]
-    return found
+        if type(given) in (list, tuple):
+            yield from given
+        else:
+            yield given
 
 
 def settled(
@@ -82,14 +99,15 @@ def settled(
         if future.done():
             Future.result(future)  # which opens no large result
 
-    def one(given: Any) -> Any:
-        if isinstance(given, Future):
-            return itself(given)
-        if type(given) in (list, tuple) and any(isinstance(each, Future) for each in given):
-            return type(given)(map(one, given))
-        return given
+    return tuple(_settled(one, itself) for one in args), {name: _settled(one, itself) for name, one in kwargs.items()}
 
-    return tuple(map(one, args)), {name: one(given) for name, given in kwargs.items()}
+
+def _settled(given: Any, itself: Callable[[Future[Any]], Any]) -> Any:
+    if isinstance(given, Future):
+        return itself(given)
+    if type(given) in (list, tuple) and any(isinstance(each, Future) for each in given):
+        return type(given)(_settled(each, itself) for each in given)
+    return given
 
 
 class Countdown:
@@ -112,9 +130,18 @@ class Countdown:
             self._ready()
 
 
-def elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call for another machine, on which there is no shared memory of this one: values that were put, also
-    in lists and tuples that are arguments, are themselves."""
+class Apart(NamedTuple):
+    """The arguments of a call without the large values that were put. places: (name, argument, place in it or -1) of each of
+    these. puts: the values."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    places: list[tuple[str, int | str, int]]
+    puts: tuple[Put[Any], ...]
+
+
+def here(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the values that were put in their own places, also in lists and tuples."""
     return tuple(map(_itself, args)), {name: _itself(given) for name, given in kwargs.items()}
 
 
@@ -123,4 +150,27 @@ def _itself(given: Any) -> Any:
         return given.value
     if type(given) in (list, tuple) and any(isinstance(one, Put) for one in given):
         return type(given)(map(_itself, given))
+    return given
+
+
+def apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Apart:
+    """Return the arguments of a call for another machine, on which there is no shared memory of this one. Of values that were
+    put, also in lists and tuples that are arguments, small ones are themselves, and those of ONCE bytes or more are left out: a
+    machine is sent them once. Raises UserError if such a value cannot travel."""
+    places: list[tuple[str, int | str, int]] = []
+    puts: dict[str, Put[Any]] = {}
+    its = tuple(_apart(given, at, -1, places, puts) for at, given in enumerate(args))
+    named = {name: _apart(given, name, -1, places, puts) for name, given in kwargs.items()}
+    return Apart(its, named, places, tuple(puts.values()))
+
+
+def _apart(given: Any, where: int | str, at: int, places: list[tuple[str, int | str, int]], puts: dict[str, Put[Any]]) -> Any:
+    if isinstance(given, Put):
+        if len(given.plain) < ONCE:
+            return given.value
+        places.append((given.name, where, at))
+        puts[given.name] = given
+        return None
+    if at < 0 and type(given) in (list, tuple) and any(isinstance(each, Put) for each in given):
+        return type(given)(_apart(each, where, place, places, puts) for place, each in enumerate(given))
     return given

@@ -97,7 +97,7 @@ class Watch(threading.Thread):
         pause = threading.Event()
         while (calls := self._calls()) is not None:
             with suppress(OSError):
-                told: dict[str, Any] = {"free": list(free_here())}
+                told: dict[str, Any] = {"free": list(free_here()), "puts": calls.store.handles()}
                 index, word = calls.at
                 if word:
                     told["used"] = [index, used_by(os.getpid())]

@@ -28,12 +28,12 @@ from shoal.coordinator.deciding.resources import ONE_CORE, Need
 from shoal.protocol.alike import Alike
 from shoal.protocol.errors import GangError, NeedError, UserError, own, signed
 from shoal.protocol.shared import SHORT
-from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments
+from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_arguments, whole
 from shoal.runs.threads import cores
 from shoal.tasks.entries import Entry
 from shoal.tasks.futures import Result
 from shoal.tasks.how import Exceptions, How, costs, how, until
-from shoal.tasks.inputs import Countdown, Put, Seen, awaited, elsewhere, settled
+from shoal.tasks.inputs import Countdown, Put, Seen, apart, awaited, flat, here, settled
 from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.maps import Results, buffered, each_of, room_of, window
@@ -410,7 +410,7 @@ class Pool(Executor):
         how: How,
         batch: Batch | None,
     ) -> Entry:
-        plain = _plain(_named(fn), args, kwargs) if self._far and not self._trusted else b""
+        plain, puts = self._elsewhere(_named(fn) if self._far and not self._trusted else "", args, kwargs)
         number, function = next(self._numbers), self._function(fn)
         future = self._future(number)
         if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how.key):
@@ -422,8 +422,21 @@ class Pool(Executor):
             key = b""
         self._seen.taken()  # of a call that could not travel
         arguments = pack_arguments(args, kwargs, self._alike)
-        ticket = _ticket(number, _name(fn), arguments.nbytes, time.monotonic(), how, batch)
-        return Entry(ticket, future, function, arguments, self._seen.taken(), key, how, plain)
+        ticket = _ticket(number, _name(fn), arguments.nbytes, time.monotonic(), how, batch, puts=_names(puts))
+        return Entry(ticket, future, function, arguments, self._seen.taken(), key, how, plain, puts)
+
+    def _elsewhere(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, tuple[Put[Any], ...]]:
+        """Return a call as actors elsewhere are sent it, b"" if as actors here are, and the values that were put and go beside
+        it. name: of its function; "": functions are pickled, if there are actors elsewhere."""
+        if name:
+            from shoal.protocol.plaincalls import pack_call
+
+            its = apart(args, kwargs)
+            return pack_call(name, its.args, its.kwargs, its.places), its.puts
+        if self._far and any(isinstance(one, Put) for one in flat(args, kwargs)):
+            parcel = pack_arguments(*here(args, kwargs))  # held until its memory is copied
+            return whole(parcel.data), ()
+        return b"", ()
 
     def _asked(
         self,
@@ -470,7 +483,7 @@ class Pool(Executor):
         """The future of a call that is made when all of these futures are done."""
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
-        alike = self._alike
+        alike, elsewhere = self._alike, self._elsewhere
         kept, keys, named = running.kept, self._keys, _named(fn) if self._far and not self._trusted else ""
         running.expect()
         passes = kept is None and running.door is None  # else the call is known by its values, or made where they are not
@@ -486,10 +499,11 @@ class Pool(Executor):
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
                     return
-                plain = _plain(named, *given) if named else b""
+                plain, puts = elsewhere(named, *given)
                 arguments = pack_arguments(*given, alike)
-                ticket = _ticket(number, name, arguments.nbytes, since, how, None)
-                entry = Entry(ticket, future, function, arguments, seen.taken(), known[0] if known else b"", how, plain)
+                ticket = _ticket(number, name, arguments.nbytes, since, how, None, puts=_names(puts))
+                key = known[0] if known else b""
+                entry = Entry(ticket, future, function, arguments, seen.taken(), key, how, plain, puts)
             except BaseException as failed:  # noqa: BLE001  whatever a future raises, its dependants raise
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failed)
@@ -552,14 +566,13 @@ def _named(fn: Callable[..., Any]) -> str:
     return name_of(fn)
 
 
-def _plain(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-    """A call as plain values."""
-    from shoal.protocol.plaincalls import pack_call
-
-    return pack_call(name, *elsewhere(args, kwargs))
+def _names(puts: tuple[Put[Any], ...]) -> tuple[str, ...]:
+    return tuple(put.name for put in puts)
 
 
-def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None, calls: int = 1) -> Ticket:
+def _ticket(
+    number: int, name: str, nbytes: int, since: float, its: How, batch: Batch | None, calls: int = 1, puts: tuple[str, ...] = ()
+) -> Ticket:
     return Ticket(
         number,
         name,
@@ -573,6 +586,7 @@ def _ticket(number: int, name: str, nbytes: int, since: float, its: How, batch: 
         cost=its.cost,
         timed=its.timeout > 0,
         calls=calls,
+        puts=puts,
     )
 
 

@@ -173,6 +173,13 @@ def test_what_the_worker_says_of_itself_goes_with_each_sign_of_life() -> None:
     story = Story().welcomed()
     story.session.told = {"free": [1, 2]}
     assert [beat.told for beat in story.tick(after=1.0).said(Beat)] == [{"free": [1, 2]}]
+    story.hear(Weights(0))
+    said = []
+    for at in range(8):  # results keep it from being silent, and what is new is said all the same
+        story.session.told = {"free": [at // 4, 2]} if at % 4 == 0 else story.session.told
+        story.hear(assign((0, at))).done((0, at), after=0.1)
+        said += [beat.told for beat in story.tick(after=0.05).said(Beat)]
+    assert said == [{"free": [0, 2]}, {"free": [1, 2]}]
 
 
 def test_a_result_is_said_until_its_verdict() -> None:

@@ -70,3 +70,8 @@ def uses(path: str, nbytes: int) -> int:
     while not os.path.exists(path):
         threading.Event().wait(0.01)
     return len(used)
+
+
+def shares(array: Any, seconds: float) -> tuple[int, float, bool]:
+    threading.Event().wait(seconds)
+    return os.getpid(), float(array.sum()), bool(array.flags.writeable)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -18,13 +19,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from pool_calls import begins, dies, double, fails, gives_up, odd, own_pid, total, unfit, uses
+from pool_calls import begins, dies, double, fails, gives_up, odd, own_pid, shares, total, unfit, uses
 
 import shoal
 from shoal.actors import Worker
 from shoal.actors.loop import Actor
 from shoal.coordinator.deciding.resources import Need
-from shoal.protocol import trusted, values
+from shoal.protocol import plaincalls, trusted, values
 from shoal.protocol.calls import Answer
 from shoal.protocol.calls import pack_answers as pickled
 from shoal.protocol.door import client_keys
@@ -32,6 +33,7 @@ from shoal.protocol.errors import NeedError, UserError, WorkerLost
 from shoal.protocol.keys import KeyFolder
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.plaincalls import pack_answers, read_brief
+from shoal.protocol.trusted import opened
 from shoal.protocol.work import Has, Task, Work
 from shoal.tasks.backend import Backend
 from shoal.tasks.pool import Pool
@@ -414,3 +416,51 @@ def test_memory_of_calls_elsewhere_is_looked_at_and_that_of_their_machine(
         actor.told = {"free": "none", "used": [1]}
         assert far.weigh(judged) == []
         assert list(far.closed()) == []
+
+
+def test_a_value_that_was_put_is_sent_to_a_machine_once_and_lies_in_memory_there_once(
+    keys: KeyFolder, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, ...]] = []
+    real = plaincalls.pack_brief
+
+    def watched(calls: Any, told: Any = ()) -> Bundle:
+        told = list(told)
+        sent.extend((one.how, one.name) for one in told)
+        return real(calls, told)
+
+    monkeypatch.setattr(plaincalls, "pack_brief", watched)
+    with Pool(actors=0, address="tcp://127.0.0.1:0", keys="pool") as pool:
+        start(pool.join_line(), "--count", "3")
+        array = np.arange(300_000.0)
+        table = pool.put(array)
+        rows: list[tuple[int, float, bool]] = []
+        while len({pid for pid, _, _ in rows}) < 3 and len(rows) < 3_000:
+            rows += [future.result(60) for future in [pool.submit(shares, table, 0.01) for _ in range(6)]]
+        assert {row[1:] for row in rows} == {(array.sum(), False)}
+        assert len({pid for pid, _, _ in rows}) == 3
+        name = table.name
+        assert Counter(sent) == {("bytes", name): 1, ("there", name): 2}
+        victim = rows[0][0]
+        os.kill(victim, signal.SIGKILL)
+        assert {pool.submit(shares, table, 0.05).result(60)[1] for _ in range(20)} == {array.sum()}
+        del table
+        other = pool.put(array + 1.0)
+        again = [pool.submit(shares, other, 0.05) for _ in range(20)]
+        assert {future.result(60)[1] for future in again} == {array.sum() + len(array)}
+        assert ("drop", name) in sent
+
+
+def test_a_pickled_call_for_another_machine_needs_no_memory_of_this_one(keys: KeyFolder) -> None:
+    array = np.arange(30_000.0)
+    with Pool(actors=0, address="tcp://127.0.0.1:0", keys="pool", trusted=True) as pool:
+        table = pool.put(array)
+        future = pool.submit(total, [table], x=table)
+        while not pool._running.entries:
+            threading.Event().wait(0.01)
+        [entry] = pool._running.entries.values()
+        table._parcel.segment.close()  # type: ignore[union-attr]
+        args, kwargs = opened(entry.plain)
+        for found in (args[0][0], kwargs["x"]):
+            np.testing.assert_array_equal(found, array)
+        assert future.cancel()

@@ -51,7 +51,8 @@ class Ticket:
     another counts as one priority higher. retries: deaths of actors that may be blamed on it, before it is given up. once: it
     is never begun twice. faults: deaths blamed on it. cost: seconds that its caller expects it to take; None: what calls of
     this function took. timed: its actor may be ended when its time is up, so it has the actor for itself. calls: calls of a map
-    that it stands for; of several, those that have not begun can be taken back."""
+    that it stands for; of several, those that have not begun can be taken back. puts: names of values that
+    its actor must have."""
 
     number: int
     function: str
@@ -66,6 +67,7 @@ class Ticket:
     cost: float | None = None
     timed: bool = False
     calls: int = 1
+    puts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -88,12 +90,14 @@ class Tickets:
     """begins: says whether a ticket is still wanted, and marks its call as running. width: actors that there are. machine: what
     calls may take; None: whatever they need. ahead: True gives a long call to a busy actor too, which begins it without waiting
     for word: for calls whose results are taken in order, so that nothing is gained if another actor is free sooner. machine_of:
-    the machine of the actor with a seat's number; None: all actors are of `machine`."""
+    the machine of the actor with a seat's number; None: all actors are of `machine`. ready: says whether the actor with a
+    seat's number may have a ticket that needs values which machines keep; None: any may."""
 
     begins: Callable[[Ticket], bool]
     width: int = 1
     machine: Machine | None = None
     machine_of: Callable[[int], Machine] | None = None
+    ready: Callable[[Ticket, int], bool] | None = None
     waiting: list[tuple[Key, Ticket]] = field(default_factory=list)  # a heap
     given: dict[int, Given] = field(default_factory=dict)  # index of a task -> its tickets
     full: list[Ticket] = field(default_factory=list)  # tickets of full batches
@@ -147,7 +151,7 @@ class Tickets:
         aside: list[Ticket] = []  # tickets that no machine has enough for now
         while idle and len(aside) < LOOKED_AT and (ticket := self._next()):
             lacks = {at: machine.lacks(ticket.need) for at, machine in idle.items()}
-            at = next((at for at, short in lacks.items() if not short), None)
+            at = next((at for at, short in lacks.items() if not short and self._ready(ticket, at)), None)
             if at is None:
                 aside.append(ticket)
                 if all("cores" in short for short in lacks.values()):
@@ -157,6 +161,9 @@ class Tickets:
                 tasks.append(self._task(tickets, version, True, ticket.need, idle.pop(at), at))
         self.offer(aside)
         return tasks
+
+    def _ready(self, ticket: Ticket, seat: int) -> bool:
+        return not ticket.puts or self.ready is None or self.ready(ticket, seat)
 
     def admits(self, made_from: int, version: int) -> bool:
         return True
@@ -221,7 +228,7 @@ class Tickets:
 
     def _long(self, ticket: Ticket) -> bool:
         """Return whether a ticket gets a task for itself: its calls take long, or nobody knows, or it may end its actor."""
-        return self._alone(ticket) or self.pace.get(ticket.function, 1.0) > CHUNK
+        return bool(ticket.puts) or self._alone(ticket) or self.pace.get(ticket.function, 1.0) > CHUNK
 
     def _alone(self, ticket: Ticket) -> bool:
         """Return whether a ticket gets an actor for itself: a long one, or one that may end its actor."""
