@@ -83,7 +83,8 @@ def _with(found: Finding, more: Mapping[str, Any], holds: bool | None) -> Findin
 
 def on_gpu(job: Job, rounds: int) -> float:
     """Returns the seconds of `rounds` rounds with one actor on the GPU, from the first round to the last."""
-    engine = {"engine": "graph"} if "engine" in job.options() else {}
+    known = job.options().get("engine")
+    engine = {"engine": "graph"} if known is not None and "graph" in known.choices else {}
     with played(job.configured({"rounds": rounds + SKIP, **engine}), actors=1, transport="shm", device="cuda") as run:
         return sum(run.rounds(SKIP))
 
