@@ -130,6 +130,31 @@ def test_each_method_is_its_papers_algorithm(method, settings, reference, more):
     assert np.allclose(found, expected, rtol=2e-4, atol=2e-5), np.abs(found - expected).max()
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "first", "second"),
+    [
+        # Targets 1 and 3. Two steps take a client 0.36 of its way, so the mean delta is 0.36 (2 - w): 0.72, and 0.4608 at 0.72.
+        ("fedavg", {}, 0.72, 0.72 + 0.4608),
+        ("fedavg", {"server_lr": 0.5}, 0.36, 0.36 + 0.5 * 0.36 * 1.64),
+        # A step is 0.1 (2 (t - y) - 0.5 (y - w)): y = 0.35 and 1.05, and half as far again from 0.7.
+        ("fedprox", {"mu": 0.5}, 0.7, 0.7 + 0.35 * 1.3),
+        # v = 0.72, then 0.9 * 0.72 + 0.4608.
+        ("fedavgm", {}, 0.72, 0.72 + 1.1088),
+        # v = 1e-6 + 0.72^2; 0.03 * 0.72 / (sqrt(v) + 1e-3).
+        ("fedadagrad", {}, 0.0299584, None),
+        # m = 0.1 * 0.72, v = 0.99e-6 + 0.01 * 0.72^2; 0.03 * m / (sqrt(v) + 1e-3).
+        ("fedadam", {}, 0.0295863, None),
+        # v = 1e-6 + 0.01 * 0.72^2, because v - delta^2 is negative.
+        ("fedyogi", {}, 0.0295862, None),
+    ],
+    ids=str,
+)
+def test_rounds_of_the_mean_and_of_server_optimizers_are_those_worked_by_hand(method, settings, first, second):
+    assert run(single(method, 1.0, 3.0, rounds=1, **settings), 0).weights.vector() == pytest.approx([first], abs=2e-7)
+    if second is not None:
+        assert run(single(method, 1.0, 3.0, **settings), 0).weights.vector() == pytest.approx([second])
+
+
 def test_two_rounds_of_feddyn_are_those_worked_by_hand():
     # Targets 1 and 3, alpha 0.5. Round 1: y = 0.35 and 1.05; h = -0.35, theta = 0.7 + 0.7; g = -0.175 and -0.525.
     # Round 2: y = 1.229375 and 1.868125; h = -0.424375, theta = 1.54875 + 0.84875.
