@@ -3,6 +3,7 @@
 shoal simulate examples/methods.py method=scaffold
 shoal simulate examples/methods.py method=feddyn alpha_coef=0.1
 shoal simulate examples/methods.py method=fedper personal=2      # its last layer stays with each client
+shoal simulate examples/methods.py:normed method=fedbn           # a model with batch norm, which stays with each client
 
 Then, for the curves: shoal plot RUN_DIR RUN_DIR ... --out curves.png
 """
@@ -17,4 +18,10 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
-job = Federated(model, datasets.digits, name="methods", clients=50, cohort=10, rounds=60, alpha=0.1, eval_every=5)
+def normed_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 10))
+
+
+settings = {"clients": 50, "cohort": 10, "rounds": 60, "alpha": 0.1, "eval_every": 5}
+job = Federated(model, datasets.digits, name="methods", **settings)
+normed = Federated(normed_model, datasets.digits, name="normed", drop_last=True, **settings)

@@ -149,6 +149,8 @@ def _copied(origin: RunDir, run: RunDir) -> None:
     file = max(origin.checkpoints.glob("*.safetensors"))
     run.checkpoints.mkdir()
     shutil.copyfile(file, run.checkpoints / file.name)
+    if (states := origin.path / "clients").is_dir():  # what a method remembers of clients, beyond what the snapshot holds
+        shutil.copytree(states, run.path / "clients")
     shutil.copyfile(origin.metrics_file, run.metrics_file)
 
 

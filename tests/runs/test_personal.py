@@ -153,6 +153,41 @@ def test_two_rounds_of_ditto_are_those_worked_by_hand():
     assert outcome.weights.vector() == pytest.approx(run(single("fedavg", 1.0, 3.0), 0).weights.vector())
 
 
+def by_hand(model, method, **settings):
+    """Two clients with targets 1 and 3, x = 1, one step with a learning rate of 0.1 in each of two rounds."""
+    clients = [(np.ones((3, 1), np.float32), np.full((3, 1), target, np.float32)) for target in (1.0, 3.0)]
+    own = {"clients": 2, "cohort": 2, "rounds": 2, "local_steps": 1, "lr": 0.1, "own_held_out": 0.3, **settings}
+    return run(Federated(model, clients, mse_loss, method=method, **own), 0).weights
+
+
+def line():
+    made = nn.Linear(1, 1)  # w + b, of which b is personal
+    for each in made.parameters():
+        nn.init.zeros_(each)
+    return made
+
+
+def normed():
+    made = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))  # of equal inputs, batch norm gives its shift s alone: w s + c
+    nn.init.ones_(made[1].weight)
+    nn.init.zeros_(made[1].bias)
+    return made
+
+
+def test_two_rounds_of_each_method_with_personal_layers_are_those_worked_by_hand():
+    # Round 1: w = b = 0.2 and 0.6, so w = 0.4. Round 2: w + b = 0.6 and 1, so w = 0.4 + 0.2 * 0.4 and 0.4 + 0.2 * 2.
+    found = by_hand(line, "fedper", personal="bias")
+    assert (found["weight"].item(), found["bias"].item()) == (pytest.approx(0.64), 0.0)
+    # Round 1: b = 0.2 and 0.6 first; then w = 0.2 * 0.8 and 0.2 * 2.4, so w = 0.32. Round 2: b moves by 0.2 (t - 0.32 - b), to
+    # 0.296 and 1.016, and w by 0.2 (t - 0.32 - b), to 0.3968 and 0.6528.
+    found = by_hand(line, "fedrep", personal="bias", head_epochs=1)
+    assert (found["weight"].item(), found["bias"].item()) == (pytest.approx((0.3968 + 0.6528) / 2), 0.0)
+    # Round 1: c = s = 0.2 and 0.6, w = 1; so c = 0.4. Round 2: w s + c = 0.6 and 1; c = 0.48 and 0.8, w = 1.016 and 1.24.
+    found = by_hand(normed, "fedbn")
+    assert (found["1.weight"].item(), found["1.bias"].item()) == (pytest.approx(1.128, abs=1e-5), pytest.approx(0.64, abs=1e-5))
+    assert (found["0.bias"].item(), found["0.running_mean"].item()) == (0.0, 0.0)
+
+
 def test_fine_tuning_leaves_the_weights_as_fedavg_makes_them():
     runs = [run(job("finetune", finetune_epochs=epochs), 0) for epochs in (0, 3)]
     assert runs[0].sha256 == runs[1].sha256

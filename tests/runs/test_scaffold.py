@@ -61,6 +61,7 @@ def test_scaffold_has_the_same_bits_for_any_number_of_actors(tmp_path, more):
         ({"compress": "topk", "compress_feedback": True, "deterministic": False}, "compress=topk: .*; compress=none"),
         ({"norm_bound": 3.0}, "norm_bound=3: .*; norm_bound=0"),
         ({"norm_factor": 3.0}, "norm_factor=3: .*; norm_factor=0"),
+        ({"norm_quantile": 0.5}, "norm_quantile=0.5: .*; norm_quantile=0"),
         ({"worker": lambda: None}, "worker=.*: .*; leave worker= out"),
     ],
     ids=str,
