@@ -106,6 +106,12 @@ def digits() -> Examples:
     return Examples(table[:, :-1] / 16, table[:, -1].astype(np.int64))
 
 
+def tokens() -> Examples:
+    """The digits as sequences: x uint8 [1797, 64], the darkness of each pixel, a token from 0 to 16; y as of `digits`."""
+    found = digits()
+    return Examples(np.rint(found.x * 16).astype(np.uint8), found.y)
+
+
 def _digits_by_import() -> Examples:
     from sklearn.datasets import load_digits
 

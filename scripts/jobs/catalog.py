@@ -86,6 +86,26 @@ def shakespeare() -> Job:
     )
 
 
+def lora() -> Job:
+    """federated: scikit-learn's digits as sequences of 64 tokens, LoRA adapters of a frozen random transformer"""
+    from shoal.nets.lora import adapted
+    from shoal.nets.transformer import Transformer
+
+    return Federated(
+        lambda: adapted(Transformer(tokens=17, length=64, classes=10), rank=8, trained=("head",)),
+        lambda settings: datasets.tokens(),
+        name="lora",
+        clients=20,
+        cohort=10,
+        rounds=30,
+        local_epochs=2,
+        batch_size=32,
+        optimizer="adam",
+        lr=0.01,
+        partition="iid",
+    )
+
+
 def cartpole() -> Job:
     """reinforcement: CartPole-v1 by IMPALA (V-trace over a stream of trajectories)"""
     return Reinforcement("CartPole-v1", name="cartpole", **IMPALA)
@@ -116,7 +136,7 @@ ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
     each.__name__.replace("_", "-"): each
-    for each in (digits, mnist, femnist, cifar10, shakespeare, cartpole, cartpole_ppo, acrobot, lunarlander)
+    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, cartpole, cartpole_ppo, acrobot, lunarlander)
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file

@@ -161,7 +161,7 @@ def test_plot_lays_runs_over_each_other(digits: Said, cartpole: Said) -> None:
 def test_jobs_are_listed_a_line_each() -> None:
     lines = ran("jobs").out.splitlines()
     names = [line.split()[0] for line in lines]
-    federated = ["digits", "mnist", "femnist", "cifar10", "shakespeare"]
+    federated = ["digits", "mnist", "femnist", "cifar10", "shakespeare", "lora"]
     assert names == [*federated, "cartpole", "cartpole-ppo", "acrobot", "lunarlander", "gymnasium:ID"]
     assert all(line.split()[1] in ("federated:", "reinforcement:") for line in lines)
 
