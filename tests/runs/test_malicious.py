@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,9 @@ def test_the_median_of_the_command_line_learns_digits() -> None:
         ("attack=alie attackers=101", "attackers=101: allowed is from 1 to clients=100"),
         ("attack=mimic attackers=3 attack_strength=2", "attack_strength is a setting of attack=sign_flip or gaussian"),
         ("method=scaffold norm_quantile=0.5", "norm_quantile=0.5: method=scaffold sends more than a delta"),
+        ("method=fedasync norm_quantile=0.5", "norm_quantile=0.5: a client of fedasync sends its weights and no delta"),
+        ("method=fedasync attack=ipm attackers=1", "attack=ipm: a client of fedasync sends its weights and no delta"),
+        ("method=dp_fedavg attack=ipm attackers=1", "nothing may look at or change clients' deltas beside the clip"),
         ("norm_rate=1", "norm_rate=1: without norm_quantile it has no effect; norm_quantile=0.5, say"),
     ],
 )
@@ -210,6 +216,38 @@ def test_the_servers_own_data_may_be_a_function_or_drawn_from_all_clients(place:
         Federated(worker=Named, weights=lambda: {"w": np.zeros(3, np.float32)}, method="fltrust")
     with pytest.raises(UserError, match="root_examples=5: has no effect beside root="):
         Federated(mlp, (x, y), method="fltrust", root=lambda: (x, y), root_examples=5)
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from shoal import Bundle, Federated, Work
+
+class Device:
+    def run(self, weights, client, task):
+        if (task.version, client) == (1, 5) and Path("armed").exists():
+            Path("armed").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        drawn = np.random.default_rng([client, task.version]).normal(size=4)
+        return Work(Bundle.pack({"w": drawn - weights["w"]}, weights.layout))
+
+given = {"clients": 9, "cohort": 9, "rounds": 3, "journal": "payload", "snapshot_every": 0, "attack": "alie", "attackers": 2}
+more = {"method": "centered_clipping", "pre_aggregation": "bucketing", "malicious": 2, "clip_radius": 0.5, "norm_quantile": 0.6}
+job = Federated(worker=Device, weights=lambda: {"w": np.zeros(4, np.float32)}, **given, **more)
+"""
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_round_goes_on_with_the_same_bits(place: Path) -> None:
+    """The journal has the first contributions of the round; the rule, its centre and the bound have what the snapshot has."""
+    (place / "mine.py").write_text(KILLED)
+    whole = ran("simulate", "mine.py", "--actors", 0, "--json").result
+    (place / "armed").touch()
+    words = [sys.executable, "-m", "shoal", "simulate", "mine.py", "--actors", "0", "--run-dir", "killed", "--quiet"]
+    assert subprocess.run(words, cwd=place, check=False).returncode == -signal.SIGKILL
+    resumed = ran("resume", "killed", "--json").result
+    assert (resumed["version"], resumed["weights_sha256"]) == (3, whole["weights_sha256"])
+    assert 9 * 2 < resumed["contributions"] < 9 * 3  # this life counts what it asked for, and the journal had the others
 
 
 def test_compressed_deltas_reach_a_rule_unpacked(place: Path) -> None:

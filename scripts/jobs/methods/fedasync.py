@@ -20,6 +20,8 @@ from shoal.protocol.errors import UserError
 if TYPE_CHECKING:
     from shoal.jobs.job import Job
 
+REPLACED = ("sign_flip", "gaussian", "alie", "ipm", "mimic")
+
 
 @dataclass(frozen=True)
 class FedAsync(LocalTraining):
@@ -60,9 +62,13 @@ class FedAsync(LocalTraining):
                 raise UserError(
                     f"compress={codec}: a client of fedasync sends its weights and no delta, which these codecs are for"
                 )
-            if factor := getattr(wrap, "norm_factor", 0.0):
+            for name in ("norm_factor", "norm_quantile"):
+                if given := getattr(wrap, name, 0.0):
+                    raise UserError(f"{name}={given:g}: a client of fedasync sends its weights and no delta; {name}=0, say")
+            if (attack := getattr(wrap, "attack", "none")) in REPLACED:
                 raise UserError(
-                    f"norm_factor={factor:g}: a client of fedasync sends its weights and no delta; norm_factor=0, say"
+                    f"attack={attack}: a client of fedasync sends its weights and no delta, which this attack replaces; "
+                    "attack=label_flip, say"
                 )
         if checks.norm_bound:
             raise UserError(
