@@ -27,6 +27,7 @@ from shoal.benchmarks import (
     heartbeat,
     learning,
     loading,
+    malicious,
     moving,
     overhead,
     searching,
@@ -78,6 +79,7 @@ FIGURES: Mapping[str, Case] = {
     "fl-b": cohorts.fl_b,
     "fl-c": cohorts.fl_c,
     "fl-f": averaging.fl_f,
+    "fl-g": malicious.fl_g,
 }
 
 
