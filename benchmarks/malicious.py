@@ -46,12 +46,12 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "centered_clipping": {"method": "centered_clipping", **NNM},
     "fltrust": {"method": "fltrust"},
 }
-QUICK = ("rfa", "fltrust")
+QUICK = ("multikrum", "rfa", "fltrust")
 ASKED = "for each attack the best rule at most 2 points below FedAvg without malicious clients IID, 5 at Dirichlet(0.1)"
 
 
 def fl_g(quick: bool) -> Finding:
-    """Trains on digits with 25 clients, all in each round, of which 5 are malicious; quick: two rules, IID."""
+    """Trains on digits with 25 clients, all in each round, of which 5 are malicious; quick: three rules, IID."""
     rules = QUICK if quick else tuple(RULES)
     found = {partition: _losses(partition, rules) for partition in (("iid",) if quick else PARTITIONS)}
     lost = {partition: max(one["lost"] for one in table["by_attack"].values()) for partition, table in found.items()}
@@ -66,11 +66,11 @@ def fl_g(quick: bool) -> Finding:
 
 
 def _losses(partition: str, rules: Sequence[str]) -> dict[str, Any]:
-    """FedAvg's accuracy without malicious clients, the points that FedAvg and each rule lose in each attack, the best rule for
-    each attack, and the rule that loses least in its own worst attack."""
+    """FedAvg's accuracy without malicious clients, the points that each rule (in full also FedAvg) loses in each attack, the
+    best rule for each attack, and the rule that loses least in its own worst attack."""
     clean = accuracy(PARTITIONS[partition])
     table: dict[str, dict[str, float]] = {}
-    for rule in ("fedavg", *rules):
+    for rule in rules if rules == QUICK else ("fedavg", *rules):
         words = {**RULES.get(rule, {}), **PARTITIONS[partition], "attackers": MALICIOUS}
         table[rule] = {attack: 100 * (clean - accuracy({**words, "attack": attack})) for attack in ATTACKS}
         print(

@@ -62,8 +62,8 @@ def test_a_method_that_remembers_goes_on_after_a_resumption_with_the_same_bits(m
 
 
 def test_the_median_of_the_command_line_learns_digits() -> None:
-    said = ran("simulate", "digits", "method=median", "rounds=6", "local_epochs=2", "partition=iid", "--actors", 0, "--json")
-    assert said.result["metrics"]["accuracy"] > 0.4
+    said = ran("simulate", "digits", "method=median", "rounds=5", "lr=0.2", "partition=iid", "--actors", 0, "--json")
+    assert said.result["metrics"]["accuracy"] > 0.5  # 0.74 here
 
 
 @pytest.mark.parametrize(
