@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
 WORTH = 0.75  # share of the weights' bytes below which the arrays that move are sent alone: an actor copies the others itself
+NAMED = 6  # methods that a message lists by name
 PLAN = {"assign": 4, "admits": 2, "enough": 4}  # name -> number of arguments
 
 
@@ -120,7 +121,9 @@ class Job:
         known = self.options()
         for name, value in changes.items():
             if name not in known and (others := owners(name)):
-                its = f"a setting of {', '.join(others)}; this job's method is {self.method.name}"
+                many = f" and {len(others) - NAMED} other methods" if len(others) > NAMED + 1 else ""
+                listed = ", ".join(others[: NAMED if many else None])
+                its = f"a setting of {listed}{many}; this job's method is {self.method.name}"
                 raise UserError(f"{name}={shown(value)}: {name} is {its}")
             if name not in known:
                 raise UserError(f"unknown setting {name!r}: {nearest(name, [*known, 'method'])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -117,6 +118,13 @@ def test_it_takes_over_what_a_command_line_s_other_method_would_have_had_and_the
     line = mistake("simulate", "mine.py", "beta1=0.1")
     assert "beta1 is a setting of fedadam, fedyogi" in line
     assert "; this job's method is nearest" in line
+
+
+def test_a_setting_of_many_methods_is_named_with_the_first_of_them(place: Path) -> None:
+    line = mistake("simulate", "mine.py", "gae_lambda=0.9")
+    assert "gae_lambda is a setting of ppo; this job's method is nearest" in line
+    line = mistake("simulate", "gymnasium:CartPole-v1", "local_epochs=2")
+    assert re.search(r"a setting of (\w+, ){5}\w+ and \d+ other methods; this job's method is ppo", line), line
 
 
 def test_a_rule_from_inside_is_one_file_and_one_row(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
