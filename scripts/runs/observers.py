@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.protocol.work import Metrics
@@ -60,8 +60,7 @@ class Record:
         self._run, self._evaluated, self._form, self._now = run, evaluated, form, now
         self._newest: dict[str, Any] = {"version": -1}
         self._begins = -1  # where the newest row begins in the file; -1: it waits
-        self.metrics, self._ends = _append(run.metrics_file)
-        self.log, _ = _append(run.log_file)
+        self.metrics, self.log = Lines(run.metrics_file), Lines(run.log_file)
         self.events = Events(run.path, started)
 
     def rewind(self, version: int) -> Before:
@@ -69,7 +68,7 @@ class Record:
         that the last life left waiting for its evaluation waits again."""
         self.metrics.close()
         before = self._run.rewind(version)
-        self.metrics, self._ends = _append(self._run.metrics_file)
+        self.metrics = Lines(self._run.metrics_file)
         if row := self._run.waiting(version):
             self._newest = row
             before = Before(row["seconds"], row["contributions"])
@@ -88,8 +87,7 @@ class Record:
             # The counts stay those of the step: the next version's contributions may have come since.
             new = {**self._newest, "metrics": {**self._newest["metrics"], **new["metrics"]}}
             if self._begins >= 0:  # an evaluation after the last step of a run that was stopped
-                self.metrics.truncate(self._begins)
-                self._ends = self._begins
+                self.metrics.cut(self._begins)
             waits = False
         else:
             self._write_waiting()
@@ -101,11 +99,10 @@ class Record:
 
     def _write_waiting(self) -> None:
         if self._begins < 0 <= self._newest["version"]:
-            line = WRITER.encode(self._newest) + "\n"
-            self._begins, self._ends = self._ends, self._ends + len(line)  # also if the disk is full: the line stays buffered
-            self.metrics.write(line)
+            self._begins = self.metrics.ends
+            self.metrics.add(WRITER.encode(self._newest))
             with _as_far_as_possible():
-                self.metrics.flush()  # people follow the file while it grows
+                self.metrics.write()  # people follow the file while it grows
                 self._run.waiting_file.unlink(missing_ok=True)
 
     def moved(self, progress: Progress) -> None:
@@ -115,8 +112,8 @@ class Record:
     def report(self, report: Report) -> None:
         with _as_far_as_possible():
             text = indented(report) if self._form == "json" else f"{report.level}: {report.kind}: {indented(report)}"
-            self.log.write(stamped(self._now(), report.level, report.kind, text, self._form) + "\n")
-            self.log.flush()
+            self.log.add(stamped(self._now(), report.level, report.kind, text, self._form))
+            self.log.write()
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +127,7 @@ class Record:
 
 
 def _as_far_as_possible() -> suppress:
-    """A block that ignores OSError: if the disk is full, the history may lose lines (most stay buffered until there is room),
-    but the run goes on."""
+    """A block that ignores OSError: if the disk is full, the run goes on, and lines wait in memory until there is room."""
     return suppress(OSError)
 
 
@@ -214,11 +210,43 @@ def _rates(progress: Progress) -> dict[str, float]:
     return {**rates, **lags, **{f"share/{name}": share for name, share in progress.shares.items()}}
 
 
-def _append(path: Path) -> tuple[IO[str], int]:
-    """The file, opened to append whole lines, and where they begin: if a run that was killed left half a line, a line's end is
-    added first."""
-    file = path.open("a+", encoding="utf-8")
-    size = file.seek(0, os.SEEK_END)
-    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-        size += file.write("\n")
-    return file, size
+class Lines:
+    """A file that lines are added to, opened at its end. Lines for which the disk has no room wait here, in their order, until
+    there is room. ends: bytes of the file, those that wait included.
+
+    If a run that was killed left half a line, a line's end is added first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b", buffering=0)
+        self._written, self._waits = self._file.seek(0, os.SEEK_END), b""
+        if self._written and os.pread(self._file.fileno(), 1, self._written - 1) != b"\n":
+            self._waits = b"\n"
+
+    @property
+    def ends(self) -> int:
+        return self._written + len(self._waits)
+
+    def add(self, line: str) -> None:
+        self._waits += line.encode("utf-8", errors="backslashreplace") + b"\n"
+
+    def write(self) -> None:
+        """Write the lines that wait, as far as there is room. Raises OSError."""
+        while self._waits:
+            many = self._file.write(self._waits) or 0
+            self._written, self._waits = self._written + many, self._waits[many:]
+
+    def cut(self, at: int) -> None:
+        """Take out all bytes from `at` on. Raises OSError."""
+        if at < self._written:
+            self._file.truncate(at)
+            self._written, self._waits = at, b""
+        else:
+            self._waits = self._waits[: at - self._written]
+
+    def close(self) -> None:
+        """Write the lines that wait, and close the file. Raises OSError."""
+        try:
+            self.write()
+        finally:
+            self._file.close()

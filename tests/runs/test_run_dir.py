@@ -23,7 +23,7 @@ from shoal.coordinator.reports import Before, Progress, Report
 from shoal.faults.patient import ran as finished
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import KeyFolder
-from shoal.runs.observers import Record, Together
+from shoal.runs.observers import Lines, Record, Together
 from shoal.runs.run import trusted
 from shoal.runs.rundir import Config, RunDir, short_name
 from shoal.runs.signing import sign
@@ -306,22 +306,52 @@ def test_an_evaluation_after_the_last_step_stands_in_the_line_of_its_version(tmp
     assert [(row["version"], row["metrics"]) for row in rows] == [(1, {"loss": 1.0}), (2, {"loss": 0.5, "accuracy": 0.9})]
 
 
-def test_rows_of_a_disk_that_was_full_are_written_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room() -> None:
-        raise OSError(errno.ENOSPC, "no space left")
-
+@pytest.mark.parametrize("last", [3, 400])
+def test_rows_of_a_disk_that_was_full_are_written_when_there_is_room(tmp_path: Path, last: int) -> None:
+    """last: the version to which the disk is full; far more than a buffer holds, or few."""
     run = RunDir(tmp_path)
     with Record(run, 0.0) as record:
         record.stepped(1, {"loss": 0.5}, progress(1))
-        with monkeypatch.context() as full:
-            full.setattr(record.metrics, "flush", no_room)
-            for version in (2, 3):
+        disk = record.metrics._file
+        with open(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0) as full:
+            record.metrics._file = full  # type: ignore[assignment]
+            for version in range(2, last + 1):
                 record.stepped(version, {"loss": 0.4}, progress(version))
-        record.stepped(4, {"loss": 0.3}, progress(4))
-        record.stepped(4, {"accuracy": 0.9}, progress(4))
+            record.stepped(last, {"accuracy": 0.8}, progress(last))
+        record.metrics._file = disk
+        record.stepped(last + 1, {"loss": 0.3}, progress(last + 1))
+        record.stepped(last + 1, {"accuracy": 0.9}, progress(last + 1))
     rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    assert [row["version"] for row in rows] == [1, 2, 3, 4]
-    assert rows[-1]["metrics"] == {"loss": 0.3, "accuracy": 0.9}
+    assert [row["version"] for row in rows] == list(range(1, last + 2))
+    assert [row["metrics"] for row in rows[-2:]] == [{"loss": 0.4, "accuracy": 0.8}, {"loss": 0.3, "accuracy": 0.9}]
+
+
+def test_part_of_a_row_for_which_there_was_room_is_gone_on_with(tmp_path: Path) -> None:
+    class Narrow:
+        """A file that takes three bytes at a time, and at first no more than seven."""
+
+        def __init__(self, path: Path) -> None:
+            self.path, self.room = path, 7
+
+        def write(self, given: bytes) -> int:
+            if not (many := min(3, self.room, len(given))):
+                raise OSError(errno.ENOSPC, "no space left")
+            self.room -= many
+            with self.path.open("ab") as file:
+                return file.write(given[:many])
+
+    lines = Lines(tmp_path / "lines")
+    lines._file.close()
+    narrow = Narrow(tmp_path / "lines")
+    lines._file = narrow  # type: ignore[assignment]
+    lines.add("first line")
+    with pytest.raises(OSError, match="no space left"):
+        lines.write()
+    lines.add("second line")
+    narrow.room = 1_000
+    lines.write()
+    assert (tmp_path / "lines").read_text() == "first line\nsecond line\n"
+    assert lines.ends == (tmp_path / "lines").stat().st_size
 
 
 def test_nan_and_infinity_are_null_in_valid_json(tmp_path: Path) -> None:
