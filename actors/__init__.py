@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.protocol.errors import UserError, binds, signed
-from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
+
+if TYPE_CHECKING:
+    from shoal.protocol.layout import Bundle
 
 
 class Worker(Protocol):

@@ -31,13 +31,13 @@ from shoal.protocol.codec import Terms, unpack_welcome
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.fetching import MOST
-from shoal.protocol.layout import Bundle, Layout, run_of
+from shoal.protocol.layout import Bundle, Bytes, Layout, run_of
 from shoal.protocol.link import INLINE, Arrival, Line, Part
 from shoal.protocol.memory import claim
 from shoal.protocol.messages import WHOLE, Chunk, Contribute, Envelope, Message, TaskName
 from shoal.protocol.parent import of_this_process
 from shoal.protocol.pool import Buffers
-from shoal.protocol.shared import Bytes, available
+from shoal.protocol.shared import available
 from shoal.protocol.work import Has
 
 TURN = 0.1  # seconds: the longest wait between looks at the clock

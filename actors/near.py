@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from shoal.actors.workers.call import Calls
 from shoal.protocol.calls import read_task
@@ -83,7 +82,7 @@ class Near:
                 segment.close()
             return
         segment = Segment.open(tuple(said["at"]))
-        task = read_task(segment.data.data)
+        task = read_task(segment.view())
         segment.close()
         self._work(*task)
 
@@ -92,7 +91,7 @@ class Near:
         packed = msgpack.packb((index, bool(segments), answers))
         if len(packed) > PACKET:
             segment = Segment.create(len(packed))
-            np.copyto(segment.data, np.frombuffer(packed, np.uint8))
+            segment.write(packed)
             segments = [*segments, segment]
             packed = msgpack.packb({"at": segment.handle, "index": index})
         if segments:

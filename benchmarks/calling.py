@@ -13,6 +13,9 @@ from shoal.benchmarks.peers import pools
 
 
 def main(question: str, number: str) -> None:
+    if question in ("array", "memory"):
+        import numpy  # noqa: F401  as a program with arrays does at its top
+
     with shoal.Pool(pools.PROCESSES) as pool:
         engine = pools.Asked(lambda *call: pool.submit(*call).result, pool.map, pool.put)
         print(json.dumps({"figure": pools.answer(engine, question, int(number))}), flush=True)

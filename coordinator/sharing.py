@@ -12,9 +12,10 @@ import numpy as np
 
 from shoal.protocol.board import Board, Token
 from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.layout import Bytes
 from shoal.protocol.link import ZERO_COPY
 from shoal.protocol.ring import RingReader
-from shoal.protocol.shared import Bytes, available
+from shoal.protocol.shared import available
 
 OFFER = 6  # numbers of a ring's offer, before the token's three
 SLOTS = 8  # of weights: only slots held at once use memory; with 4 slots, one stopped reader slowed ten others to a third

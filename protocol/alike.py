@@ -10,11 +10,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
+from shoal.protocol.shared import Segment
 
-from shoal.protocol.shared import Bytes, Segment
+if TYPE_CHECKING:
+    from shoal.protocol.layout import Bytes
 
 LEAST = 1 << 17  # bytes of a buffer that is looked for, at least
 LOOKED_AT = 64  # words of a buffer by which the one that may be the same is found
@@ -37,6 +38,8 @@ class Alike:
         """A place that has these bytes; None if none is known."""
         if buffer.nbytes < LEAST:
             return None
+        import numpy as np  # who has no large buffers needs none
+
         data = np.frombuffer(buffer, np.uint8)
         known = self._places.get(_key(data))
         if known is None or (segment := known[0]()) is None:
@@ -62,6 +65,8 @@ def _forget(alike: weakref.ref[Alike], key: Key, gone: weakref.ref[Segment]) -> 
 
 
 def _key(data: Bytes) -> Key:
+    import numpy as np
+
     words = data[: data.nbytes // 8 * 8].view(np.uint64)
     return data.nbytes, words[:: max(1, len(words) // LOOKED_AT)].tobytes()
 
@@ -69,6 +74,8 @@ def _key(data: Bytes) -> Key:
 def _same(one: Bytes, other: Bytes) -> bool:
     if one.nbytes != other.nbytes:
         return False
+    import numpy as np
+
     whole = one.nbytes // 8 * 8
     for at in range(0, whole, BLOCK):
         end = min(at + BLOCK, whole)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.protocol.errors import ProtocolError
+from shoal.protocol.layout import Bytes
 from shoal.protocol.memory import room
-from shoal.protocol.shared import Bytes, Offer, Slots
+from shoal.protocol.shared import Offer, Slots
 
 Token: TypeAlias = tuple[int, int]
 """(slot, generation): travels with the version in a Weights message."""

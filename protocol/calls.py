@@ -7,12 +7,12 @@ that this module does not open.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
-import numpy as np
 
-from shoal.protocol.layout import Bundle, Layout
+if TYPE_CHECKING:
+    from shoal.protocol.layout import Bundle
 
 
 class Call(NamedTuple):
@@ -67,6 +67,10 @@ def read_task(data: Any) -> tuple[int, Mapping[str, Any], int, list[Call]]:
 
 
 def _bundle(packed: bytes) -> Bundle:
+    import numpy as np
+
+    from shoal.protocol.layout import Bundle, Layout
+
     return Bundle(Layout.run(len(packed)), np.frombuffer(packed, np.uint8))
 
 

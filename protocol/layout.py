@@ -18,6 +18,8 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from shoal.protocol.align import ALIGNMENT as ALIGNMENT
+from shoal.protocol.align import aligned as aligned
 from shoal.protocol.errors import ProtocolError, UserError
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -37,7 +39,6 @@ NAMES: Mapping[str, str] = {dtype.str: name for name, dtype in DTYPES.items() if
 UNSIGNED: Mapping[str, np.dtype[Any]] = {"u2": np.dtype("<u2"), "u4": np.dtype("<u4"), "u8": np.dtype("<u8")}
 STORED: Mapping[str, str] = {**NAMES, **{dtype.str: name for name, dtype in UNSIGNED.items()}}
 """numpy's name of a dtype -> a snapshot's name of it, for each dtype that an aggregator's state may have."""
-ALIGNMENT = 64  # bytes: a cache line, so that every segment can be summed with aligned vector loads
 MAX_ARRAYS = 65_536  # arrays of a layout
 MAX_RANK = 8  # dimensions of an array
 MAX_NAME = 256  # characters of an array's name
@@ -51,11 +52,6 @@ def run_of(digest: str) -> int | None:
     number = digest.removeprefix(RUN)
     fits = number != digest and number.isascii() and number.isdecimal() and len(number) <= 15
     return int(number) if fits and str(int(number)) == number else None
-
-
-def aligned(nbytes: int) -> int:
-    """The least multiple of ALIGNMENT from `nbytes` on."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:

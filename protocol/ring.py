@@ -16,7 +16,8 @@ import queue
 from typing import TypeAlias
 
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.shared import Bytes, Offer, Slots
+from shoal.protocol.layout import Bytes
+from shoal.protocol.shared import Offer, Slots
 
 Token: TypeAlias = tuple[int, int, int]
 """(slot, generation, bytes): travels in a Contribute message."""

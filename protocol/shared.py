@@ -23,14 +23,16 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import Bytes as Bytes
 from shoal.protocol.memory import room
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from shoal.protocol.layout import Bytes
 
 Handle: TypeAlias = tuple[int, int, int, int]
 """(process id, descriptor, bytes, inode): by these another process finds a segment, and knows that it is the right one."""
@@ -78,13 +80,32 @@ class Segment:
     Close the segment after use; arrays over it may live on, and keep the memory.
     """
 
-    __slots__ = ("_file", "_memory", "data", "handle")
+    __slots__ = ("_data", "_file", "_memory", "handle")
 
     def __init__(self, memory: mmap.mmap | None, handle: Handle, file: io.FileIO | None) -> None:
-        self.data: Bytes = np.empty(0, np.uint8) if memory is None else np.frombuffer(memory, dtype=np.uint8)
+        self._data: Bytes | None = None
         self.handle = handle
         self._memory = memory
         self._file = file
+
+    @property
+    def data(self) -> Bytes:
+        """The memory, uint8 [nbytes]; empty if it is closed, or not mapped."""
+        if self._data is None:
+            import numpy as np
+
+            self._data = np.empty(0, np.uint8) if self._memory is None else np.frombuffer(self._memory, dtype=np.uint8)
+        return self._data
+
+    def write(self, data: bytes) -> None:
+        """Write the first bytes."""
+        assert self._memory is not None
+        self._memory[: len(data)] = data
+
+    def view(self) -> memoryview:
+        """The memory as bytes, for one who needs no array; the segment is closed when nobody holds it."""
+        assert self._memory is not None
+        return memoryview(self._memory)
 
     @classmethod
     def create(
@@ -150,13 +171,15 @@ class Segment:
         """The memory of a segment that was opened with `hold`, as in `open`, for as long as somebody has it: it takes a
         descriptor."""
         assert self._file is not None
+        import numpy as np
+
         access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         return np.frombuffer(mmap.mmap(self._file.fileno(), self.handle[2], access=access), np.uint8)
 
     def close(self) -> None:
         """Close this process's hold; the memory stays as long as an array over it lives. A second call changes nothing."""
         memory, self._memory = self._memory, None
-        self.data = np.empty(0, np.uint8)
+        self._data = None
         if self._file is not None:
             self._file.close()
         if memory is not None:
@@ -170,6 +193,8 @@ OTHERS_WRITE_SEAL = 0x10  # F_SEAL_FUTURE_WRITE: only the mapping that exists al
 
 def copied(handle: tuple[int, ...]) -> Bytes:
     """A copy of the memory of a segment that this process holds, which takes no descriptor."""
+    import numpy as np
+
     data, at = np.empty(handle[2], np.uint8), 0
     while at < data.nbytes and (many := os.preadv(handle[1], [data[at:].data], at)):
         at += many
@@ -296,7 +321,7 @@ class Slots:
         self.segment.close()
 
     def _header(self, slot: int) -> npt.NDArray[np.int64]:
-        return self.segment.data[slot * WORDS * 8 :][: WORDS * 8].view(np.int64)
+        return self.segment.data[slot * WORDS * 8 :][: WORDS * 8].view("int64")
 
 
 def _round(nbytes: int) -> int:

@@ -17,14 +17,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
 
+from shoal.protocol.align import aligned
 from shoal.protocol.alike import Alike
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import aligned
-from shoal.protocol.shared import Bytes, Segment, ShortError, copied
+from shoal.protocol.shared import Segment, ShortError, copied
+
+if TYPE_CHECKING:
+    from shoal.protocol.layout import Bytes
 
 FILED = 1  # the fifth number of a handle whose segment is a file
 SPARE = 64  # descriptors that are left to others

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.layout import Bundle
+
+if TYPE_CHECKING:  # a pool of calls without arrays needs no numpy
+    from shoal.protocol.layout import Bundle
 
 Metrics = Mapping[str, float]
 """Plain numbers for a person to read: {"loss": 0.3}."""

@@ -13,18 +13,19 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.actors.workers.filed import OnDisk
 from shoal.actors.workers.many import Made, Many
-from shoal.protocol import draws
 from shoal.protocol.calls import Answer, Call, pack_answers, read_calls
 from shoal.protocol.errors import UserError, said
-from shoal.protocol.layout import Bundle
 from shoal.protocol.marks import Marks
 from shoal.protocol.shared import Segment
 from shoal.protocol.trusted import Parcel, opened, pack, whole
 from shoal.protocol.work import Task, Words, Work
+
+if TYPE_CHECKING:
+    from shoal.protocol.layout import Bundle
 
 FUNCTIONS = 256  # functions that an actor remembers
 JOBLIB = "LOKY_MAX_CPU_COUNT"  # cores that joblib takes for n_jobs=-1
@@ -62,6 +63,8 @@ def seed() -> int:
         here = CALL.get()
     except LookupError:
         raise RuntimeError("shoal.seed() is the seed of a call of a shoal.Pool, and this is no such call") from None
+    from shoal.protocol import draws  # and so numpy, which many calls have no use for
+
     return draws.key(here.seed, "call", here.number) % 2**63
 
 
@@ -115,16 +118,6 @@ def within(words: Words) -> Iterator[None]:
                     os.environ[name] = value
 
 
-class Answered(Bundle):
-    """The answers of a task, with the memory in which large results lie: it is let go when the coordinator has opened them."""
-
-    __slots__ = ("segments",)
-
-    def __init__(self, answers: Bundle, segments: list[Segment]) -> None:
-        super().__init__(answers.layout, answers.data)
-        self.segments = segments
-
-
 class Calls:
     """A worker that makes the calls in a task's brief, one after another. marks: written before each call. seed: the pool's.
     prepare: called once, before the first call and on its thread: OpenMP has a number of threads for each thread that computes.
@@ -143,6 +136,8 @@ class Calls:
         self._functions: dict[bytes, Callable[..., Any]] = {}
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        from shoal.actors.workers.answered import Answered
+
         assert brief is not None  # a task of a pool always has calls
         began = perf_counter()
         answers, segments = self.made(

@@ -66,13 +66,19 @@ def cpu() -> float:
 
 
 def memory() -> int:
-    """Bytes in memory of these processes; shared pages count in parts that sum up to one."""
-    total = 0
+    """Bytes in memory of these processes, with their parts of the files that they share, and all shared memory of the system:
+    pages that the system wrote are in no process's part until the process looks at them."""
+    total = _kilobytes(Path("/proc/meminfo"), ("Shmem:",))
     for pid in tree():
         with suppress(OSError):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
+            total += _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), ("Pss_Anon:", "Pss_File:"))
+    return 1024 * total
+
+
+def _kilobytes(path: Path, names: Sequence[str]) -> int:
+    """The sum of these figures of a file of the system."""
+    rows = [line.split() for line in path.read_text().splitlines()]
+    return sum(int(row[1]) for row in rows if row and row[0] in names)
 
 
 def _stat(pid: int) -> list[str]:

@@ -51,9 +51,10 @@ def rounds() -> Mapping[str, Question]:
 def calls(question: str, number: int) -> Mapping[str, Question]:
     """Returns the same question (pools.py) to loky, joblib, Dask and Ray, which take few calls for few seconds."""
     few = {"single": 300, "map": 2_000}.get(question, number)
+    fewer = {"loky": min(few, 20)} if question in ("array", "memory") else {}  # it copies the array for each call
     peers = {"loky": "pools", "joblib": "pools", "dask": "pools", "ray": "ray"}
     return {
-        f"{name}_{question}": Question(venv, POOLS, (name, question, few), quick=True, seconds=120)
+        f"{name}_{question}": Question(venv, POOLS, (name, question, fewer.get(name, few)), quick=True, seconds=120)
         for name, venv in peers.items()
     }
 

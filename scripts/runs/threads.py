@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from shoal.protocol.errors import UserError
 
+LIBRARIES = frozenset({"numpy", "scipy", "sklearn", "torch"})  # that compute with threads of their own, if they are loaded
+
 
 @dataclass(slots=True)
 class _Held:
@@ -98,7 +100,7 @@ def few_for_good(threads: int | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that the job imports later
     number = _set()  # without the lock, which a thread may have held when this process was forked
-    if unset:
+    if unset and LIBRARIES & sys.modules.keys():  # what is loaded later reads OMP_NUM_THREADS
         with suppress(ModuleNotFoundError):  # it comes with scikit-learn
             from threadpoolctl import threadpool_limits
 

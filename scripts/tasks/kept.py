@@ -26,7 +26,7 @@ RUN = "pool"
 
 
 class Kept:
-    """The folder's results, key -> parcel. Used by one thread, but for `found`. report: tells a person of damage."""
+    """The folder's results, key -> parcel. Used by one thread, but for `found` and `keys`. report: tells a person of damage."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         """Raises UserError if another process uses the folder, or the user's secret cannot be made or read, DiskTrouble if the
@@ -41,6 +41,7 @@ class Kept:
         self._lock = Lock(folder)
         replay = Replay(folder / "journal", RUN, report=report)
         self._results: dict[bytes, bytes] = {}
+        self.keys = Keys()
         strange = 0
         for record in replay:
             key, mac, parcel = record[:KEY], record[KEY : KEY + MAC], record[KEY + MAC :]

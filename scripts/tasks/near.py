@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from shoal.actors.near import PACKET, ROOM
 from shoal.coordinator.deciding.near import Cut, Give, Near, Rob, Stop
@@ -224,7 +223,7 @@ class Nearby:
                 with suppress(ProcessLookupError):
                     os.kill(line.pid, signal.SIGKILL)
                 return
-            said = msgpack.unpackb(segment.data.data, max_bin_len=len(segment.data), max_array_len=len(segment.data))
+            said = msgpack.unpackb(segment.view(), max_bin_len=segment.handle[2], max_array_len=segment.handle[2])
             segment.close()
             held = True
         else:
@@ -275,7 +274,7 @@ class Nearby:
                 self._unsent(index)
                 return
             self._sent[index] = segment
-            np.copyto(segment.data, np.frombuffer(data, np.uint8))
+            segment.write(data)
             data = msgpack.packb({"at": segment.handle})
         try:
             if len(calls) > certain:

@@ -34,7 +34,6 @@ from shoal.tasks.entries import Entry
 from shoal.tasks.futures import Result
 from shoal.tasks.how import Exceptions, How, costs, how, until
 from shoal.tasks.inputs import Countdown, Put, Seen, apart, awaited, flat, here, settled
-from shoal.tasks.kept import Kept, Keys
 from shoal.tasks.machine import gpus
 from shoal.tasks.maps import Results, buffered, each_of, room_of, window
 from shoal.tasks.meter import Meter, terminal
@@ -44,6 +43,7 @@ from shoal.tasks.spread import FEW, Part, Spread
 if TYPE_CHECKING:
     from shoal.protocol.door import ServerKeys
     from shoal.tasks.joining import Door
+    from shoal.tasks.kept import Kept
 
 T = TypeVar("T")
 L = TypeVar("L")
@@ -111,7 +111,7 @@ class Pool(Executor):
         folder, screen = Path(run_dir) if run_dir else None, terminal() if progress and not own_cores() else None
         meter = Meter(screen) if screen else None
         self._running = started(many, seed, threads, folder, self._given, self._ahead, door, meter)
-        self._numbers, self._seen, self._keys, self._alike = itertools.count(), Seen(), Keys(), Alike()
+        self._numbers, self._seen, self._alike = itertools.count(), Seen(), Alike()
         self._counted = False  # True: the machine's GPUs are
         self._functions: weakref.WeakKeyDictionary[Any, Parcel] = weakref.WeakKeyDictionary()
         self._dropped = weakref.finalize(self, self._running.close)
@@ -413,7 +413,7 @@ class Pool(Executor):
         plain, puts = self._elsewhere(_named(fn) if self._far and not self._trusted else "", args, kwargs)
         number, function = next(self._numbers), self._function(fn)
         future = self._future(number)
-        if known := _known(self._running.kept, self._keys, self._seen, fn, function, args, kwargs, how.key):
+        if known := _known(self._running.kept, self._seen, fn, function, args, kwargs, how.key):
             key, result = known
             if result is not None:
                 future.set_result(opened(result))
@@ -484,7 +484,7 @@ class Pool(Executor):
         number, function, since = next(self._numbers), self._function(fn), time.monotonic()
         future, running, seen, name = self._future(number), self._running, self._seen, _name(fn)
         alike, elsewhere = self._alike, self._elsewhere
-        kept, keys, named = running.kept, self._keys, _named(fn) if self._far and not self._trusted else ""
+        kept, named = running.kept, _named(fn) if self._far and not self._trusted else ""
         running.expect()
         passes = kept is None and running.door is None  # else the call is known by its values, or made where they are not
 
@@ -495,7 +495,7 @@ class Pool(Executor):
             entry = None
             try:
                 given = settled(args, kwargs, futures, itself)
-                known = _known(kept, keys, seen, fn, function, *given, how.key)
+                known = _known(kept, seen, fn, function, *given, how.key)
                 if known and known[1] is not None and future.set_running_or_notify_cancel():
                     future.set_result(opened(known[1]))
                     return
@@ -536,7 +536,6 @@ class Pool(Executor):
 
 def _known(
     kept: Kept | None,
-    keys: Keys,
     seen: Seen,
     fn: Callable[..., Any],
     function: Parcel,
@@ -547,7 +546,7 @@ def _known(
     """The key of a call in the pool's folder, and its result from an earlier life; None if the pool has no folder."""
     if kept is None:
         return None
-    key = keys.key(fn, function.data, seen.plain(args, kwargs), own)
+    key = kept.keys.key(fn, function.data, seen.plain(args, kwargs), own)
     return key, kept.found(key)
 
 

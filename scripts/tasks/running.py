@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, cast
 from shoal.actors.pool import Pool as Nursery
 from shoal.coordinator.deciding.plans.tickets import Ticket, Tickets
 from shoal.coordinator.deciding.resources import Machine
-from shoal.coordinator.keeping.disk import DiskTrouble, lasting
 from shoal.coordinator.reports import Progress, Report
 from shoal.protocol.calls import Answer, Call
 from shoal.protocol.errors import UserError, WorkerLost
@@ -31,7 +30,6 @@ from shoal.protocol.work import Metrics
 from shoal.runs.crew import Crew
 from shoal.runs.socketdir import socket_folder
 from shoal.tasks.entries import REFUSED, Entry
-from shoal.tasks.kept import Kept
 from shoal.tasks.life import life_of
 from shoal.tasks.machine import machine
 from shoal.tasks.meter import Meter, Tally
@@ -41,8 +39,10 @@ from shoal.tasks.weighing import Held, Weigher
 if TYPE_CHECKING:  # a pool of this machine alone needs none of them, and starts in half the time
     from shoal.coordinator.deciding.near import Actor as NearActor
     from shoal.coordinator.deciding.roster import Actor as FarActor
+    from shoal.coordinator.keeping.disk import DiskTrouble
     from shoal.tasks.far import Far
     from shoal.tasks.joining import Door
+    from shoal.tasks.kept import Kept
 
 REPORTS = 50  # reports that are kept, for a person who asks
 NEAR = sys.platform == "linux"  # elsewhere there are no sockets that keep messages apart, and no memory without a name
@@ -96,7 +96,7 @@ class Running(threading.Thread):
         self.plan = Tickets(self._begins, actors, self.machine, ahead=ahead > 1)
         self._ahead, self.meter = ahead, meter
         self.marks, self._seed, self._threads, self._given = Marks(), seed, threads, given
-        self.folder, self.kept = folder, cast(Kept | None, None)
+        self.folder, self.kept = folder, cast("Kept | None", None)
         self.each: dict[str, float] = {}  # function -> seconds of a call among others that were made at once
         self._awaiting = 0  # calls that wait for the results of others
         self.weigher, self._many = Weigher(), 0  # actors that are too many
@@ -221,6 +221,8 @@ class Running(threading.Thread):
             stack.callback(nursery.close)
             nursery.ready()
         if self.folder is not None:  # after the fork: a copy of its lock would outlive this process
+            from shoal.tasks.kept import Kept
+
             self.kept = Kept(self.folder, lambda text: self.reports.report(Report("durable", text, "warning")))
             stack.callback(self.kept.close)
         if nursery:
@@ -494,6 +496,8 @@ class Running(threading.Thread):
 
     def _keep(self, kept: Kept, answers: Sequence[tuple[bytes, Answer]]) -> None:
         """Make results durable before their futures are done; where the disk is full, as soon as there is room."""
+        from shoal.coordinator.keeping.disk import lasting
+
         for key, answer in answers:
             if not answer.raised:
                 with suppress(GoneError):  # its call is made again

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-import psutil
-
 from shoal.protocol.memory import room, whole
 
 EVERY = 1.0  # seconds between two looks
@@ -83,6 +81,8 @@ def free_here() -> tuple[int, int]:
 
 def used_by(pid: int) -> int:
     """Bytes that no other process shares, of a process and all its children; 0 if it has ended."""
+    import psutil  # only calls that say what memory they need are looked at
+
     nbytes = 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)

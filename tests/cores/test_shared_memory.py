@@ -24,12 +24,12 @@ from shoal.actors.labour import Product
 from shoal.protocol import memory, shared
 from shoal.protocol.board import Board, BoardReader
 from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import Bundle, Layout
+from shoal.protocol.layout import Bundle, Bytes, Layout
 from shoal.protocol.link import ZERO_COPY
 from shoal.protocol.memory import Room, room
 from shoal.protocol.messages import Contribute
 from shoal.protocol.ring import Ring, RingReader
-from shoal.protocol.shared import Bytes, Segment, StaleError, available
+from shoal.protocol.shared import Segment, StaleError, available
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd is of Linux")
 

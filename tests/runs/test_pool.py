@@ -846,3 +846,21 @@ def test_large_arguments_leave_the_last_descriptors_to_the_program_and_to_new_ac
     np.testing.assert_array_equal(opened(inline.data), array)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert pack(array).segment is not None
+
+
+LIGHT = """
+import sys, shoal
+def loaded(names):
+    return sorted(set(names) & set(sys.modules))
+with shoal.Pool(1) as pool:
+    names = ["numpy", "zmq", "psutil", "asyncio", "torch", "threadpoolctl"]
+    there = pool.submit(loaded, names).result()
+    assert sum(pool.map(abs, range(100))) == 4_950
+    assert pool.submit(bytes, 100_000).result() == bytes(100_000)
+    print(there, loaded(names))
+"""
+
+
+def test_a_pool_of_plain_calls_loads_no_numpy_here_or_there() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] []\n"
