@@ -99,9 +99,10 @@ def division(job: Job) -> Division:
     sizes = np.array([len(y) for y in labels], np.int64)
     found = [classes_of(y) for y in labels]
     held = 0 if population.held_out is None else len(population.held_out)
-    what = (job.name, job.seed, shown(problem.partition), sizes, held)
-    notes = tuple(population.notes)
-    if any(y is None for y in found) or not sizes.sum():
+    notes, name = tuple(population.notes), shown(problem.partition)
+    plain = any(y is None for y in found) or not sizes.sum()
+    what = (job.name, job.seed, name, sizes, held)
+    if plain:
         return Division(*what, notes=notes)
     together = np.concatenate([np.asarray(y, np.int64) for y in found])
     names, numbers = np.unique(together, return_inverse=True)
@@ -120,6 +121,7 @@ def draw(found: Division, path: Path | str) -> Path:
         raise UserError(f"--plot {target}: no folder {target.parent}; make it first")
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ModuleNotFoundError:
         raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
     figure = Figure(figsize=(11, 5.5), layout="constrained")
@@ -131,6 +133,7 @@ def draw(found: Division, path: Path | str) -> Path:
     right.hist(found.sizes, bins=min(30, max(1, len(np.unique(found.sizes)))), color=COLOURS[0])
     right.set_xlabel("examples of a client")
     right.set_ylabel("clients")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{found.job}: {found.sizes.sum():,} examples, {len(found.sizes):,} clients, partition={found.partition}")
     figure.savefig(target, dpi=120)
