@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.benchmarks import (
     adding,
+    asynchronous,
     averaging,
     calls,
     cohorts,
@@ -80,6 +81,7 @@ FIGURES: Mapping[str, Case] = {
     "fl-c": cohorts.fl_c,
     "fl-f": averaging.fl_f,
     "fl-g": malicious.fl_g,
+    "fl-e": asynchronous.fl_e,
 }
 
 

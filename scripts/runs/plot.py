@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from shoal.jobs.methods import METHODS
 from shoal.jobs.settings import ranges
 from shoal.protocol.errors import UserError
+from shoal.runs.choosing import brief
 from shoal.runs.metrics import own
 from shoal.runs.rundir import Config, RunDir
 
@@ -46,13 +47,14 @@ SUFFIXES = (".png", ".svg", ".pdf")
 @dataclass(frozen=True)
 class Curves:
     """The curves of one run, with one value for each row of metrics.jsonl. x: environment steps if the run counts any, else
-    versions. A missing value is NaN."""
+    versions. A missing value is NaN. seconds: of the run, if they are of virtual time; None: they are not."""
 
     name: str
     config: Config
     x: Floats
     counts_steps: bool
     metrics: dict[str, Floats]
+    seconds: Floats | None = None
 
 
 Groups = list[tuple[str, list[Curves]]]
@@ -67,7 +69,10 @@ def read(run: RunDir) -> Curves:
     counts_steps = any(row["steps"] for row in rows)
     x = np.array([row["steps" if counts_steps else "version"] for row in rows], dtype=np.float64)
     columns = {name: np.array([row["metrics"].get(name) for row in rows], dtype=np.float64) for name in names}  # None is NaN
-    return Curves(run.name, run.config(), x, counts_steps, columns)
+    config = run.config()
+    virtual = config.settings.get("clock") == "virtual"
+    seconds = np.array([row["seconds"] for row in rows], dtype=np.float64) if virtual else None
+    return Curves(run.name, config, x, counts_steps, columns, seconds)
 
 
 def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
@@ -140,7 +145,7 @@ def _label(runs: list[Curves], own: list[str]) -> str:
     sets = ", ".join(f"{key}={runs[0].config.settings.get(key)}" for key in own)
     seeds = ", ".join(str(each.config.seed) for each in runs)
     luck = f" (mean of seeds {seeds})" if len(runs) > 1 else ""
-    return f"{runs[0].config.job}{' ' + sets if sets else ''}{luck}"
+    return f"{brief(runs[0].config.job)}{' ' + sets if sets else ''}{luck}"
 
 
 def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
@@ -150,11 +155,13 @@ def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
 
 
 def figure(curves: Sequence[Curves]) -> Figure:
-    """The picture. Raises UserError without matplotlib."""
+    """The picture, by virtual time if all runs are of virtual time. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no state outside this picture
     except ModuleNotFoundError:
         raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
+    timed = [replace(each, x=each.seconds) for each in curves if each.seconds is not None]
+    curves = timed if len(timed) == len(curves) else [replace(each, seconds=None) for each in curves]
     grouped, names = groups(curves), panels(curves)
     picture = Figure(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
     axes = picture.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
@@ -189,7 +196,8 @@ def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
             ax.plot(*mean_of(runs, metric), color=colour, linewidth=2.0, label=label)
     steps = {each.counts_steps for _, runs in grouped for each in runs}
     words = {True: "environment steps", False: "round (version of the weights)"}
-    ax.set_xlabel(" or ".join(words[each] for each in sorted(steps)))
+    timed = any(each.seconds is not None for _, runs in grouped for each in runs)
+    ax.set_xlabel("virtual seconds" if timed else " or ".join(words[each] for each in sorted(steps)))
     ax.set_ylabel(PANELS.get(metric, metric))
     if steps == {True}:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -30,6 +30,8 @@ from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.link import NEAR, Arrival, Payload
 from shoal.protocol.messages import AWAY, WHOLE, Cancel, Contribute, Envelope, Failed, TaskName
 
+HAIR = 1e-6  # seconds after its end at which a lease is looked at: it is late when more than its time has passed
+
 
 class VirtualClock:
     """A clock that the wire winds. Called, it gives the seconds of virtual time since the run began, over all its lives."""
@@ -242,5 +244,5 @@ def look_at(facts: Facts, now: float) -> float:
     """Return the next time at which the core may decide otherwise although nothing has happened: the plan's, or that of a lease
     that runs out; inf if there is none."""
     lease = facts.bounds.lease
-    ends = (one.since + lease for one in facts.ledger.leases.values()) if lease > 0 else iter(())
+    ends = (one.since + lease + HAIR for one in facts.ledger.leases.values()) if lease > 0 else iter(())
     return min(wakes(facts.plan, facts.version, now), next((end for end in ends if end > now), math.inf))

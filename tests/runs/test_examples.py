@@ -95,3 +95,12 @@ def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Pa
     np.testing.assert_allclose(snapshot.weights["slope"], [1.5, -2.0, 0.5], atol=0.05)
     alone = ran("simulate", job, "--actors", 0, "--json").result
     assert alone["weights_sha256"] == found["weights_sha256"]
+
+
+def test_who_waits_for_nobody_is_sooner_there_on_devices_that_differ_much() -> None:
+    words = ("simulate", EXAMPLES / "devices.py", "eval_every=0", "--json")
+    waits = ran(*words, "rounds=4").result
+    goes_on = ran(*words, "method=fedbuff", "buffer=5", "concurrency=20", "rounds=24").result
+    assert (waits["virtual"], goes_on["virtual"]) == (True, True)
+    assert goes_on["contributions"] > waits["contributions"]
+    assert goes_on["seconds"] < waits["seconds"]

@@ -152,3 +152,15 @@ def test_a_file_that_cannot_be_drawn_is_one_line(tmp_path: Path, out: str, said:
     run = learning(tmp_path, "digits-1", Config("digits"))
     with pytest.raises(UserError, match=said):
         plot([run], tmp_path / out)
+
+
+def test_runs_in_virtual_time_are_drawn_by_it_and_beside_another_run_by_rounds(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    virtual = [learning(tmp_path, f"v{lr}", Config("digits", settings={"lr": lr, "clock": "virtual"})) for lr in (1, 2)]
+    other = learning(tmp_path, "w", Config("digits", settings={"lr": 1, "clock": "wall"}))
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        timed = drawn(plot(virtual, tmp_path / "timed.svg"))
+        mixed = drawn(plot([*virtual, other], tmp_path / "mixed.svg"))
+    assert ("virtual seconds" in timed, "round (version" in timed) == (True, False)
+    assert ("virtual seconds" in mixed, "round (version" in mixed) == (False, True)

@@ -258,6 +258,38 @@ def test_fewer_bytes_take_less_virtual_time(tmp_path: Path) -> None:
     assert 0.2 < packed / whole_bytes < 0.35
 
 
+def test_traces_hold_in_wall_clock_time_too(tmp_path: Path) -> None:
+    asked: set[int] = set()
+
+    class Noting(Pulling):
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            asked.add(client)
+            return super().run(weights, client, task)
+
+    start = {"w": np.zeros(4, np.float32)}
+    traces = lambda client: [(0.0, 1e9)] if client < 4 else [(1e8, 1e9)]  # noqa: E731
+    for method in ({"method": "fedbuff", "buffer": 2}, {"cohort": 2}):
+        made = Federated(worker=Noting, weights=lambda: start, traces=traces, rounds=12, **{**FREE, **method})
+        shoal.run(made, actors=0, folder=tmp_path / str(len(method)), show=False)
+        assert asked == {0, 1, 2, 3}
+        asked.clear()
+
+
+def test_in_wall_clock_time_a_run_takes_at_least_as_long_as_its_devices(tmp_path: Path) -> None:
+    start = {"w": np.zeros(4, np.float32)}
+    slow = lambda client: Device(seconds_per_example=0.02 / (1 + client))  # noqa: E731
+    made = Federated(worker=Pulling, weights=lambda: start, devices=slow, local_epochs=1, cohort=5, rounds=2, **FREE)
+    run = shoal.run(made, actors=0, folder=tmp_path / "run", show=False)
+    assert run.history[-1]["seconds"] >= 10 * 0.02
+    assert not run.summary["virtual"]
+
+
+def test_a_lease_runs_out_at_its_virtual_second(tmp_path: Path) -> None:
+    run = virtual(tmp_path, cohort=CLIENTS, rounds=1, lease=6.0, attempts=1)
+    assert run.history[0]["seconds"] == pytest.approx(6.0)
+    assert run.history[0]["contributions"] == sum(seconds < 6.0 for seconds in SPEEDS)
+
+
 # Refused when the job is read
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
