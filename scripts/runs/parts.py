@@ -76,7 +76,7 @@ def recording_of(
     job = options.job
     kind = job.keeping.journal
     if kind == "auto":
-        kind = "ids" if options.bind else "off"
+        kind = "ids" if options.bind and job.method.journalled else "off"
     store, run = Store(options.run.path), options.run.name[-60:]
     if hasattr(aggregator, "settle"):
         aggregator.settle(options.run.path / "clients")

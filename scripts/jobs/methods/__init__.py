@@ -26,6 +26,8 @@ from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.methods.qffl import QFFL
 from shoal.jobs.methods.robust import RFA, Bulyan, CenteredClipping, Krum, Median, MultiKrum, TrimmedMean
 from shoal.jobs.methods.scaffold import Scaffold
+from shoal.jobs.methods.secagg import SecAgg
+from shoal.jobs.methods.xgb_bagging import XGBBagging
 from shoal.jobs.settings import ranges
 
 METHODS: Mapping[str, type[Method]] = {
@@ -50,7 +52,9 @@ METHODS: Mapping[str, type[Method]] = {
         FedBuff,
         DPFedAvg,
         LocalDP,
+        SecAgg,
         Analytics,
+        XGBBagging,
         FedAsync,
         FedFix,
         Median,

@@ -78,6 +78,8 @@ class Method:
     independent: ClassVar[bool] = False
     """True if no client's contribution may decide whether another's counts, as differential privacy asks: no bound is then made
     from the median of contributions."""
+    journalled: ClassVar[bool] = True
+    """False if a contribution is of no use to a later life of the run: journal=auto then means off."""
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         """The plan, which decides which clients work when. asked: the tasks that earlier lives of the run asked for. sums: True
