@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.faults.family import noting
 from shoal.jobs.federated import Federated
 from shoal.jobs.methods.fedavg import FedAvg
@@ -50,6 +51,12 @@ class Standing(FedAvg):
     """FedAvg whose work begins when all actors are here; none holds more than two tasks, so there is enough for each."""
 
     name: ClassVar[str] = "standing"
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        """Rounds that are cut into a task for each place, however quick they are: an actor has a second task to wait with."""
+        made = super().plan(asked, seed, sums)
+        made._shares = lambda seats: seats.room  # type: ignore[attr-defined]
+        return made
 
     def bounds(self, sums: bool) -> Bounds:
         return replace(super().bounds(sums), most=2, gather=ACTORS, back=BACK)

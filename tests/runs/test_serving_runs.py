@@ -19,6 +19,7 @@ import pytest
 
 import shoal
 from shoal.commands.cli import main
+from shoal.faults.patient import ended
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.serving.following import Coordinator, RunFolder
@@ -187,7 +188,7 @@ def test_of_two_processes_one_answers_when_the_other_is_killed_and_another_takes
         while not (len(pids := client.stats(deadline=60)["pids"]) == 2 and here not in pids):
             client.predict(ROWS, deadline=60)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert ended(process) == 0
     found = json.loads((run.folder / "serve.json").read_text())
     assert (found["state"], len(found["pids"])) == ("ended", 2)
     assert not (run.folder / "serve.parts").exists()
@@ -202,7 +203,7 @@ def test_a_server_that_waits_for_a_coordinator_ends_at_a_signal(tmp_path: Path, 
         try:
             silent.accept()[0].close()  # it has begun to follow
             process.send_signal(number)
-            assert process.wait(60) == code
+            assert ended(process) == code
         finally:
             process.kill()
             process.wait()

@@ -22,6 +22,7 @@ import pytest
 from browser import Browser, chromium
 from typed import mistake
 
+from shoal.faults.patient import ended
 from shoal.runs.rundir import Config, RunDir, replaced
 from shoal.watching.app import needed
 from shoal.watching.page import LOCAL, address_of, bound, show
@@ -114,7 +115,7 @@ def test_the_command_shows_a_run_refuses_other_hosts_and_ends_by_ctrl_c(tmp_path
             assert [row[0] for row in rows["rows"]] == [*range(1, 41)]
             page.send_signal(signal.SIGINT)
             assert [name for name, _, _ in stream][-1] == "bye"
-        assert page.wait(60) == 0
+        assert ended(page) == 0
         assert page.stderr is not None
         assert page.stderr.read() == ""
 
@@ -131,7 +132,7 @@ def test_a_page_beside_a_run_tells_its_end_and_ends_with_it(tmp_path: Path) -> N
                 if event[0] == "rows" and not any(name == "rows" for name, _, _ in found):
                     run.send_signal(signal.SIGINT)
                 found.append(event)
-        assert run.wait(60) == 130
+        assert ended(run) == 130
     kept = [json.loads(line)["version"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     curve: list[int] = []
     for data in (data for name, _, data in found if name == "rows"):  # the last row is written again, with its evaluation
