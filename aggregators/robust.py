@@ -208,7 +208,7 @@ class RobustServer(Around):
     A round with fewer rows than the rule is proven for (breakdown.py) changes no weights: its metric is `too_few`.
 
     Order of arrival changes no bit: the rule sees the deltas in the order of their clients' numbers.
-    Memory: the deltas of a cohort (kept for the next round), 16 MB of temporaries, and what the FedAvgServer has.
+    Memory: the deltas of a cohort (kept for the next round), up to 64 MB of temporaries, and what the FedAvgServer has.
     """
 
     linear = False  # a sum over clients would hide each client's own delta

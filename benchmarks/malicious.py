@@ -26,7 +26,7 @@ JOB: Mapping[str, Any] = {
     "local_epochs": 2,
     "batch_size": 30,
     "lr": 0.5,
-    "rounds": 60,
+    "rounds": 100,
     "eval_every": 0,
     "strikes": 0,
 }
@@ -42,7 +42,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "krum": {"method": "krum", **NNM},
     "multikrum": {"method": "multikrum", "malicious": MALICIOUS},
     "bulyan": {"method": "bulyan", "malicious": MALICIOUS},
-    "rfa": {"method": "rfa", **NNM},
+    "rfa": {"method": "rfa", "malicious": MALICIOUS},
     "centered_clipping": {"method": "centered_clipping", **NNM},
     "fltrust": {"method": "fltrust"},
 }
