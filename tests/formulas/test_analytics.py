@@ -108,6 +108,7 @@ def job(**settings: object) -> Job:
         ({"cohort": 5}, "cohort=5: allowed is from 0 to clients=4"),
         ({"compress": "int8"}, "answers would not be exact"),
         ({"norm_factor": 3.0}, "answers would not be exact"),
+        ({"norm_bound": 3.0}, "it would leave out large clients"),
         ({"lr": 0.1}, "lr is a setting of"),
     ],
 )

@@ -116,3 +116,9 @@ def test_an_empty_ensemble_says_nothing_and_a_cohort_that_is_too_large_is_refuse
     assert not margins(no_trees(layout_of_trees(4, 2)), X, 2).any()
     with pytest.raises(UserError, match="cohort=6: allowed is from 0 to clients=5"):
         job(clients=5, cohort=6)
+
+
+@pytest.mark.parametrize("odd", [{"compress": "int8"}, {"norm_factor": 2.0}, {"compress_weights": "int8"}, {"norm_bound": 1.0}])
+def test_what_takes_trees_for_changes_of_weights_is_refused(odd: dict[str, object]):
+    with pytest.raises(UserError, match=r"which trees are not|trees have no norm"):
+        job(**odd)

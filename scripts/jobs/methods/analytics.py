@@ -71,6 +71,11 @@ class Analytics(Method):
                     "exact; leave out compress, compress_weights, norm_factor and wraps of your own"
                 )
 
+        if job.checks.norm_bound:
+            raise UserError(
+                f"norm_bound={job.checks.norm_bound:g}: with method=analytics it would leave out large clients; norm_bound=0"
+            )
+
     def goal(self) -> Goal:
         from shoal.aggregators.tallies import DIGITS
 

@@ -107,7 +107,7 @@ class SecAgg(FedAvg):
         return Phases(self.clients, self.cohort, PHASES, least, seed=seed, asked=asked)
 
     def bounds(self, sums: bool) -> Bounds:
-        return Bounds(attempts=1)
+        return Bounds()
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.around.masked import Masked

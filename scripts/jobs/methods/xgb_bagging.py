@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Metrics
 
+if TYPE_CHECKING:
+    from shoal.jobs.job import Job
+
 
 @dataclass(frozen=True)
 class XGBBagging(Method):
@@ -28,6 +31,7 @@ class XGBBagging(Method):
 
     name: ClassVar[str] = "xgb_bagging"
     problems: ClassVar[tuple[str, ...]] = ("supervised",)
+    independent: ClassVar[bool] = True
     end: ClassVar[str] = ""  # the ensemble has room for `rounds` rounds
 
     rounds: int = option(20, "rounds, each of which adds one tree for each class and client", least=1)
@@ -48,6 +52,16 @@ class XGBBagging(Method):
     def check(self, problem: Problem) -> None:
         if self.cohort > self.clients:
             raise UserError(f"cohort={self.cohort}: allowed is from 0 to clients={self.clients}")
+
+    def fits(self, job: Job) -> None:
+        for wrap in job.around:
+            if wrap.looks or getattr(wrap, "compress_weights", "none") != "none":
+                raise UserError(
+                    f"method=xgb_bagging: {type(wrap).__name__} takes contributions for changes of weights, which trees are "
+                    "not; leave out compress, compress_weights, norm_factor, attack and wraps of your own"
+                )
+        if job.checks.norm_bound:
+            raise UserError(f"norm_bound={job.checks.norm_bound:g}: trees have no norm that means anything; norm_bound=0")
 
     def try_out(self, seed: int) -> None:
         try:
