@@ -312,11 +312,21 @@ class Audit:
             self._result(row, message)
         elif isinstance(message, Beat):
             row.runs = message.runs
-        if isinstance(message, Beat) and not message.runs:
-            row.stuck = False
+        if isinstance(message, Beat):
+            self._begun(row, message)
         row.settled = row.settled or isinstance(message, OF_MORE)
         row.spoke = row.spoke or not isinstance(message, Hello)
         self.heard += isinstance(message, Contribute) and not self._goes_on(event)
+
+    def _begun(self, row: Row, message: Beat) -> None:
+        """Note what a Beat says of the worker: it is at no task, or at one, whose brief has arrived then."""
+        if not message.runs:
+            row.stuck = False
+            return
+        holding = self.held.get(task := (message.runs[0], message.runs[1]))
+        mine = holding is not None and (*task, holding.attempt) == message.runs and task in row.tasks
+        if holding and mine and self.setting.bounds.briefs and task not in self.pulled:
+            holding.left = 0
 
     def _result(self, row: Row, message: Contribute | Failed) -> None:
         """Note that the worker is free for its next task, if this is the first word of a result of a task that it was given."""
