@@ -36,6 +36,7 @@ from shoal.benchmarks import (
     startup,
     sweeping,
     throughput,
+    together,
     watching,
 )
 from shoal.benchmarks.alone import CrashedError, apart
@@ -77,11 +78,14 @@ FIGURES: Mapping[str, Case] = {
     "tasks-array": calls.tasks_array,
     "tasks-kill": calls.tasks_kill,
     "tasks-grid": searching.tasks_grid,
+    "fl-a": together.fl_a,
     "fl-b": cohorts.fl_b,
     "fl-c": cohorts.fl_c,
+    "fl-d": together.fl_d,
     "fl-f": averaging.fl_f,
     "fl-g": malicious.fl_g,
     "fl-e": asynchronous.fl_e,
+    "fl-h": together.fl_h,
 }
 
 

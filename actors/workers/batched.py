@@ -1,6 +1,6 @@
 """Local training of a task's clients together: a step of many small models costs hardly more than a step of one.
 
-The one idea: the weights of up to 16 clients are the rows of one matrix, and one traced step (nets/tracing.py) makes a step of
+The one idea: the weights of up to 32 clients are the rows of one matrix, and one traced step (nets/tracing.py) makes a step of
 each. A client that has fewer examples than the others takes part with examples of weight 0, and one that has fewer steps is not
 changed any more. The arithmetic is that of LocalSGD up to the rounding of sums.
 """
@@ -24,7 +24,7 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Totals, Work
 
-SLOTS = (1, 2, 4, 8, 16)  # numbers of clients that a step is traced for; other numbers leave slots empty
+SLOTS = (1, 2, 4, 8, 16, 32)  # numbers of clients that a step is traced for; other numbers leave slots empty
 PAD = 64  # a row of weights is a multiple of so many float32, so that no vector instruction reaches from one row into the next
 WHOLE = 64  # largest batch_size of which a client with fewer examples has whole batches, filled up with examples of weight 0
 
@@ -130,7 +130,7 @@ class Batched:
                 yield self._work(weights, client, done[client])
 
     def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> dict[int, Trained | Exception]:
-        """What became of each of at most 16 clients: a client's fault is its own."""
+        """What became of each of at most 32 clients: a client's fault is its own."""
         kinds: dict[Kind, list[Member]] = {}
         done: dict[int, Trained | Exception] = {}
         for client in clients:

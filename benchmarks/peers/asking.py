@@ -36,7 +36,7 @@ class Question:
 
     peer: str
     script: str
-    words: tuple[str | int | float, ...]
+    words: tuple[str | int | float | Path, ...]
     turns: int = 3
     quick: bool = False
     seconds: float = 300.0

@@ -6,11 +6,14 @@ The one idea: a question's name says which way of the peer it measures; the scri
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from shoal.benchmarks.peers.asking import Question
 
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
 LEARNING = "pfl_learning.py"
+TRAINED = ("pfl_trained.py", "flower_trained.py")
 DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
@@ -37,6 +40,18 @@ def large(floats: int) -> Mapping[str, Question]:
         "pfl_shipped": Question("pfl", PFL, ("shipped", floats, 100, 100, 10)),
         "pfl_own_cohorts": Question("pfl", PFL, ("own_cohorts", floats, 100, 100, 10), quick=True),
         "ray_a_call_each": Question("ray", RAY, (floats, 200, 1, 64), quick=True),
+    }
+
+
+def trained(path: Path, cohort: int, rounds: int) -> Mapping[str, Question]:
+    """Returns questions on federated averaging of the clients in a file, in rounds a second. Flower is asked for few rounds,
+    because each takes long."""
+    few, started = min(rounds, 40), Question("flowertorch", TRAINED[1], ("start_simulation", path, cohort, min(rounds, 40), 1))
+    return {
+        "pfl_1_process": Question("pfl", TRAINED[0], (path, cohort, rounds, 1), seconds=600),
+        "pfl_2_processes": Question("pfl", TRAINED[0], (path, cohort, rounds, 2), quick=True, seconds=600),
+        "flower_start_simulation": replace(started, quick=True),
+        "flower_runtime": replace(started, words=("runtime", path, cohort, few, 0.25)),
     }
 
 

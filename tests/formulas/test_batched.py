@@ -98,7 +98,7 @@ def test_a_client_alone_and_beside_others_has_the_same_bits_where_rows_are_whole
 
 def test_more_clients_than_slots_are_trained_in_their_order() -> None:
     made = worker()
-    weights, many = made.flat.bundle(), ALL.clients * 4
+    weights, many = made.flat.bundle(), ALL.clients * 7
     found = list(Batched(made).run_all(weights, many, TASK))
     assert [one.weight for one in found] == [float(SIZES[client]) for client in many]
 

@@ -77,4 +77,4 @@ def test_rounds_are_counted_to_the_first_evaluation_that_reaches_the_target(tmp_
 
 
 def test_the_cases_are_known_by_their_names() -> None:
-    assert {"fl-b", "fl-c", "fl-f"} <= set(FIGURES)
+    assert {"fl-a", "fl-b", "fl-c", "fl-d", "fl-f", "fl-h"} <= set(FIGURES)

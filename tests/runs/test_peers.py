@@ -32,6 +32,7 @@ EVERY = [
     *questions.calls("single", 9).values(),
     *questions.serving(9, 3).values(),
     *questions.cohorts("fl-b", 9).values(),
+    *questions.trained(Path("clients.npz"), 9, 9).values(),
 ]
 
 
