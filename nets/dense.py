@@ -41,6 +41,7 @@ class Dense:
 
     def __init__(self, flat: FlatModule, layers: list[Layer]) -> None:
         self.flat, self.layers = flat, layers
+        self.parameters = list(flat.module.parameters())
         self.gradients = [one for layer in reversed(layers) for one in (layer.w_grad, layer.bias_grad)]
         self.one = torch.ones(())
         self.sure: set[int] = set()
@@ -77,7 +78,8 @@ class Dense:
         floats = x.is_floating_point() or getattr(data, "scale", 1.0) != 1
         shaped = x.ndim == 2 and x.shape[1] == self.layers[0].w.shape[1] and y.ndim == 1
         whole = not y.is_floating_point() and y.dtype != torch.bool
-        return len(data) == 2 and floats and shaped and whole and not torch.is_autocast_enabled("cpu")
+        trained = all(one.requires_grad for one in self.parameters)  # still: a method may train them by turns
+        return len(data) == 2 and floats and shaped and whole and trained and not torch.is_autocast_enabled("cpu")
 
     def proved(self, x: Tensor, y: Tensor, logits: Tensor, loss: Tensor) -> Dense | None:
         """Compare with what autograd has made of a batch, whose gradient is in `flat.grad`. Return self, if the bits are the

@@ -150,9 +150,12 @@ def _strange(worker: LocalSGD, clients: tuple[int, ...]) -> str:
     module, data = worker.flat.module, worker.data.of(clients[0])
     x = data.inputs[: max(2, worker.batch_size)]
     x = torch.cat([x, x])[: max(2, len(x))]
-    before, drawn = _plain_parts(module), draws.states()
+    before, drawn, held = _plain_parts(module), draws.states(), worker.flat.raw.clone()
     with torch.no_grad():
         whole = module(x)
+        if not torch.equal(held, worker.flat.raw):
+            worker.flat.raw.copy_(held)
+            return "the model changes its buffers"
         other = module(torch.cat([x[:-1], 0.5 * x[:1] if x.is_floating_point() else x[:1]]))
     if not isinstance(whole, torch.Tensor):
         return "the model gives more than one tensor"

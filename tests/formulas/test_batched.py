@@ -169,6 +169,19 @@ class Counting(Looking):
         return out * self.calls
 
 
+class Keeping(Looking):
+    """It counts in a buffer, which is part of a client's delta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
 class Mixing(Looking):
     """Its outputs for an example depend on the other examples of the batch."""
 
@@ -192,6 +205,7 @@ def job(model: Callable[[], nn.Module] = lambda: mlp((16, 32, 4)), **settings: A
     [
         (Looking, "torch cannot make its step for several clients"),
         (Counting, "the model keeps count in its attribute calls"),
+        (Keeping, "the model changes its buffers"),
         (Mixing, "an example's output depends on the other examples of its batch"),
         (Noisy, "the model draws random numbers"),
     ],

@@ -177,3 +177,5 @@ def test_examples_of_another_form_are_left_to_autograd() -> None:
         assert not made.takes(other)
     with torch.autocast("cpu"):
         assert not made.takes((x, y))
+    next(iter(made.parameters)).requires_grad_(False)
+    assert not made.takes((x, y))
