@@ -6,7 +6,6 @@ result as soon as that is there.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -40,10 +39,14 @@ class Put(Generic[T]):
     @cached_property
     def name(self) -> str:
         """The name of the value on other machines."""
+        import hashlib  # and so OpenSSL, which only values that were put need
+
         return hashlib.blake2b(self.plain, digest_size=16).hexdigest()
 
     def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         if self._seen.known:
+            import hashlib
+
             return bytes, (hashlib.blake2b(whole(self._parcel.data), digest_size=32).digest(),)
         self._seen.add(self)
         return self._open, (self._parcel.data,)

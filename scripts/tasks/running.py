@@ -535,6 +535,8 @@ class Running(threading.Thread):
         if self._crew and not (here or self._crew.spent()):
             self.soon(self._cancel)  # an executor's first calls have begun, and actors are only starting
             return
+        if self.near:
+            self.near.give()  # the same: actors may have come in this turn
         for entry in [one for one in self.entries.values() if not one.begun]:
             if entry.future.cancel():
                 entry.future.set_running_or_notify_cancel()

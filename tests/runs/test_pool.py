@@ -864,3 +864,11 @@ with shoal.Pool(1) as pool:
 def test_a_pool_of_plain_calls_loads_no_numpy_here_or_there() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
     assert done.stdout == "[] []\n"
+
+
+def test_of_calls_that_are_cancelled_at_once_those_that_idle_processes_take_are_made() -> None:
+    for _ in range(3):
+        pool = Pool(2)
+        futures = [pool.submit(double, x) for x in range(50)]
+        pool.shutdown(cancel_futures=True)
+        assert any(not future.cancelled() for future in futures)
