@@ -129,7 +129,7 @@ class Pool(Executor):
         retries: int | None = None,
         once: bool = False,
         need: Need = ONE_CORE,
-        key: str = "",
+        key: str | Callable[..., Any] = "",
         timeout: float | None = None,
         retry_on: Exceptions = (),
         cost: float | None = None,
@@ -142,12 +142,15 @@ class Pool(Executor):
 
         priority: calls of higher priority begin first; a minute of waiting counts as one. retries: as in Pool, for this call.
         once: the call is never begun twice: if its process ends, the future raises WorkerLost at once. need: what the call
-        takes of the machine while it runs. key: part of the call's name in the pool's folder. timeout: seconds that the call
+        takes of the machine while it runs. key: part of the call's name in the pool's folder; a
+        function is an argument of `fn`'s own, as max and sorted have it. timeout: seconds that the call
         may take from when it begins: after them its process is ended, and the future raises TimeoutError. retry_on: exceptions
         after which the call is made again, `retries` times at most. cost: seconds that you expect the call to take, in place of
         what the pool learns: of calls that wait, longer ones begin first. Raises UserError if an argument cannot travel or be
         kept, NeedError if the machine has less than the call needs, RuntimeError after `shutdown`.
         """
+        if not isinstance(key, str) and callable(key):  # of max, min or sorted
+            kwargs, key = {**kwargs, "key": key}, ""
         its = self._asked(priority, retries, once, need, key, timeout, retry_on, cost)
         if futures := awaited(args, kwargs):
             return self._later(fn, args, kwargs, its, futures)

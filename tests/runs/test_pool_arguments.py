@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -237,3 +238,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
         pool.resize(np.int64(1))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^timeout=nan: must be"):
         pool.submit(double, 1, timeout=np.float32("nan"))
+
+
+def test_a_key_that_is_a_function_is_the_functions_own(pool: Pool) -> None:
+    assert pool.submit(max, [3, 1, 2], key=operator.neg).result() == 1
+    assert pool.map(double, [3, 1, 2]).then(max, key=operator.neg).result() == 2
+    assert pool.submit(double, 2).then(lambda x, key: key(x), key=operator.neg).result() == -4
+    with pytest.raises(UserError, match=r"^key=3: must be text$"):
+        pool.submit(max, [1], key=3)  # type: ignore[arg-type]

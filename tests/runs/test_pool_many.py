@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -125,31 +126,39 @@ def test_of_many_calls_only_the_one_that_ends_its_process_is_lost(tmp_path: Path
 
 
 def gated(folder: str, slow: int, x: int) -> int:
-    """Leave a line; the slow call waits for a file."""
+    """Leave a line; the slow call leaves its process's number and waits for a file."""
     with open(f"{folder}/{os.getpid()}", "a", buffering=1) as file:
         file.write(f"{x}\n")
+    if x == slow:
+        with open(f"{folder}/slow", "w") as file:
+            file.write(str(os.getpid()))
     while x == slow and not os.path.exists(f"{folder}/gate"):
         threading.Event().wait(0.01)
     return x
 
 
-def test_calls_behind_a_slow_one_of_their_piece_are_made_elsewhere_and_each_is_made_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_calls_behind_a_slow_one_of_their_piece_are_made_elsewhere_and_each_is_made_once(tmp_path: Path, killed: bool) -> None:
     (tmp_path / "before").mkdir()
     with Pool(2) as pool:
         assert len(list(pool.map(gated, [str(tmp_path / "before")] * MANY, [-1] * MANY, range(MANY)))) == MANY
         results = pool.map(gated, [str(tmp_path)] * MANY, [MANY // 2] * MANY, range(MANY))
 
         def begun() -> Counter[str]:
-            return Counter(line for one in tmp_path.iterdir() if one.is_file() for line in one.read_text().split())
+            return Counter(line for one in tmp_path.iterdir() if one.name.isdigit() for line in one.read_text().split())
 
         for _ in range(3_000):
             if len(begun()) >= MANY - BLOCK:
                 break
             threading.Event().wait(0.01)
         assert len(begun()) >= MANY - BLOCK  # at most those that its process had claimed wait for it
+        if killed:
+            os.kill(int((tmp_path / "slow").read_text()), signal.SIGKILL)
         (tmp_path / "gate").touch()
         assert list(results) == list(range(MANY))
-        assert begun() == Counter(map(str, range(MANY)))
+        times = begun()
+        assert times.keys() == set(map(str, range(MANY)))
+        assert max(times.values()) == 1 + killed  # what had not come back is made again, and what was taken back is not
 
 
 def stops(x: int) -> int:
