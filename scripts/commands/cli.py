@@ -456,8 +456,8 @@ def watch(asked: argparse.Namespace) -> int:
         return 0
     with bound(host, asked.port) as listening, suppress(KeyboardInterrupt):
         names = ", ".join(str(source.about()["name"]) for source in sources)
-        print(f"shoal: {names} at {address_of(listening, token)} (Ctrl-C ends the page, not a run)", flush=True)
-        show(sources, listening, token)
+        line = f"shoal: {names} at {address_of(listening, token)} (Ctrl-C ends the page, not a run)"
+        show(sources, listening, token, begun=lambda: print(line, flush=True))
     return 0
 
 

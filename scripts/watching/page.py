@@ -68,9 +68,15 @@ def token_of(host: str, given: str) -> str:
     return given or ("" if is_loopback(host) else secrets.token_urlsafe(18))
 
 
-def show(sources: Sequence[Source], listening: socket.socket, token: str = "", over: Callable[[], bool] = bool) -> None:
-    """Serve the page until Ctrl-C (KeyboardInterrupt), SIGTERM, or `over` says True. The socket is closed then. Raises
-    UserError without the extra `watch`."""
+def show(
+    sources: Sequence[Source],
+    listening: socket.socket,
+    token: str = "",
+    over: Callable[[], bool] = bool,
+    begun: Callable[[], object] = bool,
+) -> None:
+    """Serve the page until Ctrl-C (KeyboardInterrupt), SIGTERM, or `over` says True. The socket is closed then. begun: called
+    once the page answers and a signal ends it. Raises UserError without the extra `watch`."""
     needed()
     import uvicorn
 
@@ -82,6 +88,10 @@ def show(sources: Sequence[Source], listening: socket.socket, token: str = "", o
 
     class Page(uvicorn.Server):
         """Looks every EVERY seconds whether it is over; pages that are open get the last news first."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            begun()
 
         async def on_tick(self, counter: int) -> bool:
             if counter % max(1, round(EVERY / 0.1)) == 0 and over():
