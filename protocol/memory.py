@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from shoal.protocol.cgroups import CGROUPS, PROC, groups, lines, number
 from shoal.protocol.errors import UserError
 
 
@@ -20,8 +21,6 @@ class Room(NamedTuple):
     bound: str
 
 
-PROC = Path("/proc")
-CGROUPS = Path("/sys/fs/cgroup")
 UNBOUNDED = Room(2**62, "machine")  # if no file names a limit; cgroup v1 writes about 2**63 for "no limit"
 
 
@@ -42,58 +41,30 @@ def room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
 
 def whole(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Bytes of memory in all: the machine's, or the least bound of a memory cgroup above this process if that is less."""
-    found = [int(line.split()[1]) * 1024 for line in _lines(proc / "meminfo") if line.startswith("MemTotal:")]
-    for line in _lines(proc / "self" / "cgroup"):
-        _, kinds, path = line.split(":", 2)
-        root = cgroups if kinds == "" else cgroups / "memory"
-        if kinds == "" or "memory" in kinds.split(","):
-            name = "memory.max" if kinds == "" else "memory.limit_in_bytes"
-            folder = root / path.lstrip("/")
-            bounds = [_number(one / name) for one in (folder, *folder.parents) if one.is_relative_to(root)]
-            found += [bound for bound in bounds if bound is not None]
+    found = [int(line.split()[1]) * 1024 for line in lines(proc / "meminfo") if line.startswith("MemTotal:")]
+    for unified, folder in groups("memory", proc, cgroups):
+        if (bound := number(folder / ("memory.max" if unified else "memory.limit_in_bytes"))) is not None:
+            found.append(bound)
     return min([*found, UNBOUNDED.nbytes])
 
 
 def _machine(proc: Path) -> Iterator[Room]:
-    for line in _lines(proc / "meminfo"):
+    for line in lines(proc / "meminfo"):
         if line.startswith("MemAvailable:"):
             yield Room(int(line.split()[1]) * 1024, "machine")
 
 
 def _cgroups(proc: Path, cgroups: Path) -> Iterator[Room]:
-    for line in _lines(proc / "self" / "cgroup"):
-        _, kinds, path = line.split(":", 2)
-        if kinds == "":
-            yield from _upwards(cgroups, path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in kinds.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _upwards(cgroups / "memory", path, *names)
-
-
-def _upwards(root: Path, path: str, limit: str, used: str, cached: str) -> Iterator[Room]:
-    """Rooms of the cgroup at `path` and of those above. A container may see its own cgroup at the root, under a path that is
-    known outside only: missing folders are skipped."""
-    folder = root / path.lstrip("/")
-    for where in (folder, *folder.parents):
-        if not where.is_relative_to(root):
-            return
-        bound = _number(where / limit)
-        if bound is not None:
-            yield Room(max(0, bound - (_number(where / used) or 0) + _cached(where, cached)), "container")
+    for unified, folder in groups("memory", proc, cgroups):
+        limit, used, cached = (
+            ("memory.max", "memory.current", "inactive_file")
+            if unified
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        if (bound := number(folder / limit)) is not None:
+            yield Room(max(0, bound - (number(folder / used) or 0) + _cached(folder, cached)), "container")
 
 
 def _cached(folder: Path, key: str) -> int:
     """Bytes of file pages, which count as used but are dropped as soon as a process wants their memory."""
-    return sum(int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith(f"{key} "))
-
-
-def _number(path: Path) -> int | None:
-    text = "".join(_lines(path))
-    return int(text) if text.isdigit() else None  # "max": no limit
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+    return sum(int(line.split()[1]) for line in lines(folder / "memory.stat") if line.startswith(f"{key} "))

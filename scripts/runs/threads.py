@@ -8,6 +8,7 @@ and set in a new thread.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from shoal.protocol import cgroups
 from shoal.protocol.errors import UserError
 
 LIBRARIES = frozenset({"numpy", "scipy", "sklearn", "torch"})  # that compute with threads of their own, if they are loaded
@@ -116,8 +118,9 @@ def crowded(actors: int, threads: int, cores: int) -> str:
 
 
 def cores() -> int:
-    """The number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use: those it may run on, or fewer if its container has the time of fewer."""
+    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(may, cgroups.cores())))
 
 
 def lone() -> bool:
