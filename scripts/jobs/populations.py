@@ -21,12 +21,13 @@ from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, takes
 
 
-def populated(data: Any, settings: Any, seed: int) -> Population:
+def populated(data: Any, settings: Any, seed: int, classes: bool = True) -> Population:
     """The population that `data` describes.
 
     data: a Population; one data set (envs/sources.py); a list of data sets, one for each client; a pair (training, held out) of
     these; or a function, () or of the settings, that returns one of these.
 
+    classes: False if the loss says that whole numbers beyond 0 and 1 are no classes (mean squared error, say).
     settings.partition is a name of PARTITIONS, "auto" (dirichlet if the labels are classes, else iid), "natural" (a column or
     an array has the client of each example), or a function (labels, clients, seed) -> an array of indices for each client.
     Raises UserError.
@@ -40,7 +41,7 @@ def populated(data: Any, settings: Any, seed: int) -> Population:
         training, held_out = _parts(data)
         if not isinstance(training, list):
             if settings.partition != "natural":
-                return _divided(training, held_out, settings, seed)
+                return _divided(training, held_out, settings, seed, classes)
             data = _natural(training, held_out, settings)
         else:
             data = _one_a_client(training, held_out)
@@ -64,7 +65,7 @@ def _parts(data: Any) -> tuple[Any, Any]:
     raise UserError(f"data is {told(data)}: expected {ACCEPTED}; {more}")
 
 
-def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Population:
+def _divided(training: Any, held_out: Any, settings: Any, seed: int, classes: bool) -> Population:
     """The training data divided among clients. The held-out part is the same for every seed, so that curves of several seeds
     can be compared."""
     examples = examples_of(training)
@@ -72,9 +73,11 @@ def _divided(training: Any, held_out: Any, settings: Any, seed: int) -> Populati
     labels = examples.y[rows]
     name, notes = settings.partition, tuple[str, ...]()
     if name == "auto":
-        name = "iid" if classes_of(labels) is None else "dirichlet"
+        whole = classes_of(labels) is not None
+        name = "dirichlet" if whole and (classes or np.isin(labels, (0, 1)).all()) else "iid"
         if name == "iid":
-            shown = f"labels {labels.dtype}{list(labels.shape)} are no classes (whole numbers [n])"
+            why = "to this loss" if whole else "(whole numbers [n])"
+            shown = f"labels {labels.dtype}{list(labels.shape)} are no classes {why}"
             if settings.alpha != 0.5:
                 raise UserError(f"alpha={settings.alpha:g}: has no effect, as the {shown}; partition=quantity_skew, say")
             notes = (f"{shown}: the training data is divided at random, partition=iid",)

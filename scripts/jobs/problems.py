@@ -301,7 +301,9 @@ class Supervised(Problem):
 
             shelf: Shelf | None = self.made.get("shelf")
             self.made.clear()  # keep one population at most: data may be large
-            make = partial(populated, self.source, settings, seed)
+            from shoal.nets.evaluation import over_classes
+
+            make = partial(populated, self.source, settings, seed, self.loss is None or over_classes(self.loss) is not False)
             self.made[key] = make() if shelf is None else shelf.population(key, make)
             if shelf is not None:
                 self.made["shelf"] = shelf

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from shoal import Federated
 from shoal.envs.datasets import Examples
 from shoal.envs.partition import (
     PARTITIONS,
@@ -254,6 +256,10 @@ def split_of(y: np.ndarray, partition: str = "auto", clients: int = 6, alpha: fl
     return populated((x, y), SimpleNamespace(partition=partition, clients=clients, **more), 0)
 
 
+def mine(logits, y):
+    return nn.functional.cross_entropy(logits, y)
+
+
 REAL = np.random.Generator(np.random.Philox(5)).normal(size=160)
 
 
@@ -270,6 +276,25 @@ def test_the_default_partition_follows_the_labels():
         assert not found.notes
     with pytest.raises(UserError, match=r"alpha=0.1: has no effect, as the labels float32\[120\] are no classes"):
         split_of(REAL, alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "even"), [(nn.functional.mse_loss, True), (nn.SmoothL1Loss(), True), (None, False), (mine, False)]
+)
+def test_whole_numbers_are_no_classes_to_a_loss_of_torchs_that_is_not_over_classes(loss, even):
+    x = np.zeros((len(LABELS), 1), np.float32)
+    job = Federated(lambda: nn.Linear(1, 10), (x, LABELS), loss, clients=6, cohort=2)
+    found = job.problem.population(job.method, 0)
+    assert (np.ptp([len(found.examples(client)) for client in range(6)]) <= 1) == even
+    assert any("are no classes to this loss" in note for note in found.notes) == even
+
+
+def test_zeros_and_ones_are_classes_to_any_loss():
+    x, y = np.zeros((len(LABELS), 1), np.float32), (LABELS > 4).astype(np.float32)
+    job = Federated(lambda: nn.Linear(1, 1), (x, y), nn.functional.binary_cross_entropy_with_logits, clients=6, cohort=2)
+    found = job.problem.population(job.method, 0)
+    assert np.ptp([len(found.examples(client)) for client in range(6)]) > 50
+    assert not found.notes
 
 
 def test_a_partition_that_needs_classes_refuses_other_labels():
