@@ -73,8 +73,11 @@ def perform(
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         works = works_of(hand, weights, task, brief)
         for client in run.task.clients:
-            if (work := next(works, None)) is None:
-                raise UserError(f"{type(hand).__name__}.run_all gave no Work for client {client}: expected one for each client")
+            try:
+                work = next(works)
+            except StopIteration:
+                kind = type(hand).__name__
+                raise UserError(f"{kind}.run_all gave no Work for client {client}: expected one for each client") from None
             _check(work, run.task, hand)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)

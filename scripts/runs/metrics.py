@@ -16,7 +16,7 @@ OURS = frozenset({
     "length_mean", "episodes", "env_replaced", "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
     "rho_mean", "approx_kl", "control_norm", "tau_eff", "gradient_norm", "mu", "global_loss", "global_accuracy",
     "clip_fraction", "first_ratio_error", "too_few", "clipped", "attackers", "norm_limit", "attack_refused", "loss_squared",
-    "left_out", "above_limit", "mixing",
+    "left_out", "above_limit", "mixing", "epsilon", "clip_norm", "noise_stddev", "secagg_clients", "secagg_aborted", "trees",
 })
 # fmt: on
 

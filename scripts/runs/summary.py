@@ -38,7 +38,7 @@ def summary(progress: Progress, config: Config, threads: int, weights_sha256: st
         "threads": threads,
         "left_out": sorted(progress.left_out),
         "left_out_why": next(iter(progress.left_out.values()), ""),
-        "virtual": progress.virtual,
+        **({"virtual": True} if progress.virtual else {}),
     }
 
 

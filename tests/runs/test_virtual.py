@@ -281,7 +281,7 @@ def test_in_wall_clock_time_a_run_takes_at_least_as_long_as_its_devices(tmp_path
     made = Federated(worker=Pulling, weights=lambda: start, devices=slow, local_epochs=1, cohort=5, rounds=2, **FREE)
     run = shoal.run(made, actors=0, folder=tmp_path / "run", show=False)
     assert run.history[-1]["seconds"] >= 10 * 0.02
-    assert not run.summary["virtual"]
+    assert "virtual" not in run.summary
 
 
 def test_a_lease_runs_out_at_its_virtual_second(tmp_path: Path) -> None:
