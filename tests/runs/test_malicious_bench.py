@@ -15,9 +15,9 @@ from shoal.jobs.wraps import ATTACKS
 
 def test_the_figure_is_what_the_best_rule_loses_in_the_attack_that_costs_it_most(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {
-        "multikrum": {"ipm": 0.1, "nan": 0.1},
-        "fltrust": {"ipm": 0.015, "nan": 0.01},
-        "rfa": {"ipm": 0.04, "nan": 0.005},
+        "multikrum": {"ipm": 0.1, "alie": 0.1},
+        "fltrust": {"ipm": 0.015, "alie": 0.01},
+        "rfa": {"ipm": 0.04, "alie": 0.005},
         "": {},
     }
     asked = []
@@ -30,9 +30,10 @@ def test_the_figure_is_what_the_best_rule_loses_in_the_attack_that_costs_it_most
     found = FIGURES["fl-g"](True)
     assert (found.figure, found.holds) == (pytest.approx(1.5), True)
     table = found.details["iid"]
-    assert [table["by_attack"][attack]["rule"] for attack in ("ipm", "nan")] == ["fltrust", "rfa"]
+    assert [table["by_attack"][attack]["rule"] for attack in ("ipm", "alie")] == ["fltrust", "rfa"]
     assert table["single_best"] == {"rule": "fltrust", "lost": pytest.approx(1.5)}
-    assert asked == [("iid", None, None), *[("iid", attack, 5) for _ in malicious.QUICK for attack in ATTACKS]]
+    assert asked == [("iid", None, None), *[("iid", attack, 5) for _ in malicious.QUICK for attack in malicious.HARD]]
+    assert set(malicious.HARD) < set(ATTACKS)
     for rule in malicious.QUICK:
         costs[rule]["mimic"] = 0.021
     assert not FIGURES["fl-g"](True).holds
