@@ -1,4 +1,4 @@
-"""What the worker of an actor says beside its work, and what it is told meanwhile.
+"""Words of the worker of an actor beside its work, and words that it is told meanwhile.
 
 The one idea: a worker that is at a call of an hour reads no message. So the thread with the socket says for it what stands
 here, and calls what it left here, as soon as a message comes.

@@ -1,4 +1,4 @@
-"""What an aggregator remembers of each client: a row of float32 numbers by client, which changes only when a step is made.
+"""The memory that an aggregator has of each client: a row of float32 numbers by client, which changes only when a step is made.
 
 The one idea: a row is kept with the client's number, not with the actor that played the client, and rows that came since the
 last step are put aside until the next. So a client finds the same row on any actor, and after a crash. Rows beyond a number of
@@ -57,7 +57,7 @@ class Remembered:
         self._empty: dict[int, int] = {}  # file without rows in use -> the step since which it has none
 
     def settle(self, folder: Path) -> None:
-        """From now on keep rows beyond `held` bytes in this folder, which is made when a row needs it."""
+        """Keep rows beyond `held` bytes in this folder from now on, which is made when a row needs it."""
         self._folder = folder
 
     def __len__(self) -> int:

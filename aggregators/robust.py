@@ -292,7 +292,7 @@ class RobustServer(Around):
         self._held, self._weight = {}, 0.0
 
     def state(self) -> State:
-        """What the FedAvgServer and the rule keep, and the number of steps made, "robust_rounds", int64 []."""
+        """The arrays that the FedAvgServer and the rule keep, and the number of steps made, "robust_rounds", int64 []."""
         return {**self.server.state(), **self.rule.state(), ROUNDS: np.array(self.rounds, np.int64)}
 
     def load(self, weights: Bundle, state: State) -> None:

@@ -65,7 +65,7 @@ class Shelf:
             fcntl.lockf(self.lock, fcntl.LOCK_UN)
 
     def _table(self) -> dict[str, Any] | None:
-        """What is on the shelf: where each array lies; None if nothing is, or less than all of something."""
+        """The contents of the shelf: where each array lies; None if nothing is, or less than all of something."""
         head = os.pread(self.descriptor, HEAD.size, 0)
         if len(head) < HEAD.size or (found := HEAD.unpack(head))[0] != MAGIC:
             return None

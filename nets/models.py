@@ -44,8 +44,7 @@ def mlp(sizes: Sequence[int] = (64, 64, 10)) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def fedavg_cnn() -> nn.Module:
-    """The MNIST CNN of McMahan et al. 2017, section 3: 1,663,370 parameters, float32 [B, 1, 28, 28] -> logits [B, 10]."""
+def _digits_cnn(hidden: int, classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 32, kernel_size=5, padding=2),
         nn.ReLU(),
@@ -54,27 +53,21 @@ def fedavg_cnn() -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 512),
+        nn.Linear(64 * 7 * 7, hidden),
         nn.ReLU(),
-        nn.Linear(512, 10),
+        nn.Linear(hidden, classes),
     )
+
+
+def fedavg_cnn() -> nn.Module:
+    """The MNIST CNN of McMahan et al. 2017, section 3: 1,663,370 parameters, float32 [B, 1, 28, 28] -> logits [B, 10]."""
+    return _digits_cnn(512, 10)
 
 
 def leaf_cnn(classes: int = 62) -> nn.Module:
     """LEAF's CNN for FEMNIST (Caldas et al. 2018): 6,603,710 parameters with 62 classes, float32 [B, 1, 28, 28] -> logits
     [B, classes]."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, kernel_size=5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, kernel_size=5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 2048),
-        nn.ReLU(),
-        nn.Linear(2048, classes),
-    )
+    return _digits_cnn(2048, classes)
 
 
 class Standardised(nn.Module):

@@ -1,4 +1,4 @@
-"""What the control groups of Linux above this process say.
+"""The limits that control groups of Linux above this process set.
 
 The one idea: a limit of any group above a process bounds it, so the groups are walked from the process's own to the root. A
 container may see its own group at the root, under a path that is known outside only: a folder that is missing says nothing.

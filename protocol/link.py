@@ -357,7 +357,7 @@ class Line:
     # Being refused
 
     def _overheard(self, look: bool) -> Iterator[Arrival]:
-        """What befell the connection. look: False if nothing did; only the time of the next try is looked at."""
+        """The arrivals about the connection itself. look: False if nothing did; only the time of the next try is looked at."""
         now = self._clock()
         while look and self._monitor.poll(0):
             event = EVENT.unpack(self._monitor.recv_multipart()[0])[0]

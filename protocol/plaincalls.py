@@ -112,7 +112,7 @@ def read_brief(brief: Bundle) -> list[PlainCall]:
 
 
 def read_told(brief: Bundle) -> list[Told]:
-    """What a brief says of values that were put. Bytes lie in the brief. Raises ProtocolError."""
+    """The words of a brief about values that were put. Bytes lie in the brief. Raises ProtocolError."""
     told = []
     for row in _rows(brief):
         match row:

@@ -69,7 +69,7 @@ def sealed(key: bytes, nonce: bytes, plain: bytes, about: bytes) -> bytes:
 
 
 def opened(key: bytes, nonce: bytes, cipher: bytes, about: bytes) -> bytes:
-    """What was sealed. Raises ValueError if a byte of it, or of `about`, is another."""
+    """The bytes that were sealed. Raises ValueError if a byte of it, or of `about`, is another."""
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 

@@ -48,7 +48,7 @@ class Aborted(ProtocolError):  # noqa: N818  the papers' word
 
 @dataclass(frozen=True)
 class Terms:
-    """What all sides of a session know. session: bytes that no other session has. clients: those asked, in order.
+    """The terms of a session, which all sides know. session: bytes that no other session has. clients: those asked, in order.
 
     neighbours: number of other clients that a client shares masks and secrets with (the papers' k), even, or all others.
     threshold: shares that give a secret back (t). least: fewest clients in a sum.
@@ -116,8 +116,8 @@ class Advert:
 
 @dataclass(frozen=True)
 class Shares:
-    """What a client tells in the phase unmask. own: neighbour in the sum -> share of the seed of its own mask. keys: neighbour
-    that dropped out -> share of the private key of its pairwise masks. Their keys have no client in common."""
+    """The shares that a client tells in the phase unmask. own: neighbour in the sum -> share of the seed of its own mask. keys:
+    neighbour that dropped out -> share of the private key of its pairwise masks. Their keys have no client in common."""
 
     own: Mapping[int, bytes]
     keys: Mapping[int, bytes]

@@ -76,7 +76,7 @@ class Member:
 
 @dataclass(slots=True)
 class Trained:
-    """What became of a client: its trained weights, and its totals."""
+    """The result of a client: its trained weights, and its totals."""
 
     vector: Tensor
     totals: Totals
@@ -130,7 +130,7 @@ class Batched:
                 yield self._work(weights, client, done[client])
 
     def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> dict[int, Trained | Exception]:
-        """What became of each of at most 32 clients: a client's fault is its own."""
+        """Client -> its result, or its own fault, of at most 32 clients."""
         kinds: dict[Kind, list[Member]] = {}
         done: dict[int, Trained | Exception] = {}
         for client in clients:
@@ -169,7 +169,7 @@ class Batched:
         return Member(client, data, np.concatenate(rows)), kind
 
     def _apart(self, kind: Kind, members: list[Member], task: Task) -> Mapping[int, Trained | Exception]:
-        """What became of the members of a group; where it raises, of each by itself, so that the fault is of one client."""
+        """Client -> the result of each member of a group. If the group raises, each trains by itself."""
         try:
             with torch.no_grad():
                 return self._together(kind, members, task)

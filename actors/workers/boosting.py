@@ -13,8 +13,8 @@ from shoal.protocol.work import Task, Work
 
 
 class Boosting:
-    """One boosting round on a client's examples, whose rows are flattened to columns. The ensemble's sums are the base margin,
-    so the new trees follow its gradient.
+    """A worker whose task is a boosting round on a client's examples, with rows flattened to columns. The ensemble's sums are
+    the base margin, so the new trees follow its gradient.
 
     num_class: number of classes, or 0 for regression with squared error. settings: XGBoost's own. Raises ValueError for a label
     that is no class.

@@ -64,7 +64,7 @@ class Masked(Around):
         self.answers: dict[int, list[bytes]] = {}
 
     def brief(self, task: Task) -> Bundle | None:
-        """What the client is told as the phase begins. The first brief of a phase ends the phase before."""
+        """The arrays that the client is told as the phase begins. The first brief of a phase ends the phase before."""
         phase = str(task.words["phase"])
         if self.server is None:
             self.server = Server(self.terms(self.random(parcels.SESSION), self.cohort(task.version)), self.size)

@@ -67,7 +67,7 @@ class Clipped(Around):
         return replace(moved, metrics={**moved.metrics, "norm_limit": limit, "above_limit": 1.0 - share})
 
     def state(self) -> State:
-        """What the other aggregator keeps, and C, "norm_limit", float64 []."""
+        """The arrays that the inner aggregator keeps, and C, "norm_limit", float64 []."""
         return {**self.aggregator.state(), LIMIT: np.array(self.limit, np.float64)}
 
     def load(self, weights: Bundle, state: State) -> None:

@@ -75,7 +75,7 @@ class _Client(Protocol):
 
 @dataclass(frozen=True)
 class _Plays:
-    """What is made of a user's client: for each task a client of its own."""
+    """The maker of a user's clients: for each task a client of its own."""
 
     client: Any
     clients: int
@@ -273,7 +273,7 @@ def _compat() -> Any:
 
 
 def _well(done: Any) -> Any:
-    """What a Client returned. Raises RuntimeError if it says that it failed."""
+    """The answer of a Client. Raises RuntimeError if it says that it failed."""
     code = getattr(done.status, "code", None)
     if code is not None and getattr(code, "value", code) != 0:
         raise RuntimeError(f"the Flower client answered {code}: {done.status.message}")

@@ -1,4 +1,4 @@
-"""What noised versions cost, in epsilon: Google's dp-accounting, asked for one mechanism repeated.
+"""The cost of noised versions, in epsilon: Google's dp-accounting, asked for one mechanism repeated.
 
 The one idea: a run is one mechanism, made once for each version, so its cost follows from the number of versions alone.
 """

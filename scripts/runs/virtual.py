@@ -48,7 +48,7 @@ class VirtualClock:
 
 @dataclass(frozen=True)
 class Pace:
-    """What decides how long a task lasts.
+    """The pace of devices, which decides how long a task lasts.
 
     devices: client -> its device. attendance: the times at which clients are there. passes: examples of a client -> examples
     that a training task passes over. seed: of the draws of drop-outs.

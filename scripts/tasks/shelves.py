@@ -16,8 +16,8 @@ Place: TypeAlias = tuple[str, str]
 
 
 class Part(NamedTuple):
-    """What an actor is told of a value. how: "bytes", it is sent them; "there", they lie at `handle`; "drop", nobody needs the
-    value any more. name: of the value."""
+    """The word that an actor is told of a value. how: "bytes", it is sent them; "there", they lie at `handle`; "drop", nobody
+    needs the value any more. name: of the value."""
 
     how: str
     name: str
@@ -45,7 +45,7 @@ class Shelves:
         return True
 
     def parts(self, session: bytes, place: Place, names: Collection[str], alive: Container[str], now: float) -> Iterator[Part]:
-        """What an actor is to be told with a call that needs these values. alive: values that are held by the program."""
+        """The words that an actor is told with a call that needs these values. alive: values that are held by the program."""
         has, sent = self._has.setdefault(session, set()), self._sent.setdefault(session, set())
         for name in [name for name in has if name not in alive and name not in names]:
             has.discard(name)
