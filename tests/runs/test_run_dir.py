@@ -509,9 +509,13 @@ def test_a_summary_has_every_promised_field() -> None:
         "threads": 1,
         "left_out": [],
         "left_out_why": "",
-        "virtual": False,
     }
     assert "\n" not in json_line(ended())
+
+
+def test_only_the_summary_of_a_virtual_run_says_that_its_time_was_virtual() -> None:
+    assert "virtual" not in ended()
+    assert ended(virtual=True)["virtual"] is True
 
 
 def test_threads_that_get_in_each_others_way_are_told_of() -> None:
