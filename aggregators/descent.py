@@ -18,6 +18,7 @@ from shoal.aggregators import State
 from shoal.aggregators.gae import cut_off
 from shoal.aggregators.staging import Batch, Staging
 from shoal.nets.flat import FlatModule
+from shoal.nets.passes import judge_of
 from shoal.nets.policies import judged
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
@@ -26,6 +27,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, eps=1e-5),
     "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=0.01),
 }
+FUSED = frozenset({"adam"})  # optimizers that torch makes a step of in one call, on a CPU too
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -37,6 +39,7 @@ class TrajectoryLearner:
     total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
     reward_scale: factor of every reward.
+    judge: forward of the policy, which learners call in place of the module (nets/passes.py).
     updates, steps: numbers of gradient steps made and of environment steps learned from.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
     """
@@ -61,7 +64,9 @@ class TrajectoryLearner:
         self.flat, self.staging = FlatModule(self.policy, self.device).trained(), Staging(self.device)
         self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
         self.vector.grad = self.flat.grad
-        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr)
+        fused = {"fused": True} if self.optimizer in FUSED and self.flat.device.type == "cpu" else {}
+        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr, **fused)
+        self.judge = judge_of(self.flat)
         self.updates = self.steps = 0
 
     def weights(self) -> Bundle:
@@ -76,7 +81,7 @@ class TrajectoryLearner:
         discount: gamma, 0 where an episode terminated. The values of `batch.final` are added where no row holds them."""
         reward_TB, discount_TB = batch.reward * self.reward_scale, self.gamma * (~batch.terminated).to(batch.reward.dtype)
         if len(batch.cut):
-            return cut_off(reward_TB, discount_TB, batch.cut, judged(self.flat.module, batch.final)[1])
+            return cut_off(reward_TB, discount_TB, batch.cut, judged(self.judge, batch.final)[1])
         return reward_TB, discount_TB
 
     def anneal(self) -> None:

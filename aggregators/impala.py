@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
-from shoal.nets.policies import Parameters, entropy, judged, log_prob
+from shoal.nets.policies import Parameters, judged, likelihood
 from shoal.protocol.work import Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
@@ -41,10 +41,11 @@ class IMPALALearner(TrajectoryLearner):
         return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        parameters, value = judged(self.flat.module, batch.observation.flatten(0, 1))
+        parameters, value = judged(self.judge, batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
         acting = first_rows(parameters, batch.mask.numel())  # without the last observation, which no action followed
-        log_prob_TB = log_prob(acting, batch.action.flatten(0, 1)).view_as(batch.mask)
+        chosen, undecided = likelihood(acting, batch.action.flatten(0, 1))
+        log_prob_TB = chosen.view_as(batch.mask)
         rho_TB = (log_prob_TB.detach() - batch.log_prob).exp()
         reward_TB, discount_TB = self.rewards(batch)
         known_TB, clips = value_TB.detach(), (self.clip_rho, self.clip_c, self.lam)
@@ -56,7 +57,7 @@ class IMPALALearner(TrajectoryLearner):
 
         policy_loss = -mean(log_prob_TB * targets.advantage)
         value_loss = 0.5 * mean((targets.value - value_TB[:-1]) ** 2)
-        mean_entropy = mean(entropy(acting).view_as(batch.mask))
+        mean_entropy = mean(undecided.view_as(batch.mask))
         spread = mean((targets.value - mean(targets.value)) ** 2)
         told = [policy_loss, value_loss, mean_entropy, mean(rho_TB), 1 - 2 * value_loss / (spread + 1e-8)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, [x.detach() for x in told]

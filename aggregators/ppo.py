@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, gae
 from shoal.aggregators.staging import Batch
-from shoal.nets.policies import entropy, judged, log_prob
+from shoal.nets.policies import judged, likelihood
 from shoal.protocol import draws
 from shoal.protocol.work import Moved
 
@@ -51,7 +51,9 @@ class PPOLearner(TrajectoryLearner):
         told: list[Tensor] = []
         errors: list[Tensor] = []
         for rows in self._minibatches(batch.rows):
-            loss, means, ratio = self._loss(observation[rows], action[rows], old_log_prob[rows], value[rows], advantage[rows])
+            loss, means, ratio = self._loss(
+                *(x.index_select(0, rows) for x in (observation, action, old_log_prob, value, advantage))
+            )
             errors = errors or [(ratio - 1).abs().max()]
             told.append(torch.stack([*means, self.update(loss)]))
         self.steps += len(batch.rows)
@@ -60,7 +62,7 @@ class PPOLearner(TrajectoryLearner):
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:
-        _, value = judged(self.flat.module, batch.observation.flatten(0, 1))
+        _, value = judged(self.judge, batch.observation.flatten(0, 1))
         value_TB = value.view(-1, batch.mask.shape[1])
         reward_TB, discount_TB = self.rewards(batch)
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
@@ -78,15 +80,16 @@ class PPOLearner(TrajectoryLearner):
     def _loss(
         self, observation: Tensor, action: Tensor, old_log_prob: Tensor, target: Tensor, advantage: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        parameters, value = judged(self.flat.module, observation)
-        log_ratio = log_prob(parameters, action) - old_log_prob
+        parameters, value = judged(self.judge, observation)
+        chosen, undecided = likelihood(parameters, action)
+        log_ratio = chosen - old_log_prob
         ratio = log_ratio.exp()
         if self.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
         policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = 0.5 * ((target - value) ** 2).mean()
-        mean_entropy = entropy(parameters).mean()
+        mean_entropy = undecided.mean()
         approx_kl = (ratio - 1 - log_ratio).mean()  # the estimator "k3" of Schulman 2020: never negative, of low variance
         beyond = ((ratio - 1).abs() > self.clip_coef).to(ratio.dtype).mean()
         told = [x.detach() for x in (policy_loss, value_loss, mean_entropy, approx_kl, beyond)]
