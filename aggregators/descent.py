@@ -75,13 +75,17 @@ class TrajectoryLearner:
     def fold(self, contribution: Contribution) -> None:
         self.staging.fold(contribution)
 
+    def values(self, observation: Tensor) -> Tensor:
+        """The values [N] of observations [N, *obs] by the current weights, from which a truncated episode bootstraps."""
+        return judged(self.judge, observation)[1]
+
     @torch.no_grad()
     def rewards(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The pair (reward, discount) of a batch, float32 [T, B], as `gae` and `vtrace` take them. reward: times reward_scale.
         discount: gamma, 0 where an episode terminated. The values of `batch.final` are added where no row holds them."""
         reward_TB, discount_TB = batch.reward * self.reward_scale, self.gamma * (~batch.terminated).to(batch.reward.dtype)
         if len(batch.cut):
-            return cut_off(reward_TB, discount_TB, batch.cut, judged(self.judge, batch.final)[1])
+            return cut_off(reward_TB, discount_TB, batch.cut, self.values(batch.final))
         return reward_TB, discount_TB
 
     def anneal(self) -> None:

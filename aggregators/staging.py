@@ -7,16 +7,21 @@ from there to the device. The second copy starts at once, on a stream of its own
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.envs.spaces import STATE
 from shoal.nets.flat import as_tensor, views
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.work import Contribution
+
+EVERY = ("observation", "action", "reward", "terminated", "mask")
+KNOWN = (*EVERY, "truncated", "final", "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +31,26 @@ class Batch:
     rows: int64, the indexes where mask is True in the flattened [T * B]; found on the host, without asking the device.
     cut, final: int64 [n], the indexes of truncated rows that the next row does not bootstrap, and [n, *obs], the observations
     that do (Spaces.finals). n is 0 if there are none.
+    added: the policy's own rows, by name. state, first: of a policy with memory, its state before the first row, by name, and
+    whether an observation begins an episode; empty and None without memory.
     """
 
     observation: Tensor  # [T + 1, B, *obs]
     action: Tensor  # int64 [T, B] or float32 [T, B, A]
-    log_prob: Tensor  # float32 [T, B], under the policy that acted
     reward: Tensor  # float32 [T, B]
     terminated: Tensor  # bool [T, B]
     mask: Tensor  # bool [T, B]
     rows: Tensor
     cut: Tensor
     final: Tensor
+    added: Mapping[str, Tensor]  # [T, B, ...]
+    state: Mapping[str, Tensor]  # [B, ...]
+    first: Tensor | None  # bool [T + 1, B]
+
+    @property
+    def log_prob(self) -> Tensor:
+        """float32 [T, B], of the actions under the policy that acted."""
+        return self.added["log_prob"]
 
 
 class Slot:
@@ -95,13 +109,23 @@ class Staging:
         rows, cut = (
             torch.from_numpy(np.flatnonzero(x)).to(self.device) for x in (mask, mask & truncated & ~terminated & finals)
         )
-        names = ("observation", "action", "log_prob", "reward", "terminated", "mask")
-        arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in names}
+        arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in EVERY}
+        added = {
+            name: torch.cat([slot.arrays[name] for slot in folded], dim=1)
+            for name in folded[0].arrays
+            if name not in KNOWN and not name.startswith(STATE)
+        }
+        state = {
+            name.removeprefix(STATE): torch.cat([slot.arrays[name] for slot in folded])
+            for name in folded[0].arrays
+            if name.startswith(STATE)
+        }
+        first = torch.cat([slot.arrays["first"] for slot in folded], dim=1) if state else None
         last = torch.cat([slot.arrays["final"] for slot in folded], dim=1) if len(cut) else arrays["observation"]
         final = last.flatten(0, 1)[cut]
         if self.copies:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
-        return Batch(**arrays, rows=rows, cut=cut, final=final)
+        return Batch(**arrays, rows=rows, cut=cut, final=final, added=added, state=state, first=first)
 
     def clear(self) -> None:
         self.keys.clear()

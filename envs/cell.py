@@ -50,7 +50,7 @@ class Rows:
         observation = (DTYPES[seen.dtype], seen.shape)
         command = [("reset", "?"), ("seed", "i8"), ("action", DTYPES[kind], shape)]
         answer = [("kind", "i4"), ("length", "i4"), ("observation", *observation), ("reward", "f8")]
-        answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?")]
+        answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?"), ("first", "?")]
         answer += [("final", *observation)] if spaces.finals else []
         digest = hashlib.blake2b(repr(spaces).encode(), digest_size=16).digest()
         return cls(np.dtype(command, align=True), np.dtype(answer, align=True), digest)

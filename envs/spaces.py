@@ -9,8 +9,9 @@ handful of numpy calls.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from shoal.protocol.layout import DTYPES, Layout
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Kept: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Arrays that a policy adds to a trajectory: name -> (dtype, shape of one entry)."""
+NOTHING: Kept = {}
+STATE = "state/"  # begins the names of a policy's recurrent state in a trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,28 +159,35 @@ class Spaces:
     action: Actions
     finals: bool = False
 
-    def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
+    def trajectory(self, rollout_length: int, num_envs: int, rows: Kept = NOTHING, memory: Kept = NOTHING) -> Layout:
         """The layout of a trajectory of T = rollout_length rows by B = num_envs environments, time first.
 
-        observation [T+1, B, *shape], the last row to bootstrap from; action [T, B] int64 or [T, B, A] float32 (the
-        unclipped sample); log_prob [T, B] of the action under the policy that drew it; reward [T, B];
+        observation [T+1, B, *shape], the last row to bootstrap from; action [T, B] int64 or [T, B, A] float32 (before it
+        is clipped to the bounds); an array [T, B, ...] for each of `rows`, the policy's own, such as log_prob, that of the
+        action under the policy that drew it; reward [T, B];
         terminated, truncated [T, B]; mask [T, B], False on a row that is not to be learned from: its observation is the
         last one of a truncated episode, from which the row before bootstraps, or, if the row only resets, the last one of
         any finished episode. If `finals`: final [T, B, *shape], the last observation of an episode that its row truncates.
+        For a policy with memory: first [T+1, B], True where an observation begins an episode; and state/NAME [B, ...] for each
+        of `memory`, the state before the first row, which counts as the policy's first one where first[0] is True.
         """
         T, B = rollout_length, num_envs
         dtype, shape = self.action.layout()
         final = {"final": (self.observation.dtype, (T, B, *self.observation.shape))} if self.finals else {}
+        added = {name: (kind, (T, B, *its)) for name, (kind, its) in rows.items()}
+        state = {f"{STATE}{name}": (kind, (B, *its)) for name, (kind, its) in memory.items()}
         return Layout.of(
             {
                 "observation": (self.observation.dtype, (T + 1, B, *self.observation.shape)),
                 "action": (dtype, (T, B, *shape)),
-                "log_prob": ("f4", (T, B)),
+                **added,
                 "reward": ("f4", (T, B)),
                 "terminated": ("b1", (T, B)),
                 "truncated": ("b1", (T, B)),
                 "mask": ("b1", (T, B)),
                 **final,
+                **({"first": ("b1", (T + 1, B))} if memory else {}),
+                **state,
             }
         )
 

@@ -45,6 +45,7 @@ class Step(NamedTuple):
     terminated: Bools  # [B] True where this step ended an episode in a terminal state
     truncated: Bools  # [B] True where this step cut an episode off
     lived: Bools  # [B] False where this step belonged to no episode: it only reset, or, where `over`, never happened
+    first: Bools  # [B] True where `observation` begins an episode
     final: Array | None = None  # [B, *obs] where `truncated`, the old episode's last observation; None: the next row holds it
     replaced: int = 0  # environments' processes that were replaced during this step or reset (envs/isolated.py)
 
@@ -97,9 +98,8 @@ class Envs:
             observation, _ = self.vector.reset(seed=seed)
         first = self.spaces.observation.encoded(observation)
         self._over = self._none
-        return Step(
-            first, self._all, self._no_reward, self._none, self._none, self._none, first if self.spaces.finals else None
-        )
+        final = first if self.spaces.finals else None
+        return Step(first, self._all, self._no_reward, self._none, self._none, self._none, self._all, final)
 
     def step(self, action: Array) -> Step:
         """Step every environment. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
@@ -115,11 +115,12 @@ class Envs:
         return self._same_step(seen, reward, terminated, truncated, info)
 
     def _next_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools) -> Step:
-        lived = ~self._over
-        if self._over.any():  # a step that only reset has no reward and no end, whatever the environment returned
+        first = self._over
+        lived = ~first
+        if first.any():  # a step that only reset has no reward and no end, whatever the environment returned
             reward, terminated, truncated = np.where(lived, reward, 0.0), terminated & lived, truncated & lived
         self._over = terminated | truncated
-        return Step(seen, ~self._over, reward, terminated, truncated, lived)
+        return Step(seen, ~self._over, reward, terminated, truncated, lived, first)
 
     def _same_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools, info: Any) -> Step:
         over = terminated | truncated
@@ -135,7 +136,7 @@ class Envs:
             final = seen.copy()
             for i in np.flatnonzero(truncated):
                 final[i] = self.spaces.observation.encoded(info["final_obs"][i])
-        return Step(seen, self._all, reward, terminated, truncated, self._all, final)
+        return Step(seen, self._all, reward, terminated, truncated, self._all, over, final)
 
     def _restarted(self, seen: Array, over: Bools) -> Array:
         act_on = seen.copy()

@@ -7,11 +7,12 @@ policy never imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from shoal.envs.spaces import Array, Floats
+from shoal.envs.spaces import Actions, Array, Floats
+from shoal.nets.acting import State, Stochastic
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
@@ -25,26 +26,11 @@ def _relu(x: Floats, out: Floats) -> Floats:
 ACTIVATIONS: Mapping[str, Callable[..., Any]] = {"tanh": np.tanh, "relu": _relu}
 
 
-class Policy(Protocol):
-    """A policy as a rollout uses it: NumpyPolicy here, or TorchPolicy around any torch module."""
-
-    def load(self, weights: Bundle) -> None:
-        """Act by these weights from now on."""
-        ...
-
-    def forget(self) -> None:
-        """Drop the weights: their memory belongs to the caller of `load`."""
-        ...
-
-    def parameters(self, observation: Array) -> Floats:
-        """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row. Valid until the next call."""
-        ...
-
-
-class NumpyPolicy:
+class NumpyPolicy(Stochastic):
     """ActorCritic's actor over views of the weights, which have the same names. activation: "tanh" or "relu"."""
 
-    def __init__(self, activation: str = "tanh") -> None:
+    def __init__(self, action: Actions, activation: str = "tanh") -> None:
+        super().__init__(action)
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
@@ -62,7 +48,11 @@ class NumpyPolicy:
     def forget(self) -> None:
         self._layers, self._log_std = [], None
 
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        return self.parameters(seen), state
+
     def parameters(self, observation: Array) -> Floats:
+        """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row. Valid until the next call."""
         x = flat(observation)
         if not self._scratch or len(self._scratch[0]) != len(x):
             self._scratch = [np.empty((len(x), len(bias)), np.float32) for _, bias in self._layers]

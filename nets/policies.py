@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from shoal.envs.spaces import Actions, Array, Box, Discrete, Floats, Spaces
+from shoal.nets.acting import State, Stochastic
 from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
 from shoal.nets.numpy_policy import ACTIVATIONS
 from shoal.protocol.errors import UserError
@@ -209,7 +210,9 @@ def _shaped(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
     except (TypeError, ValueError, AttributeError):
         fits = [False]
     if not all(fits):
-        raise UserError(f"policy: forward gave {_form(out)} for {n} observations; expected {wanted}, all of floats")
+        raise UserError(
+            f"policy: forward gave {_form(out)} for {n} observations; expected {wanted}, all of floats: an actor-critic"
+        )
     return tensors
 
 
@@ -221,10 +224,11 @@ def _form(out: Any) -> str:
     return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"
 
 
-class TorchPolicy:
+class TorchPolicy(Stochastic):
     """A module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, action: Actions) -> None:
+        super().__init__(action)
         self.flat = FlatModule(module)
 
     def load(self, weights: Bundle) -> None:
@@ -232,8 +236,12 @@ class TorchPolicy:
 
     def forget(self) -> None: ...  # load has made a copy
 
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        return self.parameters(seen), state
+
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
+        """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row."""
         out, _ = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
         if isinstance(out, torch.Tensor):
             return out.float().numpy()

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.envs.spaces import STATE
 from shoal.envs.vector import Step, Worlds
-from shoal.nets.numpy_policy import Policy
+from shoal.nets.acting import Policy, State
 from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError, within
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.work import Task, Work
+from shoal.protocol.work import Task, Words, Work
 
 MAX_SAMPLES = 1_000  # finished episodes reported per rollout, at most
 SEEDS = 2**30  # an environment's seed is below this: some environments take 32 bits, and the i-th one adds i
@@ -68,10 +69,12 @@ class Episodes:
 
 @dataclass(slots=True)
 class Life:
-    """The environments of one client: their last step, and the number of rollouts since they began at version `born`."""
+    """The environments of one client: their last step, the policy's state before it acts on that step's observations, and the
+    number of rollouts since the environments began at version `born`."""
 
     envs: Worlds
     step: Step
+    state: State
     episodes: Episodes
     born: int
     rollouts: int = 0
@@ -83,7 +86,8 @@ class Rollout:
     "evaluate" task plays greedy episodes.
 
     make_envs: num_envs -> Envs, e.g. functools.partial(make_vector, "CartPole-v1"); or -> Isolated.
-    policy: NumpyPolicy() for ActorCritic weights, without torch; TorchPolicy(module) for any other module.
+    policy: the policy that is played (nets/acting.py): NumpyPolicy(action) for ActorCritic weights, without torch;
+    TorchPolicy(module, action) for any other actor-critic.
     episodes: number of episodes in one evaluation, at most num_envs side by side. The first episodes of each environment
     count, a number that is fixed ahead, so that short episodes are not favoured.
     longest: number of steps at which an episode of an evaluation is a UserError.
@@ -123,7 +127,7 @@ class Rollout:
     def _trained(self, client: int, task: Task) -> Work:
         life = self._lives.pop(client, None) or self._begun(client, task.version)
         with _closed_on_failure(life.envs), globally(self.seed, "env steps", client, life.born, life.rollouts):
-            work = self._rollout(client, life)
+            work = self._rollout(client, life, task.words)
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
 
@@ -139,13 +143,13 @@ class Rollout:
             envs = self.make_envs(self.num_envs)
             with _closed_on_failure(envs):
                 step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
-        return Life(envs, step, Episodes.none(self.num_envs), born=version)
+        return Life(envs, step, self.policy.begin(self.num_envs), Episodes.none(self.num_envs), born=version)
 
-    def _rollout(self, client: int, life: Life) -> Work:
+    def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
         bundle = self._bundle(life.envs)
-        reward, lived, replaced = self._fill(bundle, life, rng)
+        reward, lived, replaced = self._fill(bundle, life, rng, words)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over)
         return Work(
@@ -156,26 +160,35 @@ class Rollout:
             steps=int(np.count_nonzero(lived)),
         )
 
-    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator) -> tuple[Any, Any, int]:
+    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator, words: Words) -> tuple[Any, Any, int]:
         """Play T rows and write them into the bundle. Returns reward (float64) and lived, both [T, B], for the statistics of
         episodes, and the number of processes replaced."""
-        T, B = self.rollout_length, self.num_envs
+        T, B, policy = self.rollout_length, self.num_envs, self.policy
         observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
         terminated, truncated = bundle["terminated"], bundle["truncated"]
+        first = bundle["first"] if policy.memory else None
         reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
-        actions = life.envs.spaces.action
-        noise = actions.noise(rng, T, B)
-        parameters = np.empty((T, B, actions.parameters), np.float32)
-        step, replaced, began = life.step, life.step.replaced, self.clock()
+        noise = policy.noise(rng, T, B)
+        extras: dict[str, Any] = {}
+        for name, array in life.state.items():
+            bundle[f"{STATE}{name}"][...] = array
+        step, state, replaced, began = life.step, life.state, life.step.replaced, self.clock()
         for t in range(T):
+            if first is not None:
+                first[t] = step.first
             if t and 0 < self.seconds < self.clock() - began:
                 self._cut(t)
                 observation[t:T], mask[t:], lived[t:] = step.observation, False, False
-                reward[t:], action[t:], parameters[t:] = 0, 0, 0
+                for array in (reward, action, *extras.values()):
+                    array[t:] = 0
                 break
             observation[t], mask[t] = step.observation, step.mask
-            parameters[t] = self.policy.parameters(step.observation)
-            action[t] = actions.act(parameters[t], noise[t])
+            acted = policy.act(step.observation, step.first, state, noise[t], words)
+            action[t], state = acted.action, acted.state
+            for name, array in acted.extras.items():
+                if not t:
+                    extras[name] = np.empty((T, *array.shape), array.dtype)
+                extras[name][t] = array
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
             replaced += step.replaced
@@ -183,8 +196,11 @@ class Rollout:
                 bundle["final"][t, step.truncated] = step.final[step.truncated]
         mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
         observation[T], bundle["reward"][...] = step.observation, reward
-        bundle["log_prob"][...] = actions.log_prob(parameters, action)
-        life.step = step._replace(replaced=0)  # the replaced processes are counted by now
+        if first is not None:
+            first[T] = step.first
+        for name, rows in policy.finish(extras, action).items():
+            bundle[name][...] = rows
+        life.step, life.state = step._replace(replaced=0), state  # the replaced processes are counted by now
         return reward, lived, replaced
 
     def _cut(self, rows: int) -> None:
@@ -199,7 +215,8 @@ class Rollout:
 
     def _bundle(self, envs: Worlds) -> Bundle:
         if self._layout is None:
-            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs)
+            rows, memory = self.policy.rows, self.policy.memory
+            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory)
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:
@@ -210,19 +227,22 @@ class Rollout:
         with globally(self.seed, "stage made", client):
             stage, self._stage = self._stage or self.make_envs(abreast), None
         with _closed_on_failure(stage), globally(self.seed, "env evaluated", client, task.version, task.index):
-            returns, lengths, replaced = self._played(stage, wanted, seed)
+            returns, lengths, replaced = self._played(stage, wanted, seed, task.words)
         self._stage = stage  # not before: after a failure half-way it is made anew
         return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))
 
-    def _played(self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int) -> tuple[list[float], list[float], int]:
+    def _played(
+        self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int, words: Words
+    ) -> tuple[list[float], list[float], int]:
         """The returns and lengths of the first wanted[b] greedy episodes of each environment b, in the order of their ends; and
         the number of processes replaced."""
-        actions, step, running = envs.spaces.action, envs.reset(seed), Episodes.none(envs.num_envs)
+        step, state, running = envs.reset(seed), self.policy.begin(envs.num_envs), Episodes.none(envs.num_envs)
         returns: list[float] = []
         lengths: list[float] = []
         lost, replaced = np.zeros(envs.num_envs, np.int64), step.replaced
         while (wanted > 0).any():
-            step = envs.step(actions.act(self.policy.parameters(step.observation), None))
+            acted = self.policy.act(step.observation, step.first, state, None, words)
+            step, state = envs.step(acted.action), acted.state
             running.returns += step.reward
             running.lengths += step.lived
             whole = step.over & step.lived

@@ -81,6 +81,7 @@ class Job:
             raise UserError(f"method {kind}: {self.method.name} is the name of a built-in method; give class {kind} another")
         if self.problem.kind not in self.method.problems:
             raise UserError(f"method={self.method.name}: allowed is one of {', '.join(self.fitting())}, for this job's problem")
+        object.__setattr__(self, "problem", self.problem.suited(self.method))
         stands = {"method": "job"}
         for group, part in self._parts():
             checked(part)

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from shoal.actors import Worker, check_runs
 from shoal.envs.datasets import widened
@@ -30,10 +30,11 @@ from shoal.envs.vector import Worlds, make_vector, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
 from shoal.jobs.settings import option, plain, values
-from shoal.nets.numpy_policy import NumpyPolicy, Policy
+from shoal.nets.acting import Form, Network, Policy
+from shoal.nets.networks import ACTOR_CRITIC
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, binds, signed
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Metrics
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class Problem:
 
     def check(self, bearing: Bearing) -> None:
         """Raises UserError, one line, for settings that do not go together."""
+
+    def suited(self, method: Method) -> Self:
+        """Return the problem as this method learns it: the same user's part, and the method's kind of network."""
+        return self
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         """Version 0 of the weights, and the number of their first float32 entries that are trained (None: all)."""
@@ -349,11 +354,14 @@ class Calls(Problem):
 class Environment(Problem):
     """An environment, and optionally a policy.
 
-    env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) ->
-    (logits | (mean, log_std), value). None: a multi-layer perceptron that actors run without torch.
+    env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module of the method's kind of network. For
+    an actor-critic, forward(observation) -> (logits | (mean, log_std), value). None: the built-in network of that kind.
+    network: the method's kind of network.
     """
 
     kind: ClassVar[str] = "environment"
+
+    network: Network = field(default=ACTOR_CRITIC, kw_only=True, repr=False)
 
     env: str | Callable[..., Any]
     policy: Callable[[Spaces], nn.Module] | None = None
@@ -378,6 +386,14 @@ class Environment(Problem):
     )
 
     @property
+    def form(self) -> Form:
+        """The settings of the built-in network."""
+        return Form(tuple(self.hidden), self.activation)
+
+    def suited(self, method: Method) -> Self:
+        return replace(self, network=getattr(method, "network", ACTOR_CRITIC))
+
+    @property
     def apart(self) -> bool:
         """True if each environment has a process of its own."""
         return self.step_timeout > 0 or self.vector == "async" or self.on_env_error == "replace"
@@ -398,11 +414,10 @@ class Environment(Problem):
 
     def module(self, seed: int) -> nn.Module:
         from shoal.nets.models import seeded
-        from shoal.nets.policies import ActorCritic, fitting
 
         if (policy := self.policy) is not None:
-            return seeded(lambda: fitting(policy(self.spaces()), self.spaces()), seed)
-        return ActorCritic(self.spaces(), self.hidden, self.activation, seed=seed)
+            return seeded(lambda: self.network.fitting(policy(self.spaces()), self.spaces()), seed)
+        return self.network.build(self.spaces(), self.form, seed)
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
         """Two observations of zeros."""
@@ -429,11 +444,15 @@ class Environment(Problem):
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        if self.policy is None:
-            return NumpyPolicy(self.activation)
-        from shoal.nets.policies import TorchPolicy
+        return self.network.policy(self.spaces(), self.form, None if self.policy is None else self.module(seed))
 
-        return TorchPolicy(self.module(seed))
+    def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
+        """The layout of a trajectory, with the arrays that the policy adds: `Spaces.trajectory`."""
+        key = ("policy", self.network, self.form)
+        if key not in self.made:
+            policy = self.acts(0)
+            self.made[key] = policy.rows, policy.memory
+        return self.spaces().trajectory(rollout_length, num_envs, *self.made[key])
 
     def prepare(self, method: Method, seed: int) -> None:
         spaces = self.spaces()

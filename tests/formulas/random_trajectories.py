@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.spaces import Box, Discrete, Observations, Spaces
+from shoal.envs.spaces import Box, Discrete, Kept, Observations, Spaces
 from shoal.nets.policies import Parameters, log_prob
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task, Work
 
 GAMMA = 0.9
+LOG_PROB: Kept = {"log_prob": ("f4", ())}
 
 
 class Trajectory(NamedTuple):
@@ -87,7 +88,7 @@ def contribution(
     trajectory = random_trajectory(seed)
     rows, envs = trajectory.reward.shape
     rng = np.random.default_rng(seed)
-    bundle = Bundle.zeros(spaces.trajectory(rows, envs))
+    bundle = Bundle.zeros(spaces.trajectory(rows, envs, LOG_PROB))
     bundle["observation"][...] = rng.normal(size=(rows + 1, envs, 3))
     with torch.no_grad():
         parameters, _ = policy(torch.from_numpy(bundle["observation"][:-1]))
@@ -101,7 +102,7 @@ def contribution(
 
 def endless(rows: int, limit: int) -> Contribution:
     """Reward 1 for ever in an environment of one state, cut off after every `limit` rows; then a row that only resets."""
-    bundle = Bundle.zeros(SPACES.trajectory(rows, 1))
+    bundle = Bundle.zeros(SPACES.trajectory(rows, 1, LOG_PROB))
     place = np.arange(rows) % (limit + 1)
     bundle["mask"][:, 0] = place < limit
     bundle["truncated"][:, 0] = place == limit - 1

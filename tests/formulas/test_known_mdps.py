@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
+from shoal.envs.spaces import Discrete
 from shoal.envs.vector import Envs
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic
@@ -52,7 +53,7 @@ def played(mode: str, learner: Any, env: Any, versions: int, num_envs: int = 8) 
     def make(number: int) -> Envs:
         return Envs(SyncVectorEnv([env] * number, autoreset_mode=AutoresetMode(mode)))
 
-    worker = Rollout(make, NumpyPolicy(), rollout_length=12, num_envs=num_envs, seed=5)
+    worker = Rollout(make, NumpyPolicy(make(1).spaces.action), rollout_length=12, num_envs=num_envs, seed=5)
     for version in range(versions):
         task = Task(version, 0, (0,))
         learner.fold(Contribution(task, version, 0, worker.run(learner.weights(), 0, task)))
@@ -109,7 +110,7 @@ def test_every_transition_is_learned_from_once(mode: str) -> None:
         envs.append(Envs(SyncVectorEnv([lambda: Gate(3)] * number, autoreset_mode=AutoresetMode(mode))))
         return envs[-1]
 
-    worker = Rollout(make, NumpyPolicy(), rollout_length=12, num_envs=3, seed=5)
+    worker = Rollout(make, NumpyPolicy(Discrete(3)), rollout_length=12, num_envs=3, seed=5)
     learner = IMPALALearner(ActorCritic(Envs(SyncVectorEnv([lambda: Gate(3)])).spaces, ()))
     works = [worker.run(learner.weights(), 0, Task(0, 0, (0,))) for _ in range(2)]
     for work in works:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_trajectories import sample
+from random_trajectories import LOG_PROB, sample
 from torch import nn
 
 from shoal.aggregators.impala import IMPALALearner
@@ -51,7 +51,7 @@ def observations(of: Observations, *batch: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_numpy_twin_equals_torch(hidden: Any, activation: str, shared: bool, seen: Observations, action: Any) -> None:
     module = shaken(ActorCritic(Spaces(seen, action), hidden, activation, shared))
-    twin, rng = NumpyPolicy(activation), np.random.default_rng(2)
+    twin, rng = NumpyPolicy(action, activation), np.random.default_rng(2)
     twin.load(FlatModule(module).bundle())
     obs = observations(seen, 7)
     ours = twin.parameters(obs)
@@ -65,7 +65,7 @@ def test_the_numpy_twin_equals_torch(hidden: Any, activation: str, shared: bool,
 
 def test_the_twin_reads_weights_in_place() -> None:
     module = shaken(ActorCritic(Spaces(VECTOR, Discrete(2)), (8,)))
-    bundle, twin = FlatModule(module).bundle(), NumpyPolicy()
+    bundle, twin = FlatModule(module).bundle(), NumpyPolicy(Discrete(2))
     twin.load(bundle)
     before = twin.parameters(observations(VECTOR, 3)).copy()
     bundle["actor.1.bias"][:] += 1
@@ -73,7 +73,7 @@ def test_the_twin_reads_weights_in_place() -> None:
 
 
 def test_batches_may_change_size() -> None:
-    twin = NumpyPolicy()
+    twin = NumpyPolicy(Discrete(2))
     twin.load(FlatModule(shaken(ActorCritic(Spaces(VECTOR, Discrete(2))))).bundle())
     many = twin.parameters(observations(VECTOR, 6)).copy()
     np.testing.assert_allclose(twin.parameters(observations(VECTOR, 6)[:2]), many[:2], rtol=1e-5)
@@ -179,7 +179,7 @@ def test_any_module_is_a_policy(box: bool) -> None:
     module = shaken(Users(box)).eval()
     weights = FlatModule(module).bundle()
     weights.data.flags.writeable = False  # as it comes from elsewhere
-    policy, obs = TorchPolicy(Users(box).eval()), observations(VECTOR, 4)
+    policy, obs = TorchPolicy(Users(box).eval(), ACTIONS[box]), observations(VECTOR, 4)
     policy.load(weights)
     with torch.no_grad():
         out, _ = module(torch.from_numpy(obs))
@@ -207,7 +207,7 @@ def test_a_value_with_a_trailing_1_trains_as_one_without(learner: Any) -> None:
         torch.manual_seed(3)
         module = Made(out)
         made = learner(fitting(module, DISCRETE), lr=0.05)
-        bundle = Bundle.zeros(DISCRETE.trajectory(4, 3))
+        bundle = Bundle.zeros(DISCRETE.trajectory(4, 3, LOG_PROB))
         bundle["observation"][...] = observations(VECTOR, 5, 3)
         bundle["reward"][...] = np.arange(12).reshape(4, 3)
         bundle["mask"][...] = True
@@ -325,7 +325,7 @@ def test_batch_norm_without_running_statistics_is_refused_in_evaluation_mode_too
 @pytest.mark.parametrize("training", [True, False])
 def test_actors_run_a_policy_in_the_mode_in_which_it_was_made(training: bool) -> None:
     module = Made(lambda f: (f[:, :4], f[:, 4])).train(training)
-    assert TorchPolicy(module).flat.module.training == training
+    assert TorchPolicy(module, Discrete(4)).flat.module.training == training
 
 
 def test_a_trial_changes_no_buffer() -> None:
@@ -368,8 +368,8 @@ def test_one_action_that_is_left_has_no_entropy() -> None:
 def test_torch_and_numpy_policies_agree_on_the_built_in_one() -> None:
     for action, shared in zip(ACTIONS, (True, False), strict=True):
         module = shaken(ActorCritic(Spaces(VECTOR, action), shared=shared))
-        weights, obs, twin = FlatModule(module).bundle(), observations(VECTOR, 4), NumpyPolicy()
-        torch_policy = TorchPolicy(ActorCritic(Spaces(VECTOR, action), shared=shared))
+        weights, obs, twin = FlatModule(module).bundle(), observations(VECTOR, 4), NumpyPolicy(action)
+        torch_policy = TorchPolicy(ActorCritic(Spaces(VECTOR, action), shared=shared), action)
         for policy in (twin, torch_policy):
             policy.load(weights)
         np.testing.assert_allclose(twin.parameters(obs), torch_policy.parameters(obs), rtol=1e-5, atol=1e-5)
@@ -379,7 +379,7 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="activation='sin': must be one of tanh, relu"):
         ActorCritic(Spaces(VECTOR, Discrete(2)), activation="sin")
     with pytest.raises(UserError, match="activation='sin'"):
-        NumpyPolicy("sin")
+        NumpyPolicy(Discrete(2), "sin")
     with pytest.raises(UserError, match=r"hidden=\(8, 0\)"):
         ActorCritic(Spaces(VECTOR, Discrete(2)), (8, 0))
 

@@ -83,7 +83,7 @@ def test_one_pass_in_one_part_is_one_clipped_adam_step_down_the_clipped_loss(spa
 def test_every_ratio_is_1_on_the_first_minibatch_of_the_first_epoch(env: str) -> None:
     """With trajectories of a real worker, whose log_probs numpy made."""
     spaces = spaces_in(env)
-    worker = Rollout(partial(make_vector, env), NumpyPolicy(), rollout_length=40, num_envs=4, seed=1)
+    worker = Rollout(partial(make_vector, env), NumpyPolicy(spaces.action), rollout_length=40, num_envs=4, seed=1)
     learner = PPOLearner(ActorCritic(spaces, seed=1), lr=0.01, update_epochs=1, num_minibatches=1)
     for version in range(3):
         for client in range(2):

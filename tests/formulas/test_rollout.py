@@ -16,11 +16,12 @@ from gymnasium import spaces
 
 from shoal.actors.workers.rollout import MAX_SAMPLES, Rollout
 from shoal.aggregators.gae import gae
-from shoal.envs.spaces import Discrete, Observations, Spaces
+from shoal.envs.spaces import Actions, Box, Discrete, Observations, Spaces
 from shoal.envs.vector import Envs, make_vector, spaces_in
 from shoal.faults.patient import ran
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
+from shoal.nets.acting import State, Stochastic
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, TorchPolicy
@@ -30,23 +31,24 @@ from shoal.protocol.work import Task, Work
 
 MODES = ["NextStep", "SameStep", "Disabled"]
 SCRIPTS = [[(3, "t"), (2, "c"), (1, "b"), (4, "c")], [(1, "c"), (1, "c"), (1, "t"), (2, "b")], [(5, "t")]]
+TWO = Discrete(2)
 TRAIN, EVALUATE = Task(0, 0, (0,)), Task(0, 0, (0,), kind="evaluate")
 
 
-class Still:
-    """A policy that likes all actions equally, and remembers what it was shown."""
+class Still(Stochastic):
+    """A policy that likes all actions equally, and keeps what it was shown."""
 
-    def __init__(self, parameters: int = 2) -> None:
-        self.numbers = parameters
+    def __init__(self, action: Actions = TWO) -> None:
+        super().__init__(action)
         self.shown: list[Any] = []
 
     def load(self, weights: Bundle) -> None: ...
 
     def forget(self) -> None: ...
 
-    def parameters(self, observation: Any) -> Any:
-        self.shown.append(observation.copy())
-        return np.zeros((len(observation), self.numbers), np.float32)
+    def numbers(self, seen: Any, state: State) -> Any:
+        self.shown.append(seen.copy())
+        return np.zeros((len(seen), self.action.parameters), np.float32), state
 
 
 NOTHING = Bundle.pack({})
@@ -57,7 +59,7 @@ def scripted(scripts: Any, mode: str, **more: Any) -> Any:
 
 
 def cartpole(seed: int = 0, num_envs: int = 4, **more: Any) -> Rollout:
-    return Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(), 16, num_envs, seed, **more)
+    return Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(TWO), 16, num_envs, seed, **more)
 
 
 def weights(env: str = "CartPole-v1", seed: int = 0) -> Bundle:
@@ -185,7 +187,9 @@ def test_log_prob_is_the_learners_own_at_the_same_weights(env: str) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.add_(0.2)
-    work = Rollout(partial(make_vector, env), NumpyPolicy(), 40, 3, seed=0).run(FlatModule(module).bundle(), 0, TRAIN)
+    work = Rollout(partial(make_vector, env), NumpyPolicy(spaces_in(env).action), 40, 3, seed=0).run(
+        FlatModule(module).bundle(), 0, TRAIN
+    )
     assert work.bundle is not None
     got = {name: torch.from_numpy(a) for name, a in work.bundle.items()}
     with torch.no_grad():
@@ -195,10 +199,11 @@ def test_log_prob_is_the_learners_own_at_the_same_weights(env: str) -> None:
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_a_torch_policy_lives_the_same_life(env: str) -> None:
-    module = TorchPolicy(ActorCritic(spaces_in(env), (16,)))
+    action = spaces_in(env).action
+    module = TorchPolicy(ActorCritic(spaces_in(env), (16,)), action)
     works = [
         Rollout(partial(make_vector, env), policy, 24, 3, seed=0).run(weights(env), 0, TRAIN)
-        for policy in (NumpyPolicy(), module)
+        for policy in (NumpyPolicy(action), module)
     ]
     ours, theirs = (work.bundle for work in works)
     assert ours is not None
@@ -224,7 +229,7 @@ def test_box_actions_are_stored_unclipped() -> None:
         envs.append(counting([[(9, "t")]] * num_envs, "NextStep", action_space=space))
         return envs[-1]
 
-    work = Rollout(make, Still(4), 9, 2, seed=0).run(NOTHING, 0, TRAIN)
+    work = Rollout(make, Still(Box((2,), (-0.1, -0.1), (0.1, 0.1))), 9, 2, seed=0).run(NOTHING, 0, TRAIN)
     assert work.bundle is not None
     action = work.bundle["action"]
     assert action.shape == (9, 2, 2)
@@ -255,8 +260,8 @@ def test_evaluation_counts_a_fixed_number_of_episodes_of_each_environment(mode: 
 
 def test_evaluation_is_greedy_and_leaves_training_alone() -> None:
     class Leaning(Still):
-        def parameters(self, observation: Any) -> Any:
-            return np.tile(np.array([0.0, 1e-3, 0.0], np.float32), (len(observation), 1))
+        def numbers(self, seen: Any, state: State) -> Any:
+            return np.tile(np.array([0.0, 1e-3, 0.0], np.float32), (len(seen), 1)), state
 
     envs: list[Envs] = []
 
@@ -264,7 +269,7 @@ def test_evaluation_is_greedy_and_leaves_training_alone() -> None:
         envs.append(counting([[(5, "t")]] * num_envs, "NextStep", action_space=spaces.Discrete(3)))
         return envs[-1]
 
-    worker = Rollout(make, Leaning(), 8, 2, seed=0, episodes=2)
+    worker = Rollout(make, Leaning(Discrete(3)), 8, 2, seed=0, episodes=2)
     worker.run(NOTHING, 0, TRAIN)
     before = [list(single.taken) for single in envs[0].vector.envs]
     assert worker.run(NOTHING, 0, EVALUATE).samples["length"] == (5, 5)
@@ -294,7 +299,7 @@ def test_an_evaluation_without_an_end_is_given_up() -> None:
 def test_numbers_below_one_are_refused(name: str) -> None:
     numbers = {"rollout_length": 4, "num_envs": 2, "episodes": 2} | {name: 0}
     with pytest.raises(UserError, match=f"{name}=0: must be a number from 1"):
-        Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(), seed=0, **numbers)
+        Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(TWO), seed=0, **numbers)
 
 
 WITHOUT_TORCH = """
@@ -302,6 +307,7 @@ import sys
 from functools import partial
 import numpy as np
 from shoal.actors.workers.rollout import Rollout
+from shoal.envs.spaces import Discrete
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.envs.vector import make_vector
 from shoal.protocol.layout import Bundle
@@ -310,7 +316,7 @@ from shoal.protocol.work import Task
 shapes = {"actor.0": (8, 4), "actor.1": (2, 8), "critic.0": (8, 4), "critic.1": (1, 8)}
 weights = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in shapes.items()}
 weights |= {f"{name}.bias": np.ones(shape[0], np.float32) for name, shape in shapes.items()}
-worker = Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(), 8, 4, seed=0, episodes=2)
+worker = Rollout(partial(make_vector, "CartPole-v1"), NumpyPolicy(Discrete(2)), 8, 4, seed=0, episodes=2)
 for kind in ("train", "evaluate"):
     worker.run(Bundle.pack(weights), 0, Task(0, 0, (0,), kind))
 worker.close()
@@ -333,7 +339,7 @@ def test_environments_that_fail_are_closed(task: Task, call: str) -> None:
         envs.close = lambda: closed.append(True)  # type: ignore[method-assign]
         return envs
 
-    worker = Rollout(make, NumpyPolicy(), 8, 3, 0)
+    worker = Rollout(make, NumpyPolicy(TWO), 8, 3, 0)
     with pytest.raises(ZeroDivisionError):
         worker.run(weights(), 0, task)
     assert closed == [True]

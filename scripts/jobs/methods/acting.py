@@ -1,4 +1,8 @@
-"""Settings shared by all reinforcement-learning methods whose actors send trajectories to one learner."""
+"""Settings shared by reinforcement-learning methods whose actors send trajectories to one learner.
+
+The one idea: a method says which kind of network it learns, and the network's policy says what its trajectories hold. So a
+method with another network brings a network and a learner, and needs no worker of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from shoal.coordinator.deciding.bounds import Goal
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
+from shoal.nets.acting import Network
+from shoal.nets.networks import ACTOR_CRITIC
 from shoal.protocol.layout import Layout
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -22,10 +28,14 @@ FIRST = (
 
 @dataclass(frozen=True)
 class Acting(Method):
-    """A method that learns from trajectories: settings of the actors' environments and of the learner."""
+    """A method that learns from trajectories: settings of the actors' environments and of every learner.
+
+    network: the kind of network that the method learns. It makes and checks the policy, and says how actors play it.
+    """
 
     problems: ClassVar[tuple[str, ...]] = ("environment",)
     end: ClassVar[str] = "total_timesteps"
+    network: ClassVar[Network] = ACTOR_CRITIC
 
     total_timesteps: int = option(
         500_000,
@@ -36,11 +46,6 @@ class Acting(Method):
     rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
     gamma: float = option(0.99, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
     lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
-    anneal_lr: bool = option(True, "the learner's learning rate falls linearly, and would be 0 after total_timesteps steps")
-    ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
-    vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
-    max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
-    optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
     reward_scale: float = option(
         1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
     )
@@ -57,8 +62,19 @@ class Acting(Method):
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         assert isinstance(problem, Environment)
-        return [problem.spaces().trajectory(self.rollout_length, self.num_envs)]
+        return [problem.trajectory(self.rollout_length, self.num_envs)]
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         assert isinstance(problem, Environment)
         return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)
+
+
+@dataclass(frozen=True)
+class OnPolicy(Acting):
+    """A method whose learner descends a policy loss, a value loss and an entropy bonus on fresh trajectories."""
+
+    anneal_lr: bool = option(True, "the learner's learning rate falls linearly, and would be 0 after total_timesteps steps")
+    ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
+    vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
+    max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
+    optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)

@@ -9,13 +9,13 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.jobs.methods.acting import FIRST, Acting
+from shoal.jobs.methods.acting import FIRST, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
 
 @dataclass(frozen=True)
-class IMPALA(Acting):
+class IMPALA(OnPolicy):
     """V-trace actor-critic (Espeholt et al. 2018): actors never wait for the learner."""
 
     name: ClassVar[str] = "impala"

@@ -9,13 +9,13 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import FIRST, Acting
+from shoal.jobs.methods.acting import FIRST, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 
 
 @dataclass(frozen=True)
-class PPO(Acting):
+class PPO(OnPolicy):
     """Clipped proximal policy optimization (Schulman et al. 2017)."""
 
     name: ClassVar[str] = "ppo"

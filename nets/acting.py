@@ -1,0 +1,150 @@
+"""Policies as rollouts play them, and the kinds of networks that methods learn.
+
+The one idea: a policy takes observations and gives actions, and it says itself what it adds to a trajectory and what it
+remembers. So a rollout knows no distribution, no exploration and no recurrent state, and one rollout serves every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, Spaces
+from shoal.protocol.layout import DTYPES, Bundle
+from shoal.protocol.work import Words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Bools: TypeAlias = npt.NDArray[np.bool_]
+State: TypeAlias = Mapping[str, Array]
+"""A policy's recurrent state of B environments: name -> [B, ...]. Empty for a policy without memory."""
+
+
+class Acted(NamedTuple):
+    """A policy's answer to B observations. action: as `Spaces.action.layout` says, [B] int64 or [B, A] float32. extras: name ->
+    [B, ...], what `finish` needs of this step; valid until the next `act`. state: for the next `act`."""
+
+    action: Array
+    extras: Mapping[str, Array]
+    state: State
+
+
+class Policy(Protocol):
+    """A policy as a rollout plays it.
+
+    rows: the arrays that the policy adds to a trajectory, one entry for each row and environment: name -> (dtype, shape of one
+    entry). {"log_prob": ("f4", ())} for an actor-critic, {} for a Q-network.
+    memory: the recurrent state of one environment: name -> (dtype, shape). {} for a policy without memory.
+    """
+
+    @property
+    def rows(self) -> Kept: ...
+
+    @property
+    def memory(self) -> Kept: ...
+
+    def load(self, weights: Bundle) -> None:
+        """Act by these weights from now on."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the weights: their memory belongs to the caller of `load`."""
+        ...
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        """Every random number of a rollout of `rows` steps of `num_envs` environments: [rows, ...]."""
+        ...
+
+    def begin(self, num_envs: int) -> State:
+        """The state of `num_envs` environments before their first observation."""
+        ...
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        """Act on observations [B, *obs].
+
+        first: [B], True where the observation begins an episode: the state of that environment counts as `begin`'s. noise: one
+        entry of `noise`; None: greedy actions, as in an evaluation. words: the task's, plain data from the plan.
+        """
+        ...
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        """The arrays of `rows`, [T, B, ...], from the extras [T, B, ...] and actions [T, B, ...] of all steps of a rollout. If
+        the rollout ended early, its last entries are zeros."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu"."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+
+class Network(Protocol):
+    """A kind of network that a method learns (`Acting.network`). Making one imports no torch.
+
+    A module here is the network whose weights are published, which is the part that actors need: a learner makes critics and
+    target networks itself.
+    """
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        """The built-in network, with the weights of version 0."""
+        ...
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        """Returns the module. Raises UserError, one line, for a module that is no network of this kind for these spaces."""
+        ...
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        """The policy that actors play. module: the user's; None: the built-in network, whose policy need not import torch."""
+        ...
+
+
+class Stochastic:
+    """A policy that draws actions from a distribution, whose numbers (logits, or mean and log_std) a subclass computes.
+
+    The log probability of all rows is computed at once, at the end of a rollout.
+    """
+
+    rows: ClassVar[Kept] = {"log_prob": ("f4", ())}
+    memory: ClassVar[Kept] = NOTHING
+
+    def __init__(self, action: Actions) -> None:
+        self.action = action
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        """The numbers [B, P] of observations [B, *obs], valid until the next call, and the next state."""
+        raise NotImplementedError
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        return self.action.noise(rng, rows, num_envs)
+
+    def begin(self, num_envs: int) -> State:
+        return begun(self.memory, num_envs)
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
+        return Acted(self.action.act(numbers, noise), {"numbers": numbers}, after)
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        return {"log_prob": self.action.log_prob(extras["numbers"], action)}
+
+
+def begun(memory: Kept, num_envs: int) -> State:
+    """A state of zeros for `num_envs` environments."""
+    return {name: np.zeros((num_envs, *shape), DTYPES[dtype]) for name, (dtype, shape) in memory.items()}
+
+
+def forgotten(state: State, first: Bools) -> State:
+    """The state with zeros where `first` is True; the same arrays if it is True nowhere."""
+    if not first.any():
+        return state
+    return {
+        name: np.where(first.reshape(-1, *(1,) * (array.ndim - 1)), array.dtype.type(0), array) for name, array in state.items()
+    }

@@ -1,0 +1,42 @@
+"""The kind of network that a method learns unless it brings its own: an actor-critic.
+
+The one idea: a kind of network is an object of three functions that needs no torch until it makes a module, so that an actor
+which plays a built-in network in numpy never imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shoal.envs.spaces import Spaces
+from shoal.nets.acting import Form, Policy
+from shoal.nets.numpy_policy import NumpyPolicy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ActorCriticNetwork:
+    """Networks with forward(observation) -> (logits | (mean, log_std), value): nets/policies.py."""
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.policies import ActorCritic
+
+        return ActorCritic(spaces, form.hidden, form.activation, seed=seed)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.policies import fitting
+
+        return fitting(module, spaces)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        if module is None:
+            return NumpyPolicy(spaces.action, form.activation)
+        from shoal.nets.policies import TorchPolicy
+
+        return TorchPolicy(module, spaces.action)
+
+
+ACTOR_CRITIC = ActorCriticNetwork()
