@@ -20,6 +20,7 @@ from shoal.aggregators.staging import Batch, Staging
 from shoal.nets.flat import FlatModule
 from shoal.nets.passes import judge_of
 from shoal.nets.policies import judged
+from shoal.nets.recurrent import After, Unrolled, after_rows, unrolled
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
@@ -79,14 +80,27 @@ class TrajectoryLearner:
         """The values [N] of observations [N, *obs] by the current weights, from which a truncated episode bootstraps."""
         return judged(self.judge, observation)[1]
 
+    def outputs(self, batch: Batch) -> Unrolled:
+        """The action parameters and values of all T + 1 rows of observations. A policy with memory goes through them in their
+        order, from the state that came with the trajectories."""
+        if batch.first is not None:
+            return unrolled(self.flat.module, batch.observation, batch.state, batch.first)
+        parameters, value = judged(self.judge, batch.observation.flatten(0, 1))
+        return Unrolled(parameters, value.view(-1, batch.mask.shape[1]), ())
+
     @torch.no_grad()
-    def rewards(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def rewards(self, batch: Batch, after: After = ()) -> tuple[Tensor, Tensor]:
         """The pair (reward, discount) of a batch, float32 [T, B], as `gae` and `vtrace` take them. reward: times reward_scale.
-        discount: gamma, 0 where an episode terminated. The values of `batch.final` are added where no row holds them."""
+        discount: gamma, 0 where an episode terminated. The values of `batch.final` are added where no row holds them. after: of
+        a policy with memory, its state after each row, from which it values them."""
         reward_TB, discount_TB = batch.reward * self.reward_scale, self.gamma * (~batch.terminated).to(batch.reward.dtype)
-        if len(batch.cut):
-            return cut_off(reward_TB, discount_TB, batch.cut, self.values(batch.final))
-        return reward_TB, discount_TB
+        if not len(batch.cut):
+            return reward_TB, discount_TB
+        if after:
+            value = self.flat.module(batch.final, after_rows(after, batch.cut))[1].reshape(len(batch.cut))
+        else:
+            value = self.values(batch.final)
+        return cut_off(reward_TB, discount_TB, batch.cut, value)
 
     def anneal(self) -> None:
         """Set the learning rate of the next updates from `steps`, the environment steps learned from so far."""

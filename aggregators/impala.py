@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
-from shoal.nets.policies import Parameters, judged, likelihood
+from shoal.nets.policies import Parameters, likelihood
 from shoal.protocol.work import Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
@@ -41,13 +41,12 @@ class IMPALALearner(TrajectoryLearner):
         return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        parameters, value = judged(self.judge, batch.observation.flatten(0, 1))
-        value_TB = value.view(-1, batch.mask.shape[1])
+        parameters, value_TB, after = self.outputs(batch)
         acting = first_rows(parameters, batch.mask.numel())  # without the last observation, which no action followed
         chosen, undecided = likelihood(acting, batch.action.flatten(0, 1))
         log_prob_TB = chosen.view_as(batch.mask)
         rho_TB = (log_prob_TB.detach() - batch.log_prob).exp()
-        reward_TB, discount_TB = self.rewards(batch)
+        reward_TB, discount_TB = self.rewards(batch, after)
         known_TB, clips = value_TB.detach(), (self.clip_rho, self.clip_c, self.lam)
         targets = vtrace(rho_TB, reward_TB, discount_TB, known_TB[:-1], known_TB[-1], batch.mask, *clips)
         rows = max(1, len(batch.rows))

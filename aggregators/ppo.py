@@ -15,7 +15,8 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, gae
 from shoal.aggregators.staging import Batch
-from shoal.nets.policies import judged, likelihood
+from shoal.nets.policies import Parameters, judged, likelihood
+from shoal.nets.recurrent import selected, unrolled
 from shoal.protocol import draws
 from shoal.protocol.work import Moved
 
@@ -26,7 +27,8 @@ MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "
 class PPOLearner(TrajectoryLearner):
     """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), with advantages by GAE of the current values.
 
-    A step is update_epochs passes over the unmasked rows, each in num_minibatches parts, shuffled by (seed, updates).
+    A step is update_epochs passes over the unmasked rows, each in num_minibatches parts, shuffled by (seed, updates). The parts
+    are of rows, or of whole environments if the policy has memory.
     Metrics are means over all gradient steps of a step, but for two: first_ratio_error is max |ratio - 1| on the first
     minibatch of a step, and explained_variance is that of the values before the step.
     """
@@ -46,13 +48,13 @@ class PPOLearner(TrajectoryLearner):
             return Moved(weights=False)
         self.anneal()
         targets, explained = self._targets(batch)
-        observation, action = batch.observation[:-1].flatten(0, 1), batch.action.flatten(0, 1)
-        old_log_prob, value, advantage = (x.flatten() for x in (batch.log_prob, targets.value, targets.advantage))
+        action = batch.action.flatten(0, 1)
+        old_log_prob, target, advantage = (x.flatten() for x in (batch.log_prob, targets.value, targets.advantage))
         told: list[Tensor] = []
         errors: list[Tensor] = []
-        for rows in self._minibatches(batch.rows):
+        for rows, parameters, value in self._minibatches(batch):
             loss, means, ratio = self._loss(
-                *(x.index_select(0, rows) for x in (observation, action, old_log_prob, value, advantage))
+                parameters, value, *(x.index_select(0, rows) for x in (action, old_log_prob, target, advantage))
             )
             errors = errors or [(ratio - 1).abs().max()]
             told.append(torch.stack([*means, self.update(loss)]))
@@ -62,25 +64,57 @@ class PPOLearner(TrajectoryLearner):
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:
-        _, value = judged(self.judge, batch.observation.flatten(0, 1))
-        value_TB = value.view(-1, batch.mask.shape[1])
-        reward_TB, discount_TB = self.rewards(batch)
+        _, value_TB, after = self.outputs(batch)
+        reward_TB, discount_TB = self.rewards(batch, after)
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
         error, target = targets.advantage.flatten()[batch.rows], targets.value.flatten()[batch.rows]
         return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)
 
-    def _minibatches(self, rows: Tensor) -> Iterator[Tensor]:
-        """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
+    def _minibatches(self, batch: Batch) -> Iterator[tuple[Tensor, Parameters, Tensor]]:
+        """The rows of each minibatch, indexes of the flattened [T * B], and the policy's action parameters and values there."""
         generator = torch.Generator().manual_seed(draws.key(self.seed, "minibatch", self.updates) % 2**63)
+        if batch.first is not None:
+            yield from self._sequences(batch, batch.first[:-1], generator)
+            return
+        observation = batch.observation[:-1].flatten(0, 1)
+        for rows in self._parts(batch.rows, generator):
+            yield rows, *judged(self.judge, observation.index_select(0, rows))
+
+    def _parts(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
         parts = min(self.num_minibatches, len(rows) // 2)
         for _ in range(self.update_epochs):
             order = torch.randperm(len(rows), generator=generator).to(rows.device)
             yield from rows[order].tensor_split(parts)
 
+    def _sequences(
+        self, batch: Batch, first_TB: Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Parameters, Tensor]]:
+        """Minibatches of whole environments in another order each epoch: a policy with memory goes through all rows of an
+        environment, and those where mask is False are left out afterwards."""
+        T, B = batch.mask.shape
+        index_TB = torch.arange(T * B, device=batch.mask.device).view(T, B)
+        lived_B = batch.mask.sum(0).cpu()
+        for _ in range(self.update_epochs):
+            parts = torch.randperm(B, generator=generator).tensor_split(min(self.num_minibatches, B))
+            if any(int(lived_B[part].sum()) < 2 for part in parts):  # one row has no spread
+                parts = (torch.arange(B),)
+            for part in parts:
+                columns = part.to(batch.mask.device)
+                state = {name: each[columns] for name, each in batch.state.items()}
+                its = unrolled(self.flat.module, batch.observation[:-1, columns], state, first_TB[:, columns])
+                kept = batch.mask[:, columns].flatten().nonzero().squeeze(1)
+                yield index_TB[:, columns].flatten()[kept], selected(its.parameters, kept), its.value.flatten()[kept]
+
     def _loss(
-        self, observation: Tensor, action: Tensor, old_log_prob: Tensor, target: Tensor, advantage: Tensor
+        self,
+        parameters: Parameters,
+        value: Tensor,
+        action: Tensor,
+        old_log_prob: Tensor,
+        target: Tensor,
+        advantage: Tensor,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        parameters, value = judged(self.judge, observation)
         chosen, undecided = likelihood(parameters, action)
         log_ratio = chosen - old_log_prob
         ratio = log_ratio.exp()

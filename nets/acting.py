@@ -80,18 +80,31 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu"."""
+    """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu". memory: the
+    recurrent core, "lstm" or "gru", of memory_size units; "none": there is no core."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
+    memory: str = "none"
+    memory_size: int = 128
+
+
+CORES: Mapping[str, tuple[str, ...]] = {"lstm": ("h", "c"), "gru": ("h",)}
+"""Kind of recurrent core -> the names of its state."""
 
 
 class Network(Protocol):
     """A kind of network that a method learns (`Acting.network`). Making one imports no torch.
 
+    remembers: True if the method's learner goes through the rows of a trajectory in their order, so that the network may have a
+    recurrent state.
+
     A module here is the network whose weights are published, which is the part that actors need: a learner makes critics and
     target networks itself.
     """
+
+    @property
+    def remembers(self) -> bool: ...
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         """The built-in network, with the weights of version 0."""
@@ -113,10 +126,9 @@ class Stochastic:
     """
 
     rows: ClassVar[Kept] = {"log_prob": ("f4", ())}
-    memory: ClassVar[Kept] = NOTHING
 
-    def __init__(self, action: Actions) -> None:
-        self.action = action
+    def __init__(self, action: Actions, memory: Kept = NOTHING) -> None:
+        self.action, self.memory = action, memory
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         """The numbers [B, P] of observations [B, *obs], valid until the next call, and the next state."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import Form, Policy
-from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActorCriticNetwork:
-    """Networks with forward(observation) -> (logits | (mean, log_std), value): nets/policies.py."""
+    """Networks with forward(observation) -> (logits | (mean, log_std), value): nets/policies.py. Networks with memory
+    (nets/recurrent.py) are for methods whose learner goes through a trajectory in the order of its rows: remembers."""
+
+    remembers: bool = False
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        if form.memory != "none":
+            from shoal.nets.recurrent import RecurrentActorCritic
+
+            return RecurrentActorCritic(spaces, form.hidden, form.activation, form.memory, form.memory_size, seed)
         from shoal.nets.policies import ActorCritic
 
         return ActorCritic(spaces, form.hidden, form.activation, seed=seed)
@@ -29,9 +36,11 @@ class ActorCriticNetwork:
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.policies import fitting
 
-        return fitting(module, spaces)
+        return fitting(module, spaces, self.remembers)
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        if module is None and form.memory != "none":
+            return RecurrentNumpyPolicy(spaces.action, form.activation, form.memory, form.memory_size)
         if module is None:
             return NumpyPolicy(spaces.action, form.activation)
         from shoal.nets.policies import TorchPolicy
@@ -40,3 +49,4 @@ class ActorCriticNetwork:
 
 
 ACTOR_CRITIC = ActorCriticNetwork()
+REMEMBERING = ActorCriticNetwork(remembers=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from shoal.envs.spaces import Actions, Array, Floats
-from shoal.nets.acting import State, Stochastic
+from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept
+from shoal.nets.acting import CORES, State, Stochastic
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
@@ -29,8 +29,8 @@ ACTIVATIONS: Mapping[str, Callable[..., Any]] = {"tanh": np.tanh, "relu": _relu}
 class NumpyPolicy(Stochastic):
     """ActorCritic's actor over views of the weights, which have the same names. activation: "tanh" or "relu"."""
 
-    def __init__(self, action: Actions, activation: str = "tanh") -> None:
-        super().__init__(action)
+    def __init__(self, action: Actions, activation: str = "tanh", memory: Kept = NOTHING) -> None:
+        super().__init__(action, memory)
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
@@ -61,9 +61,59 @@ class NumpyPolicy(Stochastic):
                 self.activation(x, out=x)
             x = np.matmul(x, weight, out=out)
             x += bias
-        if self._log_std is None:
-            return x
-        return np.concatenate([x, np.broadcast_to(self._log_std, x.shape)], axis=1)
+        return self._whole(x)
+
+    def _whole(self, x: Floats) -> Floats:
+        """The numbers of a policy from the outputs of its last layer: with log_std, for Box actions."""
+        return x if self._log_std is None else np.concatenate([x, np.broadcast_to(self._log_std, x.shape)], axis=1)
+
+
+class RecurrentNumpyPolicy(NumpyPolicy):
+    """RecurrentActorCritic's actor over views of the weights (nets/recurrent.py). core: "lstm" or "gru", of `size` units."""
+
+    def __init__(self, action: Actions, activation: str = "tanh", core: str = "lstm", size: int = 128) -> None:
+        super().__init__(action, activation, dict.fromkeys(CORES[core], ("f4", (size,))))
+        self.core, self.size = core, size
+        self._cell: tuple[Layer, Layer] | None = None
+
+    def load(self, weights: Bundle) -> None:
+        super().load(weights)
+        inner, outer = ((weights[f"core.weight_{at}"].T, weights[f"core.bias_{at}"]) for at in ("ih", "hh"))
+        self._cell = inner, outer
+
+    def forget(self) -> None:
+        super().forget()
+        self._cell = None
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        x = flat(seen)
+        *trunk, (weight, bias) = self._layers
+        for w, b in trunk:
+            x = x @ w + b
+            self.activation(x, out=x)
+        after = self._stepped(x, state)
+        return self._whole(after["h"] @ weight + bias), after
+
+    def _stepped(self, x: Floats, state: State) -> State:
+        """The state after one more row. The gates are in torch's order: an LSTM's input, forget, cell, output; a GRU's reset,
+        update, new."""
+        assert self._cell is not None
+        (w_in, b_in), (w_out, b_out) = self._cell
+        inner, outer, n = x @ w_in + b_in, state["h"] @ w_out + b_out, self.size
+        if self.core == "lstm":
+            gates = inner + outer
+            gate = _sigmoid(gates)
+            c = gate[:, n : 2 * n] * state["c"] + gate[:, :n] * np.tanh(gates[:, 2 * n : 3 * n])
+            return {"h": gate[:, 3 * n :] * np.tanh(c), "c": c}
+        gate = _sigmoid(inner[:, : 2 * n] + outer[:, : 2 * n])
+        new = np.tanh(inner[:, 2 * n :] + gate[:, :n] * outer[:, 2 * n :])
+        return {"h": new + gate[:, n:] * (state["h"] - new)}
+
+
+def _sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)), without overflow."""
+    half = np.float32(0.5)
+    return half * np.tanh(half * x) + half  # type: ignore[no-any-return]
 
 
 def _layers(weights: Bundle, name: str) -> list[Layer]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,16 +67,23 @@ class ActorCritic(nn.Module):
         inputs = spaces.observation.size
         if isinstance(spaces.action, Box):
             self.log_std = nn.Parameter(torch.zeros(outputs))
-        self.trunk = _linears([inputs, *before], math.sqrt(2), generator)
+        self.trunk = linears([inputs, *before], math.sqrt(2), generator)
         features = [before[-1] if before else inputs, *after]
-        self.actor = _linears([*features, outputs], 0.01, generator)
-        self.critic = _linears([*features, 1], 1.0, generator)
+        self.actor = linears([*features, outputs], 0.01, generator)
+        self.critic = linears([*features, 1], 1.0, generator)
 
     def forward(self, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
         """The pair (action parameters, value [...]) of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
+        return self.heads(self.features(observation))
+
+    def features(self, observation: torch.Tensor) -> torch.Tensor:
+        """The features [..., F] that both heads share."""
         x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        x = self._active(self._through(self.trunk, x)) if len(self.trunk) else x
+        return self._active(self._through(self.trunk, x)) if len(self.trunk) else x
+
+    def heads(self, x: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
+        """The pair (action parameters, value [...]) of features [..., F]."""
         out, value = self._through(self.actor, x), self._through(self.critic, x).squeeze(-1)
         return ((out, self.log_std) if hasattr(self, "log_std") else out), value
 
@@ -89,7 +96,8 @@ class ActorCritic(nn.Module):
         return torch.tanh(x) if self.activation == "tanh" else torch.relu(x)
 
 
-def _linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.ModuleList:
+def linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.ModuleList:
+    """Linear layers of these sizes, orthogonal with gain sqrt(2), and `last_gain` for the last; biases are 0."""
     layers = nn.ModuleList()
     for i in range(len(sizes) - 1):
         layer = nn.Linear(sizes[i], sizes[i + 1], device="meta").to_empty(device="cpu")  # no draw from torch's own generator
@@ -153,22 +161,53 @@ def judged(module: Judge, observation: torch.Tensor) -> tuple[Parameters, torch.
     return parameters, value.reshape(len(observation))
 
 
-def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
+def memory_of(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of one environment's state, by name; empty for a module without memory. Raises UserError for a `memory` of
+    another form."""
+    memory = getattr(module, "memory", None)
+    if memory is None:
+        return {}
+    named = isinstance(memory, Mapping) and all(isinstance(name, str) for name in memory)
+    if not named or not all(isinstance(n, int) and n > 0 for shape in memory.values() for n in _sizes(shape)):
+        raise UserError(
+            f"policy: memory={memory!r}"[:120] + ': expected name -> shape of one environment\'s state, {"h": (64,)}'
+        )
+    return {name: tuple(shape) for name, shape in memory.items()}
+
+
+def _sizes(shape: Any) -> Sequence[Any]:
+    return shape if isinstance(shape, tuple | list) else (None,)
+
+
+def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a policy for these spaces whose outputs follow from the
-    weights and an observation alone. A copy of the module is tried, so that no buffer changes: on observations of zeros, and of
-    ones if it takes them, because dropout shows on no zero and what divides by a norm has none there."""
+    weights, an observation and its state alone. remembers: it may have a memory. A copy of the module is tried, so that no
+    buffer changes: on observations of zeros, and of ones if it takes them, because dropout shows on no zero and what divides by
+    a norm has none there."""
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     for name, part in module.named_modules():
         drops = isinstance(part, _DropoutNd) and part.training and part.p > 0
         if drops or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)):
             raise UserError(f"policy: part {name!r} is {type(part).__name__}, active as it stands; {UNSTEADY}")
+    memory = memory_of(module)
+    if memory and not remembers:
+        its = f"has memory ({', '.join(memory)}), and the job's method learns without"
+        raise UserError(f"policy: {type(module).__name__} {its}; choose a method with memory, such as ppo, or leave it out")
     tried, numbers = copy.deepcopy(module), False
+
+    def outputs(seen: torch.Tensor) -> list[torch.Tensor]:
+        n = len(seen)
+        if not memory:
+            return _shaped(tried(seen), n, spaces.action)
+        out = tried(seen, {name: torch.zeros((n, *shape)) for name, shape in memory.items()})
+        return _remembered(out, n, spaces.action, memory)
+
     for n, fill in ((1, 0), (3, 0), (3, 1)):
         seen = torch.full((n, *spaces.observation.shape), fill, dtype=TORCH_DTYPES[spaces.observation.dtype])
         try:
             with torch.no_grad():
-                first, again = (_shaped(tried(seen), n, spaces.action) for _ in range(2))
+                first, again = (outputs(seen) for _ in range(2))
         except UserError:
             if fill:  # ones may be no observation
                 continue
@@ -182,10 +221,16 @@ def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
             raise UserError(text).with_traceback(raised.__traceback__) from None
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
             raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
+        heads = [out.nan_to_num() for out in (first[0], first[2 if isinstance(spaces.action, Box) else 1])]
+        if not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
+            raise UserError(
+                f"policy: {n} equal observations gave different outputs, so they depend on each other: a policy that "
+                "remembers needs an attribute memory (docs/reinforcement.md)"
+            )
         numbers |= not any(each.isnan().any() for each in first)
     if any(parameter.requires_grad for parameter in tried.parameters()):
         seen = torch.zeros((2, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
-        if not any(each.requires_grad for each in _shaped(tried(seen), 2, spaces.action)):
+        if not any(each.requires_grad for each in outputs(seen)):
             why = "no gradient would come of them; is there a detach(), .data or no_grad?"
             raise UserError(f"policy: the outputs of forward do not depend on any trainable parameter: {why}")
     if not numbers:
@@ -216,9 +261,22 @@ def _shaped(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
     return tensors
 
 
+def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]]) -> list[torch.Tensor]:
+    """The tensors of the output of a policy with memory. Raises UserError for an output of another form."""
+    wanted = ", ".join(f"{name} {[n, *shape]}" for name, shape in memory.items())
+    if not isinstance(out, tuple | list) or len(out) != 3 or not isinstance(out[2], Mapping):
+        raise UserError(f"policy: forward gave {_form(out)}; expected (action parameters, value, state), a state of {wanted}")
+    state = {name: tuple(its.shape) for name, its in out[2].items()}
+    if state != {name: (n, *shape) for name, shape in memory.items()}:
+        raise UserError(f"policy: forward gave the state {_form(out[2])}; expected {wanted}, as memory says")
+    return [*_shaped(out[:2], n, action), *out[2].values()]
+
+
 def _form(out: Any) -> str:
     if isinstance(out, tuple | list):
         return f"({', '.join(map(_form, out))})"
+    if isinstance(out, Mapping):
+        return f"{{{', '.join(f'{name} {_form(its)}' for name, its in out.items())}}}"
     if not isinstance(out, torch.Tensor):
         return type(out).__name__
     return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"
@@ -228,7 +286,7 @@ class TorchPolicy(Stochastic):
     """A module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
 
     def __init__(self, module: nn.Module, action: Actions) -> None:
-        super().__init__(action)
+        super().__init__(action, {name: ("f4", shape) for name, shape in memory_of(module).items()})
         self.flat = FlatModule(module)
 
     def load(self, weights: Bundle) -> None:
@@ -237,13 +295,25 @@ class TorchPolicy(Stochastic):
     def forget(self) -> None: ...  # load has made a copy
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
-        return self.parameters(seen), state
+        if not self.memory:
+            return self.parameters(seen), state
+        return self._remembering(seen, state)
 
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
         """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row."""
         out, _ = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
-        if isinstance(out, torch.Tensor):
-            return out.float().numpy()
-        mean, log_std = out
-        return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()
+        return _in_one_row(out)
+
+    @torch.inference_mode()
+    def _remembering(self, seen: Array, state: State) -> tuple[Floats, State]:
+        before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
+        out, _, after = self.flat.module(as_tensor(np.ascontiguousarray(seen)), before)
+        return _in_one_row(out), {name: after[name].float().numpy() for name in state}
+
+
+def _in_one_row(parameters: Parameters) -> Floats:
+    if isinstance(parameters, torch.Tensor):
+        return parameters.float().numpy()
+    mean, log_std = parameters
+    return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()

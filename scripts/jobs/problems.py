@@ -25,7 +25,7 @@ from shoal.envs.partitioners import as_partition
 from shoal.envs.population import Population
 from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
-from shoal.envs.spaces import Spaces
+from shoal.envs.spaces import Kept, Spaces
 from shoal.envs.vector import Worlds, make_vector, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
@@ -367,6 +367,12 @@ class Environment(Problem):
     policy: Callable[[Spaces], nn.Module] | None = None
     hidden: tuple[int, ...] = option((64, 64), "units of each hidden layer of the built-in policy")
     activation: str = option("tanh", "activation of the built-in policy", choices=("tanh", "relu"))
+    memory: str = option(
+        "none",
+        "recurrent core of the built-in policy, between its hidden layers and its two heads",
+        choices=("none", "lstm", "gru"),
+    )
+    memory_size: int = option(128, "units of the recurrent core", least=1, of={"memory": ("lstm", "gru")})
     step_timeout: float = option(
         0.0,
         "seconds that a step or reset of an environment may take, in its own process (0: no limit, in the actor's process)",
@@ -388,7 +394,7 @@ class Environment(Problem):
     @property
     def form(self) -> Form:
         """The settings of the built-in network."""
-        return Form(tuple(self.hidden), self.activation)
+        return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size)
 
     def suited(self, method: Method) -> Self:
         return replace(self, network=getattr(method, "network", ACTOR_CRITIC))
@@ -406,6 +412,13 @@ class Environment(Problem):
             raise UserError("vector=native: only an id has a vector environment of its own; leave it at vector=auto")
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+        if self.memory != "none" and self.policy is not None:
+            fix = "give the policy an attribute memory (docs/reinforcement.md) and leave it at memory=none"
+            raise UserError(f"memory={self.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
+        if self.memory != "none" and not self.network.remembers:
+            raise UserError(
+                f"memory={self.memory}: the job's method learns without memory; leave it at memory=none, or take ppo"
+            )
         if self.step_timeout >= bearing.lease > 0:
             raise UserError(
                 f"step_timeout={self.step_timeout:g}: must be below lease={bearing.lease:g}, the seconds after which the actor "
@@ -420,13 +433,15 @@ class Environment(Problem):
         return self.network.build(self.spaces(), self.form, seed)
 
     def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
-        """Two observations of zeros."""
+        """Two observations of zeros; for a policy with memory, besides, each array of its state, in the order of their names in
+        `memory`."""
         import torch
 
         from shoal.nets.flat import TORCH_DTYPES
 
         seen = self.spaces().observation
-        return (torch.zeros((2, *seen.shape), dtype=TORCH_DTYPES[seen.dtype]),)
+        arrays = [(seen.dtype, seen.shape), *self._added()[1].values()]
+        return tuple(torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for dtype, shape in arrays)
 
     def spaces(self) -> Spaces:
         vector = "sync" if self.apart else self.vector
@@ -448,11 +463,16 @@ class Environment(Problem):
 
     def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
         """The layout of a trajectory, with the arrays that the policy adds: `Spaces.trajectory`."""
+        return self.spaces().trajectory(rollout_length, num_envs, *self._added())
+
+    def _added(self) -> tuple[Kept, Kept]:
+        """The rows and the memory of the policy, found out once in each process."""
         key = ("policy", self.network, self.form)
         if key not in self.made:
             policy = self.acts(0)
             self.made[key] = policy.rows, policy.memory
-        return self.spaces().trajectory(rollout_length, num_envs, *self.made[key])
+        found: tuple[Kept, Kept] = self.made[key]
+        return found
 
     def prepare(self, method: Method, seed: int) -> None:
         spaces = self.spaces()

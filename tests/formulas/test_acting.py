@@ -16,7 +16,7 @@ from shoal.actors.workers.rollout import Rollout
 from shoal.coordinator.deciding.plans import Seats, wakes
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.plans.worded import Worded
-from shoal.envs.spaces import Discrete, Kept
+from shoal.envs.spaces import Actions, Discrete, Kept
 from shoal.envs.vector import make_vector
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.problems import Environment
@@ -30,13 +30,16 @@ from shoal.protocol.work import Task
 MODES = ["NextStep", "SameStep", "Disabled"]
 SCRIPTS = [[(3, "t"), (2, "c"), (1, "b"), (4, "c")], [(1, "c"), (1, "c"), (1, "t"), (2, "b")], [(5, "t")]]
 NOTHING = Bundle.pack({})
+AGE: Kept = {"age": ("i8", ())}
 
 
 class Aged(Stochastic):
     """A policy that counts the observations of an episode, and writes down the count before each."""
 
     rows: ClassVar[Kept] = {"age": ("i4", ())}
-    memory: ClassVar[Kept] = {"age": ("i8", ())}
+
+    def __init__(self, action: Actions, memory: Kept = AGE) -> None:
+        super().__init__(action, memory)
 
     def load(self, weights: Bundle) -> None: ...
 
@@ -99,7 +102,9 @@ class Wordy(Aged):
     """A policy without memory and with one row, the task's epsilon and the rollout's noise added up."""
 
     rows: ClassVar[Kept] = {"sum": ("f8", (1,))}
-    memory: ClassVar[Kept] = {}
+
+    def __init__(self, action: Actions) -> None:
+        super().__init__(action, {})
 
     def noise(self, rng: Any, rows: int, num_envs: int) -> Any:
         return np.arange(rows * num_envs, dtype=np.float64).reshape(rows, num_envs, 1)
@@ -148,6 +153,8 @@ class Q(nn.Module):
 class QNetwork:
     """A kind of network whose forward gives the values of actions."""
 
+    remembers: bool = False
+
     def build(self, spaces: Any, form: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return Q(spaces)
@@ -177,7 +184,7 @@ def test_a_method_says_which_network_it_learns_and_how_actors_play_it() -> None:
     assert isinstance(job.problem.acts(0), Wordy)
     other = job.configured({"method": "ppo"})
     assert isinstance(other.problem, Environment)
-    assert other.problem.network == ACTOR_CRITIC
+    assert isinstance(other.problem.network, type(ACTOR_CRITIC))
     assert "log_prob" in {place.name for place in other.layouts(other.problem.first(0)[0].layout)[0].places}
 
 
@@ -193,6 +200,8 @@ def test_a_policy_of_another_kind_is_refused_in_one_line_by_either_method() -> N
         with pytest.raises(UserError, match=said) as told:
             Reinforcement("CartPole-v1", policy, method=method).check_parts()
         assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="memory=gru: the job's method learns without memory"):
+        Reinforcement("CartPole-v1", method=OfValues, memory="gru")
 
 
 def test_the_built_in_policy_draws_what_its_distribution_draws() -> None:

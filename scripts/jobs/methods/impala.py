@@ -12,6 +12,8 @@ from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.methods.acting import FIRST, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
+from shoal.nets.acting import Network
+from shoal.nets.networks import REMEMBERING
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class IMPALA(OnPolicy):
     """V-trace actor-critic (Espeholt et al. 2018): actors never wait for the learner."""
 
     name: ClassVar[str] = "impala"
+    network: ClassVar[Network] = REMEMBERING
 
     batch: int = option(2, "trajectories that make one step of the learner", least=1)
     max_lag: int = option(8, "largest lag of a trajectory that is used, in versions", least=0)

@@ -12,6 +12,8 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.jobs.methods.acting import FIRST, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
+from shoal.nets.acting import Network
+from shoal.nets.networks import REMEMBERING
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class PPO(OnPolicy):
     """Clipped proximal policy optimization (Schulman et al. 2017)."""
 
     name: ClassVar[str] = "ppo"
+    network: ClassVar[Network] = REMEMBERING
 
     clients: int = option(4, "trajectories of one round, each from num_envs environments of its own", least=1)
     gae_lambda: float = option(0.95, "lambda of generalized advantage estimation", least=0, most=1)

@@ -1,0 +1,137 @@
+"""Actor-critics with memory: the built-in one, and any module that has a memory, unrolled over the rows of a trajectory.
+
+The one idea: a learner repeats what the actor did. From the state that came with a trajectory it goes through the rows in their
+order, and forgets where an episode begins. So at the weights that acted, the probability of an action is the actor's.
+
+A module has memory if it has an attribute `memory`, name -> shape of one environment's state (float32). Its forward is
+(observation [N, *obs], state) -> (action parameters, value, state), with a state of name -> [N, *shape].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from shoal.envs.spaces import Box, Spaces
+from shoal.nets.acting import CORES
+from shoal.nets.policies import ActorCritic, Parameters, linears
+from shoal.protocol.errors import UserError
+
+CELLS: Mapping[str, type[nn.LSTMCell | nn.GRUCell]] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+
+
+After: TypeAlias = Sequence[Mapping[str, Tensor]]
+"""The state after each of T rows: T times name -> [B, ...]. Empty for a module without memory."""
+
+
+class Unrolled(NamedTuple):
+    """A module's outputs for T rows of B environments. parameters: action parameters of T * B observations. value: [T, B].
+    after: the state after each row."""
+
+    parameters: Parameters
+    value: Tensor
+    after: After
+
+
+class RecurrentActorCritic(ActorCritic):
+    """A perceptron, an LSTM or GRU, and a linear layer each for acting and valuing, all but the last shared by both.
+
+    hidden: sizes of the perceptron's layers. core: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014) of `size`
+    units. Weights are named trunk.I.*, core.*, actor.0.*, critic.0.*; the core's are orthogonal with gain 1 and its biases 0,
+    all others as in ActorCritic.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (64,),
+        activation: str = "tanh",
+        core: str = "lstm",
+        size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if core not in CORES:
+            raise UserError(f"memory={core!r}: must be one of {', '.join(CORES)}")
+        if size < 1:
+            raise UserError(f"memory_size={size}: must be a number from 1")
+        super().__init__(spaces, hidden, activation, shared=True, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        outputs = spaces.action.size if isinstance(spaces.action, Box) else spaces.action.n
+        self.memory = dict.fromkeys(CORES[core], (size,))
+        self.trunk = linears([spaces.observation.size, *hidden], math.sqrt(2), generator)
+        self.core = CELLS[core](hidden[-1] if hidden else spaces.observation.size, size, device="meta").to_empty(device="cpu")
+        for parameter in self.core.parameters():
+            if parameter.dim() > 1:
+                nn.init.orthogonal_(parameter, 1.0, generator)
+            else:
+                nn.init.zeros_(parameter)
+        self.actor = linears([size, outputs], 0.01, generator)
+        self.critic = linears([size, 1], 1.0, generator)
+
+    def forward(self, observation: Tensor, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]
+        """The triple (action parameters, value [N], state) of observations [N, *obs] and the state before them."""
+        after = self._stepped(self.features(observation), state)
+        return *self.heads(after["h"]), after
+
+    def unroll(self, observation_TB: Tensor, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
+        after: list[Mapping[str, Tensor]] = []
+        for x, first in zip(self.features(observation_TB), first_TB, strict=True):
+            state = self._stepped(x, forgotten(state, first))
+            after.append(state)
+        parameters, value = self.heads(torch.cat([each["h"] for each in after]))
+        return Unrolled(parameters, value.view(first_TB.shape), after)
+
+    def _stepped(self, x: Tensor, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if isinstance(self.core, nn.LSTMCell):
+            h, c = self.core(x, (state["h"], state["c"]))
+            return {"h": h, "c": c}
+        return {"h": self.core(x, state["h"])}
+
+
+def forgotten(state: Mapping[str, Tensor], first_B: Tensor) -> Mapping[str, Tensor]:
+    """The state with zeros where `first` is True."""
+    return {name: each.masked_fill(first_B.view(-1, *(1,) * (each.dim() - 1)), 0.0) for name, each in state.items()}
+
+
+def unrolled(module: nn.Module, observation_TB: Tensor, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
+    """The module's outputs for T rows of B environments, from the state before the first row.
+
+    observation: [T, B, *obs]. first: bool [T, B], True where an observation begins an episode, before which the state is zeros.
+    """
+    if isinstance(module, RecurrentActorCritic):
+        return module.unroll(observation_TB, state, first_TB)
+    heads: list[Parameters] = []
+    values: list[Tensor] = []
+    after: list[Mapping[str, Tensor]] = []
+    for seen, first in zip(observation_TB, first_TB, strict=True):
+        parameters, value, state = module(seen, forgotten(state, first))
+        heads.append(parameters)
+        values.append(value.reshape(len(seen)))
+        after.append(state)
+    return Unrolled(_joined(heads), torch.stack(values), after)
+
+
+def _joined(heads: Sequence[Any]) -> Parameters:
+    """The action parameters of all rows. A log_std that depends on no observation stays as it is."""
+    if isinstance(heads[0], Tensor):
+        return torch.cat(list(heads))
+    means, log_stds = zip(*heads, strict=True)
+    mean = torch.cat(means)
+    return mean, torch.cat(log_stds) if log_stds[0].dim() == mean.dim() else log_stds[0]
+
+
+def after_rows(after: After, rows: Tensor) -> Mapping[str, Tensor]:
+    """The states [n, ...] after the rows, int64 [n], indexes of the flattened [T * B]."""
+    return {name: torch.stack([each[name] for each in after]).flatten(0, 1)[rows] for name in after[0]}
+
+
+def selected(parameters: Parameters, rows: Tensor) -> Parameters:
+    """The action parameters of the rows, int64 [n]. A log_std that depends on no observation stays as it is."""
+    if isinstance(parameters, Tensor):
+        return parameters[rows]
+    mean, log_std = parameters
+    return mean[rows], log_std[rows] if log_std.dim() == mean.dim() else log_std
