@@ -234,6 +234,30 @@ def spaces_in(env: Environment, vector: str = "auto") -> Spaces:
     return envs.spaces
 
 
+def make_shown(env: Environment) -> Any:
+    """One gymnasium environment whose `render` gives pictures (render_mode "rgb_array").
+
+    Raises UserError for a factory of many, and for a factory whose environment has another render_mode and that takes no
+    argument render_mode.
+    """
+    import gymnasium
+
+    if isinstance(env, str):
+        try:
+            return gymnasium.make(_spec(env), disable_env_checker=True, render_mode="rgb_array")
+        except (gymnasium.error.Error, ImportError) as error:
+            raise UserError(f"environment {env!r} cannot be shown: {' '.join(str(error).split())}") from error
+    name = _name(env)
+    if wants_number(env):
+        raise UserError(f"{name} makes many environments at once, which cannot be shown one by one: give env=() -> Env")
+    takes = "render_mode" in inspect.signature(env).parameters
+    made = env(render_mode="rgb_array") if takes else env()
+    if (mode := getattr(made, "render_mode", None)) != "rgb_array":
+        fix = f'let {name} take render_mode and hand it on, or make it with render_mode="rgb_array"'
+        raise UserError(f"{name}() made an environment with render_mode={mode!r}, which gives no pictures: {fix}")
+    return made
+
+
 def _by_id(env: str, num_envs: int, vector: str) -> Any:
     import gymnasium
 

@@ -274,6 +274,13 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         metavar="N",
         help="number of episodes for a reinforcement-learning job (default: 100)",
     )
+    one.add_argument(
+        "--video",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write a video of one greedy episode, a new .mp4 or .gif file (default: in the run's folder)",
+    )
     one.add_argument("--json", action="store_true")
     one = command("compare", "tell whether runs differ by more than luck, by how much, and how many more seeds it takes")
     one.add_argument(

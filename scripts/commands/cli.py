@@ -466,8 +466,11 @@ def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.run import trusted
     from shoal.runs.summary import json_line
 
-    metrics = evaluated(trusted(asked.run_dir, asked.trust), asked.episodes)
-    print(json_line(metrics) if asked.json else "\n".join(f"{name:<18}{value:.6g}" for name, value in metrics.items()))
+    run = trusted(asked.run_dir, asked.trust)
+    metrics = evaluated(run, asked.episodes)
+    shown = {} if asked.video is None else {"video": str(run.video(asked.video))}
+    rows = {name: f"{value:.6g}" for name, value in metrics.items()} | shown
+    print(json_line({**metrics, **shown}) if asked.json else "\n".join(f"{name:<18}{value}" for name, value in rows.items()))
     return 0
 
 

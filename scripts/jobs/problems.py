@@ -77,8 +77,9 @@ class Problem:
         """The torch model with the weights of version 0. Raises UserError if there is no torch model."""
         raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
-    def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
-        """Inputs for the torch model: a batch of one or two. Raises UserError if there is no torch model."""
+    def example(self, method: Method, seed: int) -> tuple[Any, ...]:
+        """Inputs for the torch model, tensors or maps of tensors: a batch of one or two. Raises UserError if there is no torch
+        model."""
         raise UserError("this job has no torch model: it was made with worker= and weights=; give model= and data= instead")
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
@@ -432,16 +433,17 @@ class Environment(Problem):
             return seeded(lambda: self.network.fitting(policy(self.spaces()), self.spaces()), seed)
         return self.network.build(self.spaces(), self.form, seed)
 
-    def example(self, method: Method, seed: int) -> tuple[torch.Tensor, ...]:
-        """Two observations of zeros; for a policy with memory, besides, each array of its state, in the order of their names in
-        `memory`."""
+    def example(self, method: Method, seed: int) -> tuple[Any, ...]:
+        """Two observations of zeros; for a policy with memory, besides, its state for them."""
         import torch
 
         from shoal.nets.flat import TORCH_DTYPES
 
         seen = self.spaces().observation
-        arrays = [(seen.dtype, seen.shape), *self._added()[1].values()]
-        return tuple(torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for dtype, shape in arrays)
+        observation = torch.zeros((2, *seen.shape), dtype=TORCH_DTYPES[seen.dtype])
+        memory = self._added()[1]
+        state = {name: torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in memory.items()}
+        return (observation, state) if state else (observation,)
 
     def spaces(self) -> Spaces:
         vector = "sync" if self.apart else self.vector

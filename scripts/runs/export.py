@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import Bundle
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from shoal.jobs.job import Job
 
-    Model = Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]
-    """() -> the job's module, with any weights, and example inputs: tensors whose first dimension is the batch."""
+    Model = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
+    """() -> the job's module, with any weights, and example inputs: tensors, or maps of tensors, whose first dimension is the
+    batch."""
 
 
 def export(
@@ -58,15 +59,25 @@ def export(
     return target
 
 
-def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[Any, ...]) -> None:
     import torch
 
     module = module.cpu().eval()
     load(module, weights)
-    # torch.export would take a batch of 1 for a fixed size
-    inputs = tuple(x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu() for x in example)
-    any_batch = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
-    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=any_batch), path)
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        return x.cpu() if len(x) > 1 else torch.cat([x, x]).cpu()  # torch.export would take a batch of 1 for a fixed size
+
+    def any_batch(x: torch.Tensor) -> Any:
+        return {0: torch.export.Dim.AUTO}
+
+    inputs, sizes = (tuple(_each(make, x) for x in example) for make in (two, any_batch))
+    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=sizes), path)
+
+
+def _each(make: Callable[[torch.Tensor], Any], given: Any) -> Any:
+    """The result of `make` for a tensor, or for each tensor of a map."""
+    return {name: make(x) for name, x in given.items()} if isinstance(given, Mapping) else make(given)
 
 
 def tensors_of(weights: Bundle) -> dict[str, torch.Tensor]:

@@ -33,6 +33,8 @@ from shoal.runs.watching import StopWhen, Watch
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.runs.playing import Player
+
 Place = str | Path
 
 
@@ -117,6 +119,20 @@ class Run:
         module = untrained(self.job).eval()
         load_weights(module, self.snapshot().weights)
         return module
+
+    def policy(self, greedy: bool = True, seed: int = 0) -> Player:
+        """The policy with the run's weights, which plays: `action = policy.act(observation)`; `policy.reset()` where an episode
+        begins. greedy: False draws actions as in training, from `seed`. Raises UserError for a job without an environment."""
+        from shoal.runs.playing import player
+
+        return player(self, greedy, seed)
+
+    def video(self, to: Place = "") -> Path:
+        """Write a video of one greedy episode of the run's weights, and return its path. to: a new .mp4 file (with
+        `shoal[video]`) or .gif file; "": a file in the run's folder."""
+        from shoal.runs.playing import video
+
+        return video(self, to)
 
     def snapshot(self) -> Snapshot:
         """The newest whole snapshot. Raises UserError before there is a snapshot."""

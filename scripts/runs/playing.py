@@ -1,0 +1,166 @@
+"""A trained policy that plays: one observation in, one action out; and a video of an episode.
+
+The one idea: a player is the policy of the run's actors with the environment's own observations and actions at its ends, so it
+plays as an evaluation does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.envs.spaces import Spaces
+from shoal.envs.vector import make_shown
+from shoal.jobs.problems import Environment
+from shoal.nets.acting import Policy
+from shoal.protocol.draws import globally, key
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.runs.export import of_this_model
+from shoal.runs.run import Place, Run
+
+SEEDS = 2**30  # an environment's seed is below this
+MOST_FRAMES = 20_000  # of a video; a longer episode is cut off there
+FPS = 30  # frames a second of a video, if the environment's metadata name no other number
+
+
+class Player:
+    """A policy that plays one environment; its memory, if it has one, is kept from step to step.
+
+    `act` takes an observation as the environment's reset and step return it, and returns an action for the environment's step.
+    `reset` is called when an episode begins, and need not be called before the first one.
+    """
+
+    def __init__(self, policy: Policy, spaces: Spaces, weights: Bundle, greedy: bool = True, seed: int = 0) -> None:
+        policy.load(weights)
+        self._policy, self._spaces, self._weights = policy, spaces, weights
+        self._rng = None if greedy else np.random.default_rng(seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode: forget what was seen."""
+        self._state, self._first = self._policy.begin(1), np.ones(1, dtype=bool)
+
+    def act(self, observation: Any) -> Any:
+        """The action for this observation: an int for Discrete actions, an array of the space's shape for Box.
+
+        Raises UserError for an observation of another shape than the environment's that was learned from.
+        """
+        seen = self._spaces.observation.encoded(np.asarray(observation)[None])
+        if seen.shape[1:] != self._spaces.observation.shape:
+            wanted = f"expected {list(self._spaces.observation.shape)}, one observation of the job's environment"
+            raise UserError(f"act: the observation has the shape {list(seen.shape[1:])}: {wanted}")
+        noise = None if self._rng is None else self._policy.noise(self._rng, 1, 1)[0]
+        acted = self._policy.act(seen, self._first, self._state, noise, {})
+        self._state, self._first = {name: array.copy() for name, array in acted.state.items()}, np.zeros(1, dtype=bool)
+        action = self._spaces.action.decoded(acted.action)[0]
+        return action.copy() if action.ndim else action.item()
+
+
+def player(run: Run, greedy: bool = True, seed: int = 0) -> Player:
+    """The policy of a run's newest weights. Raises UserError if the run's job has no environment."""
+    problem = run.job.problem
+    if not isinstance(problem, Environment):
+        raise UserError(f"{run.job_name} has no environment and so no policy: run.model() is its model")
+    with of_this_model(run.folder):
+        return Player(problem.acts(run.job.seed), problem.spaces(), run.snapshot().weights, greedy, seed)
+
+
+def video(run: Run, to: Place = "") -> Path:
+    """Write a video of one greedy episode of the run's newest weights, and return its path.
+
+    to: a new .mp4 file, which needs imageio (`pip install 'shoal[video]'`), or a new .gif file, which needs pillow; "":
+    episode-VERSION in the run's folder, .mp4 if imageio is there, else .gif.
+    """
+    target = _target(run, Path(to)) if str(to) else _own(run)
+    played, problem = player(run), run.job.problem
+    assert isinstance(problem, Environment)
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    with globally(run.job.seed, "video"), _shown(problem) as env:
+        frames = _frames(played, env, key(run.job.seed, "video", run.snapshot().version) % SEEDS)
+        fps = float(env.metadata.get("render_fps") or FPS)
+        first = next(frames)  # an environment that cannot be shown leaves no file
+        try:
+            write = _mp4 if target.suffix == ".mp4" else _gif
+            write(part, chain([first], frames), fps)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    return target
+
+
+def _own(run: Run) -> Path:
+    suffix = ".mp4" if find_spec("imageio") and find_spec("imageio_ffmpeg") else ".gif"
+    return run.folder / f"episode-{run.snapshot().version}{suffix}"
+
+
+def _target(run: Run, target: Path) -> Path:
+    if target.suffix not in (".mp4", ".gif"):
+        raise UserError(f"--video {target}: cannot write {target.suffix or 'a file without a suffix'}; use .mp4 or .gif")
+    if target.exists():
+        raise UserError(f"--video {target}: exists; name another file or remove it first")
+    if not target.parent.is_dir():
+        raise UserError(f"--video {target}: no folder {target.parent}; make it first")
+    return target
+
+
+@contextmanager
+def _shown(problem: Environment) -> Iterator[Any]:
+    env = make_shown(problem.env)
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+def _frames(played: Player, env: Any, seed: int) -> Iterator[Any]:
+    """The pictures of one episode, uint8 [height, width, 3]."""
+    seen, _ = env.reset(seed=seed)
+    yield _picture(env)
+    for _ in range(MOST_FRAMES - 1):
+        seen, _, terminated, truncated, _ = env.step(played.act(seen))
+        yield _picture(env)
+        if terminated or truncated:
+            return
+    print(f"shoal: the episode goes on; the video ends after {MOST_FRAMES:,} pictures", file=sys.stderr)
+
+
+def _picture(env: Any) -> Any:
+    import gymnasium
+
+    try:
+        picture = np.asarray(env.render())
+    except (gymnasium.error.Error, ImportError) as raised:
+        raise UserError(f"--video: the environment cannot be shown: {' '.join(str(raised).split())}") from None
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        found = f"{picture.dtype} of shape {list(picture.shape)}"
+        raise UserError(f"--video: the environment's render gave {found}: expected uint8 of shape [height, width, 3]")
+    return picture
+
+
+def _mp4(path: Path, frames: Iterator[Any], fps: float) -> None:
+    try:
+        import imageio.v2
+        import imageio_ffmpeg  # noqa: F401  the writer of .mp4
+    except ModuleNotFoundError as missing:
+        fix = "pip install 'shoal[video]', or name a .gif file"
+        raise UserError(f"--video needs {missing.name} for .mp4: {fix}") from None
+    with imageio.v2.get_writer(path, fps=fps, macro_block_size=2) as writer:
+        for picture in frames:
+            writer.append_data(picture)
+
+
+def _gif(path: Path, frames: Iterator[Any], fps: float) -> None:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise UserError("--video needs pillow for .gif: pip install pillow") from None
+    pictures = map(Image.fromarray, frames)
+    next(pictures).save(path, save_all=True, append_images=pictures, duration=1000 / fps, loop=0)

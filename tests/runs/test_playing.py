@@ -1,0 +1,193 @@
+"""A trained policy that plays, and videos of episodes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from typed import mistake, ran
+
+import shoal
+from shoal import Federated, Reinforcement
+from shoal.protocol.errors import UserError
+
+SHORT = {"total_timesteps": 64, "num_envs": 2, "rollout_length": 8, "clients": 2, "hidden": (8,)}
+
+
+class Shown(gymnasium.Env[Any, Any]):
+    """Two steps long; its pictures count the steps. Observation: a Discrete number."""
+
+    observation_space = gymnasium.spaces.Discrete(3, start=1)
+    action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
+    metadata = {"render_fps": 10}  # noqa: RUF012  as gymnasium has it
+
+    def __init__(self, render_mode: str | None = None, picture: Any = None) -> None:
+        self.render_mode, self.picture, self.at = render_mode, picture, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.at = 0
+        return 1, {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        self.at += 1
+        return 1 + self.at, 1.0, self.at == 2, False, {}
+
+    def render(self) -> Any:
+        return np.full((16, 20, 3), 60 * self.at, np.uint8) if self.picture is None else self.picture
+
+
+def trained(env: Any, **more: Any) -> shoal.Run:
+    return shoal.run(Reinforcement(env, method="ppo", **(SHORT | more)), actors=0, show=False)
+
+
+def test_a_loaded_policy_plays_the_episodes_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trained("CartPole-v1")
+    policy, env = run.policy(), gymnasium.make("CartPole-v1")
+    module = run.model()
+    for episode in range(2):
+        policy.reset()
+        seen, over = env.reset(seed=episode)[0], False
+        while not over:
+            action = policy.act(seen)
+            assert type(action) is int
+            with torch.no_grad():
+                assert action == int(module(torch.from_numpy(seen)[None])[0].argmax())
+            seen, _, terminated, truncated, _ = env.step(action)
+            over = terminated or truncated
+    drawn = [run.policy(greedy=False, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = ([each.act(seen) for _ in range(50)] for each in drawn)
+    assert first == again != other
+    with pytest.raises(UserError, match=r"the observation has the shape \[3\]: expected \[4\]"):
+        policy.act(seen[:3])
+
+
+def test_a_policy_with_memory_keeps_it_from_step_to_step_until_it_is_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trained("Pendulum-v1", memory="lstm", memory_size=6)
+    policy, module, seen = run.policy(), run.model(), np.array([0.5, 0.2, -1], np.float32)
+    state = {name: torch.zeros(1, 6) for name in ("h", "c")}
+    fresh = []
+    for _ in range(3):
+        with torch.no_grad():
+            (mean, _), _, state = module(torch.from_numpy(seen)[None], state)
+        action = policy.act(seen)
+        assert action.shape == (1,)
+        np.testing.assert_allclose(action, mean[0].clip(-2, 2), rtol=1e-4, atol=1e-6)
+        fresh.append(action)
+    assert fresh[0] != fresh[1]
+    policy.reset()
+    assert policy.act(seen) == fresh[0]
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")  # torch.export's own
+def test_a_policy_with_memory_is_exported_as_a_program_of_observations_and_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trained("CartPole-v1", memory="gru", memory_size=6)
+    program, module = torch.export.load(shoal.export(run, "policy.pt2")).module(), run.model()
+    seen, state = torch.randn(5, 4), {"h": torch.randn(5, 6)}
+    (logits, value, after), (ours, its, then) = program(seen, state), module(seen, state)
+    for a, b in ((logits, ours), (value, its), (after["h"], then["h"])):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_job_without_an_environment_has_no_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.zeros((8, 3), np.float32), np.arange(8) % 2
+    job = Federated(lambda: torch.nn.Linear(3, 2), (x, y), rounds=1, clients=2, cohort=2)
+    run = shoal.run(job, actors=0, show=False)
+    with pytest.raises(UserError, match=r"has no environment and so no policy: run.model\(\) is its model"):
+        run.policy()
+
+
+def test_a_video_shows_one_greedy_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    run = trained(Shown)
+    assert run.policy().act(2).shape == (2,)
+    path = run.video("seen.gif")
+    with Image.open(path) as picture:
+        assert (picture.size, getattr(picture, "n_frames", 1)) == ((20, 16), 3)
+        assert picture.info["duration"] == 100
+    own = run.video()
+    assert own.parent == run.folder
+    assert own.stem == f"episode-{run.snapshot().version}"
+    assert run.video() == own  # made anew
+    with pytest.raises(UserError, match=r"seen.gif: exists; name another file"):
+        run.video("seen.gif")
+    with pytest.raises(UserError, match=r"cannot write .avi; use .mp4 or .gif"):
+        run.video("seen.avi")
+    with pytest.raises(UserError, match="no folder"):
+        run.video("none/seen.gif")
+    assert list(tmp_path.glob("**/*.part*")) == []
+
+
+def test_an_mp4_needs_an_extra_and_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    run = trained(Shown)
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    with pytest.raises(UserError, match=r"--video needs imageio for .mp4: pip install 'shoal\[video\]', or name a .gif file"):
+        run.video("seen.mp4")
+    assert not Path("seen.mp4").exists()
+
+
+def test_an_mp4_is_written_where_the_extra_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="the extra shoal[video] is not installed")
+    monkeypatch.chdir(tmp_path)
+    assert b"ftyp" in trained(Shown).video("seen.mp4").read_bytes()[:16]
+
+
+class Unseen(Shown):
+    """An environment that gives no pictures."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+def test_environments_that_cannot_be_shown_are_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def odd(render_mode: str | None = None) -> Any:
+        return Shown(render_mode, picture=[1, 2])
+
+    for env, said in (
+        (Unseen, r"Unseen\(\) made an environment with render_mode=None, which gives no pictures: let Unseen take render_mode"),
+        (odd, r"render gave int64 of shape \[2\]: expected uint8 of shape \[height, width, 3\]"),
+    ):
+        with pytest.raises(UserError, match=said) as told:
+            trained(env).video("seen.gif")
+        assert "\n" not in str(told.value)
+        assert not Path("seen.gif").exists()
+
+
+def test_the_command_writes_the_video_beside_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran("simulate", "cartpole-ppo", "--actors", 0, "--run-dir", "run", "total_timesteps=64", "num_envs=2", "rollout_length=8")
+    found = ran("evaluate", "run", "--episodes", 2, "--video", "seen.gif", "--json").result
+    assert found["video"] == "seen.gif"
+    assert Path("seen.gif").stat().st_size > 0
+    assert "exists; name another file" in mistake("evaluate", "run", "--episodes", 1, "--video", "seen.gif")
+
+
+def test_the_five_lines_that_are_shown_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reinforcement.md").read_text()
+    [program] = re.findall(r"```python\n(import gymnasium\n.*?)```", page, re.DOTALL)
+    run = trained("CartPole-v1")
+    names: dict[str, Any] = {}
+    exec(program.replace("runs/latest", str(run.folder)).replace(', render_mode="human"', ""), names)
+    assert names["over"]
