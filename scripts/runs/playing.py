@@ -149,9 +149,9 @@ def _mp4(path: Path, frames: Iterator[Any], fps: float) -> None:
     try:
         import imageio.v2
         import imageio_ffmpeg  # noqa: F401  the writer of .mp4
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError:
         fix = "pip install 'shoal[video]', or name a .gif file"
-        raise UserError(f"--video needs {missing.name} for .mp4: {fix}") from None
+        raise UserError(f"--video needs imageio for .mp4, with ffmpeg: {fix}") from None
     with imageio.v2.get_writer(path, fps=fps, macro_block_size=2) as writer:
         for picture in frames:
             writer.append_data(picture)
