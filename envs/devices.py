@@ -77,8 +77,8 @@ def read_devices(path: str, clients: int) -> Devices:
     """
     found: dict[int, Device] = {}
     fields = tuple(Device.__slots__)
-    for line, row in _rows("devices", path, ("client",), fields):
-        client = _client("devices", path, line, row["client"])
+    for line, row in csv_rows("devices", path, ("client",), fields):
+        client = client_of("devices", path, line, row["client"])
         if client in found:
             raise UserError(f"devices={path}: line {line} is a second row for client {client}; a client has one device")
         numbers = {name: _number("devices", path, line, name, row[name]) for name in fields if row.get(name)}
@@ -102,19 +102,20 @@ def read_traces(path: str, clients: int) -> Mapping[int, list[tuple[float, float
     Raises UserError that names the file, the line and the fix, also if one of the clients 0 to clients - 1 has no row.
     """
     found: dict[int, list[tuple[float, float]]] = {}
-    for line, row in _rows("traces", path, ("client", "start", "end"), ()):
+    for line, row in csv_rows("traces", path, ("client", "start", "end"), ()):
         start, end = (_number("traces", path, line, name, row[name]) for name in ("start", "end"))
         if not 0 <= start < end:
             raise UserError(f"traces={path}: line {line} has start={start:g} and end={end:g}: expected 0 <= start < end")
-        found.setdefault(_client("traces", path, line, row["client"]), []).append((start, end))
+        found.setdefault(client_of("traces", path, line, row["client"]), []).append((start, end))
     if lacking := [client for client in range(clients) if client not in found]:
         shown = ", ".join(map(str, lacking[:8])) + ", ..." * (len(lacking) > 8)
         raise UserError(f"traces={path}: {len(lacking)} of clients={clients} have no row ({shown}); give each client a row")
     return found
 
 
-def _rows(name: str, path: str, needed: tuple[str, ...], others: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line, row) of a CSV file with a head. Empty lines are left out."""
+def csv_rows(name: str, path: str, needed: tuple[str, ...], others: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line, row) of a CSV file with a head, which has the columns `needed` and may have `others`. Empty lines are left
+    out. name: of the setting that names the file, in errors. Raises UserError."""
     known = (*needed, *others)
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
@@ -150,7 +151,8 @@ def _number(name: str, path: str, line: int, column: str, cell: str) -> float:
     return value
 
 
-def _client(name: str, path: str, line: int, cell: str) -> int:
+def client_of(name: str, path: str, line: int, cell: str) -> int:
+    """Return the client's number in a cell of a CSV file. Raises UserError."""
     if not (cell.isascii() and cell.isdigit()):
         raise UserError(f"{name}={path}: line {line} has client={cell!r}: must be a whole number from 0")
     return int(cell)

@@ -189,7 +189,8 @@ class Roster:
 
     def seats(self) -> Iterator[Seat]:
         """Return a Seat for each actor with room, in the same order."""
-        return (Seat(one.number, one.capacity - len(one.tasks), held=len(one.tasks)) for one in self.with_room())
+        rows = ((one, len(one.tasks)) for one in self.with_room())
+        return (Seat(one.number, one.capacity - held, held=held, user=one.user) for one, held in rows)
 
     def burden(self, actor: Actor, task: TaskName) -> None:
         self._leave(actor)

@@ -12,7 +12,7 @@ from shoal.protocol.door import ClientKeys, ServerKeys, client_keys, server_keys
 from shoal.protocol.errors import UserError
 from shoal.protocol.keys import KeyFolder
 
-FORMS = ("", "new NAME", "allow PUBLIC [NAME]", "revoke PUBLIC|NAME")
+FORMS = ("", "new NAME", "allow PUBLIC [NAME]", "revoke PUBLIC|NAME", "signer NAME")
 
 
 def keys(words: Sequence[str]) -> None:
@@ -29,9 +29,23 @@ def keys(words: Sequence[str]) -> None:
         case ["revoke", who]:
             print(folder.revoke(who))
             _advise(f"{who} is shut out; coordinators that run notice within a second")
+        case ["signer", name]:
+            print(_signer(folder, name))
         case _:
             forms = ", ".join(f"shoal keys {form}".strip() for form in FORMS)
             raise UserError(f"shoal keys {' '.join(words)}: the forms are {forms}")
+
+
+def _signer(folder: KeyFolder, name: str) -> str:
+    """The public key that signs for the clients of this pair's actors in secure aggregation, 64 hexadecimal digits."""
+    from shoal.jobs.members import signing_seed
+    from shoal.protocol.sealing import signer_of
+
+    seed = signing_seed(folder.pair(name).secret)
+    try:
+        return signer_of(seed).hex()
+    except ModuleNotFoundError:
+        raise UserError("shoal keys signer needs cryptography, which is not installed: pip install 'shoal[secagg]'") from None
 
 
 def _show(folder: KeyFolder) -> None:

@@ -183,11 +183,16 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         "--trust-code", action="store_true", help="for a shoal.Pool: open pickles of its program, which run its code"
     )
     _keyed(one)
+    members = "for method=secagg: your own copy of the CSV file that names the key that plays each client and its signer"
+    one.add_argument("--members", default="", metavar="FILE", help=members)
+    least = "for method=secagg: take part only in sums of at least N clients (default: what the coordinator asks for)"
+    one.add_argument("--least", type=whole(0), default=0, metavar="N", help=least)
     one = command(
         "keys",
-        "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; no word lists them",
+        "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; signer NAME prints "
+        "the key that signs for NAME's clients; no word lists them",
     )
-    one.add_argument("words", nargs="*", metavar="new|allow|revoke")
+    one.add_argument("words", nargs="*", metavar="new|allow|revoke|signer")
     one = command("resume", "go on with a run from its newest snapshot, or with a sweep")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)

@@ -245,6 +245,8 @@ def actor(asked: argparse.Namespace) -> int:
     from shoal.runs.living import called_on, life_of_any
 
     called = called_on(asked.address, of_actor(asked.key, asked.server))
+    if (asked.members or asked.least) and not (asked.members and called["keys"]):
+        raise UserError("--members, --least: an actor of secure aggregation needs --members FILE, --key and --server")
     if asked.allow or asked.trust_code:
         return _calls(asked, called)
     own, name = None, ""
@@ -254,7 +256,8 @@ def actor(asked: argparse.Namespace) -> int:
         own = find(name := absolute(asked.job))
     shelf = Shelf() if asked.count > 1 else None  # one copy of the job's examples for all these actors
     host = socket.gethostname()
-    life = life_of_any(f"{asked.name}@{host}" if asked.name else host, own, digest_of(name), shelf)
+    called_by = f"{asked.name}@{host}" if asked.name else host
+    life = life_of_any(called_by, own, digest_of(name), shelf, asked.members, asked.least)
     if asked.count == 1:
         code = life(called)
         workers = [thread for thread in threading.enumerate() if thread.name == "worker"]
@@ -277,6 +280,8 @@ def _calls(asked: argparse.Namespace, called: dict[str, Any]) -> int:
 
     if asked.job:
         raise UserError("--job and --allow: an actor does the tasks of a job or the calls of a pool; give one of the two")
+    if asked.members:
+        raise UserError("--members and --allow: an actor does the tasks of a job or the calls of a pool; give one of the two")
     if asked.trust_code and not called["keys"]:
         raise UserError("--trust-code without --key and --server: pickles are opened only from a pool that proves its key")
     host = socket.gethostname()

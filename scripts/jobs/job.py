@@ -18,6 +18,7 @@ from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators import Aggregator, amiss, lacking
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import AFRESH, Asked, Plan
+from shoal.jobs.members import Identity
 from shoal.jobs.methods import METHODS, owners
 from shoal.jobs.methods.attending import paced
 from shoal.jobs.methods.local import LocalTraining
@@ -184,6 +185,12 @@ class Job:
         """The job of a run that is kept in `folder`, whose lock the caller holds. Raises UserError if the method finds there
         that the run must not go on."""
         method = self.method.kept(folder, self.seed)
+        return self if method is self.method else replace(self, method=method)
+
+    def elsewhere(self, identity: Identity | None) -> Job:
+        """The job at an actor that joins from elsewhere. identity: given by the actor's user, for secure aggregation; None: not
+        given. Raises UserError if such an actor cannot take part."""
+        method = self.method.elsewhere(identity)
         return self if method is self.method else replace(self, method=method)
 
     def aggregator(self, device: str) -> Aggregator:

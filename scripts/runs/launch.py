@@ -102,7 +102,7 @@ class Ready:
 def ready(options: Launch) -> Iterator[Ready]:
     """Prepare the job, and make the nursery from which actors are forked. The nursery ends with this block and this thread."""
     job = options.job
-    check_virtual(job, options.config, options.bind)
+    check_actors(job, options.config, options.bind, options.keys)
     with few_threads():
         heap.keep()
         job.prepare()
@@ -340,8 +340,9 @@ def preload(job: Job) -> None:
     gc.freeze()  # the collector would copy the pages that all these processes share
 
 
-def check_virtual(job: Job, config: Config, bind: str) -> None:
-    """Raises UserError if a run in virtual time is asked to have actors beside this process."""
+def check_actors(job: Job, config: Config, bind: str, keys: ServerKeys | None) -> None:
+    """Raises UserError if the job's clients cannot be played by the actors that the run would have."""
+    job.method.hosted(config.actors, bool(bind), keys is not None)
     if job.virtual and (bind or config.actors):
         asked = f"bind={bind}" if bind else f"actors={config.actors}"
         raise UserError(f"clock=virtual: a run in virtual time has no actors beside this process; {asked} asks for some")
@@ -352,7 +353,7 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, ver
 
     Raises UserError for a fault in the job or the device before the run has a folder.
     """
-    check_virtual(job, config, bind)
+    check_actors(job, config, bind, how.get("keys"))
     try_out(job, config.job)
     device_of(config.device)
     with few_threads():

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shoal.actors import Worker
@@ -23,6 +24,7 @@ from shoal.actors.pool import Life
 from shoal.envs.shelf import Shelf
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
+from shoal.jobs.members import Identity
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError, printable
@@ -68,18 +70,22 @@ def job_asked(workload: Mapping[str, Any], own: Job | None) -> Job:
     return configured(named_job(workload, own), workload)
 
 
-def life_of_any(name: str, own: Job | None, digest: str = "", shelf: Shelf | None = None) -> Life:
+def life_of_any(
+    name: str, own: Job | None, digest: str = "", shelf: Shelf | None = None, members: str = "", least: int = 0
+) -> Life:
     """The life of an actor that joins a coordinator from elsewhere. name: the actor's name, with its
     host's; its process id follows in reports. own: the job that this machine's
     user named with --job; None if there is no --job. digest: of that job, or of Shoal alone (jobs/catalog.py).
-    shelf: the place for a job's examples that all actors forked with it share; None: each has its own."""
+    shelf: the place for a job's examples that all actors forked with it share; None: each has its own. members, least: of
+    Identity (jobs/members.py), for secure aggregation."""
 
-    def workshop(workload: Mapping[str, Any]) -> Worker:
+    def workshop(workload: Mapping[str, Any], keys: Sequence[str]) -> Worker:
         job = named_job(workload, own)
         if digest and (other := workload.get("digest")) and other != digest:
             its = f"its digest is {digest[:8]}, and the coordinator's is {printable(str(other), 8)}"
             print(f"{name}: this machine's job file or version of Shoal differs from the coordinator's: {its}", flush=True)
         job = configured(job, workload)
+        job = job.elsewhere(Identity(keys[0], keys[1], members, least) if keys and members else None)
         if shelf is not None:
             job.problem.made["shelf"] = shelf
         settings = job.plain()
@@ -93,7 +99,8 @@ def life_of_any(name: str, own: Job | None, digest: str = "", shelf: Shelf | Non
         called = f"{name}:{os.getpid()}"
         flag = threading.Event()
         on_signals(flag, LEAVING)
-        return _live(arguments, workshop, called, lambda text: print(f"{called}: {text}", flush=True), flag, digest)
+        made = partial(workshop, keys=arguments.get("keys") or ())
+        return _live(arguments, made, called, lambda text: print(f"{called}: {text}", flush=True), flag, digest)
 
     return live
 

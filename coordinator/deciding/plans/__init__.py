@@ -33,12 +33,13 @@ NEWS = 10_000  # most outcomes that are kept between two calls of a plan
 @dataclass(frozen=True, slots=True)
 class Seat:
     """Room at an actor. actor: its number. free: tasks that it can take now. width: clients that it can work for at once.
-    held: tasks that it has."""
+    held: tasks that it has. user: the public key that the actor proved, 64 hexadecimal digits; "" if the run asks for none."""
 
     actor: int
     free: int
     width: int = 1
     held: int = 0
+    user: str = ""
 
 
 class Seats:

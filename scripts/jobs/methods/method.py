@@ -18,12 +18,14 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.jobs.settings import ranges
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shoal.jobs.job import Job
+    from shoal.jobs.members import Identity
     from shoal.jobs.problems import Evaluate, Problem
 
 NEEDED = {"plan": "plan(asked, seed, sums)", "aggregator": "aggregator(start, device)", "worker": "worker(problem, seed)"}
@@ -109,6 +111,15 @@ class Method:
     def prepare(self) -> None:
         """Compute what forked actors are to share. Raises UserError."""
 
+    def hosted(self, actors: int, joined: bool, keyed: bool) -> None:
+        """Raises UserError, one line, if these actors cannot play the method's clients. actors: number of the run's own.
+        joined: actors from elsewhere may join. keyed: those actors prove keys."""
+
+    def elsewhere(self, identity: Identity | None) -> Self:
+        """The method at an actor that joins from elsewhere. identity: given by the actor's user; None: not given. Raises
+        UserError, one line, if such an actor cannot take part."""
+        return self
+
     def kept(self, folder: Path, seed: int) -> Self:
         """The method of a run that is kept in `folder`, whose lock the caller holds. A method that keeps something there beside
         snapshots and journal returns another than itself. Raises UserError."""
@@ -154,6 +165,16 @@ class Method:
         and `own`, which stand before settings."""
         keywords = {name for name, each in inspect.signature(of).parameters.items() if each.kind is each.KEYWORD_ONLY}
         return {**{name: getattr(self, name) for name in ranges(self) if name in keywords}, **own}
+
+
+def check_plain(job: Job, wrong: str, leave: str, norm: str) -> None:
+    """Raises UserError for a part of the job that takes contributions for changes of weights, where they are something else.
+    wrong: what such a wrap does, after its name; leave: what to leave out; norm: why norm_bound cannot work."""
+    for wrap in job.around:
+        if wrap.looks or getattr(wrap, "compress_weights", "none") != "none":
+            raise UserError(f"method={job.method.name}: {type(wrap).__name__} {wrong}; leave out {leave} and wraps of your own")
+    if bound := job.checks.norm_bound:
+        raise UserError(f"norm_bound={bound:g}: {norm}; norm_bound=0")
 
 
 def fault(method: Any) -> str:
