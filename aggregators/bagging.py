@@ -55,4 +55,8 @@ class Bagging:
         return {}
 
     def load(self, weights: Bundle, state: State) -> None:
-        self.now, self.came = weights.copy(), {}
+        """weights: an ensemble of at most as much room as this one's, as of a run that was given a later end."""
+        self.now, self.came = no_trees(self.now.layout), {}
+        for name in ("feature", "value", "left"):
+            self.now[name][: len(weights[name])] = weights[name]
+        self.now["count"][...] = weights["count"]

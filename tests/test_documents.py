@@ -302,8 +302,16 @@ def table(job: Job) -> str:
     for word, allowed, what in rest:
         if word.partition("=")[0] not in own:
             whose[f"`{word}`", allowed, what] = methods
-    rows = "".join(f"| {' | '.join(row)} | {'all' if its == methods else ', '.join(its)} |\n" for row, its in whose.items())
+    rows = "".join(f"| {' | '.join(row)} | {told(its, methods)} |\n" for row, its in whose.items())
     return f"{HEAD}|---|---|---|---|\n{rows}"
+
+
+def told(its: list[str], methods: list[str]) -> str:
+    """The methods in few words: those that have the setting, or those that lack it."""
+    lack = [method for method in methods if method not in its]
+    if not lack:
+        return "all"
+    return f"all but {', '.join(lack)}" if len(lack) < len(its) else ", ".join(its)
 
 
 def test_the_page_on_malicious_clients_begins_with_a_short_program_and_has_every_rule_and_attack() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
+from typed import ran
 from whole import run
 
 from shoal import Federated
@@ -68,6 +70,24 @@ def test_a_round_by_hand_puts_all_clients_trees_in_and_divides_their_leaves():
     mean = (margins(trees[0], X, 3) + margins(trees[1], X, 3)) / 2
     np.testing.assert_allclose(margins(its.weights(), X, 3), mean, atol=1e-6)
     assert np.array_equal(its.weights()["feature"][:3], trees[0]["feature"])
+
+
+def test_a_run_that_is_given_a_later_end_has_the_bits_of_one_that_began_with_it(tmp_path: Path):
+    how = (
+        "method=xgb_bagging",
+        "clients=3",
+        "max_depth=2",
+        "num_class=10",
+        "eval_every=0",
+        "--actors",
+        0,
+        "--json",
+        "--run-dir",
+    )
+    ran("simulate", "digits", "rounds=2", *how, tmp_path / "grows")
+    later = ran("resume", tmp_path / "grows", "rounds=3", "--json").result
+    assert (later["version"], later["metrics"]["trees"]) == (3, 90)
+    assert later["weights_sha256"] == ran("simulate", "digits", "rounds=3", *how, tmp_path / "whole").result["weights_sha256"]
 
 
 def test_a_run_has_the_same_bits_for_any_number_of_actors_and_learns():

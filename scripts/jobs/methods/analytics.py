@@ -10,7 +10,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.method import Method, Start
+from shoal.jobs.methods.method import Method, Start, check_plain
 from shoal.jobs.problems import Evaluate, Problem, Supervised
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
@@ -64,17 +64,12 @@ class Analytics(Method):
             )
 
     def fits(self, job: Job) -> None:
-        for wrap in job.around:
-            if wrap.looks or getattr(wrap, "compress_weights", "none") != "none":
-                raise UserError(
-                    f"method=analytics: {type(wrap).__name__} refuses or rounds what clients count, and answers would not be "
-                    "exact; leave out compress, compress_weights, norm_factor and wraps of your own"
-                )
-
-        if job.checks.norm_bound:
-            raise UserError(
-                f"norm_bound={job.checks.norm_bound:g}: with method=analytics it would leave out large clients; norm_bound=0"
-            )
+        check_plain(
+            job,
+            wrong="refuses or rounds what clients count, and answers would not be exact",
+            leave="compress, compress_weights, norm_factor",
+            norm="with method=analytics it would leave out large clients",
+        )
 
     def goal(self) -> Goal:
         from shoal.aggregators.tallies import DIGITS

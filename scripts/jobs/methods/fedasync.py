@@ -1,4 +1,4 @@
-"""FedAsync and FedFix: clients on a stream whose steps follow each contribution, or the clock."""
+"""FedAsync: clients on a stream, of which each contribution makes a step."""
 
 from __future__ import annotations
 

@@ -40,15 +40,13 @@ class FedBuff(LocalTraining):
         return Bounds(most=2)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedbuff import FedBuffServer
+        return discounting(self, start, device, self.staleness, self.buffer)
 
-        return FedBuffServer(
-            start.weights,
-            start.trainable,
-            lr=self.server_lr,
-            exponent=self.staleness,
-            normalise=self.normalise,
-            device=device,
-            deterministic=self.deterministic,
-            shares=self.buffer,
-        )
+
+def discounting(method: LocalTraining, start: Start, device: str, exponent: float, shares: int) -> Aggregator:
+    """The aggregator of a stream whose contributions count less with their lag. shares: contributions of which each may fill
+    its part of an exact sum's range."""
+    from shoal.aggregators.fedbuff import FedBuffServer
+
+    own = {"lr": method.server_lr, "exponent": exponent, "device": device, "shares": shares}
+    return FedBuffServer(start.weights, start.trainable, **method.arguments(FedBuffServer, **own))

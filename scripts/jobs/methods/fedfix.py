@@ -9,6 +9,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.periods import Periods
+from shoal.jobs.methods.fedbuff import discounting
 from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
@@ -49,14 +50,4 @@ class FedFix(LocalTraining):
         return Bounds(most=2)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.fedbuff import FedBuffServer
-
-        return FedBuffServer(
-            start.weights,
-            start.trainable,
-            lr=self.server_lr,
-            exponent=self.staleness,
-            device=device,
-            deterministic=self.deterministic,
-            shares=SHARES,
-        )
+        return discounting(self, start, device, self.staleness, SHARES)

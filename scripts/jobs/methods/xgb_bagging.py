@@ -12,7 +12,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.method import Method, Start
+from shoal.jobs.methods.method import Method, Start, check_plain
 from shoal.jobs.problems import Evaluate, Problem, Supervised
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
@@ -32,7 +32,6 @@ class XGBBagging(Method):
     name: ClassVar[str] = "xgb_bagging"
     problems: ClassVar[tuple[str, ...]] = ("supervised",)
     independent: ClassVar[bool] = True
-    end: ClassVar[str] = ""  # the ensemble has room for `rounds` rounds
 
     rounds: int = option(20, "rounds, each of which adds one tree for each class and client", least=1)
     clients: int = option(10, "number of clients that the training data is divided among", least=1)
@@ -54,14 +53,12 @@ class XGBBagging(Method):
             raise UserError(f"cohort={self.cohort}: allowed is from 0 to clients={self.clients}")
 
     def fits(self, job: Job) -> None:
-        for wrap in job.around:
-            if wrap.looks or getattr(wrap, "compress_weights", "none") != "none":
-                raise UserError(
-                    f"method=xgb_bagging: {type(wrap).__name__} takes contributions for changes of weights, which trees are "
-                    "not; leave out compress, compress_weights, norm_factor, attack and wraps of your own"
-                )
-        if job.checks.norm_bound:
-            raise UserError(f"norm_bound={job.checks.norm_bound:g}: trees have no norm that means anything; norm_bound=0")
+        check_plain(
+            job,
+            wrong="takes contributions for changes of weights, which trees are not",
+            leave="compress, compress_weights, norm_factor, attack",
+            norm="trees have no norm that means anything",
+        )
 
     def try_out(self, seed: int) -> None:
         try:
