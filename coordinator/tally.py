@@ -44,6 +44,8 @@ class Tally:
     apiece: dict[str, list[float]] = field(default_factory=dict)  # each client's mean of a metric, in its evaluation
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    told_at: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))  # `steps` when each episode was told
+    steps: int = 0  # environment steps
     lags: list[int] = field(default_factory=list)
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=LAGS))  # lags of the last contributions
     episodes: int = 0
@@ -54,7 +56,9 @@ class Tally:
     def train(self, message: Contribute, lag: int) -> None:
         """Count a contribution that was folded in, `lag` versions old."""
         add(self.totals, self._means_of(message))
+        self.steps += message.steps
         self.returns.extend(message.samples.get("return", ()))
+        self.told_at.extend([self.steps] * len(message.samples.get("return", ())))
         self.lengths.extend(message.samples.get("length", ()))
         self.episodes += len(message.samples.get("return", ()))
         self.lags.append(lag)
@@ -88,6 +92,7 @@ class Tally:
             metrics["return_mean"] = math.fsum(self.returns) / len(self.returns)
             metrics["length_mean"] = math.fsum(self.lengths) / max(1, len(self.lengths))
             metrics["episodes"] = float(self.episodes)
+            metrics["return_age"] = self.steps - sum(self.told_at) / len(self.told_at)
         if self.replaced:
             metrics[REPLACED] = self.replaced
         if self.lags:

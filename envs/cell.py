@@ -48,9 +48,9 @@ class Rows:
     def of(cls, spaces: Spaces) -> Rows:
         seen, (kind, shape) = spaces.observation, spaces.action.layout()
         observation = (DTYPES[seen.dtype], seen.shape)
-        command = [("reset", "?"), ("seed", "i8"), ("action", DTYPES[kind], shape)]
+        command = [("reset", "?"), ("seed", "i8"), ("share", "f8"), ("action", DTYPES[kind], shape)]
         answer = [("kind", "i4"), ("length", "i4"), ("observation", *observation), ("reward", "f8")]
-        answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?"), ("first", "?")]
+        answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?"), ("first", "?"), ("cut", "?")]
         answer += [("final", *observation)] if spaces.finals else []
         digest = hashlib.blake2b(repr(spaces).encode(), digest_size=16).digest()
         return cls(np.dtype(command, align=True), np.dtype(answer, align=True), digest)
@@ -88,11 +88,11 @@ def _serve(channel: socket.socket, envs: Envs, rows: Rows) -> None:
     while channel.recv_into(command, 0, socket.MSG_WAITALL) == len(command):
         if heard["reset"][0]:
             set_globals(int(heard["seed"][0]), "env steps")
-            step = envs.reset(int(heard["seed"][0]))
+            step = envs.reset(int(heard["seed"][0]), heard["share"] if heard["share"][0] else None)
         else:
             step = envs.step(heard["action"].copy())
         for name in rows.fields:
-            answer[name] = getattr(step, name)
+            answer[name] = False if (value := getattr(step, name)) is None else value
         _send(channel, said)
 
 

@@ -69,8 +69,8 @@ class Isolated:
         self._fruitless = np.zeros(num_envs, np.int64)  # replacements of each environment since its last good step
         self._drop = weakref.finalize(self, _dropped, self._holds, os.getpid())
 
-    def reset(self, seed: int) -> Step:
-        self._seed = seed
+    def reset(self, seed: int, shares: Array | None = None) -> Step:
+        self._seed, self._commands["share"] = seed, 0.0 if shares is None else shares
         self._replaced[:] = 0
         return self._led_to(self._reset)
 
@@ -94,7 +94,8 @@ class Isolated:
             self.close()
             raise
         arrays = {name: np.ascontiguousarray(self._answers[name]) for name in self._rows.fields}
-        return Step(**arrays, replaced=replaced)
+        cut = arrays.pop("cut")
+        return Step(**arrays, replaced=replaced, cut=cut if cut.any() else None)
 
     def _reset(self) -> int:
         return self._replace(self._begun({i: self._seed + i for i in range(self.num_envs)}))
@@ -104,6 +105,7 @@ class Isolated:
         abandoned = np.zeros(self.num_envs, dtype=bool)
         abandoned[list(lost)] = True
         self._fruitless[~abandoned] = 0
+        self._commands["share"] = 0.0  # a replacement's first episode is no first one
         replaced = self._replace(lost)
         self._answers["truncated"] |= abandoned
         return replaced

@@ -48,6 +48,7 @@ class Step(NamedTuple):
     first: Bools  # [B] True where `observation` begins an episode
     final: Array | None = None  # [B, *obs] where `truncated`, the old episode's last observation; None: the next row holds it
     replaced: int = 0  # environments' processes that were replaced during this step or reset (envs/isolated.py)
+    cut: Bools | None = None  # [B] True where `truncated` is our doing: a first episode, cut short; None: nowhere
 
     @property
     def over(self) -> Bools:
@@ -60,7 +61,7 @@ class Worlds(Protocol):
     num_envs: int
     spaces: Spaces
 
-    def reset(self, seed: int) -> Step: ...
+    def reset(self, seed: int, shares: Array | None = None) -> Step: ...
 
     def step(self, action: Array) -> Step: ...
 
@@ -91,11 +92,21 @@ class Envs:
         for array in (self._all, self._none, self._no_reward):
             array.flags.writeable = False
         self._over: Bools = self._none
+        self._early: list[Any] = []  # environments whose first episode is to be cut short
 
-    def reset(self, seed: int) -> Step:
-        """Begin an episode in every environment; environment i is seeded with seed + i where gymnasium does so."""
+    def reset(self, seed: int, shares: Array | None = None) -> Step:
+        """Begin an episode in every environment; environment i is seeded with seed + i where gymnasium does so.
+
+        shares: float [B] above 0; the episode that begins in environment i is truncated after this share of its time limit, if
+        the environment is a single one that has a time limit. So episodes of one length do not all end together. None: no
+        episode is cut short."""
         with naming(self.name):
             observation, _ = self.vector.reset(seed=seed)
+        singles = [one for one in getattr(self.vector, "envs", ()) if hasattr(one, "cut_after")]
+        for single in singles:
+            single.cut_after(0.0)
+        if shares is not None and len(singles) == self.num_envs:
+            self._early = [one for one, share in zip(singles, shares, strict=True) if one.cut_after(float(share))]
         first = self.spaces.observation.encoded(observation)
         self._over = self._none
         final = first if self.spaces.finals else None
@@ -111,8 +122,16 @@ class Envs:
         if self.mode == NEXT_STEP:
             if "final_obs" in info:
                 raise UserError(f"{self.name}: a step's info has final_obs, as in SAME_STEP, but {STATES} is NEXT_STEP")
-            return self._next_step(seen, reward, terminated, truncated)
-        return self._same_step(seen, reward, terminated, truncated, info)
+            step = self._next_step(seen, reward, terminated, truncated)
+        else:
+            step = self._same_step(seen, reward, terminated, truncated, info)
+        return self._cut(step) if self._early else step
+
+    def _cut(self, step: Step) -> Step:
+        """The step, with `cut`, while first episodes are still to be cut short."""
+        cut = np.array([one.was_cut for one in self.vector.envs])
+        self._early = [one for one in self._early if one.left]
+        return step._replace(cut=cut) if cut.any() else step
 
     def _next_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools) -> Step:
         first = self._over
@@ -292,13 +311,26 @@ def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
         def __init__(self, env: Any) -> None:
             super().__init__(env)
             self.shape = env.observation_space.shape
+            self.left, self.was_cut = 0, False  # steps until the episode is cut short, 0: it is not; this step cut it short
+
+        def cut_after(self, share: float) -> bool:
+            """Cut the episode that has begun short after this share of its time limit. Returns False if that cuts nothing."""
+            limit = time_limit(self.env)
+            steps = max(1, round(share * limit)) if share else 0
+            self.left, self.was_cut = steps if steps < limit else 0, False
+            return self.left > 0
 
         def reset(self, **given: Any) -> Any:
+            self.was_cut = False
             seen, _ = told_apart(self.env.reset(**given), RESET)
             return self._fitting(seen, "reset"), {}
 
         def step(self, action: Any) -> Any:
             seen, reward, terminated, truncated, _ = told_apart(self.env.step(action), STEP)
+            if self.left:
+                over = bool(_single(terminated) or _single(truncated))
+                self.left, self.was_cut = 0 if over else self.left - 1, self.left == 1 and not over
+                truncated = truncated or self.was_cut
             return self._fitting(seen, "step"), _single(reward), _single(terminated), _single(truncated), {}
 
         def _fitting(self, seen: Any, part: str) -> Any:
@@ -308,6 +340,15 @@ def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
             return seen
 
     return gymnasium.vector.SyncVectorEnv([partial(lambda make: Silent(make()), make) for make in makers])
+
+
+def time_limit(env: Any) -> int:
+    """The steps after which an environment truncates an episode, as gymnasium's TimeLimit or the environment itself names
+    them; 0: not known."""
+    for name in ("_max_episode_steps", "max_steps"):
+        if env.has_wrapper_attr(name) and isinstance(limit := env.get_wrapper_attr(name), int) and limit > 0:
+            return limit
+    return 0
 
 
 def _single(given: Any) -> Any:

@@ -47,6 +47,7 @@ TAKEN = frozenset(
     | {
         "return_mean",
         "length_mean",
+        "return_age",
         "actors",
         "contributions",
         "lag",

@@ -27,6 +27,7 @@ from shoal.protocol.work import Task, Words, Work
 
 MAX_SAMPLES = 1_000  # finished episodes reported per rollout, at most
 SEEDS = 2**30  # an environment's seed is below this: some environments take 32 bits, and the i-th one adds i
+GOLDEN = 0.6180339887498949  # clients' shares of an episode, multiples of it, lie evenly however many clients there are
 MOST_LOST = 5  # episodes in a row that an environment may lose in an evaluation
 
 
@@ -42,7 +43,11 @@ class Episodes:
         return cls(np.zeros(num_envs), np.zeros(num_envs, np.int64))
 
     def finished(
-        self, reward_TB: npt.NDArray[np.float64], lived_TB: npt.NDArray[np.bool_], over_TB: npt.NDArray[np.bool_]
+        self,
+        reward_TB: npt.NDArray[np.float64],
+        lived_TB: npt.NDArray[np.bool_],
+        over_TB: npt.NDArray[np.bool_],
+        cut_TB: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Take T rows in. Gives returns and lengths of the episodes that ended in these rows, in the order of their ends.
 
@@ -63,6 +68,8 @@ class Episodes:
         over = over_TB.T.ravel()[ends]
         self.returns, self.lengths = np.where(over, 0, returns)[last], np.where(over, 0, lengths)[last]
         told = over & lived_TB.T.ravel()[ends]
+        if cut_TB is not None:
+            told &= ~cut_TB.T.ravel()[ends]
         order = np.argsort((ends % T)[told], kind="stable")
         return returns[told][order], lengths[told][order]
 
@@ -93,6 +100,8 @@ class Rollout:
     longest: number of steps at which an episode of an evaluation is a UserError.
     seconds: time after which a rollout ends early, after a whole step: its other rows are masked, the last row
     bootstraps, and the next rollout goes on from there. 0: never.
+    stagger: the first episode of each training environment is truncated, after a share of its time limit that differs, so that
+    episodes of one length do not all end together. It is learned from like any other, and is in no statistics of episodes.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
@@ -107,6 +116,7 @@ class Rollout:
     episodes: int = 20
     longest: int = 100_000
     seconds: float = 0.0
+    stagger: bool = True
     clock: Callable[[], float] = time.monotonic
     _told: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
@@ -142,16 +152,17 @@ class Rollout:
         with globally(self.seed, "env made", client, version):
             envs = self.make_envs(self.num_envs)
             with _closed_on_failure(envs):
-                step = envs.reset(key(self.seed, "env", client, version) % SEEDS)
+                shares = (np.arange(self.num_envs) + 1 - client * GOLDEN % 1) / self.num_envs if self.stagger else None
+                step = envs.reset(key(self.seed, "env", client, version) % SEEDS, shares)
         return Life(envs, step, self.policy.begin(self.num_envs), Episodes.none(self.num_envs), born=version)
 
     def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
         bundle = self._bundle(life.envs)
-        reward, lived, replaced = self._fill(bundle, life, rng, words)
+        reward, lived, cut, replaced = self._fill(bundle, life, rng, words)
         over = bundle["terminated"] | bundle["truncated"]
-        returns, lengths = life.episodes.finished(reward, lived, over)
+        returns, lengths = life.episodes.finished(reward, lived, over, cut)
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
@@ -160,9 +171,9 @@ class Rollout:
             steps=int(np.count_nonzero(lived)),
         )
 
-    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator, words: Words) -> tuple[Any, Any, int]:
-        """Play T rows and write them into the bundle. Returns reward (float64) and lived, both [T, B], for the statistics of
-        episodes, and the number of processes replaced."""
+    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator, words: Words) -> tuple[Any, Any, Any, int]:
+        """Play T rows and write them into the bundle. Returns reward (float64), lived and, where first episodes were cut short,
+        cut (else None), all [T, B], for the statistics of episodes, and the number of processes replaced."""
         T, B, policy = self.rollout_length, self.num_envs, self.policy
         observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
         terminated, truncated = bundle["terminated"], bundle["truncated"]
@@ -173,6 +184,7 @@ class Rollout:
         for name, array in life.state.items():
             bundle[f"{STATE}{name}"][...] = array
         step, state, replaced, began = life.step, life.state, life.step.replaced, self.clock()
+        cut: npt.NDArray[np.bool_] | None = None
         for t in range(T):
             if first is not None:
                 first[t] = step.first
@@ -192,6 +204,9 @@ class Rollout:
             step = life.envs.step(action[t])
             reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
             replaced += step.replaced
+            if step.cut is not None:
+                cut = np.zeros((T, B), dtype=bool) if cut is None else cut
+                cut[t] = step.cut
             if step.final is not None and step.truncated.any():
                 bundle["final"][t, step.truncated] = step.final[step.truncated]
         mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
@@ -201,7 +216,7 @@ class Rollout:
         for name, rows in policy.finish(extras, action).items():
             bundle[name][...] = rows
         life.step, life.state = step._replace(replaced=0), state  # the replaced processes are counted by now
-        return reward, lived, replaced
+        return reward, lived, cut, replaced
 
     def _cut(self, rows: int) -> None:
         if not self._told:

@@ -286,6 +286,8 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write a video of one greedy episode, a new .mp4 or .gif file (default: in the run's folder)",
     )
+    best = "the best weights, which a run with keep_best=true has kept, and not the newest ones"
+    one.add_argument("--best", action="store_true", help=best)
     one.add_argument("--json", action="store_true")
     one = command("compare", "tell whether runs differ by more than luck, by how much, and how many more seeds it takes")
     one.add_argument(
@@ -319,6 +321,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--to", required=True, metavar="FILE.safetensors|FILE.pt2")
+    one.add_argument("--best", action="store_true", help=best)
     one = command("bench", "run benchmarks: print a table, and one JSON line for each case")
     one.add_argument("cases", nargs="*", metavar="CASE")
     one.add_argument("--quick", action="store_true", help="take at most 50 s for each case")

@@ -78,9 +78,15 @@ def jobs(asked: argparse.Namespace) -> int:
     if asked.job:
         from shoal.runs.choosing import absolute
 
-        rows = find(absolute(asked.job)).described()
+        job = find(absolute(asked.job))
+        rows = job.described()
         wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
         print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))
+        if job.preset is not None:
+            from shoal.jobs.settings import shown
+
+            chosen = " ".join(f"{name}={shown(job.plain()[name])}" for name in job.preset.settings)
+            print(f"\nFrom a published table ({job.preset.source}), unless you set them: {chosen}")
         return 0
     for name, make in BUILT_IN.items():
         print(f"{name:<14}{make.__doc__}")
@@ -472,7 +478,7 @@ def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.summary import json_line
 
     run = trusted(asked.run_dir, asked.trust)
-    metrics = evaluated(run, asked.episodes)
+    metrics = evaluated(run, asked.episodes, asked.best)
     shown = {} if asked.video is None else {"video": str(run.video(asked.video))}
     rows = {name: f"{value:.6g}" for name, value in metrics.items()} | shown
     print(json_line({**metrics, **shown}) if asked.json else "\n".join(f"{name:<18}{value}" for name, value in rows.items()))
@@ -514,7 +520,7 @@ def export(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import export as exported
     from shoal.runs.run import trusted
 
-    print(exported(trusted(asked.run_dir, asked.trust), asked.to))
+    print(exported(trusted(asked.run_dir, asked.trust), asked.to, asked.best))
     return 0
 
 

@@ -18,6 +18,7 @@ from shoal import __version__
 from shoal.envs import datasets, leaf
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
+from shoal.jobs.presets import found as preset_of
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import nearest
 from shoal.protocol.errors import UserError
@@ -108,27 +109,26 @@ def lora() -> Job:
 
 def cartpole() -> Job:
     """reinforcement: CartPole-v1 by IMPALA (V-trace over a stream of trajectories)"""
-    return Reinforcement("CartPole-v1", name="cartpole", **IMPALA)
+    return Reinforcement("CartPole-v1", name="cartpole")
 
 
 def cartpole_ppo() -> Job:
     """reinforcement: CartPole-v1 by PPO in synchronous rounds"""
-    return Reinforcement("CartPole-v1", name="cartpole-ppo", **PPO)
+    return Reinforcement("CartPole-v1", name="cartpole-ppo", preset="none", **PPO)
 
 
 def acrobot() -> Job:
     """reinforcement: Acrobot-v1 by PPO"""
-    return Reinforcement("Acrobot-v1", name="acrobot", **{**PPO, "ent_coef": 0.01})
+    return Reinforcement("Acrobot-v1", name="acrobot", preset="none", **{**PPO, "ent_coef": 0.01})
 
 
 def lunarlander() -> Job:
     """reinforcement: LunarLander-v3 by PPO"""
-    return Reinforcement("LunarLander-v3", name="lunarlander", total_timesteps=1_000_000, **LONG_EPISODES)
+    return Reinforcement("LunarLander-v3", name="lunarlander", preset="none", total_timesteps=1_000_000, **LONG_EPISODES)
 
 
 # Each table was tuned on five to eight seeds (benchmarks/README.md). Rewards are scaled: otherwise the value loss alone would
 # reach max_grad_norm, and the scaled gradient would leave nothing to the policy.
-IMPALA: Mapping[str, Any] = {"method": "impala", "batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05}
 PPO: Mapping[str, Any] = {"method": "ppo", "lr": 2e-3, "ent_coef": 0.0, "reward_scale": 0.05}
 LONG: Mapping[str, Any] = {"method": "ppo", "clients": 2, "rollout_length": 64, "num_minibatches": 16, "reward_scale": 0.05}
 LONG_EPISODES: Mapping[str, Any] = {**LONG, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.005}
@@ -147,7 +147,8 @@ def built_in(name: str) -> Job | None:
     if name in BUILT_IN:
         return BUILT_IN[name]()
     if name.startswith(GYMNASIUM):
-        return Reinforcement(name.removeprefix(GYMNASIUM), name=name, **ANY)
+        env = name.removeprefix(GYMNASIUM)
+        return Reinforcement(env, name=name, **({"method": "ppo"} if preset_of(env, "ppo") else ANY))
     return None
 
 

@@ -49,6 +49,8 @@ from shoal.protocol.layout import Layout
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.jobs.presets import Preset
+
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
 WORTH = 0.75  # share of the weights' bytes below which the arrays that move are sent alone: an actor copies the others itself
 NAMED = 6  # methods that a message lists by name
@@ -71,6 +73,8 @@ class Job:
     around: tuple[Any, ...] = ()
     name: str = "job"
     seed: int = 0
+    given: frozenset[str] | None = field(default=None, repr=False, compare=False)
+    """Names of the settings that somebody gave, which no preset changes. None: all of them, of a job made from its parts."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_seed(self.seed))
@@ -112,12 +116,32 @@ class Job:
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Job:
         """Return the same job with other settings, whose values may be strings. `method` chooses another method; the new method
         takes over each value that was set for the old method, if it has a setting of that name. Raises UserError."""
-        changes = dict(changes)
+        changes, given = dict(changes), self.given
+        if given is not None:
+            given |= changes.keys()
         job = replace(self, seed=self.seed if seed is None else seed)
         for word in ("method", *OTHER_WORDS):
             if word in changes and word not in self.options():
-                job = replace(job, method=job._chosen(word, changes.pop(word)))
-        return job._changed(changes)
+                method = changes.pop(word)
+                if given is not None and isinstance(method, Method):
+                    given |= ranges(method).keys()
+                job = replace(job, method=job._chosen(word, method))
+        return replace(job._changed(changes)._with_preset(self.preset, given), given=given)
+
+    @property
+    def preset(self) -> Preset | None:
+        """The table from which settings that nobody gave are taken (jobs/presets.py); None if there is none for this job."""
+        return None if self.given is None else self.problem.published(self.method.name)
+
+    def _with_preset(self, before: Preset | None, given: frozenset[str] | None) -> Job:
+        """The job with its preset in place of the one before. given: names of settings that stay as they are."""
+        if given is None:
+            return self
+        now, known = self.preset, self.options()
+        settings = dict(now.settings) if now else {}
+        if before is not None and before is not now:
+            settings = {**{name: known[name].default for name in before.settings if name in known}, **settings}
+        return self._changed({name: value for name, value in settings.items() if name not in given})
 
     def _changed(self, changes: Mapping[str, Any]) -> Job:
         known = self.options()
@@ -152,7 +176,9 @@ class Job:
                 raise UserError(f"{word}={given!r}: must be a name ({', '.join(fitting)}), or a subclass of shoal.Method")
             raise UserError(among(word, given, fitting))
         own, before = ranges(kind), self.method
-        return kind(**{n: value for n, value in values(before).items() if n in own and value != ranges(before)[n].default})
+        preset = self.preset.settings.keys() - (self.given or ()) if self.preset else ()
+        kept = {n: value for n, value in values(before).items() if n in own and value != ranges(before)[n].default}
+        return kind(**{n: value for n, value in kept.items() if n not in preset})
 
     def fitting(self) -> list[str]:
         """The names of methods that can work on the job's problem."""

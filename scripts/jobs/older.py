@@ -19,7 +19,8 @@ def translated(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that have an effect, for `job.configured`. Settings of a later version are returned unchanged."""
     word = next((word for word in OTHER_WORDS if word in settings), None)
     if word is None or "method" in settings:
-        return dict(settings)
+        whole = "snapshot_every" in settings and "preset" in job.options()  # a file of a run, and not a few lines of a user's
+        return {**({"preset": "none"} if whole else {}), **settings}
     job = job.configured({word: settings[word]})
     counted = {name: value for name, value in settings.items() if name != word and _counts(name, value, settings, job)}
     return {"method": settings[word], **counted}

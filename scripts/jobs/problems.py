@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
@@ -29,6 +30,8 @@ from shoal.envs.spaces import Kept, Spaces
 from shoal.envs.vector import Worlds, make_vector, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
+from shoal.jobs.presets import Preset
+from shoal.jobs.presets import found as preset_of
 from shoal.jobs.settings import option, plain, values
 from shoal.nets.acting import Form, Network, Policy
 from shoal.nets.networks import ACTOR_CRITIC
@@ -65,6 +68,10 @@ class Problem:
     def suited(self, method: Method) -> Self:
         """Return the problem as this method learns it: the same user's part, and the method's kind of network."""
         return self
+
+    def published(self, method: str) -> Preset | None:
+        """The settings that published tables have for this problem and the method of this name; None if there are none."""
+        return None
 
     def first(self, seed: int) -> tuple[Bundle, int | None]:
         """Version 0 of the weights, and the number of their first float32 entries that are trained (None: all)."""
@@ -158,7 +165,9 @@ class Supervised(Problem):
     classes: int = option(2, "classes that each client has examples of", least=1, of={"partition": ("pathological",)})
     held_out: float = option(0.2, "share of the data that is held out for the central evaluation", above=0, below=1)
     data: str = option("", "folder or file of data, for a job that reads files (empty: the job's own default)")
-    initial_weights: str = option("", "file .safetensors with the weights of version 0 (empty: drawn with the seed)")
+    initial_weights: str = option(
+        "", "file .safetensors, or folder of a run, with the weights of version 0 (empty: drawn with the seed)"
+    )
 
     def check(self, bearing: Bearing) -> None:
         if callable(self.partition) and not (binds(self.partition, (), 1, 0) or binds(self.partition, (), 1, seed=0)):
@@ -170,9 +179,7 @@ class Supervised(Problem):
 
         module = seeded(self.model, seed)
         if self.initial_weights:
-            from shoal.nets.saved import read_weights
-
-            read_weights(module, self.initial_weights)
+            _filled(module, self.initial_weights)
         return module
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
@@ -321,6 +328,21 @@ class Supervised(Problem):
         return SimpleNamespace(**{"clients": 1, **values(method), **values(self)})
 
 
+def _filled(module: nn.Module, place: str) -> None:
+    """Copy the weights of a .safetensors file, or the newest of a run, into a module. place: the file, the run's folder, or its
+    folder `best`. Raises UserError."""
+    from shoal.coordinator.keeping.store import FOLDER, snapshots
+    from shoal.nets.saved import read_weights
+
+    path = Path(place)
+    if path.is_dir():
+        found = snapshots(path / FOLDER) if (path / FOLDER).is_dir() else []
+        if not found:
+            raise UserError(f"{place}: holds no weights of a run; give the folder of a run, runs/latest say")
+        path = found[-1][1]
+    read_weights(module, path)
+
+
 @dataclass(frozen=True)
 class Calls(Problem):
     """Workers of a user's own, and the weights of version 0. This problem needs no torch.
@@ -392,6 +414,19 @@ class Environment(Problem):
         choices=("raise", "replace"),
     )
 
+    stagger: bool = option(
+        True,
+        "the first episode of each training environment is cut short at a step of its own, so that episodes of one length do "
+        "not all end together",
+    )
+
+    init: str = option("", "folder of a run, or file .safetensors, with the weights of version 0 (empty: drawn with the seed)")
+    preset: str = option(
+        "auto",
+        "settings that nobody gave: those of a published table for the environment's family (auto), or the defaults (none)",
+        choices=("auto", "none"),
+    )
+
     @property
     def form(self) -> Form:
         """The settings of the built-in network."""
@@ -404,6 +439,9 @@ class Environment(Problem):
     def apart(self) -> bool:
         """True if each environment has a process of its own."""
         return self.step_timeout > 0 or self.vector == "async" or self.on_env_error == "replace"
+
+    def published(self, method: str) -> Preset | None:
+        return preset_of(self.env, method) if self.preset == "auto" else None
 
     def check(self, bearing: Bearing) -> None:
         if self.apart and self.vector in ("sync", "native"):
@@ -427,6 +465,13 @@ class Environment(Problem):
             )
 
     def module(self, seed: int) -> nn.Module:
+        module = self._module(seed)
+        if self.init:
+            _filled(module, self.init)
+        return module
+
+    def _module(self, seed: int) -> nn.Module:
+        """The torch model with weights that are drawn."""
         from shoal.nets.models import seeded
 
         if (policy := self.policy) is not None:
@@ -461,7 +506,7 @@ class Environment(Problem):
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        return self.network.policy(self.spaces(), self.form, None if self.policy is None else self.module(seed))
+        return self.network.policy(self.spaces(), self.form, None if self.policy is None else self._module(seed))
 
     def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
         """The layout of a trajectory, with the arrays that the policy adds: `Spaces.trajectory`."""

@@ -34,14 +34,16 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
 ) -> Job:
     """An RL job: `job = Reinforcement("CartPole-v1", method="ppo")`, run by `shoal.run(job)` or `shoal simulate FILE.py:job`.
 
-    env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) ->
-    (logits | (mean, log_std), value). Default: a multi-layer perceptron that actors run without torch.
-    method: a name, or a method of your own (docs/own.md). around: wraps around the aggregator, innermost first.
-    Further keywords are settings: `shoal jobs cartpole` lists them.
+    env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module with forward(observation) -> (logits
+    | (mean, log_std), value). Default: a multi-layer perceptron that actors run without torch. method: a name, or a method of
+    your own (docs/own.md). around: wraps around the aggregator, innermost first. Further keywords are settings: `shoal jobs
+    cartpole` lists them. Settings that nobody gave are those of a published table, if `env` is an id of a family that has one
+    for the method (docs/reinforcement.md); preset="none" leaves them at the defaults.
     """
     check_listed(around)
     bearing = Bearing(on_failure="stop")
-    job = Job(Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()), name, seed)
+    parts = (Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()))
+    job = Job(*parts, name, seed, given=frozenset())
     job = job.configured({"method": method, **settings})
     if not isinstance(env, str):
         form = "an id, a function () -> gymnasium.Env, or num_envs -> VectorEnv"

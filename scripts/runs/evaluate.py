@@ -15,6 +15,7 @@ from shoal.protocol.errors import UserError, printable
 from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
+from shoal.runs.best import best_of
 from shoal.runs.export import export as written
 from shoal.runs.export import of_this_model, untrained
 from shoal.runs.run import Place, Run, opened
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 
 @few_threads()
-def evaluate(run: Run | Place, episodes: int = 100) -> dict[str, float]:
-    """Metrics of a run's newest weights: on held-out data if the job has any; else from the job's worker, over `episodes`
-    greedy episodes in fresh environments, or over all clients."""
+def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[str, float]:
+    """Metrics of a run's newest weights, or (best=True) of those that keep_best has kept: on held-out data if the job has any;
+    else from the job's worker, over `episodes` greedy episodes in fresh environments, or over all clients."""
     run = opened(run)
-    job, snapshot = run.job, run.snapshot()
+    job, snapshot = run.job, best_of(run.folder) if best else run.snapshot()
     version = {"version": float(snapshot.version)}
     if name := unfinite(snapshot.weights):
         raise UserError(f"{run.folder}: version {snapshot.version} is not finite: {name!r} holds NaN or an infinity")
@@ -95,12 +96,13 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
     return metrics | ({"episodes": float(len(next(iter(samples.values()))))} if samples else {})
 
 
-def export(run: Run | Place, to: Place) -> Path:
-    """Write a run's weights to a new .safetensors file, or its model with them to a new .pt2 file, a torch.export program.
+def export(run: Run | Place, to: Place, best: bool = False) -> Path:
+    """Write a run's newest weights, or (best=True) those that keep_best has kept, to a new .safetensors file, or its model with
+    them to a new .pt2 file, a torch.export program.
 
     If the job's model cannot be made here, a .safetensors file holds the run's arrays by name, and a line says so."""
     run = opened(run)
-    job, snapshot = run.job, run.snapshot()
+    job, snapshot = run.job, best_of(run.folder) if best else run.snapshot()
     made = _module(job, run.config.job)
 
     def model() -> tuple[Any, tuple[Any, ...]]:

@@ -95,9 +95,9 @@ def _state(module: nn.Module, weights: Bundle) -> dict[str, torch.Tensor]:
 
 
 def untrained(job: Job) -> nn.Module:
-    """The job's module, to load weights into: the file `initial_weights` need not be there. Raises UserError if the job
-    has no torch model."""
-    return (job.configured({"initial_weights": ""}) if "initial_weights" in job.plain() else job).module().cpu()
+    """The job's module, to load weights into: the file `initial_weights` (or `init`) need not be there. Raises UserError if the
+    job has no torch model."""
+    return job.configured({name: "" for name in ("initial_weights", "init") if name in job.plain()}).module().cpu()
 
 
 @contextmanager

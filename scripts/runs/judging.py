@@ -94,9 +94,9 @@ class Noted:
         self.envs, self.num_envs, self.spaces = envs, envs.num_envs, envs.spaces
         self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs)
 
-    def reset(self, seed: int) -> Step:
+    def reset(self, seed: int, shares: Array | None = None) -> Step:
         self.running, self.noted = Episodes.none(self.num_envs), np.zeros(self.num_envs, dtype=bool)
-        return self.envs.reset(seed)
+        return self.envs.reset(seed, shares)
 
     def step(self, action: Array) -> Step:
         step = self.envs.step(action)

@@ -34,6 +34,8 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
+from shoal.runs.best import Best, Target
+from shoal.runs.closing import Closing, plays
 from shoal.runs.crew import Crew
 from shoal.runs.engines import decided
 from shoal.runs.hiring import hired
@@ -41,7 +43,7 @@ from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, virtual_wire, wire_of
 from shoal.runs.rehearsal import rehearse
-from shoal.runs.rundir import Config, RunDir
+from shoal.runs.rundir import Config, RunDir, finite
 from shoal.runs.signing import sign
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
@@ -152,8 +154,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         record = Record(
             options.run, time.time(), lambda version: central is not None and job.method.due(version), options.log_format
         )
-        status = Status(options.run)
-        observer = Together(stack.enter_context(record), status, observer)  # a row is there when it is told
+        status, target, best = Status(options.run), Target(job), Best(job, options.run.path, real)
+        observer = Together(stack.enter_context(record), status, observer, target, best)  # a row is there when it is told
+        stack.callback(best.write)
         if not config.actors:
             stack.enter_context(lent_globals())  # tasks set them, in the user's own process
         aggregator = job.aggregator(ready.device)
@@ -209,6 +212,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             observer.report,
         )
         stack.callback(learner.finish)
+        best.newest = lambda: learner.newest
         shared = shared_of(config, options, layout, observer)
         if shared:
             stack.callback(shared.close)
@@ -234,7 +238,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             welcome=pack_welcome(Terms(workload, layout, getattr(aggregator, "coding", None), briefs)),
             layouts=layouts,
             clock=clock,
-            outside=_outside(interrupted, pauses, crew, options),
+            outside=_outside(lambda: interrupted() or target.reason, pauses, crew, options),
             sharing=shared,
             job=told,
             strict=options.strict,
@@ -248,6 +252,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if again:
             server.telling.evaluation(found.version, again)
         end = _lived(server)
+        if target.reason and end.reason == target.reason:
+            observer.report(Report("target", target.reason))
+            end = Finish("done", False)
         version, weights = learner.newest
 
         def keep() -> None:
@@ -260,8 +267,15 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             end = Finish(f"{lost}; {_gone(recording, version)}", True)
         if central and version > max(found.version, server.telling.evaluated) and not end.failed:
             server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
-        result = summary(server.telling.progress(), config, threads, weights.sha256(), options.run.path)
+        ending = server.telling.progress()
+        result = summary(ending, config, threads, weights.sha256(), options.run.path)
         _on_disk(lambda: options.run.write_summary(result), "the summary waits", interrupted, observer)
+        if version and not end.failed and plays(job, end.reason):
+            last = Closing(job, options.run.path, pool, ending.seconds, interrupted, observer.report)
+            if found_last := last.metrics(version, weights):
+                server.telling.evaluation(version, found_last)
+                result = {**result, "metrics": finite({**ending.metrics, **found_last})}
+                _on_disk(lambda: options.run.write_summary(result), "the summary waits", interrupted, observer)
         status.ended(end.reason)
     return Ended(result, version, weights, end.reason, end.failed or end.reason == _alone(crew, options))
 

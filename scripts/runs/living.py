@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from shoal.actors import Worker
@@ -31,6 +32,7 @@ from shoal.protocol.errors import UserError, printable
 from shoal.protocol.keys import Pair
 from shoal.protocol.memory import claim
 from shoal.runs import theirs
+from shoal.runs.closing import played_in
 from shoal.runs.threads import few_for_good
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # signals at which an actor elsewhere says Bye
@@ -38,10 +40,14 @@ ENVIRONMENT, ROW = 65_536, 16  # bytes of an environment, and of a row of its tr
 
 
 def life_of(job: Job) -> Life:
-    """The life of an actor that is forked on the coordinator's machine."""
+    """The life of an actor that is forked on the coordinator's machine; or, if it is to play the run's last episodes, that."""
 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the coordinator answers a Ctrl-C
+        if "plays" in arguments:
+            heap.keep()
+            few_for_good()
+            return played_in(job, Path(arguments["plays"]))
         flag = threading.Event()
         on_signals(flag, [signal.SIGTERM])
         code = _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)

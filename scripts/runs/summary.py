@@ -66,13 +66,20 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
 
 def _result(summary: Mapping[str, Any]) -> str:
     metrics: Mapping[str, Any] = summary["metrics"]
-    names = [name for name in (*FIRST, *own(metrics)) if metrics.get(name) is not None]
-    found = ", ".join(f"{_WORDS.get(name, escaped(name))} {metrics[name]:.4g}" for name in names) or "no metrics"
+    names = [name for name in (FRESH, *FIRST, *own(metrics)) if metrics.get(name) is not None]
+    found = ", ".join(f"{_WORDS.get(name, escaped(name))} {metrics[name]:.4g}{_age(name, metrics)}" for name in names)
+    found = found or "no metrics"
     work = f"{summary['steps']:,} environment steps" if summary["steps"] else f"{summary['version']:,} rounds"
     key = "steps_per_second" if summary["steps"] else "rounds_per_second"
     pace = "" if summary[key] is None else f" ({summary[key]:,.1f} {key.split('_')[0]}/s)"
     time = clock(summary["seconds"]) + " of virtual time" * summary.get("virtual", False)
     return f"{escaped(summary['job'])}: {found} after {work} in {time}{pace}."
+
+
+def _age(name: str, metrics: Mapping[str, Any]) -> str:
+    """How old the episodes of a mean return are, in words; "" for another metric."""
+    age = metrics.get("return_age") if name == "return_mean" else None
+    return "" if age is None else f" (which ended {age:,.0f} steps before, on average)"
 
 
 def _clients(metrics: Mapping[str, Any]) -> list[str]:
@@ -97,7 +104,9 @@ def _left_out(summary: Mapping[str, Any]) -> list[str]:
     return [f"Left out: {len(clients)} clients ({listed(clients)}), whose last tasks all failed: {why}{remedy}."]
 
 
+FRESH = "eval/return_mean"
 _WORDS = {
+    FRESH: "mean return of fresh greedy episodes",
     "accuracy": "held-out accuracy",
     "held_out_loss": "held-out loss",
     "return_mean": "mean return of the last 100 episodes",

@@ -18,6 +18,7 @@ from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
 from shoal.nets.networks import ACTOR_CRITIC
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -50,7 +51,22 @@ class Acting(Method):
         1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
     )
     eval_every: int = option(0, "versions between evaluations by greedy episodes (0: no evaluation)", least=0)
-    eval_episodes: int = option(20, "episodes of one greedy evaluation", least=1)
+    eval_episodes: int = option(
+        20, "episodes of one greedy evaluation, and of the one at the end of the run (0: none at the end)", least=0
+    )
+
+    target_return: float = option(
+        0.0,
+        "mean return at which the run ends, of the last 100 training episodes, or with eval_every of greedy ones (0: none; for "
+        "a target of 0 say 1e-9)",
+    )
+    keep_best: bool = option(
+        False, "the weights of the version with the best mean return are kept too, in the folder best of the run"
+    )
+
+    def check(self, problem: Problem) -> None:
+        if self.eval_every and not self.eval_episodes:
+            raise UserError(f"eval_every={self.eval_every}: an evaluation needs episodes; eval_episodes=20, or eval_every=0")
 
     @property
     def trajectories(self) -> int:
@@ -66,7 +82,15 @@ class Acting(Method):
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         assert isinstance(problem, Environment)
-        return Rollout(problem.worlds(), problem.acts(seed), self.rollout_length, self.num_envs, seed, self.eval_episodes)
+        return Rollout(
+            problem.worlds(),
+            problem.acts(seed),
+            self.rollout_length,
+            self.num_envs,
+            seed,
+            max(1, self.eval_episodes),
+            stagger=problem.stagger,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""Settings by family of environments, from published tables: what a job starts from if nobody says otherwise.
+
+The one idea: a preset is a row of plain settings with its source. It stands between a setting's default and what the user gave,
+and it is written into config.toml like any other value, so that a run is repeated by its file and not by this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+ZOO = "rl-baselines3-zoo, hyperparams"
+SB3 = {  # Stable-Baselines3's defaults of PPO, from which the zoo's rows start
+    "lr": 3e-4,
+    "anneal_lr": False,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_coef": 0.2,
+    "update_epochs": 10,
+    "ent_coef": 0.0,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+}
+NORMAL: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A row: the ids that it is for, as patterns of the shell; the method; where its settings are from; the settings."""
+
+    ids: tuple[str, ...]
+    method: str
+    source: str
+    settings: Mapping[str, Any]
+
+    def fits(self, env: str, method: str) -> bool:
+        return method == self.method and any(fnmatchcase(env, pattern) for pattern in self.ids)
+
+
+def rounds(rows: int, batch_size: int, num_envs: int, clients: int = 2) -> dict[str, int]:
+    """The settings of rounds of `rows` rows, from `clients` trajectories of num_envs environments, and minibatches of
+    batch_size."""
+    return {
+        "clients": clients,
+        "num_envs": num_envs,
+        "rollout_length": rows // (clients * num_envs),
+        "num_minibatches": rows // batch_size,
+    }
+
+
+MUJOCO = tuple(
+    f"{name}-v[2-9]"
+    for name in (
+        "Ant",
+        "HalfCheetah",
+        "Hopper",
+        "Humanoid",
+        "HumanoidStandup",
+        "InvertedDoublePendulum",
+        "InvertedPendulum",
+        "Pusher",
+        "Reacher",
+        "Swimmer",
+        "Walker2d",
+    )
+)
+ATARI = ("ALE/*", "*NoFrameskip-v[0-9]", "*Deterministic-v[0-9]")
+
+PRESETS: Sequence[Preset] = (
+    Preset(
+        ("CartPole-v[01]",),
+        "impala",
+        "tuned here on ten seeds, docs/reinforcement.md",
+        {"batch": 1, "lr": 1.5e-3, "max_grad_norm": 2.0, "reward_scale": 0.05},
+    ),
+    Preset(
+        ("CartPole-v[01]",),
+        "ppo",
+        f"{ZOO}/ppo.yml, CartPole-v1",
+        {
+            **SB3,
+            **rounds(256, 256, 4),
+            "total_timesteps": 100_000,
+            "lr": 1e-3,
+            "anneal_lr": True,
+            "gamma": 0.98,
+            "gae_lambda": 0.8,
+            "update_epochs": 20,
+        },
+    ),
+    Preset(
+        ("Acrobot-v1",),
+        "ppo",
+        f"{ZOO}/ppo.yml, Acrobot-v1",
+        {**SB3, **NORMAL, **rounds(4096, 64, 8), "total_timesteps": 1_000_000, "gae_lambda": 0.94, "update_epochs": 4},
+    ),
+    Preset(
+        ("MountainCar-v0",),
+        "ppo",
+        f"{ZOO}/ppo.yml, MountainCar-v0",
+        {**SB3, **NORMAL, **rounds(256, 64, 8), "total_timesteps": 1_000_000, "gae_lambda": 0.98, "update_epochs": 4},
+    ),
+    Preset(
+        ("MountainCarContinuous-v0", "Pendulum-v[01]"),
+        "ppo",
+        f"{ZOO}/ppo.yml, Pendulum-v1, without its state-dependent noise, with normalisation",
+        {**SB3, **NORMAL, **rounds(4096, 64, 8), "total_timesteps": 200_000, "lr": 1e-3, "gamma": 0.9},
+    ),
+    Preset(
+        ("LunarLander*-v[23]",),
+        "ppo",
+        f"{ZOO}/ppo.yml, LunarLander-v2",
+        {
+            **SB3,
+            **rounds(16_384, 64, 8),
+            "total_timesteps": 1_000_000,
+            "gamma": 0.999,
+            "gae_lambda": 0.98,
+            "update_epochs": 4,
+            "ent_coef": 0.01,
+        },
+    ),
+    Preset(
+        ("BipedalWalker-v3",),
+        "ppo",
+        f"{ZOO}/ppo.yml, BipedalWalker-v3",
+        {**SB3, **NORMAL, **rounds(65_536, 64, 16), "total_timesteps": 5_000_000, "gamma": 0.999, "clip_coef": 0.18},
+    ),
+    Preset(
+        ("BipedalWalkerHardcore-v3",),
+        "ppo",
+        f"{ZOO}/ppo.yml, BipedalWalkerHardcore-v3",
+        {
+            **SB3,
+            **NORMAL,
+            **rounds(32_768, 64, 8),
+            "total_timesteps": 100_000_000,
+            "lr": 2.5e-4,
+            "anneal_lr": True,
+            "ent_coef": 0.001,
+        },
+    ),
+    Preset(
+        MUJOCO,
+        "ppo",
+        "CleanRL, ppo_continuous_action.py: one table for all of MuJoCo",
+        {**SB3, **NORMAL, **rounds(2048, 64, 4), "total_timesteps": 1_000_000, "anneal_lr": True},
+    ),
+    Preset(
+        ATARI,
+        "ppo",
+        f"{ZOO}/ppo.yml, atari",
+        {
+            **SB3,
+            **rounds(1024, 256, 4),
+            "total_timesteps": 10_000_000,
+            "lr": 2.5e-4,
+            "anneal_lr": True,
+            "clip_coef": 0.1,
+            "update_epochs": 4,
+            "ent_coef": 0.01,
+        },
+    ),
+    Preset(
+        ATARI,
+        "impala",
+        "Espeholt et al. 2018, table G.1",
+        {
+            "total_timesteps": 10_000_000,
+            "batch": 1,
+            "num_envs": 32,
+            "rollout_length": 20,
+            "lr": 6e-4,
+            "optimizer": "rmsprop",
+            "max_grad_norm": 40.0,
+            "ent_coef": 0.01,
+        },
+    ),
+    Preset(
+        ("MiniGrid-*", "BabyAI-*"),
+        "ppo",
+        f"{ZOO}/ppo.yml, MiniGrid-DoorKey-5x5-v0, without its normalisation",
+        {**SB3, **rounds(1024, 64, 4), "total_timesteps": 100_000, "lr": 2.5e-4},
+    ),
+)
+
+
+def found(env: Any, method: str) -> Preset | None:
+    """The preset of an environment's id, which may have its module in front, and a method's name; None if there is none."""
+    if not isinstance(env, str):
+        return None
+    name = env.rpartition(":")[2]
+    return next((row for row in PRESETS if row.fits(name, method)), None)

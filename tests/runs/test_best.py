@@ -1,0 +1,143 @@
+"""The best weights of a run, a return at which it ends, and a run that begins with another's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.coordinator.keeping.store import newest
+from shoal.coordinator.reports import Progress
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.runs.best import EVERY, Best, Target
+
+SMALL: dict[str, Any] = {"num_envs": 8, "rollout_length": 64, "total_timesteps": 8192, "eval_episodes": 0, "preset": "none"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def job(**settings: Any) -> Any:
+    return shoal.Reinforcement("CartPole-v1", method="ppo", **{**SMALL, "clients": 2, **settings})
+
+
+NOW = Progress(1, "", 0.0, 0.0, 0, 0.0, 0, 0.0, 1)
+
+
+class Told:
+    """A `Best` that is told rows by hand. The weights of version v are [v]."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.now, self.version = 0.0, 0
+        self.best = Best(job(keep_best=True, **settings), folder, lambda: self.now)
+        self.best.newest = lambda: (self.version, Bundle.pack({"w": np.array([self.version], np.float32)}))
+
+    def row(self, version: int, **metrics: float) -> Told:
+        self.version = version
+        self.best.stepped(version, {name.replace("eval_", "eval/"): value for name, value in metrics.items()}, NOW)
+        return self
+
+    def kept(self) -> tuple[int, float] | None:
+        self.best.write()
+        found = newest(self.best.folder, lambda text: None)
+        return (found.version, float(found.weights["w"][0])) if found else None
+
+
+def test_the_best_of_training_is_kept_and_no_worse_one_replaces_it(tmp_path: Path) -> None:
+    told = Told(tmp_path).row(1, return_mean=9.0, episodes=50)  # too few episodes to be believed
+    assert told.kept() is None
+    told.row(2, return_mean=5.0, episodes=120).row(3, return_mean=7.0, episodes=130).row(4, return_mean=6.0, episodes=140)
+    assert told.kept() == (3, 3.0)
+    again = Told(tmp_path).row(9, return_mean=6.5, episodes=100)  # a resumed run knows what was best
+    assert again.kept() == (3, 3.0)
+    assert again.row(10, return_mean=7.5, episodes=200).kept() == (10, 10.0)
+
+
+def test_an_evaluation_speaks_of_the_weights_that_played(tmp_path: Path) -> None:
+    told = Told(tmp_path, eval_every=2, eval_episodes=3)
+    told.row(1, return_mean=500.0, episodes=900).row(2).row(3, eval_return_mean=4.0).row(4).row(5, eval_return_mean=3.0)
+    assert told.kept() == (2, 2.0)
+    assert told.row(6).row(6, eval_return_mean=9.0).kept() == (6, 6.0)  # the episodes at the end of the run
+
+
+def test_a_file_is_written_at_most_every_so_often(tmp_path: Path) -> None:
+    told = Told(tmp_path).row(1, return_mean=1.0, episodes=100)
+    assert newest(told.best.folder, lambda text: None) is not None
+    told.row(2, return_mean=2.0, episodes=100)
+    assert newest(told.best.folder, lambda text: None).version == 1  # type: ignore[union-attr]
+    told.now += EVERY
+    told.row(3, return_mean=1.5, episodes=100)
+    assert newest(told.best.folder, lambda text: None).version == 2  # type: ignore[union-attr]
+
+
+def test_a_target_is_of_enough_episodes() -> None:
+    target = Target(job(target_return=20.0))
+    target.stepped(1, {"return_mean": 30.0, "episodes": 99.0}, NOW)
+    assert not target.reason
+    target.stepped(2, {"return_mean": 19.9, "episodes": 100.0}, NOW)
+    assert not target.reason
+    target.stepped(3, {"return_mean": 20.0, "episodes": 100.0}, NOW)
+    assert target.reason == "return_mean is 20 at version 3, and target_return=20"
+
+
+def test_a_target_may_be_below_zero_and_none_is_no_target() -> None:
+    below, none = Target(job(target_return=-5.0)), Target(job())
+    for one in (below, none):
+        one.stepped(1, {"return_mean": -4.0, "episodes": 100.0}, NOW)
+    assert below.reason
+    assert not none.reason
+
+
+def test_a_run_ends_at_its_target_and_its_best_weights_are_evaluated(tmp_path: Path) -> None:
+    run = shoal.run(job(target_return=15.0, keep_best=True, total_timesteps=10**6), actors=0, folder="run")
+    assert run.reason == "done"
+    assert run.metrics["return_mean"] >= 15
+    assert run.summary["steps"] < 10**5
+    assert "target_return=15" in Path("run/log.txt").read_text()
+    best = shoal.evaluate(run, episodes=3, best=True)
+    assert 0 < best["version"] <= run.snapshot().version
+    shoal.export(run, "best.safetensors", best=True)
+    again = shoal.run(job(init="best.safetensors", total_timesteps=1), actors=0, folder="again")
+    assert again.metrics["return_mean"] > 0
+
+
+def test_without_best_weights_the_error_says_how_to_have_some() -> None:
+    run = shoal.run(job(total_timesteps=1), actors=0, folder="run")
+    with pytest.raises(UserError, match="keeps no best weights: a run does so with keep_best=true"):
+        shoal.evaluate(run, best=True)
+
+
+def test_a_run_begins_with_the_weights_of_another() -> None:
+    first = shoal.run(job(), actors=0, folder="first")
+    last = first.snapshot().weights
+    warm = job(init="first", lr=1e-9, clients=1, num_minibatches=1)
+    assert warm.problem.first(0)[0].sha256() == last.sha256()
+    run = shoal.run(warm, actors=0, folder="warm")
+    assert np.abs(run.snapshot().weights.vector() - last.vector()).max() < 1e-6
+    assert run.model() is not None
+    for path in Path("first").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert shoal.evaluate(run, episodes=2)["episodes"] == 2  # the folder that it began with is not asked for again
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"hidden": (32,)}, r"array 'actor.1.weight' is float32\[64, 64\]; the model has float32\[2, 32\]|array 'actor.0"),
+        ({"init": "nowhere"}, "nowhere: cannot be read as a .safetensors file"),
+        ({"init": "empty"}, "empty: holds no weights of a run; give the folder of a run"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], says: str) -> None:
+    shoal.run(job(total_timesteps=1), actors=0, folder="first")
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match=says):
+        shoal.run(job(**{"init": "first", **settings}), actors=0, folder="second")
+    assert not Path("second").exists()

@@ -1,0 +1,108 @@
+"""Presets: settings by family of environments, which nobody gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.commands.cli import main
+from shoal.jobs.catalog import find, recalled
+from shoal.jobs.methods import METHODS
+from shoal.jobs.methods.ppo import PPO
+from shoal.jobs.presets import PRESETS, Preset, found
+from shoal.jobs.reinforcement import Reinforcement
+from shoal.jobs.settings import coerced, ranges, shown
+from shoal.protocol.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("row", PRESETS, ids=lambda row: f"{row.method} {row.ids[0]}")
+def test_a_row_has_settings_of_its_method_and_its_source(row: Preset) -> None:
+    known = Reinforcement("CartPole-v1", method=row.method).options()
+    for name, value in row.settings.items():
+        assert coerced(name, value, known[name]) == value
+    assert row.source
+    assert row.method in METHODS
+    assert {"num_envs", "rollout_length"} & row.settings.keys() or row.method != "ppo"
+
+
+@pytest.mark.parametrize("row", PRESETS, ids=lambda row: f"{row.method} {row.ids[0]}")
+def test_a_row_stands_in_the_docs_as_it_is(row: Preset) -> None:
+    settings = " ".join(f"`{name}={shown(value)}`" for name, value in row.settings.items())
+    line = f"| {', '.join(f'`{one}`' for one in row.ids)} | {row.method} | {row.source} | {settings} |"
+    assert line in (ROOT / "docs/presets.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("env", "family"),
+    [
+        ("HalfCheetah-v5", "HalfCheetah-v[2-9]"),
+        ("ale_py:ALE/Pong-v5", "ALE/*"),
+        ("LunarLander-v3", "LunarLander*-v[23]"),
+        ("LunarLanderContinuous-v3", "LunarLander*-v[23]"),
+        ("minigrid:MiniGrid-Empty-5x5-v0", "MiniGrid-*"),
+        ("FrozenLake-v1", None),
+    ],
+)
+def test_an_id_finds_its_family(env: str, family: str | None) -> None:
+    row = found(env, "ppo")
+    assert (row and family in row.ids) or (row is None and family is None)
+
+
+def made(**settings: Any) -> dict[str, Any]:
+    return Reinforcement("CartPole-v1", **settings).plain()
+
+
+def test_what_nobody_gave_is_the_presets_and_what_somebody_gave_stays() -> None:
+    row = found("CartPole-v1", "ppo")
+    assert row is not None
+    assert row.settings.items() <= made(method="ppo").items()
+    mine = made(method="ppo", lr=0.5, gamma=0.99)
+    assert (mine["lr"], mine["gamma"]) == (0.5, 0.99)  # 0.99 is the default too, and was given
+    assert mine["update_epochs"] == row.settings["update_epochs"]
+
+
+def test_another_method_brings_its_own_row_and_leaves_none_of_the_others() -> None:
+    there = Reinforcement("CartPole-v1", method="ppo", lr=0.5)
+    other = there.configured({"method": "impala"}).plain()
+    assert other == made(method="impala", lr=0.5)
+    assert there.configured({"method": "impala"}).configured({"method": "ppo"}).plain() == there.plain()
+
+
+def test_none_leaves_the_defaults() -> None:
+    plain = Reinforcement("CartPole-v1", method="ppo").configured({"preset": "none"})
+    for name, allowed in ranges(PPO).items():
+        assert plain.plain()[name] == allowed.default
+    assert plain.preset is None
+
+
+def test_a_method_that_was_made_and_a_factory_take_no_preset() -> None:
+    assert Reinforcement("CartPole-v1", method=PPO(lr=0.1)).method == PPO(lr=0.1)
+    assert Reinforcement(lambda: None, method="ppo").method == PPO()
+
+
+def test_a_file_repeats_its_run_whatever_the_table_says() -> None:
+    job = find("gymnasium:HalfCheetah-v5").configured({"preset": "auto", "gamma": "0.9"})
+    assert recalled("gymnasium:HalfCheetah-v5", job.plain(), 0).plain() == job.plain()
+    before = {name: value for name, value in job.plain().items() if name not in ("preset", "norm_obs", "norm_reward", "lr")}
+    older = recalled("gymnasium:HalfCheetah-v5", before, 0)  # a file from before there were presets
+    assert older.plain()["lr"] == ranges(PPO)["lr"].default
+    assert older.plain()["gamma"] == 0.9
+
+
+def test_jobs_tells_what_is_chosen_and_from_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "gymnasium:Pendulum-v1"]) == 0
+    told = capsys.readouterr().out
+    row = found("Pendulum-v1", "ppo")
+    assert row is not None
+    assert f"From a published table ({row.source}), unless you set them: lr=0.001 " in told
+    assert main(["jobs", "gymnasium:FrozenLake-v1"]) == 0
+    assert "From a published table" not in capsys.readouterr().out
+
+
+def test_a_wrong_word_is_refused() -> None:
+    with pytest.raises(UserError, match="preset=zoo: allowed is one of auto, none"):
+        made(preset="zoo")
