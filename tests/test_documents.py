@@ -31,6 +31,7 @@ from shoal.jobs.catalog import find
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.methods import METHODS
+from shoal.jobs.methods.off_policy import OffPolicy
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import pairs, ranges, shown
 from shoal.jobs.wraps import ATTACKS
@@ -307,10 +308,13 @@ def table(job: Job) -> str:
 
 
 def told(its: list[str], methods: list[str]) -> str:
-    """The methods in few words: those that have the setting, or those that lack it."""
+    """The methods in few words: those that have the setting, or those that lack it, so that a row need not change with each."""
+    off_policy = [method for method in methods if issubclass(METHODS[method], OffPolicy)]
     lack = [method for method in methods if method not in its]
     if not lack:
         return "all"
+    if off_policy and off_policy in (its, lack):
+        return "off-policy" if its == off_policy else "all but off-policy"
     return f"all but {', '.join(lack)}" if len(lack) < len(its) else ", ".join(its)
 
 

@@ -117,6 +117,11 @@ def cartpole_ppo() -> Job:
     return Reinforcement("CartPole-v1", name="cartpole-ppo", preset="none", **PPO)
 
 
+def cartpole_dqn() -> Job:
+    """reinforcement: CartPole-v1 by DQN"""
+    return Reinforcement("CartPole-v1", name="cartpole-dqn", method="dqn")
+
+
 def acrobot() -> Job:
     """reinforcement: Acrobot-v1 by PPO"""
     return Reinforcement("Acrobot-v1", name="acrobot", preset="none", **{**PPO, "ent_coef": 0.01})
@@ -136,7 +141,7 @@ ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
     each.__name__.replace("_", "-"): each
-    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, cartpole, cartpole_ppo, acrobot, lunarlander)
+    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, cartpole, cartpole_ppo, cartpole_dqn, acrobot, lunarlander)
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file

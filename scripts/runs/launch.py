@@ -175,6 +175,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             observer.report(Report("engine", text))
         for note in job.problem.notes(job.method, job.seed):
             observer.report(Report("data", note, "warning"))
+        for note in job.method.notes(job.problem, aggregator):
+            observer.report(Report("method", note))
         layout = aggregator.weights().layout
         layouts, briefs = job.layouts(layout), job.briefs(layout)
         recording, found = recording_of(options, aggregator, layouts, observer, real)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from shoal.jobs.methods.analytics import Analytics
 from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
+from shoal.jobs.methods.dqn import DQN, R2D2, ApeX
 from shoal.jobs.methods.fedasync import FedAsync
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.fedbuff import FedBuff
@@ -67,6 +68,9 @@ METHODS: Mapping[str, type[Method]] = {
         FLTrust,
         IMPALA,
         PPO,
+        DQN,
+        ApeX,
+        R2D2,
     )
 }
 

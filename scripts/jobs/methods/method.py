@@ -130,6 +130,10 @@ class Method:
         """True if the method's plan needs each client's number of examples (`Asked.sizes`)."""
         return False
 
+    def notes(self, problem: Problem, aggregator: Aggregator) -> Sequence[str]:
+        """Lines about the method that a person is told when a run begins."""
+        return ()
+
     def try_out(self, seed: int) -> None:
         """Tries the user's own functions among the settings once, before the run has a folder. Raises UserError."""
 

@@ -1,0 +1,272 @@
+"""Replay: the transitions of trajectories, kept in the learner's memory and drawn from again and again.
+
+The one idea: a trajectory is written into a ring as it came, time first, and a transition is a place in the ring with an offset
+to the observation that it bootstraps from, which lies further on. So each observation is kept once, a ring that overwrites
+its oldest places never breaks a transition that is left, and drawing a batch is a handful of gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shoal.aggregators import State
+from shoal.aggregators.n_step import Returns, n_step
+from shoal.aggregators.priorities import Priorities
+from shoal.aggregators.row_ring import RowRing, row_bytes
+from shoal.aggregators.sum_tree import Doubles, Places
+from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.layout import DTYPES, Bundle, Layout
+from shoal.protocol.memory import room
+
+Array = npt.NDArray[Any]
+SEEN, FINAL, STATE = "observation", "final", "state"
+MADE = ("reward", "discount", "ahead")  # arrays of the ring that are computed from a trajectory's rewards and flags
+Q, BEST = "q", "best"  # rows that actors add: their value of the action taken, and of the best action
+AT_ONCE = 32 << 20  # bytes of observations that are gathered at once
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """N transitions over up to n steps, on the learner's device.
+
+    places: int64 [N], their places in the ring (numpy). seen, following: name -> [N, ...], the observation that was acted on
+    and the one to bootstrap from, with all that came beside an observation (a mask of actions, say). action: int64 [N] or
+    float32 [N, A]. reward: float32 [N], discounted sum. discount: float32 [N], factor of the following value: gamma^n, or 0
+    after termination. weight: float32 [N], factor of each loss, 1 unless priorities decide what is drawn.
+    """
+
+    places: Places
+    seen: Mapping[str, Tensor]
+    following: Mapping[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor
+
+    @property
+    def observation(self) -> Tensor:
+        return self.seen[SEEN]
+
+    @property
+    def next_observation(self) -> Tensor:
+        return self.following[SEEN]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def part(self, first: int, last: int) -> Transitions:
+        """The transitions from `first` to before `last`, as views."""
+        cut = slice(first, last)
+        seen, following = ({name: x[cut] for name, x in each.items()} for each in (self.seen, self.following))
+        flat = (self.action[cut], self.reward[cut], self.discount[cut], self.weight[cut])
+        return Transitions(self.places[cut], seen, following, *flat)
+
+
+class ReplayBuffer:
+    """The newest transitions of trajectories of one layout.
+
+    layout: of the trajectories (Spaces.trajectory). buffer_size: transitions that are kept, fewer where rows only reset; at
+    least one trajectory's. n_step, gamma: each transition sums up to n_step rewards with discount gamma (n_step.py), times
+    reward_scale. prioritized: False draws uniformly; alpha: exponent of the priorities. beside: names of arrays [T, B, ...]
+    that are kept beside the action. device: where batches go.
+    inserted: transitions that ever came. nbytes: bytes of memory when the ring is full; pages are touched as it fills.
+
+    Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        buffer_size: int,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        reward_scale: float = 1.0,
+        prioritized: bool = False,
+        alpha: float = 0.6,
+        beside: Collection[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layout, self.device = layout, torch.device(device)
+        self.n_step, self.gamma, self.reward_scale = n_step, gamma, reward_scale
+        T, B = self.shape = layout.by_name["reward"].shape
+        if buffer_size < T * B:
+            raise UserError(
+                f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
+            )
+        each = (T + 1) * B + (T * B if FINAL in layout.by_name else 0)  # places of one trajectory, at most
+        self.capacity = max(each, -(-buffer_size * (T + 1) // T))
+        arrays = {p.name: (p.dtype, p.shape) for p in layout.places if p.name.split("/")[0] not in (FINAL, STATE)}
+        self.seen = [name for name, (_, shape) in arrays.items() if shape[:2] == (T + 1, B)]
+        kept = (*self.seen, "action", *beside)
+        rows = {name: (DTYPES[dtype], shape[2:]) for name, (dtype, shape) in arrays.items() if name in kept}
+        rows |= {"reward": (DTYPES["f4"], ()), "discount": (DTYPES["f4"], ()), "ahead": (DTYPES["i4"], ())}
+        self.nbytes = self.capacity * (row_bytes(rows) + 4 + (9 if prioritized else 0))
+        fits(self.nbytes, buffer_size)
+        self.ring = RowRing(self.capacity, rows)
+        self.order = np.zeros(self.capacity, np.int32)  # places that can be drawn, oldest first, from `taken` to `inserted`
+        self.priorities = Priorities(self.capacity, alpha) if prioritized else None
+        self.inserted = self.taken = 0
+
+    def __len__(self) -> int:
+        """The number of transitions that can be drawn."""
+        return self.inserted - self.taken
+
+    # Rows in
+
+    def insert(self, bundle: Bundle) -> int:
+        """Take a trajectory in, over the oldest places. Returns the number of its transitions. Raises ProtocolError for another
+        layout, with nothing taken in."""
+        if difference := self.layout.difference(bundle.layout):
+            raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
+        (T, B), mask = self.shape, bundle["mask"]
+        flags = (bundle["terminated"], bundle["truncated"], mask)
+        returns = n_step(bundle["reward"], *flags, self.n_step, self.gamma)
+        ahead, finals = self._ahead(returns.steps, *flags)
+        many = (T + 1) * B + len(finals)
+        self._make_room(many)
+        for name, ring in self.ring.arrays.items():
+            if name not in MADE:
+                self.ring.write(name, 0, bundle[name].reshape(-1, *ring.shape[1:]))
+        for name in self.seen if len(finals) else ():
+            last = bundle[FINAL + name.removeprefix(SEEN)] if name.startswith(SEEN) else bundle[name][:T]
+            self.ring.write(name, (T + 1) * B, last.reshape(T * B, *last.shape[2:])[finals])
+        for name, values in (("reward", returns.reward), ("discount", returns.discount), ("ahead", ahead)):
+            self.ring.write(name, 0, values.ravel())
+        self.ring.write("ahead", T * B, np.zeros(many - T * B, np.int32))  # no action followed these
+        drawable = (self.ring.written + np.flatnonzero(mask)) % self.capacity
+        self.order[(self.inserted + np.arange(len(drawable))) % self.capacity] = drawable
+        if self.priorities is not None:
+            self.priorities.tree.put(self.ring.places(self.ring.written, self.ring.written + many), 0.0)
+            self.priorities.tree.put(drawable, self._first(bundle, returns, ahead)[mask])
+        self.ring.advance(many)
+        self.inserted += len(drawable)
+        return len(drawable)
+
+    def _ahead(self, steps: Array, terminated: Array, truncated: Array, mask: Array) -> tuple[Array, Places]:
+        """The offset [T, B] from each row's place to that of the observation that it bootstraps from, 0 on a masked row; and
+        the rows, of the flattened [T * B], whose last observation lies beside them and gets a place of its own."""
+        T, B = self.shape
+        ahead = np.where(mask, steps * B, 0)
+        if FINAL not in self.layout.by_name:
+            return ahead, np.zeros(0, np.int64)
+        cut = mask & truncated & ~terminated
+        finals = np.flatnonzero(cut)
+        place = np.zeros((T, B), np.int64)
+        place.ravel()[finals] = (T + 1) * B + np.arange(len(finals))
+        last = np.arange(T)[:, None] + np.maximum(steps, 1) - 1
+        beside = mask & np.take_along_axis(cut, last, axis=0)
+        own = np.arange(T * B).reshape(T, B)
+        return np.where(beside, np.take_along_axis(place, last, axis=0) - own, ahead), finals
+
+    def _first(self, bundle: Bundle, returns: Returns, ahead: Array) -> Doubles:
+        """The numbers p^alpha [T, B] of new rows: the largest so far. If actors say what they believed of their actions (`Q`)
+        and of the best one (`BEST`), a row whose return ends before the trajectory does has that of its own error (Horgan et
+        al. 2018, section 3)."""
+        assert self.priorities is not None
+        first = np.full(self.shape, self.priorities.largest)
+        if Q not in bundle:
+            return first
+        at = np.arange(first.size) + ahead.ravel()
+        within = (at < first.size) & (ahead.ravel() > 0)
+        following = bundle[BEST].ravel()[np.where(within, at, 0)]
+        error = self.reward_scale * returns.reward.ravel() + returns.discount.ravel() * following - bundle[Q].ravel()
+        known = within | (returns.discount.ravel() == 0)
+        first.ravel()[known] = self.priorities.of(error[known])
+        return first
+
+    def _make_room(self, places: int) -> None:
+        """Let go of the transitions in the next places."""
+        gone = [self.ring["ahead"][cut] for cut in self.ring.cuts(self.ring.written, places)]
+        self.taken += sum(int(np.count_nonzero(each)) for each in gone)
+
+    # Batches out
+
+    def minibatches(self, rng: np.random.Generator, many: int, size: int, beta: float = 1.0) -> Iterator[Transitions]:
+        """Yield `many` batches of `size` transitions, drawn with replacement. With priorities the next batch is drawn when it
+        is asked for, by the priorities as they are then; beta: exponent of the importance weights."""
+        if self.priorities is not None:
+            for _ in range(many):
+                places = self.priorities.draw(rng, size)
+                weight = self.priorities.weights(places, len(self), beta)
+                yield replace(self._gathered(places), weight=torch.from_numpy(weight).to(self.device))
+            return
+        together = max(1, AT_ONCE // max(1, 2 * size * self.ring.row_bytes))
+        for first in range(0, many, together):
+            count = min(together, many - first)
+            drawn = rng.integers(0, len(self), size=count * size)
+            found = self._gathered(self.order[(self.taken + drawn) % self.capacity].astype(np.int64))
+            yield from (found.part(k * size, (k + 1) * size) for k in range(count))
+
+    def _gathered(self, places: Places) -> Transitions:
+        following = (places + self.ring["ahead"][places]) % self.capacity
+        return Transitions(
+            places,
+            {name: self._taken(name, places) for name in self.seen},
+            {name: self._taken(name, following) for name in self.seen},
+            self._taken("action", places),
+            self._taken("reward", places) * self.reward_scale,
+            self._taken("discount", places),
+            torch.ones(len(places), device=self.device),
+        )
+
+    def _taken(self, name: str, places: Places) -> Tensor:
+        return torch.from_numpy(self.ring[name].take(places, axis=0)).to(self.device)
+
+    def prioritize(self, places: Places, errors: Tensor) -> None:
+        """Set the priorities of a batch from the size of its errors [N]. Without priorities this does nothing."""
+        if self.priorities is not None:
+            self.priorities.put(places, errors.detach().cpu().numpy())
+
+    # Snapshots
+
+    def settle(self, folder: Path) -> None:
+        """Keep the rows of a large replay in files of this folder, from the next snapshot on."""
+        self.ring.settle(folder)
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest row in the ring, counted from the run's beginning."""
+        return self.ring.first
+
+    def forget(self, first: int) -> None:
+        """Unlink files without a row from `first` on, which no snapshot that is kept needs."""
+        self.ring.kept.forget(first)
+
+    def state(self) -> State:
+        """The arrays for a snapshot. Raises OSError."""
+        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
+        if self.priorities is None:
+            return told
+        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
+
+    def load(self, state: State) -> None:
+        """Go on from a snapshot's arrays, with another buffer_size too. Raises UserError if rows are not there or do not
+        fit."""
+        self.ring.load(state)
+        (self.inserted,) = (int(n) for n in state["replay/inserted"])
+        live = self.ring.places(self.first, self.ring.written)
+        drawable = live[self.ring["ahead"][live] > 0]
+        self.taken = self.inserted - len(drawable)
+        self.order[(self.taken + np.arange(len(drawable))) % self.capacity] = drawable
+        if self.priorities is not None:
+            self.priorities.load(state, live, drawable)
+
+
+def fits(nbytes: int, buffer_size: int) -> None:
+    """Raises UserError, one line, if a replay of so many bytes is more than the memory that can be had."""
+    have = room()
+    if nbytes > have.nbytes:
+        less = int(buffer_size * 0.8 * have.nbytes / nbytes)
+        raise UserError(
+            f"buffer_size={buffer_size}: the replay would take {nbytes / 1e9:,.1f} GB of memory, and this {have.bound} has "
+            f"{have.nbytes / 1e9:,.1f} GB left: buffer_size={less} takes 80 % of that"
+        )

@@ -1,0 +1,181 @@
+"""Replay of sequences: the rollouts of single environments, with the recurrent state in which each began.
+
+The one idea: a sequence is what one environment did in one trajectory, so it is drawn as it was acted: from the state that the
+actor had, through rows in their order, over the ends of episodes. Its priority mixes its largest error with its mean one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.aggregators import State
+from shoal.aggregators.n_step import n_step
+from shoal.aggregators.priorities import Priorities
+from shoal.aggregators.replay import FINAL, STATE, Array, fits
+from shoal.aggregators.row_ring import RowRing, row_bytes
+from shoal.aggregators.sum_tree import Places
+from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.layout import DTYPES, Bundle, Layout
+
+EACH = ("action", "reward", "terminated", "mask")  # rows of a sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """N sequences of T rows, on the learner's device, time first.
+
+    places: int64 [N] (numpy). observation: [T + 1, N, *obs]. first: bool [T + 1, N], True where an observation begins an
+    episode. state: name -> [N, ...], before the first row. action: int64 [T, N]. reward, discount: float32 [T, N], of the
+    n-step return that begins in a row. ahead: int64 [T, N], rows to the observation that it bootstraps from. mask: bool [T, N].
+    cut: bool [T, N], True where a return ends with a truncated row whose last observation is `final` [T, N, *obs] of that row;
+    final is None if rows always hold it. weight: float32 [N].
+    """
+
+    places: Places
+    observation: Tensor
+    first: Tensor
+    state: Mapping[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    ahead: Tensor
+    mask: Tensor
+    cut: Tensor
+    final: Tensor | None
+    weight: Tensor
+
+
+class SequenceBuffer:
+    """The newest sequences of trajectories of one layout, which has `first` and states (Spaces.trajectory).
+
+    buffer_size: rows that are kept, at least one trajectory's. n_step, gamma, reward_scale, prioritized, alpha, device: as in
+    ReplayBuffer. inserted: rows to learn from that ever came. nbytes: bytes of memory when the ring is full.
+    Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        buffer_size: int,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        reward_scale: float = 1.0,
+        prioritized: bool = False,
+        alpha: float = 0.9,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layout, self.device = layout, torch.device(device)
+        self.n_step, self.gamma, self.reward_scale = n_step, gamma, reward_scale
+        T, B = self.shape = layout.by_name["reward"].shape
+        if buffer_size < T * B:
+            raise UserError(
+                f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
+            )
+        self.capacity = -(-buffer_size // T)
+        self.states = [place.name for place in layout.places if place.name.startswith(f"{STATE}/")]
+        rows = {name: (DTYPES[layout.by_name[name].dtype], layout.by_name[name].shape[1:]) for name in self.states}
+        for name in ("observation", "first", "action", "mask", *([FINAL] if FINAL in layout.by_name else [])):
+            place = layout.by_name[name]
+            rows[name] = DTYPES[place.dtype], (place.shape[0], *place.shape[2:])
+        rows |= {
+            name: (DTYPES[dtype], (T,))
+            for name, dtype in (("reward", "f4"), ("discount", "f4"), ("ahead", "i4"), ("cut", "b1"))
+        }
+        self.nbytes = self.capacity * (row_bytes(rows) + (9 if prioritized else 0))
+        fits(self.nbytes, buffer_size)
+        self.ring = RowRing(self.capacity, rows)
+        self.priorities = Priorities(self.capacity, alpha) if prioritized else None
+        self.inserted = 0
+
+    def __len__(self) -> int:
+        """The number of sequences that can be drawn."""
+        return self.ring.written - self.ring.first
+
+    def insert(self, bundle: Bundle) -> int:
+        """Take a trajectory in, over the oldest sequences. Returns the number of its rows to learn from. Raises ProtocolError
+        for another layout, with nothing taken in."""
+        if difference := self.layout.difference(bundle.layout):
+            raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
+        (T, B), mask = self.shape, bundle["mask"]
+        returns = n_step(bundle["reward"], bundle["terminated"], bundle["truncated"], mask, self.n_step, self.gamma)
+        last = np.arange(T)[:, None] + np.maximum(returns.steps, 1) - 1
+        beside = bundle["truncated"] & ~bundle["terminated"] & (FINAL in bundle)
+        made = {"reward": returns.reward, "discount": returns.discount, "ahead": returns.steps}
+        made["cut"] = mask & np.take_along_axis(beside, last, axis=0)
+        for name in self.ring.arrays:
+            array = made[name] if name in made else bundle[name]
+            self.ring.write(name, 0, array if name in self.states else array.swapaxes(0, 1))
+        if self.priorities is not None:
+            self.priorities.tree.put(self.ring.places(self.ring.written, self.ring.written + B), self.priorities.largest)
+        self.ring.advance(B)
+        many = int(np.count_nonzero(mask))
+        self.inserted += many
+        return many
+
+    def minibatches(self, rng: np.random.Generator, many: int, size: int, beta: float = 1.0) -> Iterator[Sequences]:
+        """Yield `many` batches of `size` sequences, drawn with replacement, each when it is asked for."""
+        for _ in range(many):
+            if self.priorities is None:
+                places = (self.ring.first + rng.integers(0, len(self), size=size)) % self.capacity
+                yield self._gathered(places, np.ones(size, np.float32))
+            else:
+                places = self.priorities.draw(rng, size)
+                yield self._gathered(places, self.priorities.weights(places, len(self), beta))
+
+    def _gathered(self, places: Places, weight: Array) -> Sequences:
+        def rows(name: str) -> Tensor:
+            drawn = self.ring[name].take(places, axis=0).swapaxes(0, 1)
+            return torch.from_numpy(np.ascontiguousarray(drawn)).to(self.device)
+
+        state = {name.removeprefix(f"{STATE}/"): torch.from_numpy(self.ring[name].take(places, axis=0)) for name in self.states}
+        return Sequences(
+            places,
+            rows("observation"),
+            rows("first"),
+            {name: each.to(self.device) for name, each in state.items()},
+            rows("action"),
+            rows("reward") * self.reward_scale,
+            rows("discount"),
+            rows("ahead").long(),
+            rows("mask"),
+            rows("cut"),
+            rows(FINAL) if FINAL in self.ring.arrays else None,
+            torch.from_numpy(weight).to(self.device),
+        )
+
+    def prioritize(self, places: Places, errors: Tensor) -> None:
+        """Set the priorities of a batch from the mixed errors [N] of its sequences. Without priorities this does nothing."""
+        if self.priorities is not None:
+            self.priorities.put(places, errors.detach().cpu().numpy())
+
+    # Snapshots
+
+    def settle(self, folder: Path) -> None:
+        self.ring.settle(folder)
+
+    @property
+    def first(self) -> int:
+        return self.ring.first
+
+    def forget(self, first: int) -> None:
+        self.ring.kept.forget(first)
+
+    def state(self) -> State:
+        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
+        if self.priorities is None:
+            return told
+        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
+
+    def load(self, state: State) -> None:
+        self.ring.load(state)
+        (self.inserted,) = (int(n) for n in state["replay/inserted"])
+        if self.priorities is not None:
+            live = self.ring.places(self.first, self.ring.written)
+            self.priorities.load(state, live, live)

@@ -1,0 +1,108 @@
+"""A network and its optimizer, of which an off-policy learner has one or several.
+
+The one idea: with all trainable weights in one vector, the whole memory of the pair is a handful of flat arrays, which a
+snapshot holds under the network's name.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from shoal.aggregators import State
+from shoal.aggregators.descent import OPTIMIZERS
+from shoal.nets.flat import FlatModule
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+
+
+class Trained:
+    """A module on a device, trained by one optimizer.
+
+    name: of the network, in snapshots. max_grad_norm: largest Euclidean norm of a gradient; a longer one is scaled down to it.
+    optimizer: a name of OPTIMIZERS. eps: Adam's; None: that of OPTIMIZERS.
+    Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        device: torch.device | str,
+        *,
+        lr: float,
+        max_grad_norm: float = math.inf,
+        optimizer: str = "adam",
+        eps: float | None = None,
+    ) -> None:
+        self.name, self.max_grad_norm = name, max_grad_norm
+        self.flat = FlatModule(module, device).trained()
+        self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
+        self.vector.grad = self.flat.grad
+        options = {} if eps is None else {"eps": eps}
+        self.descent = OPTIMIZERS[optimizer]([self.vector], lr=lr, **options)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.flat.module
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Make one gradient step. Returns the gradient's norm before the clip, still on the device."""
+        self.flat.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.flat.grad.norm() if self.max_grad_norm == math.inf else self.flat.clip(self.max_grad_norm)
+        self.descent.step()
+        return norm
+
+    def twin(self) -> FlatModule:
+        """A copy of the network: a target network, whose gradients nobody computes."""
+        return FlatModule(copy.deepcopy(self.module), self.flat.device)
+
+    def moments(self) -> State:
+        """The optimizer's arrays, for a snapshot."""
+        return {f"{self.name}/optimizer/{k}": v.cpu().numpy().copy() for k, v in self.descent.state[self.vector].items()}
+
+    def state(self) -> State:
+        """The network's and the optimizer's arrays, for a snapshot."""
+        return {**self.moments(), f"{self.name}/weights": kept(self.flat)}
+
+    def load(self, state: State, weights: Bundle | None = None) -> None:
+        """Go on from the arrays of `state`, or of `moments` and from weights."""
+        if weights is None:
+            restored(self.flat, f"{self.name}/weights", state)
+        else:
+            self.flat.read(weights)
+        start = f"{self.name}/optimizer/"
+        self.descent.state[self.vector] = {
+            name.removeprefix(start): torch.tensor(value, device=self.flat.device if value.ndim else "cpu")
+            for name, value in state.items()
+            if name.startswith(start)
+        }
+
+
+@torch.no_grad()
+def follow(target: FlatModule, of: FlatModule, tau: float) -> None:
+    """Move a target network towards a network: target + tau * (network - target). tau = 1 copies it. Buffers are copied."""
+    if tau == 1.0:
+        target.raw.copy_(of.raw)
+        return
+    target.vector[: of.trainable].lerp_(of.vector[: of.trainable], tau)
+    target.vector[of.trainable :].copy_(of.vector[of.trainable :])
+
+
+def kept(flat: FlatModule) -> npt.NDArray[np.uint8]:
+    """A network's weights as one array for a snapshot, uint8."""
+    return flat.bundle().data
+
+
+def restored(flat: FlatModule, name: str, state: State) -> None:
+    """Read a network's weights back. Raises UserError if they are another network's."""
+    data = state.get(name)
+    if data is None or data.nbytes != flat.layout.nbytes:
+        raise UserError(f"the snapshot's {name!r} are of another network: resume with the settings of the run")
+    flat.read(Bundle(flat.layout, data))

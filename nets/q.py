@@ -1,0 +1,186 @@
+"""Q-networks: the value of each action in a state.
+
+The one idea: a Q-network is a module whose forward returns one number for each action. A user's module that does so works
+wherever the built-in perceptron does; `fitting` looks at what a module returns before anything runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.envs.spaces import Spaces
+from shoal.nets.acting import CORES
+from shoal.nets.flat import TORCH_DTYPES
+from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.nets.policies import memory_of
+from shoal.nets.q_policy import discrete
+from shoal.nets.recurrent import CELLS
+from shoal.protocol.errors import UserError
+
+
+class QNetwork(nn.Module):
+    """A perceptron for action values. Its weights are named trunk.I.* and q.I.*; if dueling, trunk.I.*, value.I.*,
+    advantage.I.*.
+
+    hidden: sizes of the hidden layers. dueling: Q = V + A - mean A (Wang et al. 2016, equation 9), with V and A after the last
+    hidden layer. Weights and biases are drawn from `seed`, uniform within 1 / sqrt(inputs), as torch draws those of nn.Linear.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        dueling: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        if any(width < 1 for width in hidden):
+            raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
+        actions = discrete(spaces).n
+        self.activation = activation
+        self.rank = len(spaces.observation.shape)
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [spaces.observation.size, *hidden]
+        self.trunk = nn.ModuleList([_linear(a, b, generator) for a, b in pairwise(sizes)])
+        features = self._core(sizes[-1], generator)
+        if dueling:
+            self.value, self.advantage = _linear(features, 1, generator), _linear(features, actions, generator)
+        else:
+            self.q = _linear(features, actions, generator)
+
+    def _core(self, features: int, generator: torch.Generator) -> int:
+        """Make what lies between the trunk and the heads. Returns the number of its outputs."""
+        return features
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The values [..., n] of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
+        return self.heads(self.features(observation))
+
+    def features(self, observation: Tensor) -> Tensor:
+        """The outputs of the last hidden layer."""
+        x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        for layer in self.trunk:
+            x = torch.tanh(layer(x)) if self.activation == "tanh" else torch.relu(layer(x))
+        return x
+
+    def heads(self, x: Tensor) -> Tensor:
+        """The values of the actions, from features."""
+        if hasattr(self, "q"):
+            return self.q(x)  # type: ignore[no-any-return]
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(-1, keepdim=True)  # type: ignore[no-any-return]
+
+
+class RecurrentQNetwork(QNetwork):
+    """A perceptron, an LSTM or GRU of `size` units, and the heads of a QNetwork. The core's weights are named core.*.
+
+    memory: name -> shape of one environment's state. Weights of the core are uniform within 1 / sqrt(size), as torch draws
+    them.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (64,),
+        activation: str = "relu",
+        dueling: bool = False,
+        core: str = "lstm",
+        size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if core not in CORES:
+            raise UserError(f"memory={core!r}: must be one of {', '.join(CORES)}")
+        self._kind, self._size = core, size
+        super().__init__(spaces, hidden, activation, dueling, seed)
+        self.memory = dict.fromkeys(CORES[core], (size,))
+
+    def _core(self, features: int, generator: torch.Generator) -> int:
+        self.core = CELLS[self._kind](features, self._size, device="meta").to_empty(device="cpu")
+        bound = 1 / math.sqrt(self._size)
+        for parameter in self.core.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator)
+        return self._size
+
+    def forward(self, observation: Tensor, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]  # it remembers
+        """The pair (values [N, n], state) of observations [N, *obs] and the state before them."""
+        x = self.features(observation)
+        if isinstance(self.core, nn.LSTMCell):
+            h, c = self.core(x, (state["h"], state["c"]))
+            return self.heads(h), {"h": h, "c": c}
+        h = self.core(x, state["h"])
+        return self.heads(h), {"h": h}
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
+    bound = 1 / math.sqrt(inputs)
+    nn.init.uniform_(layer.weight, -bound, bound, generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator)
+    return layer
+
+
+def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
+    """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces: a module whose forward gives
+    one finite number for each action, [N, n] for N observations. A copy is tried, so that no buffer changes."""
+    actions = discrete(spaces).n
+    if not isinstance(module, nn.Module):
+        raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
+    tried, memory = copy.deepcopy(module), memory_of(module)
+    if bool(memory) is not remembers:
+        named = f"policy: {type(module).__name__}"
+        if memory:
+            raise UserError(
+                f"{named} has memory ({', '.join(memory)}), and the job's method learns without; method=r2d2 learns it"
+            )
+        raise UserError(f"{named} has no attribute memory, and the job's method needs one; method=dqn learns it")
+    for n in (1, 3):
+        seen = torch.zeros((n, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
+        given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
+        try:
+            with torch.no_grad():
+                zeros = {name: torch.zeros((n, *shape)) for name, shape in memory.items()}
+                out = tried(seen, zeros) if memory else tried(seen)
+        except Exception as raised:  # noqa: BLE001  a network is the user's code and may raise anything at all
+            what = next((line for line in str(raised).splitlines() if line.strip()), "")
+            text = f"policy: forward raised {type(raised).__name__} for {given}: {what}"
+            raise UserError(text).with_traceback(raised.__traceback__) from None
+        if memory:
+            out = _values(out, zeros)
+        if not isinstance(out, Tensor) or tuple(out.shape) != (n, actions) or not out.is_floating_point():
+            raise UserError(
+                f"policy: forward gave {_form(out)} for {given}; a Q-network gives one value for each action, "
+                f"[{n}, {actions}] of floats (a policy with (logits, value) is for ppo or impala)"
+            )
+        if not out.isfinite().all():
+            raise UserError("policy: forward gave a value that is not finite for observations of zeros; expected finite values")
+    return module
+
+
+def _values(out: Any, state: Mapping[str, Tensor]) -> Any:
+    """The values in the output of a network with memory. Raises UserError for another state than it was given."""
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping):
+        values, after = out
+        shapes = [{name: tuple(each.shape) for name, each in its.items()} for its in (after, state)]
+        if shapes[0] == shapes[1]:
+            return values
+    wanted = ", ".join(f"{name} {list(each.shape)}" for name, each in state.items())
+    raise UserError(f"policy: forward gave no (values, state) with a state of {wanted}; a Q-network with memory returns both")
+
+
+def _form(out: Any) -> str:
+    if isinstance(out, tuple | list):
+        return f"({', '.join(map(_form, out))})"
+    if not isinstance(out, Tensor):
+        return type(out).__name__
+    return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"

@@ -1,0 +1,222 @@
+"""Q-networks as rollouts play them: epsilon-greedy, and the kind of network that DQN's methods learn.
+
+The one idea: epsilon is not the policy's but the task's, because it changes by version or by environment: the plan's words say
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.envs.spaces import NOTHING, Array, Discrete, Floats, Kept, Spaces
+from shoal.nets.acting import Acted, Bools, Form, Policy, State, begun, forgotten
+from shoal.nets.numpy_policy import ACTIVATIONS, flat
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BELIEVED: Kept = {"q": ("f4", ()), "best": ("f4", ())}  # values of the action taken and of the best action, of each row
+
+
+def epsilons(words: Words, num_envs: int) -> npt.NDArray[np.float64]:
+    """The probability [B] of a random action in each environment, from a task's words: `epsilon`, 0 if it is not said.
+
+    With the word `ladder` environment i has epsilon^(1 + ladder * i / (B - 1)) (Horgan et al. 2018, section 4).
+    """
+    rungs = np.arange(num_envs) / max(1, num_envs - 1)
+    powers: npt.NDArray[np.float64] = float(words.get("epsilon", 0.0)) ** (1.0 + float(words.get("ladder", 0.0)) * rungs)
+    return powers
+
+
+class EpsilonGreedy:
+    """A policy that takes the best action, or with probability epsilon any action. A subclass computes the values.
+
+    believes: True adds BELIEVED to a trajectory.
+    """
+
+    def __init__(self, action: Discrete, believes: bool = False, memory: Kept = NOTHING) -> None:
+        self.action, self.believes, self.memory = action, believes, memory
+        self.rows: Kept = BELIEVED if believes else NOTHING
+
+    def values(self, seen: Array) -> Floats:
+        """The values [B, n] of observations [B, *obs], valid until the next call."""
+        raise NotImplementedError
+
+    def remembered(self, seen: Array, state: State) -> tuple[Floats, State]:
+        """The values [B, n] of observations [B, *obs], and the state after them."""
+        return self.values(seen), state
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        """Two numbers from 0 to below 1 for each draw, [rows, 2, num_envs]: whether the action is random, and which."""
+        return rng.random((rows, 2, num_envs), dtype=np.float32)
+
+    def begin(self, num_envs: int) -> State:
+        return begun(self.memory, num_envs)
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        values, after = self.remembered(seen, forgotten(state, first) if state else state)
+        action = values.argmax(axis=-1)
+        if noise is not None and (epsilon := epsilons(words, len(seen))).any():
+            any_one = np.minimum((noise[1] * self.action.n).astype(np.int64), self.action.n - 1)
+            action = np.where(noise[0] < epsilon, any_one, action)
+        return Acted(action, {"values": values} if self.believes else {}, after)
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        if not self.believes:
+            return {}
+        values = extras["values"]
+        return {"q": np.take_along_axis(values, action[..., None], axis=-1)[..., 0], "best": values.max(axis=-1)}
+
+
+class NumpyQ(EpsilonGreedy):
+    """QNetwork's twin over views of the weights, which have the same names. activation: "tanh" or "relu"."""
+
+    def __init__(self, action: Discrete, activation: str = "relu", believes: bool = False) -> None:
+        super().__init__(action, believes)
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        self.activation = ACTIVATIONS[activation]
+        self._arrays: dict[str, Floats] = {}
+
+    def load(self, weights: Bundle) -> None:
+        self._arrays = dict(weights.items())
+
+    def forget(self) -> None:
+        self._arrays = {}
+
+    def values(self, seen: Array) -> Floats:
+        x, i = flat(seen), 0
+        while f"trunk.{i}.weight" in self._arrays:
+            x = self._linear(x, f"trunk.{i}")
+            self.activation(x, out=x)
+            i += 1
+        if "q.weight" in self._arrays:
+            return self._linear(x, "q")
+        advantage = self._linear(x, "advantage")
+        advantage += self._linear(x, "value") - advantage.mean(axis=-1, keepdims=True)
+        return advantage
+
+    def _linear(self, x: Floats, name: str) -> Floats:
+        out: Floats = np.matmul(x, self._arrays[f"{name}.weight"].T)
+        out += self._arrays[f"{name}.bias"]
+        return out
+
+
+class TorchQ(EpsilonGreedy):
+    """A module with forward(observation) -> values [B, n] as a rollout's policy, in the module's own mode."""
+
+    def __init__(self, module: nn.Module, action: Discrete, believes: bool = False) -> None:
+        from shoal.nets.flat import FlatModule
+
+        super().__init__(action, believes)
+        self.flat = FlatModule(module)
+
+    def load(self, weights: Bundle) -> None:
+        self.flat.read(weights)
+
+    def forget(self) -> None: ...  # load has made a copy
+
+    def values(self, seen: Array) -> Floats:
+        import torch
+
+        from shoal.nets.flat import as_tensor
+
+        with torch.inference_mode():
+            out: Any = self.flat.module(as_tensor(np.ascontiguousarray(seen)))
+            found: Floats = out.float().numpy()
+            return found
+
+
+class RecurrentTorchQ(EpsilonGreedy):
+    """A module with memory and forward(observation, state) -> (values [B, n], state) as a rollout's policy."""
+
+    def __init__(self, module: nn.Module, action: Discrete) -> None:
+        from shoal.nets.flat import FlatModule
+        from shoal.nets.policies import memory_of
+
+        super().__init__(action, memory={name: ("f4", shape) for name, shape in memory_of(module).items()})
+        self.flat = FlatModule(module)
+
+    def load(self, weights: Bundle) -> None:
+        self.flat.read(weights)
+
+    def forget(self) -> None: ...  # load has made a copy
+
+    def remembered(self, seen: Array, state: State) -> tuple[Floats, State]:
+        import torch
+
+        from shoal.nets.flat import as_tensor
+
+        with torch.inference_mode():
+            before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
+            values, after = self.flat.module(as_tensor(np.ascontiguousarray(seen)), before)
+            return values.float().numpy(), {name: each.numpy() for name, each in after.items()}
+
+
+@dataclass(frozen=True)
+class QNetworks:
+    """Networks with forward(observation) -> values of the actions: nets/q.py. dueling: of the built-in network. believes:
+    actors add what they believed of their actions to a trajectory."""
+
+    dueling: bool = False
+    believes: bool = False
+    remembers: ClassVar[bool] = False
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.q import QNetwork
+
+        return QNetwork(spaces, form.hidden, form.activation, self.dueling, seed)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.q import fitting
+
+        return fitting(module, spaces)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        action = discrete(spaces)
+        if module is None:
+            return NumpyQ(action, form.activation, self.believes)
+        return TorchQ(module, action, self.believes)
+
+
+@dataclass(frozen=True)
+class RecurrentQNetworks:
+    """Networks with memory and forward(observation, state) -> (values of the actions, state): nets/q.py. dueling: of the
+    built-in network."""
+
+    dueling: bool = False
+    remembers: ClassVar[bool] = True
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.q import RecurrentQNetwork
+
+        if form.memory == "none":
+            raise UserError("memory=none: r2d2 learns networks with memory; memory=lstm or gru, or method=apex without memory")
+        shape = (form.hidden, form.activation, self.dueling, form.memory, form.memory_size)
+        return RecurrentQNetwork(spaces, *shape, seed)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.q import fitting
+
+        return fitting(module, spaces, remembers=True)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        return RecurrentTorchQ(module or self.build(spaces, form, 0), discrete(spaces))
+
+
+def discrete(spaces: Spaces) -> Discrete:
+    """The spaces' actions. Raises UserError unless they are Discrete."""
+    if not isinstance(spaces.action, Discrete):
+        kind = type(spaces.action).__name__
+        raise UserError(
+            f"actions are {kind}: a Q-network gives a value for each of finitely many actions; use method=sac or ppo"
+        )
+    return spaces.action

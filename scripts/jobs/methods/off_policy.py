@@ -1,0 +1,86 @@
+"""Settings shared by reinforcement-learning methods that learn from a replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.aggregators import Aggregator
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.jobs.methods.acting import FIRST, Acting
+from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Environment, Problem
+from shoal.jobs.settings import option
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Layout
+
+
+@dataclass(frozen=True)
+class OffPolicy(Acting):
+    """A method whose learner keeps transitions in a replay and makes gradient steps on batches that are drawn from it."""
+
+    num_envs: int = option(8, "number of environments that one trajectory comes from", least=1)
+    rollout_length: int = option(16, "steps of each environment in one trajectory", least=1)
+    buffer_size: int = option(
+        100_000, "transitions that the replay keeps, in the coordinator's memory: fewer where rows only reset", least=1
+    )
+    batch_size: int = option(256, "transitions of one gradient step", least=1)
+    replay_ratio: float = option(1.0, "gradient steps for each environment step, carried over exactly", above=0)
+    learning_starts: int = option(1_000, "environment steps before the first gradient step", least=0)
+    n_step: int = option(1, "most rewards that a target adds up before it bootstraps", least=1)
+    replay: str = option(
+        "uniform",
+        "how transitions are drawn: all alike, or in proportion to the size of their last error (prioritized)",
+        choices=("uniform", "prioritized"),
+    )
+    priority_alpha: float = option(
+        0.6, "exponent of the size of an error in a priority: 0 draws uniformly", least=0, of={"replay": ("prioritized",)}
+    )
+    priority_beta: float = option(
+        0.4,
+        "first exponent of importance weights; it grows linearly to 1 at total_timesteps",
+        least=0,
+        most=1,
+        of={"replay": ("prioritized",)},
+    )
+
+    def check(self, problem: Problem) -> None:
+        rows = self.num_envs * self.rollout_length
+        if self.buffer_size < rows:
+            raise UserError(
+                f"buffer_size={self.buffer_size}: must hold one trajectory, num_envs x rollout_length = {rows} transitions"
+            )
+
+    def notes(self, problem: Problem, aggregator: Aggregator) -> Sequence[str]:
+        assert isinstance(problem, Environment)
+        nbytes = getattr(aggregator, "replay_bytes", 0)
+        return [
+            f"the replay takes up to {nbytes / 1e6:,.1f} MB of the coordinator's memory for {self.buffer_size:,} transitions"
+        ]
+
+    def layout(self, start: Start) -> Layout:
+        """The layout of a trajectory."""
+        assert isinstance(start.problem, Environment)
+        return start.problem.trajectory(self.rollout_length, self.num_envs)
+
+
+@dataclass(frozen=True)
+class InRounds(OffPolicy):
+    """An off-policy method whose gradient steps follow each round: with one client the classical loop of acting and
+    learning."""
+
+    clients: int = option(1, "trajectories of one round, each from num_envs environments of its own", least=1)
+
+    @property
+    def trajectories(self) -> int:
+        return self.clients
+
+    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        evaluators = 1 if self.eval_every else 0
+        return Rounds(self.clients, seed=seed, evaluate_every=self.eval_every, evaluate_cohort=evaluators, asked=asked)
+
+    def bounds(self, sums: bool) -> Bounds:
+        """Bounds that keep a client with one actor: its environments live in the actor's process."""
+        return Bounds(sticky=True, steps=self.rollout_length * self.num_envs, first=FIRST)

@@ -1,0 +1,117 @@
+"""Methods that learn from a replay, as whole runs: the same bits over sockets, on a stream, and from a snapshot on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from whole import run
+
+import shoal
+from shoal.coordinator.reports import Report
+from shoal.jobs.catalog import find
+from shoal.jobs.job import Job
+from shoal.jobs.reinforcement import Reinforcement
+from shoal.protocol.errors import UserError
+from shoal.protocol.work import Task
+
+SMALL: dict[str, Any] = {
+    "total_timesteps": 1_500,
+    "num_envs": 4,
+    "rollout_length": 16,
+    "learning_starts": 200,
+    "batch_size": 16,
+    "hidden": (16,),
+    "replay_ratio": 0.25,
+}
+
+
+def job(method: str, **settings: Any) -> Job:
+    return Reinforcement("CartPole-v1", method=method, **{**SMALL, **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"replay": "prioritized", "n_step": 3, "dueling": True, "clients": 2}])
+def test_dqn_has_the_same_bits_over_sockets_as_in_the_plain_loop(tmp_path: Path, settings: dict[str, Any]) -> None:
+    made = job("dqn", **settings)
+    outcome = run(made, settings.get("clients", 1), f"ipc://{tmp_path}/hub")
+    assert outcome.finish.reason == "done"
+    plain = run(made, 0)
+    assert outcome.sha256 == plain.sha256
+    told = plain.seen.steps[-1][1]
+    assert told["updates"] == (plain.core.facts.steps - 200) // 4
+    assert told["replay_rows"] == plain.core.facts.steps
+
+
+@pytest.mark.parametrize("settings", [{"method": "apex"}, {"method": "r2d2", "memory": "gru", "memory_size": 8}])
+def test_streams_of_two_actors_learn_at_their_ratio(tmp_path: Path, settings: dict[str, Any]) -> None:
+    outcome = run(job(**settings), 2, f"ipc://{tmp_path}/hub")
+    assert outcome.finish.reason == "done"
+    told = outcome.seen.steps[-1][1]
+    assert told["updates"] == (outcome.core.facts.steps - 200) // 4
+    assert told["value_loss"] >= 0
+
+
+def test_epsilon_falls_with_the_steps_that_came_before() -> None:
+    method = job("dqn", total_timesteps=10_000, exploration_fraction=0.64, exploration_final_eps=0.2).method
+    words = [getattr(method, "words")(Task(version, 0, (0,)))["epsilon"] for version in (0, 50, 100, 150)]  # noqa: B009
+    assert words == pytest.approx([1.0, 0.6, 0.2, 0.2])
+
+
+class Reports:
+    """An observer that remembers what a run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def stepped(self, *told: object) -> None: ...
+
+    def moved(self, *told: object) -> None: ...
+
+    def report(self, report: Report) -> None:
+        self.texts.append(report.text)
+
+
+def test_a_resumed_run_goes_on_from_its_replay(tmp_path: Path) -> None:
+    """Environments begin anew after a stop, so 2 N versions are not N and N. But what two runs make of one snapshot is the
+    same, and rows and gradient steps count on. The run says how much memory the replay takes."""
+    reports = Reports()
+    first = shoal.run(job("dqn", replay="prioritized"), actors=0, folder=tmp_path / "a", observers=[reports])
+    assert any(re.match(r"the replay takes up to \d\.\d MB .* for 100,000 transitions$", text) for text in reports.texts)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    runs = [first, shoal.load(tmp_path / "b", job=first.job)]
+    ends = [run.resume(settings={"total_timesteps": 3_000}) for run in runs]
+    mine, theirs = (end.weights for end in ends)
+    assert all(np.array_equal(array, theirs[name]) for name, array in mine.items())
+    last = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["metrics"]["replay_rows"] == last["steps"] > 2_500
+    assert last["metrics"]["updates"] == (last["steps"] - 200) // 4
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("dqn", {"buffer_size": 63}, r"buffer_size=63: must hold one trajectory, num_envs x rollout_length = 64 transitions"),
+        ("dqn", {"priority_alpha": 0.5}, r"priority_alpha=0.5: priority_alpha is a setting of replay=prioritized"),
+        ("dqn", {"memory": "lstm"}, r"memory=lstm: the job's method learns without memory"),
+        ("r2d2", {"memory": "gru", "burn_in": 16}, r"burn_in=16: must be at most rollout_length - 1 = 15"),
+        ("dqn", {"ent_coef": 0.1}, r"ent_coef=0.1: ent_coef is a setting of impala"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(method: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        job(method, **settings)
+
+
+def test_a_network_without_memory_is_refused_before_the_run_has_a_folder() -> None:
+    with pytest.raises(UserError, match="memory=none: r2d2 learns networks with memory; memory=lstm or gru"):
+        job("r2d2").aggregator("cpu")
+
+
+def test_continuous_actions_are_refused_before_the_run_has_a_folder() -> None:
+    with pytest.raises(UserError, match=r"actions are Box: a Q-network gives a value for each of finitely many actions"):
+        find("gymnasium:Pendulum-v1").configured({"method": "dqn", "buffer_size": 100_000}).aggregator("cpu")
