@@ -320,7 +320,7 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one = command("export", "write a run's weights, or its model as a torch.export program, for use elsewhere")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
-    one.add_argument("--to", required=True, metavar="FILE.safetensors|FILE.pt2")
+    one.add_argument("--to", required=True, metavar="FILE.safetensors|FILE.pt2|FILE.onnx")
     one.add_argument("--best", action="store_true", help=best)
     one = command("bench", "run benchmarks: print a table, and one JSON line for each case")
     one.add_argument("cases", nargs="*", metavar="CASE")

@@ -98,7 +98,7 @@ def _of_samples(samples: Mapping[str, list[float]]) -> dict[str, float]:
 
 def export(run: Run | Place, to: Place, best: bool = False) -> Path:
     """Write a run's newest weights, or (best=True) those that keep_best has kept, to a new .safetensors file, or its model with
-    them to a new .pt2 file, a torch.export program.
+    them to a new .pt2 file, a torch.export program, or to a new .onnx file, which needs onnxscript.
 
     If the job's model cannot be made here, a .safetensors file holds the run's arrays by name, and a line says so."""
     run = opened(run)

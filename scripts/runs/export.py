@@ -1,16 +1,18 @@
-"""A trained model for use elsewhere: its weights as safetensors, or the whole forward pass as a torch.export program.
+"""A trained model for use elsewhere: its weights as safetensors, or the whole forward pass, for torch.export or for ONNX.
 
 The one idea: a reader of either file needs no Shoal, and reading it cannot run code.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.errors import ProtocolError, UserError, printable
 from shoal.protocol.layout import Bundle
 
 if TYPE_CHECKING:
@@ -31,16 +33,16 @@ def export(
     about: Mapping[str, str] | None = None,
     module: Callable[[], nn.Module] | None = None,
 ) -> Path:
-    """Write `weights` to a new file and return its path. The suffix .safetensors or .pt2 decides the form. `model` is called
-    only for .pt2, and `module` only for .safetensors, which then holds the module's state_dict, for a strict load_state_dict:
-    tied weights under each name, and no buffer that is not persistent. None: the names of `weights`. `about` becomes the
-    metadata of .safetensors.
+    """Write `weights` to a new file and return its path. The suffix .safetensors, .pt2 or .onnx decides the form. `model` is
+    called only for the latter two, and `module` only for .safetensors, which then holds the module's state_dict, for a strict
+    load_state_dict: tied weights under each name, and no buffer that is not persistent. None: the names of `weights`. `about`
+    becomes the metadata of .safetensors.
 
     Raises UserError for another suffix, for a missing folder, and for a file that exists: an existing file is kept.
     """
     target = Path(to)
-    if target.suffix not in (".safetensors", ".pt2"):
-        raise UserError(f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors or .pt2")
+    if target.suffix not in (".safetensors", ".pt2", ".onnx"):
+        raise UserError(f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors, .pt2 or .onnx")
     if target.exists():
         raise UserError(f"{target}: exists; name another file or remove it first")
     if not target.parent.is_dir():
@@ -52,7 +54,8 @@ def export(
 
             save_file(tensors_of(weights) if module is None else _state(module(), weights), part, metadata=dict(about or {}))
         else:
-            _write_program(weights, part, *model())
+            write = _write_onnx if target.suffix == ".onnx" else _write_program
+            write(weights, part, *model())
         part.replace(target)  # whole or not at all
     finally:
         part.unlink(missing_ok=True)
@@ -60,6 +63,41 @@ def export(
 
 
 def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.export.save(_program(weights, module, example), path)
+
+
+def _write_onnx(weights: Bundle, path: Path, module: nn.Module, example: tuple[Any, ...]) -> None:
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401  the translator, which brings onnx
+    except ModuleNotFoundError:
+        raise UserError(".onnx needs onnxscript, which is not installed: pip install 'shoal[onnx]', or use .pt2") from None
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # torch's own, about itself
+        program = _program(weights, module, example)
+        try:
+            torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
+        except torch.onnx.OnnxExporterError as failed:
+            why = printable(" ".join(str(failed).split()), 200)
+            raise UserError(f"the model cannot be written as .onnx: {why}; use .pt2") from None
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the warnings of this logger: they are of packages that are not installed."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _program(weights: Bundle, module: nn.Module, example: tuple[Any, ...]) -> torch.export.ExportedProgram:
     import torch
 
     module = module.cpu().eval()
@@ -72,7 +110,7 @@ def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tupl
         return {0: torch.export.Dim.AUTO}
 
     inputs, sizes = (tuple(_each(make, x) for x in example) for make in (two, any_batch))
-    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=sizes), path)
+    return torch.export.export(module, inputs, dynamic_shapes=sizes)
 
 
 def _each(make: Callable[[torch.Tensor], Any], given: Any) -> Any:

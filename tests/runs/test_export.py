@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,36 @@ def test_an_exported_program_gives_the_same_outputs_for_any_batch(tmp_path: Path
         torch.testing.assert_close(program(x), net(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_an_onnx_file_gives_the_same_outputs_for_any_batch(tmp_path: Path, memory: str) -> None:
+    pytest.importorskip("onnxscript", reason="the extra shoal[onnx] is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    job = shoal.Reinforcement("CartPole-v1", method="ppo", hidden=(8,), memory=memory)
+    module, (seen, *state) = job.module(), job.problem.example(job.method, 0)
+    weights = FlatModule(job.module()).bundle()
+    path = export(weights, tmp_path / "policy.onnx", lambda: (job.module(), (seen, *state)))
+    read = ReferenceEvaluator(str(path))
+    for n in (1, 2, 7):
+        generator = torch.Generator().manual_seed(n)
+        given = torch.randn((n, 4), generator=generator)
+        before = [{name: torch.randn((n, 128), generator=generator) for name in each} for each in state]
+        with torch.no_grad():
+            logits, value, *after = module(given, *before)
+        arrays = [given, *(array for each in before for array in each.values())]
+        found = read.run(None, dict(zip(read.input_names, (array.numpy() for array in arrays), strict=True)))
+        wanted = [logits, value, *(array for each in after for array in each.values())]
+        for ours, theirs in zip(wanted, found, strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_onnx_needs_an_extra_and_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"needs onnxscript, which is not installed: pip install 'shoal\[onnx\]', or use .pt2"):
+        export(trained()[1], tmp_path / "m.onnx", lambda: (Net(), (torch.zeros(2, 3),)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_exporting_does_not_touch_the_weights(tmp_path: Path) -> None:
     _, weights = trained()
     module = Net()
@@ -89,7 +120,7 @@ def test_exporting_does_not_touch_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("to", "said"),
-    [("w.onnx", "cannot write .onnx; use .safetensors or .pt2"), ("w", "without a suffix"), ("no/w.pt2", "no folder")],
+    [("w.pth", "cannot write .pth; use .safetensors, .pt2 or .onnx"), ("w", "without a suffix"), ("no/w.pt2", "no folder")],
 )
 def test_what_cannot_be_written_is_one_line(tmp_path: Path, to: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
