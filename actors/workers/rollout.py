@@ -141,6 +141,12 @@ class Rollout:
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
 
+    def anew(self, client: int, task: Task) -> None:
+        """Begin new episodes in the client's environments. What they will be follows from seed, client and task alone."""
+        life = self._lives.pop(client, None)
+        born = key(self.seed, "anew", *task.draws(client)) % 2**62
+        self._lives[client] = self._begun(client, born, life.envs if life else None)
+
     def close(self) -> None:
         """Close every environment."""
         with ExitStack() as stack:  # all of them, whatever one of them raises
@@ -148,9 +154,9 @@ class Rollout:
                 stack.callback(envs.close)
             self._lives, self._stage = {}, None
 
-    def _begun(self, client: int, version: int) -> Life:
+    def _begun(self, client: int, version: int, envs: Worlds | None = None) -> Life:
         with globally(self.seed, "env made", client, version):
-            envs = self.make_envs(self.num_envs)
+            envs = envs or self.make_envs(self.num_envs)
             with _closed_on_failure(envs):
                 shares = (np.arange(self.num_envs) + 1 - client * GOLDEN % 1) / self.num_envs if self.stagger else None
                 step = envs.reset(key(self.seed, "env", client, version) % SEEDS, shares)

@@ -16,6 +16,7 @@ from typing import Any
 
 from shoal import __version__
 from shoal.envs import datasets, leaf
+from shoal.envs.poles import leaning
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
 from shoal.jobs.presets import found as preset_of
@@ -107,6 +108,22 @@ def lora() -> Job:
     )
 
 
+def fed_cartpole() -> Job:
+    """federated reinforcement: CartPole-v1, 10 clients whose poles and gravity differ, FedAvg of PPO's clients"""
+    return Federated(
+        env=leaning,
+        name="fed-cartpole",
+        clients=10,
+        cohort=10,
+        rounds=40,
+        local_epochs=4,
+        batch_size=256,
+        optimizer="adam",
+        lr=2e-3,
+        reward_scale=0.05,
+    )
+
+
 def cartpole() -> Job:
     """reinforcement: CartPole-v1 by IMPALA (V-trace over a stream of trajectories)"""
     return Reinforcement("CartPole-v1", name="cartpole")
@@ -141,7 +158,7 @@ ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
     each.__name__.replace("_", "-"): each
-    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, cartpole, cartpole_ppo, cartpole_dqn, acrobot, lunarlander)
+    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, fed_cartpole, cartpole, cartpole_ppo, cartpole_dqn, acrobot, lunarlander)
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file

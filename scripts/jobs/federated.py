@@ -12,10 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from shoal.actors import Worker, check_runs
+from shoal.envs.spaces import Spaces
+from shoal.envs.vector import wants_number
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, DeltaChecks, KeepingDeltas
+from shoal.jobs.playing import Environments
 from shoal.jobs.problems import Calls, Problem, Supervised
 from shoal.jobs.wraps import Attack, Bound, Clip, Compress, check_listed
 from shoal.protocol.errors import UserError, binds, signed, takes
@@ -33,6 +36,8 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     worker: Callable[..., Worker] | None = None,
     weights: Callable[[], Mapping[str, Any]] | None = None,
+    env: str | Callable[..., Any] | None = None,
+    policy: Callable[[Spaces], nn.Module] | None = None,
     around: Sequence[Any] = (),
     name: str = "federated",
     seed: int = 0,
@@ -50,17 +55,27 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
 
     If actors are to work without torch, give worker: () -> Worker and weights: () -> name -> array, in place of model, data
     and loss.
+
+    Federated reinforcement learning: give env, a gymnasium id, () -> Env, or client -> Env, so that clients differ, and perhaps
+    policy: (spaces) -> nn.Module, in place of model, data and loss. `shoal jobs fed-cartpole` lists the settings.
     """
     check_listed(around)
     problem: Problem
-    if worker is not None and weights is not None:
+    if env is not None:
+        given = {"model": model, "data": data, "loss": loss, "metrics": metrics, "worker": worker, "weights": weights}
+        if also := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"env: clients that act in environments have no {also[0]}; leave out {also[0]}= or env=")
+        if not isinstance(env, str):
+            takes("env", env, "an id, or a function () or client -> gymnasium.Env", *((0,) if wants_number(env) else ()))
+        problem = Environments(env, policy)
+    elif worker is not None and weights is not None:
         problem = Calls(worker, weights)
     elif model is not None and data is not None:
         if not isinstance(model, type) and hasattr(model, "state_dict"):  # `model` is a module, not a function
             model = cast("Callable[[], nn.Module]", partial(deepcopy, model))
         problem = Supervised(model, data, loss, metrics, worker)
     else:
-        raise UserError("Federated needs model= and data=, or worker= and weights=")
+        raise UserError("Federated needs model= and data=, or worker= and weights=, or env=")
     job = Job(
         problem,
         FedAvg(),

@@ -147,6 +147,8 @@ class Attack(Wrap):
         ours = type(method).worker.__module__.startswith("shoal.") and getattr(problem, "worker", None) is None
         if self.attack == "label_flip" and not ours:
             raise UserError("attack=label_flip: a worker of your own has its own data; attack=sign_flip, say")
+        if self.attack == "label_flip" and problem.kind == "environments":
+            raise UserError("attack=label_flip: clients that act in environments have no labels; attack=sign_flip, say")
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         if self.attack == "none":

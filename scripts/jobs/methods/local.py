@@ -16,6 +16,7 @@ from shoal.coordinator.deciding.plans.attendance import Attendance
 from shoal.jobs.columns import Column, column_of
 from shoal.jobs.methods.attending import attendance_of, check_attending, check_enough, devices_of
 from shoal.jobs.methods.method import Method
+from shoal.jobs.playing import Environments
 from shoal.jobs.problems import Problem, Supervised
 from shoal.jobs.settings import option, ranges, shown
 from shoal.nets.schedules import SCHEDULES, Schedule
@@ -34,7 +35,7 @@ OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad")
 class LocalTraining(Method):
     """A method with local training: settings of the clients, and of every server that averages their deltas."""
 
-    problems: ClassVar[tuple[str, ...]] = ("supervised", "calls")
+    problems: ClassVar[tuple[str, ...]] = ("supervised", "environments", "calls")
 
     rounds: int = option(100, "versions of the weights after which the run is done", least=1)
     clients: int = option(100, "number of clients that the training data is divided among", least=1)
@@ -116,12 +117,18 @@ class LocalTraining(Method):
             takes("weighting", self.weighting, "a function (client, examples) -> weight", 0, None)
         if callable(self.lr_schedule):
             takes("lr_schedule", self.lr_schedule, "a function version -> factor of the learning rate", 0)
+        if isinstance(problem, Environments) and self.engine not in ("auto", "loop"):
+            raise UserError(
+                f"engine={self.engine}: clients that act in environments are trained one after the other; engine=loop"
+            )
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         if (own := problem.own_worker(self, seed)) is not None:
             return own
-        assert isinstance(problem, Supervised)
+        assert isinstance(problem, Supervised | Environments)
         kind, more = self.trainer(), {"squares": self.squares, **self.given(problem)}
+        if isinstance(problem, Environments):
+            more["kept_bytes"] = 0  # a client's data are new in each task
         parts = (problem.model, problem.population(self, seed), problem.loss_function())
         how = self.arguments(kind, lr_schedule=self.schedule(), metrics=problem.metrics, seed=seed, **more)
         if self.engine == "graph":
@@ -129,6 +136,8 @@ class LocalTraining(Method):
 
             return Graphed(partial(graphs(kind), *parts, **how))
         made = kind(*parts, **how)
+        if isinstance(problem, Environments):
+            return problem.surrounded(made, seed)
         if self.engine != "batched":
             return made
         from shoal.actors.workers.batched import together

@@ -27,6 +27,8 @@ OWN_HELD_OUT = "share of each client's examples that only its own evaluations us
 class Personalised(Stateful):
     """A method whose clients have something of their own, and are judged by examples of their own."""
 
+    problems: ClassVar[tuple[str, ...]] = ("supervised",)  # a client's evaluation is on a part of its data
+
     eval_cohort: int = option(100, JUDGED, least=0)
     own_held_out: float = option(0.2, OWN_HELD_OUT, above=0, below=1)
 

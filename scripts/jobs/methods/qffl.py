@@ -21,6 +21,7 @@ class QFFL(Apiece):
     """q-fair federated learning by q-FedAvg (Li et al. 2020, algorithm 2), with L = 1 / lr."""
 
     name: ClassVar[str] = "qffl"
+    problems: ClassVar[tuple[str, ...]] = ("supervised",)  # the loss must be above 0
 
     q: float = option(1.0, "power of a client's loss by which the client counts: 0 is fedavg, larger is fairer", least=0)
 

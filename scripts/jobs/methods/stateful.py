@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shoal.jobs.methods.fedavg import InRounds
+from shoal.jobs.playing import Environments
 from shoal.jobs.problems import Problem, Supervised
 from shoal.jobs.settings import option, ranges, shown
 from shoal.protocol.beside import with_beside
@@ -28,7 +29,7 @@ MB = 1 << 20
 class Apiece(InRounds):
     """A method in rounds whose clients are its own, and which looks at each client's contribution."""
 
-    problems: ClassVar[tuple[str, ...]] = ("supervised",)
+    problems: ClassVar[tuple[str, ...]] = ("supervised", "environments")
 
     def update(self) -> Update:
         from shoal.nets.updates import SGD
@@ -89,7 +90,7 @@ class Apiece(InRounds):
 def own_clients(problem: Problem, which: str) -> None:
     """Raises UserError for workers of the user's. which: the setting that brings clients of its own, name=value."""
     worker = getattr(problem, "worker", None)
-    if not isinstance(problem, Supervised) or worker is not None:
+    if not isinstance(problem, Supervised | Environments) or worker is not None:
         raise UserError(
             f"worker={shown(worker)}: {which} trains the clients in a way of its own; leave worker= out, or {which} itself"
         )

@@ -1,0 +1,145 @@
+"""Federated reinforcement learning: clients that act in environments of their own, under the methods of federated learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import shoal
+from shoal import Federated
+from shoal.actors.workers.playing import Experience, Playing
+from shoal.envs.poles import leaning
+from shoal.jobs.job import Job
+from shoal.jobs.methods import METHODS
+from shoal.nets.surrogate import Surrogate
+from shoal.protocol.errors import UserError
+from shoal.protocol.work import Task
+
+SMALL: dict[str, Any] = {
+    "clients": 4,
+    "cohort": 4,
+    "rounds": 2,
+    "num_envs": 2,
+    "rollout_length": 32,
+    "local_epochs": 2,
+    "batch_size": 32,
+    "optimizer": "adam",
+    "lr": 2e-3,
+    "eval_every": 0,
+}
+
+
+def job(**settings: Any) -> Job:
+    return Federated(env=leaning, **{**SMALL, **settings})
+
+
+def test_the_surrogate_is_ppos_loss_by_hand() -> None:
+    loss = Surrogate(clip_coef=0.2, vf_coef=0.5, ent_coef=0.1, discrete=True)
+    logits, value = torch.log(torch.tensor([[0.5, 0.5], [0.9, 0.1]])), torch.tensor([1.0, 2.0])
+    # action 0 has ratio 0.5 / 0.25 = 2, clipped to 1.2; action 1 has ratio 0.1 / 0.2 = 0.5, clipped to 0.8
+    y = torch.tensor([[0, np.log(0.25), 1.0, 0.0], [1, np.log(0.2), -1.0, 2.0]])
+    policy, of_value = -(1.2 - 0.8) / 2, 0.5 * (1 + 0) / 2
+    entropy = (np.log(2) - 0.9 * np.log(0.9) - 0.1 * np.log(0.1)) / 2
+    assert float(loss((logits, value), y)) == pytest.approx(policy + 0.5 * of_value - 0.1 * entropy, abs=1e-6)
+
+
+def test_a_clients_rows_are_its_trajectory_with_advantages_of_mean_0() -> None:
+    made = job()
+    worker = made.method.worker(made.problem, 0)
+    assert isinstance(worker, Playing)
+    experience: Experience = worker.experience
+    work = experience.act(made.problem.first(0)[0], 1, Task(0, 0, (1,)))
+    rows = experience.examples(1)
+    assert work.steps == len(rows) + int(np.isin(rows.x, np.nan).sum())
+    assert rows.y.shape == (len(rows), 4)
+    assert set(np.unique(rows.y[:, 0])) <= {0.0, 1.0}
+    assert (rows.y[:, 1] <= 0).all()
+    assert abs(float(rows.y[:, 2].mean())) < 1e-5
+    assert float(rows.y[:, 2].std(ddof=1)) == pytest.approx(1, abs=1e-4)
+    worker.close()
+
+
+def test_a_client_acts_alike_whoever_plays_it_and_whatever_was_before(tmp_path: Path) -> None:
+    runs = [shoal.run(job(rounds=3), actors=n, folder=tmp_path / str(n), show=False) for n in (0, 1, 2)]
+    assert len({run.summary["weights_sha256"] for run in runs}) == 1
+    assert runs[0].summary["steps"] > 0
+    assert runs[0].metrics["return_mean"] > 0
+
+
+def test_clients_that_differ_have_environments_that_differ() -> None:
+    lengths = [leaning(client).unwrapped.length for client in range(5)]
+    assert lengths == pytest.approx([0.35, 0.425, 0.5, 0.575, 0.65])
+    assert [leaning(client).unwrapped.gravity for client in (0, 5, 24)] == [8, 9, 12]
+
+
+def test_learning_together_raises_the_return(tmp_path: Path) -> None:
+    grown = {"rounds": 10, "num_envs": 8, "rollout_length": 128, "local_epochs": 4, "batch_size": 256, "reward_scale": 0.05}
+    run = shoal.run(job(**grown), actors=1, folder=tmp_path / "run", show=False)
+    assert run.metrics["return_mean"] > 50  # 22 at first
+
+
+def test_clients_evaluate_by_greedy_episodes(tmp_path: Path) -> None:
+    run = shoal.run(job(eval_every=1, eval_cohort=2, eval_episodes=3), actors=0, folder=tmp_path / "run", show=False)
+    assert run.metrics["eval/return_mean"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "scaffold", "optimizer": "sgd", "lr": 0.05},
+        {"method": "fednova", "optimizer": "sgd", "lr": 0.05},
+        {"method": "fedadam", "server_lr": 0.01},
+        {"method": "fedprox", "mu": 0.1},
+        {"method": "median"},
+        {"method": "krum", "malicious": 0},
+        {"method": "fedbuff", "buffer": 2, "rounds": 3},
+    ],
+    ids=lambda settings: str(settings["method"]),
+)
+def test_another_rule_is_one_word(settings: dict[str, Any], tmp_path: Path) -> None:
+    plain = {name: value for name, value in SMALL.items() if name != "cohort" or settings["method"] != "fedbuff"}
+    run = shoal.run(Federated(env=leaning, **{**plain, **settings}), actors=0, folder=tmp_path / "run", show=False)
+    assert run.summary["version"] == settings.get("rounds", 2)
+    assert run.summary["steps"] > 0
+
+
+def test_box_actions_are_trained(tmp_path: Path) -> None:
+    made = Federated(env="Pendulum-v1", **SMALL)
+    run = shoal.run(made, actors=0, folder=tmp_path / "run", show=False)
+    assert run.summary["steps"] > 0
+
+
+def refused(text: str, **settings: Any) -> None:
+    with pytest.raises(UserError, match=text) as told:
+        job(**settings).check_parts()
+    assert "\n" not in str(told.value)
+
+
+def test_what_cannot_work_is_refused_when_the_job_is_read() -> None:
+    refused("engine=batched: clients that act in environments", engine="batched")
+    refused("method=ditto: allowed is one of", method="ditto")
+    refused("rollout_length=0", rollout_length=0)
+    refused("attack=label_flip: clients that act in environments have no labels", attack="label_flip", attackers=1)
+    refused("step_timeout: environments that differ by client", step_timeout=5)
+    with pytest.raises(UserError, match="have no model; leave out model= or env="):
+        Federated(model=lambda: None, env="CartPole-v1")
+
+
+def test_clients_with_other_spaces_are_told_by_number() -> None:
+    made = Federated(
+        env=lambda client: gymnasium.make(("CartPole-v1", "Acrobot-v1")[client]), **{**SMALL, "clients": 2, "cohort": 2}
+    )
+    worker = made.method.worker(made.problem, 0)
+    with pytest.raises(UserError, match="env: client 1 has the spaces"):
+        worker.run(made.problem.first(0)[0], 1, Task(0, 0, (1,)))
+
+
+def test_the_methods_for_environments_of_clients_are_those_that_average_deltas() -> None:
+    with_envs = {name for name, method in METHODS.items() if "environments" in method.problems}
+    assert {"fedavg", "scaffold", "fedbuff", "median", "dp_fedavg", "secagg"} <= with_envs
+    assert not {"ppo", "impala", "ditto", "fltrust", "qffl", "analytics", "xgb_bagging"} & with_envs
