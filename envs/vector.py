@@ -122,7 +122,7 @@ class Envs:
         if self.mode == NEXT_STEP:
             if "final_obs" in info:
                 raise UserError(f"{self.name}: a step's info has final_obs, as in SAME_STEP, but {STATES} is NEXT_STEP")
-            step = self._next_step(seen, reward, terminated, truncated)
+            step = self._next_step(seen, reward, terminated, truncated, info.get("waiting"))
         else:
             step = self._same_step(seen, reward, terminated, truncated, info)
         return self._cut(step) if self._early else step
@@ -133,12 +133,13 @@ class Envs:
         self._early = [one for one in self._early if one.left]
         return step._replace(cut=cut) if cut.any() else step
 
-    def _next_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools) -> Step:
+    def _next_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools, waiting: Bools | None) -> Step:
+        """waiting: rows whose episode is over, and whose next one has yet to begin (envs/agents.py)."""
         first = self._over
         lived = ~first
         if first.any():  # a step that only reset has no reward and no end, whatever the environment returned
             reward, terminated, truncated = np.where(lived, reward, 0.0), terminated & lived, truncated & lived
-        self._over = terminated | truncated
+        self._over = terminated | truncated if waiting is None else terminated | truncated | waiting
         return Step(seen, ~self._over, reward, terminated, truncated, lived, first)
 
     def _same_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools, info: Any) -> Step:

@@ -102,6 +102,7 @@ class Rollout:
     bootstraps, and the next rollout goes on from there. 0: never.
     stagger: the first episode of each training environment is truncated, after a share of its time limit that differs, so that
     episodes of one length do not all end together. It is learned from like any other, and is in no statistics of episodes.
+    group: environments that belong together, as the agents of one game; evaluation plays whole groups.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
@@ -117,6 +118,7 @@ class Rollout:
     longest: int = 100_000
     seconds: float = 0.0
     stagger: bool = True
+    group: int = 1
     clock: Callable[[], float] = time.monotonic
     _told: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
@@ -241,7 +243,7 @@ class Rollout:
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:
-        abreast = min(self.episodes, self.num_envs)
+        abreast = -(-min(self.episodes, self.num_envs) // self.group) * self.group
         wanted = np.full(abreast, self.episodes // abreast)
         wanted[: self.episodes % abreast] += 1
         seed = key(self.seed, "evaluate", client, task.version, task.index) % SEEDS

@@ -16,6 +16,7 @@ from typing import Any
 
 from shoal import __version__
 from shoal.envs import datasets, leaf
+from shoal.envs.agents import PREFIX, parallel_of
 from shoal.envs.poles import leaning
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
@@ -165,18 +166,20 @@ INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made
 
 
 def built_in(name: str) -> Job | None:
-    """The job of this name in the table, or PPO on any gymnasium environment; None if the name is neither."""
+    """The job of this name in the table, or PPO on any gymnasium or PettingZoo environment; None if the name is none."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
     if name.startswith(GYMNASIUM):
         env = name.removeprefix(GYMNASIUM)
         return Reinforcement(env, name=name, **({"method": "ppo"} if preset_of(env, "ppo") else ANY))
+    if name.startswith(PREFIX):
+        return Reinforcement(parallel_of(name), name=name, **ANY)
     return None
 
 
 def names_code(name: str) -> bool:
     """True if finding the job of this name imports a file or a module, which anybody may have written."""
-    if name in BUILT_IN or name.startswith(INLINE):
+    if name in BUILT_IN or name.startswith((INLINE, PREFIX)):
         return False
     return not name.startswith(GYMNASIUM) or name.count(":") > 1  # gymnasium:MODULE:ENV_ID imports a module
 
@@ -218,7 +221,7 @@ def digest_of(name: str) -> str:
     others."""
     if name.startswith(INLINE):
         return ""
-    place = name.rpartition(":")[0] if name not in BUILT_IN and not name.startswith(GYMNASIUM) else ""
+    place = name.rpartition(":")[0] if name not in BUILT_IN and not name.startswith((GYMNASIUM, PREFIX)) else ""
     path = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
     text = Path(path).read_bytes() if path and Path(path).is_file() else b""
     return hashlib.sha256(f"shoal {__version__}\n".encode() + text).hexdigest()

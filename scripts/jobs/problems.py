@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from shoal.actors import Worker, check_runs
+from shoal.envs.agents import Parallel
 from shoal.envs.datasets import widened
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
@@ -32,7 +33,7 @@ from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
 from shoal.jobs.presets import Preset
 from shoal.jobs.presets import found as preset_of
-from shoal.jobs.settings import option, plain, values
+from shoal.jobs.settings import option, plain, ranges, shown, values
 from shoal.nets.acting import Form, Network, Policy
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.protocol.draws import globally
@@ -444,6 +445,10 @@ class Environment(Problem):
         return preset_of(self.env, method) if self.preset == "auto" else None
 
     def check(self, bearing: Bearing) -> None:
+        if self.apart and isinstance(self.env, Parallel):
+            why = next(name for name in ("step_timeout", "vector", "on_env_error") if getattr(self, name) != ranges(self)[name].default)
+            given = shown(getattr(self, why))
+            raise UserError(f"{why}={given}: the agents of a game are stepped together, in the actor's process; leave {why} out")
         if self.apart and self.vector in ("sync", "native"):
             why = "step_timeout" if self.step_timeout else "on_env_error=replace"
             raise UserError(f"vector={self.vector}: {why} gives each environment a process of its own; leave it at vector=auto")
@@ -474,9 +479,29 @@ class Environment(Problem):
         """The torch model with weights that are drawn."""
         from shoal.nets.models import seeded
 
-        if (policy := self.policy) is not None:
+        if (policy := self.maker) is not None:
             return seeded(lambda: self.network.fitting(policy(self.spaces()), self.spaces()), seed)
         return self.network.build(self.spaces(), self.form, seed)
+
+    @property
+    def maker(self) -> Callable[[Spaces], nn.Module] | None:
+        """The function that makes the policy; None: the built-in network does as it is."""
+        if not isinstance(self.env, Parallel) or self.env.policies == "shared":
+            return self.policy
+        agents, own = len(self.env.agents), self.policy
+
+        def apart(spaces: Spaces) -> nn.Module:
+            import torch
+
+            from shoal.nets.separate import Separate
+
+            seen = spaces.observation
+            plain = replace(spaces, observation=replace(seen, shape=(seen.size - agents,)))
+            drawn = int(torch.randint(2**30, ()))  # of the generator that `seeded` has set
+            made = [own(plain) if own else self.network.build(plain, self.form, drawn + each) for each in range(agents)]
+            return Separate(made)
+
+        return apart
 
     def example(self, method: Method, seed: int) -> tuple[Any, ...]:
         """Two observations of zeros; for a policy with memory, besides, its state for them."""
@@ -506,7 +531,7 @@ class Environment(Problem):
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        return self.network.policy(self.spaces(), self.form, None if self.policy is None else self._module(seed))
+        return self.network.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
 
     def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
         """The layout of a trajectory, with the arrays that the policy adds: `Spaces.trajectory`."""
@@ -521,7 +546,15 @@ class Environment(Problem):
         found: tuple[Kept, Kept] = self.made[key]
         return found
 
+    @property
+    def group(self) -> int:
+        """The number of environments that belong together: the agents of one game."""
+        return len(self.env.agents) if isinstance(self.env, Parallel) else 1
+
     def prepare(self, method: Method, seed: int) -> None:
+        if isinstance(self.env, Parallel) and (rows := getattr(method, "num_envs", 0)) % (each := self.group):
+            fix = f"num_envs={max(1, rows // each) * each}"
+            raise UserError(f"num_envs={rows}: {self.env.__name__} has {each} agents, each of which is a row; {fix}, say")
         spaces = self.spaces()
         native = self.vector == "native" and "compared" not in self.made  # a run prepares its job twice, and says this once
         if native and (single := replace(self, vector="sync").spaces()) != spaces:

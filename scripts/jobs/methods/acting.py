@@ -90,6 +90,7 @@ class Acting(Method):
             seed,
             max(1, self.eval_episodes),
             stagger=problem.stagger,
+            group=problem.group,
         )
 
 

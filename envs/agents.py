@@ -1,0 +1,181 @@
+"""Environments of several agents, in PettingZoo's parallel form, as a vector of environments.
+
+The one idea: an agent is a row. A game of A agents is A environments that are stepped together, so rollouts, learners and
+evaluation need to know nothing of agents. An agent that is out waits, masked, until its game begins anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shoal.protocol.errors import UserError, signed
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+PREFIX = "pettingzoo:"
+POLICIES = ("shared", "separate")
+PARTS = ("possible_agents", "observation_space", "action_space", "reset", "step")
+
+
+class Parallel:
+    """The environment of a job whose agents learn together: `Reinforcement(Parallel(make))`.
+
+    make: () -> an environment in the form of PettingZoo's ParallelEnv. policies: "shared", all agents have one policy;
+    "separate", each has its own. agent_ids: True appends the agent's number, one-hot, to each observation (agent indication;
+    Gupta et al. 2017), which must be of floats in one dimension; separate policies need that.
+
+    All agents must have the same spaces. Row g * A + a is agent a (of possible_agents) of game g.
+    """
+
+    def __init__(self, make: Callable[[], Any], policies: str = "shared", agent_ids: bool = False) -> None:
+        if policies not in POLICIES:
+            raise UserError(f"policies={policies!r}: allowed is one of {', '.join(POLICIES)}; policies='separate', say")
+        self.make, self.policies, self.agent_ids = make, policies, agent_ids or policies == "separate"
+        self.__name__ = str(getattr(make, "__name__", type(make).__name__))
+
+    @cached_property
+    def agents(self) -> tuple[str, ...]:
+        """The names of the agents of one game. Raises UserError for an environment in another form."""
+        game = self.make()
+        if lacking := [name for name in PARTS if not hasattr(game, name)]:
+            raise UserError(f"{self.__name__}() made {signed(game)}: expected a ParallelEnv, which has {', '.join(lacking)}")
+        names = tuple(game.possible_agents)
+        game.close()
+        if not names:
+            raise UserError(f"{self.__name__}: possible_agents is empty; a game needs at least one agent")
+        return names
+
+    def __call__(self, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """The games of `num_envs` rows; in a game whose rows are fewer than its agents, the others draw their actions."""
+        return _vector(self, num_envs)
+
+
+def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    import gymnasium
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+
+    class Games(VectorEnv[Any, Any, Any]):
+        """A game ends when no agent is left in it, and the step after that only resets it. The info `waiting` has the rows whose
+        agent is out while its game goes on."""
+
+        metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  gymnasium's own form
+
+        def __init__(self) -> None:
+            self.names, self.num_envs = of.agents, num_envs
+            self.games = [of.make() for _ in range(-(-num_envs // len(self.names)))]
+            self.single_observation_space, self.single_action_space = self._alike()
+            self.observation_space = batch_space(self.single_observation_space, num_envs)
+            self.action_space = batch_space(self.single_action_space, num_envs)
+            rows = len(self.games) * len(self.names)
+            self.seen = [_zeros(self.single_observation_space)] * rows
+            self.alive = np.zeros(rows, dtype=bool)
+
+        def _alike(self) -> tuple[Any, Any]:
+            game, (first, *others) = self.games[0], self.names
+            spaces = game.observation_space(first), game.action_space(first)
+            for name in others:
+                if (its := (game.observation_space(name), game.action_space(name))) != spaces:
+                    raise UserError(
+                        f"{of.__name__}: agent {name} has the spaces {its}, {first} has {spaces}; all must be alike: pad them "
+                        "with supersuit's pad_observations_v0 and pad_action_space_v0"
+                    )
+            if not of.agent_ids:
+                return spaces
+            seen = spaces[0]
+            if not isinstance(seen, gymnasium.spaces.Box) or len(seen.shape) != 1 or seen.dtype.kind != "f":
+                raise UserError(f"{of.__name__}: agent_ids=True needs observations of floats in one dimension, not {seen}")
+            zeros, ones = np.zeros(len(self.names), seen.dtype), np.ones(len(self.names), seen.dtype)
+            low, high = np.concatenate([seen.low, zeros]), np.concatenate([seen.high, ones])
+            return gymnasium.spaces.Box(low, high, dtype=seen.dtype.type), spaces[1]
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            for g in range(len(self.games)):
+                self._begin(g, None if seed is None else seed + g)
+            return self._told(), {}
+
+        def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            rows = len(self.alive)
+            reward, ends = np.zeros(rows), np.zeros((2, rows), dtype=bool)
+            for g, game in enumerate(self.games):
+                at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
+                if not any(self.alive[row] for row in at.values()):
+                    self._begin(g, None)
+                    continue
+                given = {name: self._action(actions, row, game, name) for name, row in at.items() if self.alive[row]}
+                seen, rewards, terminations, truncations, _ = game.step(given)
+                self._take(at, seen)
+                left = set(game.agents)
+                for name in given:
+                    row = at[name]
+                    reward[row] = float(rewards.get(name, 0.0))
+                    ends[0, row] = bool(terminations.get(name, name not in left))  # left out without a word: it is over
+                    ends[1, row] = bool(truncations.get(name, False)) and not ends[0, row]
+                    self.alive[row] = not ends[:, row].any()
+                for name in left.difference(given) & set(seen):  # an agent that comes later
+                    self.alive[at[name]] = True
+            n = self.num_envs
+            over = ends.any(0)
+            waiting = np.array([not self.alive[row] and not over[row] for row in range(rows)])
+            return self._told(), reward[:n], ends[0, :n], ends[1, :n], {"waiting": waiting[:n]}
+
+        def _action(self, actions: Any, row: int, game: Any, name: str) -> Any:
+            return actions[row] if row < self.num_envs else game.action_space(name).sample()
+
+        def _begin(self, g: int, seed: int | None) -> None:
+            seen, _ = self.games[g].reset(seed=seed)
+            at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
+            self._take(at, seen)
+            for name, row in at.items():
+                self.alive[row] = name in seen
+
+        def _take(self, at: Mapping[str, int], seen: Mapping[str, Any]) -> None:
+            for name, observation in seen.items():
+                row = at[name]
+                if of.agent_ids:
+                    mark = np.eye(len(self.names), dtype=self.single_observation_space.dtype)[row % len(self.names)]
+                    observation = np.concatenate([observation, mark])
+                self.seen[row] = copy.deepcopy(observation)  # a game may write its next one where this one is
+
+        def _told(self) -> Any:
+            room = create_empty_array(self.single_observation_space, self.num_envs)
+            return concatenate(self.single_observation_space, self.seen[: self.num_envs], room)
+
+        def close_extras(self, **kwargs: Any) -> None:
+            for game in self.games:
+                game.close()
+
+    return Games()
+
+
+def _zeros(space: Any) -> Any:
+    """An observation of zeros."""
+    if hasattr(space, "spaces"):
+        parts = space.spaces
+        return {name: _zeros(its) for name, its in parts.items()} if hasattr(parts, "items") else tuple(map(_zeros, parts))
+    return np.zeros(space.shape, space.dtype)
+
+
+def parallel_of(env: str) -> Parallel:
+    """The environment of `pettingzoo:FAMILY.NAME_vN`, "pettingzoo:sisl.pursuit_v4" say. Raises UserError, one line."""
+    name = env.removeprefix(PREFIX)
+    try:
+        module = importlib.import_module(f"pettingzoo.{name}")
+    except ImportError as missing:
+        if missing.name == "pettingzoo":
+            raise UserError(f"env={env}: needs the package pettingzoo; pip install 'shoal[multiagent]'") from missing
+        raise UserError(f"env={env}: {' '.join(str(missing).split())}") from missing
+    except Exception as raised:
+        raise UserError(f"env={env}: {type(raised).__name__}: {' '.join(str(raised).split())}") from raised
+    if not hasattr(module, "parallel_env"):
+        raise UserError(f"env={env}: pettingzoo.{name} has no parallel_env; a game whose agents take turns is not supported")
+    made = Parallel(module.parallel_env)
+    made.__name__ = name
+    return made
