@@ -298,7 +298,7 @@ class Job:
 
     def briefs(self, weights: Layout) -> Sequence[Layout]:
         """The layouts that the aggregator's briefs may have; none if the aggregator gives no briefs."""
-        return self.method.briefs(self.problem, weights)
+        return reduce(lambda layouts, wrap: wrap.briefs(layouts, weights), self.around, self.method.briefs(self.problem, weights))
 
     def central(self, device: str = "cpu") -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""
@@ -346,7 +346,8 @@ class Job:
             setattr(made, "thin", True)  # noqa: B010  a LocalSGD, whose module needs torch
         draws = not self.ours and getattr(made, "draws", True)  # a worker of the user's own may say that it draws nothing
         first: Worker = Drawing(made, self.seed, partial(self.method.layouts, self.problem)) if draws else made
-        whole = reduce(lambda worker, wrap: wrap.worker(worker, self.seed), self.around, first)
+        problem, seed = self.problem, self.seed
+        whole = reduce(lambda worker, wrap: wrap.played(wrap.worker(worker, seed), problem, seed), self.around, first)
         return paced(self.method, whole, self.seed) if not self.virtual else whole
 
     # For evaluation and export

@@ -15,7 +15,7 @@ from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
 from shoal.jobs.parts import Bearing, Checks, Keeping
 from shoal.jobs.problems import Environment
-from shoal.jobs.wraps import CompressWeights, check_listed
+from shoal.jobs.wraps import CompressWeights, Opponents, check_listed
 from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     """
     check_listed(around)
     bearing = Bearing(on_failure="stop")
-    parts = (Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (*around, CompressWeights()))
+    parts = (Environment(env, policy), IMPALA(), Keeping(), bearing, Checks(), (Opponents(), *around, CompressWeights()))
     job = Job(*parts, name, seed, given=frozenset())
     job = job.configured({"method": method, **settings})
     if not isinstance(env, str):

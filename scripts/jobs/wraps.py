@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.actors import Worker
 from shoal.actors.workers.compressed import Compressed
+from shoal.actors.workers.duelling import Duelling
+from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators import Aggregator
 from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.around.quantile import Clipped
+from shoal.envs.agents import Parallel
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option, ranges
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
@@ -53,8 +56,16 @@ class Wrap:
     def worker(self, inner: Worker, seed: int) -> Worker:
         return inner
 
+    def played(self, inner: Worker, problem: Problem, seed: int) -> Worker:
+        """The worker that `worker` returned, with what the wrap needs of the job's problem."""
+        return inner
+
     def layouts(self, inner: Sequence[Layout]) -> Sequence[Layout]:
         """The layouts of contributions as they arrive. inner: the layouts that the inner aggregator folds."""
+        return inner
+
+    def briefs(self, inner: Sequence[Layout], weights: Layout) -> Sequence[Layout]:
+        """The layouts of briefs. inner: those of the inner aggregator."""
         return inner
 
 
@@ -113,6 +124,7 @@ class Clip(Wrap):
         return Clipped(inner, self.norm_quantile, start=self.norm_start, rate=self.norm_rate)
 
 
+SIDES = 2  # agents of a game with opponents
 ATTACKS = ("sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan", "huge")
 STRENGTHS = ("sign_flip", "gaussian", "alie", "ipm")
 
@@ -176,6 +188,52 @@ class Attack(Wrap):
 def codecs(*names: str) -> Mapping[str, tuple[str, ...]]:
     """The settings that may choose one of these codecs."""
     return dict.fromkeys(("compress_weights", "compress"), names)
+
+
+@dataclass(frozen=True)
+class Opponents(Wrap):
+    """Plays games of two agents against past versions of the policy (aggregators/around/selfplay.py)."""
+
+    opponents: int = option(
+        0, "past versions of the policy that the learner plays against, in a game of two agents (0: no self-play)", least=0
+    )
+    opponent_every: int = option(20, "versions between two that are kept as opponents", least=1)
+
+    @property
+    def looks(self) -> bool:
+        return self.opponents > 0
+
+    def check(self, exact: bool) -> None:
+        if not self.opponents and self.opponent_every != ranges(self)["opponent_every"].default:
+            raise UserError(f"opponent_every={self.opponent_every}: without opponents it has no effect; opponents=8, say")
+
+    def suits(self, method: Method, problem: Problem) -> None:
+        env = getattr(problem, "env", None)
+        ours = type(method).worker.__module__.startswith("shoal.")
+        if self.opponents and not ours:
+            raise UserError(f"opponents={self.opponents}: method={method.name} has a worker of its own; opponents=0")
+        if self.opponents and not isinstance(env, Parallel):
+            raise UserError(f"opponents={self.opponents}: self-play needs a game of two agents; env=Parallel(make), say")
+        if isinstance(env, Parallel) and self.opponents and env.policies == "separate":
+            raise UserError(f"opponents={self.opponents}: both sides play by one policy; leave out policies='separate'")
+        if isinstance(env, Parallel) and self.opponents and (agents := len(env.agents)) != SIDES:
+            raise UserError(f"opponents={self.opponents}: {env.__name__} has {agents} agents; self-play is for games of two")
+
+    def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
+        if not self.opponents:
+            return inner
+        from shoal.aggregators.around.selfplay import SelfPlay
+
+        return SelfPlay(inner, self.opponents, self.opponent_every, start.seed)
+
+    def briefs(self, inner: Sequence[Layout], weights: Layout) -> Sequence[Layout]:
+        return [*inner, weights] if self.opponents else inner
+
+    def played(self, inner: Worker, problem: Problem, seed: int) -> Worker:
+        if not self.opponents:
+            return inner
+        assert isinstance(inner, Rollout)
+        return Duelling(inner, problem.acts(seed))  # type: ignore[attr-defined]  `suits` has seen that it is an environment
 
 
 @dataclass(frozen=True)

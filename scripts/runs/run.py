@@ -134,6 +134,13 @@ class Run:
 
         return video(self, to)
 
+    def elo(self) -> list[tuple[int, float]]:
+        """The table of a run with `opponents`: (version, Elo rating) of the versions that are kept, the strongest first."""
+        from shoal.aggregators.around.selfplay import elo
+
+        kept = newest(self.folder, lambda text: None)
+        return list(elo(kept.state)) if kept is not None else []
+
     def snapshot(self) -> Snapshot:
         """The newest whole snapshot. Raises UserError before there is a snapshot."""
         if self._snapshot is not None:

@@ -1,0 +1,157 @@
+"""Self-play: opponents are past versions, ratings are Elo's, and a run goes on with both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import shoal
+from shoal import Reinforcement
+from shoal.aggregators.around.selfplay import FIRST, K, SelfPlay, elo
+from shoal.envs.agents import Parallel
+from shoal.jobs.job import Job
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Moved, Task, Work
+
+
+class Race:
+    """Both choose once a step for 4 steps; who chose action 1 more often wins (+1, -1; a draw pays 0). A policy that never drew
+    action 1 loses against any that does."""
+
+    possible_agents = ("a", "b")
+
+    def observation_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Box(-4, 4, (2,), np.float32)
+
+    def action_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Discrete(3)
+
+    def _seen(self) -> dict[str, Any]:
+        lead = self.points["a"] - self.points["b"]
+        return {"a": np.array([self.t, lead], np.float32), "b": np.array([self.t, -lead], np.float32)}
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.t, self.points, self.agents = 0, {"a": 0, "b": 0}, ["a", "b"]
+        return self._seen(), {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.t += 1
+        for name, action in actions.items():
+            self.points[name] += int(action == 1)
+        over = self.t == 4
+        lead = np.sign(self.points["a"] - self.points["b"]) if over else 0
+        self.agents = [] if over else ["a", "b"]
+        none = {"a": False, "b": False}
+        return self._seen(), {"a": float(lead), "b": -float(lead)}, {"a": over, "b": over}, none, {}
+
+    def close(self) -> None: ...
+
+
+class Counting:
+    """An aggregator whose weights are the number of its steps."""
+
+    linear = False
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def weights(self) -> Bundle:
+        return Bundle.pack({"w": np.array([self.n], np.float32)})
+
+    def fold(self, contribution: Contribution) -> None: ...
+
+    def step(self) -> Moved:
+        self.n += 1
+        return Moved({"loss": 0.5})
+
+    def state(self) -> dict[str, Any]:
+        return {"n": np.array([self.n])}
+
+    def load(self, weights: Bundle, state: Any) -> None:
+        self.n = int(state["n"][0])
+
+
+def played(task: Task, *returns: float) -> Contribution:
+    return Contribution(task, 0, 0, Work(None, samples={"return": returns}))
+
+
+def test_a_win_against_an_equal_is_worth_half_of_k() -> None:
+    pool = SelfPlay(Counting(), opponents=2, every=1)
+    task = Task(0, 0, (0,))
+    assert pool.brief(task)["w"].tolist() == [0]
+    pool.fold(played(task, 1.0, 1.0, 0.0, -1.0))  # 2.5 of 4 points, where 2 were expected
+    moved = pool.step()
+    assert moved.metrics["elo"] == pytest.approx(FIRST + K * (0.625 - 0.5))
+    assert moved.metrics["win_rate"] == 0.625
+    assert moved.metrics["loss"] == 0.5
+
+
+def test_version_0_stays_and_the_oldest_of_the_others_makes_room() -> None:
+    pool = SelfPlay(Counting(), opponents=3, every=2)
+    for _ in range(9):
+        pool.step()
+    assert sorted(pool.pool) == [0, 6, 8]
+    assert [pool.pool[version]["w"][0] for version in (0, 6, 8)] == [0, 6, 8]
+
+
+def test_pool_and_ratings_survive_a_restart() -> None:
+    pool = SelfPlay(Counting(), opponents=3, every=1, seed=4)
+    for index in range(5):
+        task = Task(index, 0, (0,))
+        pool.brief(task)
+        pool.fold(played(task, 1.0))
+        pool.step()
+    again = SelfPlay(Counting(), opponents=3, every=1, seed=4)
+    again.load(pool.weights(), pool.state())
+    assert (again.rating, again.ratings, sorted(again.pool)) == (pool.rating, pool.ratings, sorted(pool.pool))
+    assert again.pool[4]["w"].tolist() == [4]
+    assert again.brief(Task(7, 1, (0,)))["w"].tolist() == pool.brief(Task(7, 1, (0,)))["w"].tolist()
+    assert elo(pool.state())[0][1] == max(pool.ratings.values())
+
+
+SOME: dict[str, Any] = {"num_envs": 16, "rollout_length": 16, "lr": 0.01, "clients": 2, "opponents": 3, "opponent_every": 3}
+
+
+def job(**settings: Any) -> Job:
+    return Reinforcement(Parallel(Race), **{"method": "ppo", "total_timesteps": 10_000, **SOME, **settings})
+
+
+def test_a_policy_becomes_stronger_than_its_past(tmp_path: Path) -> None:
+    run = shoal.run(job(), actors=1, folder=tmp_path / "run", show=False)
+    assert run.metrics["elo"] > FIRST + 50
+    table = run.elo()
+    assert table[-1][0] == 0  # version 0 is the weakest
+    assert len(table) == 3
+
+
+def test_a_run_with_opponents_has_the_same_bits_for_any_number_of_actors_and_after_a_stop(tmp_path: Path) -> None:
+    short = {"total_timesteps": 4_096}
+    one, two = (shoal.run(job(**short), actors=n, folder=tmp_path / str(n), show=False) for n in (1, 2))
+    assert one.summary["weights_sha256"] == two.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "text"),
+    [
+        ("CartPole-v1", {}, "opponents=3: self-play needs a game of two agents"),
+        (Parallel(Race, policies="separate"), {}, "opponents=3: both sides play by one policy"),
+        (Parallel(Race), {"opponents": 0}, "opponent_every=3: without opponents it has no effect"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(env: Any, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text) as told:
+        Reinforcement(env, method="ppo", **{**SOME, **settings})
+    assert "\n" not in str(told.value)
+
+
+def test_a_game_of_three_has_no_opponent() -> None:
+    class Three(Race):
+        possible_agents = ("a", "b", "c")  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match="opponents=3: Three has 3 agents; self-play is for games of two"):
+        Reinforcement(Parallel(Three), method="ppo", **SOME)
