@@ -63,8 +63,8 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
     from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
     class Games(VectorEnv[Any, Any, Any]):
-        """A game ends when no agent is left in it, and the step after that only resets it. The info `waiting` has the rows whose
-        agent is out while its game goes on."""
+        """A game ends when no agent is left in it, and the step after that only resets it. The info `waiting` has the rows
+        whose agent is out while its game goes on."""
 
         metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  gymnasium's own form
 
@@ -103,7 +103,8 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
         def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
             rows = len(self.alive)
-            reward, ends = np.zeros(rows), np.zeros((2, rows), dtype=bool)
+            reward = np.zeros(rows)
+            ends: Any = np.zeros((2, rows), dtype=bool)  # terminated, truncated
             for g, game in enumerate(self.games):
                 at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
                 if not any(self.alive[row] for row in at.values()):
@@ -139,13 +140,14 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
         def _take(self, at: Mapping[str, int], seen: Mapping[str, Any]) -> None:
             for name, observation in seen.items():
                 row = at[name]
+                told = copy.deepcopy(observation)  # a game may write its next one where this one is
                 if of.agent_ids:
                     mark = np.eye(len(self.names), dtype=self.single_observation_space.dtype)[row % len(self.names)]
-                    observation = np.concatenate([observation, mark])
-                self.seen[row] = copy.deepcopy(observation)  # a game may write its next one where this one is
+                    told = np.concatenate([told, mark])
+                self.seen[row] = told
 
         def _told(self) -> Any:
-            room = create_empty_array(self.single_observation_space, self.num_envs)
+            room: Any = create_empty_array(self.single_observation_space, self.num_envs)
             return concatenate(self.single_observation_space, self.seen[: self.num_envs], room)
 
         def close_extras(self, **kwargs: Any) -> None:

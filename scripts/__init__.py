@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.actors.workers.gang import torchrun as torchrun
     from shoal.aggregators import Aggregator as Aggregator
     from shoal.coordinator.deciding.resources import Need as Need
+    from shoal.envs.agents import Parallel as Parallel
     from shoal.envs.devices import Device as Device
     from shoal.jobs.federated import Federated as Federated
     from shoal.jobs.job import Job as Job
@@ -66,6 +67,7 @@ MODULES = {
     "actors.workers.gang": "torchrun",
     "aggregators": "Aggregator",
     "coordinator.deciding.resources": "Need",
+    "envs.agents": "Parallel",
     "envs.devices": "Device",
     "jobs.federated": "Federated",
     "jobs.job": "Job",

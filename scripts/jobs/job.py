@@ -298,7 +298,9 @@ class Job:
 
     def briefs(self, weights: Layout) -> Sequence[Layout]:
         """The layouts that the aggregator's briefs may have; none if the aggregator gives no briefs."""
-        return reduce(lambda layouts, wrap: wrap.briefs(layouts, weights), self.around, self.method.briefs(self.problem, weights))
+        return reduce(
+            lambda layouts, wrap: wrap.briefs(layouts, weights), self.around, self.method.briefs(self.problem, weights)
+        )
 
     def central(self, device: str = "cpu") -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""

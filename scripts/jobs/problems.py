@@ -446,9 +446,13 @@ class Environment(Problem):
 
     def check(self, bearing: Bearing) -> None:
         if self.apart and isinstance(self.env, Parallel):
-            why = next(name for name in ("step_timeout", "vector", "on_env_error") if getattr(self, name) != ranges(self)[name].default)
+            why = next(
+                name for name in ("step_timeout", "vector", "on_env_error") if getattr(self, name) != ranges(self)[name].default
+            )
             given = shown(getattr(self, why))
-            raise UserError(f"{why}={given}: the agents of a game are stepped together, in the actor's process; leave {why} out")
+            raise UserError(
+                f"{why}={given}: the agents of a game are stepped together, in the actor's process; leave {why} out"
+            )
         if self.apart and self.vector in ("sync", "native"):
             why = "step_timeout" if self.step_timeout else "on_env_error=replace"
             raise UserError(f"vector={self.vector}: {why} gives each environment a process of its own; leave it at vector=auto")

@@ -232,8 +232,9 @@ class Opponents(Wrap):
     def played(self, inner: Worker, problem: Problem, seed: int) -> Worker:
         if not self.opponents:
             return inner
+        policy: Any = problem  # `suits` has seen that it is an environment
         assert isinstance(inner, Rollout)
-        return Duelling(inner, problem.acts(seed))  # type: ignore[attr-defined]  `suits` has seen that it is an environment
+        return Duelling(inner, policy.acts(seed))
 
 
 @dataclass(frozen=True)
