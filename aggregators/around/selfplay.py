@@ -1,7 +1,7 @@
 """Self-play: each task is played against a past version of the learner, and games say how strong the versions are.
 
-The one idea: the opponent of a task is arrays for one task alone, which is a brief. So opponents are kept, drawn and rated where
-the weights are, any actor may play any task, and learners know nothing of it (Bansal et al. 2018; ratings: Elo 1978).
+The one idea: the opponent of a task is arrays for one task alone, which is a brief. So opponents are kept, drawn and rated
+where the weights are, any actor may play any task, and learners know nothing of it (Bansal et al. 2018; ratings: Elo 1978).
 """
 
 from __future__ import annotations
