@@ -34,7 +34,7 @@ class Duel:
         self.theirs = 2 * game + 1 - game % 2
         self.rng = np.random.Generator(np.random.Philox(key=0))
 
-    def reset(self, seed: int) -> Step:
+    def reset(self, seed: int, shares: Array | None = None) -> Step:
         self.rng = np.random.Generator(np.random.Philox(key=key(seed, "duel")))
         self.state = self.opponent.begin(self.num_envs)
         return self._of(self.both.reset(seed))

@@ -41,6 +41,7 @@ class Environments(Environment):
     kind: ClassVar[str] = "environments"
     metrics: ClassVar[Mapping[str, Any] | None] = None
     worker: ClassVar[None] = None
+    stagger: ClassVar[bool] = False  # type: ignore[misc]  no setting here: episodes begin anew in each task
 
     num_envs: int = option(8, "environments of a client, stepped together", least=1)
     rollout_length: int = option(128, "steps of each environment in one task of a client", least=1)
@@ -108,7 +109,8 @@ class Environments(Environment):
 
     def _rollout(self, seed: int, client: int) -> Rollout:
         acts = self.acts(seed)
-        return Rollout(partial(self._worlds, client), acts, self.rollout_length, self.num_envs, seed, self.eval_episodes)
+        make, each = partial(self._worlds, client), self.eval_episodes
+        return Rollout(make, acts, self.rollout_length, self.num_envs, seed, each, stagger=False)
 
     def _worlds(self, client: int, num_envs: int) -> Worlds:
         made = self.one(client).worlds()(num_envs)
