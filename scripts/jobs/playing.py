@@ -41,7 +41,7 @@ class Environments(Environment):
     kind: ClassVar[str] = "environments"
     metrics: ClassVar[Mapping[str, Any] | None] = None
     worker: ClassVar[None] = None
-    stagger: ClassVar[bool] = False  # type: ignore[misc]  no setting here: episodes begin anew in each task
+    stagger: ClassVar[bool] = False  # type: ignore[misc]  # no setting here: episodes begin anew in each task
 
     num_envs: int = option(8, "environments of a client, stepped together", least=1)
     rollout_length: int = option(128, "steps of each environment in one task of a client", least=1)
