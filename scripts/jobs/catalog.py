@@ -159,7 +159,20 @@ ANY: Mapping[str, Any] = {**LONG, "gamma": 0.95, "ent_coef": 0.0, "update_epochs
 
 BUILT_IN: Mapping[str, Callable[[], Job]] = {
     each.__name__.replace("_", "-"): each
-    for each in (digits, mnist, femnist, cifar10, shakespeare, lora, fed_cartpole, cartpole, cartpole_ppo, cartpole_dqn, acrobot, lunarlander)
+    for each in (
+        digits,
+        mnist,
+        femnist,
+        cifar10,
+        shakespeare,
+        lora,
+        fed_cartpole,
+        cartpole,
+        cartpole_ppo,
+        cartpole_dqn,
+        acrobot,
+        lunarlander,
+    )
 }
 GYMNASIUM = "gymnasium:"
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file
