@@ -83,6 +83,10 @@ class Beside:
         ]
         return self.pick(medians) if medians else None
 
+    def of(self, name: str) -> float | None:
+        """Returns the median of one question; None if it was not answered."""
+        return statistics.median(self.found[name]) if self.found.get(name) else None
+
     def details(self) -> dict[str, Any]:
         """Returns each peer's best or the reason why there is none, each question's median by its name, and the versions."""
         told: dict[str, Any] = {}

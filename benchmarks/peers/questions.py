@@ -14,6 +14,7 @@ from shoal.benchmarks.peers.asking import Question
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
 LEARNING = "pfl_learning.py"
 TRAINED = ("pfl_trained.py", "flower_trained.py")
+LOOPS, SB3, RLLIB = "rl_loops.py", "rl_sb3.py", "rl_rllib.py"
 DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
@@ -87,3 +88,28 @@ def serving(number: int, clients: int) -> Mapping[str, Question]:
         "litserve_queue": Question("litserve", SERVING, ("litserve", number, clients), quick=True),
         "rayserve_batched": Question("rayserve", SERVING, ("rayserve", number // 4, clients), quick=True),
     }
+
+
+def cartpole(quick: bool) -> Mapping[str, Question]:
+    """Returns questions on CartPole-v1, collected and learned from, in environment steps a second."""
+    steps = 1 if quick else 4
+    return {
+        "rllib_2_runners": Question("rllib", RLLIB, (8 * steps, 2, 16), quick=True),
+        "rllib_1_runner": Question("rllib", RLLIB, (8 * steps, 1, 64)),
+        "cleanrl_native": Question("sb3", LOOPS, ("CartPole-v1", 150_000 * steps, "native"), quick=True, alike=False),
+        "cleanrl_sync": Question("sb3", LOOPS, ("CartPole-v1", 20_000 * steps, "sync"), alike=False),
+        "sb3_dummy": Question("sb3", SB3, ("CartPole-v1", 20_000 * steps, 8), quick=True),
+    }
+
+
+def cheetah(steps: int) -> Mapping[str, Question]:
+    """Returns questions on PPO of HalfCheetah-v5, in environment steps a second."""
+    return {
+        "cleanrl_sync": Question("sb3", LOOPS, ("HalfCheetah-v5", steps, "sync"), quick=True, alike=False, seconds=600),
+        "sb3_dummy": Question("sb3", SB3, ("HalfCheetah-v5", steps, 1), quick=True, seconds=600),
+    }
+
+
+def pong(steps: int) -> Mapping[str, Question]:
+    """Returns the questions on ALE/Pong-v5 with the Nature CNN, in environment steps a second. There are none yet."""
+    return {}
