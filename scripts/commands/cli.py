@@ -479,7 +479,7 @@ def evaluate(asked: argparse.Namespace) -> int:
 
     run = trusted(asked.run_dir, asked.trust)
     metrics = evaluated(run, asked.episodes, asked.best)
-    shown = {} if asked.video is None else {"video": str(run.video(asked.video))}
+    shown = {} if asked.video is None else {"video": str(run.video(asked.video, asked.best))}
     rows = {name: f"{value:.6g}" for name, value in metrics.items()} | shown
     print(json_line({**metrics, **shown}) if asked.json else "\n".join(f"{name:<18}{value}" for name, value in rows.items()))
     return 0

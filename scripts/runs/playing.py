@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.coordinator.keeping.store import Snapshot
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import make_shown
 from shoal.jobs.problems import Environment
@@ -23,6 +24,7 @@ from shoal.nets.acting import Policy
 from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
+from shoal.runs.best import best_of
 from shoal.runs.export import of_this_model
 from shoal.runs.run import Place, Run
 
@@ -64,27 +66,35 @@ class Player:
         return action.copy() if action.ndim else action.item()
 
 
-def player(run: Run, greedy: bool = True, seed: int = 0) -> Player:
-    """The policy of a run's newest weights. Raises UserError if the run's job has no environment."""
+def player(run: Run, greedy: bool = True, seed: int = 0, best: bool = False) -> Player:
+    """The policy of a run's newest weights, or (best=True) of those that keep_best has kept.
+
+    Raises UserError if the run's job has no environment, or if no best weights were kept.
+    """
     problem = run.job.problem
     if not isinstance(problem, Environment):
         raise UserError(f"{run.job_name} has no environment and so no policy: run.model() is its model")
     with of_this_model(run.folder):
-        return Player(problem.acts(run.job.seed), problem.spaces(), run.snapshot().weights, greedy, seed)
+        return Player(problem.acts(run.job.seed), problem.spaces(), _snapshot(run, best).weights, greedy, seed)
 
 
-def video(run: Run, to: Place = "") -> Path:
-    """Write a video of one greedy episode of the run's newest weights, and return its path.
+def _snapshot(run: Run, best: bool) -> Snapshot:
+    return best_of(run.folder) if best else run.snapshot()
+
+
+def video(run: Run, to: Place = "", best: bool = False) -> Path:
+    """Write a video of one greedy episode of the run's newest weights, or of its best ones, and return its path.
 
     to: a new .mp4 file, which needs imageio (`pip install 'shoal[video]'`), or a new .gif file, which needs pillow; "":
     episode-VERSION in the run's folder, .mp4 if imageio is there, else .gif.
     """
-    target = _target(run, Path(to)) if str(to) else _own(run)
-    played, problem = player(run), run.job.problem
+    version = _snapshot(run, best).version
+    target = _target(Path(to)) if str(to) else _own(run, version)
+    played, problem = player(run, best=best), run.job.problem
     assert isinstance(problem, Environment)
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     with globally(run.job.seed, "video"), _shown(problem) as env:
-        frames = _frames(played, env, key(run.job.seed, "video", run.snapshot().version) % SEEDS)
+        frames = _frames(played, env, key(run.job.seed, "video", version) % SEEDS)
         fps = float(env.metadata.get("render_fps") or FPS)
         first = next(frames)  # an environment that cannot be shown leaves no file
         try:
@@ -96,12 +106,12 @@ def video(run: Run, to: Place = "") -> Path:
     return target
 
 
-def _own(run: Run) -> Path:
+def _own(run: Run, version: int) -> Path:
     suffix = ".mp4" if find_spec("imageio") and find_spec("imageio_ffmpeg") else ".gif"
-    return run.folder / f"episode-{run.snapshot().version}{suffix}"
+    return run.folder / f"episode-{version}{suffix}"
 
 
-def _target(run: Run, target: Path) -> Path:
+def _target(target: Path) -> Path:
     if target.suffix not in (".mp4", ".gif"):
         raise UserError(f"--video {target}: cannot write {target.suffix or 'a file without a suffix'}; use .mp4 or .gif")
     if target.exists():

@@ -120,19 +120,20 @@ class Run:
         load_weights(module, self.snapshot().weights)
         return module
 
-    def policy(self, greedy: bool = True, seed: int = 0) -> Player:
+    def policy(self, greedy: bool = True, seed: int = 0, best: bool = False) -> Player:
         """The policy with the run's weights, which plays: `action = policy.act(observation)`; `policy.reset()` where an episode
-        begins. greedy: False draws actions as in training, from `seed`. Raises UserError for a job without an environment."""
+        begins. greedy: False draws actions as in training, from `seed`. best: the weights that keep_best has kept. Raises
+        UserError for a job without an environment."""
         from shoal.runs.playing import player
 
-        return player(self, greedy, seed)
+        return player(self, greedy, seed, best)
 
-    def video(self, to: Place = "") -> Path:
+    def video(self, to: Place = "", best: bool = False) -> Path:
         """Write a video of one greedy episode of the run's weights, and return its path. to: a new .mp4 file (with
-        `shoal[video]`) or .gif file; "": a file in the run's folder."""
+        `shoal[video]`) or .gif file; "": a file in the run's folder. best: the weights that keep_best has kept."""
         from shoal.runs.playing import video
 
-        return video(self, to)
+        return video(self, to, best)
 
     def elo(self) -> list[tuple[int, float]]:
         """The table of a run with `opponents`: (version, Elo rating) of the versions that are kept, the strongest first."""

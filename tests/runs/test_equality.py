@@ -262,7 +262,8 @@ def _train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, client: int
             optimizer.step()
 
 
-@pytest.mark.parametrize("actors", [1, 2])
-def test_synchronous_reinforcement_has_the_same_bits_where_clients_stay_with_their_actors(tmp_path, actors):
-    job = find("cartpole-ppo").configured({"total_timesteps": 6_000, "rollout_length": 16, "num_envs": 8})
+@pytest.mark.parametrize(("actors", "memory"), [(1, "none"), (2, "none"), (2, "gru")])
+def test_synchronous_reinforcement_has_the_same_bits_where_clients_stay_with_their_actors(tmp_path, actors, memory):
+    settings = {"total_timesteps": 6_000, "rollout_length": 16, "num_envs": 8, "memory": memory}
+    job = find("cartpole-ppo").configured(settings)
     assert run(job, actors, f"ipc://{tmp_path}/hub").sha256 == run(job, 0).sha256

@@ -67,6 +67,8 @@ def test_a_loaded_policy_plays_the_episodes_of_an_evaluation(tmp_path: Path, mon
     assert first == again != other
     with pytest.raises(UserError, match=r"the observation has the shape \[3\]: expected \[4\]"):
         policy.act(seen[:3])
+    with pytest.raises(UserError, match="keeps no best weights"):
+        run.policy(best=True)
 
 
 def test_a_policy_with_memory_keeps_it_from_step_to_step_until_it_is_reset(
