@@ -6,8 +6,8 @@ whole memory is a handful of flat arrays that a snapshot can hold by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from shoal.aggregators import State
 from shoal.aggregators.gae import cut_off
-from shoal.aggregators.staging import Batch, Staging
+from shoal.aggregators.staging import Batch, Staging, Statistics
 from shoal.nets.flat import FlatModule
+from shoal.nets.moments import Moments
+from shoal.nets.normal_module import detached
 from shoal.nets.passes import judge_of
 from shoal.nets.policies import judged
 from shoal.nets.recurrent import After, Unrolled, after_rows, unrolled
@@ -39,7 +41,7 @@ class TrajectoryLearner:
     lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; it stays if anneal_lr is False or
     total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
-    reward_scale: factor of every reward.
+    reward_scale: factor of every reward. clip_reward: largest absolute value of a reward that is scaled by running statistics.
     judge: forward of the policy, which learners call in place of the module (nets/passes.py).
     updates, steps: numbers of gradient steps made and of environment steps learned from.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
@@ -56,13 +58,15 @@ class TrajectoryLearner:
     max_grad_norm: float = 0.5
     optimizer: str = "adam"
     reward_scale: float = 1.0
+    clip_reward: float = 10.0
     total_timesteps: int | None = None
     anneal_lr: bool = True
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
-        self.flat, self.staging = FlatModule(self.policy, self.device).trained(), Staging(self.device)
+        self.flat, self.staging = FlatModule(self.policy, self.device).trained(), Staging(self.device, self._normalised)
+        self.normal = detached(self.flat.module)
         self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
         self.vector.grad = self.flat.grad
         fused = {"fused": True} if self.optimizer in FUSED and self.flat.device.type == "cpu" else {}
@@ -75,6 +79,18 @@ class TrajectoryLearner:
 
     def fold(self, contribution: Contribution) -> None:
         self.staging.fold(contribution)
+
+    @torch.no_grad()
+    def _normalised(self, batch: Batch, statistics: Sequence[Statistics]) -> Batch:
+        """The batch as it is learned from: observations scaled by the statistics of the weights that were published, so that
+        nothing is stale at lag 0; rewards by those that have this batch in them. Then the statistics of the observations are
+        merged too, into the weights that are published next."""
+        if (normal := self.normal) is None:
+            return batch
+        observation, final = normal(batch.observation), normal(batch.final)
+        for name in normal.shapes:
+            normal.take(name, [Moments.read(each, name) for each in statistics])
+        return replace(batch, observation=observation, final=final, reward=normal.reward(batch.reward, self.clip_reward))
 
     def values(self, observation: Tensor) -> Tensor:
         """The values [N] of observations [N, *obs] by the current weights, from which a truncated episode bootstraps."""

@@ -7,14 +7,15 @@ from there to the device. The second copy starts at once, on a stream of its own
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.spaces import STATE
+from shoal.envs.spaces import MOMENTS, STATE
 from shoal.nets.flat import as_tensor, views
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
@@ -22,6 +23,8 @@ from shoal.protocol.work import Contribution
 
 EVERY = ("observation", "action", "reward", "terminated", "mask")
 KNOWN = (*EVERY, "truncated", "final", "first")
+Statistics: TypeAlias = Mapping[str, Any]
+"""The statistics of one trajectory, without `moments/` before their names: name -> float64 array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +63,25 @@ class Slot:
         self.host = torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.device = self.host if device.type == "cpu" else torch.empty_like(self.host, device=device)
         self.arrays = views(self.device, layout)
-        self.flags = {name: view.numpy() for name, view in views(self.host, layout).items() if view.dtype == torch.bool}
+        own = {name: view.numpy() for name, view in views(self.host, layout).items()}
+        self.flags = {name: view for name, view in own.items() if view.dtype == np.bool_}
+        self.moments = {name.removeprefix(MOMENTS): view for name, view in own.items() if name.startswith(MOMENTS)}
 
 
 class Staging:
     """The trajectories that were folded in since the last batch.
 
     The user of a batch must wait for the device (by reading metrics, say) before the next `fold`, because slots are reused.
+    prepared: makes the batch that is learned from, of the batch as it came and the statistics of its trajectories, in their
+    order.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        device: torch.device | str,
+        prepared: Callable[[Batch, Sequence[Statistics]], Batch] = lambda batch, statistics: batch,
+    ) -> None:
+        self.device, self.prepared = torch.device(device), prepared
         self.layout: Layout | None = None
         self.slots: list[Slot] = []
         self.keys: list[tuple[tuple[int, ...], int, int, int]] = []
@@ -113,7 +124,7 @@ class Staging:
         added = {
             name: torch.cat([slot.arrays[name] for slot in folded], dim=1)
             for name in folded[0].arrays
-            if name not in KNOWN and not name.startswith(STATE)
+            if name not in KNOWN and not name.startswith((STATE, MOMENTS))
         }
         state = {
             name.removeprefix(STATE): torch.cat([slot.arrays[name] for slot in folded])
@@ -125,7 +136,8 @@ class Staging:
         final = last.flatten(0, 1)[cut]
         if self.copies:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
-        return Batch(**arrays, rows=rows, cut=cut, final=final, added=added, state=state, first=first)
+        batch = Batch(**arrays, rows=rows, cut=cut, final=final, added=added, state=state, first=first)
+        return self.prepared(batch, [slot.moments for slot in folded])
 
     def clear(self) -> None:
         self.keys.clear()

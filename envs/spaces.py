@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float32]
 Kept: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """Arrays that a policy adds to a trajectory: name -> (dtype, shape of one entry)."""
 NOTHING: Kept = {}
+MOMENTS = "moments/"  # begins the names of a trajectory's statistics, for a normaliser
 STATE = "state/"  # begins the names of a policy's recurrent state in a trajectory
 
 
@@ -159,7 +160,9 @@ class Spaces:
     action: Actions
     finals: bool = False
 
-    def trajectory(self, rollout_length: int, num_envs: int, rows: Kept = NOTHING, memory: Kept = NOTHING) -> Layout:
+    def trajectory(
+        self, rollout_length: int, num_envs: int, rows: Kept = NOTHING, memory: Kept = NOTHING, moments: Kept = NOTHING
+    ) -> Layout:
         """The layout of a trajectory of T = rollout_length rows by B = num_envs environments, time first.
 
         observation [T+1, B, *shape], the last row to bootstrap from; action [T, B] int64 or [T, B, A] float32 (before it
@@ -170,6 +173,7 @@ class Spaces:
         any finished episode. If `finals`: final [T, B, *shape], the last observation of an episode that its row truncates.
         For a policy with memory: first [T+1, B], True where an observation begins an episode; and state/NAME [B, ...] for each
         of `memory`, the state before the first row, which counts as the policy's first one where first[0] is True.
+        moments/NAME [...] for each of `moments`: statistics of the whole trajectory (nets/moments.py).
         """
         T, B = rollout_length, num_envs
         dtype, shape = self.action.layout()
@@ -188,6 +192,7 @@ class Spaces:
                 **final,
                 **({"first": ("b1", (T + 1, B))} if memory else {}),
                 **state,
+                **{f"{MOMENTS}{name}": its for name, its in moments.items()},
             }
         )
 

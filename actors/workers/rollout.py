@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import STATE
+from shoal.envs.spaces import MOMENTS, STATE
 from shoal.envs.vector import Step, Worlds
 from shoal.nets.acting import Policy, State
+from shoal.nets.moments import Moments
+from shoal.nets.normal import PAID, SEEN, kept_of
 from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError, within
 from shoal.protocol.layout import Bundle, Layout
@@ -84,6 +86,7 @@ class Life:
     state: State
     episodes: Episodes
     born: int
+    owed: npt.NDArray[np.float64]  # [B] the running sum of discounted rewards of each environment's episode
     rollouts: int = 0
 
 
@@ -103,6 +106,8 @@ class Rollout:
     stagger: the first episode of each training environment is truncated, after a share of its time limit that differs, so that
     episodes of one length do not all end together. It is learned from like any other, and is in no statistics of episodes.
     group: environments that belong together, as the agents of one game; evaluation plays whole groups.
+    moments: what a trajectory brings statistics of (nets/normal.py): SEEN, the observations of the rows that are learned from;
+    PAID, the running sums of an environment's rewards, discounted by gamma, of all its steps.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
@@ -119,6 +124,8 @@ class Rollout:
     seconds: float = 0.0
     stagger: bool = True
     group: int = 1
+    moments: tuple[str, ...] = ()
+    gamma: float = 0.99
     clock: Callable[[], float] = time.monotonic
     _told: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
@@ -162,7 +169,8 @@ class Rollout:
             with _closed_on_failure(envs):
                 shares = (np.arange(self.num_envs) + 1 - client * GOLDEN % 1) / self.num_envs if self.stagger else None
                 step = envs.reset(key(self.seed, "env", client, version) % SEEDS, shares)
-        return Life(envs, step, self.policy.begin(self.num_envs), Episodes.none(self.num_envs), born=version)
+        state, episodes = self.policy.begin(self.num_envs), Episodes.none(self.num_envs)
+        return Life(envs, step, state, episodes, born=version, owed=np.zeros(self.num_envs))
 
     def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
@@ -171,6 +179,8 @@ class Rollout:
         reward, lived, cut, replaced = self._fill(bundle, life, rng, words)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over, cut)
+        if self.moments:
+            self._tell_moments(bundle, life, reward, lived, over)
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
@@ -226,6 +236,21 @@ class Rollout:
         life.step, life.state = step._replace(replaced=0), state  # the replaced processes are counted by now
         return reward, lived, cut, replaced
 
+    def _tell_moments(self, bundle: Bundle, life: Life, reward_TB: Any, lived_TB: Any, over_TB: Any) -> None:
+        """Write the statistics of the trajectory into the bundle."""
+        if SEEN in self.moments:
+            shape = life.envs.spaces.observation.shape
+            seen = Moments.of(bundle["observation"][:-1][bundle["mask"]], shape)
+            for name, array in seen.arrays(f"{MOMENTS}{SEEN}").items():
+                bundle[name][...] = array
+        if PAID in self.moments:
+            owed_TB = np.empty_like(reward_TB)
+            for t, (reward_B, over_B) in enumerate(zip(reward_TB, over_TB, strict=True)):
+                owed_TB[t] = life.owed * self.gamma + reward_B
+                life.owed = np.where(over_B, 0.0, owed_TB[t])
+            for name, array in Moments.of(owed_TB[lived_TB], ()).arrays(f"{MOMENTS}{PAID}").items():
+                bundle[name][...] = array
+
     def _cut(self, rows: int) -> None:
         if not self._told:
             print(
@@ -239,7 +264,8 @@ class Rollout:
     def _bundle(self, envs: Worlds) -> Bundle:
         if self._layout is None:
             rows, memory = self.policy.rows, self.policy.memory
-            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory)
+            moments = kept_of(self.moments, envs.spaces)
+            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments)
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:

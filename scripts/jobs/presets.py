@@ -23,7 +23,7 @@ SB3 = {  # Stable-Baselines3's defaults of PPO, from which the zoo's rows start
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,
 }
-NORMAL: Mapping[str, Any] = {}
+NORMAL = {"norm_obs": True, "norm_reward": True}
 
 
 @dataclass(frozen=True, slots=True)

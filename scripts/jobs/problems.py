@@ -36,6 +36,7 @@ from shoal.jobs.presets import found as preset_of
 from shoal.jobs.settings import option, plain, ranges, shown, values
 from shoal.nets.acting import Form, Network, Policy
 from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.normal import Normalised, kept_of
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, binds, signed
 from shoal.protocol.layout import Bundle, Layout
@@ -434,7 +435,11 @@ class Environment(Problem):
         return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size)
 
     def suited(self, method: Method) -> Self:
-        return replace(self, network=getattr(method, "network", ACTOR_CRITIC))
+        network: Network = getattr(method, "network", ACTOR_CRITIC)
+        scaled = {name: getattr(method, name, False) for name in ("norm_obs", "norm_reward")}
+        if any(scaled.values()):
+            network = Normalised(network, scaled["norm_obs"], scaled["norm_reward"], getattr(method, "clip_obs", 10.0))
+        return replace(self, network=network)
 
     @property
     def apart(self) -> bool:
@@ -537,9 +542,10 @@ class Environment(Problem):
         """The policy in the form that actors run."""
         return self.network.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
 
-    def trajectory(self, rollout_length: int, num_envs: int) -> Layout:
-        """The layout of a trajectory, with the arrays that the policy adds: `Spaces.trajectory`."""
-        return self.spaces().trajectory(rollout_length, num_envs, *self._added())
+    def trajectory(self, rollout_length: int, num_envs: int, moments: Sequence[str] = ()) -> Layout:
+        """The layout of a trajectory, with the arrays that the policy adds, and statistics: `Spaces.trajectory`."""
+        spaces = self.spaces()
+        return spaces.trajectory(rollout_length, num_envs, *self._added(), kept_of(moments, spaces))
 
     def _added(self) -> tuple[Kept, Kept]:
         """The rows and the memory of the policy, found out once in each process."""

@@ -18,6 +18,7 @@ from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
 from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.normal import PAID, SEEN
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 
@@ -73,12 +74,17 @@ class Acting(Method):
         """Trajectories that make a version (0: not known)."""
         return 0
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The statistics that a trajectory brings, by which the learner normalises (nets/normal.py)."""
+        return ()
+
     def goal(self) -> Goal:
         return Goal(steps=self.total_timesteps, each=self.trajectories * self.rollout_length * self.num_envs)
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         assert isinstance(problem, Environment)
-        return [problem.trajectory(self.rollout_length, self.num_envs)]
+        return [problem.trajectory(self.rollout_length, self.num_envs, self.moments)]
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         assert isinstance(problem, Environment)
@@ -91,6 +97,8 @@ class Acting(Method):
             max(1, self.eval_episodes),
             stagger=problem.stagger,
             group=problem.group,
+            moments=self.moments,
+            gamma=self.gamma,
         )
 
 
@@ -103,3 +111,15 @@ class OnPolicy(Acting):
     vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
     max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
     optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
+    norm_obs: bool = option(
+        False, "observations are scaled to mean 0 and standard deviation 1 by running statistics, which are part of the weights"
+    )
+    norm_reward: bool = option(
+        False, "rewards are divided by the running standard deviation of discounted returns; metrics of returns are of rewards"
+    )
+    clip_obs: float = option(10.0, "largest absolute value of an observation that norm_obs has scaled", above=0)
+    clip_reward: float = option(10.0, "largest absolute value of a reward that norm_reward has scaled", above=0)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return (SEEN,) * self.norm_obs + (PAID,) * self.norm_reward

@@ -1,0 +1,117 @@
+"""Observations and rewards scaled by running statistics that are part of the published weights.
+
+The one idea: the statistics are buffers of the module, so whoever has the weights (an actor, an evaluation, an export, a
+resumed run) scales by the same numbers as the learner. Actors send the moments of their trajectories, and the learner merges
+them after it has scaled the trajectories by the statistics that it had published. So a ratio of probabilities is 1 where
+nothing is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shoal.envs.spaces import Array, Floats, Kept, Spaces
+from shoal.nets.acting import Acted, Bools, Form, Network, Policy, State
+from shoal.nets.moments import Moments, kept
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EPSILON = 1e-8  # added to a variance, as in Stable-Baselines3's VecNormalize
+PART = "normal"  # the name of the module's part that holds the statistics
+SEEN, PAID = "observation_", "reward_"  # begin the names of the statistics of observations, and of discounted returns
+
+
+def scale_of(moments: Moments) -> tuple[Floats, Floats]:
+    """The float32 arrays (mean, 1 / standard deviation) that numbers with these moments are scaled by."""
+    return moments.mean.astype(np.float32), (1.0 / np.sqrt(moments.variance + EPSILON)).astype(np.float32)
+
+
+def kept_of(moments: Sequence[str], spaces: Spaces) -> Kept:
+    """The statistics that a trajectory brings: name -> (dtype, shape). moments: SEEN, PAID, both or none."""
+    shapes = {SEEN: spaces.observation.shape, PAID: ()}
+    return {name: its for one in moments for name, its in kept(one, shapes[one]).items()}
+
+
+class Scaling:
+    """A policy whose observations are scaled by the statistics in its weights, around a policy in numpy. clip: largest absolute
+    value of a scaled observation."""
+
+    def __init__(self, inner: Policy, clip: float) -> None:
+        self.inner, self.clip = inner, np.float32(clip)
+        self._mean: Any = np.float32(0)
+        self._scale: Any = np.float32(1)
+
+    @property
+    def rows(self) -> Kept:
+        return self.inner.rows
+
+    @property
+    def memory(self) -> Kept:
+        return self.inner.memory
+
+    def load(self, weights: Bundle) -> None:
+        self._mean, self._scale = scale_of(Moments.read(weights, f"{PART}.{SEEN}"))
+        self.inner.load(weights)
+
+    def forget(self) -> None:
+        self.inner.forget()
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        return self.inner.noise(rng, rows, num_envs)
+
+    def begin(self, num_envs: int) -> State:
+        return self.inner.begin(num_envs)
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        scaled = np.subtract(seen, self._mean, dtype=np.float32)
+        scaled *= self._scale
+        np.clip(scaled, -self.clip, self.clip, out=scaled)
+        return self.inner.act(scaled, first, state, noise, words)
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        return self.inner.finish(extras, action)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A kind of network whose modules hold running statistics. inner: the kind without them. observation: the module scales its
+    observations. reward: the module keeps the statistics by which the learner scales rewards. clip: largest absolute value of
+    a scaled observation."""
+
+    inner: Network
+    observation: bool
+    reward: bool
+    clip: float
+
+    @property
+    def remembers(self) -> bool:
+        return self.inner.remembers
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        return self._with(self.inner.build(spaces, form, seed), spaces)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        return self._with(self.inner.fitting(module, spaces), spaces)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        policy = self.inner.policy(spaces, form, module)
+        if module is not None or not self.observation:
+            return policy  # a module of the user's scales by itself
+        return Scaling(policy, self.clip)
+
+    def _with(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.normal_module import attached
+
+        seen = spaces.observation
+        if self.observation and seen.dtype != "f4":
+            raise UserError("norm_obs=true: the observations are pictures, whose bytes are scaled to [0, 1]; norm_obs=false")
+        shapes = {SEEN: seen.shape} if self.observation else {}
+        return attached(module, {**shapes, **({PAID: ()} if self.reward else {})}, self.clip)
