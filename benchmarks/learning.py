@@ -44,6 +44,25 @@ def cartpole_ppo(quick: bool) -> Finding:
     return _solved("cartpole-ppo", range(1 if quick else 5), 0.0)
 
 
+def cartpole_dqn(quick: bool) -> Finding:
+    """Measures DQN: 50,000 steps, 1 actor. The quick form has one seed and half of the steps."""
+    steps, seeds = (25_000, range(1)) if quick else (50_000, range(5))
+    found = []
+    for seed in seeds:
+        with simulated("cartpole-dqn", f"total_timesteps={steps}", "--seed", str(seed), "--actors", "1") as run:
+            fresh = shoal("evaluate", str(run.run.path), "--episodes", "100", "--json")["return_mean"]
+            found.append({"seed": seed, "steps": run.rows[-1]["steps"], **course(run), "fresh": fresh})
+    good, wanted = sum(one["fresh"] >= GOOD for one in found), max(1, len(seeds) - 1)
+    return Finding(
+        figure=good,
+        unit=f"seeds of {len(seeds)} whose weights play {GOOD:g} on fresh episodes",
+        goal=wanted,
+        holds=good >= wanted,
+        asked=f"{GOOD:g} over 100 fresh greedy episodes after {steps:,} steps on {wanted} of {len(seeds)} seeds",
+        details={"seeds": found},
+    )
+
+
 def _solved(job: str, seeds: Sequence[int], pace: float) -> Finding:
     found = [_seed(job, seed) for seed in seeds]
     good = sum(one["good"] for one in found)

@@ -63,6 +63,7 @@ FIGURES: Mapping[str, Case] = {
     "overhead": acting.overhead,
     "scaling": acting.scaling,
     "rl-gpu": pictures.rl_gpu,
+    "cartpole-dqn": learning.cartpole_dqn,
     "startup": startup.startup,
     "noop": throughput.noop,
     "noop-sums": throughput.noop_sums,

@@ -13,6 +13,8 @@ import pytest
 from whole import run
 
 import shoal
+from shoal.coordinator.keeping.recording import recover
+from shoal.coordinator.keeping.store import Store
 from shoal.coordinator.reports import Report
 from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
@@ -90,6 +92,37 @@ def test_a_resumed_run_goes_on_from_its_replay(tmp_path: Path) -> None:
     last = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["metrics"]["replay_rows"] == last["steps"] > 2_500
     assert last["metrics"]["updates"] == (last["steps"] - 200) // 4
+
+
+class Crash:
+    """An observer that copies the run's folder when a version is told, as it would lie there after kill -9."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        self.folder, self.version = folder, version
+
+    def stepped(self, version: int, *told: object) -> None:
+        if version == self.version:
+            shutil.copytree(self.folder, self.folder.with_name("crashed"))
+
+    def moved(self, *told: object) -> None: ...
+
+    def report(self, *told: object) -> None: ...
+
+
+@pytest.mark.parametrize("method", ["dqn", "apex"])
+def test_a_journal_with_payloads_replays_the_order_of_arrival_and_every_draw(tmp_path: Path, method: str) -> None:
+    """The only snapshot is of version 1: the weights of version 12 are made anew from the journal, with the published
+    digest."""
+    kept = job(method, journal="payload", snapshot_every=3600.0, replay="prioritized", learning_starts=100)
+    shoal.run(kept, actors=0, folder=tmp_path / "run", observers=[Crash(tmp_path / "run", 12)])
+    crashed = tmp_path / "crashed"
+    anew = kept.aggregator("cpu")
+    layouts = {layout.digest: layout for layout in kept.layouts(anew.weights().layout)}
+    said: list[str] = []
+    found, _ = recover(crashed, "", Store(crashed), anew, layouts, said.append)
+    assert (found.version, said) == (12, [])
+    assert getattr(anew, "updates") > 100  # noqa: B009
+    assert anew.weights().sha256() == found.made[12]
 
 
 @pytest.mark.parametrize(
