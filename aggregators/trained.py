@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,9 @@ class Trained:
     """A module on a device, trained by one optimizer.
 
     name: of the network, in snapshots. max_grad_norm: largest Euclidean norm of a gradient; a longer one is scaled down to it.
-    optimizer: a name of OPTIMIZERS. eps: Adam's; None: that of OPTIMIZERS.
+    optimizer: a name of OPTIMIZERS. eps: Adam's; None: that of OPTIMIZERS. fused: the optimizer's step is one operation, which
+    rounds otherwise. beside: parameters that the optimizer moves along with the module's, such as a temperature, by gradients
+    that the caller of `update` has set.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
     """
 
@@ -39,22 +42,27 @@ class Trained:
         max_grad_norm: float = math.inf,
         optimizer: str = "adam",
         eps: float | None = None,
+        fused: bool = False,
+        beside: Sequence[nn.Parameter] = (),
     ) -> None:
-        self.name, self.max_grad_norm = name, max_grad_norm
+        self.name, self.max_grad_norm, self.fused = name, max_grad_norm, fused
         self.flat = FlatModule(module, device).trained()
         self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
         self.vector.grad = self.flat.grad
-        options = {} if eps is None else {"eps": eps}
-        self.descent = OPTIMIZERS[optimizer]([self.vector], lr=lr, **options)
+        self.inputs = [each for each in self.module.parameters() if each.requires_grad]
+        self.moved = {"optimizer": self.vector, **{f"beside/{i}": each for i, each in enumerate(beside)}}
+        options = {**({} if eps is None else {"eps": eps}), **({"fused": True} if fused else {})}
+        self.descent = OPTIMIZERS[optimizer](list(self.moved.values()), lr=lr, **options)
 
     @property
     def module(self) -> nn.Module:
         return self.flat.module
 
     def update(self, loss: Tensor) -> Tensor:
-        """Make one gradient step. Returns the gradient's norm before the clip, still on the device."""
+        """Make one gradient step, for which no gradient of another network's weights is computed. Returns the gradient's norm
+        before the clip, still on the device."""
         self.flat.grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self.inputs)  # type: ignore[no-untyped-call]
         norm = self.flat.grad.norm() if self.max_grad_norm == math.inf else self.flat.clip(self.max_grad_norm)
         self.descent.step()
         return norm
@@ -65,7 +73,11 @@ class Trained:
 
     def moments(self) -> State:
         """The optimizer's arrays, for a snapshot."""
-        return {f"{self.name}/optimizer/{k}": v.cpu().numpy().copy() for k, v in self.descent.state[self.vector].items()}
+        return {
+            f"{self.name}/{part}/{key}": value.cpu().numpy().copy()
+            for part, parameter in self.moved.items()
+            for key, value in self.descent.state[parameter].items()
+        }
 
     def state(self) -> State:
         """The network's and the optimizer's arrays, for a snapshot."""
@@ -77,12 +89,13 @@ class Trained:
             restored(self.flat, f"{self.name}/weights", state)
         else:
             self.flat.read(weights)
-        start = f"{self.name}/optimizer/"
-        self.descent.state[self.vector] = {
-            name.removeprefix(start): torch.tensor(value, device=self.flat.device if value.ndim else "cpu")
-            for name, value in state.items()
-            if name.startswith(start)
-        }
+        for part, parameter in self.moved.items():
+            start = f"{self.name}/{part}/"
+            self.descent.state[parameter] = {
+                name.removeprefix(start): torch.tensor(value, device=self.flat.device if value.ndim or self.fused else "cpu")
+                for name, value in state.items()
+                if name.startswith(start)
+            }
 
 
 @torch.no_grad()

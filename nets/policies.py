@@ -179,11 +179,38 @@ def _sizes(shape: Any) -> Sequence[Any]:
     return shape if isinstance(shape, tuple | list) else (None,)
 
 
-def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False) -> nn.Module:
+Shaped = Callable[[Any, int, Actions], list[torch.Tensor]]
+"""The tensors of a module's output for n observations. Raises UserError for an output of another form."""
+
+
+def actor_critic(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
+    """The tensors of a policy's output for n observations. Raises UserError for an output of another form."""
+    allowed: list[list[tuple[int, ...]]]
+    match action:
+        case Box(size=size):
+            wanted = f"((mean [{n}, {size}], log_std [{n}, {size}] or [{size}]), value [{n}])"
+            allowed = [[(n, size)], [(n, size), (size,)], [(n,), (n, 1)]]
+        case Discrete(n=size):
+            wanted, allowed = f"(logits [{n}, {size}], value [{n}])", [[(n, size)], [(n,), (n, 1)]]
+    try:
+        head, value = out
+        tensors = [*head, value] if isinstance(action, Box) else [head, value]
+        pairs = zip(tensors, allowed, strict=True)
+        fits = [tuple(each.shape) in shapes and each.is_floating_point() for each, shapes in pairs]
+    except (TypeError, ValueError, AttributeError):
+        fits = [False]
+    if not all(fits):
+        raise UserError(
+            f"policy: forward gave {form_of(out)} for {n} observations; expected {wanted}, all of floats: an actor-critic"
+        )
+    return tensors
+
+
+def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: Shaped = actor_critic) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a policy for these spaces whose outputs follow from the
-    weights, an observation and its state alone. remembers: it may have a memory. A copy of the module is tried, so that no
-    buffer changes: on observations of zeros, and of ones if it takes them, because dropout shows on no zero and what divides by
-    a norm has none there."""
+    weights, an observation and its state alone. remembers: it may have a memory. shaped: says which kind of policy it must be.
+    A copy of the module is tried, so that no buffer changes: on observations of zeros, and of ones if it takes them, because
+    dropout shows on no zero and what divides by a norm has none there."""
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     for name, part in module.named_modules():
@@ -199,7 +226,7 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False) -> nn.Mo
     def outputs(seen: torch.Tensor) -> list[torch.Tensor]:
         n = len(seen)
         if not memory:
-            return _shaped(tried(seen), n, spaces.action)
+            return shaped(tried(seen), n, spaces.action)
         out = tried(seen, {name: torch.zeros((n, *shape)) for name, shape in memory.items()})
         return _remembered(out, n, spaces.action, memory)
 
@@ -221,7 +248,8 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False) -> nn.Mo
             raise UserError(text).with_traceback(raised.__traceback__) from None
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
             raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
-        heads = [out.nan_to_num() for out in (first[0], first[2 if isinstance(spaces.action, Box) else 1])]
+        whole = first if shaped is not actor_critic else (first[0], first[2 if isinstance(spaces.action, Box) else 1])
+        heads = [out.nan_to_num() for out in whole]  # without a log_std, which may be of no observation
         if not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
             raise UserError(
                 f"policy: {n} equal observations gave different outputs, so they depend on each other: a policy that "
@@ -238,45 +266,23 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False) -> nn.Mo
     return module
 
 
-def _shaped(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
-    """The tensors of a policy's output for n observations. Raises UserError for an output of another form."""
-    allowed: list[list[tuple[int, ...]]]
-    match action:
-        case Box(size=size):
-            wanted = f"((mean [{n}, {size}], log_std [{n}, {size}] or [{size}]), value [{n}])"
-            allowed = [[(n, size)], [(n, size), (size,)], [(n,), (n, 1)]]
-        case Discrete(n=size):
-            wanted, allowed = f"(logits [{n}, {size}], value [{n}])", [[(n, size)], [(n,), (n, 1)]]
-    try:
-        head, value = out
-        tensors = [*head, value] if isinstance(action, Box) else [head, value]
-        pairs = zip(tensors, allowed, strict=True)
-        fits = [tuple(each.shape) in shapes and each.is_floating_point() for each, shapes in pairs]
-    except (TypeError, ValueError, AttributeError):
-        fits = [False]
-    if not all(fits):
-        raise UserError(
-            f"policy: forward gave {_form(out)} for {n} observations; expected {wanted}, all of floats: an actor-critic"
-        )
-    return tensors
-
-
 def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]]) -> list[torch.Tensor]:
     """The tensors of the output of a policy with memory. Raises UserError for an output of another form."""
     wanted = ", ".join(f"{name} {[n, *shape]}" for name, shape in memory.items())
     if not isinstance(out, tuple | list) or len(out) != 3 or not isinstance(out[2], Mapping):
-        raise UserError(f"policy: forward gave {_form(out)}; expected (action parameters, value, state), a state of {wanted}")
+        raise UserError(f"policy: forward gave {form_of(out)}; expected (action parameters, value, state), a state of {wanted}")
     state = {name: tuple(its.shape) for name, its in out[2].items()}
     if state != {name: (n, *shape) for name, shape in memory.items()}:
-        raise UserError(f"policy: forward gave the state {_form(out[2])}; expected {wanted}, as memory says")
-    return [*_shaped(out[:2], n, action), *out[2].values()]
+        raise UserError(f"policy: forward gave the state {form_of(out[2])}; expected {wanted}, as memory says")
+    return [*actor_critic(out[:2], n, action), *out[2].values()]
 
 
-def _form(out: Any) -> str:
+def form_of(out: Any) -> str:
+    """A module's output in words, for an error."""
     if isinstance(out, tuple | list):
-        return f"({', '.join(map(_form, out))})"
+        return f"({', '.join(map(form_of, out))})"
     if isinstance(out, Mapping):
-        return f"{{{', '.join(f'{name} {_form(its)}' for name, its in out.items())}}}"
+        return f"{{{', '.join(f'{name} {form_of(its)}' for name, its in out.items())}}}"
     if not isinstance(out, torch.Tensor):
         return type(out).__name__
     return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"

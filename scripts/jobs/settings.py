@@ -145,7 +145,7 @@ def check_used(settings: Any) -> None:
         if allowed.of is None or value == allowed.default:
             continue
         stands = {other: getattr(settings, other) for other in allowed.of if hasattr(settings, other)}
-        if not any(callable(found) or found in allowed.of[other] for other, found in stands.items()):
+        if not any(callable(found) or shown(found) in allowed.of[other] for other, found in stands.items()):
             of = " or ".join(f"{other}={' or '.join(allowed.of[other])}" for other in stands)
             has = " and ".join(f"{other}={shown(found)}" for other, found in stands.items())
             raise UserError(f"{name}={shown(value)}: {name} is a setting of {of}; this job has {has}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shoal.coordinator.reports import Report
 from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
+from shoal.nets.policies import ActorCritic
 from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task
 
@@ -148,3 +150,33 @@ def test_a_network_without_memory_is_refused_before_the_run_has_a_folder() -> No
 def test_continuous_actions_are_refused_before_the_run_has_a_folder() -> None:
     with pytest.raises(UserError, match=r"actions are Box: a Q-network gives a value for each of finitely many actions"):
         find("gymnasium:Pendulum-v1").configured({"method": "dqn", "buffer_size": 100_000}).aggregator("cpu")
+
+
+BOXED: dict[str, Any] = {**SMALL, "total_timesteps": 500, "rollout_length": 8}
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_sac_and_td3_have_the_same_bits_over_sockets_as_in_the_plain_loop(tmp_path: Path, method: str) -> None:
+    made = Reinforcement("Pendulum-v1", method=method, clients=2, **BOXED)
+    outcome = run(made, 2, f"ipc://{tmp_path}/hub")
+    plain = run(made, 0)
+    assert outcome.sha256 == plain.sha256
+    assert plain.seen.steps[-1][1]["updates"] == (plain.core.facts.steps - 200) // 4
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_two_runs_make_the_same_of_a_snapshot_of_sac_or_td3(tmp_path: Path, method: str) -> None:
+    first = shoal.run(Reinforcement("Pendulum-v1", method=method, **BOXED), actors=0, folder=tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    runs = [first, shoal.load(tmp_path / "b", job=first.job)]
+    mine, theirs = (run.resume(settings={"total_timesteps": 700}).weights for run in runs)
+    assert all(np.array_equal(array, theirs[name]) for name, array in mine.items())
+    assert set(mine) == {f"actor.{i}.{part}" for i in range(2) for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_an_environment_that_sac_or_td3_cannot_serve_is_refused_before_the_run_has_a_folder(method: str) -> None:
+    with pytest.raises(UserError, match=rf"^method={method}: learns Box actions, .*Discrete.*; method=dqn or method=ppo$"):
+        Reinforcement("CartPole-v1", method=method).check_parts()
+    with pytest.raises(UserError, match=r"^policy: forward gave \(\(\[1, 1\], \[1\]\), \[1\]\) for 1 observations; expected"):
+        Reinforcement("Pendulum-v1", partial(ActorCritic, hidden=(8,)), method=method).check_parts()

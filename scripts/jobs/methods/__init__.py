@@ -26,8 +26,10 @@ from shoal.jobs.methods.personal import Ditto, FedBN, FedPer, FedRep, FineTune
 from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.methods.qffl import QFFL
 from shoal.jobs.methods.robust import RFA, Bulyan, CenteredClipping, Krum, Median, MultiKrum, TrimmedMean
+from shoal.jobs.methods.sac import SAC
 from shoal.jobs.methods.scaffold import Scaffold
 from shoal.jobs.methods.secagg import SecAgg
+from shoal.jobs.methods.td3 import TD3
 from shoal.jobs.methods.xgb_bagging import XGBBagging
 from shoal.jobs.settings import ranges
 
@@ -71,6 +73,8 @@ METHODS: Mapping[str, type[Method]] = {
         DQN,
         ApeX,
         R2D2,
+        SAC,
+        TD3,
     )
 }
 

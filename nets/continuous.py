@@ -1,0 +1,194 @@
+"""Policies of actions between bounds, without torch: SAC's squashed Gaussian, and TD3's deterministic policy with noise.
+
+The one idea: a network's actions lie in [-1, 1], and an environment's between its bounds. `Bounds` goes from one to the other,
+so networks, losses and the noise of exploration know one scale. While a task's words say `random`, actions are uniform between
+the bounds: the first transitions of a run come from everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+
+from shoal.envs.spaces import NOTHING, Array, Box, Floats, Kept, Spaces
+from shoal.nets.acting import Acted, Bools, Form, Policy, State
+from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WIDEST = 1e9  # a wider interval is meant as one without bounds
+LOG_STD = (-20.0, 2.0)  # bounds of the log standard deviation, of Haarnoja's implementation
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """The middle and the half width of each action's interval, float32 [A]."""
+
+    middle: Floats
+    half: Floats
+
+    @classmethod
+    def of(cls, spaces: Spaces, method: str) -> Bounds:
+        """The bounds of the actions. Raises UserError, one line, for actions that are not Box or not bounded."""
+        action = spaces.action
+        if not isinstance(action, Box):
+            raise UserError(
+                f"method={method}: learns Box actions, and the environment's are {action}; method=dqn or method=ppo"
+            )
+        for i, (low, high) in enumerate(zip(action.low, action.high, strict=True)):
+            if not 0 < high - low < WIDEST:
+                what = f"action {i} of the environment lies from {low:g} to {high:g}, and finite bounds are needed"
+                raise UserError(f"method={method}: {what}; gymnasium.wrappers.RescaleAction gives bounds, or method=ppo")
+        low_A, high_A = np.asarray(action.low), np.asarray(action.high)
+        return cls(((low_A + high_A) / 2).astype(np.float32), ((high_A - low_A) / 2).astype(np.float32))
+
+    def outward(self, action: Floats) -> Floats:
+        """The environment's actions of a network's, which lie in [-1, 1]: [..., A]."""
+        return self.middle + self.half * action
+
+
+class Numbers(Protocol):
+    """A network as an actor runs it: NumpyPolicy, or TorchNumbers around a torch module."""
+
+    def load(self, weights: Bundle) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def parameters(self, observation: Array) -> Floats:
+        """The network's numbers [B, P] of observations [B, *obs]. Valid until the next call."""
+        ...
+
+
+class Bounded:
+    """A policy of actions between bounds. It adds nothing to a trajectory and remembers nothing.
+
+    Noise is standard normal, [rows, B, A]. With the word `random` in a task, actions are uniform between the bounds.
+    """
+
+    rows: Kept = NOTHING
+    memory: Kept = NOTHING
+
+    def __init__(self, bounds: Bounds, net: Numbers) -> None:
+        self.bounds, self.net, self.size = bounds, net, len(bounds.half)
+
+    def load(self, weights: Bundle) -> None:
+        self.net.load(weights)
+
+    def forget(self) -> None:
+        self.net.forget()
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        return rng.standard_normal((rows, num_envs, self.size), dtype=np.float32)
+
+    def begin(self, num_envs: int) -> State:
+        return {}
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        if noise is not None and words.get("random"):
+            action = uniform(noise)
+        else:
+            action = self.between(self.net.parameters(seen), noise, words)
+        return Acted(self.bounds.outward(action), {}, state)
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        return {}
+
+    def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
+        """Actions [B, A] in [-1, 1] from the network's numbers; greedy ones if noise is None."""
+        raise NotImplementedError
+
+
+class SquashedPolicy(Bounded):
+    """SAC's policy: tanh of a normal draw; greedy, tanh of the mean. The network's numbers are mean, then log_std."""
+
+    def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
+        mean, log_std = numbers[:, : self.size], numbers[:, self.size :]
+        action: Floats = np.tanh(mean if noise is None else mean + np.exp(np.clip(log_std, *LOG_STD)) * noise)
+        return action
+
+
+class DeterministicPolicy(Bounded):
+    """TD3's policy: the network's action, with noise of the standard deviation that the task's word `noise` says (1: half the
+    width of an action's interval), cut off at the bounds.
+
+    squash: the network's numbers are the action before its tanh, as those of the built-in network are in numpy.
+    """
+
+    def __init__(self, bounds: Bounds, net: Numbers, squash: bool) -> None:
+        super().__init__(bounds, net)
+        self.squash = squash
+
+    def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
+        action = np.tanh(numbers) if self.squash else numbers
+        if noise is None:
+            return action
+        noisy: Floats = np.clip(action + np.float32(words.get("noise", 0.0)) * noise, -1, 1, dtype=np.float32)
+        return noisy
+
+
+def uniform(noise: Floats) -> Floats:
+    """Numbers uniform in [-1, 1], float32, from standard normal ones: erf(z / sqrt(2)) is 2 * P(z) - 1 (Rosenblatt 1952)."""
+    return _erf(noise * math.sqrt(0.5)).astype(np.float32)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Squashed:
+    """The kind of network that SAC learns: the squashed Gaussian of nets/squashed.py, whose weights are the actor's alone."""
+
+    remembers: ClassVar[bool] = False
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.squashed import SquashedActor
+
+        Bounds.of(spaces, "sac")
+        return SquashedActor(spaces, form.hidden, form.activation, seed)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.squashed import fitting
+
+        Bounds.of(spaces, "sac")
+        return fitting(module, spaces)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        return SquashedPolicy(Bounds.of(spaces, "sac"), numbers(form, module, spaces))
+
+
+@dataclass(frozen=True)
+class Deterministic:
+    """The kind of network that TD3 learns: the deterministic actor of nets/deterministic.py, whose weights are the actor's
+    alone."""
+
+    remembers: ClassVar[bool] = False
+
+    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.deterministic import DeterministicActor
+
+        Bounds.of(spaces, "td3")
+        return DeterministicActor(spaces, form.hidden, form.activation, seed)
+
+    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
+        from shoal.nets.deterministic import fitting
+
+        Bounds.of(spaces, "td3")
+        return fitting(module, spaces)
+
+    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        return DeterministicPolicy(Bounds.of(spaces, "td3"), numbers(form, module, spaces), squash=module is None)
+
+
+def numbers(form: Form, module: nn.Module | None, spaces: Spaces) -> Numbers:
+    """The network as an actor runs it. module: the user's; None: the built-in one, without torch."""
+    if module is None:
+        return NumpyPolicy(spaces.action, form.activation)
+    from shoal.nets.squashed import TorchNumbers
+
+    return TorchNumbers(module)

@@ -1,0 +1,45 @@
+"""The deterministic policy of TD3 in torch (Fujimoto et al. 2018, appendix C): observations -> actions in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.envs.spaces import Actions, Box, Spaces
+from shoal.nets.perceptrons import Perceptron, flattened
+from shoal.nets.policies import fitting as fits
+from shoal.nets.policies import form_of
+from shoal.protocol.errors import UserError
+
+
+class DeterministicActor(nn.Module):
+    """The policy of TD3: observations [N, *obs] -> actions [N, A] in [-1, 1]. Weights are named actor.I.weight and so on."""
+
+    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
+        super().__init__()
+        assert isinstance(spaces.action, Box)
+        self.rank = len(spaces.observation.shape)
+        sizes = (spaces.observation.size, *hidden, spaces.action.size)
+        self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return torch.tanh(self.actor(flattened(observation, self.rank)))
+
+
+def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
+    """Returns the module. Raises UserError, one line, unless it is an actor of TD3 for these spaces: forward(observation) ->
+    actions in [-1, 1]."""
+    return fits(module, spaces, shaped=_actions)
+
+
+def _actions(out: Any, n: int, action: Actions) -> list[Tensor]:
+    shape = (n, action.parameters // 2)
+    if not isinstance(out, Tensor) or tuple(out.shape) != shape or not out.is_floating_point():
+        wanted = f"actions {list(shape)} of floats: an actor of td3"
+        raise UserError(f"policy: forward gave {form_of(out)} for {n} observations; expected {wanted}")
+    if (out.detach().abs() > 1).any():
+        raise UserError("policy: forward gave an action outside [-1, 1], which td3 scales to the bounds; end with torch.tanh")
+    return [out]

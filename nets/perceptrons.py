@@ -1,0 +1,106 @@
+"""Perceptrons of the off-policy methods: an actor's, and critics side by side.
+
+The one idea: critics of one shape are one batch of matrices. So two critics cost one multiplication a layer, and no loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.protocol.errors import UserError
+
+
+class Perceptron(nn.Module):
+    """Linear layers with an activation between: [N, sizes[0]] -> [N, sizes[-1]]. Its weights are named I.weight and I.bias.
+
+    Weights and biases are drawn from `generator`, uniform within 1 / sqrt(inputs of the layer), as torch.nn.Linear draws them:
+    SAC's and TD3's reference implementations begin so. Raises UserError for an unknown activation or a layer without units.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator) -> None:
+        super().__init__()
+        check(sizes, activation)
+        self.activation = activation
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator)
+            self.add_module(str(i), layer)
+        self.layers = len(sizes) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.children()):
+            x = layer(x)
+            if i < self.layers - 1:
+                x = active(x, self.activation)
+        return x
+
+
+class Critics(nn.Module):
+    """`copies` functions Q(observation, action) that share nothing: perceptrons as batches of matrices.
+
+    rank: number of dimensions of one observation. inputs, actions: numbers in an observation and in an action. The parameters
+    are weight_I [copies, inputs, outputs] and bias_I [copies, 1, outputs], drawn from `seed` as Perceptron draws its own.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        actions: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        copies: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = [math.prod(shape) + actions, *hidden, 1]
+        check(sizes, activation)
+        self.activation, self.copies, self.rank = activation, copies, len(shape)
+        generator = torch.Generator().manual_seed(seed)
+        self._layers: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            bound = 1 / math.sqrt(inputs)
+            weight = nn.Parameter(torch.empty(copies, inputs, outputs).uniform_(-bound, bound, generator=generator))
+            bias = nn.Parameter(torch.empty(copies, 1, outputs).uniform_(-bound, bound, generator=generator))
+            self.register_parameter(f"weight_{i}", weight)
+            self.register_parameter(f"bias_{i}", bias)
+            self._layers.append((weight, bias))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values [copies, N] of observations [N, *obs] and actions [N, A]. Bytes (pictures) are scaled to [0, 1]."""
+        x = torch.cat([flattened(observation, self.rank), action], dim=-1)
+        return self._through(x.expand(self.copies, *x.shape), self._layers)
+
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The values [N] of the first critic alone."""
+        x = torch.cat([flattened(observation, self.rank), action], dim=-1)
+        return self._through(x[None], [(weight[:1], bias[:1]) for weight, bias in self._layers])[0]
+
+    def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        *inner, (last, offset) = layers
+        for weight, bias in inner:
+            x = active(torch.baddbmm(bias, x, weight), self.activation)
+        return (x * last.transpose(1, 2)).sum(-1) + offset.squeeze(-1)  # a product with one column is slow as a matrix product
+
+
+def active(x: Tensor, activation: str) -> Tensor:
+    return torch.tanh(x) if activation == "tanh" else torch.relu(x)
+
+
+def flattened(observation: Tensor, rank: int) -> Tensor:
+    """Observations [N, *obs] of `rank` dimensions each as rows, float32 [N, size]. Bytes (pictures) are scaled to [0, 1]."""
+    x = observation.unsqueeze(-1) if rank == 0 else observation.flatten(-rank)
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def check(sizes: Sequence[int], activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if any(width < 1 for width in sizes):
+        raise UserError(f"hidden={tuple(sizes[1:-1])}: every layer must have at least 1 unit")

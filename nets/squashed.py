@@ -1,0 +1,95 @@
+"""The squashed Gaussian: SAC's policy in torch (Haarnoja et al. 2018, section 4.2 and appendix C).
+
+The one idea: u is normal, and the action is tanh(u), so the density of the action is that of u, divided by the slope of tanh
+at u. The logarithm of the slope is computed from u: of the action alone it could not be told where tanh is flat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from shoal.envs.spaces import Actions, Array, Floats, Spaces
+from shoal.nets.continuous import LOG_STD, Bounds
+from shoal.nets.flat import FlatModule, as_tensor
+from shoal.nets.perceptrons import Perceptron, flattened
+from shoal.nets.policies import fitting as fits
+from shoal.nets.policies import form_of
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
+
+
+class SquashedActor(nn.Module):
+    """The policy of SAC: observations [N, *obs] -> (mean, log_std) of u, both [N, A]. Weights are named actor.I.*."""
+
+    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
+        super().__init__()
+        self.rank = len(spaces.observation.shape)
+        sizes = (spaces.observation.size, *hidden, spaces.action.parameters)
+        self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.actor(flattened(observation, self.rank)).chunk(2, dim=-1)
+        return mean, log_std
+
+
+def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair (action [..., A], log density [...] of the action) of u = mean + std * noise; noise: standard normal [..., A].
+
+    Both are differentiable in mean and log_std (equation 11's reparametrisation). log_std is kept between the bounds LOG_STD.
+    The density is of actions in [-1, 1].
+    """
+    log_std = log_std.clamp(*LOG_STD)
+    u = mean + log_std.exp() * noise
+    normal = -(0.5 * noise * noise + log_std + 0.5 * math.log(2 * math.pi))
+    return torch.tanh(u), (normal - log_slope(u)).sum(-1)
+
+
+def log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u) ** 2), in a form that is exact for large |u| too."""
+    return 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))
+
+
+def inward(bounds: Bounds, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """The function from the environment's actions [N, A] to a network's, which lie in [-1, 1]."""
+    middle, half = (torch.tensor(each, device=device) for each in (bounds.middle, bounds.half))
+    return lambda action: (action - middle) / half
+
+
+def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
+    """Returns the module. Raises UserError, one line, unless it is an actor of SAC for these spaces: forward(observation) ->
+    (mean, log_std)."""
+    return fits(module, spaces, shaped=_pair)
+
+
+def _pair(out: Any, n: int, action: Actions) -> list[Tensor]:
+    size = action.parameters // 2
+    good = isinstance(out, tuple | list) and len(out) == 2
+    if not good or not all(isinstance(x, Tensor) and tuple(x.shape) == (n, size) and x.is_floating_point() for x in out):
+        wanted = f"(mean [{n}, {size}], log_std [{n}, {size}]), both of floats: an actor of sac"
+        raise UserError(f"policy: forward gave {form_of(out)} for {n} observations; expected {wanted}")
+    return list(out)
+
+
+class TorchNumbers:
+    """A user's actor of SAC or TD3 as an actor process runs it: the tensors that it returns, side by side."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.flat = FlatModule(module)
+
+    def load(self, weights: Bundle) -> None:
+        self.flat.read(weights)
+
+    def forget(self) -> None: ...  # load has made a copy
+
+    @torch.inference_mode()
+    def parameters(self, observation: Array) -> Floats:
+        out = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
+        found: Floats = (out if isinstance(out, Tensor) else torch.cat(out, dim=-1)).float().numpy()
+        return found
