@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,15 @@ def built_in(name: str) -> Job | None:
         return BUILT_IN[name]()
     if name.startswith(GYMNASIUM):
         env = name.removeprefix(GYMNASIUM)
-        return Reinforcement(env, name=name, **({"method": "ppo"} if preset_of(env, "ppo") else ANY))
+        return Reinforcement(env, name=name, method="ppo") if preset_of(env, "ppo") else _on_any(env, name)
     if name.startswith(PREFIX):
-        return Reinforcement(parallel_of(name), name=name, **ANY)
+        return _on_any(parallel_of(name), name)
     return None
+
+
+def _on_any(env: Any, name: str) -> Job:
+    """PPO by the settings ANY, none of which another method takes over."""
+    return replace(Reinforcement(env, name=name, **ANY), given=frozenset())
 
 
 def names_code(name: str) -> bool:

@@ -176,9 +176,8 @@ class Job:
                 raise UserError(f"{word}={given!r}: must be a name ({', '.join(fitting)}), or a subclass of shoal.Method")
             raise UserError(among(word, given, fitting))
         own, before = ranges(kind), self.method
-        preset = self.preset.settings.keys() - (self.given or ()) if self.preset else ()
         kept = {n: value for n, value in values(before).items() if n in own and value != ranges(before)[n].default}
-        return kind(**{n: value for n, value in kept.items() if n not in preset})
+        return kind(**{n: value for n, value in kept.items() if self.given is None or n in self.given})
 
     def fitting(self) -> list[str]:
         """The names of methods that can work on the job's problem."""

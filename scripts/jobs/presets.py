@@ -25,6 +25,9 @@ SB3 = {  # Stable-Baselines3's defaults of PPO, from which the zoo's rows start
 }
 NORMAL = {"norm_obs": True, "norm_reward": True}
 
+WIDE: Mapping[str, Any] = {"hidden": (256, 256), "activation": "relu"}  # the networks of SAC's paper
+ZOOS: Mapping[str, Any] = {"hidden": (400, 300), "activation": "relu", "learning_starts": 10_000}
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -203,12 +206,70 @@ PRESETS: Sequence[Preset] = (
         f"{ZOO}/ppo.yml, MiniGrid-DoorKey-5x5-v0, without its normalisation",
         {**SB3, **rounds(1024, 64, 4), "total_timesteps": 100_000, "lr": 2.5e-4},
     ),
+    Preset(
+        ("Pendulum-v[01]",),
+        "sac",
+        f"{ZOO}/sac.yml, Pendulum-v1",
+        {**WIDE, "total_timesteps": 20_000, "lr": 1e-3},
+    ),
+    Preset(
+        MUJOCO,
+        "sac",
+        f"{ZOO}/sac.yml, HalfCheetah-v4: one table for all of MuJoCo",
+        {**WIDE, "total_timesteps": 1_000_000, "buffer_size": 1_000_000, "learning_starts": 10_000},
+    ),
+    Preset(
+        ("LunarLander*-v[23]",),
+        "sac",
+        f"{ZOO}/sac.yml, LunarLanderContinuous-v2, without its falling learning rate",
+        {**ZOOS, "total_timesteps": 500_000, "buffer_size": 1_000_000, "lr": 7.3e-4, "tau": 0.01},
+    ),
+    Preset(
+        ("BipedalWalker*-v3",),
+        "sac",
+        f"{ZOO}/sac.yml, BipedalWalker-v3, without its state-dependent noise",
+        {
+            **ZOOS,
+            "total_timesteps": 500_000,
+            "num_envs": 4,
+            "rollout_length": 16,
+            "buffer_size": 300_000,
+            "lr": 7.3e-4,
+            "gamma": 0.98,
+            "tau": 0.02,
+        },
+    ),
+    Preset(("*",), "sac", "Stable-Baselines3's defaults", WIDE),
+    Preset(
+        ("Pendulum-v[01]",),
+        "td3",
+        f"{ZOO}/td3.yml, Pendulum-v1",
+        {**ZOOS, "total_timesteps": 20_000, "buffer_size": 200_000, "gamma": 0.98},
+    ),
+    Preset(
+        MUJOCO,
+        "td3",
+        f"{ZOO}/td3.yml, HalfCheetah-v4: one table for all of MuJoCo",
+        {**ZOOS, "total_timesteps": 1_000_000, "buffer_size": 1_000_000},
+    ),
+    Preset(
+        ("LunarLander*-v[23]",),
+        "td3",
+        f"{ZOO}/td3.yml, LunarLanderContinuous-v2",
+        {**ZOOS, "total_timesteps": 300_000, "buffer_size": 200_000, "gamma": 0.98},
+    ),
+    Preset(
+        ("BipedalWalker*-v3",),
+        "td3",
+        f"{ZOO}/td3.yml, BipedalWalker-v3",
+        {**ZOOS, "total_timesteps": 1_000_000, "buffer_size": 200_000, "gamma": 0.98},
+    ),
+    Preset(("*",), "td3", "Stable-Baselines3's defaults", {"hidden": (400, 300), "activation": "relu"}),
 )
 
 
 def found(env: Any, method: str) -> Preset | None:
-    """The preset of an environment's id, which may have its module in front, and a method's name; None if there is none."""
-    if not isinstance(env, str):
-        return None
-    name = env.rpartition(":")[2]
+    """The preset of an environment's id, which may have its module in front, and a method's name; None if there is none. A
+    factory of environments has no id: only a row of "*" is for it."""
+    name = env.rpartition(":")[2] if isinstance(env, str) else ""
     return next((row for row in PRESETS if row.fits(name, method)), None)

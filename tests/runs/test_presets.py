@@ -84,6 +84,19 @@ def test_a_method_that_was_made_and_a_factory_take_no_preset() -> None:
     assert Reinforcement(lambda: None, method="ppo").method == PPO()
 
 
+def test_one_word_goes_from_ppo_to_sac() -> None:
+    there = find("gymnasium:Pendulum-v1")
+    row = found("Pendulum-v1", "sac")
+    assert row is not None
+    learns = there.configured({"method": "sac"}).plain()
+    assert [shown(learns[name]) for name in row.settings] == [shown(value) for value in row.settings.values()]
+    own = find("gymnasium:FrozenLake-v1")  # a job of settings that were tuned for PPO
+    for method in ("sac", "dqn"):
+        plain, factory = own.configured({"method": method}).plain(), Reinforcement(lambda: None, method=method).plain()
+        assert plain == factory
+    assert factory["reward_scale"] == 1.0 != own.plain()["reward_scale"]
+
+
 def test_a_file_repeats_its_run_whatever_the_table_says() -> None:
     job = find("gymnasium:HalfCheetah-v5").configured({"preset": "auto", "gamma": "0.9"})
     assert recalled("gymnasium:HalfCheetah-v5", job.plain(), 0).plain() == job.plain()
