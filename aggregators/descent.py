@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from shoal.aggregators import State
 from shoal.aggregators.gae import cut_off
 from shoal.aggregators.staging import Batch, Staging, Statistics
+from shoal.envs.spaces import apart
 from shoal.nets.flat import FlatModule
 from shoal.nets.moments import Moments
 from shoal.nets.normal_module import detached
 from shoal.nets.passes import judge_of
-from shoal.nets.policies import judged
+from shoal.nets.policies import Seen, every, judged
 from shoal.nets.recurrent import After, Unrolled, after_rows, unrolled
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
@@ -92,7 +93,7 @@ class TrajectoryLearner:
             normal.take(name, [Moments.read(each, name) for each in statistics])
         return replace(batch, observation=observation, final=final, reward=normal.reward(batch.reward, self.clip_reward))
 
-    def values(self, observation: Tensor) -> Tensor:
+    def values(self, observation: Seen) -> Tensor:
         """The values [N] of observations [N, *obs] by the current weights, from which a truncated episode bootstraps."""
         return judged(self.judge, observation)[1]
 
@@ -101,7 +102,7 @@ class TrajectoryLearner:
         order, from the state that came with the trajectories."""
         if batch.first is not None:
             return unrolled(self.flat.module, batch.observation, batch.state, batch.first)
-        parameters, value = judged(self.judge, batch.observation.flatten(0, 1))
+        parameters, value = judged(self.judge, every(batch.observation, lambda x: x.flatten(0, 1)))
         return Unrolled(parameters, value.view(-1, batch.mask.shape[1]), ())
 
     @torch.no_grad()
@@ -113,7 +114,7 @@ class TrajectoryLearner:
         if not len(batch.cut):
             return reward_TB, discount_TB
         if after:
-            value = self.flat.module(batch.final, after_rows(after, batch.cut))[1].reshape(len(batch.cut))
+            value = self.flat.module(apart(batch.final)[0], after_rows(after, batch.cut))[1].reshape(len(batch.cut))
         else:
             value = self.values(batch.final)
         return cut_off(reward_TB, discount_TB, batch.cut, value)

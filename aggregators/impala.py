@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
-from shoal.nets.policies import Parameters, likelihood
+from shoal.nets.policies import first_rows, likelihood
 from shoal.protocol.work import Moved
 
 METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
@@ -60,11 +60,3 @@ class IMPALALearner(TrajectoryLearner):
         spread = mean((targets.value - mean(targets.value)) ** 2)
         told = [policy_loss, value_loss, mean_entropy, mean(rho_TB), 1 - 2 * value_loss / (spread + 1e-8)]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, [x.detach() for x in told]
-
-
-def first_rows(parameters: Parameters, n: int) -> Parameters:
-    """The parameters of the first n observations. A log_std that depends on no observation stays as it is."""
-    if isinstance(parameters, Tensor):
-        return parameters[:n]
-    mean, log_std = parameters
-    return mean[:n], log_std[:n] if log_std.dim() == mean.dim() else log_std

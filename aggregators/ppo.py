@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter, methodcaller
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch import Tensor
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, gae
 from shoal.aggregators.staging import Batch
-from shoal.nets.policies import Parameters, judged, likelihood
-from shoal.nets.recurrent import selected, unrolled
+from shoal.nets.distributions import selected
+from shoal.nets.policies import Parameters, every, judged, likelihood
+from shoal.nets.recurrent import unrolled
 from shoal.protocol import draws
 from shoal.protocol.work import Moved
 
@@ -76,9 +78,9 @@ class PPOLearner(TrajectoryLearner):
         if batch.first is not None:
             yield from self._sequences(batch, batch.first[:-1], generator)
             return
-        observation = batch.observation[:-1].flatten(0, 1)
+        observation = every(batch.observation, lambda x: x[:-1].flatten(0, 1))
         for rows in self._parts(batch.rows, generator):
-            yield rows, *judged(self.judge, observation.index_select(0, rows))
+            yield rows, *judged(self.judge, every(observation, methodcaller("index_select", 0, rows)))
 
     def _parts(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
@@ -102,7 +104,8 @@ class PPOLearner(TrajectoryLearner):
             for part in parts:
                 columns = part.to(batch.mask.device)
                 state = {name: each[columns] for name, each in batch.state.items()}
-                its = unrolled(self.flat.module, batch.observation[:-1, columns], state, first_TB[:, columns])
+                seen = every(batch.observation, itemgetter((slice(-1), columns)))
+                its = unrolled(self.flat.module, seen, state, first_TB[:, columns])
                 kept = batch.mask[:, columns].flatten().nonzero().squeeze(1)
                 yield index_TB[:, columns].flatten()[kept], selected(its.parameters, kept), its.value.flatten()[kept]
 

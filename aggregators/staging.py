@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.spaces import MOMENTS, STATE
+from shoal.envs.spaces import MASK, MOMENTS, OBSERVATION, STATE, final_name
 from shoal.nets.flat import as_tensor, views
+from shoal.nets.policies import Seen
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.work import Contribution
 
-EVERY = ("observation", "action", "reward", "terminated", "mask")
-KNOWN = (*EVERY, "truncated", "final", "first")
+EVERY = ("action", "reward", "terminated", "mask")
+KNOWN = (*EVERY, OBSERVATION, MASK, "truncated", "final", "first")
 Statistics: TypeAlias = Mapping[str, Any]
 """The statistics of one trajectory, without `moments/` before their names: name -> float64 array."""
 
@@ -38,14 +39,14 @@ class Batch:
     whether an observation begins an episode; empty and None without memory.
     """
 
-    observation: Tensor  # [T + 1, B, *obs]
-    action: Tensor  # int64 [T, B] or float32 [T, B, A]
+    observation: Seen  # [T + 1, B, *obs]; of several parts, or with "action_mask": by the names of Spaces.arrays
+    action: Tensor  # int64 [T, B] or [T, B, K], bool [T, B, n], or float32 [T, B, A]
     reward: Tensor  # float32 [T, B]
     terminated: Tensor  # bool [T, B]
     mask: Tensor  # bool [T, B]
     rows: Tensor
     cut: Tensor
-    final: Tensor
+    final: Seen
     added: Mapping[str, Tensor]  # [T, B, ...]
     state: Mapping[str, Tensor]  # [B, ...]
     first: Tensor | None  # bool [T + 1, B]
@@ -116,15 +117,16 @@ class Staging:
         mask, terminated, truncated = (
             np.concatenate([slot.flags[name] for slot in folded], axis=1) for name in ("mask", "terminated", "truncated")
         )
-        finals = "final" in folded[0].arrays
+        seen = [name for name in folded[0].arrays if name.split("/")[0] == OBSERVATION or name == MASK]
+        finals = final_name(seen[0]) in folded[0].arrays
         rows, cut = (
             torch.from_numpy(np.flatnonzero(x)).to(self.device) for x in (mask, mask & truncated & ~terminated & finals)
         )
-        arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in EVERY}
+        arrays = {name: torch.cat([slot.arrays[name] for slot in folded], dim=1) for name in (*EVERY, *seen)}
         added = {
             name: torch.cat([slot.arrays[name] for slot in folded], dim=1)
             for name in folded[0].arrays
-            if name not in KNOWN and not name.startswith((STATE, MOMENTS))
+            if name.split("/")[0] not in KNOWN and not name.startswith((STATE, MOMENTS))
         }
         state = {
             name.removeprefix(STATE): torch.cat([slot.arrays[name] for slot in folded])
@@ -132,11 +134,16 @@ class Staging:
             if name.startswith(STATE)
         }
         first = torch.cat([slot.arrays["first"] for slot in folded], dim=1) if state else None
-        last = torch.cat([slot.arrays["final"] for slot in folded], dim=1) if len(cut) else arrays["observation"]
-        final = last.flatten(0, 1)[cut]
+        last = {
+            name: torch.cat([slot.arrays[final_name(name)] for slot in folded], dim=1) if len(cut) else arrays[name]
+            for name in seen
+        }
+        final = {name: array.flatten(0, 1)[cut] for name, array in last.items()}
+        observation = {name: arrays.pop(name) for name in seen}
         if self.copies:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
-        batch = Batch(**arrays, rows=rows, cut=cut, final=final, added=added, state=state, first=first)
+        at_last, everything = (one[OBSERVATION] if seen == [OBSERVATION] else one for one in (final, observation))
+        batch = Batch(everything, **arrays, rows=rows, cut=cut, final=at_last, added=added, state=state, first=first)
         return self.prepared(batch, [slot.moments for slot in folded])
 
     def clear(self) -> None:

@@ -51,7 +51,7 @@ class Pictures(nn.Module):
 def nature(spaces: Spaces) -> nn.Module:
     """The network of Mnih et al. 2015, shared by actor and critic."""
     body = nn.Sequential(
-        *(nn.Conv2d(spaces.observation.shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+        *(nn.Conv2d(spaces.single("this network").shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
         *(nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU()),
     )
     return Pictures(body, 512, spaces.action.parameters)
@@ -70,7 +70,7 @@ class Residual(nn.Module):
 def resnet(spaces: Spaces) -> nn.Module:
     """The large network of Espeholt et al. 2018 (figure 3, right), without its LSTM."""
     parts: list[nn.Module] = []
-    before = spaces.observation.shape[0]
+    before = spaces.single("this network").shape[0]
     for channels in (16, 32, 32):
         parts += [nn.Conv2d(before, channels, 3, padding=1), nn.MaxPool2d(3, 2, 1), Residual(channels), Residual(channels)]
         before = channels

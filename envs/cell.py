@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import Environment, Envs, make_vector
+from shoal.envs.vector import Environment, Envs, Recipe, make_vector
 from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
@@ -46,8 +46,7 @@ class Rows:
 
     @classmethod
     def of(cls, spaces: Spaces) -> Rows:
-        seen, (kind, shape) = spaces.observation, spaces.action.layout()
-        observation = (DTYPES[seen.dtype], seen.shape)
+        observation, (kind, shape) = spaces.record(), spaces.action.layout()
         command = [("reset", "?"), ("seed", "i8"), ("share", "f8"), ("action", DTYPES[kind], shape)]
         answer = [("kind", "i4"), ("length", "i4"), ("observation", *observation), ("reward", "f8")]
         answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?"), ("first", "?"), ("cut", "?")]
@@ -60,7 +59,7 @@ class _GoneError(Exception):
     """The other end of the channel is closed."""
 
 
-def live(channel: socket.socket, env: Environment, seed: int) -> None:
+def live(channel: socket.socket, env: Environment | Recipe, seed: int) -> None:
     """Serve commands on `channel` until its other end is closed.
 
     seed: for the generators of `random`, numpy and torch that a process shares; a fork has copied their states.

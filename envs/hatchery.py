@@ -16,6 +16,7 @@ is safe there.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import select
 import signal
@@ -26,10 +27,11 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 
 from shoal.envs import cell
-from shoal.envs.vector import Environment
+from shoal.envs.vector import Environment, Recipe, recipe_of
 from shoal.protocol.errors import UserError
 from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.parent import die_with_parent, forked
@@ -51,7 +53,7 @@ class Hatchery:
         self._close = weakref.finalize(self, _dismiss, line, os.getpid(), ended)
 
     @classmethod
-    def forked(cls, env: Environment) -> Hatchery:
+    def forked(cls, env: Environment | Recipe) -> Hatchery:
         """A hatchery forked from this process. Call this before the process has threads."""
         if not hasattr(os, "fork"):
             raise UserError("this system cannot fork: step_timeout needs that; leave it at 0")
@@ -67,11 +69,12 @@ class Hatchery:
         return cls(ours, partial(os.waitpid, pid, 0))
 
     @classmethod
-    def started(cls, env: str) -> Hatchery:
+    def started(cls, env: str | Recipe) -> Hatchery:
         """A hatchery in a fresh interpreter, for an environment with an id. May be called from any thread."""
         raise_descriptor_limit()
         ours, theirs = socket.socketpair()
-        program = [sys.executable, "-m", "shoal.envs.hatchery", str(theirs.fileno()), env]
+        given = json.dumps(asdict(recipe_of(env)))
+        program = [sys.executable, "-m", "shoal.envs.hatchery", str(theirs.fileno()), given]
         path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         process = subprocess.Popen(program, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=path)
         theirs.close()
@@ -98,7 +101,7 @@ def _dismiss(line: socket.socket, maker: int, ended: Callable[[], object]) -> No
 class _Nest:
     """The hatchery's own process."""
 
-    def __init__(self, line: socket.socket, env: Environment) -> None:
+    def __init__(self, line: socket.socket, env: Environment | Recipe) -> None:
         os.setpgid(0, 0)  # a process group of its own: a terminal's Ctrl-C does not reach it
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -197,4 +200,4 @@ def _last_word(leash: socket.socket, text: str) -> None:
 if __name__ == "__main__":
     import gymnasium  # noqa: F401  imported once here, not again in every process
 
-    _Nest(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
+    _Nest(socket.socket(fileno=int(sys.argv[1])), Recipe(**json.loads(sys.argv[2]))).serve()

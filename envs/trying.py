@@ -6,15 +6,21 @@ numpy convert it, because their errors name neither the environment nor the part
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
-from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, make_vector, told_apart
+from shoal.envs.spaces import MASK, apart, flat_mask
+from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, Recipe, alone, make_vector, told_apart
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
+from shoal.protocol.parent import die_with_parent, forked
 from shoal.protocol.place import place_of, place_of_function
 
 SEED = 0
@@ -25,7 +31,7 @@ FORMS = {
 
 
 @contextmanager
-def tried(env: Environment, vector: str = "auto") -> Iterator[None]:
+def tried(env: Environment | Recipe, vector: str = "auto") -> Iterator[None]:
     """Make one environment (or a VectorEnv of one), reset it and make one step; after the block it is closed.
 
     Raises UserError for a result that is no observation of the space, no finite reward or no boolean, and EnvError, with the
@@ -44,6 +50,54 @@ def tried(env: Environment, vector: str = "auto") -> Iterator[None]:
         envs.close()
 
 
+def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
+    """True if the info of an environment's first reset has an action mask. False if there is an exception, or no answer within
+    `seconds`.
+
+    A copy of this process looks, if this process has one thread: an environment may start threads or take a GPU in its first
+    reset, and actors are forked from this process afterwards.
+    """
+    if threading.active_count() > 1 or not hasattr(os, "fork"):
+        return _look(env, vector)
+    here, there = os.pipe()
+    parent = os.getpid()
+
+    def life() -> None:
+        die_with_parent(parent)
+        os.close(here)
+        for number in (1, 2):  # whatever an environment prints, its trial prints again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        found = _look(env, vector)
+        os.write(there, b"1" if found else b"0")
+        os._exit(0)  # an environment may have left threads that never end
+
+    copy = forked(life)
+    os.close(there)
+    try:
+        ready = select.select([here], [], [], seconds if seconds else None)[0]
+        return bool(ready) and os.read(here, 1) == b"1"
+    finally:
+        os.close(here)
+        with suppress(ProcessLookupError):
+            os.kill(copy, signal.SIGKILL)
+        os.waitpid(copy, 0)
+
+
+def _look(env: Environment | Recipe, vector: str) -> bool:
+    from gymnasium.vector import SyncVectorEnv
+
+    with globally(SEED, "try"):
+        try:
+            envs = make_vector(env, 1, vector)
+            single: Any = envs.vector.envs[0] if isinstance(envs.vector, SyncVectorEnv) else None
+            part = envs.vector if single is None else getattr(single, "env", single)
+            _, info = part.reset(seed=SEED)
+            _close(envs)
+        except Exception:  # noqa: BLE001  an environment is the user's code and may raise anything at all; the trial tells of it
+            return False
+    return isinstance(info, Mapping) and MASK in info
+
+
 def _close(failed: Envs) -> None:
     try:
         failed.close()
@@ -58,21 +112,35 @@ def _played(envs: Envs) -> None:
     part: Any = envs.vector if single is None else single
     space, rows = envs.vector.single_observation_space, () if single else (1,)
     action = envs.spaces.action
-    drawn = action.act(np.zeros((1, action.parameters), np.float32), action.noise(np.random.default_rng(SEED), 1, 1)[0])
     with _blamed(envs.name, part, "reset"):
-        seen, _ = told_apart(part.reset(seed=SEED), RESET)
-        _check_observation(seen, space, rows)
+        seen, info = told_apart(part.reset(seed=SEED), RESET)
+        _check_each(seen, space, rows)
+        if getattr(single, "hints", False) and action.choices and not envs.spaces.masks:
+            fix = "put it into the observation, a Dict with the key action_mask, or leave out what gives environments processes"
+            raise UserError(f"info has an action_mask, which does not reach an environment with a process of its own: {fix}")
+        if single:
+            told = {MASK: flat_mask(info[MASK], 1)} if isinstance(info, Mapping) and MASK in info else {}
+            seen, info = alone(seen), told
+        drawn = _drawn(envs, envs.spaces.encoded(seen, info, 1))
     with _blamed(envs.name, part, "step"):
         sent = action.decoded(drawn)
         seen, reward, terminated, truncated, _ = told_apart(part.step(sent[0] if single else sent), STEP, rows)
-        _check_observation(seen, space, rows)
+        _check_each(seen, space, rows)
         _check_reward(reward)
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             _check_flag(name, flag, rows)
     with _blamed(envs.name, part, "reset"):
-        envs.reset(SEED)
+        again = envs.reset(SEED).observation
     with _blamed(envs.name, part, "step"):
-        envs.step(drawn)
+        envs.step(_drawn(envs, again) if envs.spaces.masks else drawn)
+
+
+def _drawn(envs: Envs, seen: Any) -> Any:
+    action = envs.spaces.action
+    numbers = np.zeros((1, action.parameters), np.float32)
+    if (allowed := apart(seen)[1]) is not None:
+        numbers = action.legal(numbers, allowed)
+    return action.act(numbers, action.noise(np.random.default_rng(SEED), 1, 1)[0])
 
 
 @contextmanager
@@ -93,6 +161,32 @@ def _blamed(name: str, part: Any, method: str) -> Iterator[None]:
         if not place_of(raised):  # the call itself failed, or a part of a base class is not written yet
             text = f"{where}{text.removeprefix(f'environment {name}')}; expected {FORMS[method]}"
         raise EnvError(text).with_traceback(raised.__traceback__) from raised
+
+
+def _check_each(given: Any, space: Any, rows: tuple[int, ...], where: str = "") -> None:
+    """Check each part of an observation. where: the path of the part, "" for the whole."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict):
+        if not isinstance(given, Mapping) or (missing := [name for name in space.spaces if name not in given]):
+            lacks = f" without {', '.join(map(repr, missing))}" if isinstance(given, Mapping) else ""
+            raise UserError(
+                f"gave the observation{where} {_found(given)}{lacks}: expected a dict with {', '.join(space.spaces)}"
+            )
+        for name, each in space.spaces.items():
+            _check_each(given[name], each, rows, f"{where}[{name!r}]")
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(given, tuple | list) or len(given) != len(space.spaces):
+            raise UserError(f"gave the observation{where} {_found(given)}: expected a tuple of {len(space.spaces)}")
+        for i, each in enumerate(space.spaces):
+            _check_each(given[i], each, rows, f"{where}[{i}]")
+    elif space.dtype is None or np.dtype(space.dtype).kind != "U":
+        try:
+            _check_observation(given, space, rows)
+        except UserError as wrong:
+            if not where:
+                raise
+            raise UserError(f"{wrong} (observation{where})") from None
 
 
 def _check_observation(given: Any, space: Any, rows: tuple[int, ...]) -> None:

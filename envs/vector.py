@@ -14,32 +14,42 @@ import itertools
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import Spaces, spaces_of
+from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask, spaces_of
 from shoal.protocol.errors import UserError, signed, within
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Environment = str | Callable[..., Any]
-"""An environment id; a factory of one environment, () -> gymnasium.Env; or a factory of many, num_envs -> VectorEnv."""
+"""An environment id; a factory of one environment, () -> gymnasium.Env; or a factory of many, num_envs -> VectorEnv. A factory
+may have an argument `seed` too."""
 
 NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"  # the values of gymnasium's AutoresetMode
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 STATES = "metadata['autoreset_mode']"
+SEEDS = 2**30  # a factory's seed is below this: some environments take only 32 bits
+MAKES = ("render_mode", "max_episode_steps")  # arguments of gymnasium.make itself
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "ALE/": ("ale_py", "atari"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+}
+"""Begin of an id -> (module whose import registers the id, extra of Shoal that installs it)."""
 
 
 class Step(NamedTuple):
     """The result of a step or reset of B environments. Its arrays are valid until the next step."""
 
-    observation: Array  # [B, *obs] observation of the trajectory's next row, which the policy acts on
+    observation: Array  # [B, *obs] observation of the trajectory's next row, which the policy acts on: as Spaces.record says
     mask: Bools  # [B] True where the trajectory's next row is to be learned from
     reward: npt.NDArray[np.float64]  # [B] reward of this step
     terminated: Bools  # [B] True where this step ended an episode in a terminal state
@@ -75,17 +85,18 @@ class Envs:
     last observation, mask False and reward 0.
     SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments), so no row is
     masked, and `final` holds the last observations of truncated episodes (`spaces.finals` is True).
-    name: the environment's, for errors. Raises UserError for a VectorEnv whose metadata name no mode, or whose steps show
-    another mode than the metadata: which observation ends an episode would be a guess. Raises EnvError for an exception that
-    comes from inside gymnasium.
+    name: the environment's, for errors. told: True if action masks are in the infos. Raises UserError for a VectorEnv whose
+    metadata name no mode, or whose steps show another mode than the metadata: which observation ends an episode would be a
+    guess. Raises EnvError for an exception that comes from inside gymnasium.
     """
 
-    def __init__(self, vector: Any, name: str = "") -> None:
+    def __init__(self, vector: Any, name: str = "", told: bool = False) -> None:
         self.vector, self.name = vector, name or type(vector).__name__
         _with_its_traceback(getattr(vector, "unwrapped", vector))
         self.num_envs = int(vector.num_envs)
         self.mode = self._mode()
-        self.spaces: Spaces = spaces_of(vector.single_observation_space, vector.single_action_space, self.mode != NEXT_STEP)
+        observations, actions = vector.single_observation_space, vector.single_action_space
+        self.spaces: Spaces = spaces_of(observations, actions, self.mode != NEXT_STEP, told)
         self._all = np.ones(self.num_envs, dtype=bool)
         self._none = np.zeros(self.num_envs, dtype=bool)
         self._no_reward = np.zeros(self.num_envs)
@@ -101,22 +112,22 @@ class Envs:
         the environment is a single one that has a time limit. So episodes of one length do not all end together. None: no
         episode is cut short."""
         with naming(self.name):
-            observation, _ = self.vector.reset(seed=seed)
+            observation, info = self.vector.reset(seed=seed)
         singles = [one for one in getattr(self.vector, "envs", ()) if hasattr(one, "cut_after")]
         for single in singles:
             single.cut_after(0.0)
         if shares is not None and len(singles) == self.num_envs:
             self._early = [one for one, share in zip(singles, shares, strict=True) if one.cut_after(float(share))]
-        first = self.spaces.observation.encoded(observation)
+        first = self._playable(self._seen(observation, info), self._all)
         self._over = self._none
         final = first if self.spaces.finals else None
         return Step(first, self._all, self._no_reward, self._none, self._none, self._none, self._all, final)
 
     def step(self, action: Array) -> Step:
-        """Step every environment. action: [B] int64, or [B, A] float32, which is clipped to the space's bounds here."""
+        """Step every environment. action: [B, ...], as Spaces.action.layout says; a Box's is clipped to its bounds here."""
         with naming(self.name):
             observation, reward, terminated, truncated, info = self.vector.step(self.spaces.action.decoded(action))
-        seen = self.spaces.observation.encoded(observation)
+        seen = self._seen(observation, info)
         reward = np.asarray(reward, dtype=np.float64)
         terminated, truncated = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
         if self.mode == NEXT_STEP:
@@ -140,7 +151,7 @@ class Envs:
         if first.any():  # a step that only reset has no reward and no end, whatever the environment returned
             reward, terminated, truncated = np.where(lived, reward, 0.0), terminated & lived, truncated & lived
         self._over = terminated | truncated if waiting is None else terminated | truncated | waiting
-        return Step(seen, ~self._over, reward, terminated, truncated, lived, first)
+        return Step(self._playable(seen, ~self._over), ~self._over, reward, terminated, truncated, lived, first)
 
     def _same_step(self, seen: Array, reward: Array, terminated: Bools, truncated: Bools, info: Any) -> Step:
         over = terminated | truncated
@@ -155,13 +166,38 @@ class Envs:
                 )
             final = seen.copy()
             for i in np.flatnonzero(truncated):
-                final[i] = self.spaces.observation.encoded(info["final_obs"][i])
-        return Step(seen, self._all, reward, terminated, truncated, self._all, over, final)
+                final[i] = self._final(info, int(i))
+        final = self._playable(final, self._none) if final is not seen else seen
+        return Step(self._playable(seen, self._all), self._all, reward, terminated, truncated, self._all, over, final)
+
+    def _seen(self, observation: Any, info: Mapping[str, Any]) -> Array:
+        return self.spaces.encoded(observation, info, self.num_envs)
+
+    def _final(self, info: Mapping[str, Any], i: int) -> Array:
+        """The last observation of the episode that environment i ended in this step."""
+        given, masks = info["final_obs"], info.get("final_info", {}).get(MASK)
+        one = alone(given[i]) if isinstance(given, np.ndarray | list) else _row(given, i)
+        last: Array = self.spaces.encoded(one, {} if masks is None else {MASK: masks[i : i + 1]}, 1)[0]
+        return last
+
+    def _playable(self, seen: Array, live: Bools) -> Array:
+        """The observations, in which a mask that allows no action allows all where no action counts: an episode's last
+        observation often has such a mask. Raises UserError for such a mask where `live`."""
+        if not self.spaces.masks or (possible := self.spaces.action.possible(seen[MASK])).all():
+            return seen
+        if (stuck := np.flatnonzero(~possible & live)).size:
+            given = f"the {self.spaces.masks}'s action_mask"
+            lacks = f"{given} allows nothing" + " or is missing" * (self.spaces.masks == IN_INFO)
+            raise UserError(
+                f"{self.name}: {lacks} in environment {stuck[0]}: expected at least one choice, or the episode's end"
+            )
+        seen[MASK][~possible] = True
+        return seen
 
     def _restarted(self, seen: Array, over: Bools) -> Array:
         act_on = seen.copy()
-        observation, _ = self.vector.reset(options={"reset_mask": over.copy()})
-        act_on[over] = self.spaces.observation.encoded(observation)[over]
+        observation, info = self.vector.reset(options={"reset_mask": over.copy()})
+        act_on[over] = self._seen(observation, info)[over]
         return act_on
 
     def close(self) -> None:
@@ -176,6 +212,22 @@ class Envs:
                 "gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED"
             )
         return name
+
+
+def alone(given: Any) -> Any:
+    """One environment's observation as a batch of one."""
+    if isinstance(given, Mapping):
+        return {name: alone(part) for name, part in given.items()}
+    if isinstance(given, tuple):
+        return tuple(map(alone, given))
+    return [given] if isinstance(given, str) else np.asarray(given)[None]
+
+
+def _row(given: Any, i: int) -> Any:
+    """Row i of a batched observation, as a batch of one."""
+    if isinstance(given, Mapping):
+        return {name: _row(part, i) for name, part in given.items()}
+    return tuple(_row(part, i) for part in given) if isinstance(given, tuple) else given[i : i + 1]
 
 
 class EnvError(Exception):
@@ -231,30 +283,53 @@ def _place(raised: BaseException) -> str:
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]}, in {own[-1][2]})" if own else ""
 
 
-def make_vector(env: Environment, num_envs: int, vector: str = "auto") -> Envs:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How environments are made.
+
+    env: as `Environment` says. arguments: keyword arguments of gymnasium.make, for an id. time_limit: number of steps at which
+    an id's episode is truncated (0: the environment's own limit). told: True if action masks are in the infos.
+    """
+
+    env: Environment
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    time_limit: int = 0
+    told: bool = False
+
+    @property
+    def name(self) -> str:
+        return repr(self.env) if isinstance(self.env, str) else _name(self.env)
+
+
+def recipe_of(env: Environment | Recipe) -> Recipe:
+    return env if isinstance(env, Recipe) else Recipe(env)
+
+
+def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") -> Envs:
     """B = num_envs environments: the VectorEnv of a factory of many, or else gymnasium's SyncVectorEnv of single ones.
 
     vector: for an id. "native": the id's own vector environment, with raw rewards if it could clip them. "auto": that only
     if it is gymnasium's own, which is the same environment as the single one; anybody else's may see and pay otherwise.
     "sync": never, unless the id has no single environment.
-    Raises UserError for an unknown id, a factory that makes something else, a space that is not supported, or a package
-    that the environment needs and that is not installed.
+    A factory's seed is drawn from numpy's global generator, which a rollout sets for each client.
+    Raises UserError for an unknown id or argument, a factory that makes something else, a space that is not supported, or a
+    package that the environment needs and that is not installed.
     """
     within("num_envs", num_envs, first=1)
-    name = repr(env) if isinstance(env, str) else _name(env)
-    with naming(name):
-        made = _by_id(env, num_envs, vector) if isinstance(env, str) else _by_factory(env, num_envs)
-    return Envs(made, name)
+    recipe = recipe_of(env)
+    with naming(recipe.name):
+        made = _by_id(recipe, num_envs, vector) if isinstance(recipe.env, str) else _by_factory(recipe, num_envs)
+    return Envs(made, recipe.name, recipe.told)
 
 
-def spaces_in(env: Environment, vector: str = "auto") -> Spaces:
+def spaces_in(env: Environment | Recipe, vector: str = "auto") -> Spaces:
     """The spaces of `env`: makes one environment and closes it again. Raises UserError as make_vector does."""
     envs = make_vector(env, 1, vector)
     envs.close()
     return envs.spaces
 
 
-def make_shown(env: Environment) -> Any:
+def make_shown(env: Environment | Recipe) -> Any:
     """One gymnasium environment whose `render` gives pictures (render_mode "rgb_array").
 
     Raises UserError for a factory of many, and for a factory whose environment has another render_mode and that takes no
@@ -262,56 +337,116 @@ def make_shown(env: Environment) -> Any:
     """
     import gymnasium
 
+    recipe = recipe_of(env)
+    env = recipe.env
     if isinstance(env, str):
+        own = {**recipe.arguments, **_limit(recipe), "render_mode": "rgb_array"}
         try:
-            return gymnasium.make(_spec(env), disable_env_checker=True, render_mode="rgb_array")
+            return gymnasium.make(_spec(env), disable_env_checker=True, **own)
         except (gymnasium.error.Error, ImportError) as error:
             raise UserError(f"environment {env!r} cannot be shown: {' '.join(str(error).split())}") from error
     name = _name(env)
     if wants_number(env):
         raise UserError(f"{name} makes many environments at once, which cannot be shown one by one: give env=() -> Env")
-    takes = "render_mode" in inspect.signature(env).parameters
-    made = env(render_mode="rgb_array") if takes else env()
+    shown = {"render_mode": "rgb_array"} if "render_mode" in inspect.signature(env).parameters else {}
+    made = env(**shown, **({"seed": _seed()} if wants_seed(env) else {}))
     if (mode := getattr(made, "render_mode", None)) != "rgb_array":
         fix = f'let {name} take render_mode and hand it on, or make it with render_mode="rgb_array"'
         raise UserError(f"{name}() made an environment with render_mode={mode!r}, which gives no pictures: {fix}")
     return made
 
 
-def _by_id(env: str, num_envs: int, vector: str) -> Any:
+def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
     import gymnasium
 
+    env = str(recipe.env)
     spec = _spec(env)
+    limit = _limit(recipe)
     try:
-        if _native(env, spec, vector):
-            entry = spec.vector_entry_point
-            made = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-            raw: dict[str, Any] = {"reward_clipping": False} if "reward_clipping" in inspect.signature(made).parameters else {}
-            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **raw)
-        return _side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True)] * num_envs)
+        if (entry := _native(recipe, spec, vector)) is not None:
+            taken = inspect.signature(entry).parameters
+            raw: dict[str, Any] = {"reward_clipping": False} if "reward_clipping" in taken else {}
+            own = {**raw, **recipe.arguments, **limit}
+            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
+        _check_arguments(env, recipe.arguments, _taken(spec.entry_point, spec.kwargs))
+        own = {**recipe.arguments, **limit}
+        return _side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True, **own)] * num_envs, recipe.told)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"environment {env!r} cannot be made: {' '.join(str(error).split())}") from error
+        lacks = isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled)
+        fix = f"; pip install 'shoal[{extra}]'" if lacks and (extra := extra_of(spec)) else ""
+        raise UserError(f"environment {env!r} cannot be made: {' '.join(str(error).split())}{fix}") from error
+    except TypeError as error:
+        if recipe.arguments and "unexpected keyword argument" in str(error):
+            said = " ".join(str(error).split())
+            raise UserError(f"{_typed(recipe.arguments)}: environment {env!r} does not take that: {said}"[:300]) from error
+        raise
 
 
-def _native(env: str, spec: Any, vector: str) -> bool:
-    """True if the id's own vector environment is meant."""
+def _limit(recipe: Recipe) -> dict[str, int]:
+    return {"max_episode_steps": recipe.time_limit} if recipe.time_limit else {}
+
+
+def _native(recipe: Recipe, spec: Any, vector: str) -> Callable[..., Any] | None:
+    """The maker of the id's own vector environment, if that is meant; else None."""
+    import gymnasium
+
     entry = spec.vector_entry_point
     if entry is None:
         if vector == "native":
-            raise UserError(f"vector=native: {env} has no vector environment of its own; leave it at vector=auto")
-        return False
+            raise UserError(f"vector=native: {recipe.env} has no vector environment of its own; leave it at vector=auto")
+        return None
     module = str(entry.__module__ if callable(entry) else entry.partition(":")[0])
-    return vector == "native" or spec.entry_point is None or (vector == "auto" and module.startswith("gymnasium.envs."))
+    must = vector == "native" or spec.entry_point is None
+    if not must and not (vector == "auto" and module.startswith("gymnasium.envs.")):
+        return None
+    found: Callable[..., Any] = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
+    known = _taken(found, {})
+    asked = {**recipe.arguments, **_limit(recipe)}
+    if known is None or all(name in known for name in asked):
+        return found
+    if must and recipe.time_limit and "max_episode_steps" not in known:
+        raise UserError(f"time_limit={recipe.time_limit}: the vector environment of {recipe.env} takes none; try vector=sync")
+    if must:
+        _check_arguments(str(recipe.env), recipe.arguments, known)
+    return None  # the single environment takes them, or says that it does not
 
 
-def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
-    """gymnasium's SyncVectorEnv without infos: nothing reads them here, and it fails on infos that change their shape."""
+def _taken(entry: Any, given: Mapping[str, Any]) -> list[str] | None:
+    """The names of the arguments that an entry point takes; None if it takes any, or does not say."""
+    import gymnasium
+
+    try:
+        maker = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
+        found = inspect.signature(maker).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None  # making the environment says what is wrong
+    if any(each.kind is each.VAR_KEYWORD for each in found.values()):
+        return None
+    return [*found, *(name for name in given if name not in found)]
+
+
+def _check_arguments(env: str, arguments: Mapping[str, Any], known: list[str] | None) -> None:
+    """Raises UserError for an argument that the environment does not take."""
+    for name in arguments if known is not None else ():
+        if name not in (*(known or ()), *MAKES):
+            near = difflib.get_close_matches(name, known or (), n=1, cutoff=0.6)
+            fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known or ()) or 'no arguments'}"
+            raise UserError(f"env.{name}: environment {env!r} has no argument {name!r}; {fix}")
+
+
+def _typed(arguments: Mapping[str, Any]) -> str:
+    return " ".join(f"env.{name}={value}" for name, value in arguments.items())
+
+
+def _side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False) -> Any:
+    """gymnasium's SyncVectorEnv without infos, which fails on infos that change their shape; told: with their action masks."""
     import gymnasium
 
     class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
         def __init__(self, env: Any) -> None:
             super().__init__(env)
             self.shape = env.observation_space.shape
+            self.hints = False  # an action mask is in the info
             self.left, self.was_cut = 0, False  # steps until the episode is cut short, 0: it is not; this step cut it short
 
         def cut_after(self, share: float) -> bool:
@@ -323,16 +458,18 @@ def _side_by_side(makers: Sequence[Callable[[], Any]]) -> Any:
 
         def reset(self, **given: Any) -> Any:
             self.was_cut = False
-            seen, _ = told_apart(self.env.reset(**given), RESET)
-            return self._fitting(seen, "reset"), {}
+            seen, info = told_apart(self.env.reset(**given), RESET)
+            self.hints = isinstance(info, Mapping) and MASK in info
+            return self._fitting(seen, "reset"), _mask_of(info) if told else {}
 
         def step(self, action: Any) -> Any:
-            seen, reward, terminated, truncated, _ = told_apart(self.env.step(action), STEP)
+            seen, reward, terminated, truncated, info = told_apart(self.env.step(action), STEP)
+            infos = _mask_of(info) if told else {}
             if self.left:
                 over = bool(_single(terminated) or _single(truncated))
                 self.left, self.was_cut = 0 if over else self.left - 1, self.left == 1 and not over
                 truncated = truncated or self.was_cut
-            return self._fitting(seen, "step"), _single(reward), _single(terminated), _single(truncated), {}
+            return self._fitting(seen, "step"), _single(reward), _single(terminated), _single(truncated), infos
 
         def _fitting(self, seen: Any, part: str) -> Any:
             if self.shape is not None and tuple(found := getattr(seen, "shape", self.shape)) != self.shape:
@@ -350,6 +487,11 @@ def time_limit(env: Any) -> int:
         if env.has_wrapper_attr(name) and isinstance(limit := env.get_wrapper_attr(name), int) and limit > 0:
             return limit
     return 0
+
+
+def _mask_of(info: Any) -> dict[str, Any]:
+    found = info.get(MASK) if isinstance(info, Mapping) else None
+    return {} if found is None else {MASK: flat_mask(found, 1)[0]}
 
 
 def _single(given: Any) -> Any:
@@ -375,45 +517,72 @@ def _spec(env: str) -> Any:
     import gymnasium
 
     module, _, name = env.rpartition(":")
+    family = next((known for known in FAMILIES if not module and name.startswith(known)), "")
     try:
-        if module:
-            importlib.import_module(module)
+        if module or family:
+            importlib.import_module(module or FAMILIES[family][0])
         return gymnasium.spec(name)
     except gymnasium.error.Error:
         space = name.rpartition("/")[0]
         if space and not any(known.startswith(f"{space}/") for known in gymnasium.registry):
-            fix = f"write the module that registers {space}/ in front, as in ale_py:ALE/Pong-v5"
+            fix = f"write the module that registers {space}/ in front, as in my_envs:{space}/Name-v0"
             raise UserError(f"gymnasium knows no environment {name!r}: {fix}") from None
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.0)
         raise UserError(f"gymnasium knows no environment {name!r}; the nearest name is {', '.join(near)}") from None
     except ImportError as error:
+        if family:
+            needs, extra = FAMILIES[family]
+            raise UserError(f"environment {env!r} needs {needs}: pip install 'shoal[{extra}]' ({error})") from error
         raise UserError(f"environment {env!r}: {error}") from error
 
 
-def _by_factory(factory: Callable[..., Any], num_envs: int) -> Any:
+def extra_of(spec: Any) -> str:
+    """The extra of Shoal with which the packages of an environment are installed; "" if there is none."""
+    place = str(getattr(spec.entry_point, "__module__", spec.entry_point))
+    own = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
+    return next((extra for start, extra in own.items() if place.startswith(start)), "")
+
+
+def _by_factory(recipe: Recipe, num_envs: int) -> Any:
     import gymnasium
 
+    factory, seed = cast(Callable[..., Any], recipe.env), {}
     if wants_number(factory):
-        vector = factory(num_envs)
+        if wants_seed(factory):
+            seed = {"seed": _seed()}
+        vector = factory(num_envs, **seed)
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
             fix = f"; an environment with arguments is given as env=lambda: {_name(factory)}(...)" if _is_env(vector) else ""
             raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}{fix}")
         return vector
-    singles = [factory() for _ in range(num_envs)]
+    singles = [factory(**({"seed": _seed()} if wants_seed(factory) else {})) for _ in range(num_envs)]
     for single in singles:
         if not _is_env(single):
             fix = f"; return {single.__name__}(), say" if isinstance(single, type) else ""
             raise UserError(f"{_name(factory)}() made {_what(single)}, not a gymnasium.Env{fix}")
     if len({id(single) for single in singles}) < num_envs:
         raise UserError(f"{_name(factory)}() gave the same environment twice: make a new one at each call")
-    return _side_by_side([itertools.repeat(single).__next__ for single in singles])
+    return _side_by_side([itertools.repeat(single).__next__ for single in singles], recipe.told)
 
 
 def wants_number(factory: Callable[..., Any]) -> bool:
-    """True if the factory makes many environments: it has a first argument for their number."""
+    """True if the factory makes many environments: it has a first argument for their number, which is not called `seed`."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next(iter(inspect.signature(factory).parameters.values()), None)
-    return first is not None and first.kind in positional and (first.name == "num_envs" or first.default is first.empty)
+    if first is None or first.kind not in positional or first.name == "seed":
+        return False
+    return first.name == "num_envs" or first.default is first.empty
+
+
+def wants_seed(factory: Callable[..., Any]) -> bool:
+    """True if the factory has an argument `seed`, which may be given by name."""
+    found = inspect.signature(factory).parameters.get("seed")
+    return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
+
+
+def _seed() -> int:
+    """A seed for a factory. Each client has another one: a rollout sets numpy's global generator by (seed, client, version)."""
+    return int(np.random.randint(SEEDS))
 
 
 def _name(factory: Callable[..., Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, Spaces
+from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, Spaces, apart
 from shoal.protocol.layout import DTYPES, Bundle
 from shoal.protocol.work import Words
 
@@ -65,7 +65,8 @@ class Policy(Protocol):
         ...
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        """Act on observations [B, *obs].
+        """Act on observations [B, *obs]; of several parts, or with an action mask beside them, a structured array
+        (`Spaces.record`, `apart`).
 
         first: [B], True where the observation begins an episode: the state of that environment counts as `begin`'s. noise: one
         entry of `noise`; None: greedy actions, as in an evaluation. words: the task's, plain data from the plan.
@@ -81,12 +82,14 @@ class Policy(Protocol):
 @dataclass(frozen=True, slots=True)
 class Form:
     """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu". memory: the
-    recurrent core, "lstm" or "gru", of memory_size units; "none": there is no core."""
+    recurrent core, "lstm" or "gru", of memory_size units; "none": there is no core. pictures: how pictures are read, "auto",
+    "mlp", "nature" or "impala" (nets/bodies.py); a network with a core flattens them."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     memory: str = "none"
     memory_size: int = 128
+    pictures: str = "auto"
 
 
 CORES: Mapping[str, tuple[str, ...]] = {"lstm": ("h", "c"), "gru": ("h",)}
@@ -142,6 +145,8 @@ class Stochastic:
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
         numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
+        if seen.dtype.names is not None and (allowed := apart(seen)[1]) is not None:
+            numbers = self.action.legal(numbers, allowed)  # probability 0, when drawing and when greedy
         return Acted(self.action.act(numbers, noise), {"numbers": numbers}, after)
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:

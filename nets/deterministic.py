@@ -21,7 +21,7 @@ class DeterministicActor(nn.Module):
     def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
         super().__init__()
         assert isinstance(spaces.action, Box)
-        self.rank = len(spaces.observation.shape)
+        self.rank = len(spaces.single("an actor of bounded actions").shape)
         sizes = (spaces.observation.size, *hidden, spaces.action.size)
         self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import Form, Policy
 from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
+from shoal.nets.pictures import deep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,9 +30,9 @@ class ActorCriticNetwork:
             from shoal.nets.recurrent import RecurrentActorCritic
 
             return RecurrentActorCritic(spaces, form.hidden, form.activation, form.memory, form.memory_size, seed)
-        from shoal.nets.policies import ActorCritic
+        from shoal.nets.policies import built_in
 
-        return ActorCritic(spaces, form.hidden, form.activation, seed=seed)
+        return built_in(spaces, form.pictures, form.hidden, form.activation, seed)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.policies import fitting
@@ -41,11 +42,11 @@ class ActorCriticNetwork:
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
         if module is None and form.memory != "none":
             return RecurrentNumpyPolicy(spaces.action, form.activation, form.memory, form.memory_size)
-        if module is None:
+        if module is None and not deep(spaces, form.pictures):
             return NumpyPolicy(spaces.action, form.activation)
         from shoal.nets.policies import TorchPolicy
 
-        return TorchPolicy(module, spaces.action)
+        return TorchPolicy(module or self.build(spaces, form, 0), spaces.action)
 
 
 ACTOR_CRITIC = ActorCriticNetwork()

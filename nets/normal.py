@@ -36,7 +36,7 @@ def scale_of(moments: Moments) -> tuple[Floats, Floats]:
 
 def kept_of(moments: Sequence[str], spaces: Spaces) -> Kept:
     """The statistics that a trajectory brings: name -> (dtype, shape). moments: SEEN, PAID, both or none."""
-    shapes = {SEEN: spaces.observation.shape, PAID: ()}
+    shapes = {SEEN: next(iter(spaces.arrays.values()))[1], PAID: ()}
     return {name: its for one in moments for name, its in kept(one, shapes[one]).items()}
 
 
@@ -110,8 +110,12 @@ class Normalised:
     def _with(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.normal_module import attached
 
-        seen = spaces.observation
-        if self.observation and seen.dtype != "f4":
+        (_, (dtype, shape)), *others = spaces.arrays.items()
+        if self.observation and (others or not spaces.plain):
+            raise UserError(
+                "norm_obs=true: observations of several parts, or with action masks, are not scaled; norm_obs=false"
+            )
+        if self.observation and dtype != "f4":
             raise UserError("norm_obs=true: the observations are pictures, whose bytes are scaled to [0, 1]; norm_obs=false")
-        shapes = {SEEN: seen.shape} if self.observation else {}
+        shapes = {SEEN: shape} if self.observation else {}
         return attached(module, {**shapes, **({PAID: ()} if self.reward else {})}, self.clip)

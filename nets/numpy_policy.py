@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept
+from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, apart
 from shoal.nets.acting import CORES, State, Stochastic
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -125,6 +125,10 @@ def _layers(weights: Bundle, name: str) -> list[Layer]:
 
 
 def flat(observation: Array) -> Floats:
-    """Observations [B, *obs] as rows, float32 [B, size]. Bytes (pictures) are scaled to [0, 1]."""
+    """Observations [B, *obs] as rows, float32 [B, size]: bytes (pictures) are scaled to [0, 1], and the parts of a Dict lie one
+    after the other. A mask beside the observation is left out."""
+    if observation.dtype.names is not None:
+        inner = apart(observation)[0]
+        return np.concatenate(list(map(flat, inner.values())), axis=1) if isinstance(inner, dict) else flat(inner)
     rows = observation.reshape(len(observation), -1)
     return np.true_divide(rows, 255, dtype=np.float32) if rows.dtype == np.uint8 else rows

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from shoal.nets.flat import FlatModule
-from shoal.nets.policies import ActorCritic, Judge, Parameters
+from shoal.nets.policies import ActorCritic, Judge, Output, Seen
 
 ATEN = torch.ops.aten
 BLOCK = 1024  # rows that go through all layers before the next ones, so that they stay in the processor's cache
@@ -50,7 +50,7 @@ class Passes:
     """
 
     def __init__(self, module: ActorCritic) -> None:
-        self.module = module
+        self.module, self.acts = module, module.acts
         self.tanh = module.activation == "tanh"
         self.stages = _stages(module)
         self.widths = [stage[-1].at[1] for stage in self.stages[:-1]]
@@ -61,12 +61,12 @@ class Passes:
         self.back = torch.empty(2 * BLOCK * max(self.widths, default=0))
         self.alike: bool | None = None
 
-    def __call__(self, observation: Tensor) -> tuple[Parameters, Tensor]:
-        """The pair (action parameters, value [N]) of observations [N, *obs], float32 or uint8."""
+    def __call__(self, observation: Seen) -> tuple[Output, Tensor]:
+        """The pair (action parameters, value [N]) of observations [N, *obs], float32 or uint8, or of part -> tensor."""
         if self.alike is None:
             self.alike = self._compared(observation)
         if not self.alike:
-            told: tuple[Parameters, Tensor] = self.module(observation)
+            told: tuple[Output, Tensor] = self.module(observation)
             return told
         if torch.is_grad_enabled():
             out, value = _Whole.apply(self.anchor, self, observation)  # type: ignore[no-untyped-call]
@@ -75,10 +75,10 @@ class Passes:
             out, value = both[: self.actions].t(), both[self.actions]
         return (out if self.log_std is None else (out, self.log_std)), value
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward(self, observation: Seen) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Returns the outputs [A + 1, N], of which the last row is the values; the inputs [N, features]; and the activations
         of each hidden stage, [>= N, width], in the spare memory, which is the caller's until `backward` gives it back."""
-        x = self._rows(observation)
+        x = self.module.rows(observation)
         memory = self._memory(len(x))
         both = torch.empty((self.actions + 1, len(x)))
         for first, rows in _blocks(len(x)):
@@ -159,12 +159,8 @@ class Passes:
             return memory
         return [torch.empty((rows, width)) for width in self.widths]
 
-    def _rows(self, observation: Tensor) -> Tensor:
-        x = observation.unsqueeze(-1) if self.module.rank == 0 else observation.flatten(-self.module.rank)
-        return x.float() / 255 if x.dtype == torch.uint8 else x
-
     @torch.no_grad()
-    def _compared(self, observation: Tensor) -> bool:
+    def _compared(self, observation: Seen) -> bool:
         both, _, self.spare = self.forward(observation)
         out, value = self.module(observation)
         logits = out if isinstance(out, Tensor) else out[0]
@@ -175,7 +171,7 @@ class _Whole(torch.autograd.Function):
     """All layers of a Passes. The gradient of the weights goes to the flat gradient at once, and none to the inputs."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, passes: Passes, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, anchor: Tensor, passes: Passes, observation: Seen) -> tuple[Tensor, Tensor]:
         both, ctx.x, ctx.memory = passes.forward(observation)
         ctx.passes = passes
         return both[: passes.actions].t(), both[passes.actions]

@@ -1,9 +1,9 @@
 """Policies in torch: the built-in actor-critic, functions of its outputs, and any other module as an actor's policy.
 
-The one idea: a policy is a module whose forward returns (action parameters, value). Action parameters are logits for Discrete
-actions, and a pair (mean, log_std) for Box. A user's module that does so works everywhere the built-in policy does; `fitting`
-looks at what a module returns before anything runs. A module acts and learns in the mode (training or evaluation) in which it
-was made, because the learner's probability of an action must be the actor's.
+The one idea: a policy is a module whose forward returns (action parameters, value). Action parameters are a pair (mean,
+log_std) for Box actions, and logits for all others (nets/distributions.py). A user's module that does so works everywhere the
+built-in policy does; `fitting` looks at what a module returns before anything runs. A module acts and learns in the mode
+(training or evaluation) in which it was made, because the learner's probability of an action must be the actor's.
 """
 
 from __future__ import annotations
@@ -11,26 +11,37 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import log_softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from shoal.envs.spaces import Actions, Array, Box, Discrete, Floats, Spaces
+from shoal.envs.spaces import OBSERVATION, Actions, Array, Box, Floats, Named, Spaces, apart
 from shoal.nets.acting import State, Stochastic
+from shoal.nets.bodies import Body, flattened, linear
+from shoal.nets.distributions import Parameters as Parameters
+from shoal.nets.distributions import entropy as entropy
+from shoal.nets.distributions import first_rows as first_rows
+from shoal.nets.distributions import likelihood as likelihood
+from shoal.nets.distributions import log_prob as log_prob
+from shoal.nets.distributions import meant
 from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
 from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
-Parameters = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-"""Action parameters: logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
-Judge = Callable[[torch.Tensor], tuple[Parameters, torch.Tensor]]
-"""The forward of a policy: observations [N, *obs] -> (action parameters, value [N] or [N, 1])."""
+Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""A module's action parameters: logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
+Seen = torch.Tensor | Mapping[str, torch.Tensor]
+"""Observations [N, *obs], or the arrays of `Spaces.arrays` by name, each [N, ...]."""
+Judge = Callable[[Any], tuple[Output, torch.Tensor]]
+"""The forward of a policy: observations [N, *obs], or part -> tensor -> (action parameters, value [N] or [N, 1]). Its attribute
+`acts`, if it has one, says which kind of actions its logits are of."""
 UNSTEADY = (
     "the learner's probability of an action must be the actor's: let the function that makes the policy return it in "
     "evaluation mode (module.eval()), or leave that layer out"
@@ -59,9 +70,11 @@ class ActorCritic(nn.Module):
             raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         if any(width < 1 for width in hidden):
             raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
-        self.activation = activation
-        self.rank = len(spaces.observation.shape)
-        outputs = spaces.action.size if isinstance(spaces.action, Box) else spaces.action.n
+        self.activation, self.acts = activation, spaces.action
+        seen = spaces.observation
+        self.rank = 0 if isinstance(seen, Named) else len(seen.shape)
+        self.ranks = {name: len(part.shape) for name, part in seen.named.items()} if isinstance(seen, Named) else {}
+        outputs = spaces.action.size
         generator = torch.Generator().manual_seed(seed)
         before, after = (list(hidden), []) if shared else ([], list(hidden))
         inputs = spaces.observation.size
@@ -72,17 +85,23 @@ class ActorCritic(nn.Module):
         self.actor = linears([*features, outputs], 0.01, generator)
         self.critic = linears([*features, 1], 1.0, generator)
 
-    def forward(self, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
-        """The pair (action parameters, value [...]) of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
+    def forward(self, observation: Seen) -> tuple[Output, torch.Tensor]:
+        """The pair (action parameters, value [...]) of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]. The
+        parts of a Dict are flattened, one after the other."""
         return self.heads(self.features(observation))
 
-    def features(self, observation: torch.Tensor) -> torch.Tensor:
+    def features(self, observation: Seen) -> torch.Tensor:
         """The features [..., F] that both heads share."""
-        x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        x = self.rows(observation)
         return self._active(self._through(self.trunk, x)) if len(self.trunk) else x
 
-    def heads(self, x: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
+    def rows(self, observation: Seen) -> torch.Tensor:
+        """Observations as the first layer takes them, float32 [..., size]."""
+        if isinstance(observation, torch.Tensor):
+            return flattened(observation, self.rank)
+        return torch.cat([flattened(observation[name], rank) for name, rank in self.ranks.items()], dim=-1)
+
+    def heads(self, x: torch.Tensor) -> tuple[Output, torch.Tensor]:
         """The pair (action parameters, value [...]) of features [..., F]."""
         out, value = self._through(self.actor, x), self._through(self.critic, x).squeeze(-1)
         return ((out, self.log_std) if hasattr(self, "log_std") else out), value
@@ -98,67 +117,76 @@ class ActorCritic(nn.Module):
 
 def linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.ModuleList:
     """Linear layers of these sizes, orthogonal with gain sqrt(2), and `last_gain` for the last; biases are 0."""
-    layers = nn.ModuleList()
-    for i in range(len(sizes) - 1):
-        layer = nn.Linear(sizes[i], sizes[i + 1], device="meta").to_empty(device="cpu")  # no draw from torch's own generator
-        gain = last_gain if i == len(sizes) - 2 else math.sqrt(2)
-        nn.init.orthogonal_(layer.weight, gain, generator)
-        nn.init.zeros_(layer.bias)
-        layers.append(layer)
+    last = len(sizes) - 2
+    gains = (last_gain if i == last else math.sqrt(2) for i in range(len(sizes)))
+    return nn.ModuleList(linear(*pair, gain, generator) for pair, gain in zip(pairwise(sizes), gains, strict=False))
+
+
+class DeepActorCritic(nn.Module):
+    """A network with convolutions for acting and valuing (nets/bodies.py). Actor and critic share the body, and the gradients
+    of both reach it.
+
+    network: "auto", "nature" or "impala", for each picture. hidden, activation: of the perceptrons of actor and critic for an
+    observation of several parts; the features of a picture alone go to the last layers at once. Weights are drawn from `seed`,
+    orthogonal, as ActorCritic's.
+    """
+
+    def __init__(
+        self, spaces: Spaces, network: str = "auto", hidden: Sequence[int] = (64, 64), activation: str = "tanh", seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.acts = spaces.action
+        generator = torch.Generator().manual_seed(seed)
+        self.body = Body(spaces, network, generator)
+        towers = list(hidden) if self.body.named else []
+        make = {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]
+        if isinstance(spaces.action, Box):
+            self.log_std = nn.Parameter(torch.zeros(spaces.action.size))
+        self.actor = _perceptron([self.body.features, *towers, spaces.action.size], 0.01, make, generator)
+        self.critic = _perceptron([self.body.features, *towers, 1], 1.0, make, generator)
+
+    def forward(self, observation: Seen) -> tuple[Output, torch.Tensor]:
+        """The pair (action parameters, value [N]) of observations [N, *obs]."""
+        x = self.body(observation)
+        out, value = self.actor(x), self.critic(x).squeeze(-1)
+        return ((out, self.log_std) if hasattr(self, "log_std") else out), value
+
+
+def _perceptron(
+    sizes: Sequence[int], last_gain: float, activation: type[nn.Module], generator: torch.Generator
+) -> nn.Sequential:
+    layers = nn.Sequential()
+    for i, layer in enumerate(linears(sizes, last_gain, generator)):
+        layers.extend([activation(), layer] if i else [layer])
     return layers
 
 
-def log_prob(parameters: Parameters, action: torch.Tensor) -> torch.Tensor:
-    """The log probability (density) [...] of `action`, int64 [...] or float [..., A]."""
-    if isinstance(parameters, torch.Tensor):
-        return log_softmax(parameters, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-    mean, log_std = parameters
-    z = (action - mean) * torch.exp(-log_std)
-    return -(0.5 * z * z + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+def built_in(
+    spaces: Spaces, network: str = "auto", hidden: Sequence[int] = (64, 64), activation: str = "tanh", seed: int = 0
+) -> nn.Module:
+    """The built-in actor-critic for these spaces: with convolutions if there are pictures, else ActorCritic."""
+    if deep(spaces, network):
+        return DeepActorCritic(spaces, network, hidden, activation, seed)
+    return ActorCritic(spaces, hidden, activation, seed=seed)
 
 
-def entropy(parameters: Parameters) -> torch.Tensor:
-    """The entropy [...] in nats: -sum p log p, or the differential entropy of the normal distribution."""
-    if isinstance(parameters, torch.Tensor):
-        log_p = log_softmax(parameters, dim=-1)
-        finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # a masked action has p = 0 and log p = -inf: 0 * -inf is NaN
-        return -(log_p.exp() * finite).sum(-1)
-    mean, log_std = parameters
-    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
-
-
-def likelihood(parameters: Parameters, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair (log_prob(parameters, action), entropy(parameters)), in fewer steps for logits [N, n] and actions int64 [N]."""
-    if isinstance(parameters, torch.Tensor) and parameters.dim() == 2:
-        pair: tuple[torch.Tensor, torch.Tensor] = _Categorical.apply(parameters, action)  # type: ignore[no-untyped-call]
-        return pair
-    return log_prob(parameters, action), entropy(parameters)
-
-
-class _Categorical(torch.autograd.Function):
-    """The log probability [N] of actions and the entropy [N], of logits. Actions run along the first axis inside: sums over a
-    few logits a row are slow where rows are not side by side in memory."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        log_p = log_softmax(logits.t(), dim=0)
-        p = log_p.exp()
-        finite = log_p.clamp(min=-1e30)  # a masked action has p = 0 and log p = -inf, whose product is NaN
-        undecided = -(p * finite).sum(0)
-        ctx.save_for_backward(p, finite, undecided, action)
-        return log_p.gather(0, action.unsqueeze(0)).squeeze(0), undecided
-
-    @staticmethod
-    def backward(ctx: Any, chosen_grad: torch.Tensor, undecided_grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        p, finite, undecided, action = ctx.saved_tensors
-        grad = p * -(chosen_grad + undecided_grad * (finite + undecided))
-        return grad.scatter_add_(0, action.unsqueeze(0), chosen_grad.unsqueeze(0)).t(), None
-
-
-def judged(module: Judge, observation: torch.Tensor) -> tuple[Parameters, torch.Tensor]:
-    """The pair (action parameters, value [N]) of observations [N, *obs]. The module's values may be [N] or [N, 1]."""
+def judged(module: Judge, seen: Seen) -> tuple[Parameters, torch.Tensor]:
+    """The pair (action parameters, value [N]) of observations [N, *obs], or of the arrays of `Spaces.arrays`. Choices that
+    "action_mask" forbids have probability 0. The module's values may be [N] or [N, 1]."""
+    observation, allowed = apart(seen)
     parameters, value = module(observation)
-    return parameters, value.reshape(len(observation))
+    return meant(parameters, getattr(module, "acts", None), allowed), value.flatten()
+
+
+def every(seen: Seen, change: Callable[[torch.Tensor], torch.Tensor]) -> Seen:
+    """The observations with `change` made to each of their arrays."""
+    return change(seen) if isinstance(seen, torch.Tensor) else {name: change(part) for name, part in seen.items()}
+
+
+def examples(spaces: Spaces, n: int, fill: int = 0) -> Any:
+    """What a module gets for n observations that are `fill` everywhere: a tensor, or part -> tensor."""
+    arrays = {name: torch.full((n, *shape), fill, dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in spaces.arrays.items()}
+    return apart(arrays if len(arrays) > 1 or OBSERVATION not in arrays else arrays[OBSERVATION])[0]
 
 
 def memory_of(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
@@ -190,7 +218,8 @@ def actor_critic(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
         case Box(size=size):
             wanted = f"((mean [{n}, {size}], log_std [{n}, {size}] or [{size}]), value [{n}])"
             allowed = [[(n, size)], [(n, size), (size,)], [(n,), (n, 1)]]
-        case Discrete(n=size):
+        case _:
+            size = action.size
             wanted, allowed = f"(logits [{n}, {size}], value [{n}])", [[(n, size)], [(n,), (n, 1)]]
     try:
         head, value = out
@@ -221,20 +250,20 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
     if memory and not remembers:
         its = f"has memory ({', '.join(memory)}), and the job's method learns without"
         raise UserError(f"policy: {type(module).__name__} {its}; choose a method with memory, such as ppo, or leave it out")
+    module.acts = spaces.action  # type: ignore[assignment]  # which actions the module's logits are of: `judged` asks
     tried, numbers = copy.deepcopy(module), False
 
-    def outputs(seen: torch.Tensor) -> list[torch.Tensor]:
-        n = len(seen)
+    def outputs(seen: Any, n: int) -> list[torch.Tensor]:
         if not memory:
             return shaped(tried(seen), n, spaces.action)
         out = tried(seen, {name: torch.zeros((n, *shape)) for name, shape in memory.items()})
         return _remembered(out, n, spaces.action, memory)
 
     for n, fill in ((1, 0), (3, 0), (3, 1)):
-        seen = torch.full((n, *spaces.observation.shape), fill, dtype=TORCH_DTYPES[spaces.observation.dtype])
+        seen = examples(spaces, n, fill)
         try:
             with torch.no_grad():
-                first, again = (outputs(seen) for _ in range(2))
+                first, again = (outputs(seen, n) for _ in range(2))
         except UserError:
             if fill:  # ones may be no observation
                 continue
@@ -243,7 +272,7 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
             if fill:
                 continue
             what = next((line for line in str(raised).splitlines() if line.strip()), "")
-            given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
+            given = _given(seen)
             text = f"policy: forward raised {type(raised).__name__} for {given}: {what}"
             raise UserError(text).with_traceback(raised.__traceback__) from None
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
@@ -256,14 +285,20 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
                 "remembers needs an attribute memory (docs/reinforcement.md)"
             )
         numbers |= not any(each.isnan().any() for each in first)
-    if any(parameter.requires_grad for parameter in tried.parameters()):
-        seen = torch.zeros((2, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
-        if not any(each.requires_grad for each in outputs(seen)):
-            why = "no gradient would come of them; is there a detach(), .data or no_grad?"
-            raise UserError(f"policy: the outputs of forward do not depend on any trainable parameter: {why}")
+    learns = any(parameter.requires_grad for parameter in tried.parameters())
+    if learns and not any(each.requires_grad for each in outputs(examples(spaces, 2), 2)):
+        why = "no gradient would come of them; is there a detach(), .data or no_grad?"
+        raise UserError(f"policy: the outputs of forward do not depend on any trainable parameter: {why}")
     if not numbers:
         raise UserError("policy: forward gave NaN for observations of zeros and of ones; expected numbers, or -inf for a logit")
     return module
+
+
+def _given(seen: Any) -> str:
+    if isinstance(seen, torch.Tensor):
+        return f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
+    parts = ", ".join(f"{name!r}: {list(part.shape)} of {part.dtype}".replace("torch.", "") for name, part in seen.items())
+    return f"observations {{{parts}}}"
 
 
 def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]]) -> list[torch.Tensor]:
@@ -308,18 +343,26 @@ class TorchPolicy(Stochastic):
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
         """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row."""
-        out, _ = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
+        out, _ = self.flat.module(_tensors(observation))
         return _in_one_row(out)
 
     @torch.inference_mode()
     def _remembering(self, seen: Array, state: State) -> tuple[Floats, State]:
         before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
-        out, _, after = self.flat.module(as_tensor(np.ascontiguousarray(seen)), before)
+        out, _, after = self.flat.module(_tensors(seen), before)
         return _in_one_row(out), {name: after[name].float().numpy() for name in state}
 
 
-def _in_one_row(parameters: Parameters) -> Floats:
+def _in_one_row(parameters: Output) -> Floats:
     if isinstance(parameters, torch.Tensor):
         return parameters.float().numpy()
     mean, log_std = parameters
     return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()
+
+
+def _tensors(seen: Array) -> Any:
+    """Observations as a module gets them: a tensor, or part -> tensor."""
+    inner = apart(seen)[0]
+    if isinstance(inner, np.ndarray):
+        return as_tensor(np.ascontiguousarray(inner))
+    return {name: as_tensor(np.ascontiguousarray(part)) for name, part in inner.items()}

@@ -48,9 +48,10 @@ class QNetwork(nn.Module):
             raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
         actions = discrete(spaces).n
         self.activation = activation
-        self.rank = len(spaces.observation.shape)
+        seen = spaces.single("a Q-network")
+        self.rank = len(seen.shape)
         generator = torch.Generator().manual_seed(seed)
-        sizes = [spaces.observation.size, *hidden]
+        sizes = [seen.size, *hidden]
         self.trunk = nn.ModuleList([_linear(a, b, generator) for a, b in pairwise(sizes)])
         features = self._core(sizes[-1], generator)
         if dueling:
@@ -133,7 +134,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces: a module whose forward gives
     one finite number for each action, [N, n] for N observations. A copy is tried, so that no buffer changes."""
-    actions = discrete(spaces).n
+    actions, part = discrete(spaces).n, spaces.single("a Q-network")
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     tried, memory = copy.deepcopy(module), memory_of(module)
@@ -145,7 +146,7 @@ def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
             )
         raise UserError(f"{named} has no attribute memory, and the job's method needs one; method=dqn learns it")
     for n in (1, 3):
-        seen = torch.zeros((n, *spaces.observation.shape), dtype=TORCH_DTYPES[spaces.observation.dtype])
+        seen = torch.zeros((n, *part.shape), dtype=TORCH_DTYPES[part.dtype])
         given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
         try:
             with torch.no_grad():

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.spaces import Box, Spaces
+from shoal.envs.spaces import Spaces, apart
 from shoal.nets.acting import CORES
-from shoal.nets.policies import ActorCritic, Parameters, linears
+from shoal.nets.distributions import Parameters, meant
+from shoal.nets.policies import ActorCritic, Output, Seen, every, linears
 from shoal.protocol.errors import UserError
 
 CELLS: Mapping[str, type[nn.LSTMCell | nn.GRUCell]] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -60,7 +63,7 @@ class RecurrentActorCritic(ActorCritic):
             raise UserError(f"memory_size={size}: must be a number from 1")
         super().__init__(spaces, hidden, activation, shared=True, seed=seed)
         generator = torch.Generator().manual_seed(seed)
-        outputs = spaces.action.size if isinstance(spaces.action, Box) else spaces.action.n
+        outputs = spaces.action.size
         self.memory = dict.fromkeys(CORES[core], (size,))
         self.trunk = linears([spaces.observation.size, *hidden], math.sqrt(2), generator)
         self.core = CELLS[core](hidden[-1] if hidden else spaces.observation.size, size, device="meta").to_empty(device="cpu")
@@ -72,18 +75,20 @@ class RecurrentActorCritic(ActorCritic):
         self.actor = linears([size, outputs], 0.01, generator)
         self.critic = linears([size, 1], 1.0, generator)
 
-    def forward(self, observation: Tensor, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]
+    def forward(self, observation: Seen, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]
         """The triple (action parameters, value [N], state) of observations [N, *obs] and the state before them."""
         after = self._stepped(self.features(observation), state)
         return *self.heads(after["h"]), after
 
-    def unroll(self, observation_TB: Tensor, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
+    def unroll(
+        self, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor
+    ) -> tuple[Output, Tensor, list[Mapping[str, Tensor]]]:
         after: list[Mapping[str, Tensor]] = []
         for x, first in zip(self.features(observation_TB), first_TB, strict=True):
             state = self._stepped(x, forgotten(state, first))
             after.append(state)
         parameters, value = self.heads(torch.cat([each["h"] for each in after]))
-        return Unrolled(parameters, value.view(first_TB.shape), after)
+        return parameters, value.view(first_TB.shape), after
 
     def _stepped(self, x: Tensor, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if isinstance(self.core, nn.LSTMCell):
@@ -97,25 +102,34 @@ def forgotten(state: Mapping[str, Tensor], first_B: Tensor) -> Mapping[str, Tens
     return {name: each.masked_fill(first_B.view(-1, *(1,) * (each.dim() - 1)), 0.0) for name, each in state.items()}
 
 
-def unrolled(module: nn.Module, observation_TB: Tensor, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
+def unrolled(module: nn.Module, seen_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
     """The module's outputs for T rows of B environments, from the state before the first row.
 
-    observation: [T, B, *obs]. first: bool [T, B], True where an observation begins an episode, before which the state is zeros.
+    seen: [T, B, *obs], or the arrays of `Spaces.arrays`; choices that "action_mask" forbids have probability 0. first: bool
+    [T, B], True where an observation begins an episode, before which the state is zeros.
     """
-    if isinstance(module, RecurrentActorCritic):
-        return module.unroll(observation_TB, state, first_TB)
-    heads: list[Parameters] = []
+    observation_TB, allowed_TB = apart(seen_TB)
+    allowed = None if allowed_TB is None else allowed_TB.flatten(0, 1)
+    run = module.unroll if isinstance(module, RecurrentActorCritic) else partial(_step_by_step, module)
+    parameters, value, after = run(observation_TB, state, first_TB)
+    return Unrolled(meant(parameters, getattr(module, "acts", None), allowed), value, after)
+
+
+def _step_by_step(
+    module: nn.Module, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor
+) -> tuple[Output, Tensor, list[Mapping[str, Tensor]]]:
+    heads: list[Output] = []
     values: list[Tensor] = []
     after: list[Mapping[str, Tensor]] = []
-    for seen, first in zip(observation_TB, first_TB, strict=True):
-        parameters, value, state = module(seen, forgotten(state, first))
+    for t, first in enumerate(first_TB):
+        parameters, value, state = module(every(observation_TB, itemgetter(t)), forgotten(state, first))
         heads.append(parameters)
-        values.append(value.reshape(len(seen)))
+        values.append(value.reshape(len(first)))
         after.append(state)
-    return Unrolled(_joined(heads), torch.stack(values), after)
+    return _joined(heads), torch.stack(values), after
 
 
-def _joined(heads: Sequence[Any]) -> Parameters:
+def _joined(heads: Sequence[Any]) -> Output:
     """The action parameters of all rows. A log_std that depends on no observation stays as it is."""
     if isinstance(heads[0], Tensor):
         return torch.cat(list(heads))
@@ -127,11 +141,3 @@ def _joined(heads: Sequence[Any]) -> Parameters:
 def after_rows(after: After, rows: Tensor) -> Mapping[str, Tensor]:
     """The states [n, ...] after the rows, int64 [n], indexes of the flattened [T * B]."""
     return {name: torch.stack([each[name] for each in after]).flatten(0, 1)[rows] for name in after[0]}
-
-
-def selected(parameters: Parameters, rows: Tensor) -> Parameters:
-    """The action parameters of the rows, int64 [n]. A log_std that depends on no observation stays as it is."""
-    if isinstance(parameters, Tensor):
-        return parameters[rows]
-    mean, log_std = parameters
-    return mean[rows], log_std[rows] if log_std.dim() == mean.dim() else log_std

@@ -30,7 +30,7 @@ class SquashedActor(nn.Module):
 
     def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
         super().__init__()
-        self.rank = len(spaces.observation.shape)
+        self.rank = len(spaces.single("an actor of bounded actions").shape)
         sizes = (spaces.observation.size, *hidden, spaces.action.parameters)
         self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import MOMENTS, STATE
+from shoal.envs.spaces import MASK, MOMENTS, OBSERVATION, STATE, Spaces, final_name
 from shoal.envs.vector import Step, Worlds
 from shoal.nets.acting import Policy, State
 from shoal.nets.moments import Moments
@@ -193,8 +193,9 @@ class Rollout:
         """Play T rows and write them into the bundle. Returns reward (float64), lived and, where first episodes were cut short,
         cut (else None), all [T, B], for the statistics of episodes, and the number of processes replaced."""
         T, B, policy = self.rollout_length, self.num_envs, self.policy
-        observation, action, mask = bundle["observation"], bundle["action"], bundle["mask"]
-        terminated, truncated = bundle["terminated"], bundle["truncated"]
+        spaces = life.envs.spaces
+        observation, final = _whole(bundle, spaces, T, B)
+        action, mask, terminated, truncated = (bundle[name] for name in ("action", "mask", "terminated", "truncated"))
         first = bundle["first"] if policy.memory else None
         reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
         noise = policy.noise(rng, T, B)
@@ -209,6 +210,8 @@ class Rollout:
             if t and 0 < self.seconds < self.clock() - began:
                 self._cut(t)
                 observation[t:T], mask[t:], lived[t:] = step.observation, False, False
+                if spaces.masks:
+                    observation[MASK][t:T] = True  # these rows have the action 0, whose probability must be a number
                 for array in (reward, action, *extras.values()):
                     array[t:] = 0
                 break
@@ -226,9 +229,14 @@ class Rollout:
                 cut = np.zeros((T, B), dtype=bool) if cut is None else cut
                 cut[t] = step.cut
             if step.final is not None and step.truncated.any():
-                bundle["final"][t, step.truncated] = step.final[step.truncated]
+                final[t, step.truncated] = step.final[step.truncated]
         mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
         observation[T], bundle["reward"][...] = step.observation, reward
+        if not spaces.plain:
+            for name in spaces.arrays:
+                bundle[name][...] = observation[name]
+                if spaces.finals:
+                    bundle[final_name(name)][...] = final[name]
         if first is not None:
             first[T] = step.first
         for name, rows in policy.finish(extras, action).items():
@@ -239,7 +247,7 @@ class Rollout:
     def _tell_moments(self, bundle: Bundle, life: Life, reward_TB: Any, lived_TB: Any, over_TB: Any) -> None:
         """Write the statistics of the trajectory into the bundle."""
         if SEEN in self.moments:
-            shape = life.envs.spaces.observation.shape
+            shape = life.envs.spaces.record()[1]
             seen = Moments.of(bundle["observation"][:-1][bundle["mask"]], shape)
             for name, array in seen.arrays(f"{MOMENTS}{SEEN}").items():
                 bundle[name][...] = array
@@ -327,6 +335,15 @@ def _closed_on_failure(envs: Worlds) -> Iterator[None]:
         stack.callback(envs.close)
         yield
         stack.pop_all()
+
+
+def _whole(bundle: Bundle, spaces: Spaces, T: int, B: int) -> tuple[Any, Any]:
+    """Arrays for observations [T + 1, B, ...] and for last observations of truncated episodes [T, B, ...], as `Spaces.record`
+    says: the bundle's own, or structured ones, which are copied to the bundle at the end."""
+    if spaces.plain:
+        return bundle[OBSERVATION], bundle["final"] if spaces.finals else None
+    dtype = spaces.record()[0]
+    return np.zeros((T + 1, B), dtype), np.zeros((T, B), dtype) if spaces.finals else None
 
 
 def _totals(replaced: int) -> dict[str, tuple[float, float]]:

@@ -29,9 +29,11 @@ from shoal.jobs.problems import Problem
 from shoal.jobs.settings import (
     Range,
     among,
+    argument,
     changed,
     check_used,
     checked,
+    coerced,
     described,
     nearest,
     plain,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 OTHER_WORDS = ("aggregator", "algorithm")  # by which version 0.1 called the method
 WORTH = 0.75  # share of the weights' bytes below which the arrays that move are sent alone: an actor copies the others itself
+ENV = "env."  # begins an argument of the environment on the command line
 NAMED = 6  # methods that a message lists by name
 PLAN = {"assign": 4, "admits": 2, "enough": 4}  # name -> number of arguments
 
@@ -116,7 +119,7 @@ class Job:
     def configured(self, changes: Mapping[str, Any], seed: int | None = None) -> Job:
         """Return the same job with other settings, whose values may be strings. `method` chooses another method; the new method
         takes over each value that was set for the old method, if it has a setting of that name. Raises UserError."""
-        changes, given = dict(changes), self.given
+        changes, given = self._with_arguments(changes), self.given
         if given is not None:
             given |= changes.keys()
         job = replace(self, seed=self.seed if seed is None else seed)
@@ -142,6 +145,18 @@ class Job:
         if before is not None and before is not now:
             settings = {**{name: known[name].default for name in before.settings if name in known}, **settings}
         return self._changed({name: value for name, value in settings.items() if name not in given})
+
+    def _with_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The changes, in which env.NAME=value is an argument in env_kwargs, beside those that the job has."""
+        given = {name.removeprefix(ENV): value for name, value in changes.items() if name.startswith(ENV)}
+        rest = {name: value for name, value in changes.items() if not name.startswith(ENV)}
+        if not given:
+            return rest
+        if "env_kwargs" not in self.options():
+            raise UserError(f"{ENV}{next(iter(given))}: this job has no environment that takes arguments")
+        before = coerced("env_kwargs", rest.get("env_kwargs", self.plain()["env_kwargs"]), self.options()["env_kwargs"])
+        typed = {name: argument(value) if isinstance(value, str) else value for name, value in given.items()}
+        return {**rest, "env_kwargs": {**before, **typed}}
 
     def _changed(self, changes: Mapping[str, Any]) -> Job:
         known = self.options()

@@ -17,7 +17,7 @@ from shoal.actors import Worker
 from shoal.actors.workers.playing import Experience, Playing
 from shoal.actors.workers.rollout import Rollout
 from shoal.envs.population import Population
-from shoal.envs.spaces import Discrete, Spaces
+from shoal.envs.spaces import Box, Discrete, Spaces
 from shoal.envs.vector import Worlds
 from shoal.jobs.parts import Bearing
 from shoal.jobs.problems import Environment
@@ -78,9 +78,13 @@ class Environments(Environment):
 
     def spaces(self) -> Spaces:
         spaces = self.one(0).spaces()
-        if spaces.observation.dtype != "f4":
+        seen = spaces.single("a federated client")
+        if not isinstance(spaces.action, Discrete | Box):
+            kind = type(spaces.action).__name__
+            raise UserError(f"env: actions are {kind}, and federated clients learn Discrete and Box of floats; use method=ppo")
+        if seen.dtype != "f4":
             raise UserError(
-                f"env: observations are pictures ({list(spaces.observation.shape)} of bytes), which federated clients do not "
+                f"env: observations are pictures ({list(seen.shape)} of bytes), which federated clients do not "
                 "keep; wrap the environment so that they are floats"
             )
         return spaces

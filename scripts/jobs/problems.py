@@ -27,16 +27,18 @@ from shoal.envs.partitioners import as_partition
 from shoal.envs.population import Population
 from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
-from shoal.envs.spaces import Kept, Spaces
-from shoal.envs.vector import Worlds, make_vector, spaces_in
+from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
+from shoal.envs.trying import masks_told
+from shoal.envs.vector import Recipe, Worlds, make_vector, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
 from shoal.jobs.presets import Preset
 from shoal.jobs.presets import found as preset_of
-from shoal.jobs.settings import option, plain, ranges, shown, values
+from shoal.jobs.settings import NO_ARGUMENTS, Arguments, option, plain, ranges, shown, values
 from shoal.nets.acting import Form, Network, Policy
-from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.networks import ACTOR_CRITIC, ActorCriticNetwork
 from shoal.nets.normal import Normalised, kept_of
+from shoal.nets.pictures import NETWORKS, described
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, binds, signed
 from shoal.protocol.layout import Bundle, Layout
@@ -116,6 +118,10 @@ class Problem:
 
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         """Lines about the user's part that a person is told when a run begins."""
+        return ()
+
+    def about(self, method: Method, seed: int) -> Sequence[str]:
+        """Lines about what was chosen for the user, which a person is told when a run begins."""
         return ()
 
     def prepare(self, method: Method, seed: int) -> None:
@@ -381,12 +387,12 @@ class Environment(Problem):
 
     env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module of the method's kind of network. For
     an actor-critic, forward(observation) -> (logits | (mean, log_std), value). None: the built-in network of that kind.
-    network: the method's kind of network.
+    learns: the method's kind of network.
     """
 
     kind: ClassVar[str] = "environment"
 
-    network: Network = field(default=ACTOR_CRITIC, kw_only=True, repr=False)
+    learns: Network = field(default=ACTOR_CRITIC, kw_only=True, repr=False)
 
     env: str | Callable[..., Any]
     policy: Callable[[Spaces], nn.Module] | None = None
@@ -398,6 +404,16 @@ class Environment(Problem):
         choices=("none", "lstm", "gru"),
     )
     memory_size: int = option(128, "units of the recurrent core", least=1, of={"memory": ("lstm", "gru")})
+    network: str = option(
+        "auto",
+        "how the built-in policy reads pictures: flattened (mlp), by Nature CNN or IMPALA's ResNet; auto: nature, or a smaller "
+        "CNN for small pictures",
+        choices=NETWORKS,
+    )
+    env_kwargs: Arguments = option(  # noqa: RUF009  a field, as those around it
+        NO_ARGUMENTS, "arguments of gymnasium.make, as JSON; env.NAME=value sets one of them (continuous, say)"
+    )
+    time_limit: int = option(0, "steps after which an episode of an id is truncated (0: the environment's own limit)", least=0)
     step_timeout: float = option(
         0.0,
         "seconds that a step or reset of an environment may take, in its own process (0: no limit, in the actor's process)",
@@ -432,14 +448,14 @@ class Environment(Problem):
     @property
     def form(self) -> Form:
         """The settings of the built-in network."""
-        return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size)
+        return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size, self.network)
 
     def suited(self, method: Method) -> Self:
         network: Network = getattr(method, "network", ACTOR_CRITIC)
         scaled = {name: getattr(method, name, False) for name in ("norm_obs", "norm_reward")}
         if any(scaled.values()):
             network = Normalised(network, scaled["norm_obs"], scaled["norm_reward"], getattr(method, "clip_obs", 10.0))
-        return replace(self, network=network)
+        return replace(self, learns=network)
 
     @property
     def apart(self) -> bool:
@@ -463,12 +479,29 @@ class Environment(Problem):
             raise UserError(f"vector={self.vector}: {why} gives each environment a process of its own; leave it at vector=auto")
         if self.vector == "native" and callable(self.env):
             raise UserError("vector=native: only an id has a vector environment of its own; leave it at vector=auto")
+        if callable(self.env):
+            for name, value in (("env_kwargs", self.env_kwargs), ("time_limit", self.time_limit)):
+                if value:
+                    fix = (
+                        "give them to the environment there"
+                        if name == "env_kwargs"
+                        else "gymnasium.wrappers.TimeLimit sets one there"
+                    )
+                    raise UserError(f"{name}={value}: only an id takes it, and a function makes this job's environment; {fix}")
+        if self.policy is not None and self.network != "auto":
+            raise UserError(
+                f"network={self.network}: it is for the built-in policy, and this job has a policy of its own; leave it out"
+            )
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+        if self.memory != "none" and self.network in ("nature", "impala"):
+            raise UserError(
+                f"network={self.network}: a network with memory={self.memory} flattens pictures; leave it at network=auto"
+            )
         if self.memory != "none" and self.policy is not None:
             fix = "give the policy an attribute memory (docs/reinforcement.md) and leave it at memory=none"
             raise UserError(f"memory={self.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
-        if self.memory != "none" and not self.network.remembers:
+        if self.memory != "none" and not self.learns.remembers:
             raise UserError(
                 f"memory={self.memory}: the job's method learns without memory; leave it at memory=none, or take ppo"
             )
@@ -489,8 +522,8 @@ class Environment(Problem):
         from shoal.nets.models import seeded
 
         if (policy := self.maker) is not None:
-            return seeded(lambda: self.network.fitting(policy(self.spaces()), self.spaces()), seed)
-        return self.network.build(self.spaces(), self.form, seed)
+            return seeded(lambda: self.learns.fitting(policy(self.spaces()), self.spaces()), seed)
+        return self.learns.build(self.spaces(), self.form, seed)
 
     @property
     def maker(self) -> Callable[[Spaces], nn.Module] | None:
@@ -504,10 +537,10 @@ class Environment(Problem):
 
             from shoal.nets.separate import Separate
 
-            seen = spaces.observation
-            plain = replace(spaces, observation=replace(seen, shape=(seen.size - agents,)))
+            seen = spaces.single("policies=separate")
+            plain = replace(spaces, observation=Observations((seen.size - agents,)))
             drawn = int(torch.randint(2**30, ()))  # of the generator that `seeded` has set
-            made = [own(plain) if own else self.network.build(plain, self.form, drawn + each) for each in range(agents)]
+            made = [own(plain) if own else self.learns.build(plain, self.form, drawn + each) for each in range(agents)]
             return Separate(made)
 
         return apart
@@ -517,30 +550,37 @@ class Environment(Problem):
         import torch
 
         from shoal.nets.flat import TORCH_DTYPES
+        from shoal.nets.policies import examples
 
-        seen = self.spaces().observation
-        observation = torch.zeros((2, *seen.shape), dtype=TORCH_DTYPES[seen.dtype])
-        memory = self._added()[1]
+        observation, memory = examples(self.spaces(), 2), self._added()[1]
         state = {name: torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in memory.items()}
         return (observation, state) if state else (observation,)
 
     def spaces(self) -> Spaces:
-        vector = "sync" if self.apart else self.vector
-        if ("spaces", vector) not in self.made:
+        key = ("spaces", self.vector, self.apart, self.env_kwargs)
+        if key not in self.made:
+            vector, recipe = "sync" if self.apart else self.vector, Recipe(self.env, dict(self.env_kwargs), self.time_limit)
             with globally(0, "spaces"):
-                self.made["spaces", vector] = spaces_in(self.env, vector)
-        found: Spaces = self.made["spaces", vector]
-        return found
+                found = spaces_in(recipe, vector)
+            if found.action.choices and not found.masks and not self.apart and masks_told(recipe, vector, self.step_timeout):
+                found = replace(found, masks=IN_INFO)
+            self.made[key] = found
+        spaces: Spaces = self.made[key]
+        return spaces
+
+    def recipe(self) -> Recipe:
+        """How an environment is made."""
+        return Recipe(self.env, dict(self.env_kwargs), self.time_limit, self.spaces().masks == IN_INFO)
 
     def rehearsed(self) -> AbstractContextManager[None]:
         """The trial of one environment, in this process: envs/trying.py."""
         from shoal.envs.trying import tried
 
-        return tried(self.env, "sync" if self.apart else self.vector)
+        return tried(self.recipe(), "sync" if self.apart else self.vector)
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        return self.network.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
+        return self.learns.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
 
     def trajectory(self, rollout_length: int, num_envs: int, moments: Sequence[str] = ()) -> Layout:
         """The layout of a trajectory, with the arrays that the policy adds, and statistics: `Spaces.trajectory`."""
@@ -549,7 +589,7 @@ class Environment(Problem):
 
     def _added(self) -> tuple[Kept, Kept]:
         """The rows and the memory of the policy, found out once in each process."""
-        key = ("policy", self.network, self.form)
+        key = ("policy", self.learns, self.form)
         if key not in self.made:
             policy = self.acts(0)
             self.made[key] = policy.rows, policy.memory
@@ -568,12 +608,24 @@ class Environment(Problem):
         spaces = self.spaces()
         native = self.vector == "native" and "compared" not in self.made  # a run prepares its job twice, and says this once
         if native and (single := replace(self, vector="sync").spaces()) != spaces:
-            also = f"observations {list(spaces.observation.shape)} of {spaces.observation.dtype}, {spaces.action}"
-            plain = f"{list(single.observation.shape)} of {single.observation.dtype}, {single.action}"
+            also = f"observations {_told(spaces)}, {spaces.action}"
+            plain = f"{_told(single)}, {single.action}"
             print(f"shoal: vector=native: {self.env} has {also}, where gymnasium.make gives {plain}", file=sys.stderr)
         self.made["compared"] = True
         if self.apart:
             self._hatched()
+
+    def about(self, method: Method, seed: int) -> Sequence[str]:
+        found: list[str] = []
+        seen = self.spaces().observation
+        if isinstance(seen, Named) and seen.left_out:
+            found.append(f"observation: {', '.join(seen.left_out)} is text, which policies here do not read: left out")
+        if self.policy is None and isinstance(getattr(self.learns, "inner", self.learns), ActorCriticNetwork):
+            whole = described(self.spaces(), self.network if self.memory == "none" else "mlp", self.hidden, self.activation)
+            found.append(whole + (f", then {self.memory} of {self.memory_size} units" if self.memory != "none" else ""))
+        if masks := self.spaces().masks:
+            found.append(f"action masks: from the {masks}; what a mask forbids is never done")
+        return found
 
     def hatch(self) -> None:
         if callable(self.env):  # a function reaches the new process only by fork; an id starts its process in `worlds`
@@ -585,19 +637,24 @@ class Environment(Problem):
     def _hatched(self) -> None:
         """Start the process from which the environments' processes are forked, unless it runs already."""
         if "hatchery" not in self.made:
-            self.made["hatchery"] = Hatchery.forked(self.env)
+            self.made["hatchery"] = Hatchery.forked(Recipe(self.env, dict(self.env_kwargs), self.time_limit))
 
     def worlds(self) -> Callable[[int], Worlds]:
         """The function that makes an actor's environments: their number -> Worlds."""
         if not self.apart:
-            return partial(make_vector, self.env, vector=self.vector)
+            return partial(make_vector, self.recipe(), vector=self.vector)
         hatchery: Hatchery | None = self.made.get("hatchery")
         timeout, spaces, replaces = self.step_timeout or math.inf, self.spaces(), self.on_env_error == "replace"
         if hatchery is None and isinstance(self.env, str):
-            hatchery = Hatchery.started(self.env)
+            hatchery = Hatchery.started(self.recipe())
         if hatchery is None:
             raise UserError(
                 "environments that a function makes, and that have processes of their own (step_timeout, vector=async, "
                 "on_env_error=replace), need job.prepare() before there are threads"
             )
         return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic, replaces)
+
+
+def _told(spaces: Spaces) -> str:
+    parts = [f"{list(shape)} of {dtype}" for dtype, shape in spaces.arrays.values()]
+    return " and ".join(parts)

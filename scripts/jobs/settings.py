@@ -7,10 +7,11 @@ for a wrong value, and `shoal jobs`. This module needs only the standard library
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -50,6 +51,33 @@ ALSO: Mapping[str, str] = {
     "method": "strategy",
 }
 """Settings -> the names that other programs have for them."""
+
+
+class Arguments(Mapping[str, Any]):
+    """Keyword arguments as a setting: name -> plain data. It cannot be changed; its text is JSON."""
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        self._text = json.dumps(dict(given or {}), sort_keys=True, allow_nan=False)
+
+    def __getitem__(self, name: str) -> Any:
+        return json.loads(self._text)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(json.loads(self._text))
+
+    def __len__(self) -> int:
+        return len(json.loads(self._text))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+
+NO_ARGUMENTS = Arguments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +191,7 @@ def coerced(name: str, given: Any, allowed: Range) -> Any:
         value = _as(kind, given)
     except (ValueError, TypeError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers like 64,64"}
+        words[Arguments] = "a dict of plain data (numbers, texts, true, false, lists); anything else needs a function as env"
         must = ", ".join([words.get(kind, "text")] + [str(allowed)] * (str(allowed) != "any"))
         raise UserError(f"{name}={shown(given)}: must be {must}; {say}") from None
     if allowed.choices and value not in allowed.choices:
@@ -184,6 +213,8 @@ def whole_seed(given: Any) -> int:
 
 
 def _as(kind: type, given: Any) -> Any:
+    if kind is Arguments:
+        return Arguments(json.loads(given) if isinstance(given, str) else dict(given))
     if kind is bool:
         return _truth(given)
     if kind is int:
@@ -203,6 +234,14 @@ def _as(kind: type, given: Any) -> Any:
     if not isinstance(given, str | os.PathLike):
         raise ValueError
     return os.fspath(given)
+
+
+def argument(text: str) -> Any:
+    """A keyword argument as it is typed: a number, true, false, null, JSON in brackets, or else a text."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
 
 
 def _truth(given: Any) -> bool:
@@ -230,7 +269,10 @@ def plain(settings: Any) -> dict[str, Any]:
     """Settings as plain data, for config.toml and for actors elsewhere. A user's own functions are left out: they stand in the
     job's file."""
     named = {name: value for name, value in values(settings).items() if not callable(value)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Arguments) else value
+        for name, value in named.items()
+    }
 
 
 def described(settings: Any) -> list[tuple[str, str, str]]:

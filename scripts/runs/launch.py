@@ -173,6 +173,8 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             options.run.held_out_file.write_text(digest + "\n")
         for text in options.engine:
             observer.report(Report("engine", text))
+        for note in job.problem.about(job.method, job.seed):
+            observer.report(Report("policy", note))
         for note in job.problem.notes(job.method, job.seed):
             observer.report(Report("data", note, "warning"))
         for note in job.method.notes(job.problem, aggregator):

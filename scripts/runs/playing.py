@@ -7,7 +7,7 @@ plays as an evaluation does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from shoal.coordinator.keeping.store import Snapshot
-from shoal.envs.spaces import Spaces
-from shoal.envs.vector import make_shown
+from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask
+from shoal.envs.vector import alone, make_shown
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Policy
 from shoal.protocol.draws import globally, key
@@ -50,20 +50,34 @@ class Player:
         """Begin an episode: forget what was seen."""
         self._state, self._first = self._policy.begin(1), np.ones(1, dtype=bool)
 
-    def act(self, observation: Any) -> Any:
-        """The action for this observation: an int for Discrete actions, an array of the space's shape for Box.
+    def act(self, observation: Any, info: Mapping[str, Any] | None = None) -> Any:
+        """The action for this observation: an int for Discrete actions, an array of the space's shape for others.
 
-        Raises UserError for an observation of another shape than the environment's that was learned from.
+        info: the environment's, if action masks are in it. Raises UserError for an observation of another shape than the
+        environment's that was learned from, and for a mask that is missing or forbids everything.
         """
-        seen = self._spaces.observation.encoded(np.asarray(observation)[None])
-        if seen.shape[1:] != self._spaces.observation.shape:
-            wanted = f"expected {list(self._spaces.observation.shape)}, one observation of the job's environment"
-            raise UserError(f"act: the observation has the shape {list(seen.shape[1:])}: {wanted}")
+        seen = self._seen(observation, info or {})
         noise = None if self._rng is None else self._policy.noise(self._rng, 1, 1)[0]
         acted = self._policy.act(seen, self._first, self._state, noise, {})
         self._state, self._first = {name: array.copy() for name, array in acted.state.items()}, np.zeros(1, dtype=bool)
         action = self._spaces.action.decoded(acted.action)[0]
         return action.copy() if action.ndim else action.item()
+
+    def _seen(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        spaces = self._spaces
+        if spaces.masks == IN_INFO and MASK not in info:
+            raise UserError("act: the job's environment gives action masks in its info: call act(observation, info)")
+        try:
+            seen = spaces.encoded(alone(observation), {MASK: flat_mask(info[MASK], 1)} if MASK in info else {}, 1)
+            wrong = "" if seen.dtype.names or seen.shape[1:] == spaces.record()[1] else f"the shape {list(seen.shape[1:])}"
+        except (KeyError, IndexError, TypeError, ValueError) as raised:
+            wrong = f"another form ({type(raised).__name__}: {raised})"
+        if wrong:
+            wanted = ", ".join(str(list(shape)) for _, shape in spaces.arrays.values())
+            raise UserError(f"act: the observation has {wrong}: expected {wanted}, one observation of the job's environment")
+        if spaces.masks and not spaces.action.possible(seen[MASK]).all():
+            raise UserError("act: the action_mask allows nothing: expected at least one choice")
+        return seen
 
 
 def player(run: Run, greedy: bool = True, seed: int = 0, best: bool = False) -> Player:
@@ -123,7 +137,7 @@ def _target(target: Path) -> Path:
 
 @contextmanager
 def _shown(problem: Environment) -> Iterator[Any]:
-    env = make_shown(problem.env)
+    env = make_shown(problem.recipe())
     try:
         yield env
     finally:
@@ -132,10 +146,10 @@ def _shown(problem: Environment) -> Iterator[Any]:
 
 def _frames(played: Player, env: Any, seed: int) -> Iterator[Any]:
     """The pictures of one episode, uint8 [height, width, 3]."""
-    seen, _ = env.reset(seed=seed)
+    seen, info = env.reset(seed=seed)
     yield _picture(env)
     for _ in range(MOST_FRAMES - 1):
-        seen, _, terminated, truncated, _ = env.step(played.act(seen))
+        seen, _, terminated, truncated, info = env.step(played.act(seen, info))
         yield _picture(env)
         if terminated or truncated:
             return

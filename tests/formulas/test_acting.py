@@ -184,7 +184,7 @@ def test_a_method_says_which_network_it_learns_and_how_actors_play_it() -> None:
     assert isinstance(job.problem.acts(0), Wordy)
     other = job.configured({"method": "ppo"})
     assert isinstance(other.problem, Environment)
-    assert isinstance(other.problem.network, type(ACTOR_CRITIC))
+    assert isinstance(other.problem.learns, type(ACTOR_CRITIC))
     assert "log_prob" in {place.name for place in other.layouts(other.problem.first(0)[0].layout)[0].places}
 
 

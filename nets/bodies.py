@@ -1,0 +1,171 @@
+"""Built-in networks that turn observations into features: perceptrons, Nature CNN, IMPALA's ResNet, and concatenation.
+
+The one idea: a part of an observation that is a picture has a network of its own, every other part is flattened, and features
+lie one after the other (nets/pictures.py chooses). Weights are drawn from a generator that is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from shoal.envs.spaces import Named, Part, Spaces
+from shoal.nets.pictures import CODES, GRID_MOST, PIXELS, Picture, chosen, picture
+
+
+def _orthogonal(layer: nn.Conv2d | nn.Linear, gain: float, generator: torch.Generator) -> None:
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with orthogonal weights of this gain and biases of 0."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
+    _orthogonal(layer, gain, generator)
+    return layer
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    size: int,
+    generator: torch.Generator,
+    stride: int = 1,
+    padding: int = 0,
+    gain: float = math.sqrt(2),
+) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding, device="meta").to_empty(device="cpu")
+    _orthogonal(layer, gain, generator)
+    return layer
+
+
+class Pixels(nn.Module):
+    """Bytes [N, *shape] of pictures as float32 [N, channels, height, width], divided by `scale`.
+
+    Channels that come last stay last in memory, which is how convolutions on a CPU are fastest.
+    """
+
+    def __init__(self, of: Picture, scale: float = PIXELS) -> None:
+        super().__init__()
+        self.of, self.scale = of, scale
+        self.order = (0, *(1 + axis for axis in of.order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(self.order).reshape(-1, self.of.channels, self.of.height, self.of.width)
+        return x.float() / self.scale
+
+
+class Residual(nn.Module):
+    """x plus two convolutions of x. The second one is scaled down, so that six blocks in a row at most double the variance."""
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.first = convolution(channels, channels, 3, generator, padding=1)
+        self.second = convolution(channels, channels, 3, generator, padding=1, gain=math.sqrt(2 / 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.second(torch.relu(self.first(torch.relu(x))))
+        return found
+
+
+def _nature(of: Picture, generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    layers: list[nn.Module] = [
+        convolution(of.channels, 32, 8, generator, stride=4),
+        nn.ReLU(),
+        convolution(32, 64, 4, generator, stride=2),
+        nn.ReLU(),
+        convolution(64, 64, 3, generator),
+        nn.ReLU(),
+    ]
+    return layers, 512
+
+
+def _impala(of: Picture, generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    layers: list[nn.Module] = []
+    inputs = of.channels
+    for channels in (16, 32, 32):
+        layers += [convolution(inputs, channels, 3, generator, padding=1), nn.MaxPool2d(3, 2, 1)]
+        layers += [Residual(channels, generator), Residual(channels, generator)]
+        inputs = channels
+    return [*layers, nn.ReLU()], 256
+
+
+def _small(of: Picture, generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    layers: list[nn.Module] = [
+        convolution(of.channels, 16, 3, generator, padding=1),
+        nn.ReLU(),
+        convolution(16, 32, 3, generator, stride=2, padding=1),
+        nn.ReLU(),
+        convolution(32, 64, 3, generator, stride=2, padding=1),
+        nn.ReLU(),
+    ]
+    return layers, 256
+
+
+CONVOLUTIONS: Mapping[str, Callable[[Picture, torch.Generator], tuple[list[nn.Module], int]]] = {
+    "nature": _nature,
+    "impala": _impala,
+    "small": _small,
+}
+
+
+def convolved(part: Part, kind: str, generator: torch.Generator) -> tuple[nn.Sequential, int]:
+    """A network from pictures, uint8 [N, *shape], to features [N, n], and n. kind: a name in CONVOLUTIONS."""
+    of = picture(part)
+    assert of is not None
+    scale = CODES if kind == "small" and max(of.height, of.width) <= GRID_MOST else PIXELS
+    layers, features = CONVOLUTIONS[kind](of, generator)
+    body = nn.Sequential(Pixels(of, scale), *layers, nn.Flatten())
+    with torch.no_grad():
+        flat = body(torch.zeros((1, *part.shape), dtype=torch.uint8)).shape[1]
+    return body.extend([linear(flat, features, math.sqrt(2), generator), nn.ReLU()]), features
+
+
+class Body(nn.Module):
+    """Observations to features [N, `features`]: pictures through convolutions, everything else flattened, one after the other.
+
+    Takes a tensor [N, *shape], or part -> tensor for a Dict or Tuple. deep: True if a part is convolved.
+    """
+
+    def __init__(self, spaces: Spaces, network: str, generator: torch.Generator) -> None:
+        super().__init__()
+        seen = spaces.observation
+        self.named = isinstance(seen, Named)
+        parts = seen.named if isinstance(seen, Named) else {"": seen}
+        self.ranks = {name: len(part.shape) for name, part in parts.items()}
+        self.nets = nn.ModuleList()
+        self.places: dict[str, int] = {}
+        self.features = 0
+        for name, part in parts.items():
+            if (kind := chosen(part, network)) == "mlp":
+                self.features += part.size
+                continue
+            net, features = convolved(part, kind, generator)
+            self.places[name] = len(self.nets)
+            self.nets.append(net)
+            self.features += features
+
+    @property
+    def deep(self) -> bool:
+        return bool(self.places)
+
+    def forward(self, seen: Tensor | Mapping[str, Tensor]) -> Tensor:
+        if isinstance(seen, Tensor):
+            return self._part("", seen)
+        return torch.cat([self._part(name, seen[name]) for name in self.ranks], dim=-1)
+
+    def _part(self, name: str, x: Tensor) -> Tensor:
+        if name in self.places:
+            found: Tensor = self.nets[self.places[name]](x)
+            return found
+        return flattened(x, self.ranks[name])
+
+
+def flattened(x: Tensor, rank: int) -> Tensor:
+    """Observations [..., *shape], of `rank` dimensions, as rows of float32. Bytes (pictures) are scaled to [0, 1]."""
+    rows = x.unsqueeze(-1) if rank == 0 else x.flatten(-rank)
+    return rows.float() / PIXELS if rows.dtype == torch.uint8 else rows

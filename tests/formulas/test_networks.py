@@ -1,0 +1,149 @@
+"""Built-in networks: which one a space gets, in which order a picture's axes are read, and where the weights come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.envs.spaces import Box, Discrete, MultiDiscrete, Named, Observations, Spaces
+from shoal.nets.acting import Form
+from shoal.nets.bodies import Body
+from shoal.nets.flat import FlatModule
+from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.pictures import chosen, described, picture
+from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, fitting, judged
+from shoal.protocol.errors import UserError
+
+
+def pixels(*shape: int) -> Observations:
+    return Observations(shape, "u1")
+
+
+SHAPES: dict[tuple[int, ...], tuple[str, str]] = {
+    (84, 84): ("84x84x1", "nature"),
+    (4, 84, 84): ("84x84x4", "nature"),
+    (84, 84, 4): ("84x84x4", "nature"),
+    (210, 160, 3): ("210x160x3", "nature"),
+    (4, 84, 84, 3): ("84x84x12", "nature"),
+    (36, 36, 3): ("36x36x3", "nature"),
+    (35, 64, 3): ("35x64x3", "small"),
+    (7, 7, 3): ("7x7x3", "small"),
+    (2, 3): ("2x3x1", "mlp"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pictures_axes_are_found_from_its_shape_and_its_network_from_its_size(shape: Any) -> None:
+    assert (str(picture(pixels(*shape))), chosen(pixels(*shape))) == SHAPES[shape]
+
+
+@pytest.mark.parametrize("network", ["auto", "impala"])
+@pytest.mark.parametrize("shape", [(84, 84, 4), (7, 7, 3), (64, 40)])
+@pytest.mark.parametrize("action", [Discrete(3), Box((2,), (-1.0,) * 2, (1.0,) * 2), MultiDiscrete((2, 3), (0, 0), (2,))])
+def test_a_network_for_pictures_is_a_policy_that_actors_play(network: str, shape: Any, action: Any) -> None:
+    spaces = Spaces(pixels(*shape), action)
+    module = fitting(built_in(spaces, network, seed=1), spaces)
+    assert isinstance(module, DeepActorCritic)
+    seen = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    policy = ACTOR_CRITIC.policy(spaces, Form(pictures=network), None)
+    assert isinstance(policy, TorchPolicy)
+    policy.load(FlatModule(built_in(spaces, network, seed=1)).bundle())
+    numbers = policy.parameters(seen)
+    assert numbers.shape == (3, action.parameters)
+    parameters, value = judged(module, torch.from_numpy(seen))
+    flat = parameters[0] if isinstance(parameters, tuple) else getattr(parameters, "logits", parameters)
+    assert isinstance(flat, torch.Tensor)
+    np.testing.assert_array_equal(numbers[:, : flat.shape[1]], flat.detach())
+    assert value.shape == (3,)
+
+
+def test_a_picture_is_read_alike_whether_its_channels_come_first_or_last() -> None:
+    last, first = (built_in(Spaces(pixels(*shape), Discrete(2)), seed=5) for shape in ((40, 48, 3), (3, 40, 48)))
+    seen = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8))
+    for a, b in zip(last(seen), first(seen.permute(0, 3, 1, 2)), strict=True):
+        torch.testing.assert_close(a, b)
+    stacked = built_in(Spaces(pixels(2, 40, 48, 3), Discrete(2)), seed=5)
+    both = torch.stack([seen, seen.flip(1)], dim=1)
+    wide = built_in(Spaces(pixels(6, 40, 48), Discrete(2)), seed=5)
+    torch.testing.assert_close(stacked(both)[1], wide(torch.cat([seen, seen.flip(1)], dim=3).permute(0, 3, 1, 2))[1])
+
+
+def test_weights_follow_from_the_seed_and_leave_torchs_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    spaces = Spaces(pixels(84, 84, 4), Discrete(2))
+    first, again, other = (FlatModule(built_in(spaces, "impala", seed=s)).bundle().sha256() for s in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_nature_cnn_has_the_weights_of_the_paper() -> None:
+    module = built_in(Spaces(pixels(84, 84, 4), Discrete(6)))
+    shapes = [tuple(p.shape) for name, p in module.named_parameters() if name.endswith("weight")]
+    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512), (1, 512)]
+
+
+def test_impalas_resnet_has_15_convolutions_and_256_features() -> None:
+    module = built_in(Spaces(pixels(72, 96, 3), Discrete(6)), "impala")
+    convolutions = [p.shape for p in module.parameters() if p.dim() == 4]
+    assert len(convolutions) == 15
+    assert [shape[0] for shape in convolutions] == [16] * 5 + [32] * 10
+    assert module.get_parameter("actor.0.weight").shape == (6, 256)
+
+
+def test_first_features_are_of_the_order_of_1() -> None:
+    for shape, network in (((84, 84, 4), "nature"), ((84, 84, 4), "impala"), ((7, 7, 3), "small")):
+        spaces = Spaces(pixels(*shape), Discrete(2))
+        body = Body(spaces, "auto" if network == "small" else network, torch.Generator().manual_seed(0))
+        top = 11 if network == "small" else 256
+        seen = torch.from_numpy(np.random.default_rng(2).integers(0, top, (8, *shape), dtype=np.uint8))
+        spread = body(seen).std().item()
+        assert 0.05 < spread < 10, (network, spread)
+
+
+PARTS = Named(((("image",), pixels(7, 7, 3)), (("direction",), Observations((4,), categories=4))), ("mission",))
+
+
+def test_the_parts_of_a_dict_lie_beside_the_pictures_features() -> None:
+    spaces = Spaces(PARTS, Discrete(7))
+    module = built_in(spaces)
+    assert isinstance(module, DeepActorCritic)
+    assert module.body.features == 256 + 4
+    seen = {"image": torch.zeros((2, 7, 7, 3), dtype=torch.uint8), "direction": torch.eye(4)[:2]}
+    logits, value = module(seen)
+    assert logits.shape == (2, 7)
+    assert not torch.equal(value[0], value[1])  # the direction is looked at
+
+
+LINES = {
+    "policy: Nature CNN (Mnih et al. 2015) for pictures of 84x84x4": (pixels(84, 84, 4), "auto"),
+    "policy: IMPALA ResNet (Espeholt et al. 2018) for pictures of 84x84x4": (pixels(84, 84, 4), "impala"),
+    "policy: perceptron of 64 and 64 units (tanh) for 4 numbers": (Observations((4,)), "auto"),
+    "policy: perceptron of 64 and 64 units (tanh) for 151 numbers, 2 parts one after the other": (PARTS, "mlp"),
+    "policy: image: CNN of three 3x3 convolutions for pictures of 7x7x3, 4 further numbers beside the features, then a "
+    "perceptron of 64 and 64 units (tanh)": (PARTS, "auto"),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_choice_is_said_in_one_line(line: str) -> None:
+    seen, network = LINES[line]
+    assert described(Spaces(seen, Discrete(2)), network, (64, 64), "tanh") == line  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seen", "network", "says"),
+    [
+        (
+            pixels(20, 84, 3),
+            "nature",
+            "network=nature: pictures of 20x84x3: Nature CNN needs 36 pixels a side; try network=auto",
+        ),
+        (Observations((4,)), "impala", "network=impala: the observation has no picture"),
+    ],
+)
+def test_a_network_that_cannot_read_the_observation_is_refused(seen: Any, network: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        built_in(Spaces(seen, Discrete(2)), network)
