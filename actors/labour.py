@@ -71,14 +71,14 @@ def perform(
         stage = run.task.kind
         task = run.task if run.task.version == run.made_from else replace(run.task, version=run.made_from)
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
-        works = works_of(hand, weights, task, brief)
+        works, taken = works_of(hand, weights, task, brief), _taken(hand) if task.counts else frozenset()
         for client in run.task.clients:
             try:
                 work = next(works)
             except StopIteration:
                 kind = type(hand).__name__
                 raise UserError(f"{kind}.run_all gave no Work for client {client}: expected one for each client") from None
-            _check(work, run.task, hand)
+            _check(work, run.task, taken)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)
             told.append((work.totals, work.samples, work.steps))
@@ -93,7 +93,8 @@ def perform(
     return Product(message, bundle, len(told))
 
 
-def _check(work: Work, task: Task, worker: Worker) -> None:
+def _check(work: Work, task: Task, taken: frozenset[str]) -> None:
+    """Raises UserError for a Work that is none. taken: names that its totals must not have."""
     if not _plain(work):
         _check_kinds(work)
     if work.bundle is None and task.counts:
@@ -101,8 +102,9 @@ def _check(work: Work, task: Task, worker: Worker) -> None:
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
         raise UserError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
-    if task.counts and not TAKEN.isdisjoint(work.totals):
-        _check_names(work, worker)
+    if not taken.isdisjoint(work.totals):
+        name = sorted(taken & work.totals.keys())[0]
+        raise UserError(f"a worker's totals hold {name!r}, which is a metric of Shoal's own: give it another name")
 
 
 def _plain(work: Work) -> bool:
@@ -136,14 +138,13 @@ def _check_kinds(work: Work) -> None:
             raise UserError(f"a worker's Work has totals[{name!r}] = {pair!r}: expected a pair of numbers (sum, count)")
 
 
-def _check_names(work: Work, worker: Worker) -> None:
-    """Raises UserError for a total that is named like a metric of Shoal's own."""
+def _taken(worker: Worker) -> frozenset[str]:
+    """Return the names of Shoal's own metrics, which totals of this worker must not have. LocalSGD counts examples itself."""
     while (inner := getattr(worker, "worker", None)) is not None:
         worker = inner
     parts = [kind for each in (worker, *getattr(worker, "__dict__", {}).values()) for kind in type(each).__mro__]
-    ours = any(kind.__module__ == "shoal.actors.workers.local_sgd" for kind in parts)  # which counts examples itself
-    if taken := sorted(work.totals.keys() & (TAKEN - {"examples"} if ours else TAKEN)):
-        raise UserError(f"a worker's totals hold {taken[0]!r}, which is a metric of Shoal's own: give it another name")
+    ours = any(kind.__module__ == "shoal.actors.workers.local_sgd" for kind in parts)
+    return TAKEN - {"examples"} if ours else TAKEN
 
 
 def _adder() -> Adder:

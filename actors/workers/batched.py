@@ -1,8 +1,8 @@
 """Local training of a task's clients together: a step of many small models costs hardly more than a step of one.
 
-The one idea: the weights of up to 32 clients are the rows of one matrix, and one traced step (nets/tracing.py) makes a step of
-each. A client that has fewer examples than the others takes part with examples of weight 0, and one that has fewer steps is not
-changed any more. The arithmetic is that of LocalSGD up to the rounding of sums.
+The one idea: the weights of up to 64 clients are the rows of one matrix, and one step, traced (nets/tracing.py) or of a known
+form (nets/stacked.py), makes a step of each. A client that has fewer examples than the others takes part with examples of
+weight 0, and one that has fewer steps is not changed any more. The arithmetic is that of LocalSGD up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.nets.evaluation import Arrays, Tally, ignored_label, over_classes, widened
+from shoal.nets.stacked import stacked
 from shoal.nets.tracing import Step, UnfitError, amiss, apiece, step_together
 from shoal.nets.updates import UPDATES
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Totals, Work
 
-SLOTS = (1, 2, 4, 8, 16, 32)  # numbers of clients that a step is traced for; other numbers leave slots empty
+SLOTS = (1, 2, 4, 8, 16, 32, 64)  # numbers of clients that a step is traced for; other numbers leave slots empty
+TRACED, STACKED = 32, 64  # most clients in a step that is traced, and in one that is called without a trace
 PAD = 64  # a row of weights is a multiple of so many float32, so that no vector instruction reaches from one row into the next
 WHOLE = 64  # largest batch_size of which a client with fewer examples has whole batches, filled up with examples of weight 0
 
@@ -104,6 +106,9 @@ class Batched:
         self.floats = -(-flat.trainable // PAD) * PAD
         self.ignored = ignored_label(worker.loss) if over_classes(worker.loss) else None
         self.steps: dict[tuple[Kind, int], Step] = {}
+        self.dense = worker.dense  # whose steps need no trace, and whose weights are all trained
+        self.stacked = None if worker.dense is None else stacked(worker.dense)
+        self.most = TRACED if self.stacked is None else STACKED
 
     @property
     def thin(self) -> bool:
@@ -123,14 +128,14 @@ class Batched:
         if task.kind != "train":
             yield from (self.worker.run(weights, client, task) for client in clients)
             return
-        for first in range(0, len(clients), SLOTS[-1]):
-            some = clients[first : first + SLOTS[-1]]
+        for first in range(0, len(clients), self.most):
+            some = clients[first : first + self.most]
             done = self.trained(weights, some, task)
             for client in some:
                 yield self._work(weights, client, done[client])
 
     def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> dict[int, Trained | Exception]:
-        """Client -> its result, or its own fault, of at most 32 clients."""
+        """Client -> its result, or its own fault, of at most `most` clients."""
         kinds: dict[Kind, list[Member]] = {}
         done: dict[int, Trained | Exception] = {}
         for client in clients:
@@ -149,24 +154,28 @@ class Batched:
         if isinstance(done, Exception):
             raise done
         worker = self.worker
-        worker.flat.read(weights)
-        worker.w.copy_(done.vector)
+        if self.dense is None:
+            worker.flat.read(weights)
+            worker.w.copy_(done.vector)
+            delta = worker._delta(weights)
+        else:
+            delta = Bundle.zeros(worker.flat.layout)
+            np.subtract(done.vector.numpy(), weights.vector(), out=delta.vector())
         weight = worker._weight(client, done.examples)
-        return Work(worker._delta(weights), weight, {**done.totals, "examples": (done.examples, 1.0)})
+        return Work(delta, weight, {**done.totals, "examples": (done.examples, 1.0)})
 
     def _member(self, client: int, task: Task) -> tuple[Member, Kind]:
         worker = self.worker
         data = worker._examples(client, task)
-        n, size = len(data[1]), worker.batch_size
+        n, size = data[1].shape[0], worker.batch_size
         width = size if size <= WHOLE or n >= size else 1 << (n - 1).bit_length()
         rows = []
-        for order in worker._orders(n, worker._shuffle(client, task)):
-            steps = -(-len(order) // size)
-            laid = np.full((steps, width), -1, np.int64)
-            laid.reshape(-1)[: len(order)] = order.numpy()  # of several batches all but the last are `width` long
-            rows.append(laid)
+        for order in worker._indices(n, worker._shuffle(client, task)):
+            laid = np.full(-(-order.size // size) * width, -1, np.int64)
+            laid[: order.size] = order  # of several batches all but the last are `width` long
+            rows.append(laid.reshape(-1, width))
         kind = Kind(width, tuple((array.dtype, tuple(array.shape[1:])) for array in data), data.scale)
-        return Member(client, data, np.concatenate(rows)), kind
+        return Member(client, data, rows[0] if len(rows) == 1 else np.concatenate(rows)), kind
 
     def _apart(self, kind: Kind, members: list[Member], task: Task) -> Mapping[int, Trained | Exception]:
         """Client -> the result of each member of a group. If the group raises, each trains by itself."""
@@ -182,8 +191,10 @@ class Batched:
         worker, trainable = self.worker, self.worker.flat.trainable
         members = sorted(members, key=lambda one: -len(one.rows))
         lengths = np.array([len(one.rows) for one in members])
-        group, factor = Group(worker, self.places, slots_for(len(members)), self.floats), worker.factor_at(task.version)
-        index, there = laid(members, slots_for(len(members)), kind.width)
+        quick = self.stacked if self.dense is not None and self.dense.takes(members[0].data) else None
+        slots_of = slots_for if quick is None else int
+        group, factor = Group(worker, self.places, slots_of(len(members)), self.floats), worker.factor_at(task.version)
+        index, there = laid(members, slots_of(len(members)), kind.width)
         x, y, *given = (torch.cat([one.data[at] for one in members]) for at in range(len(kind.arrays)))
         weight = there * widened(given[0])[index] if given else there
         y, counted = self._counted(widened(y), index, weight, bool(given))
@@ -194,16 +205,18 @@ class Batched:
         still = tuple(self.still.values())
         for t in range(index.shape[0]):
             active = int(np.count_nonzero(lengths > t))
-            slots = slots_for(active)
+            slots = slots_of(active)
             chosen = index[t, :slots].flatten()
             xs = widened(x.index_select(0, chosen), kind.scale).view(slots, kind.width, *x.shape[1:])
             ys = y.index_select(0, chosen).view(slots, kind.width, *y.shape[1:])
-            *grads, losses, logits = self._step(kind, slots, (*group.views(slots), *still, xs, ys, share[t, :slots]))
+            given_to = (*group.views(slots), *still, xs, ys, share[t, :slots])
+            *grads, losses, logits = self._step(kind, slots, given_to) if quick is None else quick(*given_to)
             group.step(grads, slots, active, factor, t + 1)
             scores.add(logits, ys, losses, sizes[t], counted[t, :slots], active)
         totals = scores.totals()
         return {
-            one.client: Trained(group.w[at, :trainable], totals[at], float(len(one.data[1]))) for at, one in enumerate(members)
+            one.client: Trained(group.w[at, :trainable], totals[at], float(one.data[1].shape[0]))
+            for at, one in enumerate(members)
         }
 
     def _counted(self, y: Tensor, index: Tensor, weight: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
@@ -239,7 +252,7 @@ def laid(members: Sequence[Member], slots: int, width: int) -> tuple[Tensor, Ten
         found = one.rows >= 0
         index[: len(found), at] = np.where(found, one.rows, 0) + before
         there[: len(found), at] = found
-        before += len(one.data[1])
+        before += one.data[1].shape[0]
     return torch.from_numpy(index), torch.from_numpy(there)
 
 

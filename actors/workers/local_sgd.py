@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -208,12 +209,15 @@ class LocalSGD:
 
     def _orders(self, n: int, shuffle: np.random.Generator) -> Iterator[Tensor]:
         """The indices of the examples that each pass over n examples uses, in an order of the pass's own."""
+        return (torch.from_numpy(order).to(self.flat.device) for order in self._indices(n, shuffle))
+
+    def _indices(self, n: int, shuffle: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
         size = self.batch_size
         count = n - n % size if self.drop_last and n > size else n
         each = -(-count // size)
         left = self.local_steps or self.local_epochs * each
         while left > 0:
-            yield torch.from_numpy(shuffle.permutation(n)[: min(count, left * size)]).to(self.flat.device)
+            yield shuffle.permutation(n)[: min(count, left * size)]
             left -= each
 
     def _start(self) -> None:

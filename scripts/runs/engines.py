@@ -119,7 +119,7 @@ class Probe:
 
 def _probed(job: Job, actors: int, clock: Callable[[], float]) -> Probe:
     """Train the clients of one task by the loop and together."""
-    from shoal.actors.workers.batched import SLOTS, Batched, unfit
+    from shoal.actors.workers.batched import TRACED, Batched, unfit
     from shoal.actors.workers.local_sgd import LocalSGD
     from shoal.nets.tracing import UnfitError
 
@@ -129,7 +129,7 @@ def _probed(job: Job, actors: int, clock: Callable[[], float]) -> Probe:
     if why := unfit(worker):
         return Probe(why)
     weights = job.problem.first(job.seed)[0]
-    many = min(SLOTS[-1], -(-getattr(job.method, "cohort", 1) // max(1, actors)), getattr(job.method, "clients", 1))
+    many = min(TRACED, -(-getattr(job.method, "cohort", 1) // max(1, actors)), getattr(job.method, "clients", 1))
     with draws.kept_globals():
         clients = _with_data(worker, many, getattr(job.method, "clients", 1))
         if not clients:
@@ -207,7 +207,7 @@ def _compared(worker: LocalSGD, batched: Batched, weights: Bundle, task: Task, c
     theirs = {client: _delta(worker.run(weights, client, task)) for client in task.clients}
     ours = _deltas(batched, weights, task)
     alike = True
-    for size in (1, 2, 4, 8):  # each with clients in other slots than before
+    for size in (1, 2, 3, 5, 8):  # each with clients in other slots than before
         turned = (*task.clients[1:], task.clients[0])
         for first in range(0, len(turned), size):
             some = turned[first : first + size]

@@ -19,6 +19,7 @@ from shoal.envs.datasets import Examples
 from shoal.envs.population import Population
 from shoal.jobs.federated import Federated
 from shoal.nets.models import mlp
+from shoal.nets.stacked import stacked
 from shoal.nets.tracing import UnfitError
 from shoal.nets.updates import SGD
 from shoal.protocol.errors import UserError
@@ -98,9 +99,37 @@ def test_a_client_alone_and_beside_others_has_the_same_bits_where_rows_are_whole
 
 def test_more_clients_than_slots_are_trained_in_their_order() -> None:
     made = worker()
-    weights, many = made.flat.bundle(), ALL.clients * 7
+    weights, many = made.flat.bundle(), ALL.clients * 14
     found = list(Batched(made).run_all(weights, many, TASK))
     assert [one.weight for one in found] == [float(SIZES[client]) for client in many]
+
+
+def test_a_step_without_a_trace_has_the_gradients_of_autograd() -> None:
+    made, rng = worker(lambda: mlp((16, 32, 8, 4))), torch.Generator().manual_seed(0)
+    assert made.dense is not None
+    parameters = [torch.randn(3, *one.shape, generator=rng, requires_grad=True) for one in made.flat.module.parameters()]
+    x, y = torch.randn(3, 5, 16, generator=rng), torch.randint(0, 4, (3, 5), generator=rng)
+    share = torch.tensor([[0.2] * 5, [0.5, 0.5, 0, 0, 0], [1.0, 0, 0, 0, 0]])
+    names = [name for name, _ in made.flat.module.named_parameters()]
+    losses = []
+    for at in range(3):
+        logits = torch.func.functional_call(
+            made.flat.module, {n: p[at] for n, p in zip(names, parameters, strict=True)}, (x[at],)
+        )
+        losses.append((functional.cross_entropy(logits, y[at], reduction="none") * share[at]).sum())
+    expected = torch.autograd.grad(sum(losses), parameters)
+    with torch.no_grad():
+        *grads, loss, _ = stacked(made.dense)(*[one.detach() for one in parameters], x, y, share)
+    torch.testing.assert_close(loss, torch.stack(losses).detach())
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_weights_of_examples_and_other_models_are_traced_and_plain_perceptrons_are_not() -> None:
+    for settings, traced in (({}, False), ({"weighted": True}, True), ({"model": lambda: nn.Linear(16, 4)}, True)):
+        its = Batched(worker(**settings))
+        list(its.run_all(its.worker.flat.bundle(), TASK.clients, TASK))
+        assert bool(its.steps) == traced
 
 
 def test_the_fault_of_one_client_is_raised_at_its_turn_and_the_others_are_trained() -> None:
