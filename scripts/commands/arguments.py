@@ -317,6 +317,14 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one = command("plot", "draw the learning curves of one run, or of several runs in one picture; or a sweep")
     one.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     one.add_argument("--out", metavar="FILE.png")
+    one = command(
+        "tune", "tell which numbers of actors, environments and steps make most environment steps a second, by short runs"
+    )
+    _job(one)
+    one.add_argument("--actors", type=whole(1), metavar="N", help="actors of every run (default: several numbers are tried)")
+    one.add_argument("--seconds", type=above_zero, default=3.0, metavar="S", help="seconds of each run (default: 3)")
+    one.add_argument("--seed", type=whole(0), metavar="S")
+    one.add_argument("--json", action="store_true", help="print one JSON object")
     one = command("export", "write a run's weights, or its model as a torch.export program, for use elsewhere")
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)

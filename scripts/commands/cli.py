@@ -516,6 +516,20 @@ def plot(asked: argparse.Namespace) -> int:
     return 0
 
 
+def tune(asked: argparse.Namespace) -> int:
+    from shoal.jobs.settings import pairs
+    from shoal.runs.choosing import chosen
+    from shoal.runs.summary import json_line
+    from shoal.runs.tuning import tune as tuned
+
+    job, _, _ = chosen(asked.job, pairs(asked.settings), seed=asked.seed)
+    found = tuned(
+        job, asked.job, asked.actors, asked.seconds, lambda line: None if asked.json else print(line, file=sys.stderr)
+    )
+    print(json_line(found.plain()) if asked.json else found)
+    return 0
+
+
 def export(asked: argparse.Namespace) -> int:
     from shoal.runs.evaluate import export as exported
     from shoal.runs.run import trusted
@@ -552,6 +566,7 @@ ACTS: Mapping[str, Act] = {
         evaluate,
         compare,
         plot,
+        tune,
         export,
         bench,
     )

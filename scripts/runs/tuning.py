@@ -1,0 +1,144 @@
+"""`shoal tune`: which numbers of actors, environments and steps make the most environment steps a second, by short runs.
+
+The one idea: nothing is predicted. Every row is a run of a few seconds by the very machinery that trains, and one setting
+changes at a time: environments of a trajectory, then its length, then actors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.jobs.job import Job
+from shoal.protocol.errors import UserError
+from shoal.runs.run import Run
+from shoal.runs.threads import cores
+
+ENVS = (16, 32, 64, 128, 256, 512)
+LENGTHS = (16, 32, 64, 128)
+WARM = 0.25  # share of a run's seconds that is not counted: actors begin, environments are made
+GAIN = 1.05  # a setting is better if it makes so many times the steps: less may be chance
+ENDLESS = 10**12  # environment steps
+
+Measure = Callable[[Mapping[str, Any], int], float]
+
+
+@dataclass
+class Tuned:
+    """The settings that were tried. rows: (settings, actors, environment steps a second), in the order of their runs. The first
+    row is the job as it stands. best: the row that is advised."""
+
+    job: str
+    rows: list[tuple[dict[str, Any], int, float]] = field(default_factory=list)
+    best: tuple[dict[str, Any], int, float] = field(default_factory=lambda: ({}, 0, 0.0))
+
+    def add(self, settings: dict[str, Any], actors: int, rate: float) -> None:
+        """Add a run. It is the best if it makes GAIN times the steps of the job as it stands, and more than any other run."""
+        row = (settings, actors, rate)
+        self.rows.append(row)
+        if len(self.rows) == 1 or (rate > GAIN * self.rows[0][2] and rate > self.best[2]):
+            self.best = row
+
+    @property
+    def gain(self) -> float:
+        """Steps a second of the best row, divided by those of the job as it stands."""
+        return self.best[2] / max(1e-9, self.rows[0][2])
+
+    @property
+    def command(self) -> str:
+        """The command that runs the job with the best row."""
+        settings, actors, _ = self.best
+        return " ".join(
+            ["shoal simulate", self.job, *(f"{name}={value}" for name, value in settings.items()), f"--actors {actors}"]
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """The content of `--json`."""
+        rows = [{**settings, "actors": actors, "steps_per_second": rate} for settings, actors, rate in self.rows]
+        settings, actors, rate = self.best
+        best = {**settings, "actors": actors, "steps_per_second": rate}
+        return {"job": self.job, "rows": rows, "best": best, "gain": self.gain, "command": self.command}
+
+    def __str__(self) -> str:
+        names = list(self.rows[0][0])
+        lines = ["  ".join(f"{name:>14}" for name in (*names, "actors", "steps/s"))]
+        for row in self.rows:
+            settings, actors, rate = row
+            cells = [*(str(settings[name]) for name in names), str(actors), f"{rate:,.0f}"]
+            lines.append("  ".join(f"{cell:>14}" for cell in cells) + ("  <- best" if row is self.best else ""))
+        more = (
+            f"{self.gain:.2f} times the steps a second of the job as it stands"
+            if self.gain > 1
+            else "the job stands best as it is"
+        )
+        return "\n".join([*lines, "", f"{more}: {self.command}"])
+
+
+def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable[[str], object]) -> Tuned:
+    """Measure runs of `seconds` each. name: the JOB that was typed. actors: their number, which is then not tried; None: try.
+    told: called with a line after each run. Raises UserError for a job that has no environments."""
+    if not {"num_envs", "rollout_length", "total_timesteps"} <= job.options().keys():
+        raise UserError(
+            f"tune: {name} has no environments (num_envs, rollout_length): only reinforcement-learning jobs are tuned"
+        )
+    found = Tuned(name)
+    measure = _measured(job, seconds)
+    for settings, count, rate in tried(job.plain(), actors, cores(), measure):
+        found.add(settings, count, rate)
+        told(f"{' '.join(f'{key}={value}' for key, value in settings.items())} actors={count}: {rate:,.0f} steps/s")
+    return found
+
+
+def tried(
+    plain: Mapping[str, Any], actors: int | None, many: int, measure: Measure
+) -> Iterator[tuple[dict[str, Any], int, float]]:
+    """Yield (settings, actors, rate) of one run after another: first the job as it stands, then one setting after another, each
+    beginning from the best so far. A direction in which the rate falls is followed no further."""
+    now = {name: plain[name] for name in ("num_envs", "rollout_length")}
+    count = actors or 2
+    rate = measure(now, count)
+    yield dict(now), count, rate
+    for name, values in (("num_envs", ENVS), ("rollout_length", LENGTHS)):
+        for ways in _ways(values, now[name]):
+            for value in ways:
+                other = {**now, name: value}
+                its = measure(other, count)
+                yield other, count, its
+                if its < rate:
+                    break
+                now, rate = other, its
+    for other_count in [n for n in (1, 2, many) if actors is None and n != count and n <= max(2, many)]:
+        yield dict(now), other_count, measure(now, other_count)
+
+
+def _ways(values: Sequence[int], at: int) -> tuple[list[int], list[int]]:
+    """The values above `at`, rising, and those below, falling."""
+    return [value for value in values if value > at], [value for value in reversed(values) if value < at]
+
+
+def _measured(job: Job, seconds: float) -> Measure:
+    def measure(settings: Mapping[str, Any], actors: int) -> float:
+        from shoal.runs.running import run
+
+        none = dict.fromkeys(("eval_every", "eval_episodes"), 0)
+        more = {name: value for name, value in none.items() if name in job.options()}
+        ready = job.configured({"total_timesteps": ENDLESS, **more, **settings})
+        with tempfile.TemporaryDirectory() as folder:
+            done = run(
+                ready, actors=actors, folder=Path(folder) / "run", show=False, stop_when=lambda row: row["seconds"] > seconds
+            )
+            return rate_of(done, seconds)
+
+    return measure
+
+
+def rate_of(run: Run, seconds: float) -> float:
+    """Environment steps a second of a run, without its first WARM share; 0 if it has made too few versions to tell."""
+    rows = [row for row in run.history if row["seconds"] >= WARM * seconds]
+    if len(rows) < 2 or rows[-1]["seconds"] <= rows[0]["seconds"]:
+        last = run.history[-1:] or [{"steps": 0, "seconds": 1.0}]
+        return float(last[0]["steps"] / max(1e-9, last[0]["seconds"]))
+    return float((rows[-1]["steps"] - rows[0]["steps"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))

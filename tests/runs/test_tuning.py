@@ -1,0 +1,89 @@
+"""`shoal tune`: which runs it makes, what it advises, and one that is real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.commands.cli import main
+from shoal.jobs.catalog import find
+from shoal.protocol.errors import UserError
+from shoal.runs.tuning import ENVS, Tuned, tried, tune
+
+JOB: Mapping[str, Any] = {"num_envs": 32, "rollout_length": 32}
+
+
+def runs(rate: Any, actors: int | None = None, many: int = 2) -> list[tuple[dict[str, Any], int, float]]:
+    return list(tried(JOB, actors, many, lambda settings, count: rate(settings["num_envs"], settings["rollout_length"], count)))
+
+
+def test_one_setting_changes_at_a_time_and_a_fall_ends_a_direction() -> None:
+    made = runs(lambda envs, length, actors: -abs(envs - 128) - abs(length - 16) - abs(actors - 1))
+    asked = [(row["num_envs"], row["rollout_length"], actors) for row, actors, _ in made]
+    assert asked == [
+        (32, 32, 2),
+        (64, 32, 2),
+        (128, 32, 2),
+        (256, 32, 2),
+        (16, 32, 2),
+        (128, 64, 2),
+        (128, 16, 2),
+        (128, 16, 1),
+    ]
+
+
+def test_given_actors_are_kept_and_many_cores_are_tried() -> None:
+    assert {actors for _, actors, _ in runs(lambda *_: 1.0, actors=3)} == {3}
+    assert [actors for _, actors, _ in runs(lambda *_: 1.0, many=16)][-2:] == [1, 16]
+
+
+def test_ever_more_environments_are_tried_as_long_as_they_pay() -> None:
+    assert [row["num_envs"] for row, _, _ in runs(lambda envs, *_: envs)][: len(ENVS) - 1] == [32, 64, 128, 256, 512]
+
+
+def told(*rates: float) -> Tuned:
+    found = Tuned("cartpole")
+    for at, rate in enumerate(rates):
+        found.add({"num_envs": 32 << at, "rollout_length": 32}, 2, rate)
+    return found
+
+
+def test_the_best_row_is_advised_with_its_gain_and_command() -> None:
+    found = told(100.0, 130.0, 250.0, 240.0)
+    assert found.gain == 2.5
+    assert found.command == "shoal simulate cartpole num_envs=128 rollout_length=32 --actors 2"
+    assert "2.50 times the steps a second of the job as it stands" in str(found)
+    assert str(found).count("<- best") == 1
+    assert json.loads(json.dumps(found.plain()))["best"] == {
+        "num_envs": 128,
+        "rollout_length": 32,
+        "actors": 2,
+        "steps_per_second": 250.0,
+    }
+
+
+def test_what_may_be_chance_is_no_gain() -> None:
+    found = told(100.0, 104.0)
+    assert (found.gain, found.best[0]["num_envs"]) == (1.0, 32)
+    assert "the job stands best as it is" in str(found)
+
+
+def test_a_job_without_environments_is_not_tuned() -> None:
+    with pytest.raises(UserError, match="tune: digits has no environments"):
+        tune(find("digits"), "digits", None, 1.0, lambda line: None)
+
+
+def test_a_tuned_job_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shoal.runs.tuning.ENVS", (16, 32))
+    monkeypatch.setattr("shoal.runs.tuning.LENGTHS", (32,))
+    assert main(["tune", "cartpole", "num_envs=32", "rollout_length=32", "--actors", "1", "--seconds", "0.4", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["num_envs"] for row in said["rows"]] == [32, 16]
+    assert all(row["steps_per_second"] > 100 for row in said["rows"])
+    assert said["command"].startswith("shoal simulate cartpole num_envs=")
+    assert not list(tmp_path.iterdir())  # no run is left
