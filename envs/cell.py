@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import Environment, Envs, Recipe, make_vector
+from shoal.envs.vector import Environment, Envs, Recipe, make_vector, recipe_of
 from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
@@ -67,7 +67,8 @@ def live(channel: socket.socket, env: Environment | Recipe, seed: int) -> None:
     set_globals(seed, "env made")
     with suppress(_GoneError):
         try:
-            envs = make_vector(env, 1, "sync")
+            recipe = recipe_of(env)
+            envs = make_vector(recipe, 1, recipe.alone)
             rows = Rows.of(envs.spaces)
             _say(channel, MADE, rows.digest)
             _serve(channel, envs, rows)

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from shoal.envs.atari import arguments as atari_arguments
+from shoal.envs.atari import is_atari
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask, spaces_of
 from shoal.protocol.errors import UserError, signed, within
 
@@ -288,13 +290,15 @@ class Recipe:
     """How environments are made.
 
     env: as `Environment` says. arguments: keyword arguments of gymnasium.make, for an id. time_limit: number of steps at which
-    an id's episode is truncated (0: the environment's own limit). told: True if action masks are in the infos.
+    an id's episode is truncated (0: the environment's own limit). told: True if action masks are in the infos. alone: how the
+    one environment of a process of its own is made, "sync" or "native" (`make_vector`).
     """
 
     env: Environment
     arguments: Mapping[str, Any] = field(default_factory=dict)
     time_limit: int = 0
     told: bool = False
+    alone: str = "sync"
 
     @property
     def name(self) -> str:
@@ -310,7 +314,8 @@ def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") 
 
     vector: for an id. "native": the id's own vector environment, with raw rewards if it could clip them. "auto": that only
     if it is gymnasium's own, which is the same environment as the single one; anybody else's may see and pay otherwise.
-    "sync": never, unless the id has no single environment.
+    "sync": never, unless the id has no single environment. Atari games are ale_py's vector environment, with the arguments of
+    envs/atari.py, unless "sync" is asked for.
     A factory's seed is drawn from numpy's global generator, which a rollout sets for each client.
     Raises UserError for an unknown id or argument, a factory that makes something else, a space that is not supported, or a
     package that the environment needs and that is not installed.
@@ -340,6 +345,8 @@ def make_shown(env: Environment | Recipe) -> Any:
     recipe = recipe_of(env)
     env = recipe.env
     if isinstance(env, str):
+        if is_atari(env):
+            raise UserError("--video: Atari games that are scaled down and stacked for the policy cannot be shown")
         own = {**recipe.arguments, **_limit(recipe), "render_mode": "rgb_array"}
         try:
             return gymnasium.make(_spec(env), disable_env_checker=True, **own)
@@ -366,7 +373,8 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
         if (entry := _native(recipe, spec, vector)) is not None:
             taken = inspect.signature(entry).parameters
             raw: dict[str, Any] = {"reward_clipping": False} if "reward_clipping" in taken else {}
-            own = {**raw, **recipe.arguments, **limit}
+            atari = atari_arguments(recipe.arguments, recipe.time_limit) if is_atari(env) else {}
+            own = atari or {**raw, **recipe.arguments, **limit}
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
         _check_arguments(env, recipe.arguments, _taken(spec.entry_point, spec.kwargs))
         own = {**recipe.arguments, **limit}
@@ -391,20 +399,23 @@ def _native(recipe: Recipe, spec: Any, vector: str) -> Callable[..., Any] | None
     import gymnasium
 
     entry = spec.vector_entry_point
+    atari = is_atari(recipe.env)
     if entry is None:
+        if atari and vector != "sync":
+            raise UserError(f"environment {recipe.env!r} needs a newer ale_py: pip install 'shoal[atari]'")
         if vector == "native":
             raise UserError(f"vector=native: {recipe.env} has no vector environment of its own; leave it at vector=auto")
         return None
     module = str(entry.__module__ if callable(entry) else entry.partition(":")[0])
-    must = vector == "native" or spec.entry_point is None
+    must = vector == "native" or spec.entry_point is None or (atari and vector == "auto")
     if not must and not (vector == "auto" and module.startswith("gymnasium.envs.")):
         return None
     found: Callable[..., Any] = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
     known = _taken(found, {})
-    asked = {**recipe.arguments, **_limit(recipe)}
+    asked = {**recipe.arguments, **({} if atari else _limit(recipe))}
     if known is None or all(name in known for name in asked):
         return found
-    if must and recipe.time_limit and "max_episode_steps" not in known:
+    if must and not atari and recipe.time_limit and "max_episode_steps" not in known:
         raise UserError(f"time_limit={recipe.time_limit}: the vector environment of {recipe.env} takes none; try vector=sync")
     if must:
         _check_arguments(str(recipe.env), recipe.arguments, known)

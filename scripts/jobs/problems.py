@@ -19,7 +19,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from shoal.actors import Worker, check_runs
+from shoal.envs import atari
 from shoal.envs.agents import Parallel
+from shoal.envs.atari import is_atari
 from shoal.envs.datasets import widened
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
@@ -118,6 +120,10 @@ class Problem:
 
     def notes(self, method: Method, seed: int) -> Sequence[str]:
         """Lines about the user's part that a person is told when a run begins."""
+        return ()
+
+    def conditions(self) -> Sequence[str]:
+        """Lines without which a result of this problem means little: how a game was preprocessed."""
         return ()
 
     def about(self, method: Method, seed: int) -> Sequence[str]:
@@ -559,7 +565,7 @@ class Environment(Problem):
     def spaces(self) -> Spaces:
         key = ("spaces", self.vector, self.apart, self.env_kwargs)
         if key not in self.made:
-            vector, recipe = "sync" if self.apart else self.vector, Recipe(self.env, dict(self.env_kwargs), self.time_limit)
+            vector, recipe = self.stepping, self.recipe(False)
             with globally(0, "spaces"):
                 found = spaces_in(recipe, vector)
             if found.action.choices and not found.masks and not self.apart and masks_told(recipe, vector, self.step_timeout):
@@ -568,15 +574,22 @@ class Environment(Problem):
         spaces: Spaces = self.made[key]
         return spaces
 
-    def recipe(self) -> Recipe:
-        """How an environment is made."""
-        return Recipe(self.env, dict(self.env_kwargs), self.time_limit, self.spaces().masks == IN_INFO)
+    def recipe(self, told: bool | None = None) -> Recipe:
+        """How an environment is made. told: as of Recipe; None: as a trial finds."""
+        masks = self.spaces().masks == IN_INFO if told is None else told
+        alone = "native" if is_atari(self.env) else "sync"
+        return Recipe(self.env, dict(self.env_kwargs), self.time_limit, masks, alone)
+
+    @property
+    def stepping(self) -> str:
+        """The argument `vector` of make_vector."""
+        return self.recipe(False).alone if self.apart else self.vector
 
     def rehearsed(self) -> AbstractContextManager[None]:
         """The trial of one environment, in this process: envs/trying.py."""
         from shoal.envs.trying import tried
 
-        return tried(self.recipe(), "sync" if self.apart else self.vector)
+        return tried(self.recipe(), self.stepping)
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
@@ -615,8 +628,11 @@ class Environment(Problem):
         if self.apart:
             self._hatched()
 
+    def conditions(self) -> Sequence[str]:
+        return [atari.told(self.env_kwargs)] if is_atari(self.env) and self.vector != "sync" else []
+
     def about(self, method: Method, seed: int) -> Sequence[str]:
-        found: list[str] = []
+        found = list(self.conditions())
         seen = self.spaces().observation
         if isinstance(seen, Named) and seen.left_out:
             found.append(f"observation: {', '.join(seen.left_out)} is text, which policies here do not read: left out")
@@ -637,7 +653,7 @@ class Environment(Problem):
     def _hatched(self) -> None:
         """Start the process from which the environments' processes are forked, unless it runs already."""
         if "hatchery" not in self.made:
-            self.made["hatchery"] = Hatchery.forked(Recipe(self.env, dict(self.env_kwargs), self.time_limit))
+            self.made["hatchery"] = Hatchery.forked(self.recipe(False))
 
     def worlds(self) -> Callable[[int], Worlds]:
         """The function that makes an actor's environments: their number -> Worlds."""

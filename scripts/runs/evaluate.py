@@ -49,6 +49,8 @@ def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[
     worker = job.worker()
     few()
     job.problem.close()  # the worker holds what it needs
+    for line in job.problem.conditions():
+        print(f"shoal: {line}", file=sys.stderr, flush=True)
     clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}

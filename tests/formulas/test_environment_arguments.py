@@ -1,0 +1,224 @@
+"""Arguments of environments: env.NAME=value, time limits, seeds of functions, Atari's protocol, and missing packages."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import partial
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from shoal import Reinforcement
+from shoal.actors.workers.rollout import Rollout
+from shoal.envs import atari
+from shoal.envs.spaces import Discrete, Observations
+from shoal.envs.vector import Recipe, make_vector, spaces_in, wants_number, wants_seed
+from shoal.jobs.catalog import digits
+from shoal.jobs.job import Job
+from shoal.nets.flat import FlatModule
+from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.policies import ActorCritic
+from shoal.protocol.errors import UserError
+from shoal.protocol.work import Task
+
+
+class Tunable(gymnasium.Env[Any, Any]):
+    """An environment with arguments, whose episodes never end by themselves. The first observation is `level`."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, level: float = 0.0, wide: bool = False, render_mode: str | None = None) -> None:
+        self.level, self.render_mode = level, render_mode
+        self.observation_space = spaces.Box(-9, 9, (4 if wide else 2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.full(self.observation_space.shape or (), self.level, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.full(self.observation_space.shape or (), self.level, np.float32), 1.0, False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Any:
+    gymnasium.register("Tunable-v0", entry_point=Tunable)
+    yield
+    del gymnasium.registry["Tunable-v0"]
+
+
+def problem(job: Job) -> Any:
+    return job.problem
+
+
+def test_an_argument_is_the_same_from_python_and_from_the_command_line_and_stands_in_config_toml() -> None:
+    given = Reinforcement("Tunable-v0", env_kwargs={"wide": True, "level": -2.5})
+    typed = Reinforcement("Tunable-v0").configured({"env.wide": "true", "env.level": "-2.5"})
+    again = Reinforcement("Tunable-v0").configured(given.plain())
+    for job in (given, typed, again):
+        assert problem(job).spaces().observation == Observations((4,))
+        assert dict(problem(job).env_kwargs) == {"wide": True, "level": -2.5}
+        envs = problem(job).worlds()(2)
+        assert (envs.reset(0).observation == -2.5).all()
+        envs.close()
+    assert problem(given.configured({"env.wide": "false"})).spaces().observation == Observations((2,))
+    assert problem(given).spaces().observation == Observations((4,))  # jobs do not share what an argument changes
+
+
+def test_native_environments_take_arguments_that_are_theirs_and_single_ones_the_others() -> None:
+    native = make_vector(Recipe("CartPole-v1", {"sutton_barto_reward": True}), 2)
+    assert not isinstance(native.vector, SyncVectorEnv)
+    assert (native.reset(0), native.step(np.zeros(2, np.int64)).reward)[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "says"),
+    [
+        ("Tunable-v0", {"widee": 1}, "env.widee: environment 'Tunable-v0' has no argument 'widee'; did you mean wide?"),
+        ("Tunable-v0", {"zz": 1}, "has no argument 'zz'; it takes level, wide, render_mode"),
+        ("CartPole-v1", {"gravity": 1}, "env.gravity: environment 'CartPole-v1' has no argument 'gravity'"),
+    ],
+)
+def test_an_argument_that_the_environment_does_not_have_is_refused_in_one_line(env: str, given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says) as wrong:
+        problem(Reinforcement(env, env_kwargs=given)).spaces()
+    assert "\n" not in str(wrong.value)
+
+
+def test_arguments_and_limits_are_refused_where_they_could_not_work() -> None:
+    with pytest.raises(UserError, match=r"env_kwargs=.*a function makes this job's environment; give them to the environment"):
+        Reinforcement(Tunable, env_kwargs={"wide": True})
+    with pytest.raises(UserError, match="time_limit=5: only an id takes it"):
+        Reinforcement(Tunable, time_limit=5)
+    with pytest.raises(UserError, match=r"env_kwargs=.*: must be a dict of plain data"):
+        Reinforcement("Tunable-v0", env_kwargs={"level": object()})
+    with pytest.raises(UserError, match=r"env\.lr: this job has no environment"):
+        digits().configured({"env.lr": "1"})
+
+
+@pytest.mark.parametrize("settings", [{}, {"vector": "async"}])
+def test_a_time_limit_truncates(settings: Any) -> None:
+    job = Reinforcement("Tunable-v0", time_limit=3, env_kwargs={"level": 1.0}, **settings)
+    job.prepare()
+    envs = problem(job).worlds()(2)
+    try:
+        envs.reset(0)
+        steps = [envs.step(np.zeros(2, np.int64)) for _ in range(3)]
+    finally:
+        envs.close()
+        job.problem.close()
+    assert [step.truncated.all() for step in steps] == [False, False, True]
+    assert (steps[0].observation == 1).all()
+
+
+def test_a_native_environment_has_its_time_limit_too() -> None:
+    envs = make_vector(Recipe("CartPole-v1", time_limit=2), 3)
+    envs.reset(0)
+    assert not isinstance(envs.vector, SyncVectorEnv)
+    assert [envs.step(np.zeros(3, np.int64)).truncated.all() for _ in range(2)] == [False, True]
+
+
+def with_seed(seed: int) -> Any:
+    Tunable.made.append(seed)
+    return Tunable(seed % 7)
+
+
+def by_name(*, seed: int = 0) -> Any:
+    return with_seed(seed)
+
+
+def many(num_envs: int, seed: int) -> Any:
+    Tunable.made.append(seed)
+    return SyncVectorEnv([partial(Tunable, seed % 7)] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+@pytest.mark.parametrize(("env", "each"), [(with_seed, 3), (by_name, 3), (many, 1)])
+def test_a_function_with_a_seed_gives_each_client_other_environments_and_a_run_the_same_again(env: Any, each: int) -> None:
+    assert wants_seed(env)
+    assert wants_number(env) == (env is many)
+
+    def made(client: int, seed: int) -> list[Any]:
+        Tunable.made.clear()
+        worker = Rollout(partial(make_vector, env), NumpyPolicy(Discrete(2)), 2, 3, seed)
+        module = ActorCritic(spaces_in(Tunable))
+        Tunable.made.clear()
+        worker.run(FlatModule(module).bundle(), client, Task(0, 0, (client,)))
+        worker.close()
+        return list(Tunable.made)
+
+    first, again, other, later = made(0, 1), made(0, 1), made(1, 1), made(0, 2)
+    assert first == again
+    assert len(set(first)) == each
+    assert not set(first) & (set(other) | set(later))
+    assert all(0 <= seed < 2**30 for seed in first)
+
+
+@pytest.mark.parametrize(("env", "extra"), [("ALE/Pong-v5", "atari"), ("MiniGrid-Empty-5x5-v0", "minigrid")])
+def test_a_package_that_is_missing_is_named_with_its_extra(env: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match=rf"{env}' needs .*: pip install 'shoal\[{extra}\]'"):
+        spaces_in(env)
+
+
+def test_a_missing_mujoco_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"environment 'HalfCheetah-v5' cannot be made: .*pip install 'shoal\[mujoco\]'"):
+        spaces_in("HalfCheetah-v5")
+
+
+def test_minigrids_mission_is_left_out_and_said() -> None:
+    pytest.importorskip("minigrid", reason="pip install 'shoal[minigrid]'")
+    job = Reinforcement("MiniGrid-Empty-5x5-v0")
+    assert set(problem(job).spaces().arrays) == {"observation/image", "observation/direction"}
+    text, network = problem(job).about(job.method, 0)
+    assert text == "observation: mission is text, which policies here do not read: left out"
+    assert network.startswith("policy: image: CNN of three 3x3 convolutions for pictures of 7x7x3, 4 further numbers")
+
+
+# Atari
+
+
+def test_atari_is_played_by_machados_protocol_and_says_so() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    job = Reinforcement("ALE/Breakout-v5", time_limit=5)
+    found = problem(job).spaces()
+    assert found.observation == Observations((4, 84, 84), "u1")
+    assert found.action == Discrete(18)
+    line, network = problem(job).about(job.method, 0)
+    assert line == (
+        "atari: protocol of Machado et al. 2018: repeat_action_probability=0.25, frameskip=4, full_action_space=true, "
+        "episodic_life=false, noop_max=0, reward_clipping=false, 84x84 grey, stack_num=4; env.NAME=value changes one"
+    )
+    assert network == "policy: Nature CNN (Mnih et al. 2015) for pictures of 84x84x4"
+    envs = problem(job).worlds()(2)
+    first = envs.reset(0)
+    steps = [envs.step(np.ones(2, np.int64)) for _ in range(5)]
+    envs.close()
+    assert first.observation.dtype == np.uint8
+    assert [bool(step.truncated.all()) for step in steps] == [False] * 4 + [True]
+
+
+def test_an_argument_of_atari_changes_one_part_of_the_protocol() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    job = Reinforcement("ALE/Breakout-v5").configured({"env.full_action_space": "false", "env.episodic_life": "true"})
+    assert problem(job).spaces().action == Discrete(4)
+    assert "full_action_space=false, episodic_life=true" in problem(job).conditions()[0]
+    with pytest.raises(UserError, match=r"env\.sticky: environment 'ALE/Breakout-v5' has no argument 'sticky'"):
+        problem(Reinforcement("ALE/Breakout-v5", env_kwargs={"sticky": 0.1})).spaces()
+    assert problem(Reinforcement("ALE/Breakout-v5", vector="sync")).spaces().observation == Observations((210, 160, 3), "u1")
+    assert not problem(Reinforcement("ALE/Breakout-v5", vector="sync")).conditions()
+
+
+def test_what_is_said_of_atari_is_what_is_done() -> None:
+    assert set(atari.SAID) <= set(atari.STANDARD)
+    assert atari.arguments({"frameskip": 5}, 100)["max_num_frames_per_episode"] == 500
+    assert "frameskip=5" in atari.told({"frameskip": 5})
