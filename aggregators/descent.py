@@ -22,14 +22,14 @@ from shoal.nets.flat import FlatModule
 from shoal.nets.moments import Moments
 from shoal.nets.normal_module import detached
 from shoal.nets.passes import judge_of
-from shoal.nets.policies import Seen, every, judged
+from shoal.nets.policies import Judge, Seen, every, judged
 from shoal.nets.recurrent import After, Unrolled, after_rows, unrolled
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, eps=1e-5),
-    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=0.01),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99),
 }
 FUSED = frozenset({"adam"})  # optimizers that torch makes a step of in one call, on a CPU too
 
@@ -42,6 +42,7 @@ class TrajectoryLearner:
     lr: first learning rate. It falls linearly to 0 at total_timesteps environment steps; it stays if anneal_lr is False or
     total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
+    rms_prop_eps: number that RMSprop adds to the root of its mean square.
     reward_scale: factor of every reward. clip_reward: largest absolute value of a reward that is scaled by running statistics.
     judge: forward of the policy, which learners call in place of the module (nets/passes.py).
     updates, steps: numbers of gradient steps made and of environment steps learned from.
@@ -58,6 +59,7 @@ class TrajectoryLearner:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     optimizer: str = "adam"
+    rms_prop_eps: float = 0.01
     reward_scale: float = 1.0
     clip_reward: float = 10.0
     total_timesteps: int | None = None
@@ -70,8 +72,9 @@ class TrajectoryLearner:
         self.normal = detached(self.flat.module)
         self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
         self.vector.grad = self.flat.grad
+        more = {"eps": self.rms_prop_eps} if self.optimizer == "rmsprop" else {}
         fused = {"fused": True} if self.optimizer in FUSED and self.flat.device.type == "cpu" else {}
-        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr, **fused)
+        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr, **more, **fused)
         self.judge = judge_of(self.flat)
         self.updates = self.steps = 0
 
@@ -100,10 +103,7 @@ class TrajectoryLearner:
     def outputs(self, batch: Batch) -> Unrolled:
         """The action parameters and values of all T + 1 rows of observations. A policy with memory goes through them in their
         order, from the state that came with the trajectories."""
-        if batch.first is not None:
-            return unrolled(self.flat.module, batch.observation, batch.state, batch.first)
-        parameters, value = judged(self.judge, every(batch.observation, lambda x: x.flatten(0, 1)))
-        return Unrolled(parameters, value.view(-1, batch.mask.shape[1]), ())
+        return outputs_of(self.flat.module, self.judge, batch)
 
     @torch.no_grad()
     def rewards(self, batch: Batch, after: After = ()) -> tuple[Tensor, Tensor]:
@@ -149,3 +149,11 @@ class TrajectoryLearner:
             for name, value in state.items()
             if name.startswith("optimizer/")
         }
+
+
+def outputs_of(module: nn.Module, judge: Judge, batch: Batch) -> Unrolled:
+    """The action parameters and values of all T + 1 rows of observations. judge: the module's forward (nets/passes.py)."""
+    if batch.first is not None:
+        return unrolled(module, batch.observation, batch.state, batch.first)
+    parameters, value = judged(judge, every(batch.observation, lambda x: x.flatten(0, 1)))
+    return Unrolled(parameters, value.view(-1, batch.mask.shape[1]), ())

@@ -12,24 +12,28 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators.descent import TrajectoryLearner
+from shoal.aggregators.ratios import WEIGHTS, effective
 from shoal.aggregators.staging import Batch
 from shoal.aggregators.vtrace import vtrace
 from shoal.nets.policies import first_rows, likelihood
 from shoal.protocol.work import Moved
 
-METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "grad_norm")
+METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_variance", "ess", "grad_norm")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class IMPALALearner(TrajectoryLearner):
     """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over whole trajectories.
 
-    Losses are means over the rows where mask is True; value_loss is half the mean squared error.
+    Losses are means over the rows where mask is True; value_loss is half the mean squared error. lag_weight: the function of
+    WEIGHTS (aggregators/ratios.py) by which a trajectory's rows count in the descended loss; "none": all rows count alike. The
+    losses that are told are without these weights.
     """
 
     clip_rho: float = 1.0
     clip_c: float = 1.0
     lam: float = 1.0
+    lag_weight: str = "none"
 
     def step(self) -> Moved:
         """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
@@ -54,9 +58,16 @@ class IMPALALearner(TrajectoryLearner):
         def mean(x_TB: Tensor) -> Tensor:
             return x_TB.where(batch.mask, 0.0).sum() / rows
 
-        policy_loss = -mean(log_prob_TB * targets.advantage)
-        value_loss = 0.5 * mean((targets.value - value_TB[:-1]) ** 2)
-        mean_entropy = mean(undecided.view_as(batch.mask))
+        gain_TB, error_TB = log_prob_TB * targets.advantage, (targets.value - value_TB[:-1]) ** 2
+        entropy_TB = undecided.view_as(batch.mask)
+        policy_loss, value_loss, mean_entropy = -mean(gain_TB), 0.5 * mean(error_TB), mean(entropy_TB)
         spread = mean((targets.value - mean(targets.value)) ** 2)
-        told = [policy_loss, value_loss, mean_entropy, mean(rho_TB), 1 - 2 * value_loss / (spread + 1e-8)]
-        return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, [x.detach() for x in told]
+        share = effective(rho_TB, batch.mask)
+        told = [x.detach() for x in (policy_loss, value_loss, mean_entropy)]
+        told += [mean(rho_TB), 1 - 2 * told[1] / (spread + 1e-8), share]
+        if self.lag_weight in WEIGHTS:
+            weight_B = WEIGHTS[self.lag_weight](batch.lag)
+            policy_loss, value_loss, mean_entropy = (
+                -mean(weight_B * gain_TB), 0.5 * mean(weight_B * error_TB), mean(weight_B * entropy_TB)
+            )  # fmt: skip
+        return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, told

@@ -6,42 +6,42 @@ gradient steps. On the first minibatch no weight has moved, so every ratio is 1:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import itemgetter, methodcaller
 
 import torch
 from torch import Tensor
 
-from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.gae import Targets, gae
+from shoal.aggregators.minibatches import MinibatchLearner
+from shoal.aggregators.ratios import effective
 from shoal.aggregators.staging import Batch
-from shoal.nets.distributions import selected
-from shoal.nets.policies import Parameters, every, judged, likelihood
-from shoal.nets.recurrent import unrolled
-from shoal.protocol import draws
+from shoal.nets.policies import Parameters, likelihood
 from shoal.protocol.work import Moved
 
-MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "ess", "grad_norm")
+BEYOND = 1.5  # times target_kl at which a step ends: the factor of OpenAI's Spinning Up and of Stable-Baselines3
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class PPOLearner(TrajectoryLearner):
+class PPOLearner(MinibatchLearner):
     """Clipped proximal policy optimization (Schulman et al. 2017, equation 7), with advantages by GAE of the current values.
 
-    A step is update_epochs passes over the unmasked rows, each in num_minibatches parts, shuffled by (seed, updates). The parts
-    are of rows, or of whole environments if the policy has memory.
-    Metrics are means over all gradient steps of a step, but for two: first_ratio_error is max |ratio - 1| on the first
-    minibatch of a step, and explained_variance is that of the values before the step.
+    A step is update_epochs passes over the unmasked rows (aggregators/minibatches.py).
+    clip_range_vf: largest distance of a value from the value before the step, as the value loss sees it (0: no bound). The loss
+    is the larger of the errors with and without the bound, as in OpenAI's baselines (Huang et al. 2022, detail 9).
+    target_kl: KL divergence from the policy before the step. A step ends before a minibatch on which the estimate approx_kl is
+    above BEYOND (1.5) x target_kl (0: never). Asking costs a wait for the device at each minibatch.
+    Metrics are means over all gradient steps of a step, but for three: first_ratio_error is max |ratio - 1| on the first
+    minibatch of a step, explained_variance is that of the values before the step, and gradient_steps, with a target_kl, is
+    their number.
     """
 
-    seed: int = 0
     gae_lambda: float = 0.95
     clip_coef: float = 0.2
     ent_coef: float = 0.0
-    update_epochs: int = 4
-    num_minibatches: int = 4
     norm_adv: bool = True
+    clip_range_vf: float = 0.0
+    target_kl: float = 0.0
 
     def step(self) -> Moved:
         """Make all passes over everything folded. Reading the metrics is one transfer, which waits for the device."""
@@ -49,65 +49,30 @@ class PPOLearner(TrajectoryLearner):
         if len(batch.rows) < 2:  # fewer than 2 rows have no spread to divide by
             return Moved(weights=False)
         self.anneal()
-        targets, explained = self._targets(batch)
-        action = batch.action.flatten(0, 1)
-        old_log_prob, target, advantage = (x.flatten() for x in (batch.log_prob, targets.value, targets.advantage))
+        targets, value_TB, explained = self._targets(batch)
+        known = (batch.log_prob, value_TB, targets.value, targets.advantage)
+        taken = [batch.action.flatten(0, 1), *(x.flatten() for x in known)]
         told: list[Tensor] = []
         errors: list[Tensor] = []
         for rows, parameters, value in self._minibatches(batch):
-            loss, means, ratio = self._loss(
-                parameters, value, *(x.index_select(0, rows) for x in (action, old_log_prob, target, advantage))
-            )
+            loss, means, ratio = self._loss(parameters, value, *(x.index_select(0, rows) for x in taken))
             errors = errors or [(ratio - 1).abs().max()]
+            if told and self.target_kl and float(means[MEANS.index("approx_kl")]) > BEYOND * self.target_kl:
+                break
             told.append(torch.stack([*means, self.update(loss)]))
         self.steps += len(batch.rows)
         numbers = torch.cat([torch.stack(told).mean(0), torch.stack([*errors, explained])]).tolist()
-        return Moved(dict(zip((*MEANS, "first_ratio_error", "explained_variance"), numbers, strict=True)))
+        ended = {"gradient_steps": float(len(told))} if self.target_kl else {}
+        return Moved({**dict(zip((*MEANS, "first_ratio_error", "explained_variance"), numbers, strict=True)), **ended})
 
     @torch.no_grad()
-    def _targets(self, batch: Batch) -> tuple[Targets, Tensor]:
+    def _targets(self, batch: Batch) -> tuple[Targets, Tensor, Tensor]:
+        """The targets, the values [T, B] before the step, and the share of the targets' variance that those explain."""
         _, value_TB, after = self.outputs(batch)
         reward_TB, discount_TB = self.rewards(batch, after)
         targets = gae(reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, self.gae_lambda)
         error, target = targets.advantage.flatten()[batch.rows], targets.value.flatten()[batch.rows]
-        return targets, 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)
-
-    def _minibatches(self, batch: Batch) -> Iterator[tuple[Tensor, Parameters, Tensor]]:
-        """The rows of each minibatch, indexes of the flattened [T * B], and the policy's action parameters and values there."""
-        generator = torch.Generator().manual_seed(draws.key(self.seed, "minibatch", self.updates) % 2**63)
-        if batch.first is not None:
-            yield from self._sequences(batch, batch.first[:-1], generator)
-            return
-        observation = every(batch.observation, lambda x: x[:-1].flatten(0, 1))
-        for rows in self._parts(batch.rows, generator):
-            yield rows, *judged(self.judge, every(observation, methodcaller("index_select", 0, rows)))
-
-    def _parts(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """The rows in another order each epoch, in parts of nearly one size, at least 2: one row has no spread."""
-        parts = min(self.num_minibatches, len(rows) // 2)
-        for _ in range(self.update_epochs):
-            order = torch.randperm(len(rows), generator=generator).to(rows.device)
-            yield from rows[order].tensor_split(parts)
-
-    def _sequences(
-        self, batch: Batch, first_TB: Tensor, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Parameters, Tensor]]:
-        """Minibatches of whole environments in another order each epoch: a policy with memory goes through all rows of an
-        environment, and those where mask is False are left out afterwards."""
-        T, B = batch.mask.shape
-        index_TB = torch.arange(T * B, device=batch.mask.device).view(T, B)
-        lived_B = batch.mask.sum(0).cpu()
-        for _ in range(self.update_epochs):
-            parts = torch.randperm(B, generator=generator).tensor_split(min(self.num_minibatches, B))
-            if any(int(lived_B[part].sum()) < 2 for part in parts):  # one row has no spread
-                parts = (torch.arange(B),)
-            for part in parts:
-                columns = part.to(batch.mask.device)
-                state = {name: each[columns] for name, each in batch.state.items()}
-                seen = every(batch.observation, itemgetter((slice(-1), columns)))
-                its = unrolled(self.flat.module, seen, state, first_TB[:, columns])
-                kept = batch.mask[:, columns].flatten().nonzero().squeeze(1)
-                yield index_TB[:, columns].flatten()[kept], selected(its.parameters, kept), its.value.flatten()[kept]
+        return targets, value_TB[:-1], 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)
 
     def _loss(
         self,
@@ -115,6 +80,7 @@ class PPOLearner(TrajectoryLearner):
         value: Tensor,
         action: Tensor,
         old_log_prob: Tensor,
+        old_value: Tensor,
         target: Tensor,
         advantage: Tensor,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -123,11 +89,27 @@ class PPOLearner(TrajectoryLearner):
         ratio = log_ratio.exp()
         if self.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
-        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        value_loss = 0.5 * ((target - value) ** 2).mean()
+        policy_loss = surrogate(ratio, advantage, self.clip_coef).mean()
+        value_loss = 0.5 * squared_error(value, target, old_value, self.clip_range_vf).mean()
         mean_entropy = undecided.mean()
         approx_kl = (ratio - 1 - log_ratio).mean()  # the estimator "k3" of Schulman 2020: never negative, of low variance
         beyond = ((ratio - 1).abs() > self.clip_coef).to(ratio.dtype).mean()
-        told = [x.detach() for x in (policy_loss, value_loss, mean_entropy, approx_kl, beyond)]
+        known = (policy_loss, value_loss, mean_entropy, approx_kl, beyond, effective(ratio.detach()))
+        told = [x.detach() for x in known]
         return policy_loss + self.vf_coef * value_loss - self.ent_coef * mean_entropy, told, ratio.detach()
+
+
+def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The loss of each action: -min(ratio * advantage, ratio clipped to [1 - clip, 1 + clip] * advantage) (Schulman et al.
+    2017, equation 7)."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip: float = 0.0) -> Tensor:
+    """The squared error of each value. clip: if above 0, the larger of the errors of the value and of the value cut off at
+    this distance from old_value, so that a move beyond it pays nothing, and a wrong move can always be taken back."""
+    error = (target - value) ** 2
+    if not clip:
+        return error
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    return torch.maximum(error, (target - near) ** 2)

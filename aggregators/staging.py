@@ -32,6 +32,8 @@ Statistics: TypeAlias = Mapping[str, Any]
 class Batch:
     """Trajectories side by side along B, on the device. Spaces.trajectory (envs/spaces.py) says what each array means.
 
+    lag: float32 [B], versions between the weights that each environment's rows were made from and the weights that learn from
+    them. A trajectory has one version: weights never change within a rollout.
     rows: int64, the indexes where mask is True in the flattened [T * B]; found on the host, without asking the device.
     cut, final: int64 [n], the indexes of truncated rows that the next row does not bootstrap, and [n, *obs], the observations
     that do (Spaces.finals). n is 0 if there are none.
@@ -44,6 +46,7 @@ class Batch:
     reward: Tensor  # float32 [T, B]
     terminated: Tensor  # bool [T, B]
     mask: Tensor  # bool [T, B]
+    lag: Tensor
     rows: Tensor
     cut: Tensor
     final: Seen
@@ -86,6 +89,7 @@ class Staging:
         self.layout: Layout | None = None
         self.slots: list[Slot] = []
         self.keys: list[tuple[tuple[int, ...], int, int, int]] = []
+        self.lags: list[int] = []
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def fold(self, contribution: Contribution) -> None:
@@ -103,6 +107,7 @@ class Staging:
                 slot.device.copy_(slot.host, non_blocking=True)
         task = contribution.task
         self.keys.append((task.clients, contribution.made_from, task.version, task.index))
+        self.lags.append(contribution.lag)
 
     def batch(self) -> Batch:
         """Return the folded trajectories, and forget them. Ordered by client, version, task: the order of arrival changes no
@@ -110,8 +115,8 @@ class Staging:
         if not self.keys:
             raise ValueError("a step needs at least one trajectory; fold one in first")
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
-        folded = [self.slots[i] for i in order]
-        self.keys.clear()
+        folded, lags = [self.slots[i] for i in order], [float(self.lags[i]) for i in order]
+        self.clear()
         if self.copies:
             torch.cuda.current_stream(self.device).wait_stream(self.copies)
         mask, terminated, truncated = (
@@ -140,11 +145,13 @@ class Staging:
         }
         final = {name: array.flatten(0, 1)[cut] for name, array in last.items()}
         observation = {name: arrays.pop(name) for name in seen}
+        lag = torch.tensor(lags, device=self.device).repeat_interleave(mask.shape[1] // len(folded))
         if self.copies:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))  # the next copies overwrite these slots
         at_last, everything = (one[OBSERVATION] if seen == [OBSERVATION] else one for one in (final, observation))
-        batch = Batch(everything, **arrays, rows=rows, cut=cut, final=at_last, added=added, state=state, first=first)
+        batch = Batch(everything, **arrays, lag=lag, rows=rows, cut=cut, final=at_last, added=added, state=state, first=first)
         return self.prepared(batch, [slot.moments for slot in folded])
 
     def clear(self) -> None:
         self.keys.clear()
+        self.lags.clear()

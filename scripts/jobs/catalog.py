@@ -141,6 +141,11 @@ def cartpole_dqn() -> Job:
     return Reinforcement("CartPole-v1", name="cartpole-dqn", method="dqn")
 
 
+def cartpole_es() -> Job:
+    """reinforcement: CartPole-v1 by evolution strategies, of which only seeds and returns travel"""
+    return Reinforcement("CartPole-v1", name="cartpole-es", method="es", hidden=(16,), lr=0.1)
+
+
 def acrobot() -> Job:
     """reinforcement: Acrobot-v1 by PPO"""
     return Reinforcement("Acrobot-v1", name="acrobot", preset="none", **{**PPO, "ent_coef": 0.01})
@@ -171,6 +176,7 @@ BUILT_IN: Mapping[str, Callable[[], Job]] = {
         cartpole,
         cartpole_ppo,
         cartpole_dqn,
+        cartpole_es,
         acrobot,
         lunarlander,
     )

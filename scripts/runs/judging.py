@@ -79,8 +79,9 @@ def judged(run: Run, episodes: int, seed: int) -> tuple[str, Values]:
     job.problem.close()  # the worker holds what it needs
     try:
         with of_this_model(run.folder):
-            if isinstance(worker, Rollout):
-                return "episodes", _of_episodes(worker, snapshot.weights, seed, episodes)
+            player = getattr(worker, "judge", worker)  # evolution strategies keep a worker for evaluations
+            if isinstance(player, Rollout):
+                return "episodes", _of_episodes(player, snapshot.weights, seed, episodes)
             return "clients", _of_clients(worker, snapshot, job.plain().get("clients", 1))
     finally:
         close(worker)

@@ -14,6 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from shoal.actors.workers.rollout import Rollout
+from shoal.aggregators.a2c import A2CLearner
+from shoal.aggregators.appo import APPOLearner
 from shoal.aggregators.dqn import DQNLearner
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
@@ -179,6 +181,8 @@ def bounded(kind: Any, network: Any, spaces: Spaces, options: Mapping[str, Any])
 METHODS: Mapping[str, Callable[[Spaces, Mapping[str, Any]], Taught]] = {
     "ppo": partial(on_policy, PPOLearner),
     "impala": partial(on_policy, IMPALALearner),
+    "appo": partial(on_policy, partial(APPOLearner, update_epochs=1)),
+    "a2c": partial(on_policy, A2CLearner),
     "dqn": dqn,
     "sac": partial(bounded, SACLearner, Squashed()),
     "td3": partial(bounded, TD3Learner, Deterministic()),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
 from shoal.aggregators.impala import IMPALALearner
-from shoal.aggregators.ppo import PPOLearner
+from shoal.aggregators.ppo import PPOLearner, squared_error
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.numpy_policy import NumpyPolicy
@@ -177,3 +177,42 @@ def test_a_policy_that_would_not_be_trained_is_refused(learner: type[PPOLearner 
 def test_the_order_of_arrival_of_one_clients_tasks_changes_no_bit() -> None:
     a, b = (replace(contribution(policy(), seed=s, client=4), task=Task(0, s, (4,))) for s in (6, 7))
     assert stepped(a, b)[0].sha256() == stepped(b, a)[0].sha256()
+
+
+def test_a_value_that_moves_beyond_the_range_pays_nothing_and_a_wrong_move_is_taken_back() -> None:
+    """CleanRL's clipped value loss (ppo.py, clip_vloss), rewritten in numpy, on values around the old one."""
+    rng = np.random.default_rng(3)
+    value, target, old = (torch.from_numpy(rng.normal(size=50)) for _ in range(3))
+    clipped = old.numpy() + np.clip(value.numpy() - old.numpy(), -0.2, 0.2)
+    expected = np.maximum((value.numpy() - target.numpy()) ** 2, (clipped - target.numpy()) ** 2)
+    assert np.allclose(squared_error(value, target, old, 0.2).numpy(), expected, rtol=0, atol=1e-12)
+    assert torch.equal(squared_error(value, target, old), (target - value) ** 2)
+    right, wrong = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor([2.0, 2.0])
+    squared_error(right, wrong, torch.zeros(2), 0.2).sum().backward()  # both beyond; the first on its way to the target
+    assert right.grad is not None
+    assert right.grad.tolist() == [0.0, -6.0]
+
+
+def test_a_range_of_values_bounds_the_step_and_a_wide_one_changes_nothing() -> None:
+    folded = contribution(policy(), 2)
+    free, wide, near = (stepped(folded, lr=0.05, clip_range_vf=clip)[0] for clip in (0.0, 10.0, 0.01))
+    assert np.allclose(wide.vector(), free.vector(), rtol=0, atol=1e-4)
+    assert not np.allclose(near.vector(), free.vector(), rtol=0, atol=1e-2)
+
+
+def test_a_step_ends_early_above_the_target_kl_and_says_after_how_many_gradient_steps() -> None:
+    folded, many = contribution(policy(), 2), {"update_epochs": 8, "num_minibatches": 2, "lr": 0.03}
+    whole, told = stepped(folded, **many)
+    assert "gradient_steps" not in told
+    loose, told = stepped(folded, target_kl=1e9, **many)
+    assert (loose.sha256(), told["gradient_steps"]) == (whole.sha256(), 16)
+    early, told = stepped(folded, target_kl=0.01, **many)
+    assert 1 < told["gradient_steps"] < 16
+    assert early.sha256() != whole.sha256()
+    once, told = stepped(folded, target_kl=1e-9, **many)
+    assert told["gradient_steps"] == 1
+    assert once.sha256() != policy_bits()
+
+
+def policy_bits() -> str:
+    return PPOLearner(policy()).weights().sha256()

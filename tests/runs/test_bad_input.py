@@ -93,9 +93,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("simulate digits method=fedprox mu=0", "mu=0", "is above 0"),
         ("simulate digits beta1=0.5", "beta1=0.5", "a setting of fedadam, fedyogi, mimelite; this job's method is fedavg"),
         ("simulate digits method=fedbuff cohort=5", "cohort=5", "this job's method is fedbuff"),
-        ("simulate digits gamma=0.9", "gamma=0.9", "a setting of impala, ppo; this job's method is fedavg"),
-        ("simulate cartpole clip_coef=0.1", "clip_coef=0.1", "a setting of ppo; this job's method is impala"),
-        ("simulate cartpole method=fedavg", "method=fedavg", "allowed is one of impala, ppo"),
+        ("simulate digits gamma=0.9", "gamma=0.9", "a setting of impala, ppo, "),
+        ("simulate cartpole clip_coef=0.1", "clip_coef=0.1", "a setting of ppo, appo"),
+        ("simulate cartpole method=fedavg", "method=fedavg", "allowed is one of impala, ppo, "),
         (
             "simulate digits partition=iid alpha=0.1",
             "alpha=0.1",

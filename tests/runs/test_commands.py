@@ -163,8 +163,9 @@ def test_jobs_are_listed_a_line_each() -> None:
     lines = ran("jobs").out.splitlines()
     names = [line.split()[0] for line in lines]
     federated = ["digits", "mnist", "femnist", "cifar10", "shakespeare", "lora"]
-    assert names == [*federated, "cartpole", "cartpole-ppo", "cartpole-dqn", "acrobot", "lunarlander", "gymnasium:ID"]
-    assert all(line.split()[1] in ("federated:", "reinforcement:") for line in lines)
+    acting = ["fed-cartpole", "cartpole", "cartpole-ppo", "cartpole-dqn", "cartpole-es", "acrobot", "lunarlander"]
+    assert names == [*federated, *acting, "gymnasium:ID"]
+    assert all(line.split()[1].rstrip(":") in ("federated", "reinforcement") for line in lines)
 
 
 @pytest.mark.parametrize("job", ["digits", "cartpole"])
@@ -255,7 +256,7 @@ def test_a_script_runs_a_job_whose_modules_are_called_like_ours(place: Path) -> 
     ("line", "offered"),
     [
         ("shoal simul", {"simulate"}),
-        ("shoal simulate cartp", {"cartpole", "cartpole-ppo", "cartpole-dqn"}),
+        ("shoal simulate cartp", {"cartpole", "cartpole-ppo", "cartpole-dqn", "cartpole-es"}),
         ("shoal simulate digits --dev", {"--device"}),
         ("shoal simulate digits --device c", {"cpu", "cuda"}),
         ("shoal simulate digits method=fedad", {"method=fedadagrad", "method=fedadam"}),

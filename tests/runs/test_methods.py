@@ -15,6 +15,9 @@ from typed import mistake, ran, shoal
 import shoal as package
 from shoal import Federated, Reinforcement
 from shoal.actors.workers.local_sgd import LocalSGD
+from shoal.aggregators.a2c import A2CLearner
+from shoal.aggregators.appo import APPOLearner
+from shoal.aggregators.es import ESLearner
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
 from shoal.jobs.catalog import find, recalled
@@ -122,7 +125,7 @@ def test_it_takes_over_what_a_command_line_s_other_method_would_have_had_and_the
 
 def test_a_setting_of_many_methods_is_named_with_the_first_of_them(place: Path) -> None:
     line = mistake("simulate", "mine.py", "gae_lambda=0.9")
-    assert "gae_lambda is a setting of ppo; this job's method is nearest" in line
+    assert "gae_lambda is a setting of ppo, a2c; this job's method is nearest" in line
     line = mistake("simulate", "gymnasium:CartPole-v1", "local_epochs=2")
     assert re.search(r"a setting of (\w+, ){5}\w+ and \d+ other methods; this job's method is ppo", line), line
 
@@ -375,6 +378,9 @@ def test_public_names_are_what_they_say() -> None:
     [
         ("impala", IMPALALearner, {"device"}),
         ("ppo", PPOLearner, {"device", "seed"}),
+        ("appo", APPOLearner, {"device", "seed"}),
+        ("a2c", A2CLearner, {"device"}),
+        ("es", ESLearner, set()),
         ("fedavg", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "squares", "thin"}),
         ("fedbuff", LocalSGD, {"device", "kept_bytes", "metrics", "seed", "squares", "thin"}),
     ],

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shoal.jobs.methods.a2c import A2C
 from shoal.jobs.methods.analytics import Analytics
+from shoal.jobs.methods.appo import APPO
 from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
 from shoal.jobs.methods.dqn import DQN, R2D2, ApeX
+from shoal.jobs.methods.es import ES
 from shoal.jobs.methods.fedasync import FedAsync
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.fedbuff import FedBuff
@@ -75,6 +78,9 @@ METHODS: Mapping[str, type[Method]] = {
         R2D2,
         SAC,
         TD3,
+        APPO,
+        A2C,
+        ES,
     )
 }
 

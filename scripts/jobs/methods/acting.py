@@ -23,39 +23,28 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 
 OPTIMIZERS = ("adam", "rmsprop")
+LAG_WEIGHTS = ("none", "sqrt", "inverse")
 FIRST = (
     3_600.0  # seconds: the longest rollout or evaluation before three are in, if nobody set a lease: a first one may hang too
 )
 
 
 @dataclass(frozen=True)
-class Acting(Method):
-    """A method that learns from trajectories: settings of the actors' environments and of every learner.
-
-    network: the kind of network that the method learns. It makes and checks the policy, and says how actors play it.
-    """
+class Playing(Method):
+    """A method whose actors play environments: settings of every such method."""
 
     problems: ClassVar[tuple[str, ...]] = ("environment",)
     end: ClassVar[str] = "total_timesteps"
-    network: ClassVar[Network] = ACTOR_CRITIC
 
     total_timesteps: int = option(
         500_000,
         "most environment steps of the run: it ends when one more version may be too many (one is always made)",
         least=1,
     )
-    num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
-    rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
-    gamma: float = option(0.99, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
-    lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
-    reward_scale: float = option(
-        1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
-    )
     eval_every: int = option(0, "versions between evaluations by greedy episodes (0: no evaluation)", least=0)
     eval_episodes: int = option(
         20, "episodes of one greedy evaluation, and of the one at the end of the run (0: none at the end)", least=0
     )
-
     target_return: float = option(
         0.0,
         "mean return at which the run ends, of the last 100 training episodes, or with eval_every of greedy ones (0: none; for "
@@ -68,6 +57,24 @@ class Acting(Method):
     def check(self, problem: Problem) -> None:
         if self.eval_every and not self.eval_episodes:
             raise UserError(f"eval_every={self.eval_every}: an evaluation needs episodes; eval_episodes=20, or eval_every=0")
+
+
+@dataclass(frozen=True)
+class Acting(Playing):
+    """A method that learns from trajectories: settings of the actors' environments and of every learner.
+
+    network: the kind of network that the method learns. It makes and checks the policy, and says how actors play it.
+    """
+
+    network: ClassVar[Network] = ACTOR_CRITIC
+
+    num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
+    rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
+    gamma: float = option(0.99, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
+    lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
+    reward_scale: float = option(
+        1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
+    )
 
     @property
     def trajectories(self) -> int:
@@ -111,6 +118,9 @@ class OnPolicy(Acting):
     vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
     max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
     optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
+    rms_prop_eps: float = option(
+        0.01, "number that RMSprop adds to the root of its mean square", above=0, of={"optimizer": ("rmsprop",)}
+    )
     norm_obs: bool = option(
         False, "observations are scaled to mean 0 and standard deviation 1 by running statistics, which are part of the weights"
     )

@@ -9,7 +9,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
-from shoal.jobs.methods.acting import FIRST, OnPolicy
+from shoal.jobs.methods.acting import FIRST, LAG_WEIGHTS, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
@@ -25,6 +25,10 @@ class IMPALA(OnPolicy):
 
     batch: int = option(2, "trajectories that make one step of the learner", least=1)
     max_lag: int = option(8, "largest lag of a trajectory that is used, in versions", least=0)
+    lag_weight: str = option(
+        "none", "weight of a trajectory in the loss: 1 (none), 1 / sqrt(1 + lag) (sqrt), 1 / (1 + lag) (inverse)",
+        choices=LAG_WEIGHTS,
+    )  # fmt: skip
     clip_rho: float = option(1.0, "V-trace's upper bound on the importance ratio rho", above=0)
     clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
+from shoal.coordinator.deciding.plans.overlapped import Overlapped
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.jobs.methods.acting import FIRST, OnPolicy
 from shoal.jobs.methods.method import Start
@@ -29,12 +30,25 @@ class PPO(OnPolicy):
     update_epochs: int = option(4, "passes over the trajectories of one round", least=1)
     num_minibatches: int = option(4, "minibatches that one pass is divided into, with one gradient step each", least=1)
     norm_adv: bool = option(True, "the advantages of a minibatch are scaled to mean 0 and standard deviation 1")
+    clip_range_vf: float = option(
+        0.0, "largest distance of a value from the value before the step, as the value loss sees it (0: no bound)", least=0
+    )
+    target_kl: float = option(
+        0.0,
+        "KL divergence between the policies before and in a step: the step ends early above 1.5 x target_kl (0: never)",
+        least=0,
+    )
+    overlap: bool = option(
+        False, "the next round is collected while the learner learns from the last, with weights one version older"
+    )
 
     @property
     def trajectories(self) -> int:
         return self.clients
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
+        if self.overlap:
+            return Overlapped(self.clients, evaluate_every=self.eval_every, asked=asked)
         evaluators = 1 if self.eval_every else 0
         return Rounds(self.clients, seed=seed, evaluate_every=self.eval_every, evaluate_cohort=evaluators, asked=asked)
 
