@@ -23,6 +23,7 @@ PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "up.log"
 ASKED = ("pyproject.toml", "constraints.txt")
 COVERED_BY = {"all": ("all", "test"), "test": ("test",)}  # extra -> the extras whose installation contains it
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")  # pytest-xdist: the files of tests, shared among cores
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "-p", "shoal"))
 REMEDIES = (  # pattern in the output of pip or uv -> remedy; the first pattern that matches counts
     (r"No space left|Errno 28", "free some disk space: 2 GB, or 8 GB where torch comes with CUDA"),
@@ -69,7 +70,7 @@ def demo(rest: "list[str]") -> int:
 
 
 def test(rest: "list[str]") -> int:
-    return check([]) or follow(PYTHON, "-m", "pytest", *rest)
+    return check([]) or follow(PYTHON, "-m", "pytest", *WORKERS, *rest)
 
 
 def check(_: "list[str]") -> int:

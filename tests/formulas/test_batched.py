@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from case_names import without_addresses
 from torch import nn
 from torch.nn import functional
 
@@ -80,7 +81,7 @@ def assert_same(made: LocalSGD) -> None:
             )
         },
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_ragged_clients_trained_together_have_the_loops_deltas_and_totals(settings: dict[str, Any]) -> None:
     assert_same(worker(**settings))
@@ -169,7 +170,7 @@ class Halving(SGD):
         ({"loss": partial(functional.cross_entropy, weight=torch.ones(4))}, "its loss is one number a batch"),
         ({"loss": partial(functional.cross_entropy, reduction="sum")}, "its loss is one number a batch"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_what_cannot_be_trained_together_is_refused_by_its_part(settings: dict[str, Any], said: str) -> None:
     assert said in unfit(worker(**settings))
@@ -291,7 +292,7 @@ def test_the_choice_that_hangs_on_a_clock_is_made_once_and_only_where_no_bits_ar
         ({"method": "fedbuff", "cohort": None}, "with method=fedbuff and these settings a task is one client"),
         ({"cohort": 1}, "a round has one client"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_where_no_task_has_several_clients_the_engine_is_refused(settings: dict[str, Any], said: str) -> None:
     given = {name: value for name, value in {"cohort": 4, **settings}.items() if value is not None}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from by_hand import CLIENTS, data, gradient, linear, loss, rounds, single, start
+from case_names import without_addresses
 from whole import run
 
 from shoal.protocol.errors import UserError
@@ -122,7 +123,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "settings", "reference", "more"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "settings", "reference", "more"), CASES, ids=without_addresses)
 def test_each_method_is_its_papers_algorithm(method, settings, reference, more):
     job = linear(method, **settings)
     found, expected = run(job, 0).weights.vector(), reference(job, **more)
@@ -147,7 +148,7 @@ def test_each_method_is_its_papers_algorithm(method, settings, reference, more):
         # v = 1e-6 + 0.01 * 0.72^2, because v - delta^2 is negative.
         ("fedyogi", {}, 0.0295862, None),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_rounds_of_the_mean_and_of_server_optimizers_are_those_worked_by_hand(method, settings, first, second):
     assert run(single(method, 1.0, 3.0, rounds=1, **settings), 0).weights.vector() == pytest.approx([first], abs=2e-7)
@@ -179,7 +180,7 @@ def test_two_rounds_of_mimelite_are_those_worked_by_hand():
     assert run(single("mimelite", 1.0, 3.0), 0).weights.vector() == pytest.approx([0.22654368])
 
 
-@pytest.mark.parametrize(("method", "settings"), [case[:2] for case in CASES], ids=str)
+@pytest.mark.parametrize(("method", "settings"), [case[:2] for case in CASES], ids=without_addresses)
 def test_each_method_has_the_same_bits_for_any_number_of_actors(tmp_path, method, settings):
     job = linear(method, **settings)
     assert run(job, 3, f"ipc://{tmp_path}/hub").sha256 == run(job, 0).sha256
@@ -198,7 +199,7 @@ def test_each_method_has_the_same_bits_for_any_number_of_actors(tmp_path, method
         ("fedprox", {"adaptive_mu": True, "worker": lambda: None}, "worker=.*adaptive_mu=true"),
         ("fedprox", {"adaptive_mu": True, "compress": "int8"}, "compress=int8: adaptive_mu=true"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_what_a_method_cannot_work_with_is_refused_when_the_job_is_read(method, settings, fix):
     with pytest.raises(UserError, match=fix):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CLASSES, CLIENTS, COHORT, FEATURES, SEED, linear, people, single
+from case_names import without_addresses
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from whole import run
@@ -121,7 +122,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "settings"), CASES, ids=without_addresses)
 def test_each_method_is_its_papers_algorithm(method, settings):
     task = job(method, **settings)
     outcome = run(task, 0)
@@ -131,7 +132,7 @@ def test_each_method_is_its_papers_algorithm(method, settings):
     assert outcome.seen.last.metrics["eval/loss"] == pytest.approx(score, rel=1e-4)
 
 
-@pytest.mark.parametrize(("method", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "settings"), CASES, ids=without_addresses)
 def test_each_method_has_the_same_bits_and_scores_for_any_number_of_actors(tmp_path, method, settings):
     alone, apart = run(job(method, **settings), 0), run(job(method, **settings), 3, f"ipc://{tmp_path}/hub")
     assert apart.sha256 == alone.sha256
@@ -202,7 +203,7 @@ def test_fine_tuning_leaves_the_weights_as_fedavg_makes_them():
         ("fedper", {"personal": "head"}, "personal=head: no layer is called head; the model has 0, 1, 3"),
         ("fedrep", {"personal": "0,1,3"}, "personal=0,1,3: must name some layers, not all"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_layers_that_cannot_be_personal_are_told_before_the_run_has_a_folder(method, settings, fix):
     with pytest.raises(UserError, match=fix):
@@ -214,7 +215,9 @@ def test_a_model_without_batch_norm_is_no_model_for_fedbn():
         Federated(lambda: nn.Linear(FEATURES, CLASSES), people(), method="fedbn", clients=CLIENTS, cohort=2).check_parts()
 
 
-@pytest.mark.parametrize("settings", [{"compress": "int8"}, {"norm_bound": 3.0}, {"worker": lambda: None}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"compress": "int8"}, {"norm_bound": 3.0}, {"worker": lambda: None}], ids=without_addresses
+)
 def test_what_a_personal_method_cannot_work_with_is_refused(settings):
     [(name, _)] = settings.items()
     with pytest.raises(UserError, match=f"{name}=.*method=fedper"):

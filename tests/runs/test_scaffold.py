@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from by_hand import CLASSES, CLIENTS, FEATURES, gradient, linear, people, rounds, single, start
+from case_names import without_addresses
 from torch import nn
 from whole import run
 
@@ -44,7 +45,7 @@ def test_two_rounds_of_scaffold_are_those_worked_by_hand():
     assert run(single("scaffold", 1.0, 3.0), 0).weights.vector() == pytest.approx([1.1808])
 
 
-@pytest.mark.parametrize("more", [{}, {"state_memory": 0}, {"compress_weights": "float16"}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"state_memory": 0}, {"compress_weights": "float16"}], ids=without_addresses)
 def test_scaffold_has_the_same_bits_for_any_number_of_actors(tmp_path, more):
     job = linear("scaffold", **more)
     assert run(job, 3, f"ipc://{tmp_path}/hub").sha256 == run(job, 0).sha256
@@ -64,7 +65,7 @@ def test_scaffold_has_the_same_bits_for_any_number_of_actors(tmp_path, more):
         ({"norm_quantile": 0.5}, "norm_quantile=0.5: .*; norm_quantile=0"),
         ({"worker": lambda: None}, "worker=.*: .*; leave worker= out"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_what_scaffold_cannot_work_with_is_refused_when_the_job_is_read(settings, fix):
     with pytest.raises(UserError, match=fix):

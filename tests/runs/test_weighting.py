@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from by_hand import linear, people, single
+from case_names import without_addresses
 from whole import run
 
 from shoal.protocol.errors import UserError
 
 
-@pytest.mark.parametrize("weighting", [lambda client, examples: 3.0 - 2 * client, [3.0, 1.0], np.array([3, 1])], ids=str)
+@pytest.mark.parametrize(
+    "weighting", [lambda client, examples: 3.0 - 2 * client, [3.0, 1.0], np.array([3, 1])], ids=without_addresses
+)
 def test_a_weight_of_the_users_own_counts_in_the_mean(weighting):
     # Targets 1 and 3: y = 0.36 and 1.08, so w = (3 * 0.36 + 1.08) / 4.
     assert run(single("fedavg", 1.0, 3.0, rounds=1, weighting=weighting), 0).weights.vector() == pytest.approx([0.54])
@@ -31,7 +34,7 @@ def test_weights_that_are_the_numbers_of_examples_are_the_default(tmp_path):
         ("sizes", "weighting=sizes: allowed is one of samples, users"),
         (lambda: 1.0, "weighting"),
     ],
-    ids=str,
+    ids=without_addresses,
 )
 def test_weights_that_are_none_are_refused_when_the_job_is_read(weighting, fix):
     with pytest.raises(UserError, match=fix):
