@@ -38,7 +38,8 @@ class Bounds:
 
     @classmethod
     def of(cls, spaces: Spaces, method: str) -> Bounds:
-        """The bounds of the actions. Raises UserError, one line, for actions that are not Box or not bounded."""
+        """The bounds of the actions. Raises UserError, one line, for actions that are not Box or not bounded, and for an
+        observation of several parts."""
         action = spaces.action
         if not isinstance(action, Box):
             raise UserError(
@@ -48,6 +49,7 @@ class Bounds:
             if not 0 < high - low < WIDEST:
                 what = f"action {i} of the environment lies from {low:g} to {high:g}, and finite bounds are needed"
                 raise UserError(f"method={method}: {what}; gymnasium.wrappers.RescaleAction gives bounds, or method=ppo")
+        spaces.single(f"method={method}")
         low_A, high_A = np.asarray(action.low), np.asarray(action.high)
         return cls(((low_A + high_A) / 2).astype(np.float32), ((high_A - low_A) / 2).astype(np.float32))
 

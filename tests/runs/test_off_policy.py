@@ -134,6 +134,7 @@ def test_a_journal_with_payloads_replays_the_order_of_arrival_and_every_draw(tmp
         ("dqn", {"priority_alpha": 0.5}, r"priority_alpha=0.5: priority_alpha is a setting of replay=prioritized"),
         ("dqn", {"memory": "lstm"}, r"memory=lstm: the job's method learns without memory"),
         ("r2d2", {"memory": "gru", "burn_in": 16}, r"burn_in=16: must be at most rollout_length - 1 = 15"),
+        ("sac", {"alpha": 0.5}, r"alpha=0.5: alpha is a setting of autotune=false; this job has autotune=true"),
         ("dqn", {"ent_coef": 0.1}, r"ent_coef=0.1: ent_coef is a setting of impala"),
     ],
 )
