@@ -83,7 +83,7 @@ class Policy(Protocol):
 class Form:
     """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu". memory: the
     recurrent core, "lstm" or "gru", of memory_size units; "none": there is no core. pictures: how pictures are read, "auto",
-    "mlp", "nature" or "impala" (nets/bodies.py); a network with a core flattens them."""
+    "mlp", "nature" or "impala" (nets/bodies.py)."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"

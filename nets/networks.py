@@ -29,7 +29,8 @@ class ActorCriticNetwork:
         if form.memory != "none":
             from shoal.nets.recurrent import RecurrentActorCritic
 
-            return RecurrentActorCritic(spaces, form.hidden, form.activation, form.memory, form.memory_size, seed)
+            core = form.memory, form.memory_size
+            return RecurrentActorCritic(spaces, form.hidden, form.activation, *core, seed, form.pictures)
         from shoal.nets.policies import built_in
 
         return built_in(spaces, form.pictures, form.hidden, form.activation, seed)
@@ -40,9 +41,9 @@ class ActorCriticNetwork:
         return fitting(module, spaces, self.remembers)
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
-        if module is None and form.memory != "none":
-            return RecurrentNumpyPolicy(spaces.action, form.activation, form.memory, form.memory_size)
         if module is None and not deep(spaces, form.pictures):
+            if form.memory != "none":
+                return RecurrentNumpyPolicy(spaces.action, form.activation, form.memory, form.memory_size)
             return NumpyPolicy(spaces.action, form.activation)
         from shoal.nets.policies import TorchPolicy
 

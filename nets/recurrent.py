@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from shoal.envs.spaces import Spaces, apart
 from shoal.nets.acting import CORES
+from shoal.nets.bodies import Body
 from shoal.nets.distributions import Parameters, meant
+from shoal.nets.pictures import deep
 from shoal.nets.policies import ActorCritic, Output, Seen, every, linears
 from shoal.protocol.errors import UserError
 
@@ -44,8 +46,9 @@ class RecurrentActorCritic(ActorCritic):
     """A perceptron, an LSTM or GRU, and a linear layer each for acting and valuing, all but the last shared by both.
 
     hidden: sizes of the perceptron's layers. core: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014) of `size`
-    units. Weights are named trunk.I.*, core.*, actor.0.*, critic.0.*; the core's are orthogonal with gain 1 and its biases 0,
-    all others as in ActorCritic.
+    units. network: how pictures are read (nets/bodies.py); the features of a picture alone go to the core at once. Weights are
+    named body.*, if there are convolutions, trunk.I.*, core.*, actor.0.*, critic.0.*; the core's are orthogonal with gain 1 and
+    its biases 0, all others as in ActorCritic.
     """
 
     def __init__(
@@ -56,17 +59,22 @@ class RecurrentActorCritic(ActorCritic):
         core: str = "lstm",
         size: int = 128,
         seed: int = 0,
+        network: str = "mlp",
     ) -> None:
         if core not in CORES:
             raise UserError(f"memory={core!r}: must be one of {', '.join(CORES)}")
         if size < 1:
             raise UserError(f"memory_size={size}: must be a number from 1")
-        super().__init__(spaces, hidden, activation, shared=True, seed=seed)
+        pictures = deep(spaces, network)
+        super().__init__(spaces, () if pictures else hidden, activation, shared=True, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         outputs = spaces.action.size
         self.memory = dict.fromkeys(CORES[core], (size,))
-        self.trunk = linears([spaces.observation.size, *hidden], math.sqrt(2), generator)
-        self.core = CELLS[core](hidden[-1] if hidden else spaces.observation.size, size, device="meta").to_empty(device="cpu")
+        self.body = Body(spaces, network, generator) if pictures else None
+        inputs = spaces.observation.size if self.body is None else self.body.features
+        layers = list(hidden) if self.body is None or self.body.named else []
+        self.trunk = linears([inputs, *layers], math.sqrt(2), generator)
+        self.core = CELLS[core](layers[-1] if layers else inputs, size, device="meta").to_empty(device="cpu")
         for parameter in self.core.parameters():
             if parameter.dim() > 1:
                 nn.init.orthogonal_(parameter, 1.0, generator)
@@ -84,11 +92,15 @@ class RecurrentActorCritic(ActorCritic):
         self, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor
     ) -> tuple[Output, Tensor, list[Mapping[str, Tensor]]]:
         after: list[Mapping[str, Tensor]] = []
-        for x, first in zip(self.features(observation_TB), first_TB, strict=True):
+        features = self.features(every(observation_TB, lambda x: x.flatten(0, 1)))  # all rows at once: no state is in them
+        for x, first in zip(features.view(*first_TB.shape, -1), first_TB, strict=True):
             state = self._stepped(x, forgotten(state, first))
             after.append(state)
         parameters, value = self.heads(torch.cat([each["h"] for each in after]))
         return parameters, value.view(first_TB.shape), after
+
+    def rows(self, observation: Seen) -> Tensor:
+        return super().rows(observation) if self.body is None else self.body(observation)
 
     def _stepped(self, x: Tensor, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if isinstance(self.core, nn.LSTMCell):

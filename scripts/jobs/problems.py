@@ -500,10 +500,6 @@ class Environment(Problem):
             )
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
-        if self.memory != "none" and self.network in ("nature", "impala"):
-            raise UserError(
-                f"network={self.network}: a network with memory={self.memory} flattens pictures; leave it at network=auto"
-            )
         if self.memory != "none" and self.policy is not None:
             fix = "give the policy an attribute memory (docs/reinforcement.md) and leave it at memory=none"
             raise UserError(f"memory={self.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
@@ -637,7 +633,7 @@ class Environment(Problem):
         if isinstance(seen, Named) and seen.left_out:
             found.append(f"observation: {', '.join(seen.left_out)} is text, which policies here do not read: left out")
         if self.policy is None and isinstance(getattr(self.learns, "inner", self.learns), ActorCriticNetwork):
-            whole = described(self.spaces(), self.network if self.memory == "none" else "mlp", self.hidden, self.activation)
+            whole = described(self.spaces(), self.network, self.hidden, self.activation)
             found.append(whole + (f", then {self.memory} of {self.memory_size} units" if self.memory != "none" else ""))
         if masks := self.spaces().masks:
             found.append(f"action masks: from the {masks}; what a mask forbids is never done")

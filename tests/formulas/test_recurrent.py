@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import gymnasium
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
-from shoal.envs.spaces import Box, Discrete, Observations, Spaces
+from shoal.envs.spaces import Box, Discrete, Named, Observations, Spaces
 from shoal.envs.vector import Envs
 from shoal.jobs.reinforcement import Reinforcement
+from shoal.nets.acting import Form
 from shoal.nets.flat import FlatModule
+from shoal.nets.networks import REMEMBERING
 from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
-from shoal.nets.policies import ActorCritic, TorchPolicy, fitting, log_prob
+from shoal.nets.policies import ActorCritic, TorchPolicy, every, fitting, log_prob
 from shoal.nets.recurrent import RecurrentActorCritic, unrolled
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -83,6 +86,36 @@ def test_the_numpy_twin_remembers_as_torch_does(core: str, spaces: Spaces, hidde
         np.testing.assert_allclose(*(acted.extras["numbers"] for acted in both), rtol=1e-4, atol=1e-5)
         for name in twins[0].memory:
             np.testing.assert_allclose(states[0][name], states[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_pictures_go_through_convolutions_before_they_are_remembered(named: bool) -> None:
+    picture = Observations((7, 7, 3), "u1")
+    seen = Named(((("picture",), picture), (("place",), Observations((2,))))) if named else picture
+    spaces, form = Spaces(seen, Discrete(3)), Form((6,), memory="gru", memory_size=5)
+    module = REMEMBERING.build(spaces, form, 3)
+    assert isinstance(module, RecurrentActorCritic)
+    assert module.body is not None
+    assert fitting(module, spaces, remembers=True)
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 10, (4, 2, 7, 7, 3), dtype=np.uint8)
+    places = rng.normal(size=(4, 2, 2)).astype(np.float32)
+    rows: Any = torch.from_numpy(pictures)
+    if named:
+        rows = {"picture": rows, "place": torch.from_numpy(places)}
+    first = torch.tensor([[True, True], [False, True], [False, False], [True, False]])
+    with torch.no_grad():
+        its = unrolled(module, rows, {"h": torch.zeros(2, 5)}, first)
+        state: Any = {"h": torch.zeros(2, 5)}
+        for t in range(4):
+            state = {"h": state["h"].masked_fill(first[t][:, None], 0.0)}
+            logits, value, state = module(every(rows, itemgetter(t)), state)
+            assert isinstance(its.parameters, Tensor)
+            torch.testing.assert_close(its.parameters.view(4, 2, 3)[t], logits)
+            torch.testing.assert_close(its.value[t], value)
+    assert isinstance(REMEMBERING.policy(spaces, form, None), TorchPolicy)
+    flattened = REMEMBERING.policy(spaces, Form((6,), memory="gru", memory_size=5, pictures="mlp"), None)
+    assert isinstance(flattened, RecurrentNumpyPolicy)
 
 
 def test_the_twin_takes_large_numbers_without_a_warning() -> None:
