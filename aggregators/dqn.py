@@ -19,6 +19,7 @@ from shoal.aggregators import State
 from shoal.aggregators.off_policy import OffPolicyLearner
 from shoal.aggregators.replay import Transitions
 from shoal.aggregators.trained import Trained, follow, kept, restored
+from shoal.envs.spaces import apart
 from shoal.protocol.layout import Bundle
 
 
@@ -49,7 +50,7 @@ class DQNLearner(OffPolicyLearner):
         return self.q.flat.bundle()
 
     def update(self, batch: Transitions) -> Sequence[Tensor]:
-        chosen = self.q.module(batch.observation).gather(1, batch.action[:, None]).squeeze(1)
+        chosen = self.q.module(apart(batch.seen)[0]).gather(1, batch.action[:, None]).squeeze(1)
         error = chosen - self.targets(batch)
         self.buffer.prioritize(batch.places, error)
         loss = (batch.weight * smooth_l1_loss(error, torch.zeros_like(error), reduction="none")).mean()
@@ -61,12 +62,10 @@ class DQNLearner(OffPolicyLearner):
     @torch.no_grad()
     def targets(self, batch: Transitions) -> Tensor:
         """The targets [N] of the values of the batch's actions."""
-        following = self.target.module(batch.next_observation)
-        if self.double:
-            best = self.q.module(batch.next_observation).argmax(1, keepdim=True)
-            value = following.gather(1, best).squeeze(1)
-        else:
-            value = following.amax(1)
+        seen, allowed = apart(batch.following)
+        following = self.target.module(seen)
+        best = permitted(self.q.module(seen) if self.double else following, allowed).argmax(1, keepdim=True)
+        value = following.gather(1, best).squeeze(1)
         found: Tensor = batch.reward + batch.discount * value
         return found
 
@@ -76,3 +75,8 @@ class DQNLearner(OffPolicyLearner):
     def load_networks(self, weights: Bundle, state: State) -> None:
         self.q.load(state, weights)
         restored(self.target, "target/weights", state)
+
+
+def permitted(values: Tensor, allowed: Tensor | None) -> Tensor:
+    """The values [..., n] with -inf for each action that is not allowed; allowed: bool [..., n], None if there are no masks."""
+    return values if allowed is None else values.masked_fill(~allowed, -torch.inf)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from shoal.aggregators.dqn import DQNLearner
+from shoal.aggregators.dqn import DQNLearner, permitted
 from shoal.aggregators.sequences import SequenceBuffer, Sequences
 from shoal.aggregators.trained import follow
+from shoal.envs.spaces import apart
 from shoal.nets.recurrent import forgotten
 
 EPSILON = 1e-3  # of the rescaling: keeps its inverse Lipschitz continuous
@@ -42,12 +43,12 @@ def unscaled(x: Tensor) -> Tensor:
     return x.sign() * (root * root - 1)
 
 
-def valued(module: nn.Module, observation: Tensor, state: Mapping[str, Tensor], first: Tensor) -> Valued:
-    """The values of all rows [T, N, *obs], from the state before the first row. first: bool [T, N]."""
+def valued(module: nn.Module, seen: Mapping[str, Tensor], state: Mapping[str, Tensor], first: Tensor) -> Valued:
+    """The values of all rows, name -> [T, N, ...], from the state before the first row. first: bool [T, N]."""
     found: list[Tensor] = []
     after: list[Mapping[str, Tensor]] = []
-    for seen, begins in zip(observation, first, strict=True):
-        values, state = module(seen, forgotten(state, begins))
+    for t, begins in enumerate(first):
+        values, state = module(apart({name: each[t] for name, each in seen.items()})[0], forgotten(state, begins))
         found.append(values)
         after.append(state)
     return Valued(torch.stack(found), after)
@@ -73,8 +74,9 @@ class R2D2Learner(DQNLearner):
         burn = self.burn_in
         with torch.no_grad():
             states = [self._warmed(module, batch) for module in (self.q.module, self.target.module)]
-            target = valued(self.target.module, batch.observation[burn:], states[1], batch.first[burn:])
-        online = valued(self.q.module, batch.observation[burn:], states[0], batch.first[burn:])
+            learned = {name: each[burn:] for name, each in batch.seen.items()}
+            target = valued(self.target.module, learned, states[1], batch.first[burn:])
+        online = valued(self.q.module, learned, states[0], batch.first[burn:])
         chosen = online.values[:-1].gather(-1, batch.action[burn:, :, None]).squeeze(-1)
         mask = batch.mask[burn:]
         error = (chosen - self.sequence_targets(batch, online, target)).where(mask, 0.0)
@@ -92,7 +94,8 @@ class R2D2Learner(DQNLearner):
         """The state after the burn-in."""
         if not self.burn_in:
             return batch.state
-        return valued(module, batch.observation[: self.burn_in], batch.state, batch.first[: self.burn_in]).after[-1]
+        seen = {name: each[: self.burn_in] for name, each in batch.seen.items()}
+        return valued(module, seen, batch.state, batch.first[: self.burn_in]).after[-1]
 
     @torch.no_grad()
     def sequence_targets(self, batch: Sequences, online: Valued, target: Valued) -> Tensor:
@@ -101,16 +104,18 @@ class R2D2Learner(DQNLearner):
         T, _ = batch.action[self.burn_in :].shape
         ahead, cut = batch.ahead[self.burn_in :], batch.cut[self.burn_in :]
         at = torch.arange(T, device=ahead.device)[:, None] + ahead
-        best = online.values.argmax(-1) if self.double else target.values.argmax(-1)
+        allowed = apart(batch.seen)[1]
+        chooses = online.values if self.double else target.values
+        best = permitted(chooses, None if allowed is None else allowed[self.burn_in :]).argmax(-1)
         value_TN = target.values.gather(-1, best[:, :, None]).squeeze(-1).gather(0, at)
-        if batch.final is not None and bool(cut.any()):
+        if batch.final and bool(cut.any()):
             row, each = cut.nonzero(as_tuple=True)
             last = at[row, each] - 1  # the truncated row, whose last observation follows the state after it
-            final = batch.final[self.burn_in :][last, each]
+            final, allowed = apart({name: rows[self.burn_in :][last, each] for name, rows in batch.final.items()})
             found = [
                 module(final, {name: torch.stack([state[name] for state in its.after])[last, each] for name in its.after[0]})[0]
                 for module, its in ((self.q.module, online), (self.target.module, target))
             ]
-            chosen = (found[0] if self.double else found[1]).argmax(-1, keepdim=True)
+            chosen = permitted(found[0] if self.double else found[1], allowed).argmax(-1, keepdim=True)
             value_TN[row, each] = found[1].gather(-1, chosen).squeeze(-1)
         return rescaled(batch.reward[self.burn_in :] + batch.discount[self.burn_in :] * unscaled(value_TN))

@@ -22,6 +22,7 @@ from shoal.aggregators.n_step import Returns, n_step
 from shoal.aggregators.priorities import Priorities
 from shoal.aggregators.row_ring import RowRing, row_bytes
 from shoal.aggregators.sum_tree import Doubles, Places
+from shoal.envs.spaces import final_name
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 from shoal.protocol.memory import room
@@ -102,7 +103,7 @@ class ReplayBuffer:
             raise UserError(
                 f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
             )
-        each = (T + 1) * B + (T * B if FINAL in layout.by_name else 0)  # places of one trajectory, at most
+        each = (T + 1) * B + (T * B if has_finals(layout) else 0)  # places of one trajectory, at most
         self.capacity = max(each, -(-buffer_size * (T + 1) // T))
         arrays = {p.name: (p.dtype, p.shape) for p in layout.places if p.name.split("/")[0] not in (FINAL, STATE)}
         self.seen = [name for name, (_, shape) in arrays.items() if shape[:2] == (T + 1, B)]
@@ -137,7 +138,7 @@ class ReplayBuffer:
             if name not in MADE:
                 self.ring.write(name, 0, bundle[name].reshape(-1, *ring.shape[1:]))
         for name in self.seen if len(finals) else ():
-            last = bundle[FINAL + name.removeprefix(SEEN)] if name.startswith(SEEN) else bundle[name][:T]
+            last = bundle[final_name(name)] if final_name(name) in bundle else bundle[name][:T]
             self.ring.write(name, (T + 1) * B, last.reshape(T * B, *last.shape[2:])[finals])
         for name, values in (("reward", returns.reward), ("discount", returns.discount), ("ahead", ahead)):
             self.ring.write(name, 0, values.ravel())
@@ -156,7 +157,7 @@ class ReplayBuffer:
         the rows, of the flattened [T * B], whose last observation lies beside them and gets a place of its own."""
         T, B = self.shape
         ahead = np.where(mask, steps * B, 0)
-        if FINAL not in self.layout.by_name:
+        if not has_finals(self.layout):
             return ahead, np.zeros(0, np.int64)
         cut = mask & truncated & ~terminated
         finals = np.flatnonzero(cut)
@@ -270,3 +271,8 @@ def fits(nbytes: int, buffer_size: int) -> None:
             f"buffer_size={buffer_size}: the replay would take {nbytes / 1e9:,.1f} GB of memory, and this {have.bound} has "
             f"{have.nbytes / 1e9:,.1f} GB left: buffer_size={less} takes 80 % of that"
         )
+
+
+def has_finals(layout: Layout) -> bool:
+    """True if the last observations of truncated episodes lie beside their rows (Spaces.finals)."""
+    return any(name.split("/")[0] == FINAL for name in layout.by_name)

@@ -20,6 +20,7 @@ from shoal.aggregators.priorities import Priorities
 from shoal.aggregators.replay import FINAL, STATE, Array, fits
 from shoal.aggregators.row_ring import RowRing, row_bytes
 from shoal.aggregators.sum_tree import Places
+from shoal.envs.spaces import final_name
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 
@@ -30,15 +31,16 @@ EACH = ("action", "reward", "terminated", "mask")  # rows of a sequence
 class Sequences:
     """N sequences of T rows, on the learner's device, time first.
 
-    places: int64 [N] (numpy). observation: [T + 1, N, *obs]. first: bool [T + 1, N], True where an observation begins an
-    episode. state: name -> [N, ...], before the first row. action: int64 [T, N]. reward, discount: float32 [T, N], of the
-    n-step return that begins in a row. ahead: int64 [T, N], rows to the observation that it bootstraps from. mask: bool [T, N].
-    cut: bool [T, N], True where a return ends with a truncated row whose last observation is `final` [T, N, *obs] of that row;
-    final is None if rows always hold it. weight: float32 [N].
+    places: int64 [N] (numpy). seen: name -> [T + 1, N, ...], the observations, with all that came beside them (a mask of
+    actions, say). first: bool [T + 1, N], True where an observation begins an episode. state: name -> [N, ...], before the
+    first row. action: int64 [T, N]. reward, discount: float32 [T, N], of the n-step return that begins in a row. ahead: int64
+    [T, N], rows to the observation that it bootstraps from. mask: bool [T, N]. cut: bool [T, N], True where a return ends with
+    a truncated row whose last observation is in `final`, name -> [T, N, ...], at that row; final is empty if rows always hold
+    it. weight: float32 [N].
     """
 
     places: Places
-    observation: Tensor
+    seen: Mapping[str, Tensor]
     first: Tensor
     state: Mapping[str, Tensor]
     action: Tensor
@@ -47,7 +49,7 @@ class Sequences:
     ahead: Tensor
     mask: Tensor
     cut: Tensor
-    final: Tensor | None
+    final: Mapping[str, Tensor]
     weight: Tensor
 
 
@@ -81,7 +83,10 @@ class SequenceBuffer:
         self.capacity = -(-buffer_size // T)
         self.states = [place.name for place in layout.places if place.name.startswith(f"{STATE}/")]
         rows = {name: (DTYPES[layout.by_name[name].dtype], layout.by_name[name].shape[1:]) for name in self.states}
-        for name in ("observation", "first", "action", "mask", *([FINAL] if FINAL in layout.by_name else [])):
+        long = [p.name for p in layout.places if p.shape[:2] == (T + 1, B) and p.name not in self.states]
+        self.seen = [name for name in long if name != "first" and name.split("/")[0] != FINAL]
+        self.finals = {name: final_name(name) for name in self.seen if final_name(name) in layout.by_name}
+        for name in (*self.seen, "first", "action", "mask", *self.finals.values()):
             place = layout.by_name[name]
             rows[name] = DTYPES[place.dtype], (place.shape[0], *place.shape[2:])
         rows |= {
@@ -106,7 +111,7 @@ class SequenceBuffer:
         (T, B), mask = self.shape, bundle["mask"]
         returns = n_step(bundle["reward"], bundle["terminated"], bundle["truncated"], mask, self.n_step, self.gamma)
         last = np.arange(T)[:, None] + np.maximum(returns.steps, 1) - 1
-        beside = bundle["truncated"] & ~bundle["terminated"] & (FINAL in bundle)
+        beside = bundle["truncated"] & ~bundle["terminated"] & bool(self.finals)
         made = {"reward": returns.reward, "discount": returns.discount, "ahead": returns.steps}
         made["cut"] = mask & np.take_along_axis(beside, last, axis=0)
         for name in self.ring.arrays:
@@ -137,7 +142,7 @@ class SequenceBuffer:
         state = {name.removeprefix(f"{STATE}/"): torch.from_numpy(self.ring[name].take(places, axis=0)) for name in self.states}
         return Sequences(
             places,
-            rows("observation"),
+            {name: rows(name) for name in self.seen},
             rows("first"),
             {name: each.to(self.device) for name, each in state.items()},
             rows("action"),
@@ -146,7 +151,7 @@ class SequenceBuffer:
             rows("ahead").long(),
             rows("mask"),
             rows("cut"),
-            rows(FINAL) if FINAL in self.ring.arrays else None,
+            {name: rows(final) for name, final in self.finals.items()},
             torch.from_numpy(weight).to(self.device),
         )
 

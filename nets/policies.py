@@ -343,13 +343,13 @@ class TorchPolicy(Stochastic):
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
         """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row."""
-        out, _ = self.flat.module(_tensors(observation))
+        out, _ = self.flat.module(tensors(observation))
         return _in_one_row(out)
 
     @torch.inference_mode()
     def _remembering(self, seen: Array, state: State) -> tuple[Floats, State]:
         before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
-        out, _, after = self.flat.module(_tensors(seen), before)
+        out, _, after = self.flat.module(tensors(seen), before)
         return _in_one_row(out), {name: after[name].float().numpy() for name in state}
 
 
@@ -360,7 +360,7 @@ def _in_one_row(parameters: Output) -> Floats:
     return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()
 
 
-def _tensors(seen: Array) -> Any:
+def tensors(seen: Array) -> Any:
     """Observations as a module gets them: a tensor, or part -> tensor."""
     inner = apart(seen)[0]
     if isinstance(inner, np.ndarray):

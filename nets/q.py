@@ -17,20 +17,22 @@ from torch import Tensor, nn
 
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import CORES
-from shoal.nets.flat import TORCH_DTYPES
+from shoal.nets.bodies import Body
 from shoal.nets.numpy_policy import ACTIVATIONS
-from shoal.nets.policies import memory_of
+from shoal.nets.policies import examples, memory_of
 from shoal.nets.q_policy import discrete
 from shoal.nets.recurrent import CELLS
 from shoal.protocol.errors import UserError
 
 
 class QNetwork(nn.Module):
-    """A perceptron for action values. Its weights are named trunk.I.* and q.I.*; if dueling, trunk.I.*, value.I.*,
-    advantage.I.*.
+    """A network for action values. Its weights are named trunk.I.* and q.*; if dueling, trunk.I.*, value.*, advantage.*; those
+    of convolutions body.*.
 
-    hidden: sizes of the hidden layers. dueling: Q = V + A - mean A (Wang et al. 2016, equation 9), with V and A after the last
-    hidden layer. Weights and biases are drawn from `seed`, uniform within 1 / sqrt(inputs), as torch draws those of nn.Linear.
+    hidden: sizes of the hidden layers; the features of a picture alone go to the heads at once. pictures: "auto", "mlp",
+    "nature" or "impala", for each picture (nets/bodies.py). Parts of a Dict or Tuple lie one after the other. dueling: Q = V +
+    A - mean A (Wang et al. 2016, equation 9), with V and A after the last hidden layer. Weights and biases are drawn from
+    `seed`, uniform within 1 / sqrt(inputs), as torch draws those of nn.Linear.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class QNetwork(nn.Module):
         activation: str = "relu",
         dueling: bool = False,
         seed: int = 0,
+        pictures: str = "auto",
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -48,10 +51,9 @@ class QNetwork(nn.Module):
             raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
         actions = discrete(spaces).n
         self.activation = activation
-        seen = spaces.single("a Q-network")
-        self.rank = len(seen.shape)
         generator = torch.Generator().manual_seed(seed)
-        sizes = [seen.size, *hidden]
+        self.body = Body(spaces, pictures, generator)
+        sizes = [self.body.features, *(hidden if self.body.named or not self.body.deep else ())]
         self.trunk = nn.ModuleList([_linear(a, b, generator) for a, b in pairwise(sizes)])
         features = self._core(sizes[-1], generator)
         if dueling:
@@ -63,14 +65,13 @@ class QNetwork(nn.Module):
         """Make what lies between the trunk and the heads. Returns the number of its outputs."""
         return features
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """The values [..., n] of observations [..., *obs]. Bytes (pictures) are scaled to [0, 1]."""
+    def forward(self, observation: Any) -> Tensor:
+        """The values [N, n] of observations [N, *obs], or part -> [N, *shape]. Bytes (pictures) are scaled to [0, 1]."""
         return self.heads(self.features(observation))
 
-    def features(self, observation: Tensor) -> Tensor:
+    def features(self, observation: Any) -> Tensor:
         """The outputs of the last hidden layer."""
-        x = observation.unsqueeze(-1) if self.rank == 0 else observation.flatten(-self.rank)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        x: Tensor = self.body(observation)
         for layer in self.trunk:
             x = torch.tanh(layer(x)) if self.activation == "tanh" else torch.relu(layer(x))
         return x
@@ -99,11 +100,12 @@ class RecurrentQNetwork(QNetwork):
         core: str = "lstm",
         size: int = 128,
         seed: int = 0,
+        pictures: str = "auto",
     ) -> None:
         if core not in CORES:
             raise UserError(f"memory={core!r}: must be one of {', '.join(CORES)}")
         self._kind, self._size = core, size
-        super().__init__(spaces, hidden, activation, dueling, seed)
+        super().__init__(spaces, hidden, activation, dueling, seed, pictures)
         self.memory = dict.fromkeys(CORES[core], (size,))
 
     def _core(self, features: int, generator: torch.Generator) -> int:
@@ -113,7 +115,7 @@ class RecurrentQNetwork(QNetwork):
             nn.init.uniform_(parameter, -bound, bound, generator)
         return self._size
 
-    def forward(self, observation: Tensor, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]  # it remembers
+    def forward(self, observation: Any, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]  # it remembers
         """The pair (values [N, n], state) of observations [N, *obs] and the state before them."""
         x = self.features(observation)
         if isinstance(self.core, nn.LSTMCell):
@@ -134,7 +136,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces: a module whose forward gives
     one finite number for each action, [N, n] for N observations. A copy is tried, so that no buffer changes."""
-    actions, part = discrete(spaces).n, spaces.single("a Q-network")
+    actions = discrete(spaces).n
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     tried, memory = copy.deepcopy(module), memory_of(module)
@@ -146,8 +148,10 @@ def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
             )
         raise UserError(f"{named} has no attribute memory, and the job's method needs one; method=dqn learns it")
     for n in (1, 3):
-        seen = torch.zeros((n, *part.shape), dtype=TORCH_DTYPES[part.dtype])
-        given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
+        seen = examples(spaces, n)
+        given = f"{n} observations of zeros"
+        if isinstance(seen, Tensor):
+            given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
         try:
             with torch.no_grad():
                 zeros = {name: torch.zeros((n, *shape)) for name, shape in memory.items()}

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import NOTHING, Array, Discrete, Floats, Kept, Spaces
+from shoal.envs.spaces import NOTHING, Array, Discrete, Floats, Kept, Spaces, apart
 from shoal.nets.acting import Acted, Bools, Form, Policy, State, begun, forgotten
 from shoal.nets.numpy_policy import ACTIVATIONS, flat
+from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Words
@@ -63,11 +64,21 @@ class EpsilonGreedy:
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
         values, after = self.remembered(seen, forgotten(state, first) if state else state)
+        allowed = apart(seen)[1] if seen.dtype.names is not None else None
+        if allowed is not None:
+            values = self.action.legal(values, allowed)
         action = values.argmax(axis=-1)
         if noise is not None and (epsilon := epsilons(words, len(seen))).any():
-            any_one = np.minimum((noise[1] * self.action.n).astype(np.int64), self.action.n - 1)
-            action = np.where(noise[0] < epsilon, any_one, action)
+            action = np.where(noise[0] < epsilon, self._any_one(noise[1], allowed), action)
         return Acted(action, {"values": values} if self.believes else {}, after)
+
+    def _any_one(self, noise: Array, allowed: Array | None) -> Array:
+        """Actions [B], each one of those that are allowed with the same probability, from numbers in [0, 1)."""
+        if allowed is None:
+            return np.minimum((noise * self.action.n).astype(np.int64), self.action.n - 1)
+        count = allowed.sum(axis=-1)
+        rank = np.minimum((noise * count).astype(np.int64), count - 1)
+        return np.asarray((allowed.cumsum(axis=-1) > rank[:, None]).argmax(axis=-1))
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
         if not self.believes:
@@ -127,10 +138,10 @@ class TorchQ(EpsilonGreedy):
     def values(self, seen: Array) -> Floats:
         import torch
 
-        from shoal.nets.flat import as_tensor
+        from shoal.nets.policies import tensors
 
         with torch.inference_mode():
-            out: Any = self.flat.module(as_tensor(np.ascontiguousarray(seen)))
+            out: Any = self.flat.module(tensors(seen))
             found: Floats = out.float().numpy()
             return found
 
@@ -154,10 +165,11 @@ class RecurrentTorchQ(EpsilonGreedy):
         import torch
 
         from shoal.nets.flat import as_tensor
+        from shoal.nets.policies import tensors
 
         with torch.inference_mode():
             before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
-            values, after = self.flat.module(as_tensor(np.ascontiguousarray(seen)), before)
+            values, after = self.flat.module(tensors(seen), before)
             return values.float().numpy(), {name: each.numpy() for name, each in after.items()}
 
 
@@ -173,7 +185,7 @@ class QNetworks:
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         from shoal.nets.q import QNetwork
 
-        return QNetwork(spaces, form.hidden, form.activation, self.dueling, seed)
+        return QNetwork(spaces, form.hidden, form.activation, self.dueling, seed, form.pictures)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.q import fitting
@@ -182,9 +194,9 @@ class QNetworks:
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
         action = discrete(spaces)
-        if module is None:
+        if module is None and not deep(spaces, form.pictures):
             return NumpyQ(action, form.activation, self.believes)
-        return TorchQ(module, action, self.believes)
+        return TorchQ(module or self.build(spaces, form, 0), action, self.believes)
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,7 @@ class RecurrentQNetworks:
         if form.memory == "none":
             raise UserError("memory=none: r2d2 learns networks with memory; memory=lstm or gru, or method=apex without memory")
         shape = (form.hidden, form.activation, self.dueling, form.memory, form.memory_size)
-        return RecurrentQNetwork(spaces, *shape, seed)
+        return RecurrentQNetwork(spaces, *shape, seed, form.pictures)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.q import fitting

@@ -234,9 +234,17 @@ def test_a_run_learns_behind_masks(method: str, where: str, tmp_path: Path, monk
     assert found == pytest.approx([wanted] * len(found), abs=1e-4)  # weights that hardly move
 
 
-def test_a_q_network_refuses_masks_and_parts_until_it_knows_them() -> None:
-    for where, says in (("info", "knows no action masks"), ("parts", "knows no action masks")):
-        with pytest.raises(UserError, match=f"a Q-network {says}"):
-            Reinforcement(doors(where=where), method="dqn").module()
+@pytest.mark.parametrize("method", ["dqn", "r2d2"])
+@pytest.mark.parametrize("where", WHERE)
+def test_methods_that_learn_values_go_through_no_closed_door(where: str, method: str) -> None:
+    few: dict[str, Any] = {"total_timesteps": 500, "num_envs": 3, "rollout_length": 20, "learning_starts": 60, "batch_size": 8}
+    few |= {"memory": "gru", "memory_size": 8} if method == "r2d2" else {}
+    run = shoal.run(Reinforcement(doors(where=where, nvec=(5,)), method=method, **few), actors=0)
+    assert list(run.dir.rows())[-1]["metrics"]["updates"] > 0
+
+
+def test_a_network_that_reads_one_array_refuses_masks_and_parts() -> None:
+    with pytest.raises(UserError, match="a small network knows no action masks"):
+        spaces_of(SEEN, gym.Discrete(2), told=True).single("a small network")
     with pytest.raises(UserError, match=r"reads one array, and the observation has parts \(a, b\)"):
-        spaces_of(gym.Dict({"a": SEEN, "b": SEEN}), gym.Discrete(2)).single("a Q-network")
+        spaces_of(gym.Dict({"a": SEEN, "b": SEEN}), gym.Discrete(2)).single("a small network")

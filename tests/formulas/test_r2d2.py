@@ -104,10 +104,10 @@ def apart(module: Any, batch: Sequences) -> list[list[Tensor]]:
 def walked(module: Any, batch: Sequences, n: int) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
     state = {name: each[n : n + 1] for name, each in batch.state.items()}
     found = []
-    for t in range(len(batch.observation)):
+    for t in range(len(batch.first)):
         if batch.first[t, n]:
             state = {name: torch.zeros_like(each) for name, each in state.items()}
-        values, state = module(batch.observation[t, n : n + 1], state)
+        values, state = module(batch.seen["observation"][t, n : n + 1], state)
         found.append((values[0], state))
     return found
 
@@ -160,8 +160,9 @@ def burnt(learner: R2D2Learner, batch: Sequences) -> Any:
     with torch.no_grad():
         found = []
         for module in (learner.q.module, learner.target.module):
-            state = valued(module, batch.observation[:burn], batch.state, batch.first[:burn]).after[-1]
-            found.append(valued(module, batch.observation[burn:], state, batch.first[burn:]))
+            before, after = ({name: each[cut] for name, each in batch.seen.items()} for cut in (slice(burn), slice(burn, None)))
+            state = valued(module, before, batch.state, batch.first[:burn]).after[-1]
+            found.append(valued(module, after, state, batch.first[burn:]))
     return found
 
 
