@@ -45,6 +45,7 @@ from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, sh
 from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir, finite
 from shoal.runs.signing import sign
+from shoal.runs.sizes import sized
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
@@ -376,9 +377,11 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, ver
     device_of(config.device)
     with few_threads():
         made = decided(job, config.actors, tell=verbose)
-    if made.job is not job:
-        config = replace(config, settings={**config.settings, **{"engine": made.job.plain()["engine"]}})
-    return Launch(made.job, config, new_run(config, path, bind), bind, engine=made.told, **how)
+        ready, told = sized(made.job, config.actors, config.device)
+    if ready is not job:
+        new = {"engine", "num_envs"} & ready.plain().keys()
+        config = replace(config, settings={**config.settings, **{name: ready.plain()[name] for name in new}})
+    return Launch(ready, config, new_run(config, path, bind), bind, engine=(*made.told, *told), **how)
 
 
 def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:

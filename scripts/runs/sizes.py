@@ -1,0 +1,153 @@
+"""The number of environments of a trajectory, where neither the user nor a preset chose it: by a short trial before a run.
+
+The one idea: a step of the vector and a pass of the network cost nearly as much for few environments as for many, so more
+environments make more steps a second, up to a point that differs between machines and environments. A copy of this process acts
+and learns with a few sizes, and the smallest that comes near the fastest is taken. The choice is made once, and stands in
+config.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.actors import close, work_of
+from shoal.jobs.job import Job
+from shoal.protocol.draws import kept_globals
+from shoal.protocol.parent import die_with_parent, forked
+from shoal.protocol.work import Contribution, Task
+from shoal.runs.threads import cores, few, lone
+
+SIZES = (32, 64, 128, 256, 512)  # environments of a trajectory
+UPDATES = 250  # versions that a run should have, at least: with more rows each, too few steps are made to learn
+TURNS = 3  # trajectories of each size: the first is not timed, the fastest of the others counts
+LONGEST = 2.0  # seconds of the whole trial, after which no other size is tried
+PATIENCE = 20.0  # seconds after which the trial is given up: an environment may hang
+NEAR = 0.95  # share of the fastest rate that is near enough: fewer environments learn from fresher rows
+MESSAGE = 5e-4  # seconds that a trajectory costs beside its steps: messages and two threads' waking
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A trial of one size. act, learn: seconds for each environment step, of one actor and of the learner, each alone."""
+
+    num_envs: int
+    act: float
+    learn: float
+
+    def rate(self, actors: int, many: int) -> float:
+        """Environment steps a second that so many actors and the learner can make together, on so many cores."""
+        return 1.0 / max(self.act / max(1, min(actors, many)), self.learn, (self.act + self.learn) / many)
+
+
+def sized(job: Job, actors: int, device: str = "auto") -> tuple[Job, tuple[str, ...]]:
+    """The job with its number of environments, and lines about how it was chosen. actors: of this machine.
+
+    The job stays as it is if somebody chose the number, if `tune_envs` is off, if the method's rounds have a length of their
+    own, or if the trial cannot be made: without actors, with more threads in this process, with a GPU.
+    """
+    free = job.given is not None and not {"num_envs", "rollout_length"} & job.given
+    wants = free and getattr(job.method, "tune_envs", False)
+    if not wants or not actors or not job.ours or (job.preset and "num_envs" in job.preset.settings):
+        return job, ()
+    if len(sizes_of(job)) < 2 or not lone() or not hasattr(os, "fork") or _uses_gpu(device):
+        return job, ()
+    found = _in_a_copy(job)
+    if not found:
+        return job, ("a trial of numbers of environments failed, and num_envs stays at its default",)
+    best = chosen(found, actors, cores())
+    told = ", ".join(f"{one.num_envs}: {one.rate(actors, cores()):,.0f}" for one in found)
+    line = f"num_envs={best.num_envs}: steps a second that a trial makes of numbers of environments: {told}; num_envs=N sets it"
+    return job.configured({"num_envs": best.num_envs}), (line,)
+
+
+def chosen(found: list[Timed], actors: int, many: int) -> Timed:
+    """The smallest size whose rate is near that of the fastest."""
+    most = max(one.rate(actors, many) for one in found)
+    return next(one for one in found if one.rate(actors, many) >= NEAR * most)
+
+
+def sizes_of(job: Job) -> list[int]:
+    """The sizes that leave a run of this job UPDATES versions; the default, if no size does."""
+    method: Any = job.method
+    most = method.total_timesteps / (UPDATES * method.trajectories * method.rollout_length)
+    return [size for size in SIZES if size <= most] or [method.num_envs]
+
+
+def trial(job: Job, clock: Callable[[], float] = time.perf_counter) -> Iterator[Timed]:
+    """Act and learn with each size, smallest first, until LONGEST seconds are over or a size is no faster than the one
+    before."""
+    began, before = clock(), 0.0
+    for size in sizes_of(job):
+        timed = _timed(job.configured({"num_envs": size}), size, clock)
+        yield timed
+        rate = timed.rate(1, cores())
+        if clock() - began > LONGEST or rate < before:
+            return
+        before = rate
+
+
+def _timed(job: Job, size: int, clock: Callable[[], float]) -> Timed:
+    worker, aggregator = job.worker(), job.aggregator("cpu")
+    acts, learns = [], []
+    batch = max(1, getattr(job.method, "trajectories", 1))
+    try:
+        weights = aggregator.weights()
+        for turn in range(TURNS):
+            works, act = [], 0.0
+            for index in range(batch):
+                task = Task(0, turn * batch + index, (0,))
+                first = clock()
+                works.append((task, work_of(worker, weights, 0, task, None)))
+                act += clock() - first + MESSAGE
+            steps = max(1, sum(work.steps for _, work in works))
+            first = clock()
+            for task, work in works:
+                aggregator.fold(Contribution(task, 0, 0, work))
+            aggregator.step()
+            acts.append(act / steps)
+            learns.append((clock() - first) / steps)
+    finally:
+        close(worker)
+    return Timed(size, min(acts[1:]), min(learns[1:]))
+
+
+def _in_a_copy(job: Job) -> list[Timed]:
+    """The trial, in a copy of this process, so that nothing of it is left here. Empty if it fails or hangs."""
+    here, there = os.pipe()
+    parent = os.getpid()
+
+    def life() -> None:
+        die_with_parent(parent)
+        os.close(here)
+        few()
+        with kept_globals(), os.fdopen(there, "w") as out:
+            for one in trial(job):
+                out.write(json.dumps([one.num_envs, one.act, one.learn]) + "\n")
+                out.flush()
+
+    pid = forked(life)
+    os.close(there)
+    heard, until = b"", time.monotonic() + PATIENCE
+    while (left := until - time.monotonic()) > 0 and select.select([here], [], [], left)[0]:
+        if not (piece := os.read(here, 4096)):
+            break
+        heard += piece
+    os.close(here)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return [Timed(*json.loads(line)) for line in heard.splitlines() if line.endswith(b"]")]
+
+
+def _uses_gpu(device: str) -> bool:
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
