@@ -99,6 +99,8 @@ class Envs:
         self.mode = self._mode()
         observations, actions = vector.single_observation_space, vector.single_action_space
         self.spaces: Spaces = spaces_of(observations, actions, self.mode != NEXT_STEP, told)
+        plain = self.spaces.plain
+        self._encoded: Callable[[Any], Array] | None = self.spaces.single("one array").encoded if plain else None
         self._all = np.ones(self.num_envs, dtype=bool)
         self._none = np.zeros(self.num_envs, dtype=bool)
         self._no_reward = np.zeros(self.num_envs)
@@ -173,6 +175,8 @@ class Envs:
         return Step(self._playable(seen, self._all), self._all, reward, terminated, truncated, self._all, over, final)
 
     def _seen(self, observation: Any, info: Mapping[str, Any]) -> Array:
+        if self._encoded is not None:
+            return self._encoded(observation)
         return self.spaces.encoded(observation, info, self.num_envs)
 
     def _final(self, info: Mapping[str, Any], i: int) -> Array:
