@@ -15,6 +15,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 from shoal.actors.workers.rollout import Rollout
+from shoal.aggregators.a2c import A2CLearner
+from shoal.aggregators.appo import APPOLearner
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.spaces import Box, Discrete, Named, Observations, Spaces
@@ -206,6 +208,28 @@ def test_every_ratio_is_1_where_nothing_is_stale(core: str, mode: str) -> None:
             learner.fold(Contribution(Task(version, 0, (0,)), version, 0, work))
         assert ppo.step().metrics["first_ratio_error"] < 1e-5
         assert impala.step().metrics["rho_mean"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_target_network_of_appo_remembers_too(mode: str) -> None:
+    learner = APPOLearner(made("gru"), update_epochs=1, num_minibatches=2, lr=1e-9)
+    for version, work in enumerate(rollouts("gru", mode, 2)):
+        learner.fold(Contribution(Task(version, 0, (0,)), version, 0, work))
+        metrics = learner.step().metrics
+        assert metrics["rho_mean"] == pytest.approx(1, abs=1e-6)
+        assert abs(metrics["approx_kl"]) < 1e-6
+
+
+def test_a2c_with_memory_makes_the_step_of_impala_where_nothing_is_stale() -> None:
+    """With lambda 1 and every ratio 1, V-trace is the n-step return."""
+    [work] = rollouts("lstm", "SameStep", 1)
+    found = []
+    for kind, more in ((A2CLearner, {"gae_lambda": 1.0}), (IMPALALearner, {})):
+        learner: Any = kind(made("lstm"), gamma=0.9, optimizer="adam", lr=0.01, **more)
+        learner.fold(Contribution(Task(0, 0, (0,)), 0, 0, work))
+        learner.step()
+        found.append(learner.weights().vector())
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])
