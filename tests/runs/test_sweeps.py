@@ -483,7 +483,7 @@ def test_no_process_and_no_folder_stays_behind() -> None:
         (("train.py:objective", "x=3..1", "--trials", "3"), "from its lowest number to its highest: x=1..3, say"),
         (("train.py:objective", "x=0..1~log", "--trials", "3"), "a range with ~log begins above 0"),
         (("digits", "lr=0.01..0.1", "--sampler", "grid"), "a grid has no place for a range of any numbers"),
-        (("digits", "gamma=0.9,0.99"), "gamma is a setting of impala, ppo; this job's method is fedavg"),
+        (("digits", "gamma=0.9,0.99"), "gamma is a setting of impala, ppo, "),
         (("digits", "gama=0.9,0.99"), "unknown setting 'gama'"),
         (("digits", "partition=iid", "alpha=0.1,0.5"), "alpha is a setting of partition="),
         (("digits", "lr=0.1,0.2", "--goal", "max:acuracy"), "no metric 'acuracy': did you mean accuracy?"),
