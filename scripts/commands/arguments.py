@@ -137,8 +137,9 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         made.set_defaults(act=acts[name], parser=made)
         return made
 
-    one = command("jobs", "list the built-in jobs, one line for each; or all settings of JOB")
+    one = command("jobs", "list the built-in jobs, one line for each; or all settings of JOB, with those you give")
     _named(one.add_argument("job", nargs="?", metavar="JOB"))
+    _settings(one, "settings of the job, from which others may follow: method=sac, say")
     one = command("partition", "tell how the training data of JOB is divided among its clients, as a table or a picture")
     _job(one)
     picture = "draw the clients' classes and sizes into FILE (.png, .svg or .pdf; default: partition.png)"
@@ -416,6 +417,10 @@ def _keyed(one: argparse.ArgumentParser) -> None:
 
 def _job(one: argparse.ArgumentParser, what: str = "settings of the job; `shoal jobs JOB` lists them all") -> None:
     _named(one.add_argument("job", metavar="JOB"))
+    _settings(one, what)
+
+
+def _settings(one: argparse.ArgumentParser, what: str) -> None:
     named = one.add_argument("settings", nargs="*", default=[], metavar="key=value", help=what)
     named.completer = completion.settings  # type: ignore[attr-defined]
 

@@ -76,9 +76,10 @@ def jobs(asked: argparse.Namespace) -> int:
     from shoal.jobs.catalog import BUILT_IN, find
 
     if asked.job:
+        from shoal.jobs.settings import pairs
         from shoal.runs.choosing import absolute
 
-        job = find(absolute(asked.job))
+        job = find(absolute(asked.job)).configured(pairs(asked.settings))
         rows = job.described()
         wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
         print("\n".join(f"{word:<{wide[0]}}  {allowed:<{wide[1]}}  {what}" for word, allowed, what in rows))

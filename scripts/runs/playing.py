@@ -176,7 +176,8 @@ def _mp4(path: Path, frames: Iterator[Any], fps: float) -> None:
     except ModuleNotFoundError:
         fix = "pip install 'shoal[video]', or name a .gif file"
         raise UserError(f"--video needs imageio for .mp4, with ffmpeg: {fix}") from None
-    with imageio.v2.get_writer(path, fps=fps, macro_block_size=2) as writer:
+    opened: Any = imageio.v2.get_writer(path, fps=fps, macro_block_size=2)  # its types know less than its plugins
+    with opened as writer:
         for picture in frames:
             writer.append_data(picture)
 

@@ -112,6 +112,11 @@ def test_jobs_tells_what_is_chosen_and_from_where(capsys: pytest.CaptureFixture[
     row = found("Pendulum-v1", "ppo")
     assert row is not None
     assert f"From a published table ({row.source}), unless you set them: lr=0.001 " in told
+    assert main(["jobs", "gymnasium:Pendulum-v1", "method=td3", "lr=0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "method=td3 " in told
+    assert "lr=0.5 " in told
+    assert "exploration_noise=0.1 " in told
     assert main(["jobs", "gymnasium:FrozenLake-v1"]) == 0
     assert "From a published table" not in capsys.readouterr().out
 
