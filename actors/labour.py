@@ -29,7 +29,8 @@ Told: TypeAlias = tuple[Mapping[str, tuple[float, float]], Mapping[str, Sequence
 MOST_TEXT = 3_900  # characters of an error, and of a traceback, that are sent
 TAKEN = frozenset(
     {"examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "return_mean", "length_mean"}
-    | {"episodes", "return_age", "train_accuracy"}
+    | {"episodes", "return_age", "train_accuracy", "lag_p50", "lag_p90", "dropped_steps"}
+    | {"rollout_seconds", "transfer_seconds", "queue_seconds", "learn_seconds"}
 )
 """The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
 MOST_SAMPLES = 900  # samples of each name that are sent, the last: as many as fit into a list of a header

@@ -25,6 +25,7 @@ from shoal.actors.labour import Product
 from shoal.actors.session import Session, hello
 from shoal.actors.sharing import Shared
 from shoal.actors.voice import Voice
+from shoal.actors.whereabouts import Whereabouts, stack_of
 from shoal.protocol import messages
 from shoal.protocol.changes import Following, following
 from shoal.protocol.codec import Terms, unpack_welcome
@@ -80,6 +81,7 @@ class Actor:
         self.shared, self.voice = Shared(), voice
         self.buffers = Buffers()
         self.hand = Hand(workshop, clock, self.line.wake, self.shared, self.buffers)
+        self.whereabouts = Whereabouts(lambda: stack_of(self.hand.ident), self.session.told)
         self.orders: deque[Order | Held | Mapping[str, Any]] = deque()  # for the worker, at the end of this turn
         self.terms: Terms | None = None
         self.changes: Following | None = None
@@ -112,8 +114,7 @@ class Actor:
             self._came(self.hand.results.popleft())
         if reason := self.interrupted():
             self._handle(events.Quit(reason))
-        if self.voice:
-            self.session.told = self.voice.told
+        self.session.told = self.voice.told if self.voice else self.whereabouts.look(self.session.at, self.clock())
         self._handle(events.Tick())
         if self.lane:
             self.lane.flush()

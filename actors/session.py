@@ -91,6 +91,12 @@ class Session:
         self.stop: messages.Stop | None = None  # the run is over, and the last weights are on their way to a follower
         self.stop_at = 0.0
 
+    @property
+    def at(self) -> tuple[int, ...]:
+        """(version, index, attempt) of the task that the worker is at; () if it is at none."""
+        name, running = next(iter(self.running.items()), ((), None))
+        return (*name, running.attempt) if running else ()
+
     def handle(self, event: Event, now: float) -> list[Effect]:
         if self.over or (now < self.look_at and type(event) is events.Tick):
             return []
@@ -433,8 +439,7 @@ class Session:
         news = self.told is not told and self.now - at >= self.beat  # of an actor that answers all the time, too
         if self.now - self.said_at >= self.beat or news:
             self.beaten = (self.told, self.now)
-            name, running = next(iter(self.running.items()), ((), None))
-            yield self._say(messages.Beat(self.finished, runs=(*name, running.attempt) if running else (), told=self.told))
+            yield self._say(messages.Beat(self.finished, runs=self.at, told=self.told))
         yield from self._ask()
         for waiting in self.unjudged.values():
             if self.now - waiting.said_at > SAY_AGAIN:

@@ -7,7 +7,9 @@ here, so that every step is made of exactly the contributions that the core mean
 from __future__ import annotations
 
 import queue
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -117,6 +119,10 @@ class Learner:
     def finish(self, seconds: float | None = None) -> bool:
         """Return True when all jobs are done, or False after `seconds`; no job may be put after this."""
         return True
+
+    def stack(self) -> str:
+        """The stack of the learner's own thread, as text; "" if it has none."""
+        return ""
 
     def _do(self, job: Job) -> None:
         began = self.clock()
@@ -269,6 +275,10 @@ class LearnerThread(Learner):
             self._jobs.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def stack(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
 
     def _work(self) -> None:
         try:

@@ -38,7 +38,8 @@ class Progress:
     left_out: client -> why its task was set aside, of clients that have contributed nothing since.
     waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; otherwise one line for each actor
     of which nothing comes, not even from its sockets.
-    virtual: True if `seconds`, and the seconds of rates, are of virtual time.
+    virtual: True if `seconds`, and the seconds of rates, are of virtual time. fallen: a line on the mean return if it is far
+    below its best now (coordinator/falling.py); else "".
     """
 
     version: int
@@ -56,6 +57,7 @@ class Progress:
     waiting_for: tuple[str, ...] = ()
     left_out: Mapping[int, str] = field(default_factory=dict)
     virtual: bool = False
+    fallen: str = ""
 
 
 class Observer(Protocol):

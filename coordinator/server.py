@@ -195,7 +195,8 @@ class Server:
                 # The actors hear nothing of it: another life may go on with them.
                 self.finished = events.Finish("the learner failed", True)
             case events.Stepped(version, metrics, moved):
-                told = {**self.telling.tally.flush(), **self.arrays.flush(), **metrics}
+                self.telling.ages.ends(self.clock())
+                told = {**self.telling.flush(), **self.arrays.flush(), **metrics}
                 self.sharing.publish(version, moved)
                 self.traffic.publish(version, self.learner.newest[1].data, self.learner.lately)
                 self.handle(outcome)
@@ -222,6 +223,9 @@ class Server:
             case events.Fold(task, message=message) if not task.counts:
                 self.telling.tally.evaluate(message)
             case events.Fold(message=message):
+                if message.steps:
+                    took = self.core.facts.ledger.leases[message.task].took
+                    self.telling.ages.came(deed.onto, message.trained, took, self.clock())
                 self._jobs.append(Intake(deed, self.arrays.bundle(self.traffic.deliveries[message.task])))
             case deeds.LetGo(delivery):
                 self.arrays.let_go(delivery)
@@ -239,6 +243,7 @@ class Server:
             case deeds.Greet(peer, envelope):
                 return self._say(peer, envelope, self.welcome)
             case events.Step():
+                self.telling.ages.begins(deed.version, self.clock())
                 self._jobs.append(Make(deed, self.sharing.draft()))
             case Report():
                 self.telling.report(deed)

@@ -97,6 +97,9 @@ class Tally:
             metrics[REPLACED] = self.replaced
         if self.lags:
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
+            if metrics["lag_max"] > 0:
+                ordered = sorted(self.lags)
+                metrics |= {"lag_p50": quantile(ordered, 0.5), "lag_p90": quantile(ordered, 0.9)}
         self.totals, self.evaluated, self.apiece, self.lags = {}, {}, {}, []
         return metrics
 
@@ -105,6 +108,13 @@ def add(into: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, fl
     for name, (total, count) in more.items():
         had, of = into.get(name, (0.0, 0.0))
         into[name] = (had + total, of + count)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which this share of the numbers lies, interpolated between neighbours. ordered: numbers, rising."""
+    at = share * (len(ordered) - 1)
+    low = ordered[math.floor(at)]
+    return low + (at - math.floor(at)) * (ordered[math.ceil(at)] - low)
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:

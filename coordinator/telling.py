@@ -5,24 +5,29 @@ The one idea: the server says what happened, and this module makes the form in w
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from shoal.coordinator.ages import Ages
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.patience import silent, waiting_for
 from shoal.coordinator.deciding.roll import roll
+from shoal.coordinator.deciding.stall import diagnosed
+from shoal.coordinator.falling import Falling
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.reports import Before, Observer, Progress, Report
-from shoal.coordinator.tally import Rate, Tally
+from shoal.coordinator.tally import WINDOW, Rate, Tally
 from shoal.protocol.errors import printable
 from shoal.protocol.messages import State
 from shoal.protocol.work import Metrics
 
 LOOK = 0.25  # seconds, at least, between two looks of an observer
 TRACES = 64  # tracebacks that are remembered, so that none is told twice in full
+AGAIN = 60.0  # seconds between two diagnoses of a run that stands still, at least
 CHATTY = 10  # reports of one kind that are shown in a second; more are counted, not shown
 
 
@@ -42,11 +47,12 @@ class Telling:
     ) -> None:
         self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
         self.host, self.real, self.virtual = host, real or clock, real is not None
-        self.tally = Tally()
+        self.tally, self.ages, self.falling = Tally(), Ages(), Falling()
         self.metrics: dict[str, float] = {}
         self.began = self._stepped_at = clock()
         self.evaluated = -1  # the newest version that was evaluated centrally in this life
         self._looked_at = 0.0
+        self._stalled = self._diagnosed_at = -math.inf  # when the run had moved last before the last diagnosis, and its time
         self._seen, self._seen_since = Counter[str](), 0.0  # reports by kind, in the last second
         self._traces = deque[str](maxlen=TRACES)  # told in full
         self._rates = (Rate(), Rate())
@@ -69,9 +75,16 @@ class Telling:
         self._traces.append(trace)
         return report
 
+    def flush(self) -> dict[str, float]:
+        """The metrics since the last flush, of all contributions."""
+        dropped = self.core.facts.ledger.counts.dropped
+        return {**self.tally.flush(), **self.ages.flush(), **({"dropped_steps": float(dropped)} if dropped else {})}
+
     def stepped(self, version: int, metrics: Metrics) -> None:
         """Tell the observer these metrics, which are new, of weights `version`."""
         self._stepped_at = self.clock()
+        if "return_mean" in metrics and len(self.tally.returns) == WINDOW and self.falling.seen(version, self.tally.returns):
+            self.report(Report("falling", self._fallen(), "warning"))
         self.metrics.update(metrics)
         self.observer.stepped(version, metrics, self.progress())
 
@@ -80,11 +93,27 @@ class Telling:
         self.evaluated = version
         self.stepped(version, metrics)
 
+    def _diagnose(self) -> None:
+        """Tell a person, once for each time that the run stands still, what it stands in. The same culprit is not told again
+        before it was AGAIN seconds ago."""
+        facts, now = self.core.facts, self.clock()
+        if facts.moved_at == self._stalled or now - self._diagnosed_at < AGAIN:
+            return
+        if (stall := diagnosed(facts, now, self.ages.last)) is not None:
+            self._stalled, self._diagnosed_at = facts.moved_at, now
+            stack = self.learner.stack() if stall.learner else stall.stack
+            self.report(Report("stall", f"{stall.text}\n{stack}".rstrip(), "warning"))
+
+    def _fallen(self) -> str:
+        return self.falling.line(getattr(self.core.facts.plan, "max_lag", 0)) if self.falling.fallen else ""
+
     def look(self) -> None:
         """Tell the observer the progress, every LOOK seconds at most, however often this is called."""
         now = self.real()
         if now - self._looked_at >= LOOK:
             self._looked_at = now
+            if not self.virtual:
+                self._diagnose()
             self.observer.moved(self.progress())
 
     def state(self, run: str, state: str) -> State:
@@ -122,6 +151,7 @@ class Telling:
             waiting_for=tuple(waiting_for(core.facts) if stands else silent(core.facts)),
             left_out=core.facts.ledger.left_out,
             virtual=self.virtual,
+            fallen=self._fallen(),
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

@@ -122,7 +122,8 @@ class Beat:
     newest version that is in a snapshot; -1: none, or an actor says this. beat: seconds between two signs of life for as many
     actors as there are by now; 0: an actor says this. runs: (version, index, attempt) of the task that the actor's worker is
     at; (): it is at none, or the coordinator says this. told: what the worker of a pool's actor says of itself: memory that is
-    free there, memory that its call uses; empty: nothing.
+    free there, memory that its call uses; or where the worker of a run's actor is that is at one task for long
+    (actors/whereabouts.py); empty: nothing.
     """
 
     progress: int

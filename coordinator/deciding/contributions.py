@@ -36,6 +36,7 @@ def contributed(facts: Facts, actor: Actor, message: Contribute, fault: str, who
     elif why := _late_for(facts, lease, message, onto := _onto(facts, lease)):
         yield from desk.end(facts, lease)
         facts.ledger.note(lease, "stale", facts.now, message.totals)
+        facts.ledger.counts.dropped += message.steps
         yield from _judge(facts, lease, "stale", why)
     else:
         yield from _take_in(facts, actor, lease, message, onto) if whole else fetch(facts, actor, lease, message)

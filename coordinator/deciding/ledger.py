@@ -91,6 +91,7 @@ class Counts:
     failed: int = 0
     aside: int = 0
     deaths: int = 0  # deaths of actors that were blamed on a task
+    dropped: int = 0  # environment steps of contributions that came too late
 
     @property
     def heard(self) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership
+from shoal.coordinator.deciding.doing import doing
 from shoal.coordinator.deciding.events import Effect, Evict, Probe, Pulse
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Lease
@@ -227,14 +228,14 @@ def waiting_for(facts: Facts, most: int = 5) -> list[str]:
     if not facts.roster:
         return [f"an actor to join, for {facts.now - facts.moved_at:.0f} s"]
     held = [lease for lease in facts.ledger.leases.values() if lease.session in facts.roster.actors and not lease.promise]
-    lines = [_awaited(facts, facts.roster.actors[lease.session], lease) for lease in held]
+    lines = [awaited(facts, facts.roster.actors[lease.session], lease) for lease in held]
     promised = facts.ledger.promised.total()
     lines = [f"{promised} contributions that were accepted before the restart"] * (promised > 0) + lines
-    lines = lines or [_unasked(facts)]
+    lines = lines or [unasked(facts)]
     return lines[:most] + [f"{len(lines) - most} tasks more"] * (len(lines) > most)
 
 
-def _unasked(facts: Facts) -> str:
+def unasked(facts: Facts) -> str:
     """Return a line on a run whose actors have no task."""
     if facts.gathering:
         return f"{facts.bounds.gather - len(facts.roster)} more actors to join before the first tasks go out"
@@ -245,7 +246,7 @@ def _unasked(facts: Facts) -> str:
     return f"the plan {type(facts.plan).__name__}, which gives no task{few}, for {since:.0f} s"
 
 
-def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
+def awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     """Return a line on a task that is out, and on the arrays under way for it."""
     limit, began = 0.0 if lease.briefing else facts.limit(lease.task.kind), max(lease.since, actor.free_at)
     line = f"{actor.name}, on task {lease.name}, for {facts.now - began:.0f} s" + f" of at most {limit:.0f}" * (limit > 0)
@@ -265,4 +266,6 @@ def _awaited(facts: Facts, actor: Actor, lease: Lease) -> str:
     busy = silence > unheard and _computes(facts, actor)
     if busy:
         return f"{line}: its interpreter is busy in one call for {silence:.0f} s"
+    if where := doing(actor, lease):
+        return f"{line}: {where}"
     return line if actor.progress or actor.pace >= 0 else f"{line}: starting (it has finished no task yet)"

@@ -17,6 +17,8 @@ OURS = frozenset({
     "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
     "rho_mean", "approx_kl", "control_norm", "tau_eff", "gradient_norm", "mu", "global_loss", "global_accuracy",
     "clip_fraction", "first_ratio_error", "too_few", "clipped", "attackers", "norm_limit", "attack_refused", "loss_squared",
+    "lag_p50", "lag_p90", "dropped_steps", "rollout_seconds", "transfer_seconds", "queue_seconds", "learn_seconds", "ess",
+    "gradient_steps", "fitness_mean", "fitness_max", "fitness_std", "weight_norm",
     "left_out", "above_limit", "mixing", "epsilon", "clip_norm", "noise_stddev", "secagg_clients", "secagg_aborted", "trees",
 })
 # fmt: on

@@ -76,7 +76,11 @@ def position(progress: Progress) -> str:
 
 
 def metrics(progress: Progress) -> str:
-    names = [name for name in ordered(progress.metrics) if not name.endswith("_bytes") and not name.startswith("lag_")]
+    names = [
+        name
+        for name in ordered(progress.metrics)
+        if not name.endswith("_bytes") and not name.startswith("lag_") and not name.endswith("_seconds")
+    ]
     return "  ".join(f"{escaped(name)} {progress.metrics[name]:.4g}" for name in names[:MOST])
 
 

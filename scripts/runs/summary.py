@@ -39,6 +39,7 @@ def summary(progress: Progress, config: Config, threads: int, weights_sha256: st
         "left_out": sorted(progress.left_out),
         "left_out_why": next(iter(progress.left_out.values()), ""),
         **({"virtual": True} if progress.virtual else {}),
+        **({"fallen": progress.fallen} if progress.fallen else {}),
     }
 
 
@@ -58,6 +59,7 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
         _result(summary),
         *_clients(summary["metrics"]),
         *_left_out(summary),
+        *([f"Fell back: {summary['fallen']}."] if summary.get("fallen") else []),
         f"The run lies in {summary['run_dir']}: {kept}.",
     ]
     lines += ["", "Next:"] * bool(tries) + [f"  {command:<{widest}}  {why}" for command, why in tries]
