@@ -86,13 +86,19 @@ def test_values_are_rescaled_and_back(x: float) -> None:
 def test_a_replayed_sequence_has_the_values_by_which_the_actor_acted(mode: str, core: str) -> None:
     """Greedy actions of three rollouts in a row, whose state goes on from one to the next, are those of the replayed values."""
     learner, worker = made(Cut, mode, core)
-    for version in range(3):
-        learner.buffer.insert(rollout(learner, worker, version, epsilon=0.0).bundle)
+    told = [rollout(learner, worker, version, epsilon=0.0).bundle for version in range(3)]
+    for bundle in told:
+        learner.buffer.insert(bundle)
     (batch,) = learner.buffer.minibatches(np.random.default_rng(0), 1, 40)
     with torch.no_grad():
         values = apart(learner.q.module, batch)
     greedy = torch.stack([torch.stack([values[n][t].argmax() for n in range(40)]) for t in range(12)])
     assert torch.equal(greedy, batch.action)
+    for n, place in enumerate(batch.places):
+        bundle, env = told[place // 3], place % 3
+        assert np.array_equal(batch.seen["observation"][:, n], bundle["observation"][:, env])
+        for name, each in batch.state.items():
+            assert np.array_equal(each[n], bundle[f"state/{name}"][env])
     assert all(bool(each.any()) for each in batch.state.values())
 
 
