@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from test_core import Run
 
 from shoal.coordinator.ages import Ages
+from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.falling import Falling
-from shoal.coordinator.tally import quantile
+from shoal.coordinator.tally import Tally, quantile
+from shoal.protocol.messages import Contribute
 
 
 def watched(*means: float, spread: float = 1.0) -> tuple[Falling, list[bool]]:
@@ -60,3 +64,25 @@ def test_quantiles_are_interpolated_between_neighbours() -> None:
     assert quantile([3], 0.9) == 3
     assert quantile([0, 1], 0.5) == 0.5
     assert quantile([0, 1, 2, 8], 0.9) == pytest.approx(2 + 0.7 * 6)
+
+
+def test_steps_that_came_too_late_are_counted_as_dropped_and_not_as_learned() -> None:
+    run = Run(Stream(1, 1), Bounds(ahead=1)).join("a", "b")
+    run.arrive("b")
+    run.slow.add("b")
+    run.contribute("a", steps=2).step()
+    run.contribute("a", steps=3).step()
+    run.send("b", steps=32)  # made from version 0, two behind
+    assert run.verdicts("b") == ["stale"]
+    assert (run.core.facts.steps, run.core.facts.ledger.counts.dropped) == (5, 32)
+
+
+def test_the_lags_of_a_version_are_told_as_quantiles_unless_all_are_0() -> None:
+    message, tally = Contribute((0, 0), 0, 0, 1.0, "", False, {}, {}, 0.0, 1.0), Tally()
+    for lag in (0, 1, 2, 8):
+        tally.train(message, lag)
+    told = tally.flush()
+    assert (told["lag_min"], told["lag_p50"], told["lag_max"]) == (0, 1.5, 8)
+    assert told["lag_p90"] == pytest.approx(6.2)
+    tally.train(message, 0)
+    assert "lag_p50" not in tally.flush()
