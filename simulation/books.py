@@ -6,6 +6,7 @@ core's word about itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -98,7 +99,7 @@ class Books:
         self.numbers = kept
         self.identities = {what for number in kept for what in self._identities(self.taken[number])}
         self.steps = sum(self.taken[number].steps for number in kept)
-        self.stepping, self.aside = False, 0
+        self.stepping, self.aside, self.stepped_at = False, 0, -math.inf
 
     def _promises(self, kept: set[int]) -> None:
         """Check the promises of earlier lives: acknowledged contributions and published versions are known after any death."""
@@ -199,9 +200,15 @@ class Books:
             self._closed(effect, counted, seconds)
 
     def _full(self, effect: Step, counted: list[Taken]) -> None:
-        """Check a stream's step: it is of exactly a batch, and its snapshot knows every task in it."""
-        if len(counted) != self.setting.schedule.batch:
-            wrong(f"{effect} of {len(counted)} contributions, not {self.setting.schedule.batch}")
+        """Check a stream's step: it is of exactly a batch, or at least a batch at the end of its period, and its snapshot knows
+        every task in it. A period does not begin before the last step of this life."""
+        s = self.setting.schedule
+        if len(counted) < s.batch or (len(counted) > s.batch and not s.period):
+            wrong(f"{effect} of {len(counted)} contributions, not {s.batch}")
+        now = self.hub.core.facts.now
+        if now - self.stepped_at < s.period - 1e-9:
+            wrong(f"{effect} {now - self.stepped_at:.3f} s after the last step, in a period of {s.period:g} s")
+        self.stepped_at = now
         if any(taken.task[1] >= effect.drawn for taken in counted):
             wrong(f"{effect} counts a task that is drawn again after a restart")
 

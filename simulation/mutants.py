@@ -20,6 +20,7 @@ from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import selection
+from shoal.coordinator.deciding.plans.periods import Periods
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.receiving import Receiving
@@ -250,6 +251,7 @@ MUTANTS = (
     Mutant("rounds take what is old", Rounds, "admits", "made_from == version", "made_from <= version"),
     Mutant("a restarted round asks everyone again", Rounds, "_begin", "if client not in done", "if True"),
     Mutant("streams take what is too old", Stream, "admits", "self.max_lag", "self.max_lag + 1"),
+    Mutant("periods do not wait for their end", Periods, "enough", "now - self._since(version, now) >= self.deadline and ", ""),
     Mutant("streams wait for one more", Stream, "enough", "folded >= self.batch", "folded > self.batch"),
     Mutant("one task under two versions", Stream, "_next", "self.drawn += 1", "self.drawn += number % 5 > 0"),
     Mutant("work on weights that are not there", Stream, "_next", "version - self.max_lag", "version + 1"),
@@ -257,7 +259,7 @@ MUTANTS = (
     Mutant("the plan hears nothing", desk, "_new", "facts.seats, told", "facts.seats, ()"),
     Mutant("the plan hears of failures as refusals", contributions, "failed", '"failed", fault', '"refused", fault'),
     Mutant("the plan hears none of the numbers", contributions, "folded", ", lease.done.totals", ""),
-    Mutant("seats are counted that are taken", Roster, "seats", "one.capacity - len(one.tasks)", "one.capacity"),
+    Mutant("seats are counted that are taken", Roster, "seats", "one.capacity - held", "one.capacity"),
     # Durable records
     Mutant(
         "acknowledged before it is durable",

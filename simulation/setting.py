@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Outcome, Plan, Seats
+from shoal.coordinator.deciding.plans.periods import Periods
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.protocol.fetching import LEAST
@@ -45,9 +47,15 @@ class Schedule:
 
     def _bare(self, asked: Asked) -> Plan:
         if self.streams:
-            return Stream(
-                self.batch, self.max_lag, clients=self.clients, seed=self.seed, evaluate_every=self.evaluate_every, asked=asked
-            )
+            options: dict[str, Any] = {
+                "clients": self.clients,
+                "seed": self.seed,
+                "evaluate_every": self.evaluate_every,
+                "asked": asked,
+            }
+            if self.period:
+                return Periods(self.period, self.max_lag, least=self.batch, **options)
+            return Stream(self.batch, self.max_lag, **options)
         return Rounds(
             self.clients,
             self.cohort,
@@ -60,6 +68,11 @@ class Schedule:
             asked=asked,
             spare=self.spare,
         )
+
+    @property
+    def period(self) -> float:
+        """Return the seconds from one step of a stream to the next; 0 if a step follows the number of contributions."""
+        return (0.1, 0.5, 2.0)[self.seed % 3] if self.streams and self.seed % 11 == 5 else 0.0  # no draw of its own
 
     @property
     def spare(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shoal.benchmarks import averaging, cohorts
-from shoal.benchmarks.averaging import TABLE, fl_f, in_order, rounds_to
+from shoal.benchmarks.averaging import TABLE, best_of, fl_f, in_order, rounds_to
 from shoal.benchmarks.peers.questions import cohorts as questions
 from shoal.benchmarks.run import FIGURES
 from shoal.jobs.problems import Supervised
@@ -72,8 +72,10 @@ def test_rounds_are_counted_to_the_first_evaluation_that_reaches_the_target(tmp_
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, *x.shape) + x.tobytes())
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 200) + y.tobytes())
     few = TABLE[0]._replace(epochs=1, most=2)
-    assert rounds_to(0.3, few, str(tmp_path)) == 1
-    assert rounds_to(1.01, few, str(tmp_path)) == 2  # never
+    assert rounds_to(0.3, few, 0.1, 2, str(tmp_path)) == 1
+    assert rounds_to(1.01, few, 0.1, 2, str(tmp_path)) is None
+    assert best_of(0.3, few, str(tmp_path), (1e-6, 0.1)) == (1, {"1e-06": None, "0.1": 1})
+    assert best_of(1.01, few, str(tmp_path), (0.1,)) == (2, {"0.1": None})
 
 
 def test_the_cases_are_known_by_their_names() -> None:
