@@ -15,6 +15,8 @@ from typed import ran
 
 from shoal.coordinator.keeping.store import newest
 from shoal.faults.patient import ran as finished
+from shoal.jobs.catalog import named
+from shoal.jobs.methods import METHODS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EXTRA = ("torch", "gymnasium", "sklearn", "scipy", "matplotlib", "tensorboard", "rich", "safetensors", "tomli_w", "argcomplete")
@@ -95,6 +97,30 @@ def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Pa
     np.testing.assert_allclose(snapshot.weights["slope"], [1.5, -2.0, 0.5], atol=0.05)
     alone = ran("simulate", job, "--actors", 0, "--json").result
     assert alone["weights_sha256"] == found["weights_sha256"]
+
+
+NEEDS = {"secagg": "cryptography", "xgb_bagging": "xgboost", "dp_fedavg": "dp_accounting", "local_dp": "dp_accounting"}
+PICTURES = named(f"{EXAMPLES.parent}/docs/curves.py:PICTURES")
+COMMANDS = {"analytics": "digits method=analytics query=histogram high=16"} | {
+    found[1] if (found := re.search(r"\bmethod=(\w+)", command)) else "fedavg": command
+    for commands in PICTURES.values()
+    for command in commands
+}
+
+
+@pytest.mark.parametrize("method", COMMANDS)
+def test_every_federated_method_has_an_example_job_that_runs(method: str) -> None:
+    if method in NEEDS:
+        pytest.importorskip(NEEDS[method])
+    job, *words = COMMANDS[method].split()
+    settings = dict(word.split("=") for word in words) | {"rounds": "2", "local_epochs": "1", "eval_every": "1"}
+    settings |= {"clients": "40", "cohort": "20"} if method in ("dp_fedavg", "local_dp") else {}
+    kept = METHODS[method].__dataclass_fields__
+    its = [f"{name}={value}" for name, value in settings.items() if name in kept or name in ("method", "attack")]
+    place = EXAMPLES.parent / job if job.startswith("examples/") else job
+    found = ran("simulate", place, *its, "--actors", 0, "--json").result
+    assert found["version"] > 0
+    assert found["metrics"]
 
 
 def test_who_waits_for_nobody_is_sooner_there_on_devices_that_differ_much() -> None:
