@@ -351,4 +351,4 @@ def _totals(replaced: int) -> dict[str, tuple[float, float]]:
 
 
 def _samples(returns: Any, lengths: Any) -> dict[str, tuple[float, ...]]:
-    return {"return": tuple(float(x) for x in returns), "length": tuple(float(x) for x in lengths)}
+    return {name: tuple(np.asarray(each, float).tolist()) for name, each in (("return", returns), ("length", lengths))}

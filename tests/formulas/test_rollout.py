@@ -463,3 +463,8 @@ def test_a_jobs_rollouts_end_within_half_of_a_lease_that_the_user_gave(method: s
 def test_a_lease_that_nobody_gave_follows_the_rollouts_and_is_an_hour_before_three_are_in(method: str) -> None:
     bounds = Reinforcement("CartPole-v1", method=method).bounds()
     assert (bounds.lease, bounds.floor, bounds.first) == (-1.0, 60.0, 3_600.0)
+
+
+def test_an_actor_of_impala_is_asked_for_as_many_trajectories_as_the_user_says() -> None:
+    assert Reinforcement("CartPole-v1").bounds().ahead == 1
+    assert Reinforcement("CartPole-v1", ahead=2).bounds().ahead == 2

@@ -29,6 +29,12 @@ class IMPALA(OnPolicy):
         "none", "weight of a trajectory in the loss: 1 (none), 1 / sqrt(1 + lag) (sqrt), 1 / (1 + lag) (inverse)",
         choices=LAG_WEIGHTS,
     )  # fmt: skip
+    ahead: int = option(
+        1,
+        "trajectories that an actor is asked for at once; with 2 it never waits for the next, and lags are twice as large",
+        least=1,
+        most=8,
+    )
     clip_rho: float = option(1.0, "V-trace's upper bound on the importance ratio rho", above=0)
     clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
@@ -44,8 +50,8 @@ class IMPALA(OnPolicy):
         return Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
 
     def bounds(self, sums: bool) -> Bounds:
-        """Bounds with one task for each actor at a time: a second task would wait, and add one version to every lag."""
-        return Bounds(ahead=1, steps=self.rollout_length * self.num_envs, first=FIRST)
+        """Bounds with `ahead` tasks for each actor: a second task waits, and adds the other actors' versions to every lag."""
+        return Bounds(ahead=self.ahead, steps=self.rollout_length * self.num_envs, first=FIRST)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner
