@@ -14,7 +14,7 @@ from shoal.benchmarks.peers.asking import Question
 FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
 LEARNING = "pfl_learning.py"
 TRAINED = ("pfl_trained.py", "flower_trained.py")
-LOOPS, SB3, RLLIB = "rl_loops.py", "rl_sb3.py", "rl_rllib.py"
+LOOPS, SB3, RLLIB, FACTORY = "rl_loops.py", "rl_sb3.py", "rl_rllib.py", "rl_samplefactory.py"
 DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
@@ -94,6 +94,8 @@ def cartpole(quick: bool) -> Mapping[str, Question]:
     """Returns questions on CartPole-v1, collected and learned from, in environment steps a second."""
     steps = 1 if quick else 4
     return {
+        "samplefactory_batched": Question("samplefactory", FACTORY, ("batched", 600_000 * steps), quick=True),
+        "samplefactory_scalar": Question("samplefactory", FACTORY, ("scalar", 60_000 * steps)),
         "rllib_2_runners": Question("rllib", RLLIB, (8 * steps, 2, 16), quick=True),
         "rllib_1_runner": Question("rllib", RLLIB, (8 * steps, 1, 64)),
         "cleanrl_native": Question("sb3", LOOPS, ("CartPole-v1", 150_000 * steps, "native"), quick=True, alike=False),

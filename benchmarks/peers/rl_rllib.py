@@ -22,13 +22,9 @@ import ray
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-LIFETIME = f"env_runners/{NUM_ENV_STEPS_SAMPLED_LIFETIME}"
 
-
-def sampled(result: dict[str, object]) -> float:
-    runners = result["env_runners"]
-    assert isinstance(runners, dict)
-    return float(runners[NUM_ENV_STEPS_SAMPLED_LIFETIME])
+def sampled(result: dict[str, float]) -> float:
+    return float(result[NUM_ENV_STEPS_SAMPLED_LIFETIME])
 
 
 def main(seconds: str, runners: str, envs: str) -> None:
@@ -43,6 +39,8 @@ def main(seconds: str, runners: str, envs: str) -> None:
         .debugging(log_level="ERROR", seed=0)
     )
     algorithm = config.build_algo()
+    while not sampled(algorithm.train()):  # the runners' processes start
+        pass
     for _ in range(3):
         first = sampled(algorithm.train())
     began, last = time.perf_counter(), first

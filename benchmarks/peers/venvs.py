@@ -19,7 +19,7 @@ from pathlib import Path
 from shoal.up import reason
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("flower", "flowertorch", "pfl", "ray", "pools", "litserve", "rayserve", "sb3", "rllib")
+PEERS = ("flower", "flowertorch", "pfl", "ray", "pools", "litserve", "rayserve", "sb3", "rllib", "samplefactory")
 PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)")
 MINUTES = 30
 NOT_THEIRS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONWARNINGS")
