@@ -267,7 +267,7 @@ def test_the_two_other_words_for_the_method_are_accepted_everywhere() -> None:
 
 def test_owners_of_a_setting_are_the_methods_that_have_it() -> None:
     assert {"fedadam", "fedyogi"} <= {*owners("beta2")}
-    assert owners("clip_rho") == ["impala"]
+    assert owners("overlap") == ["ppo"]
     assert owners("nothing") == []
 
 
