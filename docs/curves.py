@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = "examples/methods.py"
-ROBUST = "examples/robust.py attack=alie eval_every=2"
+ROBUST = "examples/robust.py attack=ipm eval_every=2"
 DEVICES = "examples/devices.py"
 PRIVATE = "digits clients=1000 cohort=200 rounds=60 eval_every=3"
 TREES = "digits clients=10 eval_every=1"
