@@ -219,6 +219,8 @@ def test_the_first_action_of_an_episode_is_learned(method: str, mode: str, steps
     )
     with torch.no_grad():
         assert taught.chosen(torch.eye(3)[:1]) > 0.9
+        if method == "dqn":  # whose best action may be right by luck
+            assert taught.valued(torch.eye(3)[:1]) > 1
 
 
 @pytest.mark.parametrize("mode", MODES)

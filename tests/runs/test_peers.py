@@ -33,6 +33,9 @@ EVERY = [
     *questions.serving(9, 3).values(),
     *questions.cohorts("fl-b", 9).values(),
     *questions.trained(Path("clients.npz"), 9, 9).values(),
+    *questions.cartpole(True).values(),
+    *questions.cheetah(9).values(),
+    *questions.pong(9).values(),
 ]
 
 
