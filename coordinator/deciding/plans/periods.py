@@ -25,22 +25,22 @@ class Periods(Stream):
     def __init__(self, deadline: float, max_lag: int, *, least: int = 1, **options: Any) -> None:
         super().__init__(least, max_lag, **options)
         self.deadline = deadline
-        self.began: dict[int, float] = {}  # version -> time at which the plan first heard of it
+        self.began: dict[int, float] = {}  # version -> time at which it became the newest
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         self._since(version, now)
         return super().assign(seats, news, version, now)
 
     def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
-        return now - self._since(version, now) >= self.deadline and folded >= self.batch
+        """The core asks about the next version too, while the step to it waits for contributions: its period has not begun."""
+        return now - self.began.get(version, now) >= self.deadline and folded >= self.batch
 
     def wakes(self, version: int, now: float) -> float:
         due = self._since(version, now) + self.deadline
         return min(due if now < due else math.inf, super().wakes(version, now))
 
     def _since(self, version: int, now: float) -> float:
-        """Return the time at which the period of this version began. The core asks about the next version while a step is
-        made, so two versions are kept."""
+        """Return the time at which the period of this version, the newest, began. The one before is still asked about."""
         if version not in self.began:
             self.began = {one: time for one, time in self.began.items() if one >= version - 1}
             self.began[version] = now
