@@ -251,9 +251,7 @@ MUTANTS = (
     Mutant("rounds take what is old", Rounds, "admits", "made_from == version", "made_from <= version"),
     Mutant("a restarted round asks everyone again", Rounds, "_begin", "if client not in done", "if True"),
     Mutant("streams take what is too old", Stream, "admits", "self.max_lag", "self.max_lag + 1"),
-    Mutant(
-        "periods do not wait for their end", Periods, "enough", "now - self.began.get(version, now) >= self.deadline and ", ""
-    ),
+    Mutant("periods do not wait for their end", Periods, "enough", "lasts >= self.deadline and ", ""),
     Mutant("streams wait for one more", Stream, "enough", "folded >= self.batch", "folded > self.batch"),
     Mutant("one task under two versions", Stream, "_next", "self.drawn += 1", "self.drawn += number % 5 > 0"),
     Mutant("work on weights that are not there", Stream, "_next", "version - self.max_lag", "version + 1"),

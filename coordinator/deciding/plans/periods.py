@@ -33,7 +33,8 @@ class Periods(Stream):
 
     def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
         """The core asks about the next version too, while the step to it waits for contributions: its period has not begun."""
-        return now - self.began.get(version, now) >= self.deadline and folded >= self.batch
+        lasts = now - self.began.get(version, now)
+        return lasts >= self.deadline and folded >= self.batch
 
     def wakes(self, version: int, now: float) -> float:
         due = self._since(version, now) + self.deadline
