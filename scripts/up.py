@@ -23,7 +23,7 @@ PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "up.log"
 ASKED = ("pyproject.toml", "constraints.txt")
 COVERED_BY = {"all": ("all", "test"), "test": ("test",)}  # extra -> the extras whose installation contains it
-WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")  # pytest-xdist: the files of tests, shared among cores
+CLOSING = re.compile(r"(?m)^=*\s*(\d+ [a-z]+(?:, \d+ [a-z]+)*) in ([0-9.]+)s.*$")  # pytest's last line
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "-p", "shoal"))
 REMEDIES = (  # pattern in the output of pip or uv -> remedy; the first pattern that matches counts
     (r"No space left|Errno 28", "free some disk space: 2 GB, or 8 GB where torch comes with CUDA"),
@@ -70,7 +70,49 @@ def demo(rest: "list[str]") -> int:
 
 
 def test(rest: "list[str]") -> int:
-    return check([]) or follow(PYTHON, "-m", "pytest", *WORKERS, *rest)
+    return check([]) or (follow(PYTHON, "-m", "pytest", *rest) if rest else together())
+
+
+def together() -> int:
+    """Run all tests in two processes, whole runs in one and the others in the other: one after the other they take twice as
+    long. What the other says comes when both are done, and then a line that counts the tests of both."""
+    folder = ROOT / "tests"
+    others = [folder / "cores", folder / "formulas", *sorted(folder.glob("test_*.py"))]
+    log = ROOT / "build" / "tests.log"
+    log.parent.mkdir(exist_ok=True)
+    said = []
+    with log.open("w") as file:
+        beside = subprocess.Popen((PYTHON, "-m", "pytest", *others), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        with subprocess.Popen((PYTHON, "-m", "pytest", folder / "runs"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as runs:
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda *_: ended(beside, runs))
+            for line in runs.stdout or ():
+                print(line, end="", flush=True)
+                said.append(line)
+            codes = runs.wait(), beside.wait()
+            signal.signal(signal.SIGINT, before[0])
+            signal.signal(signal.SIGTERM, before[1])
+    text = log.read_text()
+    print(text, end="")
+    print(closing("".join(said), text), flush=True)
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def ended(*children: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
+    for child in children:
+        child.terminate()
+
+
+def closing(*texts: str) -> str:
+    """One line in the form of pytest's last one, with the counts of all and the longest time; "" if one has no such line."""
+    found = [CLOSING.findall(text) for text in texts]
+    if not all(found):
+        return ""
+    counts: dict[str, int] = {}
+    for lines in found:
+        for number, word in re.findall(r"(\d+) ([a-z]+)", lines[-1][0]):
+            counts[word] = counts.get(word, 0) + int(number)
+    told = ", ".join(f"{number} {word}" for word, number in sorted(counts.items(), key=lambda each: each[0] != "failed"))
+    return f"==== {told} in {max(float(lines[-1][1]) for lines in found):.2f}s ===="
 
 
 def check(_: "list[str]") -> int:

@@ -1,4 +1,4 @@
-"""Names of cases that are the same in every process, as pytest-xdist asks."""
+"""Names of cases that are the same in every process, so that a case can be asked for by its name."""
 
 from __future__ import annotations
 

@@ -152,3 +152,26 @@ def test_the_script_runs_where_shoal_is_not_installed(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", up.__file__, "--help"], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert "demo" in alone.stdout
+
+
+def test_the_last_line_counts_the_tests_of_both_processes() -> None:
+    whole = up.closing(
+        "..\n==== 1 failed, 20 passed, 2 skipped, 15 deselected in 12.50s ====\n",
+        "x\n3 passed, 1 skipped in 20.25s (0:00:20)\n",
+    )
+    assert whole == "==== 1 failed, 23 passed, 3 skipped, 15 deselected in 20.25s ===="
+    assert up.closing("5 passed in 1.00s\n", "INTERNALERROR\n") == ""
+
+
+def test_both_processes_are_heard_and_the_exit_code_is_of_the_one_that_failed(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "ROOT", clone)
+    monkeypatch.setattr(up, "PYTHON", clone / "python")
+    (clone / "tests" / "runs").mkdir(parents=True)
+    (clone / "python").write_text(
+        '#!/bin/sh\ncase "$3" in *runs) echo 2 passed in 1.00s;; *) echo 1 failed, 3 passed in 2.00s; exit 1;; esac\n'
+    )
+    (clone / "python").chmod(0o755)
+    assert up.together() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "==== 1 failed, 5 passed in 2.00s ===="

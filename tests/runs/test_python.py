@@ -475,7 +475,7 @@ def test_a_run_is_watched_row_by_row_and_stopped() -> None:
         for row in run:
             rows.append(row)
             if row["version"] == 3:
-                assert run.history[-1]["version"] == 3
+                assert 3 in [each["version"] for each in run.history]  # which may be further on by now
                 run.stop()
     assert [row["version"] for row in rows[:3]] == [1, 2, 3]
     assert (run.reason, run.summary["version"]) == ("stopped by stop()", rows[-1]["version"])
