@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,7 +19,7 @@ from shoal.envs.spaces import MASK, apart, flat_mask
 from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, Recipe, alone, make_vector, told_apart
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
-from shoal.protocol.parent import die_with_parent, forked
+from shoal.protocol.parent import die_with_parent, forked, lone
 from shoal.protocol.place import place_of, place_of_function
 
 SEED = 0
@@ -57,7 +56,7 @@ def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
     A copy of this process looks, if this process has one thread: an environment may start threads or take a GPU in its first
     reset, and actors are forked from this process afterwards.
     """
-    if threading.active_count() > 1 or not hasattr(os, "fork"):
+    if not lone() or not hasattr(os, "fork"):
         return _look(env, vector)
     here, there = os.pipe()
     parent = os.getpid()

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,3 +78,10 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
             stream.flush()
+
+
+def lone() -> bool:
+    """True if a copy of this process lacks no thread of Python's: there is this one alone, beside ZeroMQ's collector of arrays
+    that were sent, which waits for messages and holds nothing."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    return all(type(thread).__module__ == "zmq.utils.garbage" for thread in others)

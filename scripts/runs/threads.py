@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from shoal.protocol import cgroups
 from shoal.protocol.errors import UserError
+from shoal.protocol.parent import lone as lone
 
 LIBRARIES = frozenset({"numpy", "scipy", "sklearn", "torch"})  # that compute with threads of their own, if they are loaded
 
@@ -121,10 +122,3 @@ def cores() -> int:
     """The number of cores that this process may use: those it may run on, or fewer if its container has the time of fewer."""
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(may, cgroups.cores())))
-
-
-def lone() -> bool:
-    """True if a copy of this process lacks no thread of Python's: there is this one alone, beside ZeroMQ's collector of arrays
-    that were sent, which waits for messages and holds nothing."""
-    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
-    return all(type(thread).__module__ == "zmq.utils.garbage" for thread in others)
