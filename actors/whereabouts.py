@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
 
 def word(frames: Sequence[Frame]) -> str:
-    """One word for where a worker is; "work" if no place is known. frames: of its stack, the outermost first."""
+    """The word for the place of a worker; "work" if no place is known. frames: of its stack, the outermost first."""
     for frame in reversed(frames):
         for module, function, its in PLACES:
             if frame.module.startswith(module) and function in ("", frame.function):
@@ -51,9 +51,9 @@ def word(frames: Sequence[Frame]) -> str:
 
 @dataclass(slots=True)
 class Whereabouts:
-    """What goes with the Beats of an actor whose worker is at one task for longer than AFTER seconds: `doing`, a word; `for`,
-    seconds at the task; `stack`, ASCII text. stack: returns the frames and the text of the worker's stack as it is now. told:
-    the words that the first Beats have. Times are in seconds of a clock that is handed in."""
+    """The words that go with the Beats of an actor whose worker is at one task for longer than AFTER seconds: `doing`, a word;
+    `for`, seconds at the task; `stack`, ASCII text. stack: returns the frames and the text of the worker's stack as it is now.
+    told: the words that the first Beats have. Times are in seconds of a clock that is handed in."""
 
     stack: Callable[[], tuple[Sequence[Frame], str]]
     told: Words = field(default_factory=dict)

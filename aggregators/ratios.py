@@ -1,4 +1,4 @@
-"""What importance ratios say of the data that they weigh, and what lag says.
+"""Figures of importance ratios (effective sample size), and weights of trajectories by their lag.
 
 The one idea: a batch that an older policy made is worth fewer rows than it has. The effective sample size says how many, and
 it needs nothing but the ratios.

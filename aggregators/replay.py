@@ -71,7 +71,42 @@ class Transitions:
         return Transitions(self.places[cut], seen, following, *flat)
 
 
-class ReplayBuffer:
+class RingReplay:
+    """The half that replays share: priorities of rows in a ring, and their snapshots."""
+
+    ring: RowRing
+    priorities: Priorities | None
+    inserted: int
+
+    def prioritize(self, places: Places, errors: Tensor) -> None:
+        """Set the priorities of a batch from its errors [N]. Without priorities this does nothing."""
+        if self.priorities is not None:
+            self.priorities.put(places, errors.detach().cpu().numpy())
+
+    # Snapshots
+
+    def settle(self, folder: Path) -> None:
+        """Keep the rows of a large replay in files of this folder, from the next snapshot on."""
+        self.ring.settle(folder)
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest row in the ring, counted from the run's beginning."""
+        return self.ring.first
+
+    def forget(self, first: int) -> None:
+        """Unlink files without a row from `first` on, which no snapshot that is kept needs."""
+        self.ring.kept.forget(first)
+
+    def state(self) -> State:
+        """The arrays for a snapshot. Raises OSError."""
+        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
+        if self.priorities is None:
+            return told
+        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
+
+
+class ReplayBuffer(RingReplay):
     """The newest transitions of trajectories of one layout.
 
     layout: of the trajectories (Spaces.trajectory). buffer_size: transitions that are kept, fewer where rows only reset; at
@@ -221,33 +256,6 @@ class ReplayBuffer:
 
     def _taken(self, name: str, places: Places) -> Tensor:
         return torch.from_numpy(self.ring[name].take(places, axis=0)).to(self.device)
-
-    def prioritize(self, places: Places, errors: Tensor) -> None:
-        """Set the priorities of a batch from the size of its errors [N]. Without priorities this does nothing."""
-        if self.priorities is not None:
-            self.priorities.put(places, errors.detach().cpu().numpy())
-
-    # Snapshots
-
-    def settle(self, folder: Path) -> None:
-        """Keep the rows of a large replay in files of this folder, from the next snapshot on."""
-        self.ring.settle(folder)
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest row in the ring, counted from the run's beginning."""
-        return self.ring.first
-
-    def forget(self, first: int) -> None:
-        """Unlink files without a row from `first` on, which no snapshot that is kept needs."""
-        self.ring.kept.forget(first)
-
-    def state(self) -> State:
-        """The arrays for a snapshot. Raises OSError."""
-        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
-        if self.priorities is None:
-            return told
-        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
 
     def load(self, state: State) -> None:
         """Go on from a snapshot's arrays, with another buffer_size too. Raises UserError if rows are not there or do not

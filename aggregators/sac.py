@@ -97,7 +97,7 @@ class SACLearner(OffPolicyLearner):
         return torch.randn((2, size, self.actions), generator=generator).to(self.device)
 
     def update(self, batch: Transitions) -> Sequence[Tensor]:
-        """One update of critics, temperature and actor, all by the alpha from before it."""
+        """Make one update of critics, temperature and actor, all by the alpha from before it."""
         noise_2NA = self.noise(len(batch))
         alpha = self.log_alpha.detach().exp() if self.autotune else self.fixed
         action_NA, log_prob_N = self.drawn(batch.observation, noise_2NA[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from shoal.aggregators import State
 from shoal.aggregators.n_step import n_step
 from shoal.aggregators.priorities import Priorities
-from shoal.aggregators.replay import FINAL, STATE, Array, fits
+from shoal.aggregators.replay import FINAL, STATE, Array, RingReplay, fits
 from shoal.aggregators.row_ring import RowRing, row_bytes
 from shoal.aggregators.sum_tree import Places
 from shoal.envs.spaces import final_name
@@ -53,7 +52,7 @@ class Sequences:
     weight: Tensor
 
 
-class SequenceBuffer:
+class SequenceBuffer(RingReplay):
     """The newest sequences of trajectories of one layout, which has `first` and states (Spaces.trajectory).
 
     buffer_size: rows that are kept, at least one trajectory's. n_step, gamma, reward_scale, prioritized, alpha, device: as in
@@ -154,29 +153,6 @@ class SequenceBuffer:
             {name: rows(final) for name, final in self.finals.items()},
             torch.from_numpy(weight).to(self.device),
         )
-
-    def prioritize(self, places: Places, errors: Tensor) -> None:
-        """Set the priorities of a batch from the mixed errors [N] of its sequences. Without priorities this does nothing."""
-        if self.priorities is not None:
-            self.priorities.put(places, errors.detach().cpu().numpy())
-
-    # Snapshots
-
-    def settle(self, folder: Path) -> None:
-        self.ring.settle(folder)
-
-    @property
-    def first(self) -> int:
-        return self.ring.first
-
-    def forget(self, first: int) -> None:
-        self.ring.kept.forget(first)
-
-    def state(self) -> State:
-        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
-        if self.priorities is None:
-            return told
-        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
 
     def load(self, state: State) -> None:
         self.ring.load(state)

@@ -88,7 +88,7 @@ class TD3Learner(OffPolicyLearner):
         return torch.randn((size, self.actions), generator=generator).to(self.device)
 
     def update(self, batch: Transitions) -> Sequence[Tensor]:
-        """One update of the critics, and every policy_delay-th time one of the actor and of the target networks."""
+        """Make one update of the critics, and every policy_delay-th time one of the actor and of the target networks."""
         target_N = self.targets(batch, self.noise(len(batch)))
         value_2N = self.q.module(batch.observation, self.inward(batch.action))
         error = critic_loss(value_2N, target_N, batch.weight)

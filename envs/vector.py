@@ -221,7 +221,7 @@ class Envs:
 
 
 def alone(given: Any) -> Any:
-    """One environment's observation as a batch of one."""
+    """The observation of a single environment, as a batch of one."""
     if isinstance(given, Mapping):
         return {name: alone(part) for name, part in given.items()}
     if isinstance(given, tuple):
@@ -339,7 +339,7 @@ def spaces_in(env: Environment | Recipe, vector: str = "auto") -> Spaces:
 
 
 def make_shown(env: Environment | Recipe) -> Any:
-    """One gymnasium environment whose `render` gives pictures (render_mode "rgb_array").
+    """A gymnasium environment whose `render` gives pictures (render_mode "rgb_array").
 
     Raises UserError for a factory of many, and for a factory whose environment has another render_mode and that takes no
     argument render_mode.

@@ -39,8 +39,11 @@ of MultiDiscrete actions; Bits of MultiBinary actions."""
 
 
 def meant(parameters: Tensor | tuple[Tensor, Tensor], action: Actions | None, allowed: Tensor | None = None) -> Parameters:
-    """What a module's output means for actions of this kind (None: Discrete or Box, by the output's form). allowed: bool, of
-    the shape of the logits; a choice that is not allowed gets probability 0."""
+    """The action parameters that a module's output means.
+
+    action: the kind of actions; None: Discrete or Box, by the output's form. allowed: bool, of the shape of the logits; a
+    choice that is not allowed gets probability 0.
+    """
     if not isinstance(parameters, Tensor):
         return parameters
     if allowed is not None:

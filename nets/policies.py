@@ -184,7 +184,7 @@ def every(seen: Seen, change: Callable[[torch.Tensor], torch.Tensor]) -> Seen:
 
 
 def examples(spaces: Spaces, n: int, fill: int = 0) -> Any:
-    """What a module gets for n observations that are `fill` everywhere: a tensor, or part -> tensor."""
+    """The input of a module for n observations that are `fill` everywhere: a tensor, or part -> tensor."""
     arrays = {name: torch.full((n, *shape), fill, dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in spaces.arrays.items()}
     return apart(arrays if len(arrays) > 1 or OBSERVATION not in arrays else arrays[OBSERVATION])[0]
 

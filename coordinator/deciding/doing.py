@@ -1,4 +1,4 @@
-"""Where the worker of an actor is, by the actor's last Beat.
+"""The place of an actor's worker, by the actor's last Beat.
 
 The one idea: the words of a Beat are a peer's, so a line for a person takes nothing from them but a short word, a number and
 printable text.

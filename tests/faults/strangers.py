@@ -37,7 +37,7 @@ INTRUSION = b"from outside, " * 100
 SECRET = b"weights, for those let in only; " * 100
 MOMENT = 0.2  # seconds in which an intrusion would have shown
 READ = 0.9  # seconds within which a changed list is read
-LIMIT = 10.0  # seconds after which a wait is given up
+LIMIT = 60.0  # seconds after which a wait is given up: a refused line waits for up to 5 s between two tries
 PING = Envelope(b"honest..", 1, Beat(1))
 
 Dress = Callable[["zmq.Socket[bytes]"], None]
