@@ -24,13 +24,16 @@ SAMPLE: tuple[str, ...] = ()  # settings of gymnasium:CartPole-v1, whose preset 
 class Course:
     """The course of the mean return of the last 100 episodes. reached, seconds: environment steps and seconds of the run,
     without the start of its processes, at which it first was at the threshold; None: never. lowest_after: its lowest value from
-    then on. last: at the end. steps: of the whole run."""
+    then on. last: at the end. greedy: mean return of fresh greedy episodes by the last weights. steps, took: of the whole run.
+    """
 
     reached: int | None
     seconds: float | None
     lowest_after: float | None
     last: float | None
+    greedy: float | None
     steps: int
+    took: float
 
 
 def course(run: Played, threshold: float) -> Course:
@@ -43,7 +46,9 @@ def course(run: Played, threshold: float) -> Course:
         seconds=None if at is None else told[at]["seconds"],
         lowest_after=None if at is None else min(means[at:]),
         last=means[-1] if means else None,
+        greedy=run.rows[-1]["metrics"].get("eval/return_mean"),
         steps=run.summary["steps"],
+        took=run.steps[-1]["seconds"],
     )
 
 
