@@ -22,6 +22,10 @@ class Worker(Protocol):
     A worker may also have run_all(weights, clients, task), which yields the work of each of the clients, in their order. It is
     called in the place of `run` if the task has no brief. What it raises is blamed on the client whose work is due. The work of
     a client must not depend on the other clients, because another actor may do them.
+
+    A worker whose attribute `adds` is True has add_all(weights, clients, task, total). It is called in the place of both if the
+    task has no brief and the arrays of its clients are summed: it adds each client's arrays to `total` (protocol/exact.py)
+    before it yields the client's work, whose bundle is None. So what is trained together is added together.
     """
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
@@ -51,6 +55,11 @@ def close(worker: Worker) -> None:
             shut()
         except Exception as raised:  # noqa: BLE001  a worker is the user's code
             print(f"shoal: closing the worker raised {type(raised).__name__}: {raised}", file=sys.stderr)
+
+
+def adds(worker: Worker) -> bool:
+    """Return whether a worker adds the arrays of a task's clients to their sum itself, by `add_all`."""
+    return getattr(worker, "adds", False) is True
 
 
 def works_of(worker: Worker, weights: Bundle, task: Task, brief: Bundle | None) -> Iterator[Work]:

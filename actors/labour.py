@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from shoal.actors import Worker, works_of
+from shoal.actors import Worker, adds, works_of
 from shoal.actors.effects import Run
 from shoal.protocol.codec import figures_fault
 from shoal.protocol.errors import AwayError, ProtocolError, UserError, signed
@@ -72,14 +72,16 @@ def perform(
         stage = run.task.kind
         task = run.task if run.task.version == run.made_from else replace(run.task, version=run.made_from)
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
-        works, taken = works_of(hand, weights, task, brief), _taken(hand) if task.counts else frozenset()
+        added = total is not None and brief is None and adds(hand)
+        works = hand.add_all(weights, task.clients, task, total) if added else works_of(hand, weights, task, brief)  # type: ignore[attr-defined]
+        taken = _taken(hand) if task.counts else frozenset()
         for client in run.task.clients:
             try:
                 work = next(works)
             except StopIteration:
                 kind = type(hand).__name__
                 raise UserError(f"{kind}.run_all gave no Work for client {client}: expected one for each client") from None
-            _check(work, run.task, taken)
+            _check(work, run.task, taken, added)
             if total is not None and work.bundle is not None:
                 total.add(work.bundle, work.weight)
             told.append((work.totals, work.samples, work.steps))
@@ -94,11 +96,11 @@ def perform(
     return Product(message, bundle, len(told))
 
 
-def _check(work: Work, task: Task, taken: frozenset[str]) -> None:
-    """Raises UserError for a Work that is none. taken: names that its totals must not have."""
+def _check(work: Work, task: Task, taken: frozenset[str], added: bool) -> None:
+    """Raises UserError for a Work that is none. taken: names that its totals must not have. added: the sum has its arrays."""
     if not _plain(work):
         _check_kinds(work)
-    if work.bundle is None and task.counts:
+    if work.bundle is None and task.counts and not added:
         raise UserError("no arrays came of a task that counts: a worker's Work needs a bundle")
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"

@@ -91,11 +91,12 @@ class FlatModule:
         self.device = torch.device(device)
         self.raw = _aligned(self.layout.nbytes, self.device)
         self.trainable = sum(p.numel() for p in module.parameters() if p.requires_grad and p.dtype == torch.float32)
-        self.grad = torch.zeros(self.trainable, device=self.device)
+        self.grad = _zeros(4 * self.trainable, self.device).view(torch.float32)
         self._host = Bundle(self.layout, self.raw.numpy()) if self.device.type == "cpu" else None
         self.vector = segment(self.raw, self.layout, "f4")
         used = 0
         tensors: dict[str, torch.Tensor] = dict((*module.named_parameters(), *module.named_buffers()))
+        self.trained_parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # parameter, its place, its gradient's
         for name, view in views(self.raw, self.layout).items():
             tensor = tensors[name]
             view.copy_(tensor.data)
@@ -103,6 +104,7 @@ class FlatModule:
             tensor.flat = True  # type: ignore[attr-defined]
             if tensor.requires_grad and tensor.dtype == torch.float32:
                 tensor.grad = self.grad[used : used + tensor.numel()].view(view.shape)
+                self.trained_parts.append((tensor, view, tensor.grad))
                 used += tensor.numel()
         self._parts = [(prefix, part._buffers) for prefix, part in module.named_modules()]
         self._buffers = self._places()
@@ -138,6 +140,35 @@ class FlatModule:
         else:
             self.raw.copy_(as_tensor(bundle.data))
 
+    def loosen(self) -> None:
+        """Let the next backward pass leave gradients in memory of their own: added to `grad`, each would be written, read and
+        written again. `gather` or `tighten` ends that."""
+        for parameter, _, _ in self.trained_parts:
+            parameter.grad = None
+
+    def found(self) -> list[torch.Tensor] | None:
+        """The gradients that a backward pass left since `loosen`, one for each trained parameter; None if a parameter has
+        none, or a sparse one."""
+        grads = [parameter.grad for parameter, _, _ in self.trained_parts]
+        whole = all(grad is not None and grad.layout == torch.strided for grad in grads)
+        return grads if whole else None  # type: ignore[return-value]  # none is None
+
+    def gather(self) -> None:
+        """Write the gradients since `loosen` to `grad`, with the bits that adding to zeros gives them."""
+        for parameter, _, into in self.trained_parts:
+            grad = parameter.grad
+            if grad is None:
+                into.zero_()
+            elif grad.layout == torch.strided:
+                torch.add(grad, 0.0, out=into)  # 0.0 of -0.0, as a sum with 0.0 is
+            else:
+                into.zero_().add_(grad)
+
+    def tighten(self) -> None:
+        """Make the parameters' .grad views of `grad` again."""
+        for parameter, _, into in self.trained_parts:
+            parameter.grad = into
+
     def clip(self, most: float) -> torch.Tensor:
         """Scale a gradient that is longer down to the Euclidean norm `most`. Returns the norm before, still on the device."""
         norm: torch.Tensor = self.grad.norm()
@@ -172,6 +203,15 @@ def as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
 def told(tensor: torch.Tensor) -> str:
     """A tensor's dtype and shape, in words for an error: float32[2, 3]."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _zeros(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Aligned bytes of 0. On a CPU the system gives a page when it is first written: a gradient may never be."""
+    if device.type != "cpu":
+        return torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    raw = torch.from_numpy(np.zeros(nbytes + ALIGNMENT, np.uint8))
+    start = -raw.data_ptr() % ALIGNMENT
+    return raw[start : start + nbytes]
 
 
 def _aligned(nbytes: int, device: torch.device) -> torch.Tensor:

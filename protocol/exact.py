@@ -10,7 +10,7 @@ majority of booleans and the rounded mean of whole numbers. Arrays of all other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,8 +48,11 @@ def summed_layout(layout: Layout, exact: bool = True) -> Layout:
 
     exact: True for int64, in units of grid.GRID; False for float32 of f4, f2 and bf16, and float64 of the others.
     """
-    rows = averaged(layout).items()
-    return Layout.of({f"sum/{dtype}": ("i8" if exact else PLAIN_TOTALS[dtype], (size,)) for dtype, size in rows})
+    if (found := layout.made.get(exact)) is None:  # an actor makes a sum a task
+        rows = averaged(layout).items()
+        sizes = {f"sum/{dtype}": ("i8" if exact else PLAIN_TOTALS[dtype], (size,)) for dtype, size in rows}
+        found = layout.made[exact] = Layout.of(sizes)
+    return found
 
 
 def floats(vector: npt.NDArray[Any], dtype: str) -> Floats:
@@ -131,16 +134,20 @@ class Gauge:
             self.narrow, self.narrow_sums = its, summed_layout(its, self.exact)
             self.whole |= self.weight > 0  # the terms before may have more arrays
         (self.narrow if its.digest == self.narrow.digest else self.layout).expect(its)
-        weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         if norm is None:
             square = squares(bundle, self.dtypes)
         else:
             square = norm * norm + (squares(bundle, self.converted) if self.converted else 0.0)
+        return self.known(bundle, weight, square, extent)
+
+    def known(self, bundle: Bundle, weight: float, square: float, extent: Extent) -> tuple[float, float]:
+        """Count one client's bundle of a known layout in, as `term` does. square: squares(bundle, dtypes)."""
+        weight = grid.exact_weight(weight) if self.exact else grid.plain_weight(weight)
         reach = weight * grid.bound(square)
         if not max(self.reach + reach, self.shares * reach) <= self.limit:
             reach = weight * _largest(bundle, self.dtypes)
         self._count(weight, reach, extent, 1)
-        self.whole |= its.digest == self.layout.digest
+        self.whole |= bundle.layout.digest == self.layout.digest
         return weight, reach
 
     def partial(self, bundle: Bundle, weight: float, extent: Extent, clients: int = 1) -> None:
@@ -228,6 +235,32 @@ class Sum:
         for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
                 add(total if x.size == total.size else total[first : first + x.size], x, weight)
+
+    def add_rows(self, rows: npt.NDArray[np.float32], weights: Sequence[float]) -> Mapping[int, ProtocolError]:
+        """Add the bundles of several clients at once, with the bits that `add` gives one after the other. rows: their float32
+        entries, [clients, entries], C-contiguous; the layout has no other arrays. Returns row -> why it must not be added; if
+        there is such a row, nothing is added, and the sum is of no use any more."""
+        with np.errstate(all="ignore"):
+            squared = np.einsum("ij,ij->i", rows, rows).tolist()
+        used, reaches, faults = list[float](), list[float](), dict[int, ProtocolError]()
+        for at, (row, weight, square) in enumerate(zip(rows, weights, squared, strict=True)):
+            try:
+                term = self.gauge.known(Bundle.of_buffer(self.gauge.layout, row), weight, square, self._extent)
+            except ProtocolError as fault:
+                faults[at] = fault
+            else:
+                used.append(term[0])
+                reaches.append(term[1])
+        if faults:
+            return faults
+        total = self._totals["f4"]
+        if self.gauge.exact and max(reaches, default=0.0) <= SMALL:
+            self._above += len(used) * OFFSET
+            self._adder.rows(total, rows, used)
+        else:
+            for row, weight, reach in zip(rows, used, reaches, strict=True):
+                self._way(reach)(total, row, weight)
+        return {}
 
     def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:
         """Add a partial sum's bundle and weight, over so many clients. Raises as `add` does."""

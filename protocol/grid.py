@@ -16,6 +16,7 @@ A term is off by at most 2**-33 and half a unit in the last place of a float32 p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,6 +121,18 @@ class Adder:
             np.copyto(wide, product)
             np.add(wide, self._magic, wide)
             np.add(its, self._counts[: block.size], its)
+
+    def rows(self, total: npt.NDArray[np.int64], x: npt.NDArray[np.float32], weights: Sequence[float]) -> None:
+        """total[n] += sum of weights[i] * x[i], x [clients, n]: each term as in `small`, so every entry of the total is left
+        OFFSET too high for each client."""
+        factors = np.array([weight / GRID for weight in weights], np.float32)[:, None]
+        width = max(1, STRETCH // max(1, len(weights)))
+        for first in range(0, x.shape[1], width):
+            block = x[:, first : first + width]
+            wide = np.multiply(block, factors).astype(np.float64)
+            np.add(wide, self._magic, wide)
+            its = total[first : first + width]
+            np.add(its, wide.view(np.int64).sum(0), its)
 
     def plain(self, total: Floats, x: Floats, weight: float) -> None:
         """total[n] += weight * x[n], floats of one dtype: faster, but the last bits depend on the order of additions."""

@@ -87,6 +87,7 @@ class Layout:
     segments: Mapping[str, tuple[int, int]]  # dtype -> first byte, one past the last byte
     by_name: Mapping[str, Place] = field(repr=False)
     still: frozenset[str] = field(default=frozenset(), repr=False)
+    made: dict[bool, Layout] = field(default_factory=dict, repr=False)  # of sums of it (protocol/exact.py)
 
     @classmethod
     def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]], still: Iterable[str] = ()) -> Layout:

@@ -8,8 +8,10 @@ weight 0, and one that has fewer steps is not changed any more. The arithmetic i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,11 @@ from torch import Tensor
 
 from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.nets.evaluation import Arrays, Tally, ignored_label, over_classes, widened
-from shoal.nets.stacked import stacked
+from shoal.nets.stacked import Stack, stacked
 from shoal.nets.tracing import Step, UnfitError, amiss, apiece, step_together
 from shoal.nets.updates import UPDATES
 from shoal.protocol.errors import UserError
+from shoal.protocol.exact import PartialSum
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Totals, Work
 
@@ -30,7 +33,10 @@ TRACED, STACKED = 32, 64  # most clients in a step that is traced, and in one th
 PAD = 64  # a row of weights is a multiple of so many float32, so that no vector instruction reaches from one row into the next
 WHOLE = 64  # largest batch_size of which a client with fewer examples has whole batches, filled up with examples of weight 0
 
-Place = tuple[str, int, tuple[int, ...]]
+JOINED = 2**25  # most bytes of a group's data that are kept one after the other for the next group
+GATHERED = 2**22  # bytes of examples that are put into the order of their steps at a time
+
+Place: TypeAlias = tuple[str, int, tuple[int, ...]]
 """A trained parameter: its name, its first entry in a row of weights, its shape."""
 
 
@@ -69,20 +75,21 @@ class Kind:
 
 @dataclass(slots=True)
 class Member:
-    """A client of a group. rows: int64 [steps, width], places of a step's examples in its data; -1: the step has no more."""
+    """A client of a group. passes: places of the examples that each pass over its data uses, in order. steps: of all passes."""
 
     client: int
     data: Arrays
-    rows: npt.NDArray[np.int64]
+    passes: list[npt.NDArray[np.int64]]
+    steps: int
 
 
 @dataclass(slots=True)
 class Trained:
-    """The result of a client: its trained weights, and its totals."""
+    """Clients that were trained together. w: what they have trained, float32 [clients, entries]. totals: of each."""
 
-    vector: Tensor
-    totals: Totals
-    examples: float
+    members: list[Member]
+    w: npt.NDArray[np.float32]
+    totals: list[Totals]
 
 
 class Batched:
@@ -109,6 +116,12 @@ class Batched:
         self.dense = worker.dense  # whose steps need no trace, and whose weights are all trained
         self.stacked = None if worker.dense is None else stacked(worker.dense)
         self.most = TRACED if self.stacked is None else STACKED
+        sgd = worker.sgd
+        plain = sgd is not None and not (sgd.momentum or sgd.weight_decay or worker.mu or worker.clip_grad_norm)
+        several = self.dense is not None and self.dense.layers[-1].w.shape[0] > 1
+        self.rate = sgd.lr if sgd is not None and plain and several else 0.0  # of steps that a Stack makes; 0: it makes none
+        self.stacks: dict[int, Stack] = {}  # by the number of examples in a batch
+        self.joined: tuple[list[Arrays], Arrays] = ([], Arrays())  # data of a group's clients, and the same one after the other
 
     @property
     def thin(self) -> bool:
@@ -130,94 +143,160 @@ class Batched:
             return
         for first in range(0, len(clients), self.most):
             some = clients[first : first + self.most]
-            done = self.trained(weights, some, task)
+            groups, faults = self.trained(weights, some, task)
+            placed = {one.client: (group, at) for group in groups for at, one in enumerate(group.members)}
             for client in some:
-                yield self._work(weights, client, done[client])
+                if client in faults:
+                    raise faults[client]
+                group, at = placed[client]
+                yield self._work(client, group, at, self._delta(weights, group.w[at]))
 
-    def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> dict[int, Trained | Exception]:
-        """Client -> its result, or its own fault, of at most `most` clients."""
+    @property
+    def adds(self) -> bool:
+        """True if the deltas of clients that are trained together are added together."""
+        return self.dense is not None
+
+    def add_all(self, weights: Bundle, clients: Sequence[int], task: Task, total: PartialSum) -> Iterator[Work]:
+        """Yield the work of each client, without its delta, which is in `total` then. Raises as `run_all` does."""
+        if task.kind != "train":
+            yield from self.run_all(weights, clients, task)
+            return
+        for first in range(0, len(clients), self.most):
+            some = clients[first : first + self.most]
+            groups, faults = self.trained(weights, some, task)
+            works: dict[int, Work] = {}
+            for group in groups:
+                for at, one in enumerate(group.members):
+                    try:
+                        works[one.client] = self._work(one.client, group, at)
+                    except UserError as fault:  # of the user's weighting
+                        faults[one.client] = fault
+                if not faults:
+                    its = [works[one.client].weight for one in group.members]
+                    refused = total.add_rows(np.subtract(group.w, weights.vector(), out=group.w), its)
+                    faults.update((group.members[at].client, fault) for at, fault in refused.items())
+            for client in some:
+                if client in faults:
+                    raise faults[client]
+                yield works[client]
+
+    def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> tuple[list[Trained], dict[int, Exception]]:
+        """Train at most `most` clients. Returns those that were trained, and client -> its own fault of the others."""
         kinds: dict[Kind, list[Member]] = {}
-        done: dict[int, Trained | Exception] = {}
+        faults: dict[int, Exception] = {}
         for client in clients:
             try:
                 member, kind = self._member(client, task)
             except Exception as raised:  # noqa: BLE001  a user's population may raise anything
-                done[client] = raised
+                faults[client] = raised
             else:
                 kinds.setdefault(kind, []).append(member)
         self.worker.flat.read(weights)
-        for kind, members in kinds.items():
-            done |= self._apart(kind, members, task)
-        return done
+        groups = [group for kind, members in kinds.items() for group in self._apart(kind, members, task, faults)]
+        return groups, faults
 
-    def _work(self, weights: Bundle, client: int, done: Trained | Exception) -> Work:
-        if isinstance(done, Exception):
-            raise done
+    def _work(self, client: int, group: Trained, at: int, delta: Bundle | None = None) -> Work:
+        examples = float(group.members[at].data[1].shape[0])
+        return Work(delta, self.worker._weight(client, examples), {**group.totals[at], "examples": (examples, 1.0)})
+
+    def _delta(self, weights: Bundle, w: npt.NDArray[np.float32]) -> Bundle:
         worker = self.worker
         if self.dense is None:
             worker.flat.read(weights)
-            worker.w.copy_(done.vector)
-            delta = worker._delta(weights)
-        else:
-            delta = Bundle.zeros(worker.flat.layout)
-            np.subtract(done.vector.numpy(), weights.vector(), out=delta.vector())
-        weight = worker._weight(client, done.examples)
-        return Work(delta, weight, {**done.totals, "examples": (done.examples, 1.0)})
+            worker.w.copy_(torch.from_numpy(w))
+            return worker._delta(weights)
+        delta = Bundle.zeros(worker.flat.layout)
+        np.subtract(w, weights.vector(), out=delta.vector())
+        return delta
 
     def _member(self, client: int, task: Task) -> tuple[Member, Kind]:
         worker = self.worker
         data = worker._examples(client, task)
         n, size = data[1].shape[0], worker.batch_size
         width = size if size <= WHOLE or n >= size else 1 << (n - 1).bit_length()
-        rows = []
-        for order in worker._indices(n, worker._shuffle(client, task)):
-            laid = np.full(-(-order.size // size) * width, -1, np.int64)
-            laid[: order.size] = order  # of several batches all but the last are `width` long
-            rows.append(laid.reshape(-1, width))
+        passes = list(worker._indices(n, worker._shuffle(client, task)))
         kind = Kind(width, tuple((array.dtype, tuple(array.shape[1:])) for array in data), data.scale)
-        return Member(client, data, rows[0] if len(rows) == 1 else np.concatenate(rows)), kind
+        return Member(client, data, passes, sum(-(-order.size // size) for order in passes)), kind
 
-    def _apart(self, kind: Kind, members: list[Member], task: Task) -> Mapping[int, Trained | Exception]:
-        """Client -> the result of each member of a group. If the group raises, each trains by itself."""
+    def _apart(self, kind: Kind, members: list[Member], task: Task, faults: dict[int, Exception]) -> list[Trained]:
+        """Train the members of a group. If the group raises, each trains by itself, and `faults` gets what it raises."""
         try:
             with torch.no_grad():
-                return self._together(kind, members, task)
+                return [self._together(kind, members, task)]
         except Exception as raised:  # noqa: BLE001  a user's module or loss may raise anything
             if len(members) == 1:
-                return {members[0].client: raised}
-            return {client: one for each in members for client, one in self._apart(kind, [each], task).items()}
+                faults[members[0].client] = raised
+                return []
+            return [one for each in members for one in self._apart(kind, [each], task, faults)]
 
-    def _together(self, kind: Kind, members: list[Member], task: Task) -> dict[int, Trained | Exception]:
-        worker, trainable = self.worker, self.worker.flat.trainable
-        members = sorted(members, key=lambda one: -len(one.rows))
-        lengths = np.array([len(one.rows) for one in members])
-        quick = self.stacked if self.dense is not None and self.dense.takes(members[0].data) else None
-        slots_of = slots_for if quick is None else int
-        group, factor = Group(worker, self.places, slots_of(len(members)), self.floats), worker.factor_at(task.version)
-        index, there = laid(members, slots_of(len(members)), kind.width)
-        x, y, *given = (torch.cat([one.data[at] for one in members]) for at in range(len(kind.arrays)))
+    def _together(self, kind: Kind, members: list[Member], task: Task) -> Trained:
+        worker = self.worker
+        members = sorted(members, key=lambda one: -one.steps)
+        quick = self.dense is not None and self.dense.takes(members[0].data)
+        slots_of = int if quick else slots_for
+        slots = slots_of(len(members))
+        data, firsts = self._joined(members)
+        index, there = laid(members, firsts, slots, kind.width, worker.batch_size)
+        x, y, *given = data
         weight = there * widened(given[0])[index] if given else there
         y, counted = self._counted(widened(y), index, weight, bool(given))
         size = counted.sum(2, keepdim=True)
         share = counted / size.clamp(min=torch.finfo(torch.float32).tiny)
-        sizes = size[:, :, 0].double().numpy()
-        scores = Scores(len(members), worker.tally)
-        still = tuple(self.still.values())
-        for t in range(index.shape[0]):
-            active = int(np.count_nonzero(lengths > t))
-            slots = slots_of(active)
-            chosen = index[t, :slots].flatten()
-            xs = widened(x.index_select(0, chosen), kind.scale).view(slots, kind.width, *x.shape[1:])
-            ys = y.index_select(0, chosen).view(slots, kind.width, *y.shape[1:])
-            given_to = (*group.views(slots), *still, xs, ys, share[t, :slots])
-            *grads, losses, logits = self._step(kind, slots, given_to) if quick is None else quick(*given_to)
-            group.step(grads, slots, active, factor, t + 1)
-            scores.add(logits, ys, losses, sizes[t], counted[t, :slots], active)
-        totals = scores.totals()
-        return {
-            one.client: Trained(group.w[at, :trainable], totals[at], float(one.data[1].shape[0]))
-            for at, one in enumerate(members)
-        }
+        lengths = np.array([one.steps for one in members])
+        actives = np.count_nonzero(lengths > np.arange(index.shape[0])[:, None], 1).tolist()
+        factor, scores = worker.factor_at(task.version), Scores(len(members), size[:, :, 0].double().numpy(), worker.tally)
+
+        def batch(t: int, many: int, steps: int = 1) -> tuple[Tensor, Tensor]:
+            chosen = index[t : t + steps, :many].flatten()
+            xs = widened(x.index_select(0, chosen), kind.scale).view(steps * many, kind.width, *x.shape[1:])
+            return xs, y.index_select(0, chosen).view(steps * many, kind.width, *y.shape[1:])
+
+        if quick and self.rate:
+            at_once = max(1, GATHERED // (4 * index[0].numel() * x[0].numel()))
+            stack = self._stack(len(members), kind.width)
+            stack.begin(len(members))
+            for t in range(0, len(actives), at_once):
+                some = slice(t, min(t + at_once, len(actives)))
+                its = batch(t, slots, some.stop - t)
+                scores.straight(some, *stack.steps(actives[some], *its, share[some], self.rate * factor), counted[some])
+            return Trained(members, self._weights(stack, len(members)), scores.totals())
+        group, still = Group(worker, self.places, slots, self.floats), tuple(self.still.values())
+        for t, active in enumerate(actives):
+            many = slots_of(active)
+            xs, ys = batch(t, many)
+            given_to = (*group.views(many), *still, xs, ys, share[t, :many])
+            *grads, losses, logits = self.stacked(*given_to) if quick and self.stacked else self._step(kind, many, given_to)
+            group.step(grads, many, active, factor, t + 1)
+            scores.add(logits, ys, losses, counted[t, :many], active)
+        return Trained(members, group.w[: len(members), : worker.flat.trainable].numpy(), scores.totals())
+
+    def _joined(self, members: Sequence[Member]) -> tuple[Arrays, list[int]]:
+        """The members' data one after the other, by their numbers, and where the data of each member begin. Kept for the next
+        group, which has the same clients where a round has all."""
+        ordered = sorted(members, key=lambda one: one.client)
+        apart, (before, whole) = [one.data for one in ordered], self.joined
+        if len(before) != len(apart) or not all(map(operator.is_, before, apart)):
+            whole = Arrays(torch.cat([one[at] for one in apart]) for at in range(len(apart[0])))
+            self.joined = (apart, whole) if sum(one.nbytes for one in whole) <= JOINED else ([], Arrays())
+        firsts, at = dict[int, int](), 0
+        for one in ordered:
+            firsts[one.client] = at
+            at += one.data[1].shape[0]
+        return whole, [firsts[one.client] for one in members]
+
+    def _stack(self, many: int, width: int) -> Stack:
+        """The memory in which so many clients are trained."""
+        assert self.dense is not None
+        stack = self.stacks.get(width)
+        if stack is None or stack.most < many:
+            stack = self.stacks[width] = Stack(self.dense, many, width)
+        return stack
+
+    def _weights(self, stack: Stack, clients: int) -> npt.NDArray[np.float32]:
+        w = np.empty((clients, self.worker.flat.trainable), np.float32)
+        for (_, first, shape), its in zip(self.places, stack.parts(clients), strict=True):
+            w[:, first : first + math.prod(shape)] = its
+        return w
 
     def _counted(self, y: Tensor, index: Tensor, weight: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
         """Return labels without the ignored one, and the weights of examples with 0 for these, which a mean leaves out."""
@@ -242,18 +321,18 @@ def slots_for(clients: int) -> int:
     return next(slots for slots in SLOTS if slots >= clients)
 
 
-def laid(members: Sequence[Member], slots: int, width: int) -> tuple[Tensor, Tensor]:
+def laid(members: Sequence[Member], firsts: Sequence[int], slots: int, width: int, size: int) -> tuple[Tensor, Tensor]:
     """(int64, float32), each [steps, slots, width]: the places of a step's examples in the members' joined data, and 1 where
-    there is an example, 0 where a place is filled up. Members come with most steps first."""
-    index = np.zeros((len(members[0].rows), slots, width), np.int64)
-    there = np.zeros(index.shape, np.float32)
-    before = 0
-    for at, one in enumerate(members):
-        found = one.rows >= 0
-        index[: len(found), at] = np.where(found, one.rows, 0) + before
-        there[: len(found), at] = found
-        before += one.data[1].shape[0]
-    return torch.from_numpy(index), torch.from_numpy(there)
+    there is an example, 0 where a place is filled up. Members come with most steps first. firsts: where the data of each begin.
+    size: of a batch; of a pass all batches but the last have it."""
+    places = np.full((slots, members[0].steps * width), -1, np.int64)
+    for client, (one, first) in enumerate(zip(members, firsts, strict=True)):
+        at = 0
+        for order in one.passes:
+            np.add(order, first, out=places[client, at : at + order.size])
+            at += -(-order.size // size) * width
+    index = places.reshape(slots, -1, width).transpose(1, 0, 2)
+    return torch.from_numpy(np.maximum(index, 0, order="C")), torch.from_numpy((index >= 0).astype(np.float32, order="C"))
 
 
 class Group:
@@ -307,34 +386,45 @@ class Group:
 
 
 class Scores:
-    """The losses and hits of clients that are trained together. rule: says where logits are scores of classes."""
+    """The losses and hits of clients that are trained together. sizes: weights of the batches, [steps, clients or more]. rule:
+    says where logits are scores of classes."""
 
-    def __init__(self, clients: int, rule: Tally) -> None:
-        self.clients, self.rule = clients, rule
-        self.loss, self.size = np.zeros(clients), np.zeros(clients)
+    def __init__(self, clients: int, sizes: npt.NDArray[np.float64], rule: Tally) -> None:
+        self.clients, self.sizes, self.rule = clients, sizes[:, :clients], rule
+        self.losses = np.zeros(self.sizes.shape)
+        self.steps = 0
         self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.right, self.labels = np.zeros(clients), np.zeros(clients)  # hits, and labels that may be hit
 
-    def add(
-        self, logits: Tensor, y: Tensor, losses: Tensor, sizes: npt.NDArray[np.float64], counted: Tensor, active: int
-    ) -> None:
-        """Add a step of the first `active` clients. logits and y [slots, B, ...], losses [slots]. sizes: of the batches.
-        counted [slots, B]: 0 where there is no example, or an ignored one."""
-        self.loss[:active] += losses[:active].double().numpy() * sizes[:active]
-        self.size[:active] += sizes[:active]
+    def add(self, logits: Tensor, y: Tensor, losses: Tensor, counted: Tensor, active: int) -> None:
+        """Add a step of the first `active` clients. logits and y [slots, B, ...], losses [slots]. counted [slots, B]: 0 where
+        there is no example, or an ignored one."""
+        self.losses[self.steps, :active] = losses[:active].numpy()
+        self.steps += 1
         if self.rule.scores(logits[0], y[0]):
             self.scored.append((logits, y, counted))
 
-    def totals(self) -> list[dict[str, tuple[float, float]]]:
-        """The totals of each client, as `Tally.totals` gives them."""
-        told = [{"loss": pair} for pair in zip(self.loss.tolist(), self.size.tolist(), strict=True)]
-        if self.scored:
-            for one, hit, labels in zip(told, *self._hits(), strict=True):
-                if labels > 0:
-                    one["accuracy"] = (hit, labels)
-        return told
+    def straight(self, steps: slice, logits: Tensor, y: Tensor, losses: Tensor, counted: Tensor) -> None:
+        """Take several steps at once: logits [steps, clients, B, classes], y and counted [steps, clients, B], losses [steps,
+        clients]. Each y is a class."""
+        self.losses[steps] = losses.numpy()
+        valid = counted.numpy() > 0
+        self.right += (valid & (logits.argmax(3) == y).numpy()).sum((0, 2))
+        self.labels += valid.sum((0, 2))
 
-    def _hits(self) -> tuple[list[float], list[float]]:
-        """Hits and labels of each client; no label where a client has a class that the module does not know."""
+    def totals(self) -> list[Totals]:
+        """The totals of each client, as `Tally.totals` gives them."""
+        sums = (self.losses * self.sizes).sum(0).tolist(), self.sizes.sum(0).tolist()
+        told: list[dict[str, tuple[float, float]]] = [{"loss": pair} for pair in zip(*sums, strict=True)]
+        if self.scored:
+            self._score()
+        for one, right, labels in zip(told, self.right.tolist(), self.labels.tolist(), strict=True):
+            if labels > 0:
+                one["accuracy"] = (right, labels)
+        return [*told]
+
+    def _score(self) -> None:
+        """Count hits and labels of each client; no label where a client has a class that the module does not know."""
         logits, ys, there = zip(*self.scored, strict=True)
         guesses = torch.cat([one.flatten(0, 1) for one in logits]).argmax(1).flatten().numpy()
         truths = torch.cat([one.flatten() for one in ys]).numpy()
@@ -344,4 +434,5 @@ class Scores:
         most = max(self.clients, *(one.shape[0] for one in ys))  # slots without a client have no example
         labels = np.bincount(owner, valid, most)
         labels[np.bincount(owner, valid & (truths >= logits[-1].shape[2]), most) > 0] = 0
-        return np.bincount(owner, valid & (guesses == truths), most)[: self.clients].tolist(), labels[: self.clients].tolist()
+        self.right += np.bincount(owner, valid & (guesses == truths), most)[: self.clients]
+        self.labels += labels[: self.clients]

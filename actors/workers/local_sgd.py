@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,14 @@ from shoal.nets.squares import Squares
 from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError, within
-from shoal.protocol.exact import VALUES
-from shoal.protocol.layout import Bundle
+from shoal.protocol.exact import VALUES, PartialSum
+from shoal.protocol.layout import DTYPES, Bundle, Bytes, Layout, Scattered
+from shoal.protocol.streams import Streams
 from shoal.protocol.work import Task, Totals, Work
+
+PIECE = (
+    2**19
+)  # bytes of a delta that are made at a time: a core's own cache holds them beside what they are made of and added to
 
 
 @dataclass(eq=False, repr=False)
@@ -101,17 +107,40 @@ class LocalSGD:
         self.factor_at(0)
         self.flat = FlatModule(for_training(self.model), self.device).trained()  # each task brings the weights
         self.tally = Tally(self.loss)
-        self.shuffles: dict[int, np.random.Generator] = {}
-        self.shuffled: Task | None = None
+        self.streams = Streams()
+        self.keys: dict[int, npt.NDArray[np.uint64]] = {}  # of the orders of the clients of `keyed`
+        self.keyed: Task | None = None
         self.w = self.flat.vector[: self.flat.trainable]
         self.w_global = torch.empty_like(self.w)
         self.drift = torch.empty_like(self.w)
         self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
         self.one = torch.ones((), device=self.flat.device)
+        self.steps_in = [place for _, place, _ in self.flat.trained_parts]
+        self.straight: set[int] | None = set()  # sizes of batches whose gradients are added where they lie; None: never
+        self.looked_at: Task | None = None
+        self.no_negative_zero = False  # of the weights of `looked_at`
         self.data = _Data(self.population, self.flat.device, self.kept_bytes)
         self.dense = dense_of(self.flat, self.loss)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        work = self._run(weights, client, task)
+        return replace(work, bundle=self._delta(weights)) if task.kind == "train" else work
+
+    @property
+    def adds(self) -> bool:
+        """True if the clients' deltas are added to a sum as they are made, and lie in memory of their own nowhere."""
+        return type(self) is LocalSGD
+
+    def add_all(self, weights: Bundle, clients: Sequence[int], task: Task, total: PartialSum) -> Iterator[Work]:
+        """Yield the work of each client, without its delta, which is in `total` then."""
+        for client in clients:
+            work = self._run(weights, client, task)
+            if task.kind == "train":
+                total.add(Difference(self._moved(weights), self.flat.seen(), weights), work.weight)
+            yield work
+
+    def _run(self, weights: Bundle, client: int, task: Task) -> Work:
+        """The work of a client without its delta."""
         data = self._examples(client, task)
         self._take(weights)
         if not self._draws_nothing(data, task):
@@ -120,8 +149,7 @@ class LocalSGD:
         weight = self._weight(client, examples)
         match task.kind:
             case "train":
-                totals = self._train(data, client, task)
-                return Work(self._delta(weights), weight, {**totals, "examples": (examples, 1.0)})
+                return Work(None, weight, {**self._train(data, client, task), "examples": (examples, 1.0)})
             case "evaluate":
                 return Work(None, weight, self._score(data, client, task))
         raise ValueError(f"task kind {task.kind!r}: LocalSGD knows 'train' and 'evaluate'")
@@ -180,32 +208,38 @@ class LocalSGD:
         )
         squares = Squares(self.loss) if self.squares else None
         t, quick = 0, self.dense if self.dense is not None and self.dense.takes(data) else None
-        for order in self._orders(len(data[1]), self._shuffle(client, task)):
-            for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
-                t += 1
-                if quick is not None and xs.shape[0] in quick.sure:
-                    logits, loss = quick(xs, ys)
-                else:
-                    self.flat.grad.zero_()
-                    logits = module(xs)
-                    loss = mean_loss(loss_of(logits, ys), ys, *weight)
-                    loss.backward(self.one)  # type: ignore[no-untyped-call]
-                    if quick is not None:
-                        quick = self.dense = quick.proved(xs, ys, logits, loss)
-                self._step(factor, t)
-                tally.add(logits, ys, loss, *weight)
-                if squares is not None:
-                    squares.add(logits, ys)
+        straight = self._goes_straight(task)
+        try:
+            for order in self._orders(len(data[1]), self._shuffle(client, task)):
+                for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
+                    t += 1
+                    if quick is not None and xs.shape[0] in quick.sure:
+                        logits, loss = quick(xs, ys)
+                        self._step(factor, t)
+                    else:
+                        self.flat.loosen()
+                        logits = module(xs)
+                        loss = mean_loss(loss_of(logits, ys), ys, *weight)
+                        loss.backward(self.one)  # type: ignore[no-untyped-call]
+                        if quick is not None:
+                            self.flat.gather()
+                            quick = self.dense = quick.proved(xs, ys, logits, loss)
+                        self._descend(factor, t, xs.shape[0] if straight else 0)
+                    tally.add(logits, ys, loss, *weight)
+                    if squares is not None:
+                        squares.add(logits, ys)
+        finally:
+            self.flat.tighten()
         return tally.totals() if squares is None else {**tally.totals(), **squares.totals()}
 
     def _shuffle(self, client: int, task: Task) -> np.random.Generator:
-        """The generator of the client's orders. Those of a task's clients are made together: one after the other, between calls
-        of torch, they take four times as long."""
-        if self.shuffled is not task or client not in self.shuffles:
-            keys = {each: draws.key(self.seed, "shuffle", *task.draws(each)) for each in {client, *task.clients}}
-            self.shuffles = {each: np.random.Generator(np.random.Philox(key)) for each, key in keys.items()}
-            self.shuffled = task
-        return self.shuffles.pop(client)
+        """The generator of the client's orders, at their start. The orders of the client before are over. A task's keys are
+        made together: one after the other, between calls of torch, they take four times as long."""
+        if self.keyed is not task or client not in self.keys:
+            clients = list(dict.fromkeys((client, *task.clients)))
+            keys = self.streams.keys([draws.key(self.seed, "shuffle", *task.draws(each)) for each in clients])
+            self.keys, self.keyed = dict(zip(clients, keys, strict=True)), task
+        return self.streams.begin(self.keys[client])
 
     def _orders(self, n: int, shuffle: np.random.Generator) -> Iterator[Tensor]:
         """The indices of the examples that each pass over n examples uses, in an order of the pass's own."""
@@ -226,6 +260,40 @@ class LocalSGD:
             moment.fill_(first)
         if self.mu:
             self.w_global.copy_(self.w)
+
+    def _goes_straight(self, task: Task) -> bool:
+        """Return whether a step of this task is an addition of gradients to weights and nothing else. A sum of zeros with a
+        gradient has no -0.0, and a gradient may: so weights of -0.0, to which alone that matters, go another way."""
+        sgd = self.sgd
+        plain = type(self) is LocalSGD and sgd is not None and not (sgd.momentum or sgd.weight_decay)
+        if not plain or self.mu or self.clip_grad_norm or self.straight is None:
+            return False
+        if self.looked_at is not task:  # of whose clients each begins with the same weights
+            self.looked_at, self.no_negative_zero = task, int(self.w.view(torch.int32).min()) != -(2**31)
+        return self.no_negative_zero
+
+    def _descend(self, factor: float, t: int, size: int) -> None:
+        """Make a step by the gradients that lie apart. size: of the batch, if the step may add them where they lie; 0: it may
+        not. Whether the bits are those of a step by the flat gradient is looked at once for each size."""
+        grads = self.flat.found() if size and self.straight is not None else None
+        if grads is None or self.straight is None or self.sgd is None:
+            self.flat.gather()
+            self._step(factor, t)
+            return
+        if size in self.straight:
+            torch._foreach_add_(self.steps_in, grads, alpha=-self.sgd.lr * factor)
+            return
+        before = self.w.clone()
+        self.flat.gather()
+        self._step(factor, t)
+        after = self.w.clone()
+        self.w.copy_(before)
+        torch._foreach_add_(self.steps_in, grads, alpha=-self.sgd.lr * factor)
+        if torch.equal(after.view(torch.int32), self.w.view(torch.int32)):
+            self.straight.add(size)
+        else:
+            self.straight = None
+            self.w.copy_(after)
 
     def _step(self, factor: float, t: int) -> None:
         """Make one step of the optimizer. SGD's formula is computed in place, without new memory."""
@@ -250,17 +318,44 @@ class LocalSGD:
         """Change the clipped gradient of a step in place, float32 [trainable]. A subclass adds its method's correction here."""
 
     def _delta(self, weights: Bundle) -> Bundle:
-        """The delta, local - global. Raises ValueError if the module put a new tensor in a buffer's place: the delta would
-        lack the new tensor, and the next client would start with it."""
+        """The delta, local - global, as `_moved` says."""
+        layout = self._moved(weights)
+        delta, local = Bundle.zeros(layout), self.flat.seen()
+        for dtype in layout.segments:
+            into = delta.vector(dtype)
+            _subtract(dtype, local.vector(dtype)[: into.size], weights.vector(dtype)[: into.size], into)
+        return delta
+
+    def _moved(self, weights: Bundle) -> Layout:
+        """The layout of this task's delta. Raises ValueError if the module put a new tensor in a buffer's place: the delta
+        would lack the new tensor, and the next client would start with it."""
         if (replaced := self.flat.replaced()) is not None:
             raise ValueError(f"buffer {replaced!r} was replaced, not changed: write self.{replaced}.copy_(...) in the module")
-        local = self.flat.seen()
         moving = self.flat.layout.moving
-        self.thin &= moving is self.flat.layout or local.ends_as(weights, moving)  # a module may change a frozen one itself
-        delta = Bundle.zeros(moving if self.thin else self.flat.layout)
-        for dtype in delta.layout.segments:
-            _subtract(local, weights, dtype, delta)
-        return delta
+        still = moving is self.flat.layout or self.flat.seen().ends_as(weights, moving)
+        self.thin &= still  # a module may change a frozen one itself
+        return moving if self.thin else self.flat.layout
+
+
+class Difference(Scattered):
+    """The delta local - start, made a piece at a time when it is looked at, in a piece of memory that stays in a core's cache.
+    It is to be looked at before either changes. layout: of the delta, the first arrays of each dtype of theirs."""
+
+    def __init__(self, layout: Layout, local: Bundle, start: Bundle) -> None:
+        self.local, self.start, self.room = local, start, np.zeros(min(PIECE, layout.nbytes), np.uint8)
+        super().__init__(layout, self._made)
+
+    def _made(self) -> Iterator[Bytes]:
+        ends = [*(first for first, _ in self.layout.segments.values()), self.layout.nbytes][1:]
+        for (dtype, (first, last)), end in zip(self.layout.segments.items(), ends, strict=True):
+            ours, theirs, size = self.local.vector(dtype), self.start.vector(dtype), DTYPES[dtype].itemsize
+            for at in range(first, end, PIECE):
+                piece = self.room[: min(PIECE, end - at)]
+                into = piece[: min(last - at, piece.size)].view(DTYPES[dtype])
+                where = slice((at - first) // size, (at - first) // size + into.size)
+                _subtract(dtype, ours[where], theirs[where], into)
+                piece[into.nbytes :] = 0  # up to where the next dtype begins
+                yield piece
 
 
 class _Data:
@@ -295,11 +390,9 @@ def _nbytes(data: tuple[Tensor, ...]) -> int:
     return sum(tensor.nbytes for tensor in data)
 
 
-def _subtract(local: Bundle, start: Bundle, dtype: str, out: Bundle) -> None:
-    """Write local - start into `out`, which has the first entries of each dtype. numpy subtracts, except for bfloat16: for a
-    small model, calling torch takes longer than subtracting. Entries of one byte stay values."""
-    into = out.vector(dtype)
-    ours, theirs = local.vector(dtype)[: into.size], start.vector(dtype)[: into.size]
+def _subtract(dtype: str, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
+    """Write ours - theirs. numpy subtracts, except for bfloat16: for a small model, calling torch takes longer than the work.
+    Entries of one byte stay values."""
     if dtype == "bf16":
         a, b, c = (as_tensor(each).view(torch.bfloat16) for each in (ours, theirs, into))
         torch.sub(a, b, out=c)

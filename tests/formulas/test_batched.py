@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +25,8 @@ from shoal.nets.models import mlp
 from shoal.nets.stacked import stacked
 from shoal.nets.tracing import UnfitError
 from shoal.nets.updates import SGD
-from shoal.protocol.errors import UserError
+from shoal.protocol.errors import ProtocolError, UserError
+from shoal.protocol.exact import PartialSum
 from shoal.protocol.work import Task, Work
 from shoal.runs.engines import decided
 
@@ -96,6 +99,34 @@ def test_a_client_alone_and_beside_others_has_the_same_bits_where_rows_are_whole
         assert one is not None
         assert other is not None
         assert np.array_equal(one.vector(), other.vector())
+
+
+def test_deltas_added_together_have_the_bits_of_deltas_added_one_after_the_other() -> None:
+    made = Batched(worker(lambda: mlp((16, 64, 16)), weighting=lambda client, examples: 0.3 + client))
+    weights = made.worker.flat.bundle()
+    apart, together = PartialSum(weights.layout), PartialSum(weights.layout)
+    works = list(made.run_all(weights, ALL.clients, ALL))
+    for work in works:
+        assert work.bundle is not None
+        apart.add(work.bundle, work.weight)
+    added = list(made.add_all(weights, ALL.clients, ALL, together))
+    assert together.bundle().sha256() == apart.bundle().sha256()
+    assert [(one.weight, one.totals) for one in added] == [(one.weight, one.totals) for one in works]
+    assert all(one.bundle is None for one in added)
+
+
+def test_a_delta_that_must_not_be_added_is_its_clients_fault() -> None:
+    def spoiled(client: int) -> Examples:
+        found = examples(client)
+        return replace(found, x=found.x * (math.nan if client == 2 else 1))
+
+    made = Batched(worker(lambda: mlp((16, 64, 16))))
+    made.worker.data.population = Population(len(SIZES), spoiled)
+    weights = made.worker.flat.bundle()
+    works = made.add_all(weights, ALL.clients, ALL, PartialSum(weights.layout))
+    assert [next(works).weight, next(works).weight] == [23.0, 7.0]
+    with pytest.raises(ProtocolError, match="holds NaN or an infinity"):
+        next(works)
 
 
 def test_more_clients_than_slots_are_trained_in_their_order() -> None:

@@ -484,3 +484,31 @@ def test_a_sum_refuses_a_bundle_that_lacks_other_arrays_than_the_last():
         odd = Layout.of({p.name: (p.dtype, p.shape) for p in FROZEN.places if p.name not in lacking})
         with pytest.raises(ProtocolError, match="first difference"):
             PartialSum(FROZEN).add(Bundle.zeros(odd), 1.0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("largest", [1.0, 1e7])  # the second is above SMALL
+def test_rows_added_at_once_have_the_bits_of_rows_added_one_after_the_other(exact, largest):
+    rng = np.random.Generator(np.random.Philox(2))
+    rows = (rng.normal(size=(7, 1000)) * largest / 10).astype(np.float32)
+    weights, layout = [1.0, 20.0, 0.3, 1 / 3, 5.0, 2.0, 7.7], Layout.of({"w": ("f4", (10, 50)), "b": ("f4", (500,))})
+    apart, together = PartialSum(layout, exact), PartialSum(layout, exact)
+    for total in (apart, together):
+        total.add(Bundle(layout, rows[0].view(np.uint8)), 3.0)  # something is there before
+    for row, weight in zip(rows, weights, strict=True):
+        apart.add(Bundle(layout, row.view(np.uint8)), weight)
+    assert together.add_rows(rows, weights) == {}
+    assert together.add_rows(rows[:0], []) == {}
+    assert together.bundle().sha256() == apart.bundle().sha256()
+    assert together.weight == apart.weight
+
+
+def test_a_row_that_must_not_be_added_is_told_with_its_reason():
+    rows, total = np.ones((4, 3), np.float32), PartialSum(vector([0.0, 0.0, 0.0]).layout)
+    rows[1, 2], rows[3, 0] = math.nan, 1e30
+    faults = total.add_rows(rows, [1.0, 1.0, -1.0, 1.0])
+    assert sorted(faults) == [1, 2, 3]
+    assert "holds NaN or an infinity" in str(faults[1])
+    assert "a contribution's weight is from" in str(faults[2])
+    assert "the most that is summed" in str(faults[3])
+    assert not total.totals["f4"].any()

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from shoal.actors.workers.local_sgd import LocalSGD
+from shoal.actors.workers import local_sgd
+from shoal.actors.workers.local_sgd import Difference, LocalSGD
 from shoal.envs.datasets import Examples
 from shoal.envs.partition import quantity_skew
 from shoal.envs.population import Population
@@ -25,7 +26,8 @@ from shoal.nets.trying import normalised_twice, tried
 from shoal.nets.updates import SGD, AdamW, RMSprop
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import Bundle
+from shoal.protocol.exact import PartialSum
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-7}
@@ -787,3 +789,79 @@ def test_a_buffer_that_is_not_changed_in_place_is_refused(way):
         return
     with pytest.raises(ValueError, match=r"^buffer 'count' was replaced, not changed: write self\.count\.copy_\(\.\.\.\) in"):
         worker.run(weights, 1, task)
+
+
+def picture_model() -> nn.Module:
+    layers = [nn.Unflatten(1, (1, 3, 2)), nn.Conv2d(1, 5, 2), nn.Tanh(), nn.Flatten(), nn.Linear(10, 3)]
+    return seeded(lambda: nn.Sequential(*layers), seed=2)
+
+
+def test_a_step_that_adds_gradients_where_they_lie_has_the_bits_of_one_by_the_flat_gradient():
+    weights, task = weights_of(picture_model()), Task(0, 0, (0, 1, 2, 3))
+    straight, flat = (LocalSGD(picture_model, population(), cross_entropy, batch_size=5, local_epochs=2) for _ in range(2))
+    flat.straight = None
+    for client in task.clients:
+        one, other = straight.run(weights, client, task), flat.run(weights, client, task)
+        assert one.bundle.sha256() == other.bundle.sha256()
+        assert one.totals == other.totals
+    assert straight.straight  # it was looked at, and held
+    assert flat.straight is None
+
+
+def test_weights_of_minus_zero_go_by_the_flat_gradient_for_a_gradient_may_be_minus_zero_too():
+    weights = weights_of(picture_model())
+    weights["1.weight"][...] = -0.0  # of the weights' 0.0 and -0.0 the sign alone tells which way was taken
+    worker = LocalSGD(picture_model, population(), cross_entropy)
+    worker.flat.read(weights)
+    assert not worker._goes_straight(Task(1, 0, (0,)))
+    weights["1.weight"][...] = 0.0
+    worker.flat.read(weights)
+    assert not worker._goes_straight(worker.looked_at)  # a task's clients begin alike, so it is asked once a task
+    assert worker._goes_straight(Task(2, 0, (0,)))
+
+
+def test_gradients_are_views_of_the_flat_one_again_after_a_task_that_raised():
+    worker = LocalSGD(picture_model, population(), lambda logits, y: logits[9_999, 0])
+    with pytest.raises(IndexError):
+        worker.run(weights_of(picture_model()), 0, Task(0, 0, (0,)))
+    assert all(parameter.grad is into for parameter, _, into in worker.flat.trained_parts)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_deltas_added_as_they_are_made_have_the_bits_of_deltas_made_first(thin, exact):
+    weights, task = weights_of(seeded(Probed, 0)), Task(0, 0, (0, 1, 2))
+    first, added = (LocalSGD(Probed, population(), cross_entropy, thin=thin) for _ in range(2))
+    one, other = PartialSum(weights.layout, exact), PartialSum(weights.layout, exact)
+    works = [first.run(weights, client, task) for client in task.clients]
+    for work in works:
+        one.add(work.bundle, work.weight)
+    assert [(work.weight, work.totals) for work in added.add_all(weights, task.clients, task, other)] == [
+        (work.weight, work.totals) for work in works
+    ]
+    assert other.bundle().layout.digest == one.bundle().layout.digest
+    assert other.bundle().sha256() == one.bundle().sha256()
+
+
+def test_a_difference_is_made_a_piece_at_a_time_with_every_dtype_in_its_place(monkeypatch):
+    layout = Layout.of({"a": ("f4", (1001,)), "b": ("i8", (3,)), "c": ("b1", (70,)), "d": ("f8", (129,)), "e": ("bf16", (33,))})
+    rng = np.random.Generator(np.random.Philox(1))
+    local, start = (Bundle(layout, rng.integers(0, 60, layout.nbytes, np.uint8)) for _ in range(2))
+    for bundle in (local, start):
+        bundle["c"][...] = rng.integers(0, 2, 70) > 0
+    monkeypatch.setattr(local_sgd, "PIECE", 256)
+    made = Difference(layout, local, start)
+    for name in ("a", "b", "d"):
+        assert np.array_equal(made[name], local[name] - start[name])
+    assert np.array_equal(made["c"], local["c"])
+    e = (torch.from_numpy(one["e"].view(np.int16)).view(torch.bfloat16) for one in (local, start))
+    assert np.array_equal(made["e"].view(np.int16), torch.sub(*e).view(torch.int16).numpy())
+    assert made.sha256() == made.copy().sha256()
+
+
+def test_a_worker_of_another_kind_adds_nothing_itself():
+    class Own(LocalSGD):
+        pass
+
+    assert LocalSGD(small, population(), cross_entropy).adds
+    assert not Own(small, population(), cross_entropy).adds
