@@ -27,6 +27,7 @@ from shoal.envs.datasets import Examples
 from shoal.envs.population import Population
 from shoal.jobs.federated import Federated
 from shoal.jobs.job import Job
+from shoal.nets.gpu import has_gpu
 
 SKIP = 1  # rounds left out at the start, in which memory is first touched
 MOST = 1.05
@@ -68,7 +69,7 @@ def fl_b(quick: bool) -> Finding:
 def fl_c(quick: bool) -> Finding:
     """Measures seconds of a round of pfl's CIFAR10 benchmark with 2 actors; on a GPU, 1,500 rounds as well."""
     found = _cohort("fl-c", quick)
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return _with(found, {"gpu": "skipped: torch finds no CUDA device here"}, found.holds)
     seconds = on_gpu(cifar10(), 50 if quick else GPU_ROUNDS)
     whole = seconds * GPU_ROUNDS / 50 if quick else seconds

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoal.actors.workers.local_sgd import LocalSGD
+from shoal.nets.capturing import Capture, cuda_graph
 from shoal.nets.evaluation import Arrays, batches, loss_for, mean_loss
+from shoal.nets.gpu import has_gpu
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
 GRAPHS = 64  # graphs that are kept, each with the memory of a step's results; the graph unused for longest is let go of
-WARM = 2  # times that the steps are made before they are captured: libraries choose their kernels meanwhile
 
 
 def graphs(kind: type[LocalSGD]) -> type[GraphedSGD]:
@@ -36,7 +37,7 @@ class Graphed:
     process that has used it. Raises UserError on a machine without a GPU that torch can use."""
 
     def __init__(self, make: Callable[[], GraphedSGD]) -> None:
-        if not torch.cuda.is_available():
+        if not has_gpu():
             raise UserError("engine=graph: this machine has no GPU that torch can use; type engine=auto")
         self._make, self._made, self._thin = make, list[GraphedSGD](), False
 
@@ -61,10 +62,10 @@ class Graphed:
 
 @dataclass(slots=True)
 class Captured:
-    """A graph, and the memory that it reads and writes. told: float64 [5], sum of losses, their count, hits, labels, and the
-    number of labels that the module does not know."""
+    """A client's steps, and the memory that they read and write. again: makes them. told: float64 [5], sum of losses, their
+    count, hits, labels, and the number of labels that the module does not know."""
 
-    graph: torch.cuda.CUDAGraph
+    again: Callable[[], object]
     data: list[Tensor]
     orders: Tensor
     told: Tensor
@@ -73,9 +74,14 @@ class Captured:
 @dataclass(eq=False, repr=False)
 class GraphedSGD(LocalSGD):
     """LocalSGD on a GPU. The order of a client's examples is a tensor that a graph reads, and its shape depends on the number
-    of examples alone. A factor of the learning rate is part of a graph: a schedule that gives many factors captures as many."""
+    of examples alone. A factor of the learning rate is part of a graph: a schedule that gives many factors captures as many.
 
+    capture: writes down the steps of a client (nets/capturing.py).
+    """
+
+    _: KW_ONLY
     device: torch.device | str = "cuda"
+    capture: Capture = cuda_graph
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +105,7 @@ class GraphedSGD(LocalSGD):
         for into, array in zip(found.data, data, strict=True):
             into.copy_(array)
         found.orders.copy_(joined)
-        found.graph.replay()
+        found.again()
         loss, count, hits, labels, unknown = found.told.tolist()
         totals = {"loss": (loss, count)}
         return {**totals, "accuracy": (hits, labels)} if labels and not unknown else totals
@@ -108,18 +114,14 @@ class GraphedSGD(LocalSGD):
         held = Arrays(array.clone() for array in data)
         held.scale = data.scale
         orders, before = orders.clone(), self.flat.raw.clone()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM):
-                self._passes(held, orders, lengths, factor)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            told = self._passes(held, orders, lengths, factor)
-        self.flat.raw.copy_(before)  # what was made while warming up
+        try:
+            again, told = self.capture(lambda: self._passes(held, orders, lengths, factor))
+        except RuntimeError as refused:
+            why = str(refused).strip().partition("\n")[0][:200]
+            raise UserError(f"engine=graph: the steps of this model cannot be captured ({why}); type engine=loop") from refused
+        self.flat.raw.copy_(before)  # what was made while capturing
         self.moments = self.first
-        return Captured(graph, list(held), orders, told)
+        return Captured(again, list(held), orders, told)
 
     def _passes(self, data: Arrays, orders: Tensor, lengths: tuple[int, ...], factor: float) -> Tensor:
         """All steps of a client, without a number that the CPU waits for. Returns what Captured.told holds."""

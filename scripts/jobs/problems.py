@@ -228,9 +228,8 @@ class Supervised(Problem):
 
     def try_out(self, method: Method, seed: int) -> None:
         """Try a batch of a client (of the largest, if sizes are known), and two held-out examples, as a run will use them."""
-        import torch
-
         from shoal.nets.evaluation import ignored_label
+        from shoal.nets.gpu import has_gpu
         from shoal.nets.trying import tried
 
         population, size = self.population(method, seed), getattr(self.settings(method), "batch_size", 2)
@@ -239,7 +238,7 @@ class Supervised(Problem):
             if sizes is not None and not self.worker:
                 raise UserError(f"data: none of the {len(sizes)} clients has an example")
             return
-        loss, backward = self.loss_function(), not torch.cuda.is_available()
+        loss, backward = self.loss_function(), not has_gpu()
         classes = tried(self.model, examples[: max(2, size)], loss, population.held_out, self.metrics, backward=backward)
         if classes is not None:
             population.check_classes(classes, ignored_label(loss))
@@ -289,11 +288,10 @@ class Supervised(Problem):
             yield f"{len(empty)} of {len(sizes)} clients have no examples ({listed(empty)}) and are left out"
         settings = self.settings(method)
         if (size := getattr(settings, "batch_size", 0)) and (alone := (sizes == 1) | self._ends_alone(settings, sizes)).any():
-            import torch
-
+            from shoal.nets.gpu import has_gpu
             from shoal.nets.trying import fails_alone
 
-            examples, backward = population.examples(int(sizes.argmax())), not torch.cuda.is_available()
+            examples, backward = population.examples(int(sizes.argmax())), not has_gpu()
             if fails_alone(self.model, examples, self.loss_function(), backward=backward):
                 who, share = alone.nonzero()[0], sizes[alone].sum() / sizes.sum()
                 fix = "drop_last=true leaves it out" if size > 1 and (sizes[alone] > 1).any() else "use larger batches"

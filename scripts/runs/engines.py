@@ -85,9 +85,9 @@ def _apart(job: Job) -> str:
         return f"with method={job.method.name} and these settings a task is one client, whose contribution travels by itself"
     if getattr(job.method, "cohort", 1) < 2:
         return "a round has one client"
-    import torch
+    from shoal.nets.gpu import has_gpu
 
-    if torch.cuda.is_available():
+    if has_gpu():
         return "this machine has a GPU, and torch cannot be tried before processes are forked"
     return ""
 

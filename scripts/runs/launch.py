@@ -111,10 +111,10 @@ def ready(options: Launch) -> Iterator[Ready]:
         job.prepare()
         job.check_parts()
         few()
-        device = device_of(options.config.device)
+        device_of(options.config.device)
         pool = hired(options)
     try:
-        yield Ready(options, device, pool)
+        yield Ready(options, _answering(options.config.device), pool)
     finally:
         if pool:
             pool.close()
@@ -122,19 +122,31 @@ def ready(options: Launch) -> Iterator[Ready]:
 
 
 def device_of(name: str) -> str:
-    """The torch device that a name means. "auto" is cuda if torch is loaded and sees a CUDA device, else cpu.
+    """The torch device that a name means. "auto" is cuda if torch is loaded and this machine has a GPU, else cpu. CUDA does not
+    start here.
 
     Raises UserError for "cuda" if there is none.
     """
     if name == "cpu" or (name == "auto" and not sys.modules.get("torch")):
         return "cpu"
-    import torch
+    from shoal.nets.gpu import has_gpu
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
+        return "cuda" if has_gpu() else "cpu"
+    if not has_gpu():
         raise UserError("device=cuda: this machine has no CUDA device that torch can use; type device=cpu, or device=auto")
     return name
+
+
+def _answering(name: str) -> str:
+    """The device that a name means, of which CUDA itself is asked, because actors are forked already: a driver may be too old
+    for this torch, and then "auto" is cpu."""
+    device = device_of(name)
+    if device == "cuda" and name == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = str, pauses: Callable[[], bool] = bool) -> Ended:

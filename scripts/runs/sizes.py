@@ -148,6 +148,6 @@ def _in_a_copy(job: Job) -> list[Timed]:
 
 
 def _uses_gpu(device: str) -> bool:
-    import torch
+    from shoal.nets.gpu import has_gpu
 
-    return device != "cpu" and torch.cuda.is_available()
+    return device != "cpu" and has_gpu()

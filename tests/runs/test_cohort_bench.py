@@ -30,7 +30,7 @@ def test_a_case_of_cohorts_has_the_shape_that_it_is_named_for(case: str, paramet
 
 
 def test_the_half_for_a_gpu_is_skipped_in_words_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cohorts, "has_gpu", lambda: False)
     monkeypatch.setattr(cohorts, "_cohort", lambda case, quick: cohorts.Finding(1.0, "s", holds=True, details={"case": case}))
     found = cohorts.fl_c(True)
     assert found.details == {"case": "fl-c", "gpu": "skipped: torch finds no CUDA device here"}
@@ -38,7 +38,7 @@ def test_the_half_for_a_gpu_is_skipped_in_words_where_there_is_none(monkeypatch:
 
 
 def test_the_half_for_a_gpu_decides_with_the_other_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cohorts, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(cohorts, "_cohort", lambda case, quick: cohorts.Finding(1.0, "s", holds=True))
     for seconds, holds in ((1.9, True), (2.1, False)):  # of 50 rounds; 60 s for 1,500
