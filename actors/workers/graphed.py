@@ -135,7 +135,7 @@ class GraphedSGD(LocalSGD):
                 self.flat.grad.zero_()
                 logits = self.flat.module(xs)
                 loss = mean_loss(loss_of(logits, ys), ys, *weight)
-                loss.backward(self.one)  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]
                 self._step(factor, t)
                 self._tell(told, logits.detach(), ys, loss.detach(), *weight)
         return told

@@ -114,7 +114,6 @@ class LocalSGD:
         self.w_global = torch.empty_like(self.w)
         self.drift = torch.empty_like(self.w)
         self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
-        self.one = torch.ones((), device=self.flat.device)
         self.steps_in = [place for _, place, _ in self.flat.trained_parts]
         self.straight: set[int] | None = set()  # sizes of batches whose gradients are added where they lie; None: never
         self.looked_at: Task | None = None
@@ -220,7 +219,7 @@ class LocalSGD:
                         self.flat.loosen()
                         logits = module(xs)
                         loss = mean_loss(loss_of(logits, ys), ys, *weight)
-                        loss.backward(self.one)  # type: ignore[no-untyped-call]
+                        loss.backward()  # type: ignore[no-untyped-call]
                         if quick is not None:
                             self.flat.gather()
                             quick = self.dense = quick.proved(xs, ys, logits, loss)
