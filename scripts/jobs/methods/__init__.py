@@ -5,84 +5,83 @@ The one idea: a method is one file here and one row in METHODS, or a class in a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-from shoal.jobs.methods.a2c import A2C
-from shoal.jobs.methods.analytics import Analytics
-from shoal.jobs.methods.appo import APPO
-from shoal.jobs.methods.dp_fedavg import DPFedAvg, LocalDP
-from shoal.jobs.methods.dqn import DQN, R2D2, ApeX
-from shoal.jobs.methods.es import ES
-from shoal.jobs.methods.fedasync import FedAsync
-from shoal.jobs.methods.fedavg import FedAvg
-from shoal.jobs.methods.fedbuff import FedBuff
-from shoal.jobs.methods.feddyn import FedDyn
-from shoal.jobs.methods.fedfix import FedFix
-from shoal.jobs.methods.fednova import FedNova
-from shoal.jobs.methods.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from shoal.jobs.methods.fedprox import FedProx
-from shoal.jobs.methods.fltrust import FLTrust
-from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method
-from shoal.jobs.methods.mimelite import MimeLite
-from shoal.jobs.methods.personal import Ditto, FedBN, FedPer, FedRep, FineTune
-from shoal.jobs.methods.ppo import PPO
-from shoal.jobs.methods.qffl import QFFL
-from shoal.jobs.methods.robust import RFA, Bulyan, CenteredClipping, Krum, Median, MultiKrum, TrimmedMean
-from shoal.jobs.methods.sac import SAC
-from shoal.jobs.methods.scaffold import Scaffold
-from shoal.jobs.methods.secagg import SecAgg
-from shoal.jobs.methods.td3 import TD3
-from shoal.jobs.methods.xgb_bagging import XGBBagging
 from shoal.jobs.settings import ranges
 
-METHODS: Mapping[str, type[Method]] = {
-    each.name: each
-    for each in (
-        FedAvg,
-        FedProx,
-        FedAvgM,
-        FedAdagrad,
-        FedAdam,
-        FedYogi,
-        Scaffold,
-        FedNova,
-        FedDyn,
-        MimeLite,
-        QFFL,
-        FineTune,
-        Ditto,
-        FedPer,
-        FedRep,
-        FedBN,
-        FedBuff,
-        DPFedAvg,
-        LocalDP,
-        SecAgg,
-        Analytics,
-        XGBBagging,
-        FedAsync,
-        FedFix,
-        Median,
-        TrimmedMean,
-        Krum,
-        MultiKrum,
-        Bulyan,
-        RFA,
-        CenteredClipping,
-        FLTrust,
-        IMPALA,
-        PPO,
-        DQN,
-        ApeX,
-        R2D2,
-        SAC,
-        TD3,
-        APPO,
-        A2C,
-        ES,
-    )
-}
+
+class Methods(Mapping[str, type[Method]]):
+    """Name -> class. A method's file is imported when its class is asked for, because a run needs one method of forty.
+
+    rows: name -> "FILE:CLASS".
+    """
+
+    def __init__(self, rows: Mapping[str, str]) -> None:
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> type[Method]:
+        file, _, kind = self._rows[name].partition(":")
+        found: type[Method] = getattr(import_module(f"{__name__}.{file}"), kind)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+METHODS: Mapping[str, type[Method]] = Methods(
+    {
+        "fedavg": "fedavg:FedAvg",
+        "fedprox": "fedprox:FedProx",
+        "fedavgm": "fedopt:FedAvgM",
+        "fedadagrad": "fedopt:FedAdagrad",
+        "fedadam": "fedopt:FedAdam",
+        "fedyogi": "fedopt:FedYogi",
+        "scaffold": "scaffold:Scaffold",
+        "fednova": "fednova:FedNova",
+        "feddyn": "feddyn:FedDyn",
+        "mimelite": "mimelite:MimeLite",
+        "qffl": "qffl:QFFL",
+        "finetune": "personal:FineTune",
+        "ditto": "personal:Ditto",
+        "fedper": "personal:FedPer",
+        "fedrep": "personal:FedRep",
+        "fedbn": "personal:FedBN",
+        "fedbuff": "fedbuff:FedBuff",
+        "dp_fedavg": "dp_fedavg:DPFedAvg",
+        "local_dp": "dp_fedavg:LocalDP",
+        "secagg": "secagg:SecAgg",
+        "analytics": "analytics:Analytics",
+        "xgb_bagging": "xgb_bagging:XGBBagging",
+        "fedasync": "fedasync:FedAsync",
+        "fedfix": "fedfix:FedFix",
+        "median": "robust:Median",
+        "trimmed_mean": "robust:TrimmedMean",
+        "krum": "robust:Krum",
+        "multikrum": "robust:MultiKrum",
+        "bulyan": "robust:Bulyan",
+        "rfa": "robust:RFA",
+        "centered_clipping": "robust:CenteredClipping",
+        "fltrust": "fltrust:FLTrust",
+        "impala": "impala:IMPALA",
+        "ppo": "ppo:PPO",
+        "dqn": "dqn:DQN",
+        "apex": "dqn:ApeX",
+        "r2d2": "dqn:R2D2",
+        "sac": "sac:SAC",
+        "td3": "td3:TD3",
+        "appo": "appo:APPO",
+        "a2c": "a2c:A2C",
+        "es": "es:ES",
+    }
+)
 
 
 def owners(setting: str) -> list[str]:
