@@ -31,6 +31,7 @@ TAKEN = frozenset(
     {"examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes", "return_mean", "length_mean"}
     | {"episodes", "return_age", "train_accuracy", "lag_p50", "lag_p90", "dropped_steps"}
     | {"rollout_seconds", "transfer_seconds", "queue_seconds", "learn_seconds"}
+    | {"rollout_lag", "transfer_lag", "queue_lag", "learn_lag"}
 )
 """The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
 MOST_SAMPLES = 900  # samples of each name that are sent, the last: as many as fit into a list of a header

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.envs.spaces import MASK, MOMENTS, OBSERVATION, STATE, final_name
+from shoal.envs.spaces import LIFE, MASK, MOMENTS, OBSERVATION, STATE, final_name
 from shoal.nets.flat import as_tensor, views
 from shoal.nets.policies import Seen
 from shoal.protocol.errors import ProtocolError
@@ -23,7 +23,7 @@ from shoal.protocol.layout import Layout
 from shoal.protocol.work import Contribution
 
 EVERY = ("action", "reward", "terminated", "mask")
-KNOWN = (*EVERY, OBSERVATION, MASK, "truncated", "final", "first")
+KNOWN = (*EVERY, OBSERVATION, MASK, LIFE, "truncated", "final", "first")
 Statistics: TypeAlias = Mapping[str, Any]
 """The statistics of one trajectory, without `moments/` before their names: name -> float64 array."""
 

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,10 +42,11 @@ class Intake:
 @value
 class Make:
     """A step. room: uint8, as large as the weights: memory shared with actors, where the next weights are written too; None
-    if there is no such memory."""
+    if there is no such memory. figures: of episodes, for a snapshot (coordinator/tally.py)."""
 
     step: Step
     room: Bytes | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @value
@@ -205,7 +206,7 @@ class Learner:
         if make.room is not None and moved.weights:
             np.copyto(make.room, weights.data)
         if self.recording is not None:
-            self.recording.commit(step, weights)
+            self.recording.commit(step, weights, make.figures)
             self._sync()
         if step.last:  # actors that are told of the last step leave, and can be asked for nothing again
             self._keep(step)

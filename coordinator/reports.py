@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoal.protocol.value import value
 from shoal.protocol.work import Metrics
@@ -23,10 +23,11 @@ class Report:
 
 @value
 class Before:
-    """The counts of a run before it was resumed: seconds that it ran, and clients folded in."""
+    """The counts of a run before it was resumed: seconds that it ran, clients folded in, and figures of episodes (Tally)."""
 
     seconds: float = 0.0
     contributions: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @value

@@ -195,7 +195,8 @@ class Server:
                 # The actors hear nothing of it: another life may go on with them.
                 self.finished = events.Finish("the learner failed", True)
             case events.Stepped(version, metrics, moved):
-                self.telling.ages.ends(self.clock())
+                self.telling.ages.ends(now := self.clock())
+                self.telling.causes.ends(version, now)
                 told = {**self.telling.flush(), **self.arrays.flush(), **metrics}
                 self.sharing.publish(version, moved)
                 self.traffic.publish(version, self.learner.newest[1].data, self.learner.lately)
@@ -225,7 +226,8 @@ class Server:
             case events.Fold(message=message):
                 if message.steps:
                     took = self.core.facts.ledger.leases[message.task].took
-                    self.telling.ages.came(deed.onto, message.trained, took, self.clock())
+                    self.telling.ages.came(deed.onto, message.trained, took, now := self.clock())
+                    self.telling.causes.came(message.made_from, deed.onto, message.trained, took, now)
                 self._jobs.append(Intake(deed, self.arrays.bundle(self.traffic.deliveries[message.task])))
             case deeds.LetGo(delivery):
                 self.arrays.let_go(delivery)
@@ -244,7 +246,8 @@ class Server:
                 return self._say(peer, envelope, self.welcome)
             case events.Step():
                 self.telling.ages.begins(deed.version, self.clock())
-                self._jobs.append(Make(deed, self.sharing.draft()))
+                self.telling.causes.begins(deed.version)
+                self._jobs.append(Make(deed, self.sharing.draft(), self.telling.tally.figures()))
             case Report():
                 self.telling.report(deed)
             case events.Probe(peer):

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shoal.protocol.messages import Contribute
 
@@ -37,7 +38,11 @@ class Rate:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts since the start of this process, and means since the last step."""
+    """Counts since the start of this process, and means since the last step. Episodes and environment steps are counted since
+    the run began: `figures` tells them for a snapshot, and `load` takes them up.
+
+    Episodes of one step count in the order of their tasks, not of their arrival: so which ones are the last WINDOW does not
+    depend on how fast the actors were."""
 
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
     evaluated: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -45,6 +50,7 @@ class Tally:
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     told_at: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))  # `steps` when each episode was told
+    came: list[Contribute] = field(default_factory=list)  # since the last step, if they tell episodes or environment steps
     steps: int = 0  # environment steps
     lags: list[int] = field(default_factory=list)
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=LAGS))  # lags of the last contributions
@@ -56,15 +62,38 @@ class Tally:
     def train(self, message: Contribute, lag: int) -> None:
         """Count a contribution that was folded in, `lag` versions old."""
         add(self.totals, self._means_of(message))
-        self.steps += message.steps
-        self.returns.extend(message.samples.get("return", ()))
-        self.told_at.extend([self.steps] * len(message.samples.get("return", ())))
-        self.lengths.extend(message.samples.get("length", ()))
-        self.episodes += len(message.samples.get("return", ()))
+        if message.steps or message.samples:
+            self.came.append(message)
         self.lags.append(lag)
         self.recent.append(lag)
         self.waited += max(0.0, message.waited)
         self.trained += max(0.0, message.trained)
+
+    def settle(self) -> None:
+        """Count the episodes and the environment steps of what came since the last step."""
+        came, self.came = self.came, []
+        for message in sorted(came, key=lambda each: (each.made_from, each.task)):
+            returns = message.samples.get("return", ())
+            self.steps += message.steps
+            self.returns.extend(returns)
+            self.told_at.extend([self.steps] * len(returns))
+            self.lengths.extend(message.samples.get("length", ()))
+            self.episodes += len(returns)
+
+    def figures(self) -> Mapping[str, Any]:
+        """What a snapshot keeps, as JSON can hold it; empty if there are no episodes."""
+        self.settle()
+        if not (self.steps or self.episodes):
+            return {}
+        lists = {name: list(getattr(self, name)) for name in ("returns", "lengths", "told_at")}
+        return {**lists, "steps": self.steps, "episodes": self.episodes, "replaced": self.replaced}
+
+    def load(self, figures: Mapping[str, Any]) -> None:
+        """Go on from the figures of a snapshot."""
+        for name in ("returns", "lengths", "told_at"):
+            getattr(self, name).extend(figures.get(name, ()))
+        self.steps, self.episodes = int(figures.get("steps", 0)), int(figures.get("episodes", 0))
+        self.replaced = float(figures.get("replaced", 0.0))
 
     def evaluate(self, message: Contribute) -> None:
         """Count an evaluation. Its episodes and examples do not count as training."""
@@ -83,6 +112,7 @@ class Tally:
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush. Metrics of evaluations are named eval/...; the accuracy of training is train_accuracy."""
+        self.settle()
         metrics = {_trained(name): total / count for name, (total, count) in self.totals.items() if count}
         metrics |= {f"eval/{_named(name)}": total / count for name, (total, count) in self.evaluated.items() if count}
         for name, values in self.apiece.items():

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from shoal.coordinator.ages import Ages
+from shoal.coordinator.causes import Causes, pairs
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.patience import silent, waiting_for
 from shoal.coordinator.deciding.roll import roll
@@ -47,7 +48,8 @@ class Telling:
     ) -> None:
         self.core, self.learner, self.observer, self.clock, self.before = core, learner, observer, clock, before
         self.host, self.real, self.virtual = host, real or clock, real is not None
-        self.tally, self.ages, self.falling = Tally(), Ages(), Falling()
+        self.tally, self.ages, self.causes, self.falling = Tally(), Ages(), Causes(), Falling()
+        self.tally.load(before.figures)
         self.metrics: dict[str, float] = {}
         self.began = self._stepped_at = clock()
         self.evaluated = -1  # the newest version that was evaluated centrally in this life
@@ -78,7 +80,8 @@ class Telling:
     def flush(self) -> dict[str, float]:
         """The metrics since the last flush, of all contributions."""
         dropped = self.core.facts.ledger.counts.dropped
-        return {**self.tally.flush(), **self.ages.flush(), **({"dropped_steps": float(dropped)} if dropped else {})}
+        drops = {"dropped_steps": float(dropped)} if dropped else {}
+        return {**self.tally.flush(), **self.ages.flush(), **self.causes.flush(), **drops}
 
     def stepped(self, version: int, metrics: Metrics) -> None:
         """Tell the observer these metrics, which are new, of weights `version`."""
@@ -126,9 +129,12 @@ class Telling:
 
     def roll(self) -> dict[str, Any]:
         """The actors and tasks as `deciding.roll` tells them; and `lags`: pairs [lag, contributions], lags rising, of the last
-        LAGS contributions."""
-        lags = [[lag, many] for lag, many in sorted(Counter(self.tally.recent).items())]
-        return {**roll(self.core.facts, self.clock(), self.host), "lags": lags}
+        LAGS contributions. In a run with environments besides `batch_lags`: these pairs for the last step's trajectories; and
+        `lag_causes`: cause -> pairs [versions, trajectories]."""
+        told = {**roll(self.core.facts, self.clock(), self.host), "lags": pairs(Counter(self.tally.recent))}
+        if not self.causes.batch:
+            return told
+        return {**told, "batch_lags": pairs(self.causes.batch), "lag_causes": self.causes.histograms()}
 
     def progress(self) -> Progress:
         now, core = self.clock(), self.core

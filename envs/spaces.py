@@ -35,6 +35,7 @@ NOTHING: Kept = {}
 MOMENTS = "moments/"  # begins the names of a trajectory's statistics, for a normaliser
 STATE = "state/"  # begins the names of a policy's recurrent state in a trajectory
 OBSERVATION = "observation"
+LIFE = "life"  # a trajectory's array for what its client's next rollout goes on from
 MASK = "action_mask"  # key of an action mask in an observation or an info, and name of its array in a trajectory
 IN_OBSERVATION, IN_INFO = "observation", "info"
 MOST_CHOICES = 4_096  # logits of a Box of whole numbers, at most
@@ -116,7 +117,13 @@ class Spaces:
         return whole
 
     def trajectory(
-        self, rollout_length: int, num_envs: int, rows: Kept = NOTHING, memory: Kept = NOTHING, moments: Kept = NOTHING
+        self,
+        rollout_length: int,
+        num_envs: int,
+        rows: Kept = NOTHING,
+        memory: Kept = NOTHING,
+        moments: Kept = NOTHING,
+        life: int = 0,
     ) -> Layout:
         """The layout of a trajectory of T = rollout_length rows by B = num_envs environments, time first.
 
@@ -128,7 +135,8 @@ class Spaces:
         any finished episode. If `finals`: final [T, B, *shape], the last observation of an episode that its row truncates.
         For a policy with memory: first [T+1, B], True where an observation begins an episode; and state/NAME [B, ...] for each
         of `memory`, the state before the first row, which counts as the policy's first one where first[0] is True.
-        moments/NAME [...] for each of `moments`: statistics of the whole trajectory (nets/moments.py).
+        moments/NAME [...] for each of `moments`: statistics of the whole trajectory (nets/moments.py). If `life`: life, that
+        many bytes, from which the client's next rollout goes on (actors/workers/lives.py).
         """
         T, B = rollout_length, num_envs
         dtype, shape = self.action.layout()
@@ -148,6 +156,7 @@ class Spaces:
                 **({"first": ("b1", (T + 1, B))} if memory else {}),
                 **state,
                 **{f"{MOMENTS}{name}": its for name, its in moments.items()},
+                **({LIFE: ("u1", (life,))} if life else {}),
             }
         )
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from shoal.envs.spaces import MASK, apart, flat_mask
-from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, Recipe, alone, make_vector, told_apart
+from shoal.envs.states import NoStateError
+from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, Recipe, Step, alone, make_vector, told_apart
+from shoal.protocol import values
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
 from shoal.protocol.parent import die_with_parent, forked, lone
 from shoal.protocol.place import place_of, place_of_function
 
 SEED = 0
+TWINS = 2  # environments of a trial of states
+BEFORE, AFTER = 12, 24  # steps of each environment before and after its state is told
+MOST_SAID = 300  # bytes that a copy of this process answers
+TRIAL = 60.0  # seconds that a trial of states may take: environments that are slower begin anew
 FORMS = {
     "reset": "reset(self, *, seed=None, options=None) -> (observation, info)",
     "step": "step(self, action) -> (observation, reward, terminated, truncated, info)",
@@ -51,13 +57,30 @@ def tried(env: Environment | Recipe, vector: str = "auto") -> Iterator[None]:
 
 def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
     """True if the info of an environment's first reset has an action mask. False if there is an exception, or no answer within
-    `seconds`.
+    `seconds` (0: no limit)."""
+    return _in_copy(lambda: b"1" if _look(env, vector) else b"0", seconds) == b"1"
 
-    A copy of this process looks, if this process has one thread: an environment may start threads or take a GPU in its first
+
+def state_told(env: Environment | Recipe, vector: str) -> tuple[int, str]:
+    """Bytes that the state of an environment takes as plain values (envs/states.py), if a trial shows that it is whole, and "";
+    else 0, and why it does not.
+
+    In the trial one vector of environments goes on, and another one, made alike and reset with another seed, is given its
+    state: both must then see and pay the same, to the bit."""
+    said = _in_copy(lambda: " ".join(map(str, _state_size(env, vector))).encode()[:MOST_SAID], TRIAL)
+    none = f"0 their trial ended without an answer, or took longer than {TRIAL:g} s"
+    size, _, why = (said.decode(errors="replace") or none).partition(" ")
+    return int(size), why
+
+
+def _in_copy(act: Callable[[], bytes], seconds: float) -> bytes:
+    """Return what `act` returns, which takes no pipe's length. Empty if there is no answer within `seconds` (0: no limit).
+
+    A copy of this process acts, if this process has one thread: an environment may start threads or take a GPU in its first
     reset, and actors are forked from this process afterwards.
     """
     if not lone() or not hasattr(os, "fork"):
-        return _look(env, vector)
+        return act()
     here, there = os.pipe()
     parent = os.getpid()
 
@@ -66,20 +89,67 @@ def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
         os.close(here)
         for number in (1, 2):  # whatever an environment prints, its trial prints again
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-        found = _look(env, vector)
-        os.write(there, b"1" if found else b"0")
+        os.write(there, act())
         os._exit(0)  # an environment may have left threads that never end
 
     copy = forked(life)
     os.close(there)
     try:
         ready = select.select([here], [], [], seconds if seconds else None)[0]
-        return bool(ready) and os.read(here, 1) == b"1"
+        return os.read(here, MOST_SAID) if ready else b""
     finally:
         os.close(here)
         with suppress(ProcessLookupError):
             os.kill(copy, signal.SIGKILL)
         os.waitpid(copy, 0)
+
+
+def _state_size(env: Environment | Recipe, vector: str) -> tuple[int, str]:
+    with ExitStack() as stack:
+        try:
+            one, other = (stack.enter_context(closing(_twins(env, vector, seed))) for seed in (SEED, SEED + 1))
+            with globally(SEED, "before"):
+                last = _steps(one, one.reset(SEED), BEFORE)[-1]
+                _steps(other, other.reset(SEED + 1), 1)
+            told = values.pack(one.state())
+            other.restore(values.read(told))
+            seen = []
+            for each in (one, other):
+                with globally(SEED, "after"):
+                    seen.append([_bits(step) for step in _steps(each, last, AFTER)])
+            size = max(len(told), len(values.pack(one.state())))
+        except NoStateError as why:
+            return 0, str(why)
+        except Exception as raised:  # noqa: BLE001  the user's code may raise anything: another trial tells of its faults
+            return 0, f"{type(raised).__name__} in their trial"
+    return (-(-size // TWINS), "") if seen[0] == seen[1] else (0, "with the state of one, another did not do the same")
+
+
+def _twins(env: Environment | Recipe, vector: str, seed: int) -> Envs:
+    with globally(seed, "state"):
+        return make_vector(env, TWINS, vector)
+
+
+def _steps(envs: Envs, last: Step, many: int) -> list[Step]:
+    """Make `many` steps after the step `last`."""
+    rng, told = np.random.default_rng(SEED), [last]
+    for _ in range(many):
+        step = envs.step(_chosen(envs, rng, told[-1].observation))
+        told.append(step._replace(observation=step.observation.copy()))
+    return told[1:]
+
+
+def _chosen(envs: Envs, rng: Any, seen: Any) -> Any:
+    """Actions for all environments, drawn among those that the observations before allow."""
+    action, many = envs.spaces.action, envs.num_envs
+    numbers = np.zeros((many, action.parameters), np.float32)
+    if (allowed := apart(seen)[1]) is not None:
+        numbers = action.legal(numbers, allowed)
+    return action.act(numbers, action.noise(rng, 1, many)[0])
+
+
+def _bits(step: Step) -> tuple[bytes, ...]:
+    return tuple(np.asarray(part).tobytes() for part in (step.observation, step.reward, step.terminated, step.truncated))
 
 
 def _look(env: Environment | Recipe, vector: str) -> bool:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from shoal.envs import states
 from shoal.envs.atari import arguments as atari_arguments
 from shoal.envs.atari import is_atari
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask, spaces_of
@@ -87,13 +88,14 @@ class Envs:
     last observation, mask False and reward 0.
     SAME_STEP, DISABLED: the new episode begins at once (in DISABLED, `Envs` resets the finished environments), so no row is
     masked, and `final` holds the last observations of truncated episodes (`spaces.finals` is True).
-    name: the environment's, for errors. told: True if action masks are in the infos. Raises UserError for a VectorEnv whose
+    name: the environment's, for errors. told: True if action masks are in the infos. arguments: of the environment, as text: a
+    state of environments that were made with others does not fit. Raises UserError for a VectorEnv whose
     metadata name no mode, or whose steps show another mode than the metadata: which observation ends an episode would be a
     guess. Raises EnvError for an exception that comes from inside gymnasium.
     """
 
-    def __init__(self, vector: Any, name: str = "", told: bool = False) -> None:
-        self.vector, self.name = vector, name or type(vector).__name__
+    def __init__(self, vector: Any, name: str = "", told: bool = False, arguments: str = "") -> None:
+        self.vector, self.name, self.arguments = vector, name or type(vector).__name__, arguments
         _with_its_traceback(getattr(vector, "unwrapped", vector))
         self.num_envs = int(vector.num_envs)
         self.mode = self._mode()
@@ -206,6 +208,22 @@ class Envs:
         act_on[over] = self._seen(observation, info)[over]
         return act_on
 
+    def state(self) -> Any:
+        """The environments' state as plain values (envs/states.py). Raises NoStateError if it cannot be told."""
+        return (states.state_of(self.vector), self._over.tobytes(), self.arguments)
+
+    def restore(self, state: Any) -> None:
+        """Go on from a state, in environments that were made alike and reset. Raises NoStateError if it does not fit."""
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise states.NoStateError("the state is not one of a vector of environments")
+        if state[2] != self.arguments:
+            raise states.NoStateError(
+                f"they were made with {state[2] or 'no arguments'}, and now with {self.arguments or 'none'}"
+            )
+        states.restore(self.vector, state[0])
+        self._over = np.frombuffer(state[1], bool).copy()
+        self._early = [one for one in getattr(self.vector, "envs", ()) if getattr(one, "left", 0)]
+
     def close(self) -> None:
         self.vector.close()
 
@@ -308,6 +326,12 @@ class Recipe:
     def name(self) -> str:
         return repr(self.env) if isinstance(self.env, str) else _name(self.env)
 
+    @property
+    def given(self) -> str:
+        """The arguments and the time limit, as they are typed."""
+        limit = {"time_limit": self.time_limit} if self.time_limit else {}
+        return " ".join([_typed(self.arguments), *(f"{name}={value}" for name, value in limit.items())]).strip()
+
 
 def recipe_of(env: Environment | Recipe) -> Recipe:
     return env if isinstance(env, Recipe) else Recipe(env)
@@ -328,7 +352,7 @@ def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") 
     recipe = recipe_of(env)
     with naming(recipe.name):
         made = _by_id(recipe, num_envs, vector) if isinstance(recipe.env, str) else _by_factory(recipe, num_envs)
-    return Envs(made, recipe.name, recipe.told)
+    return Envs(made, recipe.name, recipe.told, recipe.given)
 
 
 def spaces_in(env: Environment | Recipe, vector: str = "auto") -> Spaces:

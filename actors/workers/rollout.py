@@ -1,7 +1,8 @@
 """The reinforcement-learning worker: acts in environments and returns trajectories.
 
 The one idea: environments go on where the last rollout left them, and every draw is keyed by (seed, client, rollout). So a
-trajectory is a function of the weights and of the client's own past, and of nothing else that its actor does. The global
+trajectory is a function of the weights and of the client's own past, and of nothing else that its actor does. That past can
+travel with the trajectory (actors/workers/lives.py), so that another actor goes on with it. The global
 generators, from which an environment may draw, are set likewise, and afterwards are as they were.
 """
 
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import MASK, MOMENTS, OBSERVATION, STATE, Spaces, final_name
-from shoal.envs.vector import Step, Worlds
+from shoal.actors.workers import lives
+from shoal.envs.spaces import LIFE, MASK, MOMENTS, OBSERVATION, STATE, Spaces, final_name
+from shoal.envs.states import NoStateError
+from shoal.envs.vector import Envs, Step, Worlds
 from shoal.nets.acting import Policy, State
 from shoal.nets.moments import Moments
 from shoal.nets.normal import PAID, SEEN, kept_of
@@ -108,6 +111,9 @@ class Rollout:
     group: environments that belong together, as the agents of one game; evaluation plays whole groups.
     moments: what a trajectory brings statistics of (nets/normal.py): SEEN, the observations of the rows that are learned from;
     PAID, the running sums of an environment's rewards, discounted by gamma, of all its steps.
+    life: bytes of a trajectory for what the client's next rollout goes on from; 0: there are none. The brief of a task then
+    tells the life to go on from; without a brief the client's environments begin anew.
+    renew: versions after which environments begin anew; 0: never. The rows before bootstrap, as at the end of any trajectory.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
@@ -126,8 +132,11 @@ class Rollout:
     group: int = 1
     moments: tuple[str, ...] = ()
     gamma: float = 0.99
+    life: int = 0
+    renew: int = 0
     clock: Callable[[], float] = time.monotonic
     _told: bool = field(init=False, default=False)
+    _untold: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
     _stage: Worlds | None = field(init=False, default=None)  # environments of evaluation, apart from those of training
     _layout: Layout | None = field(init=False, default=None)
@@ -139,12 +148,16 @@ class Rollout:
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         self.policy.load(weights)
         try:
-            return self._evaluate(client, task) if task.kind == "evaluate" else self._trained(client, task)
+            return self._evaluate(client, task) if task.kind == "evaluate" else self._trained(client, task, brief)
         finally:
             self.policy.forget()
 
-    def _trained(self, client: int, task: Task) -> Work:
-        life = self._lives.pop(client, None) or self._begun(client, task.version)
+    def _trained(self, client: int, task: Task, brief: Bundle | None) -> Work:
+        anew = self.renew > 0 and task.version % self.renew == 0
+        told = lives.heard(brief) if self.life and brief is not None and not anew else None
+        life = self._lives.pop(client, None)
+        if self.life or anew or life is None:
+            life = self._of(client, life, told, task.version)
         with _closed_on_failure(life.envs), globally(self.seed, "env steps", client, life.born, life.rollouts):
             work = self._rollout(client, life, task.words)
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
@@ -172,6 +185,58 @@ class Rollout:
         state, episodes = self.policy.begin(self.num_envs), Episodes.none(self.num_envs)
         return Life(envs, step, state, episodes, born=version, owed=np.zeros(self.num_envs))
 
+    def _of(self, client: int, life: Life | None, told: lives.Told | None, version: int) -> Life:
+        """The life that a brief tells, or one that begins in this version. life: the one that this actor has of the client."""
+        born = version if told is None else told.born
+        if life is not None and told is not None and (life.born, life.rollouts) == (told.born, told.rollouts):
+            return life
+        if told is None or not told.packed:
+            if life is not None:
+                life.envs.close()  # a reset need not forget all that an environment was
+            return self._begun(client, born)
+        begun = self._begun(client, born, life.envs if life else None)
+        with _closed_on_failure(begun.envs):
+            try:
+                self._restore(begun, told.state())
+            except NoStateError as odd:
+                self._say_untold(str(odd))
+                begun.envs.close()
+                return self._begun(client, born)
+        begun.rollouts = told.rollouts
+        return begun
+
+    def _restore(self, life: Life, state: Any) -> None:
+        """Give a life, which has just begun, the state of another."""
+        assert isinstance(life.envs, Envs)
+        life.envs.restore(state["envs"])
+        seen = np.empty_like(life.step.observation)
+        for name, array in _parts(seen):
+            array[...] = state["seen"][name]
+        life.step = life.step._replace(observation=seen, mask=state["mask"], first=state["first"], replaced=0)
+        life.state = state["memory"]
+        life.episodes = Episodes(state["returns"], state["lengths"])
+        life.owed = state["owed"]
+
+    def _state(self, life: Life) -> dict[str, Any]:
+        if not isinstance(life.envs, Envs):
+            raise NoStateError("the environments have processes of their own")
+        return {
+            "envs": life.envs.state(),
+            "seen": dict(_parts(life.step.observation)),
+            "mask": np.asarray(life.step.mask),
+            "first": np.asarray(life.step.first),
+            "memory": {name: np.asarray(array) for name, array in life.state.items()},
+            "returns": life.episodes.returns,
+            "lengths": life.episodes.lengths,
+            "owed": life.owed,
+        }
+
+    def _say_untold(self, why: str) -> None:
+        if not self._untold:
+            line = f"shoal: environments begin anew where another actor or a resumed run goes on with them: {why}"
+            print(line, file=sys.stderr, flush=True)
+        self._untold = True
+
     def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
@@ -181,6 +246,8 @@ class Rollout:
         returns, lengths = life.episodes.finished(reward, lived, over, cut)
         if self.moments:
             self._tell_moments(bundle, life, reward, lived, over)
+        if self.life and (why := lives.tell(bundle[LIFE], life.born, life.rollouts, lambda: self._state(life))):
+            self._say_untold(why)
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
@@ -273,7 +340,7 @@ class Rollout:
         if self._layout is None:
             rows, memory = self.policy.rows, self.policy.memory
             moments = kept_of(self.moments, envs.spaces)
-            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments)
+            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments, self.life)
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:
@@ -344,6 +411,12 @@ def _whole(bundle: Bundle, spaces: Spaces, T: int, B: int) -> tuple[Any, Any]:
         return bundle[OBSERVATION], bundle["final"] if spaces.finals else None
     dtype = spaces.record()[0]
     return np.zeros((T + 1, B), dtype), np.zeros((T, B), dtype) if spaces.finals else None
+
+
+def _parts(observation: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays of observations, by name: one, or the fields of a structured array."""
+    names = observation.dtype.names
+    return iter(((OBSERVATION, observation),)) if names is None else ((name, observation[name]) for name in names)
 
 
 def _totals(replaced: int) -> dict[str, tuple[float, float]]:

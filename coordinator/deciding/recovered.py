@@ -22,7 +22,7 @@ class Recovered:
     done: version -> the clients whose contributions are folded in, or promised. first: version -> the lowest index that is free
     for its tasks. kept: version of the snapshot that was loaded, -1 if none was. stepped: the step that made `version`. record:
     number of the last record up to that step; later records are of contributions to the next version. past: number of the last
-    record of all.
+    record of all. figures: of episodes, from the snapshot (coordinator/tally.py).
     """
 
     version: int = 0
@@ -40,6 +40,7 @@ class Recovered:
     stepped: Step = field(default_factory=lambda: Step(0, 0, 0))
     record: int = 0
     past: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def asked(self) -> Asked:
@@ -50,6 +51,7 @@ class Recovered:
         self.version = self.kept = version
         self.steps, self.drawn = int(counters.get("steps", 0)), int(counters.get("drawn", 0))
         self.epoch = int(counters.get("epoch", 0))
+        self.figures = dict(counters.get("figures", {}))
         self.promises = [Promise.of_plain(row) for row in counters.get("promises", ())]
         self.made = {int(version): digest for version, digest in counters.get("made", {}).items()}
         self.newest = max([version, *self.made])

@@ -37,6 +37,7 @@ class Recording:
     journal: None writes snapshots only. payload: True records the arrays of contributions too. every: seconds between
     snapshots, at most. retain: bytes that an actor keeps for the coordinator; 0: none. If retain is not 0, a snapshot is also
     made when the last snapshot took less than `share` of the time since, and when half of these bytes may be in use.
+    versions: before the run's end, only versions that are a multiple of this have snapshots.
 
     promises: promises of earlier lives that stand. kept: version of the newest snapshot, -1 if there is none. stepped: the step
     that made the current version. record: number of the last record that this version covers: that of its commit, or `past`
@@ -55,12 +56,14 @@ class Recording:
         report: Callable[[str], None],
         retain: int = 0,
         share: float = SHARE,
+        versions: int = 1,
     ) -> None:
         self.store, self.journal, self.payload = store, journal, payload
         self.every, self.clock, self.report = every, clock, report
-        self.retain, self.share = retain, share
+        self.retain, self.share, self.versions = retain, share, versions
         self.epoch, self.made, self.promises = found.epoch + 1, found.made, Promises(found.promises)
         self.stepped, self.record, self.past = found.stepped, found.record, found.past
+        self.figures = found.figures
         self.kept, self.kept_at = found.kept, clock() if found.kept >= 0 else -1e9
         self._cost = 0.0  # seconds that the last snapshot took
         self._with_actors = 0  # bytes accepted since the last snapshot
@@ -83,9 +86,10 @@ class Recording:
         else:
             self.journal.append(frame)
 
-    def commit(self, step: Step, weights: Bundle) -> None:
-        """Record that everything accepted so far made this version. The next `sync` makes the record durable."""
-        self.stepped, self.record = step, self.past
+    def commit(self, step: Step, weights: Bundle, figures: Mapping[str, Any] | None = None) -> None:
+        """Record that everything accepted so far made this version. The next `sync` makes the record durable. figures: of
+        episodes, for a snapshot of this version."""
+        self.stepped, self.record, self.figures = step, self.past, figures or {}
         if self.journal is None:
             return
         digest = weights.sha256()
@@ -102,7 +106,7 @@ class Recording:
         """
         since = self.clock() - self.kept_at
         cheap = self.retain and (self._cost < self.share * since or 2 * self._with_actors >= self.retain)
-        if step.last or since >= self.every or cheap:
+        if step.last or (step.version % self.versions == 0 and (since >= self.every or cheap)):
             self.snapshot(weights, aggregator, needed=step.last or 0 < self.retain <= self._with_actors)
         return self.kept == step.version
 
@@ -119,6 +123,8 @@ class Recording:
         with trouble("keep the clients' states"):
             state = aggregator.state()
         counters: dict[str, Any] = {"steps": step.steps, "drawn": step.drawn, "epoch": self.epoch, "record": self.record}
+        if self.figures:
+            counters["figures"] = self.figures
         if self.promises.by_name:  # this snapshot covers the records of these promises
             made = {str(version): digest for version, digest in self.made.items() if version > step.version}
             counters |= {"made": made, "promises": [promise.plain() for promise in self.promises.by_name.values()]}

@@ -237,6 +237,8 @@ class Job:
         """The method's aggregator inside the job's wraps. Raises UserError if an aggregator lacks a part."""
         start = Start(self.problem, self.seed, self.checks.norm_bound)
         made, maker = self.method.aggregator(start, device), f"method {self.method.name}: its"
+        if not lacking(made):
+            made = self.method.surrounded(made, self.problem)
         for wrap in (None, *self.around):
             if wrap is not None:
                 made, maker = wrap.aggregator(made, start), f"around: {type(wrap).__name__}'s"

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from shoal.actors import Worker, check_runs
+from shoal.actors.workers.lives import room_for
 from shoal.envs import atari
 from shoal.envs.agents import Parallel
 from shoal.envs.atari import is_atari
@@ -30,7 +31,7 @@ from shoal.envs.population import Population
 from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
-from shoal.envs.trying import masks_told
+from shoal.envs.trying import masks_told, state_told
 from shoal.envs.vector import Recipe, Worlds, make_vector, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
@@ -589,10 +590,28 @@ class Environment(Problem):
         """The policy in the form that actors run."""
         return self.learns.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
 
-    def trajectory(self, rollout_length: int, num_envs: int, moments: Sequence[str] = ()) -> Layout:
-        """The layout of a trajectory, with the arrays that the policy adds, and statistics: `Spaces.trajectory`."""
+    def trajectory(self, rollout_length: int, num_envs: int, moments: Sequence[str] = (), life: int = 0) -> Layout:
+        """The layout of a trajectory, with the arrays that the policy adds, statistics and a life: `Spaces.trajectory`."""
         spaces = self.spaces()
-        return spaces.trajectory(rollout_length, num_envs, *self._added(), kept_of(moments, spaces))
+        return spaces.trajectory(rollout_length, num_envs, *self._added(), kept_of(moments, spaces), life)
+
+    def life(self, num_envs: int) -> int:
+        """Bytes that the life of num_envs environments takes at most (actors/workers/lives.py); 0 if it cannot be told."""
+        each = self.told_whole[0]
+        return room_for(each, self.spaces(), self._added()[1], num_envs) if each else 0
+
+    @property
+    def told_whole(self) -> tuple[int, str]:
+        """Bytes of one environment's state, and ""; or 0, and why the state of these environments cannot be told."""
+        if self.apart:
+            return 0, "they have processes of their own"
+        if isinstance(self.env, Parallel):
+            return 0, "several agents play in one"
+        key = ("state", self.vector, self.env_kwargs, self.time_limit)
+        if key not in self.made:
+            self.made[key] = state_told(self.recipe(), self.stepping)
+        found: tuple[int, str] = self.made[key]
+        return found
 
     def _added(self) -> tuple[Kept, Kept]:
         """The rows and the memory of the policy, found out once in each process."""

@@ -196,7 +196,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         layouts, briefs = job.layouts(layout), job.briefs(layout)
         recording, found = recording_of(options, aggregator, layouts, observer, real)
         stack.callback(recording.close)
-        before = record.rewind(found.version)
+        for note in job.method.going_on(job.problem, found.version) if found.version else ():
+            observer.report(Report("resumed", note))
+        before = replace(record.rewind(found.version), figures=found.figures)
         virtual = VirtualClock(before.seconds) if job.virtual else None
         clock: Callable[[], float] = virtual or real
         again: Metrics = {}

@@ -94,6 +94,7 @@ def recording_of(
         clock=clock,
         report=report,
         retain=job.keeping.retain << 20 if kind == "ids" and (options.bind or options.config.actors) else 0,
+        versions=getattr(job.method, "renew_every", 0) or 1,
     )
     if kind == "off":  # or the next life might take this one's epoch for its own
         recording.snapshot(aggregator.weights(), aggregator)

@@ -58,6 +58,30 @@ class Arm:
         return interval(list(self.values.values()))
 
 
+def lineage(arms: Sequence[Arm], arm: Arm) -> list[Arm]:
+    """The arms whose snapshots an arm comes from, the first one first, and the arm itself."""
+    by_number, found = {each.number: each for each in arms}, [arm]
+    while (origin := found[0].origin) is not None and origin in by_number:
+        found.insert(0, by_number[origin])
+    return found
+
+
+def tree(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
+    """The arms as a tree, each with its depth: an arm stands below the one from whose snapshot it begins, in the order of their
+    numbers."""
+    below: dict[int | None, list[Arm]] = {}
+    numbers = {arm.number for arm in arms}
+    for arm in sorted(arms, key=lambda each: each.number):
+        below.setdefault(arm.origin if arm.origin in numbers else None, []).append(arm)
+    found: list[tuple[int, Arm]] = []
+    waiting = [(0, arm) for arm in reversed(below.get(None, []))]
+    while waiting:
+        depth, arm = waiting.pop()
+        found.append((depth, arm))
+        waiting += [(depth + 1, each) for each in reversed(below.get(arm.number, []))]
+    return found
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The interval of the mean of these values, at LEVEL, by Student's t; None for fewer than two values."""
     if len(values) < 2:

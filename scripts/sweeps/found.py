@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from shoal.jobs.catalog import INLINE
 from shoal.protocol.errors import UserError
 from shoal.runs.rundir import finite, replaced
-from shoal.sweeps.arms import Arm, Goal, best
+from shoal.sweeps.arms import Arm, Goal, best, lineage
 from shoal.sweeps.folder import Asked, SweepDir
 from shoal.sweeps.planning import Place, goal_of
 from shoal.sweeps.space import space_of
-from shoal.sweeps.table import table
+from shoal.sweeps.table import drawn, table
 
 if TYPE_CHECKING:
     from shoal.runs.run import Run
@@ -75,6 +75,17 @@ class Sweep:
         """The arms as a table, best first."""
         return table(self.arms, self.goal, most)
 
+    def tree(self) -> str:
+        """The arms of a population as a tree, a line each: below an arm those that began from its snapshot."""
+        return drawn(self.arms, self.goal)
+
+    def lineage(self, number: int | None = None) -> list[Arm]:
+        """The arms whose snapshots an arm comes from, the first one first, and the arm itself. number: of the arm; None: the
+        best. Empty if there is no such arm."""
+        arms = self.arms
+        arm = self.best if number is None else next((each for each in arms if each.number == number), None)
+        return [] if arm is None else lineage(arms, arm)
+
     def plot(self, out: Place | None = None) -> Path:
         """Draw the sweep: parallel coordinates, and the curves of arms. Returns the picture's path, sweep.png in its folder."""
         from shoal.sweeps.picture import plot
@@ -93,6 +104,7 @@ class Sweep:
             "trials": {state: states.count(state) for state in ("complete", "pruned", "failed", "running")},
             "steps": sum(each.steps for each in arms),
             "best": None if arm is None else told_of(arm),
+            **({} if arm is None or arm.origin is None else {"lineage": [each.number for each in lineage(arms, arm)]}),
             "arms": [told_of(each) for each in arms],
             "folder": str(self.folder),
             "reason": self.reason,

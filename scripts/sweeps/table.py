@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.jobs.catalog import INLINE
 from shoal.runs.choosing import brief
 from shoal.runs.progress import escaped
-from shoal.sweeps.arms import Arm, Goal, as_good, best, ranked
+from shoal.sweeps.arms import Arm, Goal, as_good, best, lineage, ranked, tree
 from shoal.sweeps.space import said, short
 
 if TYPE_CHECKING:
@@ -40,6 +40,21 @@ def table(arms: Sequence[Arm], goal: Goal, most: int = 20) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     left = len(order) - most
     return "\n".join([*lines, *([f"... and {left} more arms, in arms.jsonl"] if left > 0 else [])])
+
+
+def drawn(arms: Sequence[Arm], goal: Goal) -> str:
+    """The arms of a population as a tree: below each arm the arms that began from its snapshot."""
+    first = best(arms, goal)
+    lines = []
+    for depth, arm in tree(arms):
+        value = f"{arm.mean:.5g}" if arm.state == "complete" else arm.state
+        lines.append(f"{'  ' * depth}{arm.number}  {said(arm.params)}  {value}{'  best' if arm is first else ''}")
+    return "\n".join(lines)
+
+
+def descent(arms: Sequence[Arm], arm: Arm) -> str:
+    """An arm's way, from its first ancestor on, with the settings of each part of the run: "0 (lr=0.1) -> 5 (lr=0.08)"."""
+    return " -> ".join(f"{each.number} ({said(each.params)})" for each in lineage(arms, arm))
 
 
 def which(row: Mapping[str, Any]) -> str:
@@ -77,6 +92,8 @@ def closing(found: Sweep) -> str:
             else ""
         )
         lines.append(f"Best: {said(arm.params) or 'its only arm'}: {goal.metric} {arm.mean:.4g}{seen}.")
+        if arm.origin is not None:
+            lines.append(f"Its way through the population: {descent(arms, arm)}.")
     lines.append(f"The sweep lies in {folder}: trials.jsonl, arms.jsonl, sweep.png, best/ and more.")
     tries = []
     if found.reason != "done":

@@ -23,6 +23,7 @@ from shoal.coordinator.keeping.store import newest
 from shoal.coordinator.reports import Progress, Report
 from shoal.jobs.catalog import recalled
 from shoal.jobs.job import Job
+from shoal.jobs.methods.acting import Acting
 from shoal.protocol import draws, heap
 from shoal.protocol.work import Metrics
 from shoal.runs import theirs
@@ -114,9 +115,11 @@ def _run(
 
 def goes_on(job: Job) -> bool:
     """True if a run of this job that is stopped and resumed in the plain loop has the bits of one that never stopped.
-    Environments begin anew, a stream's tasks under way too, and workers of a user's own may remember things."""
+
+    Tasks of a stream begin anew, environments too whose state cannot be told; workers of a user's own may remember things."""
     ours = getattr(job.problem, "worker", None) is None and type(job.method).__module__.startswith("shoal.")
-    return ours and job.problem.kind == "supervised" and isinstance(job.plan(AFRESH), Rounds)
+    whole = job.problem.kind == "supervised" or (isinstance(job.method, Acting) and job.method.life(job.problem) > 0)
+    return ours and whole and isinstance(job.plan(AFRESH), Rounds)
 
 
 def _count(origin: RunDir | None) -> int:
@@ -149,8 +152,9 @@ def _copied(origin: RunDir, run: RunDir) -> None:
     file = max(origin.checkpoints.glob("*.safetensors"))
     run.checkpoints.mkdir()
     shutil.copyfile(file, run.checkpoints / file.name)
-    if (states := origin.path / "clients").is_dir():  # what a method remembers of clients, beyond what the snapshot holds
-        shutil.copytree(states, run.path / "clients")
+    for name in ("clients", "replay"):  # what a method remembers of clients and in its replay, beyond what the snapshot holds
+        if (beside := origin.path / name).is_dir():
+            shutil.copytree(beside, run.path / name)
     shutil.copyfile(origin.metrics_file, run.metrics_file)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from test_core import Run
 
 from shoal.coordinator.ages import Ages
+from shoal.coordinator.causes import Causes
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.falling import Falling
@@ -58,6 +60,44 @@ def test_the_age_of_what_was_learned_from_is_told_in_its_parts() -> None:
     ages.begins(3, 22.0)  # of a run without environments
     ages.ends(23.0)
     assert ages.flush() == {}
+
+
+def test_the_versions_of_a_lag_are_split_by_what_they_were_made_during() -> None:
+    causes = Causes()
+    for version in range(1, 9):
+        causes.begins(version)
+        causes.ends(version, now=10.0 * version)  # version 1 at 10 s, version 2 at 20 s
+    causes.begins(9)
+    assert causes.flush() == {}  # nothing that lagged
+    # acted by version 2 from 35 s to 65 s, while 4, 5 and 6 were made, when 3 was on its way; here at 85 s, after 7 and 8; the
+    # learner makes 9, and 9 is full, so it waits for 10
+    causes.came(2, 10, trained=30.0, took=50.0, now=85.0)
+    causes.came(8, 9, trained=1.0, took=-1.0, now=85.0)  # the way of an earlier life's task is not known
+    causes.ends(9, 90.0)
+    causes.begins(10)
+    assert causes.flush() == {"rollout_lag": 0, "transfer_lag": 0, "queue_lag": 0, "learn_lag": 1}
+    causes.ends(10, 100.0)
+    causes.begins(11)
+    assert causes.flush() == {"rollout_lag": 3, "transfer_lag": 3, "queue_lag": 1, "learn_lag": 1}
+    assert causes.batch == {8: 1}
+    assert causes.histograms()["transfer_lag"] == [[0, 1], [3, 1]]
+
+
+def test_the_parts_of_a_lag_add_up_to_it_whatever_clocks_say() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        causes, now = Causes(), 0.0
+        for version in range(1, 30):
+            now += float(rng.exponential())
+            causes.begins(version)
+            causes.ends(version, now)
+        made_from, ahead, stepping = int(rng.integers(29)), int(rng.integers(2)), bool(rng.integers(2))
+        onto = 29 + ahead + stepping
+        if stepping:
+            causes.begins(30)
+        causes.came(made_from, onto, float(rng.exponential(9)), float(rng.exponential(9)), now + float(rng.exponential()))
+        causes.begins(onto + 1)
+        assert sum(causes.flush().values()) == onto - made_from
 
 
 def test_quantiles_are_interpolated_between_neighbours() -> None:

@@ -40,7 +40,7 @@ class Book:
     def accept(self, fold: Fold, bundle: Bundle) -> None:
         self.accepted += 1
 
-    def commit(self, step: Step, weights: Bundle) -> None:
+    def commit(self, step: Step, weights: Bundle, figures: object) -> None:
         return
 
     def sync(self) -> None:

@@ -11,6 +11,7 @@ from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roll import COLUMNS, roll
 from shoal.coordinator.deciding.roster import Actor
+from shoal.coordinator.reports import Before
 from shoal.coordinator.telling import Telling
 
 
@@ -69,7 +70,7 @@ def test_the_roll_is_plain_data_and_counts_lags() -> None:
     facts, _ = facts_of(3)
     nothing: Any = None
     core: Any = type("Core", (), {"facts": facts})
-    telling = Telling(core, nothing, nothing, lambda: 9.0, nothing, "here")
+    telling = Telling(core, nothing, nothing, lambda: 9.0, Before(), "here")
     telling.tally.recent.extend([3, 0, 0, 1])
     found = json.loads(json.dumps(telling.roll(), allow_nan=False))
     assert found["lags"] == [[0, 2], [1, 1], [3, 1]]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,69 @@ def test_a_population_that_is_killed_has_the_arms_and_the_bits_of_one_that_was_n
         ]
         tables.append((told, Sweep("sweep").table()))
     assert tables[0] == tables[1]
+
+
+FALLING = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from shoal import Federated, FedAvg, Work, option
+from shoal.protocol.layout import Bundle
+
+
+class Stepping:
+    def __init__(self, step):
+        self.step = step
+
+    def run(self, weights, client, task):
+        delta = -self.step * np.sign(weights["x"])
+        return Work(Bundle.pack({"x": delta.astype(np.float32)}, weights.layout), weight=1.0)
+
+
+@dataclass(frozen=True)
+class Falling(FedAvg):
+    name: ClassVar[str] = "falling"
+    step: float = option(0.1, "length of every step")
+
+    def worker(self, problem, seed):
+        return Stepping(self.step)
+
+    def central(self, problem, seed, device):
+        return lambda weights: {"distance": float(abs(weights["x"][0]))}
+
+    def due(self, version):
+        return True
+
+
+def start():
+    return {"x": np.array([10.37], np.float32)}
+
+
+job = Federated(worker=lambda: Stepping(0.1), weights=start, method=Falling, clients=1, rounds=60, snapshot_every=0)
+"""
+
+
+def test_a_population_finds_a_schedule_that_beats_every_setting_that_stays_and_tells_its_way() -> None:
+    job = written("falling.py", FALLING)  # a step of 1 comes near and then jumps to and fro; a step of 0.01 does not get there
+    words = (job, "step=0.01,0.1,1", "--goal", "min:distance")
+    alone = ran("sweep", *words, "--run-dir", "alone", "--json").result
+    assert min(arm["mean"] for arm in alone["arms"]) > 0.3
+    said = ran("sweep", *words, "--sampler", "pbt:population=4,generations=10", "--run-dir", "bred", "--json").result
+    assert said["best"]["mean"] < 0.06
+    found = Sweep("bred")
+    way = found.lineage()
+    assert [arm.number for arm in way] == said["lineage"]
+    assert [arm.number // 4 for arm in way] == list(range(10))
+    steps = [arm.params["step"] for arm in way]
+    assert steps[0] == 1
+    assert steps[-1] < 1
+    assert all(one.number == other.origin for one, other in pairwise(way))
+    tree = found.tree().splitlines()
+    assert len(tree) == 40
+    assert next(line for line in tree if line.endswith("best")).startswith(f"{'  ' * 9}{way[-1].number}  step=")
+    assert found.lineage(999) == []
 
 
 def test_a_population_goes_on_to_more_generations_and_plays_environments() -> None:

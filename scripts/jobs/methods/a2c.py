@@ -9,7 +9,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import FIRST, OPTIMIZERS, OnPolicy
+from shoal.jobs.methods.acting import FIRST, OPTIMIZERS, RENEWED, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
@@ -22,6 +22,7 @@ class A2C(OnPolicy):
 
     name: ClassVar[str] = "a2c"
     network: ClassVar[Network] = REMEMBERING
+    continues: ClassVar[bool] = True
 
     num_envs: int = option(8, "number of environments that one trajectory comes from", least=1)
     rollout_length: int = option(5, "steps of each environment in one trajectory", least=1)
@@ -31,6 +32,7 @@ class A2C(OnPolicy):
     rms_prop_eps: float = option(
         1e-5, "number that RMSprop adds to the root of its mean square", above=0, of={"optimizer": ("rmsprop",)}
     )
+    renew_every: int = option(0, RENEWED, least=0)
     clients: int = option(2, "trajectories of one round, each from num_envs environments of its own", least=1)
     gae_lambda: float = option(
         1.0, "lambda of generalized advantage estimation (1: returns up to the end of the trajectory)", least=0, most=1

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoal.actors import Worker
+from shoal.actors.workers.lives import layout as life_layout
 from shoal.actors.workers.rollout import Rollout
+from shoal.aggregators import Aggregator
+from shoal.aggregators.around.lives import Lives
 from shoal.coordinator.deciding.bounds import Goal
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
@@ -24,6 +27,7 @@ from shoal.protocol.layout import Layout
 
 OPTIMIZERS = ("adam", "rmsprop")
 LAG_WEIGHTS = ("none", "sqrt", "inverse")
+RENEWED = "versions after which all training environments begin new episodes, as in a resumed run (0: they never do)"
 FIRST = (
     3_600.0  # seconds: the longest rollout or evaluation before three are in, if nobody set a lease: a first one may hang too
 )
@@ -67,6 +71,8 @@ class Acting(Playing):
     """
 
     network: ClassVar[Network] = ACTOR_CRITIC
+    continues: ClassVar[bool] = False
+    """True if the method learns in rounds, so that a resumed run can have the bits of one that never stopped."""
 
     num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
     rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
@@ -86,12 +92,36 @@ class Acting(Playing):
         """The statistics that a trajectory brings, by which the learner normalises (nets/normal.py)."""
         return ()
 
+    def life(self, problem: Problem) -> int:
+        """Bytes of a trajectory that tell what the client's next rollout goes on from; 0 if no trajectory tells it."""
+        return problem.life(self.num_envs) if self.continues and isinstance(problem, Environment) else 0
+
+    def going_on(self, problem: Problem, version: int) -> Sequence[str]:
+        every = getattr(self, "renew_every", 0)
+        if not isinstance(problem, Environment) or self.life(problem) or (every and version % every == 0):
+            return ()
+        anew = "environments begin new episodes, so this run differs from one that never stopped"
+        if not self.continues:
+            return [f"{anew}, as any two runs whose actors do not wait for each other"]
+        if every:
+            return [f"{anew}: renew_every={every} keeps that from happening only where a run was killed, not where it ended"]
+        fix = "renew_every=N begins them anew every N versions in either run"
+        return [f"{anew}: their state cannot be kept ({problem.told_whole[1]}); {fix}"]
+
+    def surrounded(self, made: Aggregator, problem: Problem) -> Aggregator:
+        size = self.life(problem)
+        return Lives(made, size) if size else made
+
+    def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
+        size = self.life(problem)
+        return [life_layout(size)] if size else ()
+
     def goal(self) -> Goal:
         return Goal(steps=self.total_timesteps, each=self.trajectories * self.rollout_length * self.num_envs)
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         assert isinstance(problem, Environment)
-        return [problem.trajectory(self.rollout_length, self.num_envs, self.moments)]
+        return [problem.trajectory(self.rollout_length, self.num_envs, self.moments, self.life(problem))]
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         assert isinstance(problem, Environment)
@@ -106,6 +136,8 @@ class Acting(Playing):
             group=problem.group,
             moments=self.moments,
             gamma=self.gamma,
+            life=self.life(problem),
+            renew=getattr(self, "renew_every", 0),
         )
 
 

@@ -98,6 +98,10 @@ class Method:
 
     # With defaults
 
+    def surrounded(self, made: Aggregator, problem: Problem) -> Aggregator:
+        """The method's aggregator, inside what the method itself puts around it. Default: as it was made."""
+        return made
+
     @property
     def exact(self) -> bool:
         return False
@@ -132,6 +136,10 @@ class Method:
 
     def notes(self, problem: Problem, aggregator: Aggregator) -> Sequence[str]:
         """Lines about the method that a person is told when a run begins."""
+        return ()
+
+    def going_on(self, problem: Problem, version: int) -> Sequence[str]:
+        """Lines that a person is told when a run goes on from the snapshot of `version`."""
         return ()
 
     def try_out(self, seed: int) -> None:

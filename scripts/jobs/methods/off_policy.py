@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import FIRST, Acting
+from shoal.jobs.methods.acting import FIRST, RENEWED, Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
@@ -63,7 +64,7 @@ class OffPolicy(Acting):
     def layout(self, start: Start) -> Layout:
         """The layout of a trajectory."""
         assert isinstance(start.problem, Environment)
-        return start.problem.trajectory(self.rollout_length, self.num_envs)
+        return start.problem.trajectory(self.rollout_length, self.num_envs, life=self.life(start.problem))
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class InRounds(OffPolicy):
     """An off-policy method whose gradient steps follow each round: with one client the classical loop of acting and
     learning."""
 
+    continues: ClassVar[bool] = True
+
+    renew_every: int = option(0, RENEWED, least=0)
     clients: int = option(1, "trajectories of one round, each from num_envs environments of its own", least=1)
 
     @property

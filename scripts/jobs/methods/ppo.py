@@ -10,7 +10,7 @@ from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.overlapped import Overlapped
 from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import FIRST, OnPolicy
+from shoal.jobs.methods.acting import FIRST, RENEWED, OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
@@ -38,9 +38,14 @@ class PPO(OnPolicy):
         "KL divergence between the policies before and in a step: the step ends early above 1.5 x target_kl (0: never)",
         least=0,
     )
+    renew_every: int = option(0, RENEWED, least=0)
     overlap: bool = option(
         False, "the next round is collected while the learner learns from the last, with weights one version older"
     )
+
+    @property
+    def continues(self) -> bool:  # type: ignore[override]  # it depends on a setting
+        return not self.overlap
 
     @property
     def trajectories(self) -> int:

@@ -1,0 +1,239 @@
+"""The state of environments as plain values, and back, so that episodes go on in another process.
+
+The one idea: an environment whose attributes are numbers, text, arrays, random generators, and objects of these, is told whole
+by them. What cannot be told so (a physics world of another library, say) is no guess: such environments have no state here,
+unless they give one themselves by `save_state` and `load_state`. A trial (envs/trying.py) looks if the state is whole.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+CONSTANT = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+STILL = ("gymnasium.spaces", "gymnasium.envs.registration", "gymnasium.envs.mujoco.mujoco_rendering", "functools")
+"""Packages whose objects are not changed by a step or a reset."""
+BESIDE = frozenset({"env", "envs", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
+"""Attributes that are not part of a state: what an environment is made of, and what it says about itself."""
+LARGE = 1024  # bytes
+NUMBERS = "?biufcSU"  # kinds of numpy's dtypes whose bytes are all that they are
+MOST_PARTS = 1_000  # values in an environment: to tell more takes longer than steps that are worth it
+MOST_DEEP = 16  # objects and lists within each other
+OWN = ("save_state", "load_state")
+
+
+class NoStateError(Exception):
+    """An environment's state cannot be told by plain values. The text says which attribute is at fault."""
+
+
+def state_of(env: Any) -> list[Any]:
+    """The state of an environment, or of a VectorEnv and all environments in it, as plain values (protocol/values.py). Raises
+    NoStateError."""
+    return [_saved(layer) for layer in _layers(env)]
+
+
+def restore(env: Any, state: Any) -> None:
+    """Give an environment, made in the same way and reset, the state that `state_of` told. Raises NoStateError if it does not
+    fit; the environment is then to be reset."""
+    layers = list(_layers(env))
+    if not isinstance(state, list) or len(state) != len(layers):
+        raise NoStateError("the state is of other environments")
+    for layer, saved in zip(layers, state, strict=True):
+        _load(layer, saved)
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment, the environments that it is a wrapper of, and those of a vector."""
+    import gymnasium
+
+    yield env
+    if isinstance(env, gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
+        yield from _layers(env.env)
+    elif isinstance(env, gymnasium.vector.SyncVectorEnv):
+        for each in env.envs:
+            yield from _layers(each)
+
+
+def _saved(layer: Any) -> Any:
+    if all(callable(getattr(type(layer), name, None)) for name in OWN):
+        return layer.save_state()
+    if not _of_python(layer):
+        raise NoStateError(f"{type(layer).__name__} is more than its attributes")
+    return _attributes(layer, _Walk())
+
+
+def _of_python(value: Any) -> bool:
+    """True if the attributes of an object are all that it has: its class and the classes before it are written in Python."""
+    kinds = [vars(kind) for kind in type(value).__mro__[:-1]]
+    roots = [vars(kind) for kind in type(value).__mro__[:-1] if kind.__base__ is object]
+    whole = all("__slots__" in root or isinstance(root.get("__dict__"), GetSetDescriptorType) for root in roots)
+    return whole and hasattr(value, "__dict__") and not any(kind.get("__slots__") for kind in kinds)
+
+
+class _Walk:
+    """One walk over an environment's attributes. seen: ids of objects that are told by now. held: ids of arrays and lists: two
+    attributes that are one array would come back as two. parts: values that were looked at."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.held: set[int] = set()
+        self.parts = 0
+
+    def hold(self, value: Any, path: str) -> None:
+        if id(value) in self.held:
+            raise NoStateError(f"{path} is held by two attributes")
+        self.held.add(id(value))
+
+
+def _attributes(layer: Any, walk: _Walk, path: str = "", depth: int = 0) -> dict[str, Any]:
+    walk.seen.add(id(layer))
+    path = path or type(layer).__name__
+    found = {}
+    for name, value in vars(layer).items():
+        if type(value) in PLAIN:
+            found[name] = value
+        elif name not in BESIDE and not _still(value):
+            found[name] = _form(value, walk, f"{path}.{name}", depth)
+    return found
+
+
+def _still(value: Any) -> bool:
+    """True for a value that no step or reset changes: a function, a class, a space."""
+    kind = type(value)
+    return isinstance(value, CONSTANT) or kind.__module__.startswith(STILL) or kind.__name__ == "MjModel"
+
+
+def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
+    """The value as plain data: itself, or a tuple that begins with its kind."""
+    walk.parts += 1
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, np.generic) and value.dtype.kind in NUMBERS:
+        return ("scalar", value.dtype.str, value.tobytes())
+    if depth > MOST_DEEP or walk.parts > MOST_PARTS:
+        raise NoStateError(f"{path} lies too deep" if depth > MOST_DEEP else f"{path} has more than {MOST_PARTS} parts")
+    match value:
+        case Enum():
+            return ("enum", value.name)
+        case np.ndarray() if type(value) is np.ndarray and value.dtype.kind in NUMBERS:
+            walk.hold(value, path)
+            turned = value.flags.f_contiguous and not value.flags.c_contiguous  # products of it may have other last bits
+            return ("array", value.dtype.str, value.shape, _raw(value.T if turned else value), turned)
+        case tuple() if type(value) is tuple:
+            return ("tuple", [_form(each, walk, f"{path}[]", depth + 1) for each in value])
+        case list() | deque() if type(value) in (list, deque):
+            walk.hold(value, path)
+            most = getattr(value, "maxlen", None)
+            return (type(value).__name__, [_form(each, walk, f"{path}[]", depth + 1) for each in value], most)
+        case dict() if type(value) is dict and all(type(key) in (str, int) for key in value):
+            walk.hold(value, path)
+            return ("dict", [(key, _form(each, walk, f"{path}[]", depth + 1)) for key, each in value.items()])
+        case np.random.Generator():
+            walk.hold(value, path)
+            return ("generator", _form(value.bit_generator.state, _Walk(), "state", 0))
+        case np.random.RandomState():
+            walk.hold(value, path)
+            return ("legacy", _form(value.get_state(legacy=False), _Walk(), "state", 0))
+        case random.Random():
+            walk.hold(value, path)
+            return ("random", _form(value.getstate(), _Walk(), "state", 0))
+    if type(value).__name__ == "MjData" and type(value).__module__.startswith("mujoco"):
+        return ("mujoco", {name: (array.shape, _raw(array)) for name, array in _physics(value)}, float(value.time))
+    if not _of_python(value):
+        raise NoStateError(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
+    if id(value) in walk.seen:
+        return ("again",)
+    if "[" in path:
+        raise NoStateError(f"{path} holds objects")
+    return ("object", type(value).__qualname__, _attributes(value, walk, path, depth + 1))
+
+
+def _raw(array: Any) -> Any:
+    """The bytes of an array; of a large one, as an array of bytes, which is copied once."""
+    return array.tobytes() if array.nbytes < LARGE else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _physics(data: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays of MuJoCo's data."""
+    for name in dir(data):
+        if not name.startswith(("_", "contact", "efc_", "iefc_", "arena")):
+            value = getattr(data, name)
+            if isinstance(value, np.ndarray) and value.size and value.dtype.kind in NUMBERS and value.flags.writeable:
+                yield name, value
+
+
+def _load(layer: Any, saved: Any) -> None:
+    if all(callable(getattr(type(layer), name, None)) for name in OWN):
+        layer.load_state(saved)
+        return
+    if not isinstance(saved, dict):
+        raise NoStateError(f"the state is not one of {type(layer).__name__}")
+    _assign(layer, saved)
+
+
+def _assign(layer: Any, saved: Mapping[str, Any]) -> None:
+    own = vars(layer)
+    for name, form in saved.items():
+        own[name] = _value(form, own.get(name), name)
+
+
+def _value(form: Any, here: Any, name: str) -> Any:
+    """The value of a form. here: the value in this environment, which an object and a generator are loaded into."""
+    if type(form) is not tuple:
+        return form
+    match form:
+        case ("array", dtype, shape, raw, turned):
+            flat = np.frombuffer(raw, dtype).copy()
+            return flat.reshape(shape[::-1]).T if turned else flat.reshape(shape)
+        case ("scalar", dtype, raw):
+            return np.frombuffer(raw, dtype)[0]
+        case ("tuple", parts):
+            return tuple(_value(part, None, name) for part in parts)
+        case ("list", parts, _):
+            return [_value(part, None, name) for part in parts]
+        case ("deque", parts, most):
+            return deque((_value(part, None, name) for part in parts), most)
+        case ("dict", rows):
+            return {key: _value(part, None, name) for key, part in rows}
+        case ("enum", member) if isinstance(here, Enum):
+            return type(here)[member]
+        case ("generator", state):
+            told = _value(state, None, name)
+            made = here if isinstance(here, np.random.Generator) else np.random.default_rng(0)
+            if made.bit_generator.state["bit_generator"] != told["bit_generator"]:
+                raise NoStateError(f"{name} is another random generator")
+            made.bit_generator.state = told
+            return made
+        case ("legacy", state):
+            drawn = here if isinstance(here, np.random.RandomState) else np.random.RandomState(0)
+            drawn.set_state(_value(state, None, name))
+            return drawn
+        case ("random", state):
+            plain = here if isinstance(here, random.Random) else random.Random(0)
+            plain.setstate(_value(state, None, name))
+            return plain
+        case ("again",):
+            return here
+        case ("object", kind, saved) if here is not None and type(here).__qualname__ == kind:
+            _assign(here, saved)
+            return here
+        case ("mujoco", arrays, seconds) if type(here).__name__ == "MjData":
+            _set_physics(here, arrays, seconds)
+            return here
+    raise NoStateError(f"{name} has another form here")
+
+
+def _set_physics(data: Any, arrays: Mapping[str, Any], seconds: float) -> None:
+    fits = {name: here for name, here in _physics(data) if name in arrays and tuple(arrays[name][0]) == here.shape}
+    if not {"qpos", "qvel"} <= fits.keys():
+        raise NoStateError("MuJoCo's model is another one here")
+    for name, here in fits.items():  # others are as long as there are contacts, and are computed anew in each step
+        here[...] = np.frombuffer(arrays[name][1], here.dtype).reshape(here.shape)
+    data.time = seconds
