@@ -18,7 +18,8 @@ from shoal.aggregators.dqn import DQNLearner, permitted
 from shoal.aggregators.sequences import SequenceBuffer, Sequences
 from shoal.aggregators.trained import follow
 from shoal.envs.spaces import apart
-from shoal.nets.recurrent import forgotten
+from shoal.nets.cores import forgotten
+from shoal.nets.q import RecurrentQNetwork
 
 EPSILON = 1e-3  # of the rescaling: keeps its inverse Lipschitz continuous
 
@@ -45,6 +46,8 @@ def unscaled(x: Tensor) -> Tensor:
 
 def valued(module: nn.Module, seen: Mapping[str, Tensor], state: Mapping[str, Tensor], first: Tensor) -> Valued:
     """The values of all rows, name -> [T, N, ...], from the state before the first row. first: bool [T, N]."""
+    if isinstance(module, RecurrentQNetwork) and type(module).forward is RecurrentQNetwork.forward:
+        return Valued(*module.unroll(apart(seen)[0], state, first))
     found: list[Tensor] = []
     after: list[Mapping[str, Tensor]] = []
     for t, begins in enumerate(first):

@@ -186,14 +186,15 @@ def judge_of(flat: FlatModule) -> Judge:
     """The forward pass of a learner's module: Passes for the built-in ActorCritic on a CPU, all of whose weights are trained;
     else the module itself. A hook, or a class of the user's own, is never passed over."""
     module = flat.module
-    if type(module) is not ActorCritic or flat.device.type != "cpu" or _hooked(module):
+    if type(module) is not ActorCritic or flat.device.type != "cpu" or hooked(module):
         return module
     if any(not p.requires_grad or p.grad is None or p._backward_hooks for p in module.parameters()):
         return module
     return Passes(module)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """True if a hook of the module or of a part of it, or one of all modules, may see or change its passes."""
     everywhere = hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return bool(everywhere) or any(getattr(part, kind) for part in module.modules() for kind in kinds)

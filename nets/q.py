@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import CORES
 from shoal.nets.bodies import Body
+from shoal.nets.cores import After, scanned, stepped
 from shoal.nets.numpy_policy import ACTIVATIONS
-from shoal.nets.policies import examples, memory_of
+from shoal.nets.policies import every, examples, memory_of
 from shoal.nets.q_policy import discrete
 from shoal.nets.recurrent import CELLS
 from shoal.protocol.errors import UserError
@@ -117,12 +118,15 @@ class RecurrentQNetwork(QNetwork):
 
     def forward(self, observation: Any, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]  # it remembers
         """The pair (values [N, n], state) of observations [N, *obs] and the state before them."""
-        x = self.features(observation)
-        if isinstance(self.core, nn.LSTMCell):
-            h, c = self.core(x, (state["h"], state["c"]))
-            return self.heads(h), {"h": h, "c": c}
-        h = self.core(x, state["h"])
-        return self.heads(h), {"h": h}
+        after = stepped(self.core, self.features(observation), state)
+        return self.heads(after["h"]), after
+
+    def unroll(self, observation: Any, state: Mapping[str, Tensor], first_TB: Tensor) -> tuple[Tensor, After]:
+        """The pair (values [T, N, n], state after each row) of observations [T, N, *obs], or part -> [T, N, *shape]. state:
+        before the first row. first: bool [T, N], True where a row begins an episode, before which the state is zeros."""
+        x = self.features(every(observation, lambda part: part.flatten(0, 1)))
+        h_TB, after = scanned(self.core, x.view(*first_TB.shape, -1), state, first_TB)
+        return self.heads(h_TB), after
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from shoal.envs.spaces import Spaces, apart
 from shoal.nets.acting import CORES
 from shoal.nets.bodies import Body
+from shoal.nets.cores import After as After
+from shoal.nets.cores import forgotten as forgotten
+from shoal.nets.cores import scanned, stepped
 from shoal.nets.distributions import Parameters, meant
 from shoal.nets.pictures import deep
 from shoal.nets.policies import ActorCritic, Output, Seen, every, linears
 from shoal.protocol.errors import UserError
 
 CELLS: Mapping[str, type[nn.LSTMCell | nn.GRUCell]] = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
-
-
-After: TypeAlias = Sequence[Mapping[str, Tensor]]
-"""The state after each of T rows: T times name -> [B, ...]. Empty for a module without memory."""
 
 
 class Unrolled(NamedTuple):
@@ -85,33 +84,18 @@ class RecurrentActorCritic(ActorCritic):
 
     def forward(self, observation: Seen, state: Mapping[str, Tensor]) -> Any:  # type: ignore[override]
         """The triple (action parameters, value [N], state) of observations [N, *obs] and the state before them."""
-        after = self._stepped(self.features(observation), state)
+        after = stepped(self.core, self.features(observation), state)
         return *self.heads(after["h"]), after
 
-    def unroll(
-        self, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor
-    ) -> tuple[Output, Tensor, list[Mapping[str, Tensor]]]:
-        after: list[Mapping[str, Tensor]] = []
+    def unroll(self, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor) -> tuple[Output, Tensor, After]:
+        """The outputs for T * B observations, and the state after each row; arguments as for `unrolled`."""
         features = self.features(every(observation_TB, lambda x: x.flatten(0, 1)))  # all rows at once: no state is in them
-        for x, first in zip(features.view(*first_TB.shape, -1), first_TB, strict=True):
-            state = self._stepped(x, forgotten(state, first))
-            after.append(state)
-        parameters, value = self.heads(torch.cat([each["h"] for each in after]))
+        h_TB, after = scanned(self.core, features.view(*first_TB.shape, -1), state, first_TB)
+        parameters, value = self.heads(h_TB.flatten(0, 1))
         return parameters, value.view(first_TB.shape), after
 
     def rows(self, observation: Seen) -> Tensor:
         return super().rows(observation) if self.body is None else self.body(observation)
-
-    def _stepped(self, x: Tensor, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if isinstance(self.core, nn.LSTMCell):
-            h, c = self.core(x, (state["h"], state["c"]))
-            return {"h": h, "c": c}
-        return {"h": self.core(x, state["h"])}
-
-
-def forgotten(state: Mapping[str, Tensor], first_B: Tensor) -> Mapping[str, Tensor]:
-    """The state with zeros where `first` is True."""
-    return {name: each.masked_fill(first_B.view(-1, *(1,) * (each.dim() - 1)), 0.0) for name, each in state.items()}
 
 
 def unrolled(module: nn.Module, seen_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor) -> Unrolled:
@@ -122,14 +106,15 @@ def unrolled(module: nn.Module, seen_TB: Seen, state: Mapping[str, Tensor], firs
     """
     observation_TB, allowed_TB = apart(seen_TB)
     allowed = None if allowed_TB is None else allowed_TB.flatten(0, 1)
-    run = module.unroll if isinstance(module, RecurrentActorCritic) else partial(_step_by_step, module)
+    own = not isinstance(module, RecurrentActorCritic) or type(module).forward is not RecurrentActorCritic.forward
+    run: Any = partial(_step_by_step, module) if own else module.unroll
     parameters, value, after = run(observation_TB, state, first_TB)
     return Unrolled(meant(parameters, getattr(module, "acts", None), allowed), value, after)
 
 
 def _step_by_step(
     module: nn.Module, observation_TB: Seen, state: Mapping[str, Tensor], first_TB: Tensor
-) -> tuple[Output, Tensor, list[Mapping[str, Tensor]]]:
+) -> tuple[Output, Tensor, After]:
     heads: list[Output] = []
     values: list[Tensor] = []
     after: list[Mapping[str, Tensor]] = []

@@ -43,6 +43,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "reinforcement.md": Reinforcement("CartPole-v1")}
 HEAD = "| setting | allowed | what it means | method |\n"
 SHOWN = ("{'max_depth': 8}", "[GaussianNB(), ExtraTreeClassifier()]", "0.5")  # what the programs of bridges.md print
+CONFLICT = re.compile(r"(<{7}|>{7}) |={7}$")  # of git, in a file whose conflicts were not resolved
 SHORT = {"rounds": 2, "total_timesteps": 2_000}
 
 
@@ -340,6 +341,14 @@ def test_every_kind_of_report_is_explained() -> None:
     kinds = {kind for path in sources for kind in re.findall(r'Report\(\s*"([a-z]+)"', path.read_text())}
     explained = set(re.findall(r"^\| `([a-z]+)` \|", (ROOT / "docs" / "running.md").read_text(), re.MULTILINE))
     assert {"failed", "lost"} <= kinds <= explained
+
+
+def test_no_document_has_the_marks_of_a_conflict() -> None:
+    pages = [*DOCUMENTS, *(ROOT / name for name in ("CHANGELOG.md", "DESIGN.md", "benchmarks/README.md"))]
+    found = [(page.name, line) for page in pages for line in page.read_text().splitlines() if CONFLICT.match(line)]
+    assert found == []
+    assert all(map(CONFLICT.match, ("<<<<<<< HEAD", "=======", ">>>>>>> 321f97d (words)")))
+    assert not any(map(CONFLICT.match, ("= a rule", "========", "a <<<<<<< b")))
 
 
 def test_every_link_leads_somewhere() -> None:
