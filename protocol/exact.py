@@ -18,7 +18,19 @@ import numpy.typing as npt
 
 from shoal.protocol import grid
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, PLAIN_LIMIT, SMALL, WEIGHT_GRID, WEIGHT_LIMIT, Adder, Floats
+from shoal.protocol.grid import (
+    BLOCK,
+    GRID,
+    LIMIT,
+    OFFSET,
+    PLAIN_LIMIT,
+    SMALL,
+    STRETCH,
+    WEIGHT_GRID,
+    WEIGHT_LIMIT,
+    Adder,
+    Floats,
+)
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 
 PLAIN_TOTALS: Mapping[str, str] = {
@@ -163,6 +175,11 @@ class Gauge:
         self._count(grid.plain_weight(weight), reach, extent, clients)
         self.whole |= not narrow
 
+    def count(self, weight: float, reach: float, extent: Extent) -> None:
+        """Count in one client's whole bundle that was added. reach: bound on |weight * entry|."""
+        self._count(weight, reach, extent, 1)
+        self.whole = True
+
     def _count(self, weight: float, reach: float, extent: Extent, clients: int) -> None:
         share = min(1.0, clients / self.shares)
         if not (reach <= share * self.limit and weight <= share * WEIGHT_LIMIT) and share < 1:
@@ -235,6 +252,40 @@ class Sum:
         for dtype, total in self._totals.items():
             for first, x in entries(bundle, dtype):
                 add(total if x.size == total.size else total[first : first + x.size], x, weight)
+
+    def absorb(self, local: npt.NDArray[np.float32], start: npt.NDArray[np.float32], weight: float) -> None:
+        """Add one client's delta, local - start, as it is made, and write `start` to `local`: one pass over memory. The sum is
+        exact, and its layout has float32 entries alone. Raises ProtocolError as `add` does, and the sum is of no use then."""
+        weight = grid.exact_weight(weight)
+        total, reach = self._totals["f4"], 0.0
+        room = np.empty(min(STRETCH, local.size), np.float32)
+        for first in range(0, local.size, STRETCH):
+            ours, theirs = local[first : first + STRETCH], start[first : first + STRETCH]
+            its = total[first : first + STRETCH]
+            delta = np.subtract(ours, theirs, out=room[: ours.size])
+            with np.errstate(all="ignore"):
+                most = weight * grid.bound(grid.square(delta))
+            if most <= SMALL:
+                self._adder.small(its, delta, weight)
+            else:
+                most = weight * self._sound(delta, first)
+                if most <= self.gauge.limit:  # else it is refused below
+                    self._adder.exact(its, delta, weight)
+                whole = its.view(np.uint64)
+                np.add(whole, np.uint64(OFFSET % 2**64), whole)
+            reach = max(reach, most)
+            np.copyto(ours, theirs)
+        self._above += OFFSET
+        self.gauge.count(weight, reach, self._extent)
+
+    def _sound(self, delta: npt.NDArray[np.float32], first: int) -> float:
+        """The largest |entry| of a part of a delta that begins at this entry. Raises ProtocolError if one is not finite."""
+        if math.isfinite(top := grid.largest(delta)):
+            return top
+        at = first + int(np.flatnonzero(~np.isfinite(delta))[0])
+        ends = np.cumsum([math.prod(place.shape) for place in self.gauge.layout.places])
+        name = self.gauge.layout.places[int(np.searchsorted(ends, at, "right"))].name
+        raise ProtocolError(f"{name!a} of a contribution holds NaN or an infinity")
 
     def add_rows(self, rows: npt.NDArray[np.float32], weights: Sequence[float]) -> Mapping[int, ProtocolError]:
         """Add the bundles of several clients at once, with the bits that `add` gives one after the other. rows: their float32

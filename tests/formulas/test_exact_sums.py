@@ -20,6 +20,7 @@ from shoal.actors.effects import Run
 from shoal.actors.labour import perform
 from shoal.aggregators.summing import DeviceSum
 from shoal.nets.adding import TorchAdder
+from shoal.protocol import exact
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.exact import AS_THEY_ARE, PartialSum, floats, squares, summed_layout
 from shoal.protocol.grid import BLOCK, GRID, LIMIT, OFFSET, SMALL, STRETCH, WEIGHT_LIMIT, Adder, exact_weight
@@ -512,3 +513,38 @@ def test_a_row_that_must_not_be_added_is_told_with_its_reason():
     assert "a contribution's weight is from" in str(faults[2])
     assert "the most that is summed" in str(faults[3])
     assert not total.totals["f4"].any()
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 3e5, 1e6])  # of the last two some parts are above SMALL
+def test_a_delta_absorbed_as_it_is_made_has_the_bits_of_one_that_is_added_and_leaves_the_start(largest, monkeypatch):
+    monkeypatch.setattr(exact, "STRETCH", 256)
+    rng = np.random.Generator(np.random.Philox(4))
+    layout = Layout.of({"w": ("f4", (30, 40)), "b": ("f4", (77,))})
+    apart, absorbed = PartialSum(layout), PartialSum(layout)
+    for weight in (20.0, 1 / 3, 1.0):
+        start = rng.normal(size=1277).astype(np.float32)
+        local = start + (rng.normal(size=1277) * np.repeat([1.0, largest], [900, 377])).astype(np.float32)
+        apart.add(Bundle(layout, (local - start).view(np.uint8)), weight)
+        absorbed.absorb(local, start, weight)
+        assert np.array_equal(local, start)
+    assert absorbed.bundle().sha256() == apart.bundle().sha256()
+    assert absorbed.weight == apart.weight
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "weight", "said"),
+    [
+        (1000, math.nan, 1.0, "^'w' of a contribution holds NaN or an infinity$"),
+        (1200, math.inf, 1.0, "^'b' of a contribution holds NaN or an infinity$"),
+        (3, 1e9, 20.0, "the most that is summed"),
+        (3, 1.0, 0.0, "a contribution's weight is from"),
+    ],
+)
+def test_a_delta_that_must_not_be_absorbed_is_refused_as_one_that_is_added(entry, value, weight, said, monkeypatch):
+    monkeypatch.setattr(exact, "STRETCH", 256)
+    layout, local = Layout.of({"w": ("f4", (30, 40)), "b": ("f4", (77,))}), np.zeros(1277, np.float32)
+    local[entry] = value
+    with pytest.raises(ProtocolError, match=said):
+        PartialSum(layout).add(Bundle(layout, local.copy().view(np.uint8)), weight)
+    with pytest.raises(ProtocolError, match=said):
+        PartialSum(layout).absorb(local, np.zeros(1277, np.float32), weight)

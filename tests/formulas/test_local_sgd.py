@@ -827,11 +827,11 @@ def test_gradients_are_views_of_the_flat_one_again_after_a_task_that_raised():
     assert all(parameter.grad is into for parameter, _, into in worker.flat.trained_parts)
 
 
-@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize(("model", "thin"), [(Probed, False), (Probed, True), (picture_model, True), (small, False)])
 @pytest.mark.parametrize("exact", [False, True])
-def test_deltas_added_as_they_are_made_have_the_bits_of_deltas_made_first(thin, exact):
-    weights, task = weights_of(seeded(Probed, 0)), Task(0, 0, (0, 1, 2))
-    first, added = (LocalSGD(Probed, population(), cross_entropy, thin=thin) for _ in range(2))
+def test_deltas_added_as_they_are_made_have_the_bits_of_deltas_made_first(model, thin, exact):
+    weights, task = weights_of(seeded(model, 0)), Task(0, 0, (0, 1, 2))
+    first, added = (LocalSGD(model, population(), cross_entropy, thin=thin) for _ in range(2))
     one, other = PartialSum(weights.layout, exact), PartialSum(weights.layout, exact)
     works = [first.run(weights, client, task) for client in task.clients]
     for work in works:
