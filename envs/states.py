@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
-PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+from shoal.protocol import values
+
+SCRATCH = frozenset({"_env_obs", "_observations", "_rewards", "_terminations", "_truncations"})
+"""Attributes of a SyncVectorEnv that its next step writes anew."""
+LEAST, MOST = -(2**63), 2**63 - 1  # whole numbers that plain data holds
+QUICK = frozenset({type(None), bool, float, str, bytes})
+PLAIN = QUICK | {int}
 CONSTANT = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 STILL = ("gymnasium.spaces", "gymnasium.envs.registration", "gymnasium.envs.mujoco.mujoco_rendering", "functools")
 """Packages whose objects are not changed by a step or a reset."""
 BESIDE = frozenset({"env", "envs", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
 """Attributes that are not part of a state: what an environment is made of, and what it says about itself."""
-LARGE = 1024  # bytes
 NUMBERS = "?biufcSU"  # kinds of numpy's dtypes whose bytes are all that they are
 MOST_PARTS = 1_000  # values in an environment: to tell more takes longer than steps that are worth it
 MOST_DEEP = 16  # objects and lists within each other
@@ -33,20 +38,53 @@ class NoStateError(Exception):
     """An environment's state cannot be told by plain values. The text says which attribute is at fault."""
 
 
-def state_of(env: Any) -> list[Any]:
-    """The state of an environment, or of a VectorEnv and all environments in it, as plain values (protocol/values.py). Raises
-    NoStateError."""
-    return [_saved(layer) for layer in _layers(env)]
+class Watched:
+    """An environment, or a VectorEnv and all environments in it, watched from its beginning on: its state is what has changed
+    since. So a state is loaded into an environment that was made and reset with the same numbers."""
+
+    def __init__(self, env: Any) -> None:
+        self._layers = [_Layer(layer) for layer in _layers(env)]
+
+    def state(self) -> list[Any]:
+        """The state as plain data (`values.pack_quickly`). Raises NoStateError."""
+        return [layer.state() for layer in self._layers]
+
+    def restore(self, state: Any) -> None:
+        """Load a state that has come from `state`, by bytes. Raises NoStateError if it does not fit; the environment is then to
+        be made anew."""
+        if not isinstance(state, list) or len(state) != len(self._layers):
+            raise NoStateError("the state is of other environments")
+        for layer, saved in zip(self._layers, state, strict=True):
+            layer.restore(saved)
 
 
-def restore(env: Any, state: Any) -> None:
-    """Give an environment, made in the same way and reset, the state that `state_of` told. Raises NoStateError if it does not
-    fit; the environment is then to be reset."""
-    layers = list(_layers(env))
-    if not isinstance(state, list) or len(state) != len(layers):
-        raise NoStateError("the state is of other environments")
-    for layer, saved in zip(layers, state, strict=True):
-        _load(layer, saved)
+class _Layer:
+    """An environment, a wrapper or a vector, without those in it. kept: the attributes whose values cannot change in place, and
+    need not be looked at while they are still the same objects. own: it tells its state itself."""
+
+    def __init__(self, layer: Any) -> None:
+        import gymnasium
+
+        self.layer, self.whole = layer, _of_python(layer)
+        self.own = all(callable(getattr(type(layer), name, None)) for name in OWN)
+        self.beside = BESIDE | SCRATCH if isinstance(layer, gymnasium.vector.SyncVectorEnv) else BESIDE
+        of = vars(layer) if self.whole else {}
+        self.kept = {name: value for name, value in of.items() if type(value) in PLAIN or name in self.beside or _still(value)}
+
+    def state(self) -> Any:
+        if self.own:
+            return ["own", values.pack(self.layer.save_state(), f"{type(self.layer).__name__}.save_state()")]
+        if not self.whole:
+            raise NoStateError(f"{type(self.layer).__name__} is more than its attributes")
+        return _attributes(self.layer, _Walk(), self.kept, self.beside)
+
+    def restore(self, saved: Any) -> None:
+        if self.own and isinstance(saved, list) and len(saved) == len(OWN):
+            self.layer.load_state(values.read(saved[1]))
+        elif not self.own and isinstance(saved, dict):
+            _assign(self.layer, saved)
+        else:
+            raise NoStateError(f"the state is not one of {type(self.layer).__name__}")
 
 
 def _layers(env: Any) -> Iterator[Any]:
@@ -59,14 +97,6 @@ def _layers(env: Any) -> Iterator[Any]:
     elif isinstance(env, gymnasium.vector.SyncVectorEnv):
         for each in env.envs:
             yield from _layers(each)
-
-
-def _saved(layer: Any) -> Any:
-    if all(callable(getattr(type(layer), name, None)) for name in OWN):
-        return layer.save_state()
-    if not _of_python(layer):
-        raise NoStateError(f"{type(layer).__name__} is more than its attributes")
-    return _attributes(layer, _Walk())
 
 
 def _of_python(value: Any) -> bool:
@@ -92,14 +122,25 @@ class _Walk:
         self.held.add(id(value))
 
 
-def _attributes(layer: Any, walk: _Walk, path: str = "", depth: int = 0) -> dict[str, Any]:
+def _attributes(
+    layer: Any,
+    walk: _Walk,
+    kept: Mapping[str, Any],
+    beside: Collection[str] = BESIDE,
+    path: str = "",
+    depth: int = 0,
+) -> dict[str, Any]:
+    """The attributes that are not what `kept` has."""
     walk.seen.add(id(layer))
     path = path or type(layer).__name__
     found = {}
     for name, value in vars(layer).items():
-        if type(value) in PLAIN:
+        if kept.get(name, walk) is value:
+            continue
+        kind = type(value)
+        if kind in QUICK or (kind is int and LEAST <= value <= MOST):
             found[name] = value
-        elif name not in BESIDE and not _still(value):
+        elif name not in beside and not _still(value):
             found[name] = _form(value, walk, f"{path}.{name}", depth)
     return found
 
@@ -113,8 +154,11 @@ def _still(value: Any) -> bool:
 def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
     """The value as plain data: itself, or a tuple that begins with its kind."""
     walk.parts += 1
-    if type(value) in PLAIN:
+    if type(value) in QUICK:
         return value
+    if type(value) is int:
+        whole = LEAST <= value <= MOST
+        return value if whole else ("int", value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
     if isinstance(value, np.generic) and value.dtype.kind in NUMBERS:
         return ("scalar", value.dtype.str, value.tobytes())
     if depth > MOST_DEEP or walk.parts > MOST_PARTS:
@@ -125,7 +169,7 @@ def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
         case np.ndarray() if type(value) is np.ndarray and value.dtype.kind in NUMBERS:
             walk.hold(value, path)
             turned = value.flags.f_contiguous and not value.flags.c_contiguous  # products of it may have other last bits
-            return ("array", value.dtype.str, value.shape, _raw(value.T if turned else value), turned)
+            return ("array", value.dtype.str, value.shape, (value.T if turned else value).tobytes(), turned)
         case tuple() if type(value) is tuple:
             return ("tuple", [_form(each, walk, f"{path}[]", depth + 1) for each in value])
         case list() | deque() if type(value) in (list, deque):
@@ -137,7 +181,11 @@ def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
             return ("dict", [(key, _form(each, walk, f"{path}[]", depth + 1)) for key, each in value.items()])
         case np.random.Generator():
             walk.hold(value, path)
-            return ("generator", _form(value.bit_generator.state, _Walk(), "state", 0))
+            told = value.bit_generator.state
+            if told["bit_generator"] == "PCG64":  # what gymnasium's environments have
+                pair = told["state"]["state"].to_bytes(16, "little") + told["state"]["inc"].to_bytes(16, "little")
+                return ("pcg64", pair, told["has_uint32"], told["uinteger"])
+            return ("generator", _form(told, _Walk(), "state", 0))
         case np.random.RandomState():
             walk.hold(value, path)
             return ("legacy", _form(value.get_state(legacy=False), _Walk(), "state", 0))
@@ -145,19 +193,14 @@ def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
             walk.hold(value, path)
             return ("random", _form(value.getstate(), _Walk(), "state", 0))
     if type(value).__name__ == "MjData" and type(value).__module__.startswith("mujoco"):
-        return ("mujoco", {name: (array.shape, _raw(array)) for name, array in _physics(value)}, float(value.time))
+        return ("mujoco", {name: (array.shape, array.tobytes()) for name, array in _physics(value)}, float(value.time))
     if not _of_python(value):
         raise NoStateError(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
     if id(value) in walk.seen:
         return ("again",)
     if "[" in path:
         raise NoStateError(f"{path} holds objects")
-    return ("object", type(value).__qualname__, _attributes(value, walk, path, depth + 1))
-
-
-def _raw(array: Any) -> Any:
-    """The bytes of an array; of a large one, as an array of bytes, which is copied once."""
-    return array.tobytes() if array.nbytes < LARGE else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return ("object", type(value).__qualname__, _attributes(value, walk, {}, path=path, depth=depth + 1))
 
 
 def _physics(data: Any) -> Iterator[tuple[str, Any]]:
@@ -169,15 +212,6 @@ def _physics(data: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-def _load(layer: Any, saved: Any) -> None:
-    if all(callable(getattr(type(layer), name, None)) for name in OWN):
-        layer.load_state(saved)
-        return
-    if not isinstance(saved, dict):
-        raise NoStateError(f"the state is not one of {type(layer).__name__}")
-    _assign(layer, saved)
-
-
 def _assign(layer: Any, saved: Mapping[str, Any]) -> None:
     own = vars(layer)
     for name, form in saved.items():
@@ -186,9 +220,11 @@ def _assign(layer: Any, saved: Mapping[str, Any]) -> None:
 
 def _value(form: Any, here: Any, name: str) -> Any:
     """The value of a form. here: the value in this environment, which an object and a generator are loaded into."""
-    if type(form) is not tuple:
+    if type(form) is not list:
         return form
     match form:
+        case ("int", raw):
+            return int.from_bytes(raw, "little", signed=True)
         case ("array", dtype, shape, raw, turned):
             flat = np.frombuffer(raw, dtype).copy()
             return flat.reshape(shape[::-1]).T if turned else flat.reshape(shape)
@@ -204,17 +240,16 @@ def _value(form: Any, here: Any, name: str) -> Any:
             return {key: _value(part, None, name) for key, part in rows}
         case ("enum", member) if isinstance(here, Enum):
             return type(here)[member]
+        case ("pcg64", raw, has, drawn):
+            pair = {"state": int.from_bytes(raw[:16], "little"), "inc": int.from_bytes(raw[16:], "little")}
+            rest = {"has_uint32": has, "uinteger": drawn}
+            return _drawing({"bit_generator": "PCG64", "state": pair, **rest}, here, name)
         case ("generator", state):
-            told = _value(state, None, name)
-            made = here if isinstance(here, np.random.Generator) else np.random.default_rng(0)
-            if made.bit_generator.state["bit_generator"] != told["bit_generator"]:
-                raise NoStateError(f"{name} is another random generator")
-            made.bit_generator.state = told
-            return made
+            return _drawing(_value(state, None, name), here, name)
         case ("legacy", state):
-            drawn = here if isinstance(here, np.random.RandomState) else np.random.RandomState(0)
-            drawn.set_state(_value(state, None, name))
-            return drawn
+            legacy = here if isinstance(here, np.random.RandomState) else np.random.RandomState(0)
+            legacy.set_state(_value(state, None, name))
+            return legacy
         case ("random", state):
             plain = here if isinstance(here, random.Random) else random.Random(0)
             plain.setstate(_value(state, None, name))
@@ -228,6 +263,15 @@ def _value(form: Any, here: Any, name: str) -> Any:
             _set_physics(here, arrays, seconds)
             return here
     raise NoStateError(f"{name} has another form here")
+
+
+def _drawing(state: Any, here: Any, name: str) -> np.random.Generator:
+    """The generator `here`, or a new one, with a state."""
+    made = here if isinstance(here, np.random.Generator) else np.random.default_rng(0)
+    if made.bit_generator.state["bit_generator"] != state["bit_generator"]:
+        raise NoStateError(f"{name} is another random generator")
+    made.bit_generator.state = state
+    return made
 
 
 def _set_physics(data: Any, arrays: Mapping[str, Any], seconds: float) -> None:

@@ -65,8 +65,8 @@ def state_told(env: Environment | Recipe, vector: str) -> tuple[int, str]:
     """Bytes that the state of an environment takes as plain values (envs/states.py), if a trial shows that it is whole, and "";
     else 0, and why it does not.
 
-    In the trial one vector of environments goes on, and another one, made alike and reset with another seed, is given its
-    state: both must then see and pay the same, to the bit."""
+    In the trial one vector of environments goes on, and another one, made and reset alike, is given its state: both must then
+    see and pay the same, to the bit."""
     said = _in_copy(lambda: " ".join(map(str, _state_size(env, vector))).encode()[:MOST_SAID], TRIAL)
     none = f"0 their trial ended without an answer, or took longer than {TRIAL:g} s"
     size, _, why = (said.decode(errors="replace") or none).partition(" ")
@@ -107,27 +107,27 @@ def _in_copy(act: Callable[[], bytes], seconds: float) -> bytes:
 def _state_size(env: Environment | Recipe, vector: str) -> tuple[int, str]:
     with ExitStack() as stack:
         try:
-            one, other = (stack.enter_context(closing(_twins(env, vector, seed))) for seed in (SEED, SEED + 1))
+            made = []
+            for _ in range(2):
+                with globally(SEED, "state"):
+                    made.append(stack.enter_context(closing(make_vector(env, TWINS, vector))))
+                    first = made[-1].reset(SEED)
+                    made[-1].watch()
+            one, other = made
             with globally(SEED, "before"):
-                last = _steps(one, one.reset(SEED), BEFORE)[-1]
-                _steps(other, other.reset(SEED + 1), 1)
-            told = values.pack(one.state())
-            other.restore(values.read(told))
+                last = _steps(one, first, BEFORE)[-1]
+            told = values.pack_quickly(one.state())
+            other.restore(values.read_quickly(told))
             seen = []
             for each in (one, other):
                 with globally(SEED, "after"):
                     seen.append([_bits(step) for step in _steps(each, last, AFTER)])
-            size = max(len(told), len(values.pack(one.state())))
+            size = max(len(told), len(values.pack_quickly(one.state())))
         except NoStateError as why:
             return 0, str(why)
         except Exception as raised:  # noqa: BLE001  the user's code may raise anything: another trial tells of its faults
             return 0, f"{type(raised).__name__} in their trial"
     return (-(-size // TWINS), "") if seen[0] == seen[1] else (0, "with the state of one, another did not do the same")
-
-
-def _twins(env: Environment | Recipe, vector: str, seed: int) -> Envs:
-    with globally(seed, "state"):
-        return make_vector(env, TWINS, vector)
 
 
 def _steps(envs: Envs, last: Step, many: int) -> list[Step]:

@@ -109,6 +109,7 @@ class Envs:
         for array in (self._all, self._none, self._no_reward):
             array.flags.writeable = False
         self._over: Bools = self._none
+        self._watched: states.Watched | None = None
         self._early: list[Any] = []  # environments whose first episode is to be cut short
 
     def reset(self, seed: int, shares: Array | None = None) -> Step:
@@ -208,19 +209,27 @@ class Envs:
         act_on[over] = self._seen(observation, info)[over]
         return act_on
 
+    def watch(self) -> None:
+        """Watch the environments from their reset on, so that their state can be told."""
+        self._watched = states.Watched(self.vector)
+
     def state(self) -> Any:
-        """The environments' state as plain values (envs/states.py). Raises NoStateError if it cannot be told."""
-        return (states.state_of(self.vector), self._over.tobytes(), self.arguments)
+        """The environments' state as plain data (envs/states.py), since `watch` was called. Raises NoStateError if it cannot be
+        told."""
+        assert self._watched is not None
+        return [self._watched.state(), self._over.tobytes(), self.arguments]
 
     def restore(self, state: Any) -> None:
-        """Go on from a state, in environments that were made alike and reset. Raises NoStateError if it does not fit."""
-        if not isinstance(state, tuple) or len(state) != 3:
+        """Go on from a state, in environments that were made and reset alike, and are watched since. Raises NoStateError if it
+        does not fit."""
+        assert self._watched is not None
+        if not isinstance(state, list) or len(state) != 3:
             raise states.NoStateError("the state is not one of a vector of environments")
         if state[2] != self.arguments:
             raise states.NoStateError(
                 f"they were made with {state[2] or 'no arguments'}, and now with {self.arguments or 'none'}"
             )
-        states.restore(self.vector, state[0])
+        self._watched.restore(state[0])
         self._over = np.frombuffer(state[1], bool).copy()
         self._early = [one for one in getattr(self.vector, "envs", ()) if getattr(one, "left", 0)]
 

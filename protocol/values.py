@@ -79,6 +79,32 @@ def read(data: Any, writable: bool = True) -> Any:
     return join(head, [run[at : at + size] for (at, _), size in zip(pairwise(starts), sizes, strict=True)], writable)
 
 
+def pack_quickly(value: object) -> bytes:
+    """Plain data of a few kinds as bytes, at a tenth of the cost of `pack`: None, bool, int of 64 bits, float, str, bytes, and
+    lists, tuples and dicts of these. Tuples come back as lists. Raises UserError for anything else."""
+    try:
+        return bytes(msgpack.packb(value))
+    except (TypeError, ValueError, OverflowError) as odd:
+        raise UserError(f"a value cannot be told as plain data: {odd}") from None
+
+
+def read_quickly(data: bytes) -> Any:
+    """The value of `pack_quickly`'s bytes. Raises ProtocolError for any other bytes."""
+    most = len(data)
+    try:
+        return msgpack.unpackb(
+            data,
+            strict_map_key=False,
+            max_str_len=most,
+            max_bin_len=most,
+            max_array_len=most,
+            max_map_len=most,
+            max_ext_len=0,
+        )
+    except UNPACKED as wrong:
+        raise ProtocolError(f"plain data cannot be read: {type(wrong).__name__}") from None
+
+
 def split(value: object, what: str = "the value") -> tuple[bytes, list[Bytes]]:
     """The head and the buffers of a value. Buffers are views of contiguous arrays. Raises UserError, one line that names the
     part (`args[1]['x']`), if the value has a part of another type, or is too large or deep. what: the value, in words."""

@@ -23,7 +23,7 @@ from shoal.protocol.layout import DTYPES, Bundle, Layout, aligned
 
 Bytes = npt.NDArray[np.uint8]
 ROW = 32  # bytes of an environment's flags and of its episode's statistics, rather more than they take
-SPARE = 4096  # bytes for names, and for what arrays are aligned by
+SPARE = 1024  # bytes for names, and for a vector's own attributes
 HEAD = 24  # bytes of three int64: length of the state, the version at which the life began, and its number of rollouts
 
 
@@ -37,7 +37,7 @@ class Told:
 
     def state(self) -> Any:
         """What `tell` was given; None if it was not told. Raises ProtocolError for bytes that are no plain value."""
-        return values.read(self.packed) if self.packed else None
+        return values.read_quickly(self.packed) if self.packed else None
 
 
 def layout(size: int) -> Layout:
@@ -57,7 +57,7 @@ def tell(into: Bytes, born: int, rollouts: int, state: Callable[[], Mapping[str,
     """Write a life. Returns why its state is not told: it has no plain values, or more bytes than `into`; "" if it is told."""
     why, packed = "", b""
     try:
-        packed = values.pack(state(), "the environments' state")
+        packed = values.pack_quickly(state())
     except (NoStateError, UserError) as odd:
         why = str(odd)
     if len(packed) > len(into) - HEAD:

@@ -182,6 +182,8 @@ class Rollout:
             with _closed_on_failure(envs):
                 shares = (np.arange(self.num_envs) + 1 - client * GOLDEN % 1) / self.num_envs if self.stagger else None
                 step = envs.reset(key(self.seed, "env", client, version) % SEEDS, shares)
+                if self.life and isinstance(envs, Envs):
+                    envs.watch()
         state, episodes = self.policy.begin(self.num_envs), Episodes.none(self.num_envs)
         return Life(envs, step, state, episodes, born=version, owed=np.zeros(self.num_envs))
 
@@ -190,11 +192,11 @@ class Rollout:
         born = version if told is None else told.born
         if life is not None and told is not None and (life.born, life.rollouts) == (told.born, told.rollouts):
             return life
+        if life is not None:
+            life.envs.close()  # a reset need not forget all that an environment was
+        begun = self._begun(client, born)
         if told is None or not told.packed:
-            if life is not None:
-                life.envs.close()  # a reset need not forget all that an environment was
-            return self._begun(client, born)
-        begun = self._begun(client, born, life.envs if life else None)
+            return begun
         with _closed_on_failure(begun.envs):
             try:
                 self._restore(begun, told.state())
@@ -209,26 +211,30 @@ class Rollout:
         """Give a life, which has just begun, the state of another."""
         assert isinstance(life.envs, Envs)
         life.envs.restore(state["envs"])
+        memory: dict[str, Any] = {}
         seen = np.empty_like(life.step.observation)
         for name, array in _parts(seen):
-            array[...] = state["seen"][name]
-        life.step = life.step._replace(observation=seen, mask=state["mask"], first=state["first"], replaced=0)
-        life.state = state["memory"]
-        life.episodes = Episodes(state["returns"], state["lengths"])
-        life.owed = state["owed"]
+            _fill_in(array, state["seen"][name])
+        for name, array in life.state.items():
+            _fill_in(memory.setdefault(name, np.empty_like(np.asarray(array))), state["memory"][name])
+        flags = np.frombuffer(state["flags"], bool).reshape(2, -1)
+        life.step = life.step._replace(observation=seen, mask=flags[0], first=flags[1], replaced=0)
+        life.state = memory
+        _fill_in(life.episodes.returns, state["returns"])
+        _fill_in(life.episodes.lengths, state["lengths"])
+        _fill_in(life.owed, state["owed"])
 
     def _state(self, life: Life) -> dict[str, Any]:
         if not isinstance(life.envs, Envs):
             raise NoStateError("the environments have processes of their own")
         return {
             "envs": life.envs.state(),
-            "seen": dict(_parts(life.step.observation)),
-            "mask": np.asarray(life.step.mask),
-            "first": np.asarray(life.step.first),
-            "memory": {name: np.asarray(array) for name, array in life.state.items()},
-            "returns": life.episodes.returns,
-            "lengths": life.episodes.lengths,
-            "owed": life.owed,
+            "seen": {name: array.tobytes() for name, array in _parts(life.step.observation)},
+            "flags": life.step.mask.tobytes() + life.step.first.tobytes(),
+            "memory": {name: np.asarray(array).tobytes() for name, array in life.state.items()},
+            "returns": life.episodes.returns.tobytes(),
+            "lengths": life.episodes.lengths.tobytes(),
+            "owed": life.owed.tobytes(),
         }
 
     def _say_untold(self, why: str) -> None:
@@ -417,6 +423,13 @@ def _parts(observation: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of observations, by name: one, or the fields of a structured array."""
     names = observation.dtype.names
     return iter(((OBSERVATION, observation),)) if names is None else ((name, observation[name]) for name in names)
+
+
+def _fill_in(array: Any, raw: bytes) -> None:
+    """Fill an array with the values whose bytes `tobytes` gave. Raises NoStateError if these are of another array."""
+    if len(raw) != array.nbytes:
+        raise NoStateError(f"an array of {array.nbytes:,} bytes was told with {len(raw):,}")
+    array[...] = np.frombuffer(raw, array.dtype).reshape(array.shape)
 
 
 def _totals(replaced: int) -> dict[str, tuple[float, float]]:

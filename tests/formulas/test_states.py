@@ -17,7 +17,7 @@ from gymnasium import spaces as gym
 from shoal.actors.workers import lives
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.around.lives import Lives
-from shoal.envs.states import NoStateError, state_of
+from shoal.envs.states import NoStateError, Watched
 from shoal.envs.trying import state_told
 from shoal.envs.vector import Recipe, make_vector
 from shoal.jobs.reinforcement import Reinforcement
@@ -172,7 +172,7 @@ def test_an_attribute_of_another_kind_is_named(value: Any, why: str) -> None:
     env.table = {}
     env.extra = value  # type: ignore[attr-defined]
     with pytest.raises(NoStateError, match=rf"Many\.extra.*{why}"):
-        state_of(env)
+        Watched(env).state()
 
 
 def test_two_attributes_that_are_one_array_are_refused() -> None:
@@ -180,13 +180,14 @@ def test_two_attributes_that_are_one_array_are_refused() -> None:
     env.reset(seed=0)
     env.copy = env.grid  # type: ignore[attr-defined]
     with pytest.raises(NoStateError, match=r"Many\.copy is held by two attributes"):
-        state_of(env)
+        Watched(env).state()
 
 
 def test_a_state_under_other_arguments_does_not_fit() -> None:
     envs = [make_vector(Recipe("Pendulum-v1", {"g": g}), 2) for g in (9.0, 9.0, 8.0)]
     for each in envs:
         each.reset(0)
+        each.watch()
     envs[1].restore(envs[0].state())
     with pytest.raises(NoStateError, match=r"they were made with env.g=9.0, and now with env.g=8.0"):
         envs[2].restore(envs[0].state())
@@ -269,7 +270,7 @@ def test_what_a_client_is_told_changes_in_the_step_alone() -> None:
 
 def test_a_state_that_does_not_fit_in_is_left_out_and_said() -> None:
     into = np.ones(128, np.uint8)
-    assert "were expected" in lives.tell(into, 3, 4, lambda: {"a": np.zeros(1000)})
+    assert "were expected" in lives.tell(into, 3, 4, lambda: {"a": bytes(1000)})
     told = lives.heard(Bundle(lives.layout(128), into))
     assert (told.born, told.rollouts, told.state()) == (3, 4, None)
     assert lives.tell(into, 3, 5, lambda: {"a": 1}) == ""
