@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -136,7 +137,10 @@ class Slotted:
         (Told, "auto"),
     ],
 )
-def test_environments_whose_attributes_tell_all_have_a_state(env: Any, vector: str) -> None:
+def test_environments_whose_attributes_tell_all_have_a_state(
+    env: Any, vector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings here
     if env in ("HalfCheetah-v5", "Ant-v5"):
         pytest.importorskip("mujoco")
     size, why = state_told(env, vector)
