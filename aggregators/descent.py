@@ -43,7 +43,8 @@ class TrajectoryLearner:
     total_timesteps is None.
     max_grad_norm: largest Euclidean norm of a gradient; a longer gradient is scaled down to it. math.inf: no bound.
     rms_prop_eps: number that RMSprop adds to the root of its mean square.
-    reward_scale: factor of every reward. clip_reward: largest absolute value of a reward that is scaled by running statistics.
+    max_reward: largest absolute value of a reward; a larger one counts as that (0: no bound). reward_scale: factor of every
+    reward. clip_reward: largest absolute value of a reward that is scaled by running statistics.
     judge: forward of the policy, which learners call in place of the module (nets/passes.py).
     updates, steps: numbers of gradient steps made and of environment steps learned from.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
@@ -60,6 +61,7 @@ class TrajectoryLearner:
     max_grad_norm: float = 0.5
     optimizer: str = "adam"
     rms_prop_eps: float = 0.01
+    max_reward: float = 0.0
     reward_scale: float = 1.0
     clip_reward: float = 10.0
     total_timesteps: int | None = None
@@ -89,6 +91,8 @@ class TrajectoryLearner:
         """The batch as it is learned from: observations scaled by the statistics of the weights that were published, so that
         nothing is stale at lag 0; rewards by those that have this batch in them. Then the statistics of the observations are
         merged too, into the weights that are published next."""
+        if self.max_reward:
+            batch = replace(batch, reward=batch.reward.clamp(-self.max_reward, self.max_reward))
         if (normal := self.normal) is None:
             return batch
         observation, final = normal(batch.observation), normal(batch.final)

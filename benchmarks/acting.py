@@ -30,11 +30,13 @@ BEST = ("num_envs=512", "rollout_length=32")  # of cartpole: the fastest of thos
 
 @dataclass(frozen=True)
 class Pace:
-    """The pace of a run. rate: environment steps a second. cpu: CPU seconds of all processes for a million steps. steps: of the
-    whole run. lag: the mean of all versions' mean lags. means: seconds and mean return of 100 episodes, by version."""
+    """The pace of a run. rate: environment steps a second. cpu: CPU seconds of all processes for a million steps. idle: core
+    seconds for a million steps in which the machine had nothing to do meanwhile; 0 where the system does not tell. steps: of
+    the whole run. lag: the mean of all versions' mean lags. means: seconds and mean return of 100 episodes, by version."""
 
     rate: float
     cpu: float
+    idle: float
     steps: int
     lag: float
     means: tuple[tuple[float, float], ...]
@@ -47,24 +49,27 @@ class Pace:
         return {
             "steps_per_second": self.rate,
             "cpu_seconds_a_million_steps": self.cpu,
+            "idle_core_seconds_a_million_steps": self.idle,
             "steps": self.steps,
             "lag_mean": self.lag,
             "return_mean": self.means[-1][1] if self.means else None,
         }
 
 
-def paced(job: str, steps: int, *words: str, actors: int = 2, seed: int = 0) -> Pace:
-    """Returns the pace of `shoal simulate JOB` over `steps` environment steps."""
-    before = _children()
+def paced(job: str, steps: int, *words: str, actors: int = 2, seed: int = 0, left: tuple[float, float] = (0.0, 0.0)) -> Pace:
+    """Returns the pace of `shoal simulate JOB` over `steps` environment steps. left: CPU seconds and idle core seconds that are
+    left out."""
+    before, unused = _children() + left[0], _idle() + left[1]
     common = (f"total_timesteps={steps}", "--actors", str(actors), "--seed", str(seed))
     with simulated(job, *words, *common) as run:
         rows = run.steps
-    spent = _children() - before
+    spent, unused = _children() - before, max(0.0, _idle() - unused)
     first, last = rows[int(EDGE * len(rows))], rows[-1]
     lags = [row["metrics"]["lag_mean"] for row in rows if "lag_mean" in row["metrics"]]
     return Pace(
         rate=(last["steps"] - first["steps"]) / max(1e-9, last["seconds"] - first["seconds"]),
         cpu=1e6 * spent / last["steps"],
+        idle=1e6 * unused / last["steps"],
         steps=last["steps"],
         lag=statistics.fmean(lags) if lags else 0.0,
         means=tuple((row["seconds"], row["metrics"]["return_mean"]) for row in rows if "return_mean" in row["metrics"]),
@@ -77,18 +82,35 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _idle() -> float:
+    """Returns core seconds since the machine's start in which it had nothing to do; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split(maxsplit=6)
+    except OSError:
+        return 0.0
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")  # idle, and waiting for a disk
+
+
 class Turns:
     """Paces of one way of several, taken by turns: `interleaved(3, Turns(...), ...)`."""
 
     def __init__(self, job: str, steps: int, *words: str, actors: int = 2) -> None:
         self.job, self.steps, self.words, self.actors = job, steps, words, actors
         self.found: list[Pace] = []
+        self.start = self.idle = 0.0  # CPU seconds and idle core seconds that are left out
 
     def __call__(self) -> float:
         seed = len(self.found)
-        pace = paced(self.job, self.steps, *self.words, actors=self.actors, seed=seed)
+        left = self.start, self.idle
+        pace = paced(self.job, self.steps, *self.words, actors=self.actors, seed=seed, left=left)
         self.found.append(pace)
         return self.found[-1].rate
+
+    def started(self) -> Turns:
+        """Returns self, after a run of one version, whose CPU and idle time are left out of the turns to come."""
+        one = paced(self.job, 1, *self.words, actors=self.actors)
+        self.start, self.idle = 1e-6 * one.cpu * one.steps, 1e-6 * one.idle * one.steps
+        return self
 
     @property
     def median(self) -> Pace:

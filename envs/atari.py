@@ -25,6 +25,15 @@ STANDARD: Mapping[str, Any] = {
 that end with the game and not with a life. The frame skip is that of ALE's v5 ids, 4; theirs was 5."""
 SAID = ("repeat_action_probability", "frameskip", "full_action_space", "episodic_life", "noop_max", "reward_clipping")
 
+SINGLE: Mapping[str, Any] = {
+    "repeat_action_probability": 0.25,
+    "frameskip": 4,
+    "full_action_space": False,
+    "obs_type": "rgb",
+}
+"""Arguments of ale_py.AtariEnv, the single environment, where an id says nothing else. It ends an episode with the game, has no
+random no-ops and does not clip rewards."""
+
 
 def is_atari(env: Any) -> bool:
     return isinstance(env, str) and env.rpartition(":")[2].startswith(BEGIN)
@@ -38,10 +47,22 @@ def arguments(given: Mapping[str, Any], time_limit: int) -> dict[str, Any]:
     return {**whole, **limit}
 
 
+def told_single(given: Mapping[str, Any]) -> str:
+    """What gymnasium.make makes of a game's id, in one line, to be told beside each result. given: the arguments of the id and
+    the user's, in this order of precedence."""
+    whole = {**SINGLE, **given}
+    named = ", ".join(f"{name}={_typed(whole[name])}" for name in SINGLE)
+    return f"atari: as gymnasium.make gives it: {named}, one frame of 210x160; env.NAME=value changes one"
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower().replace(" ", "")
+
+
 def told(given: Mapping[str, Any]) -> str:
     """The preprocessing in one line, to be told beside each result."""
     whole = {**STANDARD, **given}
-    named = ", ".join(f"{name}={str(whole[name]).lower()}" for name in SAID)
+    named = ", ".join(f"{name}={_typed(whole[name])}" for name in SAID)
     size = f"{whole.get('img_height', 84)}x{whole.get('img_width', 84)} {'grey' if whole.get('grayscale', True) else 'RGB'}"
     return (
         f"atari: protocol of Machado et al. 2018: {named}, {size}, stack_num={whole['stack_num']}; env.NAME=value changes one"

@@ -584,6 +584,16 @@ def _spec(env: str) -> Any:
         raise UserError(f"environment {env!r}: {error}") from error
 
 
+def single_arguments(env: str, package: str) -> Mapping[str, Any] | None:
+    """The arguments with which an id of a package makes its single environment; None if the id is another package's, or none
+    that was made or looked up before."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(env.rpartition(":")[2])
+    place = "" if spec is None else str(getattr(spec.entry_point, "__module__", spec.entry_point))
+    return spec.kwargs if spec is not None and place.startswith(f"{package}.") else None
+
+
 def extra_of(spec: Any) -> str:
     """The extra of Shoal with which the packages of an environment are installed; "" if there is none."""
     place = str(getattr(spec.entry_point, "__module__", spec.entry_point))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from shoal.nets.cuda_graphs import Graphed
 from shoal.nets.flat import FlatModule
-from shoal.nets.policies import ActorCritic, Judge, Output, Seen
+from shoal.nets.policies import ActorCritic, DeepActorCritic, Judge, Output, Seen
 
 ATEN = torch.ops.aten
 BLOCK = 1024  # rows that go through all layers before the next ones, so that they stay in the processor's cache
@@ -184,9 +185,14 @@ class _Whole(torch.autograd.Function):
 
 def judge_of(flat: FlatModule) -> Judge:
     """The forward pass of a learner's module: Passes for the built-in ActorCritic on a CPU, all of whose weights are trained;
-    else the module itself. A hook, or a class of the user's own, is never passed over."""
+    CUDA graphs for a built-in network on a GPU; else the module itself. A hook, or a class of the user's own, is never passed
+    over."""
     module = flat.module
-    if type(module) is not ActorCritic or flat.device.type != "cpu" or hooked(module):
+    if type(module) not in (ActorCritic, DeepActorCritic) or hooked(module):
+        return module
+    if flat.device.type == "cuda":
+        return Graphed(module)
+    if type(module) is not ActorCritic or flat.device.type != "cpu":
         return module
     if any(not p.requires_grad or p.grad is None or p._backward_hooks for p in module.parameters()):
         return module

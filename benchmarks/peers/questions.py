@@ -113,5 +113,8 @@ def cheetah(steps: int) -> Mapping[str, Question]:
 
 
 def pong(steps: int) -> Mapping[str, Question]:
-    """Returns the questions on ALE/Pong-v5 with the Nature CNN, in environment steps a second. There are none yet."""
-    return {}
+    """Returns the questions on ALE/Pong-v5 with the Nature CNN, collected and learned from, in environment steps a second."""
+    return {
+        "samplefactory_batched": Question("samplefactory", FACTORY, ("pong-batched", steps), quick=True),
+        "samplefactory_scalar": Question("samplefactory", FACTORY, ("pong-scalar", steps)),
+    }

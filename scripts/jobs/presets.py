@@ -192,12 +192,13 @@ PRESETS: Sequence[Preset] = (
             "clip_coef": 0.1,
             "update_epochs": 4,
             "ent_coef": 0.01,
+            "max_reward": 1.0,
         },
     ),
     Preset(
         ATARI,
         "impala",
-        "Espeholt et al. 2018, table G.1",
+        "Espeholt et al. 2018, table G.1, whose losses are sums over 640 rows, and not means: hence the last two",
         {
             "total_timesteps": 10_000_000,
             "batch": 1,
@@ -205,8 +206,10 @@ PRESETS: Sequence[Preset] = (
             "rollout_length": 20,
             "lr": 6e-4,
             "optimizer": "rmsprop",
-            "max_grad_norm": 40.0,
             "ent_coef": 0.01,
+            "max_reward": 1.0,
+            "max_grad_norm": 40.0 / 640,
+            "rms_prop_eps": round(0.01**0.5 / 640, 6),  # theirs is added under the root
         },
     ),
     Preset(

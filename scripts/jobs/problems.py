@@ -32,7 +32,7 @@ from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
 from shoal.envs.trying import masks_told, state_told
-from shoal.envs.vector import Recipe, Worlds, make_vector, spaces_in
+from shoal.envs.vector import Recipe, Worlds, make_vector, single_arguments, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
 from shoal.jobs.presets import Preset
@@ -642,7 +642,10 @@ class Environment(Problem):
             self._hatched()
 
     def conditions(self) -> Sequence[str]:
-        return [atari.told(self.env_kwargs)] if is_atari(self.env) and self.vector != "sync" else []
+        if is_atari(self.env) and self.vector != "sync":
+            return [atari.told(self.env_kwargs)]
+        known = single_arguments(self.env, "ale_py") if isinstance(self.env, str) else None
+        return [] if known is None else [atari.told_single({**known, **self.env_kwargs})]
 
     def about(self, method: Method, seed: int) -> Sequence[str]:
         found = list(self.conditions())

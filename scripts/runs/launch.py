@@ -287,7 +287,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if central and version > max(found.version, server.telling.evaluated) and not end.failed:
             server.telling.evaluation(version, central(weights))  # so that the last metrics are of the last weights
         ending = replace(server.telling.progress(), version=version)  # a step may have been under way when the run was stopped
-        result = summary(ending, config, threads, weights.sha256(), options.run.path)
+        result = summary(ending, config, threads, weights.sha256(), options.run.path, job.problem.conditions())
         _on_disk(lambda: options.run.write_summary(result), "the summary waits", interrupted, observer)
         if version and not end.failed and plays(job, end.reason):
             last = Closing(job, options.run.path, pool, ending.seconds, interrupted, observer.report)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,17 @@ from shoal.runs.progress import clock, escaped
 from shoal.runs.rundir import Config, finite
 
 
-def summary(progress: Progress, config: Config, threads: int, weights_sha256: str, run_dir: Path | str) -> dict[str, Any]:
+def summary(
+    progress: Progress,
+    config: Config,
+    threads: int,
+    weights_sha256: str,
+    run_dir: Path | str,
+    conditions: Sequence[str] = (),
+) -> dict[str, Any]:
     """The fields of `--json` and summary.json. Rates are means over the whole run; None means that a number is not known.
-    threads: the number of threads that each process, learner or actor, computes with."""
+    threads: the number of threads that each process, learner or actor, computes with. conditions: what is told beside each
+    result (`Problem.conditions`)."""
     seconds = progress.seconds
     return {
         "job": config.job,
@@ -38,6 +46,7 @@ def summary(progress: Progress, config: Config, threads: int, weights_sha256: st
         "threads": threads,
         "left_out": sorted(progress.left_out),
         "left_out_why": next(iter(progress.left_out.values()), ""),
+        **({"conditions": list(conditions)} if conditions else {}),
         **({"virtual": True} if progress.virtual else {}),
         **({"fallen": progress.fallen} if progress.fallen else {}),
     }
@@ -57,6 +66,7 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
     widest = max((len(command) for command, _ in tries), default=0)
     lines = [
         _result(summary),
+        *map(escaped, summary.get("conditions", ())),
         *_clients(summary["metrics"]),
         *_left_out(summary),
         *([f"Fell back: {summary['fallen']}."] if summary.get("fallen") else []),

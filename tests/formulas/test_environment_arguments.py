@@ -215,7 +215,19 @@ def test_an_argument_of_atari_changes_one_part_of_the_protocol() -> None:
     with pytest.raises(UserError, match=r"env\.sticky: environment 'ALE/Breakout-v5' has no argument 'sticky'"):
         problem(Reinforcement("ALE/Breakout-v5", env_kwargs={"sticky": 0.1})).spaces()
     assert problem(Reinforcement("ALE/Breakout-v5", vector="sync")).spaces().observation == Observations((210, 160, 3), "u1")
-    assert not problem(Reinforcement("ALE/Breakout-v5", vector="sync")).conditions()
+
+
+def test_the_single_environment_of_atari_is_told_as_it_is_too() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    single = problem(Reinforcement("ALE/Breakout-v5", vector="sync").configured({"env.obs_type": "grayscale"}))
+    assert single.spaces().observation == Observations((210, 160), "u1")
+    assert single.conditions() == [
+        "atari: as gymnasium.make gives it: repeat_action_probability=0.25, frameskip=4, full_action_space=false, "
+        "obs_type=grayscale, one frame of 210x160; env.NAME=value changes one"
+    ]
+    older = problem(Reinforcement("PongNoFrameskip-v4"))
+    assert "repeat_action_probability=0.0, frameskip=1, full_action_space=false" in older.conditions()[0]
+    assert not problem(Reinforcement("CartPole-v1")).conditions()
 
 
 def test_what_is_said_of_atari_is_what_is_done() -> None:

@@ -78,6 +78,15 @@ def test_a_step_is_one_clipped_adam_step_down_the_mean_losses(spaces: Spaces) ->
     assert all(metrics[name] == pytest.approx(x.item(), abs=1e-4) for name, x in told.items())
 
 
+def test_a_larger_reward_counts_as_max_reward() -> None:
+    plain, cut = contribution(policy(), seed=2), contribution(policy(), seed=2)
+    assert cut.work.bundle is not None
+    assert (np.abs(cut.work.bundle["reward"]) > 0.5).any()
+    cut.work.bundle["reward"][...] = cut.work.bundle["reward"].clip(-0.5, 0.5)
+    assert learned(plain, max_reward=0.5).sha256() == learned(cut).sha256() != learned(plain).sha256()
+    assert learned(plain, max_reward=1e6).sha256() == learned(plain).sha256()
+
+
 def test_rows_outside_the_mask_do_not_matter_but_for_their_observation() -> None:
     plain, strange = contribution(policy(), seed=2), contribution(policy(), seed=2)
     assert strange.work.bundle is not None

@@ -10,7 +10,7 @@ import torch
 
 from shoal.envs.spaces import Box, Discrete, MultiDiscrete, Named, Observations, Spaces
 from shoal.nets.acting import Form
-from shoal.nets.bodies import Body
+from shoal.nets.bodies import Body, convolution
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
@@ -69,6 +69,36 @@ def test_a_picture_is_read_alike_whether_its_channels_come_first_or_last() -> No
     both = torch.stack([seen, seen.flip(1)], dim=1)
     wide = built_in(Spaces(pixels(6, 40, 48), Discrete(2)), seed=5)
     torch.testing.assert_close(stacked(both)[1], wide(torch.cat([seen, seen.flip(1)], dim=3).permute(0, 3, 1, 2))[1])
+
+
+CONVOLUTIONS = [  # channels, height, width, size of the kernel, stride, padding
+    (4, 84, 84, 8, 4, 0),
+    (3, 87, 42, 8, 4, 0),  # rows and columns at the edge that no kernel reaches
+    (1, 36, 41, 8, 4, 0),
+    (3, 9, 9, 3, 1, 1),
+    (3, 11, 12, 3, 2, 0),  # a kernel that is no multiple of its stride
+    (3, 12, 12, 4, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "size", "stride", "padding"), CONVOLUTIONS)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_convolution_of_bytes_is_that_of_scaled_floats(
+    channels: int, height: int, width: int, size: int, stride: int, padding: int, last: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = convolution(channels, 16, size, generator, stride, padding, scale=255.0)
+    seen = torch.randint(0, 256, (3, channels, height, width), dtype=torch.uint8, generator=generator)
+    weight = layer.weight.detach().double().requires_grad_()
+    wanted = torch.nn.functional.conv2d(seen.double() / 255, weight, None, stride, padding)
+    found = layer(seen.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if last else seen)
+    torch.testing.assert_close(found, wanted.float(), atol=1e-5, rtol=1e-5)
+    each = torch.randn(wanted.shape, generator=generator)
+    (found * each).sum().backward()
+    (wanted * each).sum().backward()
+    assert layer.weight.grad is not None
+    assert weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, weight.grad.float(), atol=1e-3, rtol=1e-4)
 
 
 def test_weights_follow_from_the_seed_and_leave_torchs_generator_alone() -> None:

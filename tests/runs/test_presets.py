@@ -36,6 +36,20 @@ def test_a_row_stands_in_the_docs_as_it_is(row: Preset) -> None:
     assert line in (ROOT / "docs/presets.md").read_text().splitlines()
 
 
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 0.1])  # of each number of the mean losses' gradient
+def test_the_row_of_impala_on_atari_makes_the_papers_step_although_its_losses_are_means(size: float) -> None:
+    row = found("ALE/Pong-v5", "impala")
+    assert row is not None
+    its: dict[str, Any] = dict(row.settings)
+    rows, weights = its["batch"] * its["num_envs"] * its["rollout_length"], 1_000
+    summed = rows * size
+    summed *= min(1.0, 40.0 / (summed * weights**0.5))
+    paper = 0.0006 * summed / (summed**2 + 0.01) ** 0.5  # TensorFlow's RMSProp, its mean square having settled
+    mean = size * min(1.0, its["max_grad_norm"] / (size * weights**0.5))
+    ours = its["lr"] * mean / (mean + its["rms_prop_eps"])
+    assert 0.5**0.5 - 0.01 < ours / paper < 1.01  # the root of a sum is at most the sum of roots
+
+
 @pytest.mark.parametrize(
     ("env", "family"),
     [
