@@ -30,23 +30,15 @@ SHARE, RESNET, SECONDS = 0.8, 18_500.0, 180.0
 ASKED = "at least 80 % of the ceiling that simulation, acting and learning leave on these cores, and twice Sample Factory's"
 ASKED_GPU = "Pong at 18 in at most 3 minutes; IMPALA's ResNet at least 18,500 steps/s and 80 % of the simulation's bound"
 PARTS = ("simulating", "acting", "learning")
-
-
-def pong_nature() -> Job:
-    """IMPALA on Pong with the settings of its preset."""
-    return Reinforcement(PONG, name="pong-nature", eval_episodes=0)
-
-
-def pong_resnet() -> Job:
-    return Reinforcement(PONG, name="pong-resnet", network="impala", eval_episodes=0)
+WORDS = ("method=impala", "eval_episodes=0")  # everything else as the preset has it
 
 
 def pong(quick: bool) -> Finding:
     """Measures steps a second of IMPALA on ALE/Pong-v5 with the Nature CNN, on CPUs only."""
     if find_spec("ale_py") is None:
         return Finding(None, "steps/s", asked=ASKED, details={"skipped": "ale_py is not installed: pip install 'shoal[atari]'"})
-    steps, job = 12_000 if quick else 30_000, pong_nature()
-    ours, parts = Turns("shoal.benchmarks.pictures:pong_nature", steps).started(), list[Mapping[str, float]]()
+    steps, job = 12_000 if quick else 30_000, Reinforcement(PONG, method="impala")
+    ours, parts = Turns(f"gymnasium:{PONG}", steps, *WORDS).started(), list[Mapping[str, float]]()
     beside = Beside(questions.pong(8_000 if quick else 20_000), quick)
 
     def ceiling() -> float:
@@ -134,9 +126,9 @@ def rl_gpu(quick: bool) -> Finding:
     if missing:
         return Finding(None, unit, asked=ASKED_GPU, details={"skipped": f"needs {' and '.join(missing)}, not found here"})
     actors = max(2, (os.cpu_count() or 2) - 2)
-    words = ("--device", "cuda", "batch=8")
-    turns = Turns("shoal.benchmarks.pictures:pong_resnet", 60_000 if quick else 1_000_000, *words, actors=actors)
-    solved = Turns("shoal.benchmarks.pictures:pong_nature", 60_000 if quick else 8_000_000, *words, actors=actors)
+    words = (*WORDS, "--device", "cuda", "batch=8")
+    turns = Turns(f"gymnasium:{PONG}", 60_000 if quick else 1_000_000, *words, "network=impala", actors=actors)
+    solved = Turns(f"gymnasium:{PONG}", 60_000 if quick else 8_000_000, *words, actors=actors)
     interleaved(1, turns, solved)
     rate, seconds = turns.median.rate, solved.median.seconds_to(18.0)
     return Finding(
@@ -151,6 +143,6 @@ def rl_gpu(quick: bool) -> Finding:
             "nature": solved.plain(),
             "seconds_to_18": seconds,
             "device": torch.cuda.get_device_name(),
-            "environment": list(pong_nature().problem.conditions()),
+            "environment": list(Reinforcement(PONG).problem.conditions()),
         },
     )

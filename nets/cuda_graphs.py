@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shoal.nets.capturing import WARM, cuda_graph
+from shoal.nets.capturing import Capture as Work
 from shoal.nets.policies import Output, Seen
 
 MOST = 8  # graphs, each of which holds the activations of its rows
 FULL = 0.75  # share of a graph's rows that a batch must have
-WARM = 3  # passes before a capture, in which libraries choose their kernels
 
 Graph: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Capture: TypeAlias = Callable[[nn.Module, Tensor, bool], Graph]
@@ -80,26 +81,26 @@ class _Pair(nn.Module):
         return (out if isinstance(out, Tensor) else out[0]), value
 
 
-def captured(module: nn.Module, example: Tensor, learns: bool) -> Graph:
-    """The CUDA graph of a module's pass over as many rows as the example has. Raises RuntimeError if it cannot be captured."""
+def captured(module: nn.Module, example: Tensor, learns: bool, capture: Work = cuda_graph) -> Graph:
+    """The CUDA graph of a module's pass over as many rows as the example has. capture: of a pass without gradients. Raises
+    RuntimeError if it cannot be captured."""
     pair = _Pair(module)
     if learns:
         made: Any = torch.cuda.make_graphed_callables(pair, (example.clone(),), WARM, allow_unused_input=True)
         whole: Graph = made
         return whole
-    held, graph = example.clone(), torch.cuda.CUDAGraph()
-    aside = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream(example.device))
-    with torch.cuda.stream(aside):
-        for _ in range(WARM):
-            pair(held)
-    torch.cuda.current_stream(example.device).wait_stream(aside)
-    with torch.cuda.graph(graph):
-        out = pair(held)
+    held = example.clone()
+
+    def work() -> Tensor:
+        out, value = pair(held)
+        return torch.cat([out, value.reshape(-1, 1)], dim=1)
+
+    again, both = capture(work)
 
     def replayed(observation: Tensor) -> tuple[Tensor, Tensor]:
         held.copy_(observation)
-        graph.replay()
-        return out[0].clone(), out[1].clone()
+        again()
+        found = both.clone()
+        return found[:, :-1], found[:, -1]
 
     return replayed

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.jobs.job import Job
+from shoal.jobs.problems import Environment
 from shoal.protocol.errors import UserError
 from shoal.runs.run import Run
 from shoal.runs.threads import cores
@@ -21,6 +22,9 @@ ENVS = (16, 32, 64, 128, 256, 512)
 LENGTHS = (16, 32, 64, 128)
 WARM = 0.25  # share of a run's seconds that is not counted: actors begin, environments are made
 GAIN = 1.05  # a setting is better if it makes so many times the steps: less may be chance
+VERSIONS = 4  # of each run, at least: with a large network a step may take longer than a run should
+LONGEST = 5  # times the seconds of a run after which it ends with fewer versions
+LARGEST = 2**27  # bytes of a trajectory that is tried: every process of a run holds some
 ENDLESS = 10**12  # environment steps
 
 Measure = Callable[[Mapping[str, Any], int], float]
@@ -78,25 +82,37 @@ class Tuned:
 
 
 def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable[[str], object]) -> Tuned:
-    """Measure runs of `seconds` each. name: the JOB that was typed. actors: their number, which is then not tried; None: try.
-    told: called with a line after each run. Raises UserError for a job that has no environments."""
+    """Measure runs of `seconds` each, or of VERSIONS versions if these take longer. name: the JOB that was typed. actors: their
+    number, which is then not tried; None: try. told: called with a line after each run. Raises UserError for a job that has no
+    environments."""
     if not {"num_envs", "rollout_length", "total_timesteps"} <= job.options().keys():
         raise UserError(
             f"tune: {name} has no environments (num_envs, rollout_length): only reinforcement-learning jobs are tuned"
         )
     found = Tuned(name)
     measure = _measured(job, seconds)
-    for settings, count, rate in tried(job.plain(), actors, cores(), measure):
+    for settings, count, rate in tried(job.plain(), actors, cores(), measure, lambda settings: small(job, settings)):
         found.add(settings, count, rate)
         told(f"{' '.join(f'{key}={value}' for key, value in settings.items())} actors={count}: {rate:,.0f} steps/s")
     return found
 
 
+def small(job: Job, settings: Mapping[str, Any]) -> bool:
+    """True if a trajectory with these settings has at most LARGEST bytes."""
+    problem = job.configured(settings).problem
+    rows = settings["rollout_length"], settings["num_envs"]
+    return not isinstance(problem, Environment) or problem.trajectory(*rows).nbytes <= LARGEST
+
+
 def tried(
-    plain: Mapping[str, Any], actors: int | None, many: int, measure: Measure
+    plain: Mapping[str, Any],
+    actors: int | None,
+    many: int,
+    measure: Measure,
+    fits: Callable[[Mapping[str, Any]], bool] = lambda settings: True,
 ) -> Iterator[tuple[dict[str, Any], int, float]]:
     """Yield (settings, actors, rate) of one run after another: first the job as it stands, then one setting after another, each
-    beginning from the best so far. A direction in which the rate falls is followed no further."""
+    beginning from the best so far. A direction is followed no further if the rate falls, or if the settings do not fit."""
     now = {name: plain[name] for name in ("num_envs", "rollout_length")}
     count = actors or 2
     rate = measure(now, count)
@@ -105,6 +121,8 @@ def tried(
         for ways in _ways(values, now[name]):
             for value in ways:
                 other = {**now, name: value}
+                if not fits(other):
+                    break
                 its = measure(other, count)
                 yield other, count, its
                 if its < rate:
@@ -128,11 +146,16 @@ def _measured(job: Job, seconds: float) -> Measure:
         ready = job.configured({"total_timesteps": ENDLESS, **more, **settings})
         with tempfile.TemporaryDirectory() as folder:
             done = run(
-                ready, actors=actors, folder=Path(folder) / "run", show=False, stop_when=lambda row: row["seconds"] > seconds
+                ready, actors=actors, folder=Path(folder) / "run", show=False, stop_when=lambda row: enough(row, seconds)
             )
             return rate_of(done, seconds)
 
     return measure
+
+
+def enough(row: Mapping[str, Any], seconds: float) -> bool:
+    """True if a run that has come to this row has lasted long enough."""
+    return bool(row["seconds"] > seconds and (row["version"] >= VERSIONS or row["seconds"] > LONGEST * seconds))
 
 
 def rate_of(run: Run, seconds: float) -> float:

@@ -4,14 +4,16 @@ of the module. The capture itself needs a GPU."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from taping import taped
 from torch import Tensor, nn
 
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
-from shoal.nets.cuda_graphs import MOST, Graphed
+from shoal.nets.cuda_graphs import MOST, Graphed, captured
 from shoal.nets.flat import FlatModule
 from shoal.nets.passes import judge_of
 from shoal.nets.policies import built_in, entropy, judged, log_prob
@@ -91,6 +93,20 @@ def test_a_capture_that_fails_is_said_once_and_the_module_runs(capsys: pytest.Ca
         torch.testing.assert_close(graphed(pictures(rows)), module(pictures(rows)))
     said = "shoal: no CUDA graph of the network, which runs without one: operation not permitted when stream is capturing\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@torch.no_grad()
+def test_a_captured_pass_is_of_the_weights_and_observations_of_now(action: Any) -> None:
+    flat = FlatModule(built_in(Spaces(PICTURES, action), seed=2))
+    graphed = Graphed(flat.module, partial(captured, capture=taped))
+    before = [graphed(pictures(4))[1] for _ in range(2)]
+    flat.vector.mul_(1.5)
+    seen = 255 - pictures(4)
+    torch.testing.assert_close(judged(graphed, seen), judged(flat.module, seen))
+    assert torch.equal(*before)
+    assert not torch.equal(before[0], graphed(seen)[1])
+    assert len(graphed.graphs) == 1
 
 
 def test_on_a_cpu_a_network_for_pictures_runs_as_it_is() -> None:

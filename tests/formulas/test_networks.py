@@ -10,7 +10,7 @@ import torch
 
 from shoal.envs.spaces import Box, Discrete, MultiDiscrete, Named, Observations, Spaces
 from shoal.nets.acting import Form
-from shoal.nets.bodies import Body, convolution
+from shoal.nets.bodies import BLOCK, Body, convolution
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
@@ -99,6 +99,23 @@ def test_a_convolution_of_bytes_is_that_of_scaled_floats(
     assert layer.weight.grad is not None
     assert weight.grad is not None
     torch.testing.assert_close(layer.weight.grad, weight.grad.float(), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 5])
+def test_a_large_batch_goes_through_in_parts_with_the_outputs_and_gradients_of_the_whole(rows: int) -> None:
+    body = Body(Spaces(pixels(36, 36), Discrete(2)), "nature", torch.Generator().manual_seed(0))
+    seen = torch.randint(0, 256, (rows, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    weights = torch.linspace(-1, 1, rows)[:, None]
+    (body(seen) * weights).sum().backward()
+    found = [parameter.grad for parameter in body.parameters()]
+    body.zero_grad()
+    whole = body.nets[0](seen)
+    torch.testing.assert_close(body(seen), whole, atol=1e-5, rtol=1e-4)
+    (whole * weights).sum().backward()
+    for ours, parameter in zip(found, body.parameters(), strict=True):
+        assert ours is not None
+        assert parameter.grad is not None
+        assert (ours - parameter.grad).norm() < 1e-4 * parameter.grad.norm()
 
 
 def test_weights_follow_from_the_seed_and_leave_torchs_generator_alone() -> None:

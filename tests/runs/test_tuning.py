@@ -11,8 +11,9 @@ import pytest
 
 from shoal.commands.cli import main
 from shoal.jobs.catalog import find
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
-from shoal.runs.tuning import ENVS, Tuned, tried, tune
+from shoal.runs.tuning import ENVS, LARGEST, Tuned, enough, small, tried, tune
 
 JOB: Mapping[str, Any] = {"num_envs": 32, "rollout_length": 32}
 
@@ -43,6 +44,29 @@ def test_given_actors_are_kept_and_many_cores_are_tried() -> None:
 
 def test_ever_more_environments_are_tried_as_long_as_they_pay() -> None:
     assert [row["num_envs"] for row, _, _ in runs(lambda envs, *_: envs)][: len(ENVS) - 1] == [32, 64, 128, 256, 512]
+
+
+def test_settings_that_do_not_fit_end_a_direction_unmeasured() -> None:
+    def rate(settings: Mapping[str, Any], count: int) -> float:
+        return float(settings["num_envs"] * settings["rollout_length"])
+
+    made = [row for row, _, _ in tried(JOB, 2, 2, rate, lambda row: row["num_envs"] * row["rollout_length"] <= 4_096)]
+    assert [(row["num_envs"], row["rollout_length"]) for row in made] == [(32, 32), (64, 32), (128, 32), (16, 32), (128, 16)]
+
+
+def test_a_trajectory_of_pictures_that_would_fill_memory_does_not_fit() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    job, bytes_of_pixels = Reinforcement("ALE/Pong-v5"), 4 * 84 * 84
+    for envs in (128, 256, 512):
+        assert small(job, {"num_envs": envs, "rollout_length": 20}) == (21 * envs * bytes_of_pixels < LARGEST)
+    assert small(find("cartpole"), {"num_envs": 512, "rollout_length": 128})
+
+
+def test_a_run_of_a_large_network_goes_on_until_it_has_made_some_versions() -> None:
+    assert not enough({"seconds": 2.9, "version": 900}, 3.0)
+    assert enough({"seconds": 3.1, "version": 4}, 3.0)
+    assert not enough({"seconds": 9.0, "version": 3}, 3.0)
+    assert enough({"seconds": 15.1, "version": 1}, 3.0)
 
 
 def told(*rates: float) -> Tuned:
