@@ -76,7 +76,9 @@ class Tallies:
             self.sum.add(contribution.bundle, 1.0)
 
     def step(self) -> Moved:
-        """Metrics: count, clients; `mean` of a single column; `p50` and so on of a single column after the last step."""
+        """Metrics: count, clients; `mean` of a single column; `p50` and so on of a single column after the last step;
+        `quantile_error`, the most that a quantile may be away from each number with the bytes found so far, over all quantiles
+        (not told while a quantile may be infinite)."""
         following = self.now.copy()
         totals = Bundle(self.now.layout, (self.sum.totals["f8"] * GRID).view(np.uint8))
         clients, count = self.sum.weight, float(totals["count"][0])
@@ -97,6 +99,8 @@ class Tallies:
         self.now = following
         self.sum.clear()
         self.steps += 1
+        if self.query == "quantiles" and np.isfinite(error := self._error(following["prefix"])):
+            metrics["quantile_error"] = error
         if self.query == "quantiles" and self.steps == DIGITS and len(following["quantiles"]) == 1:
             metrics |= {f"p{p}": float(q) for p, q in zip(self.percentiles, following["quantiles"][0], strict=True)}
         return Moved(metrics)
@@ -115,6 +119,13 @@ class Tallies:
         following["prefix"][...] = following["prefix"] * 256 + digit
         if self.steps == DIGITS - 1:
             following["quantiles"][...] = floats_of(following["prefix"].astype(np.uint32))
+
+    def _error(self, prefix: Counts) -> float:
+        """The largest distance between the least and the greatest number that begin with these bytes."""
+        left = 1 << 8 * (DIGITS - self.steps)  # keys that begin with a prefix
+        least = floats_of((prefix * left).astype(np.uint32)).astype(np.float64)
+        greatest = floats_of((prefix * left + (left - 1)).astype(np.uint32)).astype(np.float64)
+        return float((greatest - least).max(initial=0.0))
 
     def state(self) -> State:
         return {"steps": np.array(self.steps, np.int64)}

@@ -1,7 +1,6 @@
 """The pictures of the pages on federated methods: `python docs/curves.py` makes all of them anew, `... robust.png` one of them.
 
-The one idea: a picture is a list of commands that anybody can type. Each method of docs/federated.md is in one of them, but
-for analytics, which learns nothing.
+The one idea: a picture is a list of commands that anybody can type. Each method of docs/federated.md is in one of them.
 """
 
 from __future__ import annotations
@@ -81,6 +80,7 @@ PICTURES: Mapping[str, Sequence[str]] = {
         f"{TREES} method=xgb_bagging",
         f"{TREES} method=xgb_bagging cohort=3",
     ),
+    "analytics.png": ("digits method=analytics query=quantiles",),
     "lora.png": ("lora eval_every=2",),
 }
 

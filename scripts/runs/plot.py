@@ -37,7 +37,10 @@ PANELS = {
     "loss": "training loss",
     "held_out_loss": "held-out loss",
     "eval/loss": "loss on clients",
+    "quantile_error": "largest error of a quantile (bound)",
 }
+LOGARITHMIC = ("quantile_error",)
+FLAT = ("count",)  # an answer, of analytics, that no version changes
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
 FEW = 30  # a curve of fewer points than this shows each point
@@ -136,7 +139,8 @@ def panels(curves: Sequence[Curves]) -> list[str]:
     """The metrics to draw: at most MOST of PANELS and MOST of the user's own; if there are none, the first two by name."""
     there = sorted({name for each in curves for name, y in each.metrics.items() if np.isfinite(y).any()})
     losses = [name for name in there if name.endswith("loss")]
-    return [*[name for name in PANELS if name in there][:MOST], *own(there)[:MOST]] or (losses or there)[:2]
+    known = [name for name in PANELS if name in there][:MOST]
+    return [*known, *[name for name in own(there) if name not in FLAT][:MOST]] or (losses or there)[:2]
 
 
 def _label(runs: list[Curves], own: list[str]) -> str:
@@ -197,6 +201,8 @@ def _panel(ax: Axes, grouped: Groups, metric: str) -> None:
     steps = {each.counts_steps for _, runs in grouped for each in runs}
     words = {True: "environment steps", False: "round (version of the weights)"}
     timed = any(each.seconds is not None for _, runs in grouped for each in runs)
+    if metric in LOGARITHMIC:
+        ax.set_yscale("log")
     ax.set_xlabel("virtual seconds" if timed else " or ".join(words[each] for each in sorted(steps)))
     ax.set_ylabel(PANELS.get(metric, metric))
     if steps == {True}:

@@ -71,6 +71,27 @@ def test_quantiles_are_numpys_for_all_rows_to_the_last_bit(summed: bool):
     assert answer.astype(np.float32).tolist() == expected.tolist()
 
 
+def test_the_error_of_a_quantile_bounds_what_it_may_still_be_and_ends_at_0():
+    population = Population(len(DATA), lambda client: Examples(DATA[client], np.zeros(len(DATA[client]), np.int64)))
+    worker, its = (
+        Tallying(population, "quantiles", "x", 0, 1, 1),
+        Tallies("quantiles", tally_layout("quantiles", 3, 1, 2), (25, 90), 12),
+    )
+    true, errors = np.quantile(ALL, (0.25, 0.9), axis=0, method="inverted_cdf").T, list[float]()
+    for step in range(DIGITS):
+        for client in range(len(DATA)):
+            task = Task(step, client, (client,))
+            its.fold(Contribution(task, step, 0, worker.run(its.weights(), client, task)))
+        errors.append(its.step().metrics["quantile_error"])
+        keys = its.weights()["prefix"].astype(np.uint64) << np.uint64(8 * (DIGITS - 1 - step))
+        for _ in range(50):  # any numbers that begin with the bytes found so far
+            tails = RNG.integers(0, 1 << 8 * (DIGITS - 1 - step), (2, *keys.shape), dtype=np.uint64)
+            low, high = (floats_of((keys | tail).astype(np.uint32)).astype(float) for tail in tails)
+            assert np.abs(high - low).max() <= errors[-1]
+            assert np.abs(true - low).max() <= errors[-1]
+    assert errors[0] > 100 * errors[1] > 10_000 * errors[2] > errors[3] == 0
+
+
 def test_keys_are_in_the_order_of_the_floats():
     x = np.concatenate([RNG.normal(size=1000), [0.0, -0.0, np.finfo(np.float32).max, -1e30, 1e-45, -1e-45]]).astype(np.float32)
     assert np.array_equal(np.argsort(keys_of(x), kind="stable"), np.argsort(x, kind="stable"))

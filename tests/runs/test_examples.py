@@ -101,7 +101,7 @@ def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Pa
 
 NEEDS = {"secagg": "cryptography", "xgb_bagging": "xgboost", "dp_fedavg": "dp_accounting", "local_dp": "dp_accounting"}
 PICTURES = named(f"{EXAMPLES.parent}/docs/curves.py:PICTURES")
-COMMANDS = {"analytics": "digits method=analytics query=histogram high=16"} | {
+COMMANDS = {
     found[1] if (found := re.search(r"\bmethod=(\w+)", command)) else "fedavg": command
     for commands in PICTURES.values()
     for command in commands

@@ -46,12 +46,29 @@ def fednova(job, rho=0.0, mu=0.0):
             for batch in batches:
                 v = rho * v + gradient(y, *batch) + mu * (y - x)
                 y = y - LR * v
-            a = [(1 - rho ** (K - j)) / (1 - rho) * (1 - LR * mu) ** (K - 1 - j) for j in range(K)]
             moves.append(y - x)
-            norms.append(sum(a))
+            norms.append(sum(abs(normalising(K, rho, mu))))
         p = shares(cohort)
         x = x + (p @ norms) * sum(p_i * move / a for p_i, move, a in zip(p, moves, norms, strict=True))
     return x
+
+
+def normalising(K, rho, mu):
+    """a_i of K steps: the coefficient of each gradient in the move, by steps whose gradients are unit vectors."""
+    y, v = np.zeros(K), np.zeros(K)
+    for unit in np.eye(K):
+        v = rho * v + unit + LR * mu * y
+        y = y - v
+    return -y
+
+
+def test_the_normalising_vectors_are_those_of_the_papers_closed_forms():
+    K, alpha, rho = 7, LR * 0.7, 0.5
+    np.testing.assert_allclose(normalising(K, 0, 0), np.ones(K))
+    np.testing.assert_allclose(normalising(K, 0, 0.7), (1 - alpha) ** np.arange(K)[::-1])
+    np.testing.assert_allclose(normalising(K, rho, 0), [(1 - rho ** (K - j)) / (1 - rho) for j in range(K)])
+    assert min(normalising(K, 0, 1.5 / LR)) < 0  # a gradient may be taken back
+    assert min(normalising(K, 0.9, 0.5 / LR)) < 0
 
 
 def qffl(job, q=2.0):
@@ -116,6 +133,9 @@ CASES = [
     ("fednova", {}, fednova, {}),
     ("fednova", {"momentum": 0.5}, fednova, {"rho": 0.5}),
     ("fednova", {"mu": 0.7}, fednova, {"mu": 0.7}),
+    ("fednova", {"mu": 0.7, "momentum": 0.5}, fednova, {"mu": 0.7, "rho": 0.5}),
+    ("fednova", {"mu": 8.0}, fednova, {"mu": 8.0}),  # lr mu = 1.6: every second gradient is taken back
+    ("fednova", {"mu": 3.0, "momentum": 0.9}, fednova, {"mu": 3.0, "rho": 0.9}),
     ("qffl", {"q": 2.0}, qffl, {}),
     ("mimelite", {}, mimelite, {}),
     ("mimelite", {"base_optimizer": "adam", "lr": LR}, mimelite, {"base": "adam"}),

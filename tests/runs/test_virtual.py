@@ -18,6 +18,9 @@ import shoal
 from shoal import Federated
 from shoal.actors.workers.paced import Paced
 from shoal.coordinator.deciding.bounds import Bounds
+from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.events import Effect, Event
+from shoal.coordinator.deciding.facts import Facts
 from shoal.envs import datasets
 from shoal.envs.devices import Device
 from shoal.jobs.job import Job
@@ -107,10 +110,15 @@ def test_a_buffer_of_one_follows_every_contribution(tmp_path: Path) -> None:
 
 @dataclass
 class Conductor:
-    """Time for workers that wait on threads of their own: when `players` wait, the one that is due first goes on."""
+    """Time for workers that wait on threads of their own. If all `players` wait, and each has the weights of every step that
+    the contributions so far make, the one that is due first goes on. Without the second condition a slow machine would let it
+    begin its next task with older weights. buffer: contributions of a step."""
 
     players: int
+    buffer: int
     now: float = 0.0
+    done: int = 0
+    told: tuple[int, ...] = ()  # the version, and the versions that the actors hold
     free: bool = False
     waiting: list[tuple[float, int, threading.Event]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -123,9 +131,16 @@ class Conductor:
             self._go_on()
         mine.wait()
 
+    def look(self, facts: Facts) -> None:
+        with self.lock:
+            self.told = (facts.version, *(actor.held for actor in facts.roster.actors.values()))
+            self._go_on()
+
     def _go_on(self) -> None:
-        if self.free or len(self.waiting) == self.players:
+        level = set(self.told) == {self.done // self.buffer}
+        if self.waiting and (self.free or (level and len(self.waiting) == self.players)):
             self.now, _, first = heapq.heappop(self.waiting)
+            self.done += 1
             first.set()
 
     def over(self) -> None:
@@ -156,14 +171,20 @@ def one_task_each(job: Job) -> Job:
 )
 def test_a_virtual_run_has_the_order_of_updates_of_a_wall_clock_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Four actors over sockets, whose workers wait for a conductor. Nothing here depends on how fast the machine is."""
-    conductor = Conductor(4)
+    conductor = Conductor(4, settings.get("buffer", 1))
+
+    class Looked(Core):
+        def handle(self, event: Event, now: float) -> list[Effect]:
+            effects = super().handle(event, now)
+            conductor.look(self.facts)
+            return effects
 
     def waiting() -> Paced:
         return Paced(Pulling(), device, float, wait=conductor.wait, clock=lambda: 0.0)
 
     start = {"w": np.zeros(4, np.float32)}
     playing = Federated(worker=waiting, weights=lambda: start, local_epochs=1, **{**FREE, **settings})
-    real = whole.run(one_task_each(job(**settings)), 4, jobs=[playing] * 4)
+    real = whole.run(one_task_each(job(**settings)), 4, jobs=[playing] * 4, core_of=Looked)
     conductor.over()
     run = virtual(tmp_path, **settings, concurrency=4)
     assert real.finish.reason == run.reason == "done"

@@ -79,16 +79,17 @@ def run(
     room: int = 0,
     gateway: bool = False,
     together: bool = False,
+    core_of: Callable[..., Core] = Core,
 ) -> Outcome:
     """To the end, or until nothing has moved for SILENCE seconds. jobs: what each actor runs, where that is not `job` itself.
     through: where actors go instead of there. room: bytes of contributions that may be fetched at a time, where that is not the
     server's own choice. gateway: a process of its own faces the actors. together: the first tasks wait until all actors
-    are here, who may come late for a short run."""
+    are here, who may come late for a short run. core_of: what makes the core, from a Core's arguments."""
     aggregator = job.aggregator("cpu")
     layout = aggregator.weights().layout
     layouts, briefs = job.layouts(layout), job.briefs(layout)
     bounds = replace(job.bounds(), gather=actors if together or job.bounds().sticky else 0, briefs=bool(briefs))
-    core = Core(job.plan(AFRESH), job.method.goal(), bounds, now=time.monotonic())
+    core = core_of(job.plan(AFRESH), job.method.goal(), bounds, now=time.monotonic())
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.method.due, "briefs": briefs}
     seen = Seen()
     if actors:
