@@ -103,7 +103,8 @@ def test_a_round_of_too_few_is_stepped_without_another_phase():
     ("settings", "said"),
     [
         ({"norm_bound": 1.0}, "no client's own delta is seen"),
-        ({"norm_factor": 3.0}, "Bound looks at each client's own delta"),
+        ({"norm_factor": 3.0}, "norm_factor=3.0: this looks at each client's own delta"),
+        ({"attack": "alie", "attackers": 2}, "attack=alie, attackers=2: this looks at each client's own delta"),
         ({"compress": "int8"}, "sums are seen"),
         ({"journal": "payload"}, "journal=payload: a masked vector"),
         ({"quorum": 3, "deadline": 9.0}, "a round of secagg has five phases"),

@@ -67,7 +67,6 @@ class Analytics(Method):
         check_plain(
             job,
             wrong="refuses or rounds what clients count, and answers would not be exact",
-            leave="compress, compress_weights, norm_factor",
             norm="with method=analytics it would leave out large clients",
         )
 

@@ -18,7 +18,7 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.jobs.accounting import ACCOUNTANTS, Mechanism, accounting, least_noise
 from shoal.jobs.methods.fedavg import FedAvg, InRounds
 from shoal.jobs.methods.local import WEIGHTINGS
-from shoal.jobs.methods.method import Start
+from shoal.jobs.methods.method import Start, said
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option, ranges, shown
 from shoal.protocol.errors import UserError
@@ -105,10 +105,8 @@ class Private(FedAvg):
     def fits(self, job: Job) -> None:
         for wrap in job.around:
             if wrap.looks and not (wrap.packs and self.unpacks):
-                kind = getattr(wrap, "function", None)
-                name = getattr(kind, "__name__", "") or type(wrap).__name__
                 raise UserError(
-                    f"{_set_of(wrap) or f'around: {name}'}: with method={self.name} nothing may look at or change clients' "
+                    f"{said(wrap)}: with method={self.name} nothing may look at or change clients' "
                     f"deltas beside the clip, or the guarantee would not hold{self._unless(wrap)}"
                 )
 
@@ -342,10 +340,3 @@ class LocalDP(Private):
 
 def _uncharged(version: int, tag: str) -> dict[str, float]:
     raise UserError("differential privacy: a noised version is made in a run's folder only, where its charge is kept")
-
-
-def _set_of(wrap: Any) -> str:
-    """The settings of a wrap that have not their default, as a user types them."""
-    known = ranges(wrap)
-    changed = {name: getattr(wrap, name) for name in known}
-    return ", ".join(f"{name}={shown(value)}" for name, value in changed.items() if value != known[name].default)

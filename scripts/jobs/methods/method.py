@@ -17,7 +17,7 @@ from shoal.actors import Worker
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Plan
-from shoal.jobs.settings import ranges
+from shoal.jobs.settings import ranges, shown
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 
@@ -179,12 +179,21 @@ class Method:
         return {**{name: getattr(self, name) for name in ranges(self) if name in keywords}, **own}
 
 
-def check_plain(job: Job, wrong: str, leave: str, norm: str) -> None:
+def said(wrap: Any) -> str:
+    """Return the settings of a wrap that have not their default, as a user types them; of a user's own wrap, its name."""
+    known = ranges(wrap)
+    changed = {name: getattr(wrap, name) for name in known}
+    typed = ", ".join(f"{name}={shown(value)}" for name, value in changed.items() if value != known[name].default)
+    kind = getattr(wrap, "function", None)
+    return typed or f"around: {getattr(kind, '__name__', '') or type(wrap).__name__}"
+
+
+def check_plain(job: Job, wrong: str, norm: str) -> None:
     """Raises UserError for a part of the job that takes contributions for changes of weights, where they are something else.
-    wrong: what such a wrap does, after its name; leave: what to leave out; norm: why norm_bound cannot work."""
+    wrong: what such a wrap does; norm: why norm_bound cannot work."""
     for wrap in job.around:
         if wrap.looks or getattr(wrap, "compress_weights", "none") != "none":
-            raise UserError(f"method={job.method.name}: {type(wrap).__name__} {wrong}; leave out {leave} and wraps of your own")
+            raise UserError(f"{said(wrap)}: with method={job.method.name} this {wrong}; leave it out")
     if bound := job.checks.norm_bound:
         raise UserError(f"norm_bound={bound:g}: {norm}; norm_bound=0")
 

@@ -14,7 +14,7 @@ from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan, selection
 from shoal.jobs.members import Identity, Member, read_members, signing_seed
 from shoal.jobs.methods.fedavg import FedAvg, InRounds
-from shoal.jobs.methods.method import Start
+from shoal.jobs.methods.method import Start, said
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option, ranges, shown
 from shoal.protocol.errors import UserError
@@ -72,12 +72,14 @@ class SecAgg(FedAvg):
 
     def fits(self, job: Job) -> None:
         if job.checks.each:
-            raise UserError("norm_bound, max_examples: with method=secagg no client's own delta is seen; leave them at 0")
+            bounds = {name: getattr(job.checks, name) for name in ("norm_bound", "max_examples")}
+            typed = ", ".join(f"{name}={value:g}" for name, value in bounds.items() if value)
+            raise UserError(f"{typed}: with method=secagg no client's own delta is seen; leave it out")
         for wrap in job.around:
             if wrap.looks:
                 raise UserError(
-                    f"around: {type(wrap).__name__} looks at each client's own delta or packs it, and with method=secagg only "
-                    "sums are seen; leave out norm_factor, compress and wraps of your own"
+                    f"{said(wrap)}: this looks at each client's own delta or packs it, and with method=secagg only sums are "
+                    "seen; leave it out"
                 )
         if job.keeping.journal in ("ids", "payload"):
             raise UserError(f"journal={job.keeping.journal}: a masked vector is of use in its own round only; journal=off")

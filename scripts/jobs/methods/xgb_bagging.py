@@ -56,7 +56,6 @@ class XGBBagging(Method):
         check_plain(
             job,
             wrong="takes contributions for changes of weights, which trees are not",
-            leave="compress, compress_weights, norm_factor, attack",
             norm="trees have no norm that means anything",
         )
 
