@@ -15,6 +15,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
@@ -36,7 +37,8 @@ ENDED = "the process from which this machine's actors are forked has ended"
 class Pool:
     """The parent's hold on a nursery. A nursery ends with the thread that made it, so a thread makes it that outlives the run.
 
-    alive: process ids of the actors. fault: why the nursery forks no more actors; "" as long as it can.
+    alive: process ids of the actors. fault: why the nursery forks no more actors; "" as long as it can. lost: exit statuses of
+    processes that are no actors (`grow` with aside), which have ended and were not taken out.
     """
 
     def __init__(self, line: socket.socket, pid: int, await_end: Callable[[], object], starting: float | None) -> None:
@@ -44,6 +46,9 @@ class Pool:
         line.setblocking(False)
         self._read = b""
         self.alive: set[int] = set()
+        self.lost: list[int] = []
+        self._aside: set[int] = set()
+        self._births: deque[bool] = deque()  # of processes that were asked for: True for one that is no actor
         self.fault = ""
         self._begun = False
 
@@ -92,8 +97,10 @@ class Pool:
         if self.fault:
             raise UserError(self.fault)
 
-    def grow(self, many: int, arguments: Mapping[str, Any]) -> None:
-        """Fork `many` more actors. arguments: plain data that each of them lives with."""
+    def grow(self, many: int, arguments: Mapping[str, Any], aside: bool = False) -> None:
+        """Fork `many` more actors. arguments: plain data that each of them lives with. aside: they are no actors, and stand
+        neither in `alive` nor in `ended`."""
+        self._births.extend([aside] * many)
         with suppress(BrokenPipeError):  # `fault` will say so
             self._line.sendall(json.dumps([many, dict(arguments)]).encode() + b"\n")
 
@@ -115,7 +122,10 @@ class Pool:
                 continue
             pid, status = word
             if status is None:
-                self.alive.add(pid)
+                (self._aside if self._births.popleft() else self.alive).add(pid)
+            elif pid in self._aside:
+                self._aside.discard(pid)
+                self.lost.append(status)
             else:
                 self.alive.discard(pid)
                 ended[pid] = status

@@ -23,6 +23,7 @@ PLACES: Sequence[tuple[str, str, str]] = (
     ("shoal.envs.", "reset", "env.reset"),
     ("shoal.envs.", "make_vector", "env.make"),
     ("shoal.nets.", "parameters", "act"),
+    ("shoal.actors.asking", "_heard", "wait_inference"),
     ("shoal.nets.", "act", "act"),
     ("shoal.actors.workers.local_sgd", "", "train"),
     ("shoal.actors.workers.batched", "", "train"),

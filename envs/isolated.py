@@ -75,7 +75,17 @@ class Isolated:
         return self._led_to(self._reset)
 
     def step(self, action: Array) -> Step:
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: Array) -> None:
+        """Let every environment begin its step. `receive` follows."""
         self._commands["reset"], self._commands["action"] = False, action
+        for i in range(self.num_envs):
+            self._holds[i].tell(self._told[i])
+
+    def receive(self) -> Step:
+        """The result of the step that `send` began."""
         return self._led_to(self._step)
 
     def close(self) -> None:
@@ -101,7 +111,7 @@ class Isolated:
         return self._replace(self._begun({i: self._seed + i for i in range(self.num_envs)}))
 
     def _step(self) -> int:
-        lost = self._answered(range(self.num_envs))
+        lost = self._heard_from(range(self.num_envs))
         abandoned = np.zeros(self.num_envs, dtype=bool)
         abandoned[list(lost)] = True
         self._fruitless[~abandoned] = 0
@@ -142,6 +152,9 @@ class Isolated:
     def _answered(self, asked: Collection[int]) -> Losses:
         for i in asked:
             self._holds[i].tell(self._told[i])
+        return self._heard_from(asked)
+
+    def _heard_from(self, asked: Collection[int]) -> Losses:
         return self._gather(asked, self._timeout, f"took longer than step_timeout={self._timeout:g} s")
 
     def _gather(self, asked: Collection[int], within: float, late: str) -> Losses:

@@ -81,6 +81,14 @@ class Worlds(Protocol):
     def close(self) -> None: ...
 
 
+class Stepping(Worlds, Protocol):
+    """`Worlds` whose environments step by themselves between `send(action)` and `receive()`, which together are `step`."""
+
+    def send(self, action: Array) -> None: ...
+
+    def receive(self) -> Step: ...
+
+
 class Envs:
     """B environments with automatic reset, over a gymnasium VectorEnv in any of its autoreset modes.
 

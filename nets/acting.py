@@ -25,6 +25,11 @@ State: TypeAlias = Mapping[str, Array]
 """A policy's recurrent state of B environments: name -> [B, ...]. Empty for a policy without memory."""
 
 
+FIRST, ALL = "first environment", "environments"
+"""Words beside a task's, where a policy acts for a part of a client's environments: the number of the first of them, and of all
+of the client's."""
+
+
 class Acted(NamedTuple):
     """A policy's answer to B observations. action: as `Spaces.action.layout` says, [B] int64 or [B, A] float32. extras: name ->
     [B, ...], what `finish` needs of this step; valid until the next `act`. state: for the next `act`."""
@@ -57,7 +62,7 @@ class Policy(Protocol):
         ...
 
     def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
-        """Every random number of a rollout of `rows` steps of `num_envs` environments: [rows, ...]."""
+        """Every random number of a rollout of `rows` steps of `num_envs` environments: [rows, num_envs, ...]."""
         ...
 
     def begin(self, num_envs: int) -> State:
@@ -76,6 +81,26 @@ class Policy(Protocol):
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
         """The arrays of `rows`, [T, B, ...], from the extras [T, B, ...] and actions [T, B, ...] of all steps of a rollout. If
         the rollout ended early, its last entries are zeros."""
+        ...
+
+
+class Parted(Policy, Protocol):
+    """A policy whose `act` has two parts: the numbers of its network, which another process may compute for several actors at
+    once, and the choice of actions by the noise. `act` is `chosen` of `numbers`, of the state with zeros where `first` is True.
+
+    width: float32 numbers that the network gives for one observation.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        """The network's numbers, float32 [B, width], of observations [B, *obs], and the next state. Both may be valid until the
+        next call only."""
+        ...
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+        """The actions by these numbers. state: the next one. seen, noise, words: as of `act`."""
         ...
 
 
@@ -133,6 +158,10 @@ class Stochastic:
     def __init__(self, action: Actions, memory: Kept = NOTHING) -> None:
         self.action, self.memory = action, memory
 
+    @property
+    def width(self) -> int:
+        return self.action.parameters
+
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         """The numbers [B, P] of observations [B, *obs], valid until the next call, and the next state."""
         raise NotImplementedError
@@ -145,9 +174,12 @@ class Stochastic:
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
         numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
+        return self.chosen(numbers, seen, after, noise, words)
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
         if seen.dtype.names is not None and (allowed := apart(seen)[1]) is not None:
             numbers = self.action.legal(numbers, allowed)  # probability 0, when drawing and when greedy
-        return Acted(self.action.act(numbers, noise), {"numbers": numbers}, after)
+        return Acted(self.action.act(numbers, noise), {"numbers": numbers}, state)
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
         return {"log_prob": self.action.log_prob(extras["numbers"], action)}

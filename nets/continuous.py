@@ -96,9 +96,20 @@ class Bounded:
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
         if noise is not None and words.get("random"):
-            action = uniform(noise)
-        else:
-            action = self.between(self.net.parameters(seen), noise, words)
+            return Acted(self.bounds.outward(uniform(noise)), {}, state)  # the network is not asked
+        return self.chosen(self.net.parameters(seen), seen, state, noise, words)
+
+    @property
+    def width(self) -> int:
+        """Float32 numbers that the network gives for one observation."""
+        raise NotImplementedError
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        return self.net.parameters(seen), state
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+        drawn = noise if words.get("random") else None
+        action = self.between(numbers, noise, words) if drawn is None else uniform(drawn)
         return Acted(self.bounds.outward(action), {}, state)
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
@@ -111,6 +122,10 @@ class Bounded:
 
 class SquashedPolicy(Bounded):
     """SAC's policy: tanh of a normal draw; greedy, tanh of the mean. The network's numbers are mean, then log_std."""
+
+    @property
+    def width(self) -> int:
+        return 2 * self.size
 
     def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
         mean, log_std = numbers[:, : self.size], numbers[:, self.size :]
@@ -128,6 +143,10 @@ class DeterministicPolicy(Bounded):
     def __init__(self, bounds: Bounds, net: Numbers, squash: bool) -> None:
         super().__init__(bounds, net)
         self.squash = squash
+
+    @property
+    def width(self) -> int:
+        return self.size
 
     def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
         action = np.tanh(numbers) if self.squash else numbers

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from shoal.envs.spaces import Array, Floats, Kept, Spaces
-from shoal.nets.acting import Acted, Bools, Form, Network, Policy, State
+from shoal.nets.acting import Acted, Bools, Form, Network, Parted, Policy, State, forgotten
 from shoal.nets.moments import Moments, kept
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -44,7 +44,7 @@ class Scaling:
     """A policy whose observations are scaled by the statistics in its weights, around a policy in numpy. clip: largest absolute
     value of a scaled observation."""
 
-    def __init__(self, inner: Policy, clip: float) -> None:
+    def __init__(self, inner: Parted, clip: float) -> None:
         self.inner, self.clip = inner, np.float32(clip)
         self._mean: Any = np.float32(0)
         self._scale: Any = np.float32(1)
@@ -71,10 +71,21 @@ class Scaling:
         return self.inner.begin(num_envs)
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
+        return self.chosen(numbers, seen, after, noise, words)
+
+    @property
+    def width(self) -> int:
+        return self.inner.width
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         scaled = np.subtract(seen, self._mean, dtype=np.float32)
         scaled *= self._scale
         np.clip(scaled, -self.clip, self.clip, out=scaled)
-        return self.inner.act(scaled, first, state, noise, words)
+        return self.inner.numbers(scaled, state)
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+        return self.inner.chosen(numbers, seen, state, noise, words)
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
         return self.inner.finish(extras, action)
@@ -105,7 +116,7 @@ class Normalised:
         policy = self.inner.policy(spaces, form, module)
         if module is not None or not self.observation:
             return policy  # a module of the user's scales by itself
-        return Scaling(policy, self.clip)
+        return Scaling(cast(Parted, policy), self.clip)
 
     def _with(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.normal_module import attached

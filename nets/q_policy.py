@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.spaces import NOTHING, Array, Discrete, Floats, Kept, Spaces, apart
-from shoal.nets.acting import Acted, Bools, Form, Policy, State, begun, forgotten
+from shoal.nets.acting import ALL, FIRST, Acted, Bools, Form, Policy, State, begun, forgotten
 from shoal.nets.numpy_policy import ACTIVATIONS, flat
 from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
@@ -30,9 +30,10 @@ BELIEVED: Kept = {"q": ("f4", ()), "best": ("f4", ())}  # values of the action t
 def epsilons(words: Words, num_envs: int) -> npt.NDArray[np.float64]:
     """The probability [B] of a random action in each environment, from a task's words: `epsilon`, 0 if it is not said.
 
-    With the word `ladder` environment i has epsilon^(1 + ladder * i / (B - 1)) (Horgan et al. 2018, section 4).
+    With the word `ladder` environment i has epsilon^(1 + ladder * i / (B - 1)) (Horgan et al. 2018, section 4). If these are a
+    part of a client's environments, the words FIRST and ALL say the number of the first of them, and B.
     """
-    rungs = np.arange(num_envs) / max(1, num_envs - 1)
+    rungs = (np.arange(num_envs) + words.get(FIRST, 0)) / max(1, words.get(ALL, num_envs) - 1)
     powers: npt.NDArray[np.float64] = float(words.get("epsilon", 0.0)) ** (1.0 + float(words.get("ladder", 0.0)) * rungs)
     return powers
 
@@ -47,30 +48,37 @@ class EpsilonGreedy:
         self.action, self.believes, self.memory = action, believes, memory
         self.rows: Kept = BELIEVED if believes else NOTHING
 
+    @property
+    def width(self) -> int:
+        return self.action.n
+
     def values(self, seen: Array) -> Floats:
         """The values [B, n] of observations [B, *obs], valid until the next call."""
         raise NotImplementedError
 
-    def remembered(self, seen: Array, state: State) -> tuple[Floats, State]:
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         """The values [B, n] of observations [B, *obs], and the state after them."""
         return self.values(seen), state
 
     def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
-        """Two numbers from 0 to below 1 for each draw, [rows, 2, num_envs]: whether the action is random, and which."""
-        return rng.random((rows, 2, num_envs), dtype=np.float32)
+        """Two numbers from 0 to below 1 for each draw, [rows, num_envs, 2]: whether the action is random, and which."""
+        return rng.random((rows, 2, num_envs), dtype=np.float32).transpose(0, 2, 1)
 
     def begin(self, num_envs: int) -> State:
         return begun(self.memory, num_envs)
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        values, after = self.remembered(seen, forgotten(state, first) if state else state)
+        values, after = self.numbers(seen, forgotten(state, first) if state else state)
+        return self.chosen(values, seen, after, noise, words)
+
+    def chosen(self, values: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
         allowed = apart(seen)[1] if seen.dtype.names is not None else None
         if allowed is not None:
             values = self.action.legal(values, allowed)
         action = values.argmax(axis=-1)
         if noise is not None and (epsilon := epsilons(words, len(seen))).any():
-            action = np.where(noise[0] < epsilon, self._any_one(noise[1], allowed), action)
-        return Acted(action, {"values": values} if self.believes else {}, after)
+            action = np.where(noise[:, 0] < epsilon, self._any_one(noise[:, 1], allowed), action)
+        return Acted(action, {"values": values} if self.believes else {}, state)
 
     def _any_one(self, noise: Array, allowed: Array | None) -> Array:
         """Actions [B], each one of those that are allowed with the same probability, from numbers in [0, 1)."""
@@ -161,7 +169,7 @@ class RecurrentTorchQ(EpsilonGreedy):
 
     def forget(self) -> None: ...  # load has made a copy
 
-    def remembered(self, seen: Array, state: State) -> tuple[Floats, State]:
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         import torch
 
         from shoal.nets.flat import as_tensor

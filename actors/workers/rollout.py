@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from shoal.actors.asking import Asking
 from shoal.actors.workers import lives
 from shoal.envs.spaces import LIFE, MASK, MOMENTS, OBSERVATION, STATE, Spaces, final_name
 from shoal.envs.states import NoStateError
-from shoal.envs.vector import Envs, Step, Worlds
-from shoal.nets.acting import Policy, State
+from shoal.envs.vector import Envs, Step, Stepping, Worlds
+from shoal.nets.acting import ALL, FIRST, Acted, Policy, State
 from shoal.nets.moments import Moments
 from shoal.nets.normal import PAID, SEEN, kept_of
 from shoal.protocol.draws import globally, key
@@ -80,17 +81,99 @@ class Episodes:
 
 
 @dataclass(slots=True)
-class Life:
-    """The environments of one client: their last step, the policy's state before it acts on that step's observations, and the
-    number of rollouts since the environments began at version `born`."""
+class Portion:
+    """Environments of one client that are stepped together: all of them, or a half. step: their last one. state: the policy's,
+    before it acts on that step's observations. columns: their places among all of the client's."""
 
     envs: Worlds
     step: Step
     state: State
+    columns: slice
+    action: Any = None  # of the step that begins when its result is asked for
+    stepping: Stepping | None = None  # the environments, if they step by themselves
+
+    def __post_init__(self) -> None:
+        if hasattr(self.envs, "send"):
+            self.stepping = cast(Stepping, self.envs)
+
+    def send(self, action: Any) -> None:
+        """Begin a step, if the environments step by themselves; else it begins at `receive`."""
+        if self.stepping is None:
+            self.action = action
+        else:
+            self.stepping.send(action)
+
+    def receive(self) -> Step:
+        """The result of the step."""
+        self.step = self.envs.step(self.action) if self.stepping is None else self.stepping.receive()
+        return self.step
+
+
+@dataclass(slots=True)
+class Life:
+    """The environments of one client, and the number of rollouts since they began at version `born`."""
+
+    parts: list[Portion]
     episodes: Episodes
     born: int
     owed: npt.NDArray[np.float64]  # [B] the running sum of discounted rewards of each environment's episode
     rollouts: int = 0
+
+    @property
+    def spaces(self) -> Spaces:
+        return self.parts[0].envs.spaces
+
+    @property
+    def worlds(self) -> list[Worlds]:
+        return [part.envs for part in self.parts]
+
+
+@dataclass(slots=True)
+class Filling:
+    """The rows of a trajectory that one part of the environments fills: views [T, b, ...] of its arrays; observation and first
+    have T + 1 rows. extras: of the policy, by name, which the first step makes."""
+
+    part: Portion
+    words: Words
+    noise: Any
+    observation: Any
+    final: Any
+    first: Any
+    action: Any
+    mask: Any
+    terminated: Any
+    truncated: Any
+    reward: Any
+    lived: Any
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def see(self, t: int) -> Step:
+        """Write what is seen before step t. Returns the step that showed it."""
+        step = self.part.step
+        if self.first is not None:
+            self.first[t] = step.first
+        self.observation[t], self.mask[t] = step.observation, step.mask
+        return step
+
+    def act(self, t: int, acted: Acted, whole: dict[str, Any], B: int) -> None:
+        """Write the actions of step t, and begin the step. whole: the extras of all parts, [T, B, ...]."""
+        self.action[t], self.part.state = acted.action, acted.state
+        for name, array in acted.extras.items():
+            if name not in self.extras:
+                if name not in whole:
+                    whole[name] = np.empty((len(self.action), B, *array.shape[1:]), array.dtype)
+                self.extras[name] = whole[name][:, self.part.columns]
+            self.extras[name][t] = array
+        self.part.send(self.action[t])
+
+    def take(self, t: int) -> Step:
+        """Write the result of step t."""
+        step = self.part.receive()
+        self.reward[t], self.terminated[t], self.truncated[t] = step.reward, step.terminated, step.truncated
+        self.lived[t] = step.lived
+        if step.final is not None and step.truncated.any():
+            self.final[t, step.truncated] = step.final[step.truncated]
+        return step
 
 
 @dataclass(eq=False, repr=False)
@@ -106,6 +189,9 @@ class Rollout:
     longest: number of steps at which an episode of an evaluation is a UserError.
     seconds: time after which a rollout ends early, after a whole step: its other rows are masked, the last row
     bootstraps, and the next rollout goes on from there. 0: never.
+    halves: the environments are stepped in two halves, of which one is stepped while the numbers of the other's network are on
+    their way (double-buffered sampling, Petrenko et al. 2020, section 3.1), or while the other's environments step by
+    themselves.
     stagger: the first episode of each training environment is truncated, after a share of its time limit that differs, so that
     episodes of one length do not all end together. It is learned from like any other, and is in no statistics of episodes.
     group: environments that belong together, as the agents of one game; evaluation plays whole groups.
@@ -117,7 +203,8 @@ class Rollout:
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
     the number of transitions made; total "env_replaced", the number of environment processes replaced, if any; samples
-    "return" and "length" of the episodes that ended. Work of evaluation: these samples and "env_replaced".
+    "return" and "length" of the episodes that ended. Work of evaluation: these samples and "env_replaced". If another process
+    computes the network (actors/asking.py), total "inference_central" besides, the share of observations that it computed.
     """
 
     make_envs: Callable[[int], Worlds]
@@ -129,6 +216,7 @@ class Rollout:
     longest: int = 100_000
     seconds: float = 0.0
     stagger: bool = True
+    halves: bool = False
     group: int = 1
     moments: tuple[str, ...] = ()
     gamma: float = 0.99
@@ -146,6 +234,8 @@ class Rollout:
             within(name, getattr(self, name), first=1)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
+        if isinstance(self.policy, Asking):
+            self.policy.named(task.version)
         self.policy.load(weights)
         try:
             return self._evaluate(client, task) if task.kind == "evaluate" else self._trained(client, task, brief)
@@ -158,7 +248,7 @@ class Rollout:
         life = self._lives.pop(client, None)
         if self.life or anew or life is None:
             life = self._of(client, life, told, task.version)
-        with _closed_on_failure(life.envs), globally(self.seed, "env steps", client, life.born, life.rollouts):
+        with _closed_on_failure(*life.worlds), globally(self.seed, "env steps", client, life.born, life.rollouts):
             work = self._rollout(client, life, task.words)
         self._lives[client] = life  # not before: after a failure half-way the client begins anew
         return work
@@ -167,25 +257,47 @@ class Rollout:
         """Begin new episodes in the client's environments. What they will be follows from seed, client and task alone."""
         life = self._lives.pop(client, None)
         born = key(self.seed, "anew", *task.draws(client)) % 2**62
-        self._lives[client] = self._begun(client, born, life.envs if life else None)
+        self._lives[client] = self._begun(client, born, life.worlds if life else None)
 
     def close(self) -> None:
         """Close every environment."""
         with ExitStack() as stack:  # all of them, whatever one of them raises
-            for envs in (*(life.envs for life in self._lives.values()), *([self._stage] if self._stage else [])):
-                stack.callback(envs.close)
+            for life in self._lives.values():
+                for envs in life.worlds:
+                    stack.callback(envs.close)
+            if self._stage:
+                stack.callback(self._stage.close)
             self._lives, self._stage = {}, None
+            if isinstance(self.policy, Asking):
+                self.policy.close()
 
-    def _begun(self, client: int, version: int, envs: Worlds | None = None) -> Life:
-        with globally(self.seed, "env made", client, version):
-            envs = envs or self.make_envs(self.num_envs)
-            with _closed_on_failure(envs):
-                shares = (np.arange(self.num_envs) + 1 - client * GOLDEN % 1) / self.num_envs if self.stagger else None
-                step = envs.reset(key(self.seed, "env", client, version) % SEEDS, shares)
+    def _begun(self, client: int, version: int, worlds: Sequence[Worlds] | None = None) -> Life:
+        sizes, B = self._sizes(), self.num_envs
+        with globally(self.seed, "env made", client, version), ExitStack() as stack:
+            if worlds is None:
+                worlds = []
+                for size in sizes:
+                    worlds.append(made := self.make_envs(size))
+                    stack.callback(made.close)
+            else:
+                for envs in worlds:
+                    stack.callback(envs.close)
+            shares = (np.arange(B) + 1 - client * GOLDEN % 1) / B if self.stagger else None
+            seed, parts, at = key(self.seed, "env", client, version) % SEEDS, list[Portion](), 0
+            for envs, size in zip(worlds, sizes, strict=True):
+                columns = slice(at, at + size)
+                step = envs.reset(seed + at, None if shares is None else shares[columns])
                 if self.life and isinstance(envs, Envs):
                     envs.watch()
-        state, episodes = self.policy.begin(self.num_envs), Episodes.none(self.num_envs)
-        return Life(envs, step, state, episodes, born=version, owed=np.zeros(self.num_envs))
+                parts.append(Portion(envs, step, self.policy.begin(size), columns))
+                at += size
+            stack.pop_all()
+        return Life(parts, Episodes.none(B), born=version, owed=np.zeros(B))
+
+    def _sizes(self) -> tuple[int, ...]:
+        """The numbers of environments of the parts. A half has whole games."""
+        half = self.num_envs // 2 // self.group * self.group if self.halves else 0
+        return (self.num_envs - half, half) if half else (self.num_envs,)
 
     def _of(self, client: int, life: Life | None, told: lives.Told | None, version: int) -> Life:
         """The life that a brief tells, or one that begins in this version. life: the one that this actor has of the client."""
@@ -193,49 +305,56 @@ class Rollout:
         if life is not None and told is not None and (life.born, life.rollouts) == (told.born, told.rollouts):
             return life
         if life is not None:
-            life.envs.close()  # a reset need not forget all that an environment was
+            _close(life.worlds)  # a reset need not forget all that an environment was
         begun = self._begun(client, born)
         if told is None or not told.packed:
             return begun
-        with _closed_on_failure(begun.envs):
+        with _closed_on_failure(*begun.worlds):
             try:
                 self._restore(begun, told.state())
             except NoStateError as odd:
                 self._say_untold(str(odd))
-                begun.envs.close()
+                _close(begun.worlds)
                 return self._begun(client, born)
         begun.rollouts = told.rollouts
         return begun
 
     def _restore(self, life: Life, state: Any) -> None:
         """Give a life, which has just begun, the state of another."""
-        assert isinstance(life.envs, Envs)
-        life.envs.restore(state["envs"])
-        memory: dict[str, Any] = {}
-        seen = np.empty_like(life.step.observation)
-        for name, array in _parts(seen):
-            _fill_in(array, state["seen"][name])
-        for name, array in life.state.items():
-            _fill_in(memory.setdefault(name, np.empty_like(np.asarray(array))), state["memory"][name])
-        flags = np.frombuffer(state["flags"], bool).reshape(2, -1)
-        life.step = life.step._replace(observation=seen, mask=flags[0], first=flags[1], replaced=0)
-        life.state = memory
+        saved = state.get("parts", [state])
+        if len(saved) != len(life.parts):
+            raise NoStateError("they were stepped in halves then or now, and not both times")
+        for part, its in zip(life.parts, saved, strict=True):
+            assert isinstance(part.envs, Envs)
+            part.envs.restore(its["envs"])
+            memory: dict[str, Any] = {}
+            seen = np.empty_like(part.step.observation)
+            for name, array in _arrays(seen):
+                _fill_in(array, its["seen"][name])
+            for name, array in part.state.items():
+                _fill_in(memory.setdefault(name, np.empty_like(np.asarray(array))), its["memory"][name])
+            flags = np.frombuffer(its["flags"], bool).reshape(2, -1)
+            part.step = part.step._replace(observation=seen, mask=flags[0], first=flags[1], replaced=0)
+            part.state = memory
         _fill_in(life.episodes.returns, state["returns"])
         _fill_in(life.episodes.lengths, state["lengths"])
         _fill_in(life.owed, state["owed"])
 
     def _state(self, life: Life) -> dict[str, Any]:
-        if not isinstance(life.envs, Envs):
-            raise NoStateError("the environments have processes of their own")
-        return {
-            "envs": life.envs.state(),
-            "seen": {name: array.tobytes() for name, array in _parts(life.step.observation)},
-            "flags": life.step.mask.tobytes() + life.step.first.tobytes(),
-            "memory": {name: np.asarray(array).tobytes() for name, array in life.state.items()},
+        parts: list[dict[str, Any]] = []
+        for part in life.parts:
+            if not isinstance(part.envs, Envs):
+                raise NoStateError("the environments have processes of their own")
+            seen = {name: array.tobytes() for name, array in _arrays(part.step.observation)}
+            memory = {name: np.asarray(array).tobytes() for name, array in part.state.items()}
+            flags = part.step.mask.tobytes() + part.step.first.tobytes()
+            parts.append({"envs": part.envs.state(), "seen": seen, "flags": flags, "memory": memory})
+        beside = {
             "returns": life.episodes.returns.tobytes(),
             "lengths": life.episodes.lengths.tobytes(),
             "owed": life.owed.tobytes(),
         }
+        return {**(parts[0] if len(parts) == 1 else {"parts": parts}), **beside}
 
     def _say_untold(self, why: str) -> None:
         if not self._untold:
@@ -246,7 +365,7 @@ class Rollout:
     def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
-        bundle = self._bundle(life.envs)
+        bundle = self._bundle(life.spaces)
         reward, lived, cut, replaced = self._fill(bundle, life, rng, words)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over, cut)
@@ -257,7 +376,7 @@ class Rollout:
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
-            totals=_totals(replaced),
+            totals=self._totals(replaced),
             samples=_samples(returns[-MAX_SAMPLES:], lengths[-MAX_SAMPLES:]),
             steps=int(np.count_nonzero(lived)),
         )
@@ -266,61 +385,96 @@ class Rollout:
         """Play T rows and write them into the bundle. Returns reward (float64), lived and, where first episodes were cut short,
         cut (else None), all [T, B], for the statistics of episodes, and the number of processes replaced."""
         T, B, policy = self.rollout_length, self.num_envs, self.policy
-        spaces = life.envs.spaces
+        spaces, parts = life.spaces, life.parts
         observation, final = _whole(bundle, spaces, T, B)
-        action, mask, terminated, truncated = (bundle[name] for name in ("action", "mask", "terminated", "truncated"))
         first = bundle["first"] if policy.memory else None
         reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
         noise = policy.noise(rng, T, B)
+        names = ("action", "mask", "terminated", "truncated")
+        arrays: dict[str, Any] = {**{name: bundle[name] for name in names}, "noise": noise, "reward": reward, "lived": lived}
+        arrays = {**arrays, "observation": observation, "final": final, "first": first}
+        every: list[Filling] = []
+        for part in parts:
+            its: dict[str, Any] = {name: None if array is None else array[:, part.columns] for name, array in arrays.items()}
+            told = words if len(parts) == 1 else {**words, FIRST: part.columns.start, ALL: B}
+            every.append(Filling(part, told, **its))
+            for name, array in part.state.items():
+                bundle[f"{STATE}{name}"][part.columns] = array
         extras: dict[str, Any] = {}
-        for name, array in life.state.items():
-            bundle[f"{STATE}{name}"][...] = array
-        step, state, replaced, began = life.step, life.state, life.step.replaced, self.clock()
+        replaced, began = sum(part.step.replaced for part in parts), self.clock()
         cut: npt.NDArray[np.bool_] | None = None
-        for t in range(T):
-            if first is not None:
-                first[t] = step.first
-            if t and 0 < self.seconds < self.clock() - began:
-                self._cut(t)
-                observation[t:T], mask[t:], lived[t:] = step.observation, False, False
-                if spaces.masks:
-                    observation[MASK][t:T] = True  # these rows have the action 0, whose probability must be a number
-                for array in (reward, action, *extras.values()):
-                    array[t:] = 0
-                break
-            observation[t], mask[t] = step.observation, step.mask
-            acted = policy.act(step.observation, step.first, state, noise[t], words)
-            action[t], state = acted.action, acted.state
-            for name, array in acted.extras.items():
-                if not t:
-                    extras[name] = np.empty((T, *array.shape), array.dtype)
-                extras[name][t] = array
-            step = life.envs.step(action[t])
-            reward[t], terminated[t], truncated[t], lived[t] = step.reward, step.terminated, step.truncated, step.lived
+        asks = policy if isinstance(policy, Asking) and len(parts) > 1 else None
+        waiting: tuple[int, int] | None = None  # (place, row) of a question whose answer was not asked for yet
+        t = 0
+
+        def taken(rows: Filling, row: int) -> None:
+            nonlocal cut, replaced
+            step = rows.take(row)
             replaced += step.replaced
             if step.cut is not None:
                 cut = np.zeros((T, B), dtype=bool) if cut is None else cut
-                cut[t] = step.cut
-            if step.final is not None and step.truncated.any():
-                final[t, step.truncated] = step.final[step.truncated]
-        mask &= lived  # a row that only resets is masked already; a row that never happened shows only after its step
-        observation[T], bundle["reward"][...] = step.observation, reward
+                cut[row, rows.part.columns] = step.cut
+
+        def answered() -> None:
+            nonlocal waiting
+            if asks and waiting:
+                place, row = waiting
+                rows, waiting = every[place], None
+                rows.act(row, asks.answer(place, rows.noise[row], rows.words), extras, B)
+
+        for t in range(T):
+            if t and 0 < self.seconds < self.clock() - began:
+                break
+            for place, rows in enumerate(every):
+                if t:
+                    taken(rows, t - 1)
+                step = rows.see(t)
+                if asks:
+                    asks.ask(place, step.observation, step.first, rows.part.state)
+                    answered()  # the other half's, which begins a step
+                    waiting = place, t
+                else:
+                    acted = policy.act(step.observation, step.first, rows.part.state, rows.noise[t], rows.words)
+                    rows.act(t, acted, extras, B)
+        else:
+            t = T
+        for place, rows in enumerate(every):
+            if waiting and waiting[0] == place:
+                answered()
+            taken(rows, t - 1)
+        if t < T:
+            self._cut(t)
+            bundle["mask"][t:], lived[t:] = False, False
+            for rows in every:
+                rows.observation[t:T] = rows.part.step.observation
+                if first is not None:
+                    rows.first[t] = rows.part.step.first
+            if spaces.masks:
+                observation[MASK][t:T] = True  # these rows have the action 0, whose probability must be a number
+            for array in (reward, bundle["action"], *extras.values()):
+                array[t:] = 0
+        bundle["mask"][...] &= (
+            lived  # a row that only resets is masked already; a row that never happened shows only after its step
+        )
+        for rows in every:
+            rows.observation[T] = rows.part.step.observation
+            if first is not None:
+                rows.first[T] = rows.part.step.first
+            rows.part.step = rows.part.step._replace(replaced=0)  # the replaced processes are counted by now
+        bundle["reward"][...] = reward
         if not spaces.plain:
             for name in spaces.arrays:
                 bundle[name][...] = observation[name]
                 if spaces.finals:
                     bundle[final_name(name)][...] = final[name]
-        if first is not None:
-            first[T] = step.first
-        for name, rows in policy.finish(extras, action).items():
-            bundle[name][...] = rows
-        life.step, life.state = step._replace(replaced=0), state  # the replaced processes are counted by now
+        for name, rows_TB in policy.finish(extras, bundle["action"]).items():
+            bundle[name][...] = rows_TB
         return reward, lived, cut, replaced
 
     def _tell_moments(self, bundle: Bundle, life: Life, reward_TB: Any, lived_TB: Any, over_TB: Any) -> None:
         """Write the statistics of the trajectory into the bundle."""
         if SEEN in self.moments:
-            shape = life.envs.spaces.record()[1]
+            shape = life.spaces.record()[1]
             seen = Moments.of(bundle["observation"][:-1][bundle["mask"]], shape)
             for name, array in seen.arrays(f"{MOMENTS}{SEEN}").items():
                 bundle[name][...] = array
@@ -342,11 +496,11 @@ class Rollout:
             )
         self._told = True
 
-    def _bundle(self, envs: Worlds) -> Bundle:
+    def _bundle(self, spaces: Spaces) -> Bundle:
         if self._layout is None:
             rows, memory = self.policy.rows, self.policy.memory
-            moments = kept_of(self.moments, envs.spaces)
-            self._layout = envs.spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments, self.life)
+            moments = kept_of(self.moments, spaces)
+            self._layout = spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments, self.life)
         return Bundle.zeros(self._layout)
 
     def _evaluate(self, client: int, task: Task) -> Work:
@@ -359,7 +513,7 @@ class Rollout:
         with _closed_on_failure(stage), globally(self.seed, "env evaluated", client, task.version, task.index):
             returns, lengths, replaced = self._played(stage, wanted, seed, task.words)
         self._stage = stage  # not before: after a failure half-way it is made anew
-        return Work(None, totals=_totals(replaced), samples=_samples(returns, lengths))
+        return Work(None, totals=self._totals(replaced), samples=_samples(returns, lengths))
 
     def _played(
         self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int, words: Words
@@ -387,6 +541,10 @@ class Rollout:
             self._check_lost(lost[wanted > 0])
         return returns, lengths, replaced
 
+    def _totals(self, replaced: int) -> dict[str, tuple[float, float]]:
+        totals = {"env_replaced": (float(replaced), 1.0)} if replaced else {}
+        return {**totals, **self.policy.totals()} if isinstance(self.policy, Asking) else totals
+
     def _check_end(self, lengths: npt.NDArray[np.int64]) -> None:
         if (lengths >= self.longest).any():
             raise UserError(
@@ -402,10 +560,17 @@ class Rollout:
             )
 
 
+def _close(worlds: Sequence[Worlds]) -> None:
+    with ExitStack() as stack:  # all of them, whatever one of them raises
+        for envs in worlds:
+            stack.callback(envs.close)
+
+
 @contextmanager
-def _closed_on_failure(envs: Worlds) -> Iterator[None]:
+def _closed_on_failure(*worlds: Worlds) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.callback(envs.close)
+        for envs in worlds:
+            stack.callback(envs.close)
         yield
         stack.pop_all()
 
@@ -419,7 +584,7 @@ def _whole(bundle: Bundle, spaces: Spaces, T: int, B: int) -> tuple[Any, Any]:
     return np.zeros((T + 1, B), dtype), np.zeros((T, B), dtype) if spaces.finals else None
 
 
-def _parts(observation: Any) -> Iterator[tuple[str, Any]]:
+def _arrays(observation: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of observations, by name: one, or the fields of a structured array."""
     names = observation.dtype.names
     return iter(((OBSERVATION, observation),)) if names is None else ((name, observation[name]) for name in names)
@@ -430,10 +595,6 @@ def _fill_in(array: Any, raw: bytes) -> None:
     if len(raw) != array.nbytes:
         raise NoStateError(f"an array of {array.nbytes:,} bytes was told with {len(raw):,}")
     array[...] = np.frombuffer(raw, array.dtype).reshape(array.shape)
-
-
-def _totals(replaced: int) -> dict[str, tuple[float, float]]:
-    return {"env_replaced": (float(replaced), 1.0)} if replaced else {}
 
 
 def _samples(returns: Any, lengths: Any) -> dict[str, tuple[float, ...]]:

@@ -57,6 +57,14 @@ class Environments(Environment):
 
     def check(self, bearing: Bearing) -> None:
         super().check(bearing)
+        if self.inference != "actor":
+            raise UserError(
+                f"inference={self.inference}: federated clients act in the actor, which trains; leave it at inference=actor"
+            )
+        if self.double_buffer:
+            raise UserError(
+                "double_buffer=true: federated clients step all environments together; leave it at double_buffer=false"
+            )
         if self.differs and self.apart:
             why = "step_timeout" if self.step_timeout else f"vector={self.vector}, on_env_error={self.on_env_error}"
             raise UserError(f"{why}: environments that differ by client are made in the actor's process; leave it out")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
 from shoal.actors import Worker, check_runs
 from shoal.actors.workers.lives import room_for
@@ -38,7 +38,7 @@ from shoal.jobs.populations import populated
 from shoal.jobs.presets import Preset
 from shoal.jobs.presets import found as preset_of
 from shoal.jobs.settings import NO_ARGUMENTS, Arguments, option, plain, ranges, shown, values
-from shoal.nets.acting import Form, Network, Policy
+from shoal.nets.acting import Form, Network, Parted, Policy
 from shoal.nets.networks import ACTOR_CRITIC, ActorCriticNetwork
 from shoal.nets.normal import Normalised, kept_of
 from shoal.nets.pictures import NETWORKS, described
@@ -51,10 +51,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shoal.actors.inferring import Batching
     from shoal.jobs.methods.method import Method
 
 Evaluate: TypeAlias = Callable[[Bundle], Metrics]
+ASKS = "asks"  # key in `Problem.made` of the place at which an actor asks the inference process
 HELD_OUT = {"loss": "held_out_loss", "examples": "held_out_examples"}  # plain "loss" is of training, "accuracy" held out
+CENTRAL = {"inference": ("central", "auto")}
 SPLITS = ("auto", "iid", "dirichlet", "dirichlet_by_client", "shards", "pathological", "quantity_skew", "natural")
 
 
@@ -443,6 +446,25 @@ class Environment(Problem):
         "not all end together",
     )
 
+    double_buffer: bool = option(
+        False,
+        "an actor steps one half of a trajectory's environments while the other half waits for its actions; pays with "
+        "inference=central, and with environments in processes of their own",
+    )
+    inference: str = option(
+        "actor",
+        "where the policy's network is computed: by each actor (actor), in batches by one process for all actors of the "
+        "coordinator's machine (central), or where a short trial before the run finds it faster (auto)",
+        choices=("actor", "central", "auto"),
+    )
+    inference_min_batch: int = option(
+        1, "observations for which a batch of central inference waits, inference_wait seconds at most", least=1, of=CENTRAL
+    )
+    inference_max_batch: int = option(1_024, "most observations of a batch of central inference", least=1, of=CENTRAL)
+    inference_wait: float = option(
+        0.002, "most seconds that a question waits for others to make a batch of central inference", least=0, of=CENTRAL
+    )
+
     init: str = option("", "folder of a run, or file .safetensors, with the weights of version 0 (empty: drawn with the seed)")
     preset: str = option(
         "auto",
@@ -493,6 +515,13 @@ class Environment(Problem):
                         else "gymnasium.wrappers.TimeLimit sets one there"
                     )
                     raise UserError(f"{name}={value}: only an id takes it, and a function makes this job's environment; {fix}")
+        if self.inference == "central" and sys.platform != "linux":
+            raise UserError(
+                f"inference=central: it needs shared memory without a name (Linux), and this is {sys.platform}; inference=actor"
+            )
+        if self.inference_min_batch > self.inference_max_batch:
+            most = f"must be at most inference_max_batch, {self.inference_max_batch}"
+            raise UserError(f"inference_min_batch={self.inference_min_batch}: {most}")
         if self.policy is not None and self.network != "auto":
             raise UserError(
                 f"network={self.network}: it is for the built-in policy, and this job has a policy of its own; leave it out"
@@ -590,6 +619,24 @@ class Environment(Problem):
         """The policy in the form that actors run."""
         return self.learns.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
 
+    def played(self, seed: int, num_envs: int, alone: bool) -> Policy:
+        """The policy of an actor's rollouts: `acts`, of which another process computes the network if inference=central and
+        this process was told where to ask. num_envs: observations of a question, at most. alone: each question is computed in a
+        batch of its own, so that the run's bits do not depend on who asks at the same time."""
+        policy = self.acts(seed)
+        if self.inference != "central" or ASKS not in self.made:
+            return policy
+        from shoal.actors.asking import Asking
+
+        return Asking(parted(policy), self.spaces().record(), self.made[ASKS], num_envs, alone)
+
+    @property
+    def batching(self) -> Batching:
+        """The batches of central inference."""
+        from shoal.actors.inferring import Batching
+
+        return Batching(self.inference_min_batch, self.inference_max_batch, self.inference_wait)
+
     def trajectory(self, rollout_length: int, num_envs: int, moments: Sequence[str] = (), life: int = 0) -> Layout:
         """The layout of a trajectory, with the arrays that the policy adds, statistics and a life: `Spaces.trajectory`."""
         spaces = self.spaces()
@@ -685,6 +732,13 @@ class Environment(Problem):
                 "on_env_error=replace), need job.prepare() before there are threads"
             )
         return lambda num_envs: Isolated(hatchery, num_envs, spaces, timeout, time.monotonic, replaces)
+
+
+def parted(policy: Policy) -> Parted:
+    """The policy as one whose network another process can compute. Raises UserError if it is none."""
+    if not hasattr(policy, "chosen"):
+        raise UserError(f"inference=central: {type(policy).__name__} has no function chosen; leave it at inference=actor")
+    return cast(Parted, policy)
 
 
 def _told(spaces: Spaces) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from shoal.actors.pool import LEFT, UNFIT, Pool
 from shoal.coordinator.reports import Report
 
+INFERRING = 3  # deaths of the inference process within WITHIN seconds after which there is none any more
 WITHIN = 60.0  # seconds in which the crew replaces at most three actors for each place in it whose death no task explains
 
 
@@ -43,16 +44,23 @@ class Crew:
         self.leaving = set[int]()
         self.last = ""
         self.arguments: Mapping[str, Any] = {}
+        self.inferring: Mapping[str, Any] = {}
+        self._lost: deque[float] = deque(maxlen=INFERRING)  # times at which the inference process ended
 
-    def hire(self, arguments: Mapping[str, Any]) -> None:
-        """Start all actors; each lives with `arguments` (actors/pool.py)."""
-        self.arguments = arguments
+    def hire(self, arguments: Mapping[str, Any], inferring: Mapping[str, Any] | None = None) -> None:
+        """Start all actors; each lives with `arguments` (actors/pool.py). inferring: the arguments of the inference process,
+        which is started first; None: there is none."""
+        self.arguments, self.inferring = arguments, inferring or {}
+        if inferring:
+            self.pool.grow(1, inferring, aside=True)
         self.pool.grow(self.many, arguments)
 
     def gone(self) -> list[int]:
         """Process ids of the actors that have ended since the last call. An actor that neither left in good order nor was unfit
         for the job is replaced."""
         ended = self.pool.ended()
+        while self.pool.lost:
+            self._bereft(self.pool.lost.pop())
         for pid, status in ended.items():
             self.last = (
                 "left" if status == LEFT else f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
@@ -79,6 +87,20 @@ class Crew:
             self.report(Report("crew", f"process {pid} {self.last}; another takes its place", "warning"))
             self.pool.grow(1, self.arguments)
         return not many
+
+    def _bereft(self, status: int) -> None:
+        """The inference process has ended: start another one, unless it ends again and again. Actors do without meanwhile."""
+        now = self.clock()
+        self._lost.append(now)
+        how = f"the inference process was ended by signal {-status}" if status < 0 else f"the inference process ended, {status}"
+        if len(self._lost) == INFERRING and self._lost[0] > now - WITHIN:
+            why = (
+                f"it did so {INFERRING} times within {WITHIN:.0f} s, and the actors compute the network themselves from now on"
+            )
+            self.report(Report("crew", f"{how}: {why}", "error"))
+        else:
+            self.report(Report("crew", f"{how}; another takes its place", "warning"))
+            self.pool.grow(1, self.inferring, aside=True)
 
     def resize(self, many: int) -> int:
         """Have so many actors from now on. Returns the number of actors that are too many, which `let_go` takes off."""

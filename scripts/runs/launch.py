@@ -41,7 +41,8 @@ from shoal.runs.engines import decided
 from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
-from shoal.runs.parts import bounds_of, invitation, learner_of, recording_of, shared_of, virtual_wire, wire_of
+from shoal.runs.parts import bounds_of, inference_at, invitation, learner_of, recording_of, shared_of, virtual_wire, wire_of
+from shoal.runs.placing import placed
 from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir, finite
 from shoal.runs.signing import sign
@@ -244,7 +245,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             )
         crew = Crew(pool, config.actors, observer.report, clock, lambda: core.facts.ledger.counts.deaths) if pool else None
         if crew:
-            crew.hire(called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None))
+            called = called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None)
+            asks = inference_at(job, stack)
+            crew.hire({**called, "asks": asks} if asks else called, {"infers": asks} if asks else None)
         told = digest_of(config.job)
         workload = {"job": config.job, "seed": job.seed, "settings": job.plain(), "digest": told}
         server = Server(
@@ -392,10 +395,11 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, ver
     with few_threads():
         made = decided(job, config.actors, tell=verbose)
         ready, told = sized(made.job, config.actors, config.device)
+        ready, placing = placed(ready, config.actors, config.device)
     if ready is not job:
-        new = {"engine", "num_envs"} & ready.plain().keys()
+        new = {"engine", "num_envs", "inference", "double_buffer"} & ready.plain().keys()
         config = replace(config, settings={**config.settings, **{name: ready.plain()[name] for name in new}})
-    return Launch(ready, config, new_run(config, path, bind), bind, engine=(*made.told, *told), **how)
+    return Launch(ready, config, new_run(config, path, bind), bind, engine=(*made.told, *told, *placing), **how)
 
 
 def new_run(config: Config, path: Path | str | None, bind: str = "") -> RunDir:

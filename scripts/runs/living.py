@@ -26,6 +26,7 @@ from shoal.envs.shelf import Shelf
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.jobs.members import Identity
+from shoal.jobs.problems import ASKS, Environment, parted
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError, printable
@@ -40,7 +41,8 @@ ENVIRONMENT, ROW = 65_536, 16  # bytes of an environment, and of a row of its tr
 
 
 def life_of(job: Job) -> Life:
-    """The life of an actor that is forked on the coordinator's machine; or, if it is to play the run's last episodes, that."""
+    """The life of an actor that is forked on the coordinator's machine; or, if it is to play the run's last episodes or to
+    compute the network for the actors, that."""
 
     def live(arguments: Mapping[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the coordinator answers a Ctrl-C
@@ -48,12 +50,30 @@ def life_of(job: Job) -> Life:
             heap.keep()
             few_for_good()
             return played_in(job, Path(arguments["plays"]))
+        if "infers" in arguments:
+            heap.keep()
+            few_for_good()
+            return infers(job, str(arguments["infers"]))
+        if "asks" in arguments:
+            job.problem.made[ASKS] = str(arguments["asks"])
         flag = threading.Event()
         on_signals(flag, [signal.SIGTERM])
         code = _live(arguments, lambda workload: job.worker(), f"actor-{os.getpid()}", lambda text: None, flag)
         return {0: LEFT, 2: UNFIT}.get(code, code)
 
     return live
+
+
+def infers(job: Job, address: str) -> int:
+    """The life of the inference process, which listens at `address` until it is ended."""
+    from shoal.actors.inferring import Inferring, listening
+
+    problem = job.problem
+    assert isinstance(problem, Environment)
+    Inferring(lambda: parted(problem.acts(job.seed)), problem.spaces().record(), problem.batching, time.monotonic).serve(
+        listening(address)
+    )
+    return 0
 
 
 def named_job(workload: Mapping[str, Any], own: Job | None) -> Job:
@@ -95,6 +115,8 @@ def life_of_any(
         if shelf is not None:
             job.problem.made["shelf"] = shelf
         settings = job.plain()
+        if settings.get("inference") == "central":
+            print(f"{name}: inference=central is for actors that the coordinator starts; this one computes itself", flush=True)
         envs, rows = settings.get("num_envs", 0), settings.get("rollout_length", 0)
         claim(f"the coordinator's job, of num_envs={envs} and rollout_length={rows},", envs * (ENVIRONMENT + ROW * rows))
         return job.worker()

@@ -13,7 +13,7 @@ FIRST = ("accuracy", "held_out_loss", "return_mean", "loss")  # shown before all
 OURS = frozenset({
     "train_accuracy", "examples", "update_norm", "lag_min", "lag_mean", "lag_max", "down_bytes", "up_bytes",
     "held_out_examples", "sent_bytes", "dense_bytes", "dropped_residuals", "change_bytes", "weights_bytes", "untold",
-    "length_mean", "episodes", "return_age", "env_replaced",
+    "length_mean", "episodes", "return_age", "env_replaced", "inference_central",
     "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance",
     "rho_mean", "approx_kl", "control_norm", "tau_eff", "gradient_norm", "mu", "global_loss", "global_accuracy",
     "clip_fraction", "first_ratio_error", "too_few", "clipped", "attackers", "norm_limit", "attack_refused", "loss_squared",

@@ -167,3 +167,11 @@ def learner_of(
     if isinstance(wire, Hub | Gateway):
         return LearnerThread(aggregator, inspector, clock, wake=wire.wake, **options)
     return Learner(aggregator, inspector, clock, complain=complain, prompt=isinstance(wire, VirtualWire), **options)
+
+
+def inference_at(job: Job, stack: ExitStack) -> str:
+    """The path of the socket at which this machine's actors ask the inference process; "" if the job has none. The folder is
+    removed with the stack."""
+    if getattr(job.problem, "inference", "actor") != "central":
+        return ""
+    return str(stack.enter_context(socket_folder()) / "inference")

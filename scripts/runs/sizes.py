@@ -57,7 +57,7 @@ def sized(job: Job, actors: int, device: str = "auto") -> tuple[Job, tuple[str, 
     wants = free and getattr(job.method, "tune_envs", False)
     if not wants or not actors or not job.ours or (job.preset and "num_envs" in job.preset.settings):
         return job, ()
-    if len(sizes_of(job)) < 2 or not lone() or not hasattr(os, "fork") or _uses_gpu(device):
+    if len(sizes_of(job)) < 2 or not lone() or not hasattr(os, "fork") or uses_gpu(device):
         return job, ()
     found = _in_a_copy(job)
     if not found:
@@ -120,7 +120,13 @@ def _timed(job: Job, size: int, clock: Callable[[], float]) -> Timed:
 
 
 def _in_a_copy(job: Job) -> list[Timed]:
-    """The trial, in a copy of this process, so that nothing of it is left here. Empty if it fails or hangs."""
+    """The trial, in a copy of this process."""
+    return [Timed(*its) for its in in_a_copy(lambda: ([one.num_envs, one.act, one.learn] for one in trial(job)))]
+
+
+def in_a_copy(measure: Callable[[], Iterator[list[Any]]]) -> list[list[Any]]:
+    """The numbers that a trial yields, made in a copy of this process, so that nothing of it is left here. Empty if it fails or
+    hangs."""
     here, there = os.pipe()
     parent = os.getpid()
 
@@ -129,8 +135,8 @@ def _in_a_copy(job: Job) -> list[Timed]:
         os.close(here)
         few()
         with kept_globals(), os.fdopen(there, "w") as out:
-            for one in trial(job):
-                out.write(json.dumps([one.num_envs, one.act, one.learn]) + "\n")
+            for one in measure():
+                out.write(json.dumps(one) + "\n")
                 out.flush()
 
     pid = forked(life)
@@ -144,10 +150,11 @@ def _in_a_copy(job: Job) -> list[Timed]:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return [Timed(*json.loads(line)) for line in heard.splitlines() if line.endswith(b"]")]
+    return [json.loads(line) for line in heard.splitlines() if line.endswith(b"]")]
 
 
-def _uses_gpu(device: str) -> bool:
+def uses_gpu(device: str) -> bool:
+    """True if the learner would use this machine's GPU."""
     from shoal.nets.gpu import has_gpu
 
     return device != "cpu" and has_gpu()

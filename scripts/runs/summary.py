@@ -69,6 +69,7 @@ def closing(summary: Mapping[str, Any], whole: bool = True) -> str:
         *map(escaped, summary.get("conditions", ())),
         *_clients(summary["metrics"]),
         *_left_out(summary),
+        *_inference(summary["metrics"]),
         *([f"Fell back: {summary['fallen']}."] if summary.get("fallen") else []),
         f"The run lies in {summary['run_dir']}: {kept}.",
     ]
@@ -114,6 +115,13 @@ def _left_out(summary: Mapping[str, Any]) -> list[str]:
     why = escaped(str(summary["left_out_why"])).split("\n")[0]
     remedy = "; drop_last=true leaves a batch of one out" if "more than 1 value per channel" in why else ""
     return [f"Left out: {len(clients)} clients ({listed(clients)}), whose last tasks all failed: {why}{remedy}."]
+
+
+def _inference(metrics: Mapping[str, Any]) -> list[str]:
+    """The line on where the network was computed, if it was not in the actors alone."""
+    if (share := metrics.get("inference_central")) is None:
+        return []
+    return [f"Inference: {share:.0%} of the last observations in the inference process, the others in the actors."]
 
 
 FRESH = "eval/return_mean"

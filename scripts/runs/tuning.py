@@ -1,7 +1,8 @@
-"""`shoal tune`: which numbers of actors, environments and steps make the most environment steps a second, by short runs.
+"""`shoal tune`: which numbers of actors, environments and steps make the most environment steps a second, and where the network
+is computed, by short runs.
 
 The one idea: nothing is predicted. Every row is a run of a few seconds by the very machinery that trains, and one setting
-changes at a time: environments of a trajectory, then its length, then actors.
+changes at a time: environments of a trajectory, then its length, then where the network is computed, then actors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from shoal.runs.threads import cores
 
 ENVS = (16, 32, 64, 128, 256, 512)
 LENGTHS = (16, 32, 64, 128)
+PLACES = (("central", False), ("central", True), ("actor", True), ("actor", False))  # inference, double_buffer
+PLACED = ("inference", "double_buffer")
 WARM = 0.25  # share of a run's seconds that is not counted: actors begin, environments are made
 GAIN = 1.05  # a setting is better if it makes so many times the steps: less may be chance
 VERSIONS = 4  # of each run, at least: with a large network a step may take longer than a run should
@@ -113,7 +116,7 @@ def tried(
 ) -> Iterator[tuple[dict[str, Any], int, float]]:
     """Yield (settings, actors, rate) of one run after another: first the job as it stands, then one setting after another, each
     beginning from the best so far. A direction is followed no further if the rate falls, or if the settings do not fit."""
-    now = {name: plain[name] for name in ("num_envs", "rollout_length")}
+    now = {name: plain[name] for name in ("num_envs", "rollout_length", *PLACED) if name in plain}
     count = actors or 2
     rate = measure(now, count)
     yield dict(now), count, rate
@@ -127,6 +130,14 @@ def tried(
                 yield other, count, its
                 if its < rate:
                     break
+                now, rate = other, its
+    stands = tuple(plain.get(name) for name in PLACED)
+    for place in PLACES if PLACED[0] in now else ():
+        other = {**now, **dict(zip(PLACED, place, strict=True))}
+        if place != stands and (not place[1] or other["num_envs"] > 1):
+            its = measure(other, count)
+            yield other, count, its
+            if its > rate:
                 now, rate = other, its
     for other_count in [n for n in (1, 2, many) if actors is None and n != count and n <= max(2, many)]:
         yield dict(now), other_count, measure(now, other_count)

@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from shoal.protocol.batching import Queue, Turn
 from shoal.protocol.errors import UserError, printable
 from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle
 from shoal.runs.rundir import finite, replaced
-from shoal.serving.batching import Queue, Turn
 from shoal.serving.book import Book, Ready
 from shoal.serving.inputs import Array, Inputs
 from shoal.serving.splitting import Split

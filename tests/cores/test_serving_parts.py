@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.protocol.batching import Queue
 from shoal.protocol.errors import UserError
-from shoal.serving.batching import Queue
 from shoal.serving.book import Book
 from shoal.serving.histogram import Histogram, Latencies, added, bucket, histogram_of, longest
 from shoal.serving.inputs import Inputs, WrongRequestError, from_json

@@ -172,7 +172,7 @@ def test_a_rollout_goes_on_where_the_last_one_ended() -> None:
 def test_after_a_failure_half_way_a_client_begins_anew() -> None:
     worker, whole = cartpole(), cartpole()
     worker.run(weights(), 0, TRAIN)
-    worker._lives[0].envs.vector.step = lambda action: 1 / 0
+    worker._lives[0].parts[0].envs.vector.step = lambda action: 1 / 0
     with pytest.raises(ZeroDivisionError):
         worker.run(weights(), 0, TRAIN)
     again, fresh = worker.run(weights(), 0, TRAIN).bundle, whole.run(weights(), 0, TRAIN).bundle

@@ -78,8 +78,13 @@ class Nursery:
         self.alive: set[int] = set()
         self.dead: dict[int, int] = {}
         self.forked = 0
+        self.lost: list[int] = []
+        self.asides: list[Any] = []
 
-    def grow(self, many: int, arguments: Any) -> None:
+    def grow(self, many: int, arguments: Any, aside: bool = False) -> None:
+        if aside:
+            self.asides.append(arguments)
+            return
         for _ in range(many):
             self.forked += 1
             self.alive.add(self.forked)
@@ -138,3 +143,23 @@ def test_an_actor_that_has_ended_already_cannot_be_evicted_and_is_no_fault() -> 
     nursery.alive.add(ended)  # the pool has not heard of its end
     made.evict([ended])
     assert made.evicted == 0
+
+
+def test_an_inference_process_that_ends_is_replaced_and_given_up_if_it_ends_again_and_again() -> None:
+    nursery: Any = Nursery()
+    reports: list[Report] = []
+    now = 0.0
+    made = Crew(nursery, 2, reports.append, lambda: now)
+    made.hire({"asks": "there"}, {"infers": "there"})
+    assert nursery.asides == [{"infers": "there"}]
+    for now in (0.0, 1.0, 62.0):  # noqa: B007  the clock reads it
+        nursery.lost.append(-9)
+        assert made.gone() == []
+    assert len(nursery.asides) == 4
+    assert {report.level for report in reports} == {"warning"}
+    for now in (63.0, 64.0):  # noqa: B007
+        nursery.lost.append(-9)
+        made.gone()
+    assert len(nursery.asides) == 5
+    assert (made.left, len(nursery.alive), made.spent()) == (2, 2, "")
+    assert reports[-1].text.startswith("the inference process was ended by signal 9: it did so 3 times within 60 s")

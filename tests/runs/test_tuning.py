@@ -107,7 +107,9 @@ def test_a_tuned_job_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("shoal.runs.tuning.LENGTHS", (32,))
     assert main(["tune", "cartpole", "num_envs=32", "rollout_length=32", "--actors", "1", "--seconds", "0.4", "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["num_envs"] for row in said["rows"]] == [32, 16]
+    assert [row["num_envs"] for row in said["rows"]][:2] == [32, 16]
+    places = [(row["inference"], row["double_buffer"]) for row in said["rows"]]
+    assert places == [("actor", False)] * 2 + [("central", False), ("central", True), ("actor", True)]
     assert all(row["steps_per_second"] > 100 for row in said["rows"])
     assert said["command"].startswith("shoal simulate cartpole num_envs=")
     assert not list(tmp_path.iterdir())  # no run is left

@@ -16,6 +16,7 @@ from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators import Aggregator
 from shoal.aggregators.around.lives import Lives
 from shoal.coordinator.deciding.bounds import Goal
+from shoal.coordinator.deciding.plans import AFRESH
 from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
@@ -82,10 +83,21 @@ class Acting(Playing):
         1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
     )
 
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if isinstance(problem, Environment) and problem.double_buffer and self.num_envs < 2 * problem.group:
+            least = 2 * problem.group
+            raise UserError(f"double_buffer=true: num_envs={self.num_envs} has no two halves; num_envs={least} or more")
+
     @property
     def trajectories(self) -> int:
         """Trajectories that make a version (0: not known)."""
         return 0
+
+    @property
+    def repeats(self) -> bool:
+        """True if a run's bits do not depend on when actors are done: the plan admits no trajectory of older weights."""
+        return not self.plan(AFRESH, 0, False).admits(0, 1)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -127,12 +139,13 @@ class Acting(Playing):
         assert isinstance(problem, Environment)
         return Rollout(
             problem.worlds(),
-            problem.acts(seed),
+            problem.played(seed, self.num_envs, self.repeats),
             self.rollout_length,
             self.num_envs,
             seed,
             max(1, self.eval_episodes),
             stagger=problem.stagger,
+            halves=problem.double_buffer,
             group=problem.group,
             moments=self.moments,
             gamma=self.gamma,

@@ -19,6 +19,8 @@ from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 
+NO_CENTRAL = "the policies of method=es have weights of their own, one for each episode"
+
 
 @dataclass(frozen=True)
 class ES(Playing):
@@ -37,6 +39,10 @@ class ES(Playing):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
+        if isinstance(problem, Environment) and problem.inference != "actor":
+            raise UserError(f"inference={problem.inference}: {NO_CENTRAL}; leave it at inference=actor")
+        if isinstance(problem, Environment) and problem.double_buffer:
+            raise UserError(f"double_buffer=true: {NO_CENTRAL}; leave it at double_buffer=false")
         if isinstance(problem, Environment) and problem.policy is not None:
             raise UserError(
                 "method=es: perturbs the built-in policy; leave policy out (hidden=64,64 sets its size) or method=ppo"

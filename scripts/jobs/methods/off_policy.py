@@ -48,6 +48,7 @@ class OffPolicy(Acting):
     )
 
     def check(self, problem: Problem) -> None:
+        super().check(problem)
         rows = self.num_envs * self.rollout_length
         if self.buffer_size < rows:
             raise UserError(

@@ -47,11 +47,12 @@ class Queue(Generic[T]):
 
     max_batch: rows of a batch, at most. max_wait: seconds that a request, which came while the model was busy, waits for more
     requests, at most. It waits for no more requests than were about at the end of the last batch: those of that batch, and
-    those that waited by then. most: rows that wait in a lane, at most.
+    those that waited by then. most: rows that wait in a lane, at most. min_batch: rows for which a request waits in any case,
+    also while the model is idle, for max_wait at most. A lane is added when it is first offered a request.
     """
 
-    def __init__(self, lanes: Sequence[str], max_batch: int, max_wait: float, most: int) -> None:
-        self.max_batch, self.max_wait, self.most = max_batch, max_wait, most
+    def __init__(self, lanes: Sequence[str], max_batch: int, max_wait: float, most: int, min_batch: int = 0) -> None:
+        self.max_batch, self.max_wait, self.most, self.min_batch = max_batch, max_wait, most, min_batch
         self.lanes: dict[str, deque[Waiting[T]]] = {lane: deque() for lane in lanes}
         self.rows = dict.fromkeys(lanes, 0)
         self.busy = False
@@ -62,6 +63,8 @@ class Queue(Generic[T]):
     def offer(self, lane: str, item: T, rows: int, now: float, due: float = math.inf) -> tuple[str, list[T]]:
         """Add a request. Returns why it is refused ("": it waits now), and requests that were found to be late."""
         late: list[T] = []
+        if lane not in self.lanes:
+            self.lanes[lane], self.rows[lane], self.about[lane] = deque(), 0, 1
         if self.rows[lane] + rows > self.most:
             late = self.drop_late(lane, now)
         if self.rows[lane] + rows > self.most:
@@ -69,6 +72,12 @@ class Queue(Generic[T]):
         self.lanes[lane].append(Waiting(item, rows, now, due, self.busy or now - self._ended <= self.max_wait))
         self.rows[lane] += rows
         return "", late
+
+    def forget(self, lane: str) -> None:
+        """Drop a lane in which no request waits."""
+        if not self.lanes.get(lane) and self._computed[0] != lane:
+            for each in (self.lanes, self.rows, self.about):
+                each.pop(lane, None)
 
     def drop_late(self, lane: str, now: float) -> list[T]:
         """Take out the requests of a lane whose deadline is over."""
@@ -94,8 +103,8 @@ class Queue(Generic[T]):
 
     def _take(self, lane: str, turn: Turn[T], now: float, draining: bool) -> None:
         waiting = self.lanes[lane]
-        few = self.rows[lane] < self.max_batch and len(waiting) < self.about[lane]
-        if few and not draining and waiting[0].behind:
+        few = self.rows[lane] < self.max_batch and len(waiting) < self.about[lane] and waiting[0].behind
+        if (few or self.rows[lane] < self.min_batch) and not draining:
             ready_at = min(waiting[0].arrived + self.max_wait, waiting[0].due)
             if now < ready_at:
                 turn.again = min(turn.again, ready_at)
