@@ -27,6 +27,7 @@ import numpy.typing as npt
 from shoal.envs import states
 from shoal.envs.atari import arguments as atari_arguments
 from shoal.envs.atari import is_atari
+from shoal.envs.pooled import is_pooled, pooled
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask, spaces_of
 from shoal.protocol.errors import UserError, signed, within
 
@@ -392,6 +393,8 @@ def make_shown(env: Environment | Recipe) -> Any:
     if isinstance(env, str):
         if is_atari(env):
             raise UserError("--video: Atari games that are scaled down and stacked for the policy cannot be shown")
+        if is_pooled(env):
+            raise UserError(f"--video: environments of EnvPool cannot be shown: {env}")
         own = {**recipe.arguments, **_limit(recipe), "render_mode": "rgb_array"}
         try:
             return gymnasium.make(_spec(env), disable_env_checker=True, **own)
@@ -412,6 +415,8 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
     import gymnasium
 
     env = str(recipe.env)
+    if is_pooled(env):
+        return pooled(env, num_envs, recipe.arguments, recipe.time_limit)
     spec = _spec(env)
     limit = _limit(recipe)
     try:
