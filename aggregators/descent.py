@@ -135,6 +135,10 @@ class TrajectoryLearner:
         """Make one gradient step. Returns the gradient's norm before the clip, still on the device."""
         self.flat.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
+        return self.descended()
+
+    def descended(self) -> Tensor:
+        """Make one step down the gradient that is there. Returns its norm before the clip, still on the device."""
         norm = self.flat.clip(self.max_grad_norm)
         self.descent.step()
         self.updates += 1

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.aggregators.by_environment import Coefficients, Rows, fitting
 from shoal.aggregators.descent import TrajectoryLearner
 from shoal.aggregators.ratios import WEIGHTS, effective
 from shoal.aggregators.staging import Batch
@@ -28,6 +30,8 @@ class IMPALALearner(TrajectoryLearner):
     Losses are means over the rows where mask is True; value_loss is half the mean squared error. lag_weight: the function of
     WEIGHTS (aggregators/ratios.py) by which a trajectory's rows count in the descended loss; "none": all rows count alike. The
     losses that are told are without these weights.
+    fast: makes the gradient of the built-in policy without autograd (aggregators/by_environment.py); None: it cannot. alike:
+    True if its first gradient was autograd's; None: not compared yet.
     """
 
     clip_rho: float = 1.0
@@ -35,14 +39,50 @@ class IMPALALearner(TrajectoryLearner):
     lam: float = 1.0
     lag_weight: str = "none"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.fast = fitting(self.judge)
+        self.alike: bool | None = None
+
     def step(self) -> Moved:
         """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
         self.anneal()
-        loss, told = self._loss(batch)
-        norm = self.update(loss)
+        told = self._by_environment(batch)
+        if told is None:
+            loss, figures = self._loss(batch)
+            told = torch.stack([*figures, self.update(loss)]).tolist()
         self.steps += len(batch.rows)
-        return Moved(dict(zip(METRICS, torch.stack([*told, norm]).tolist(), strict=True)))
+        return Moved(dict(zip(METRICS, told, strict=True)))
+
+    def _by_environment(self, batch: Batch) -> list[float] | None:
+        """Make the step without autograd, and return its metrics; None if the policy or the batch is not for that, or if the
+        gradient of the first batch was not autograd's."""
+        if self.fast is None or self.alike is False or not isinstance(batch.observation, Tensor):
+            return None
+        expected: Tensor | None = None
+        if self.alike is None:
+            self.flat.grad.zero_()
+            self._loss(batch)[0].backward()  # type: ignore[no-untyped-call]
+            expected = self.flat.grad.clone()
+        self.flat.grad.zero_()
+        rows = self._rows(batch)
+        told = self.fast.descend(rows, Coefficients(self.clip_rho, self.clip_c, self.ent_coef, self.vf_coef))
+        if expected is not None:
+            off = (self.flat.grad - expected).norm() <= 1e-3 * expected.norm() + 1e-8
+            self.alike = bool(off) or not bool(expected.isfinite().all())
+            if not self.alike:
+                return None
+        return [*told.metrics(rows.many), float(self.descended())]
+
+    def _rows(self, batch: Batch) -> Rows:
+        reward, discount = (each.where(batch.mask, 0.0).numpy() for each in self.rewards(batch))
+        live = batch.mask.to(torch.float32).numpy()
+        weight = WEIGHTS[self.lag_weight](batch.lag).numpy() if self.lag_weight in WEIGHTS else None
+        assert isinstance(batch.observation, Tensor)
+        action, log_prob = batch.action.numpy(), batch.log_prob.where(batch.mask, 0.0).numpy()
+        decay, many = discount * np.float32(self.lam), max(1, len(batch.rows))
+        return Rows(batch.observation, action, log_prob, reward, discount, decay * live, live, weight, many)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         parameters, value_TB, after = self.outputs(batch)
