@@ -199,9 +199,11 @@ class Tally:
 
 
 class Arrays(tuple[Tensor, ...]):
-    """The arrays of examples: x, y and, if the examples have weights, weight. scale: a model gets x / scale."""
+    """The arrays of examples: x, y and, if the examples have weights, weight. scale: a model gets x / scale. kind: a note of a
+    worker that trains clients together."""
 
     scale: float = 1.0
+    kind: object = None
 
     @property
     def inputs(self) -> Tensor:

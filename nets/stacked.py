@@ -63,6 +63,7 @@ class Rows:
     out: Tensor
     back: Tensor
     back_t: Tensor
+    grad: Tensor
     sums: Tensor
     relu: bool
 
@@ -82,14 +83,18 @@ class Stack:
         self.bias = [torch.empty(most, size) for size in sizes]
         self._out, self._back = ([torch.empty(most, width, size) for size in sizes] for _ in range(2))
         self._sums = [torch.empty(most, size) for size in sizes]
+        self._grad = [torch.empty_like(one) for one in self.w]
         self._rows: dict[int, list[Rows]] = {}
 
     def _of(self, clients: int) -> list[Rows]:
         if (rows := self._rows.get(clients)) is None:
             rows = self._rows[clients] = [
-                Rows(w, w.transpose(1, 2), bias, bias.unsqueeze(1), out, back, back.transpose(1, 2), sums, layer.relu)
-                for w, bias, out, back, sums, layer in zip(
-                    *([one[:clients] for one in kind] for kind in (self.w, self.bias, self._out, self._back, self._sums)),
+                Rows(w, w.transpose(1, 2), bias, bias.unsqueeze(1), out, back, back.transpose(1, 2), grad, sums, layer.relu)
+                for w, bias, out, back, grad, sums, layer in zip(
+                    *(
+                        [one[:clients] for one in kind]
+                        for kind in (self.w, self.bias, self._out, self._back, self._grad, self._sums)
+                    ),
                     self.dense.layers,
                     strict=True,
                 )
@@ -144,5 +149,5 @@ class Stack:
                 ATEN.threshold_backward.grad_input(its.back, its.out, 0, grad_input=its.back)
             if at:
                 torch.bmm(its.back, its.w, out=rows[at - 1].back)
-            its.w.baddbmm_(its.back_t, inputs[at], alpha=-rate)
-            its.bias.add_(torch.sum(its.back, 1, out=its.sums), alpha=-rate)
+            gradients = (torch.bmm(its.back_t, inputs[at], out=its.grad), torch.sum(its.back, 1, out=its.sums))
+            torch._foreach_add_((its.w, its.bias), gradients, alpha=-rate)

@@ -9,6 +9,7 @@ majority of booleans and the rounded mean of whole numbers. Arrays of all other 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -175,6 +176,22 @@ class Gauge:
         self._count(grid.plain_weight(weight), reach, extent, clients)
         self.whole |= not narrow
 
+    def several(self, weights: Sequence[float], squared: npt.NDArray[np.float32], most: float) -> list[float] | None:
+        """Count several clients' whole bundles in and return the weights to use, if by the cheap bound the sum has room for
+        them and none has a weighted entry above `most`. None, with nothing counted: each is to be looked at by itself.
+        squared: the sum of squares of each, [clients]. Raises ProtocolError for a weight out of range."""
+        if self.shares != 1:
+            return None
+        used = [grid.exact_weight(one) if self.exact else grid.plain_weight(one) for one in weights]
+        reaches = (np.sqrt(squared.astype(np.float64)) * (1 + 2.0**-20) + 2.0**-60) * used  # grid.bound
+        reach, weight = self.reach + float(reaches.sum()), self.weight
+        for one in used:
+            weight += one
+        if not (reach <= self.limit and weight <= WEIGHT_LIMIT and float(reaches.max(initial=0.0)) <= most):
+            return None
+        self.reach, self.weight, self.whole = reach, weight, self.whole or bool(used)
+        return used
+
     def count(self, weight: float, reach: float, extent: Extent) -> None:
         """Count in one client's whole bundle that was added. reach: bound on |weight * entry|."""
         self._count(weight, reach, extent, 1)
@@ -291,10 +308,16 @@ class Sum:
         """Add the bundles of several clients at once, with the bits that `add` gives one after the other. rows: their float32
         entries, [clients, entries], C-contiguous; the layout has no other arrays. Returns row -> why it must not be added; if
         there is such a row, nothing is added, and the sum is of no use any more."""
+        total = self._totals["f4"]
         with np.errstate(all="ignore"):
-            squared = np.einsum("ij,ij->i", rows, rows).tolist()
+            squared = np.einsum("ij,ij->i", rows, rows)
+        with contextlib.suppress(ProtocolError):  # a weight out of range, of which is told below
+            if self.gauge.exact and (counted := self.gauge.several(weights, squared, SMALL)) is not None:
+                self._above += len(rows) * OFFSET
+                self._adder.rows(total, rows, counted)
+                return {}
         used, reaches, faults = list[float](), list[float](), dict[int, ProtocolError]()
-        for at, (row, weight, square) in enumerate(zip(rows, weights, squared, strict=True)):
+        for at, (row, weight, square) in enumerate(zip(rows, weights, squared.tolist(), strict=True)):
             try:
                 term = self.gauge.known(Bundle.of_buffer(self.gauge.layout, row), weight, square, self._extent)
             except ProtocolError as fault:
@@ -304,13 +327,8 @@ class Sum:
                 reaches.append(term[1])
         if faults:
             return faults
-        total = self._totals["f4"]
-        if self.gauge.exact and max(reaches, default=0.0) <= SMALL:
-            self._above += len(used) * OFFSET
-            self._adder.rows(total, rows, used)
-        else:
-            for row, weight, reach in zip(rows, used, reaches, strict=True):
-                self._way(reach)(total, row, weight)
+        for row, weight, reach in zip(rows, used, reaches, strict=True):
+            self._way(reach)(total, row, weight)
         return {}
 
     def merge(self, bundle: Bundle, weight: float, clients: int = 1) -> None:

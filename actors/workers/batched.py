@@ -120,6 +120,7 @@ class Batched:
         plain = sgd is not None and not (sgd.momentum or sgd.weight_decay or worker.mu or worker.clip_grad_norm)
         several = self.dense is not None and self.dense.layers[-1].w.shape[0] > 1
         self.rate = sgd.lr if sgd is not None and plain and several else 0.0  # of steps that a Stack makes; 0: it makes none
+        self.kinds: dict[Kind, Kind] = {}  # one object for all equal ones, told apart by `is`
         self.stacks: dict[int, Stack] = {}  # by the number of examples in a batch
         self.joined: tuple[list[Arrays], Arrays] = ([], Arrays())  # data of a group's clients, and the same one after the other
 
@@ -182,7 +183,7 @@ class Batched:
 
     def trained(self, weights: Bundle, clients: Sequence[int], task: Task) -> tuple[list[Trained], dict[int, Exception]]:
         """Train at most `most` clients. Returns those that were trained, and client -> its own fault of the others."""
-        kinds: dict[Kind, list[Member]] = {}
+        found: dict[int, tuple[Kind, list[Member]]] = {}
         faults: dict[int, Exception] = {}
         for client in clients:
             try:
@@ -190,8 +191,13 @@ class Batched:
             except Exception as raised:  # noqa: BLE001  a user's population may raise anything
                 faults[client] = raised
             else:
-                kinds.setdefault(kind, []).append(member)
+                if (its := found.get(id(kind))) is None:
+                    its = found[id(kind)] = kind, []
+                its[1].append(member)
         self.worker.flat.read(weights)
+        kinds: dict[Kind, list[Member]] = {}
+        for kind, members in found.values():
+            kinds.setdefault(kind, []).extend(members)
         groups = [group for kind, members in kinds.items() for group in self._apart(kind, members, task, faults)]
         return groups, faults
 
@@ -214,9 +220,22 @@ class Batched:
         data = worker._examples(client, task)
         n, size = data[1].shape[0], worker.batch_size
         width = size if size <= WHOLE or n >= size else 1 << (n - 1).bit_length()
-        passes = list(worker._indices(n, worker._shuffle(client, task)))
-        kind = Kind(width, tuple((array.dtype, tuple(array.shape[1:])) for array in data), data.scale)
-        return Member(client, data, passes, sum(-(-order.size // size) for order in passes)), kind
+        shuffle, passes = worker._shuffle(client, task), list[npt.NDArray[np.int64]]()
+        if worker.local_steps or worker.drop_last:
+            passes.extend(worker._indices(n, shuffle))
+            steps = sum(-(-order.size // size) for order in passes)
+        else:
+            passes.extend(shuffle.permutation(n) for _ in range(worker.local_epochs))
+            steps = worker.local_epochs * -(-n // size)
+        return Member(client, data, passes, steps), self._kind(width, data)
+
+    def _kind(self, width: int, data: Arrays) -> Kind:
+        """The kind of a client's data, which remember it: most clients come again."""
+        kind = data.kind
+        if not isinstance(kind, Kind) or kind.width != width:
+            found = Kind(width, tuple((array.dtype, tuple(array.shape[1:])) for array in data), data.scale)
+            kind = data.kind = self.kinds.setdefault(found, found)
+        return kind
 
     def _apart(self, kind: Kind, members: list[Member], task: Task, faults: dict[int, Exception]) -> list[Trained]:
         """Train the members of a group. If the group raises, each trains by itself, and `faults` gets what it raises."""
