@@ -24,12 +24,12 @@ METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_n
 class A2CLearner(TrajectoryLearner):
     """Advantage actor-critic in rounds (Mnih et al. 2016, section 4 and algorithm S3, with synchronous actors).
 
-    Losses are means over the rows where mask is True; value_loss is half the mean squared error. normalize_advantage: the
+    Losses are means over the rows where mask is True; value_loss is half the mean squared error. norm_adv: the
     advantages of a step are scaled to mean 0 and standard deviation 1.
     """
 
     gae_lambda: float = 1.0
-    normalize_advantage: bool = False
+    norm_adv: bool = False
 
     def step(self) -> Moved:
         """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
@@ -49,7 +49,7 @@ class A2CLearner(TrajectoryLearner):
         reward_TB, discount_TB = self.rewards(batch, after)
         targets = gae(reward_TB, discount_TB, known_TB[:-1], known_TB[-1], batch.mask, self.gae_lambda)
         target, advantage = (x.flatten()[batch.rows] for x in targets)
-        if self.normalize_advantage:
+        if self.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         likely, undecided = (x[batch.rows] for x in likelihood(acting, batch.action.flatten(0, 1)))
         policy_loss = -(likely * advantage).mean()

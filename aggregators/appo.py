@@ -38,7 +38,7 @@ class APPOLearner(MinibatchLearner):
 
     With mu the actor's policy, t the target's and pi the learner's: rho = t / mu gives V-trace's targets and advantages A, and
     the policy's loss is the clipped surrogate of pi / max(t, mu / target_worker_clipping) and A.
-    target_network_frequency: versions from one copy of the learner's weights to the target network to the next.
+    target_update_interval: versions from one copy of the learner's weights to the target network to the next.
     A step is update_epochs passes over the unmasked rows (aggregators/minibatches.py).
     Losses are means over rows; value_loss is half the mean squared error. lag_weight: as in IMPALALearner. Of the metrics,
     rho_mean and ess (of rho) and explained_variance are of the step's beginning; the others are means over its gradient steps.
@@ -50,7 +50,7 @@ class APPOLearner(MinibatchLearner):
     lag_weight: str = "none"
     clip_coef: float = 0.4
     target_worker_clipping: float = 2.0
-    target_network_frequency: int = 2
+    target_update_interval: int = 2
     update_epochs: int = 2
     num_minibatches: int = 1
 
@@ -76,7 +76,7 @@ class APPOLearner(MinibatchLearner):
             loss, means = self._loss(parameters, value, *(x.index_select(0, rows) for x in taken))
             told.append(torch.stack([*means, self.update(loss)]))
         self.steps += len(batch.rows)
-        if self.versions % self.target_network_frequency == 0:
+        if self.versions % self.target_update_interval == 0:
             self.target.raw.copy_(self.flat.raw)
         numbers = torch.cat([torch.stack(told).mean(0), torch.stack(once)]).tolist()
         return Moved(dict(zip((*MEANS, *ONCE), numbers, strict=True)))

@@ -282,7 +282,7 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
         if not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
             raise UserError(
                 f"policy: {n} equal observations gave different outputs, so they depend on each other: a policy that "
-                "remembers needs an attribute memory (docs/reinforcement.md)"
+                "remembers needs an attribute memory (docs/policies.md)"
             )
         numbers |= not any(each.isnan().any() for each in first)
     learns = any(parameter.requires_grad for parameter in tried.parameters())

@@ -36,11 +36,12 @@ from shoal.jobs.reinforcement import Reinforcement
 from shoal.jobs.settings import pairs, ranges, shown
 from shoal.jobs.wraps import ATTACKS
 from shoal.nets.models import mlp
+from shoal.protocol.errors import UserError
 from shoal.sweeps.space import check, space_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "reinforcement.md": Reinforcement("CartPole-v1")}
+TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "rl_settings.md": Reinforcement("CartPole-v1")}
 HEAD = "| setting | allowed | what it means | method |\n"
 SHOWN = ("{'max_depth': 8}", "[GaussianNB(), ExtraTreeClassifier()]", "0.5")  # what the programs of bridges.md print
 CONFLICT = re.compile(r"(<{7}|>{7}) |={7}$")  # of git, in a file whose conflicts were not resolved
@@ -180,6 +181,33 @@ def test_the_page_of_other_words_names_only_things_that_are_there(
     assert acts <= set(ACTS)
     flags = {flag for word in words if "mpirun" not in word for flag in re.findall(r"(?<!\S)--[a-z-]+", word)}
     assert [flag for flag in flags if flag not in said(parser(ACTS))] == []
+
+
+def test_the_page_for_users_of_other_systems_of_rl_says_what_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of the table is a method's, and a name of another system that is typed is answered with ours."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "coming_from_rl.md"
+    [program] = blocks(page, "python")
+    assert len(program.splitlines()) <= 10
+    (tmp_path / "shown.py").write_text(program)
+    done = subprocess.run([sys.executable, "shown.py"], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "480 (1,)\n"
+    names, _, settings = page.read_text().partition("## Settings")
+    jobs = [Reinforcement("CartPole-v1", method=method) for method in Reinforcement("CartPole-v1").fitting()]
+    ours = [row.split("|")[-2] for row in names.partition("## Names")[2].splitlines() if row.startswith("| ")]
+    words = [word for cell in ours for word in re.findall(r"`([^`]+)`", cell)]
+    known = {"method", "greedy"}.union(*(job.options() for job in jobs))
+    assert {name for word in words for name in re.findall(r"(\w+)=", word)} <= known
+    assert {act for word in words for act in re.findall(r"^shoal (\w+)", word)} <= set(ACTS)
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in settings.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 25
+    for *theirs, name, _ in rows:
+        its = [job for job in jobs if name in job.options()]
+        assert its, name
+        for word in {word for word in theirs if word and word != name and not word.endswith("(PPO)")}:
+            for job in its:
+                with pytest.raises(UserError, match=f"unknown setting '{word}': did you mean {name}\\?"):
+                    job.configured({word: "1"})
 
 
 def said(parser: argparse.ArgumentParser) -> set[str]:

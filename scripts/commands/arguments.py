@@ -20,7 +20,7 @@ from shoal.jobs.settings import nearest
 Act: TypeAlias = Callable[[argparse.Namespace], int]
 
 EPILOG = """\
-JOB is a built-in name (see `shoal jobs`), gymnasium:ENV_ID, a TOML file (a run's config.toml repeats the run),
+JOB is a built-in name (see `shoal jobs`), gymnasium:ENV_ID, pettingzoo:NAME, a TOML file (a run's config.toml repeats the run),
 or your own job as FILE.py:attribute or MODULE:attribute. Completion: eval "$(register-python-argcomplete shoal)"."""
 TRACKERS = ("mlflow", "tensorboard", "wandb", "trackio", "prometheus")
 ADDRESS = re.compile(r"(tcp://.+:)(\*|\d+)|ipc://.+")

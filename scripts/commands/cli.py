@@ -90,8 +90,9 @@ def jobs(asked: argparse.Namespace) -> int:
             print(f"\nFrom a published table ({job.preset.source}), unless you set them: {chosen}")
         return 0
     for name, make in BUILT_IN.items():
-        print(f"{name:<14}{make.__doc__}")
-    print(f"{'gymnasium:ID':<14}reinforcement: any gymnasium environment with discrete or Box actions, by PPO")
+        print(f"{name:<16}{make.__doc__}")
+    print(f"{'gymnasium:ID':<16}reinforcement: any environment of gymnasium, by PPO; method=sac, say, by another method")
+    print(f"{'pettingzoo:NAME':<16}reinforcement: any parallel game of PettingZoo, sisl.pursuit_v4 say, by PPO")
     return 0
 
 

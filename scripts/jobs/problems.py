@@ -529,7 +529,7 @@ class Environment(Problem):
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
         if self.memory != "none" and self.policy is not None:
-            fix = "give the policy an attribute memory (docs/reinforcement.md) and leave it at memory=none"
+            fix = "give the policy an attribute memory (docs/policies.md) and leave it at memory=none"
             raise UserError(f"memory={self.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
         if self.memory != "none" and not self.learns.remembers:
             raise UserError(

@@ -38,7 +38,7 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     | (mean, log_std), value). Default: a multi-layer perceptron that actors run without torch. method: a name, or a method of
     your own (docs/own.md). around: wraps around the aggregator, innermost first. Further keywords are settings: `shoal jobs
     cartpole` lists them. Settings that nobody gave are those of a published table, if `env` is an id of a family that has one
-    for the method (docs/reinforcement.md); preset="none" leaves them at the defaults.
+    for the method (docs/presets.md); preset="none" leaves them at the defaults.
     """
     check_listed(around)
     bearing = Bearing(on_failure="stop")

@@ -19,11 +19,13 @@ import numpy as np
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask
 from shoal.envs.vector import alone, make_shown
+from shoal.jobs.methods.acting import Acting
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Policy
 from shoal.protocol.draws import globally, key
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Task, Words
 from shoal.runs.best import best_of
 from shoal.runs.export import of_this_model
 from shoal.runs.run import Place, Run
@@ -40,9 +42,13 @@ class Player:
     `reset` is called when an episode begins, and need not be called before the first one.
     """
 
-    def __init__(self, policy: Policy, spaces: Spaces, weights: Bundle, greedy: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, spaces: Spaces, weights: Bundle, greedy: bool = True, seed: int = 0, words: Words | None = None
+    ) -> None:
+        """words: those of a training task, which say how the policy explores; a greedy policy does not hear them."""
         policy.load(weights)
         self._policy, self._spaces, self._weights = policy, spaces, weights
+        self._words = {} if greedy or words is None else words
         self._rng = None if greedy else np.random.default_rng(seed)
         self.reset()
 
@@ -58,7 +64,7 @@ class Player:
         """
         seen = self._seen(observation, info or {})
         noise = None if self._rng is None else self._policy.noise(self._rng, 1, 1)[0]
-        acted = self._policy.act(seen, self._first, self._state, noise, {})
+        acted = self._policy.act(seen, self._first, self._state, noise, self._words)
         self._state, self._first = {name: array.copy() for name, array in acted.state.items()}, np.zeros(1, dtype=bool)
         action = self._spaces.action.decoded(acted.action)[0]
         return action.copy() if action.ndim else action.item()
@@ -89,7 +95,10 @@ def player(run: Run, greedy: bool = True, seed: int = 0, best: bool = False) -> 
     if not isinstance(problem, Environment):
         raise UserError(f"{run.job_name} has no environment and so no policy: run.model() is its model")
     with of_this_model(run.folder):
-        return Player(problem.acts(run.job.seed), problem.spaces(), _snapshot(run, best).weights, greedy, seed)
+        snapshot = _snapshot(run, best)
+        method = run.job.method
+        words = method.words(Task(snapshot.version, 0, (0,))) if isinstance(method, Acting) else None
+        return Player(problem.acts(run.job.seed), problem.spaces(), snapshot.weights, greedy, seed, words)
 
 
 def _snapshot(run: Run, best: bool) -> Snapshot:

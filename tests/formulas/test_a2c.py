@@ -49,7 +49,7 @@ def test_a_step_is_one_clipped_rmsprop_step_down_the_policy_gradient(spaces: Spa
     folded, twin = contribution(mine, seed=1, spaces=spaces), copy.deepcopy(mine)
     learner = A2CLearner(
         mine, gamma=GAMMA, gae_lambda=0.9, lr=0.01, ent_coef=0.02, vf_coef=0.4, max_grad_norm=0.1, optimizer="rmsprop",
-        rms_prop_eps=1e-5, normalize_advantage=scaled,
+        rms_prop_eps=1e-5, norm_adv=scaled,
     )  # fmt: skip
     learner.fold(folded)
     metrics = learner.step().metrics

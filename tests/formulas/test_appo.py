@@ -92,7 +92,7 @@ def test_the_first_pass_without_lag_is_impala_s_step() -> None:
 
 
 def test_the_target_network_follows_every_so_many_versions() -> None:
-    learner = APPOLearner(policy(), lr=0.01, target_network_frequency=2)
+    learner = APPOLearner(policy(), lr=0.01, target_update_interval=2)
     seen = []
     for version in range(4):
         learner.fold(contribution(policy(), seed=version))
@@ -109,7 +109,7 @@ def test_a_learner_restored_from_its_state_goes_on_to_the_same_bits() -> None:
         return learner
 
     def fresh() -> APPOLearner:
-        return APPOLearner(policy(), lr=0.01, num_minibatches=3, target_network_frequency=3, total_timesteps=4_000)
+        return APPOLearner(policy(), lr=0.01, num_minibatches=3, target_update_interval=3, total_timesteps=4_000)
 
     first = on(fresh(), 0)
     weights, state = first.weights(), first.state()

@@ -67,6 +67,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("simulat digits", "'simulat' is not known: did you mean simulate?"),
         ("simulate gymnasium:CartPol-v1", "no environment 'CartPol-v1'; the nearest name is CartPole-v1"),
         ("jobs cartpol", "did you mean cartpole?"),
+        ("simulate cartpole target_network_frequency=3 method=appo", "did you mean target_update_interval?"),
+        ("simulate cartpole-ppo n_epochs=3", "did you mean update_epochs?"),
+        ("simulate cartpole-ppo clip_range=0.1", "did you mean clip_coef?"),
+        ("simulate cartpole-ppo normalize_advantage=false", "did you mean norm_adv?"),
+        ("simulate cartpole-ppo vf_loss_coeff=1", "did you mean vf_coef?"),
+        ("simulate cartpole-dqn train_freq=4", "did you mean replay_ratio?"),
+        ("simulate gymnasium:Pendulum-v1 method=td3 policy_frequency=2", "did you mean policy_delay?"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, nearest: str) -> None:

@@ -164,7 +164,7 @@ def test_jobs_are_listed_a_line_each() -> None:
     names = [line.split()[0] for line in lines]
     federated = ["digits", "mnist", "femnist", "cifar10", "shakespeare", "lora"]
     acting = ["fed-cartpole", "cartpole", "cartpole-ppo", "cartpole-dqn", "cartpole-es", "acrobot", "lunarlander"]
-    assert names == [*federated, *acting, "gymnasium:ID"]
+    assert names == [*federated, *acting, "gymnasium:ID", "pettingzoo:NAME"]
     assert all(line.split()[1].rstrip(":") in ("federated", "reinforcement") for line in lines)
 
 

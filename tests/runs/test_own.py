@@ -160,7 +160,7 @@ job = Federated(models.mlp, datasets.digits, metrics={"wrong": wrong}, rounds=2,
 def test_every_metric_that_the_documents_name_is_one_of_ours() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     named: set[str] = set()
-    for page in ("federated.md", "reinforcement.md"):
+    for page in ("federated.md", "rl_runs.md"):
         table = (docs / page).read_text().partition("## Metrics")[2].partition("\n## ")[0]
         for row in re.findall(r"^\| (`.*?) (?:\(|\|)", table, re.MULTILINE):
             named |= set(re.findall(r"`([a-z_/]+)`", row))

@@ -71,6 +71,29 @@ def test_a_loaded_policy_plays_the_episodes_of_an_evaluation(tmp_path: Path, mon
         run.policy(best=True)
 
 
+@pytest.mark.parametrize(
+    ("env", "method", "settings"),
+    [
+        ("CartPole-v1", "dqn", {"exploration_final_eps": 1.0}),
+        ("CartPole-v1", "apex", {"epsilon": 1.0, "clients": None}),
+        ("Pendulum-v1", "td3", {"exploration_noise": 5.0, "learning_starts": 0}),
+        ("Pendulum-v1", "sac", {"learning_starts": 1_000}),
+    ],
+)
+def test_a_policy_that_is_not_greedy_explores_as_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, method: str, settings: dict[str, Any]
+) -> None:
+    """Exploring is in the words of a task: without them a policy of dqn or td3 played its best action always."""
+    monkeypatch.chdir(tmp_path)
+    short = {name: value for name, value in (SHORT | settings).items() if value is not None}
+    run = shoal.run(Reinforcement(env, method=method, **short), actors=0, show=False)
+    seen = np.zeros(4 if env == "CartPole-v1" else 3, np.float32)
+    greedy, free = (run.policy(greedy=each, seed=3) for each in (True, False))
+    best, drawn = ({float(np.asarray(policy.act(seen)).ravel()[0]) for _ in range(30)} for policy in (greedy, free))
+    assert len(best) == 1
+    assert len(drawn) > 1
+
+
 def test_a_policy_with_memory_keeps_it_from_step_to_step_until_it_is_reset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +210,7 @@ def test_the_command_writes_the_video_beside_its_metrics(tmp_path: Path, monkeyp
 
 def test_the_five_lines_that_are_shown_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).resolve().parents[2] / "docs" / "reinforcement.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rl_runs.md").read_text()
     [program] = re.findall(r"```python\n(import gymnasium\n.*?)```", page, re.DOTALL)
     ran("simulate", "cartpole-ppo", "--actors", 0, "total_timesteps=64", "num_envs=2", "rollout_length=8")
     names: dict[str, Any] = {}

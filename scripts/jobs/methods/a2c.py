@@ -37,7 +37,7 @@ class A2C(OnPolicy):
     gae_lambda: float = option(
         1.0, "lambda of generalized advantage estimation (1: returns up to the end of the trajectory)", least=0, most=1
     )
-    normalize_advantage: bool = option(False, "the advantages of a step are scaled to mean 0 and standard deviation 1")
+    norm_adv: bool = option(False, "the advantages of a step are scaled to mean 0 and standard deviation 1")
 
     @property
     def trajectories(self) -> int:

@@ -25,6 +25,7 @@ from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.normal import PAID, SEEN
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
+from shoal.protocol.work import Task, Words
 
 OPTIMIZERS = ("adam", "rmsprop")
 LAG_WEIGHTS = ("none", "sqrt", "inverse")
@@ -127,6 +128,10 @@ class Acting(Playing):
     def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         size = self.life(problem)
         return [life_layout(size)] if size else ()
+
+    def words(self, task: Task) -> Words:
+        """The words of a training task: how the policy explores, if that changes by version or environment."""
+        return {}
 
     def goal(self) -> Goal:
         return Goal(steps=self.total_timesteps, each=self.trajectories * self.rollout_length * self.num_envs)

@@ -37,7 +37,7 @@ class APPO(OnPolicy):
         2.0, "largest factor by which the target network's probability of an action may be below the actor's in the ratio",
         least=1,
     )  # fmt: skip
-    target_network_frequency: int = option(
+    target_update_interval: int = option(
         2, "versions from one copy of the learner's weights to the target network to the next", least=1
     )
     update_epochs: int = option(2, "passes over the trajectories of one step", least=1)
