@@ -22,7 +22,8 @@ from shoal.aggregators.n_step import Returns, n_step
 from shoal.aggregators.priorities import Priorities
 from shoal.aggregators.row_ring import RowRing, row_bytes
 from shoal.aggregators.sum_tree import Doubles, Places
-from shoal.envs.spaces import final_name
+from shoal.envs.spaces import apart, final_name
+from shoal.nets.policies import Seen
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 from shoal.protocol.memory import room
@@ -59,6 +60,18 @@ class Transitions:
     @property
     def next_observation(self) -> Tensor:
         return self.following[SEEN]
+
+    @property
+    def inputs(self) -> Seen:
+        """What a network gets of the observations: one array, or part -> array."""
+        found: Seen = apart(self.seen)[0]
+        return found
+
+    @property
+    def next_inputs(self) -> Seen:
+        """What a network gets of the observations to bootstrap from."""
+        found: Seen = apart(self.following)[0]
+        return found
 
     def __len__(self) -> int:
         return len(self.places)

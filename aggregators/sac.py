@@ -18,8 +18,11 @@ from shoal.aggregators import State
 from shoal.aggregators.off_policy import OffPolicyLearner
 from shoal.aggregators.replay import Transitions
 from shoal.aggregators.trained import Trained, follow, kept, restored
+from shoal.envs.spaces import Spaces
+from shoal.nets.bodies import body_of
 from shoal.nets.continuous import Bounds
 from shoal.nets.perceptrons import Critics
+from shoal.nets.policies import Seen
 from shoal.nets.squashed import inward, squashed
 from shoal.protocol.draws import key
 from shoal.protocol.layout import Bundle
@@ -58,7 +61,8 @@ class SACLearner(OffPolicyLearner):
     """Soft actor-critic with two critics and a learned temperature (Haarnoja et al. 2018b, algorithm 1).
 
     actor: module with forward(observation [N, *obs]) -> (mean, log_std), both [N, A], of the normal number that tanh squashes
-    (nets/squashed.py). bounds: those of the environment's actions. hidden, activation: of the critics.
+    (nets/squashed.py). bounds: those of the environment's actions. hidden, activation: of the critics. spaces, pictures: for
+    observations of several parts or pictures, of which the critics make features together (nets/bodies.py).
     lr: learning rate of Adam for actor, critics and temperature. tau: share of the way that the target critics go to the
     critics in one update. autotune: alpha is learned, from 1, so that the policy's entropy becomes -A nats, of actions in
     [-1, 1]; else it is `alpha`.
@@ -69,6 +73,8 @@ class SACLearner(OffPolicyLearner):
 
     actor: nn.Module = field(kw_only=False)
     bounds: Bounds
+    spaces: Spaces | None = None
+    pictures: str = "auto"
     hidden: Sequence[int] = (256, 256)
     activation: str = "relu"
     lr: float = 3e-4
@@ -78,11 +84,14 @@ class SACLearner(OffPolicyLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape, self.actions = self.layout.by_name["observation"].shape[2:], len(self.bounds.half)
+        self.actions = len(self.bounds.half)
         self.log_alpha = nn.Parameter(torch.zeros(1, device=self.device))
         self.fixed = torch.full((1,), self.alpha, device=self.device)
         self.inward = inward(self.bounds, self.device)
-        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=key(self.seed, "critics") % 2**63)
+        body = body_of(self.spaces, self.pictures, key(self.seed, "features of critics") % 2**63)
+        shape = () if body else self.layout.by_name["observation"].shape[2:]
+        seed = key(self.seed, "critics") % 2**63
+        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
         beside = [self.log_alpha] if self.autotune else []
         self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True, beside=beside)
         self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
@@ -100,20 +109,20 @@ class SACLearner(OffPolicyLearner):
         """Make one update of critics, temperature and actor, all by the alpha from before it."""
         noise_2NA = self.noise(len(batch))
         alpha = self.log_alpha.detach().exp() if self.autotune else self.fixed
-        action_NA, log_prob_N = self.drawn(batch.observation, noise_2NA[0])
+        action_NA, log_prob_N = self.drawn(batch.inputs, noise_2NA[0])
         target_N = self.targets(batch, noise_2NA[1], alpha)
-        value_2N = self.q.module(batch.observation, self.inward(batch.action))
+        value_2N = self.q.module(batch.inputs, self.inward(batch.action))
         error = critic_loss(value_2N, target_N, batch.weight)
         self.q.update(error)
         self.buffer.prioritize(batch.places, (value_2N - target_N).mean(0))
         if self.autotune:
             self.log_alpha.grad = temperature_gradient(log_prob_N, -self.actions)
-        cost = actor_loss(self.q.module(batch.observation, action_NA), log_prob_N, alpha)
+        cost = actor_loss(self.q.module(batch.inputs, action_NA), log_prob_N, alpha)
         self.pi.update(cost)
         follow(self.target, self.q.flat, self.tau)
         return error, cost, value_2N.mean(), -log_prob_N.mean(), alpha[0]
 
-    def drawn(self, observation: Tensor, noise_NA: Tensor) -> tuple[Tensor, Tensor]:
+    def drawn(self, observation: Seen, noise_NA: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [N, A] in [-1, 1] that the newest policy draws, and their log densities [N]."""
         mean_NA, log_std_NA = self.pi.module(observation)
         return squashed(mean_NA, log_std_NA, noise_NA)
@@ -121,8 +130,8 @@ class SACLearner(OffPolicyLearner):
     @torch.no_grad()
     def targets(self, batch: Transitions, noise_NA: Tensor, alpha: Tensor) -> Tensor:
         """The targets [N] of both critics."""
-        action_NA, log_prob_N = self.drawn(batch.next_observation, noise_NA)
-        value_2N = self.target.module(batch.next_observation, action_NA)
+        action_NA, log_prob_N = self.drawn(batch.next_inputs, noise_NA)
+        value_2N = self.target.module(batch.next_inputs, action_NA)
         return soft_target(batch.reward, batch.discount, value_2N, log_prob_N, alpha)
 
     def networks(self) -> State:

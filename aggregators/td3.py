@@ -17,8 +17,11 @@ from shoal.aggregators import State
 from shoal.aggregators.off_policy import OffPolicyLearner
 from shoal.aggregators.replay import Transitions
 from shoal.aggregators.trained import Trained, follow, kept, restored
+from shoal.envs.spaces import Spaces
+from shoal.nets.bodies import body_of
 from shoal.nets.continuous import Bounds
 from shoal.nets.perceptrons import Critics
+from shoal.nets.policies import Seen
 from shoal.nets.squashed import inward
 from shoal.protocol.draws import key
 from shoal.protocol.layout import Bundle
@@ -50,7 +53,7 @@ class TD3Learner(OffPolicyLearner):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, algorithm 1).
 
     actor: module with forward(observation [N, *obs]) -> actions [N, A] in [-1, 1] (nets/deterministic.py). bounds: those of
-    the environment's actions. hidden, activation: of the critics. lr: learning rate of Adam for actor and critics. tau: share
+    the environment's actions. spaces, pictures, hidden, activation: of the critics, as SACLearner's. lr: learning rate of Adam for actor and critics. tau: share
     of the way that the target networks go to the networks in one update of the actor. policy_noise, noise_clip: standard
     deviation and largest size of the noise on the target's actions. policy_delay: updates of the critics for each one of the
     actor.
@@ -61,6 +64,8 @@ class TD3Learner(OffPolicyLearner):
 
     actor: nn.Module = field(kw_only=False)
     bounds: Bounds
+    spaces: Spaces | None = None
+    pictures: str = "auto"
     hidden: Sequence[int] = (256, 256)
     activation: str = "relu"
     lr: float = 1e-3
@@ -71,9 +76,12 @@ class TD3Learner(OffPolicyLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape, self.actions = self.layout.by_name["observation"].shape[2:], len(self.bounds.half)
+        self.actions = len(self.bounds.half)
         self.inward = inward(self.bounds, self.device)
-        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=key(self.seed, "critics") % 2**63)
+        body = body_of(self.spaces, self.pictures, key(self.seed, "features of critics") % 2**63)
+        shape = () if body else self.layout.by_name["observation"].shape[2:]
+        seed = key(self.seed, "critics") % 2**63
+        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
         self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True)
         self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
         self.target_pi, self.target_q = self.pi.twin(), self.q.twin()
@@ -90,18 +98,18 @@ class TD3Learner(OffPolicyLearner):
     def update(self, batch: Transitions) -> Sequence[Tensor]:
         """Make one update of the critics, and every policy_delay-th time one of the actor and of the target networks."""
         target_N = self.targets(batch, self.noise(len(batch)))
-        value_2N = self.q.module(batch.observation, self.inward(batch.action))
+        value_2N = self.q.module(batch.inputs, self.inward(batch.action))
         error = critic_loss(value_2N, target_N, batch.weight)
         self.q.update(error)
         self.buffer.prioritize(batch.places, (value_2N - target_N).mean(0))
         if (self.updates + 1) % self.policy_delay == 0:
-            self.cost = actor_loss(self.first(batch.observation, self.pi.module(batch.observation)))
+            self.cost = actor_loss(self.first(batch.inputs, self.pi.module(batch.inputs)))
             self.pi.update(self.cost)
             follow(self.target_pi, self.pi.flat, self.tau)
             follow(self.target_q, self.q.flat, self.tau)
         return error, self.cost, value_2N.mean()
 
-    def first(self, observation: Tensor, action_NA: Tensor) -> Tensor:
+    def first(self, observation: Seen, action_NA: Tensor) -> Tensor:
         """The values [N] of the first critic."""
         critics = self.q.module
         assert isinstance(critics, Critics)
@@ -110,8 +118,8 @@ class TD3Learner(OffPolicyLearner):
     @torch.no_grad()
     def targets(self, batch: Transitions, noise_NA: Tensor) -> Tensor:
         """The targets [N] of both critics."""
-        action_NA = smoothed(self.target_pi.module(batch.next_observation), noise_NA, self.policy_noise, self.noise_clip)
-        return clipped_target(batch.reward, batch.discount, self.target_q.module(batch.next_observation, action_NA))
+        action_NA = smoothed(self.target_pi.module(batch.next_inputs), noise_NA, self.policy_noise, self.noise_clip)
+        return clipped_target(batch.reward, batch.discount, self.target_q.module(batch.next_inputs, action_NA))
 
     def networks(self) -> State:
         targets = {"target_actor/weights": kept(self.target_pi), "target/weights": kept(self.target_q)}

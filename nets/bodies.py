@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.spaces import Named, Part, Spaces
-from shoal.nets.pictures import CODES, GRID_MOST, PIXELS, Picture, chosen, picture
+from shoal.nets.pictures import CODES, GRID_MOST, PIXELS, Picture, chosen, deep, picture
 
 BLOCK = 128  # pictures that go through all layers before the next ones: their memory is small enough to be used again
 
@@ -184,6 +184,14 @@ class Body(nn.Module):
             return torch.cat([net(some) for some in x.tensor_split(len(x) // BLOCK)])
         found: Tensor = net(x)
         return found
+
+
+def body_of(spaces: Spaces | None, pictures: str, seed: int) -> Body | None:
+    """The network that makes features of observations that have several parts or pictures; None for others, which need only be
+    flattened. pictures: "auto", "mlp", "nature" or "impala"."""
+    if spaces is None or not (isinstance(spaces.observation, Named) or deep(spaces, pictures)):
+        return None
+    return Body(spaces, pictures, torch.Generator().manual_seed(seed))
 
 
 def flattened(x: Tensor, rank: int) -> Tensor:

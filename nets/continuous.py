@@ -17,6 +17,7 @@ import numpy as np
 from shoal.envs.spaces import NOTHING, Array, Box, Floats, Kept, Spaces
 from shoal.nets.acting import Acted, Bools, Form, Policy, State
 from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Words
@@ -38,8 +39,7 @@ class Bounds:
 
     @classmethod
     def of(cls, spaces: Spaces, method: str) -> Bounds:
-        """The bounds of the actions. Raises UserError, one line, for actions that are not Box or not bounded, and for an
-        observation of several parts."""
+        """The bounds of the actions. Raises UserError, one line, for actions that are not Box or not bounded."""
         action = spaces.action
         if not isinstance(action, Box):
             raise UserError(
@@ -49,7 +49,6 @@ class Bounds:
             if not 0 < high - low < WIDEST:
                 what = f"action {i} of the environment lies from {low:g} to {high:g}, and finite bounds are needed"
                 raise UserError(f"method={method}: {what}; gymnasium.wrappers.RescaleAction gives bounds, or method=ppo")
-        spaces.single(f"method={method}")
         low_A, high_A = np.asarray(action.low), np.asarray(action.high)
         return cls(((low_A + high_A) / 2).astype(np.float32), ((high_A - low_A) / 2).astype(np.float32))
 
@@ -171,7 +170,7 @@ class Squashed:
         from shoal.nets.squashed import SquashedActor
 
         Bounds.of(spaces, "sac")
-        return SquashedActor(spaces, form.hidden, form.activation, seed)
+        return SquashedActor(spaces, form.hidden, form.activation, seed, form.pictures)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.squashed import fitting
@@ -180,7 +179,10 @@ class Squashed:
         return fitting(module, spaces)
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
-        return SquashedPolicy(Bounds.of(spaces, "sac"), numbers(form, module, spaces))
+        bounds = Bounds.of(spaces, "sac")
+        if module is None and deep(spaces, form.pictures):
+            module = self.build(spaces, form, 0)
+        return SquashedPolicy(bounds, numbers(form, module, spaces))
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Deterministic:
         from shoal.nets.deterministic import DeterministicActor
 
         Bounds.of(spaces, "td3")
-        return DeterministicActor(spaces, form.hidden, form.activation, seed)
+        return DeterministicActor(spaces, form.hidden, form.activation, seed, form.pictures)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.deterministic import fitting
@@ -203,11 +205,15 @@ class Deterministic:
         return fitting(module, spaces)
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
-        return DeterministicPolicy(Bounds.of(spaces, "td3"), numbers(form, module, spaces), squash=module is None)
+        bounds = Bounds.of(spaces, "td3")
+        if module is None and deep(spaces, form.pictures):
+            module = self.build(spaces, form, 0)
+        return DeterministicPolicy(bounds, numbers(form, module, spaces), squash=module is None)
 
 
 def numbers(form: Form, module: nn.Module | None, spaces: Spaces) -> Numbers:
-    """The network as an actor runs it. module: the user's; None: the built-in one, without torch."""
+    """The network as an actor runs it. module: the user's, or a built-in one with convolutions; None: a built-in one, without
+    torch."""
     if module is None:
         return NumpyPolicy(spaces.action, form.activation)
     from shoal.nets.squashed import TorchNumbers

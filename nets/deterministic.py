@@ -9,24 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.spaces import Actions, Box, Spaces
-from shoal.nets.perceptrons import Perceptron, flattened
+from shoal.nets.bodies import Body
+from shoal.nets.perceptrons import Perceptron
+from shoal.nets.policies import Seen, form_of
 from shoal.nets.policies import fitting as fits
-from shoal.nets.policies import form_of
 from shoal.protocol.errors import UserError
 
 
 class DeterministicActor(nn.Module):
-    """The policy of TD3: observations [N, *obs] -> actions [N, A] in [-1, 1]. Weights are named actor.I.weight and so on."""
+    """The policy of TD3: observations [N, *obs], or part -> [N, *shape], -> actions [N, A] in [-1, 1]. Weights are named
+    actor.I.*, those of convolutions body.*. pictures: how pictures are read (nets/bodies.py)."""
 
-    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        seed: int = 0,
+        pictures: str = "auto",
+    ) -> None:
         super().__init__()
         assert isinstance(spaces.action, Box)
-        self.rank = len(spaces.single("an actor of bounded actions").shape)
-        sizes = (spaces.observation.size, *hidden, spaces.action.size)
-        self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        self.body = Body(spaces, pictures, generator)
+        self.actor = Perceptron((self.body.features, *hidden, spaces.action.size), activation, generator)
 
-    def forward(self, observation: Tensor) -> Tensor:
-        return torch.tanh(self.actor(flattened(observation, self.rank)))
+    def forward(self, observation: Seen) -> Tensor:
+        return torch.tanh(self.actor(self.body(observation)))
 
 
 def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:

@@ -12,7 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from shoal.nets.bodies import Body, flattened
 from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.nets.policies import Seen
 from shoal.protocol.errors import UserError
 
 
@@ -43,10 +45,11 @@ class Perceptron(nn.Module):
 
 
 class Critics(nn.Module):
-    """`copies` functions Q(observation, action) that share nothing: perceptrons as batches of matrices.
+    """`copies` functions Q(observation, action): perceptrons as batches of matrices, which share `body` and nothing else.
 
-    rank: number of dimensions of one observation. inputs, actions: numbers in an observation and in an action. The parameters
-    are weight_I [copies, inputs, outputs] and bias_I [copies, 1, outputs], drawn from `seed` as Perceptron draws its own.
+    shape: of one observation. actions: numbers in an action. body: the network that makes features of observations; None: they
+    are flattened. The parameters are weight_I [copies, inputs, outputs] and bias_I [copies, 1, outputs], drawn from `seed` as
+    Perceptron draws its own.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Critics(nn.Module):
         activation: str = "relu",
         copies: int = 2,
         seed: int = 0,
+        body: Body | None = None,
     ) -> None:
         super().__init__()
-        sizes = [math.prod(shape) + actions, *hidden, 1]
+        sizes = [(body.features if body else math.prod(shape)) + actions, *hidden, 1]
         check(sizes, activation)
+        self.body = body
         self.activation, self.copies, self.rank = activation, copies, len(shape)
         generator = torch.Generator().manual_seed(seed)
         self._layers: list[tuple[nn.Parameter, nn.Parameter]] = []
@@ -72,15 +77,22 @@ class Critics(nn.Module):
             self.register_parameter(f"bias_{i}", bias)
             self._layers.append((weight, bias))
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+    def forward(self, observation: Seen, action: Tensor) -> Tensor:
         """The values [copies, N] of observations [N, *obs] and actions [N, A]. Bytes (pictures) are scaled to [0, 1]."""
-        x = torch.cat([flattened(observation, self.rank), action], dim=-1)
+        x = torch.cat([self._features(observation), action], dim=-1)
         return self._through(x.expand(self.copies, *x.shape), self._layers)
 
-    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+    def first(self, observation: Seen, action: Tensor) -> Tensor:
         """The values [N] of the first critic alone."""
-        x = torch.cat([flattened(observation, self.rank), action], dim=-1)
+        x = torch.cat([self._features(observation), action], dim=-1)
         return self._through(x[None], [(weight[:1], bias[:1]) for weight, bias in self._layers])[0]
+
+    def _features(self, observation: Seen) -> Tensor:
+        if self.body is not None:
+            found: Tensor = self.body(observation)
+            return found
+        assert isinstance(observation, Tensor)
+        return flattened(observation, self.rank)
 
     def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         *inner, (last, offset) = layers
@@ -91,12 +103,6 @@ class Critics(nn.Module):
 
 def active(x: Tensor, activation: str) -> Tensor:
     return torch.tanh(x) if activation == "tanh" else torch.relu(x)
-
-
-def flattened(observation: Tensor, rank: int) -> Tensor:
-    """Observations [N, *obs] of `rank` dimensions each as rows, float32 [N, size]. Bytes (pictures) are scaled to [0, 1]."""
-    x = observation.unsqueeze(-1) if rank == 0 else observation.flatten(-rank)
-    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def check(sizes: Sequence[int], activation: str) -> None:

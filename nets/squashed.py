@@ -10,32 +10,40 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from shoal.envs.spaces import Actions, Array, Floats, Spaces
+from shoal.nets.bodies import Body
 from shoal.nets.continuous import LOG_STD, Bounds
-from shoal.nets.flat import FlatModule, as_tensor
-from shoal.nets.perceptrons import Perceptron, flattened
+from shoal.nets.flat import FlatModule
+from shoal.nets.perceptrons import Perceptron
+from shoal.nets.policies import Seen, form_of, tensors
 from shoal.nets.policies import fitting as fits
-from shoal.nets.policies import form_of
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
 
 class SquashedActor(nn.Module):
-    """The policy of SAC: observations [N, *obs] -> (mean, log_std) of u, both [N, A]. Weights are named actor.I.*."""
+    """The policy of SAC: observations [N, *obs], or part -> [N, *shape], -> (mean, log_std) of u, both [N, A]. Weights are
+    named actor.I.*, those of convolutions body.*. pictures: how pictures are read (nets/bodies.py)."""
 
-    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (256, 256), activation: str = "relu", seed: int = 0) -> None:
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        seed: int = 0,
+        pictures: str = "auto",
+    ) -> None:
         super().__init__()
-        self.rank = len(spaces.single("an actor of bounded actions").shape)
-        sizes = (spaces.observation.size, *hidden, spaces.action.parameters)
-        self.actor = Perceptron(sizes, activation, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        self.body = Body(spaces, pictures, generator)
+        self.actor = Perceptron((self.body.features, *hidden, spaces.action.parameters), activation, generator)
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.actor(flattened(observation, self.rank)).chunk(2, dim=-1)
+    def forward(self, observation: Seen) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.actor(self.body(observation)).chunk(2, dim=-1)
         return mean, log_std
 
 
@@ -90,6 +98,6 @@ class TorchNumbers:
 
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
-        out = self.flat.module(as_tensor(np.ascontiguousarray(observation)))
+        out = self.flat.module(tensors(observation))
         found: Floats = (out if isinstance(out, Tensor) else torch.cat(out, dim=-1)).float().numpy()
         return found

@@ -16,7 +16,6 @@ from shoal.aggregators import sac, td3
 from shoal.aggregators.replay import Transitions
 from shoal.aggregators.sac import SACLearner
 from shoal.aggregators.td3 import TD3Learner
-from shoal.envs.observations import Named
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
 from shoal.nets.acting import Form
 from shoal.nets.continuous import Bounds, Deterministic, Squashed, uniform
@@ -380,6 +379,3 @@ def test_actions_that_are_not_between_finite_bounds_are_refused_in_one_line() ->
         Squashed().build(endless, FORM, 0)
     with pytest.raises(UserError, match=r"method=td3: .*Discrete.*method=dqn or method=ppo"):
         Deterministic().build(Spaces(Observations((3,)), Discrete(4)), FORM, 0)
-    parts = Spaces(Named(((("a",), Observations((3,))), (("b",), Observations((2,))))), SPACES.action)
-    with pytest.raises(UserError, match=r"^method=sac reads one array, and the observation has parts \(a, b\); "):
-        Squashed().fitting(SquashedActor(SPACES), parts)

@@ -42,6 +42,8 @@ class Bounded(InRounds):
         assert isinstance(problem, Environment)
         return {
             "layout": self.layout(start),
+            "spaces": problem.spaces(),
+            "pictures": problem.form.pictures,
             "bounds": Bounds.of(problem.spaces(), self.name),
             "hidden": problem.form.hidden,
             "activation": problem.form.activation,
