@@ -88,7 +88,7 @@ class SACLearner(OffPolicyLearner):
         self.log_alpha = nn.Parameter(torch.zeros(1, device=self.device))
         self.fixed = torch.full((1,), self.alpha, device=self.device)
         self.inward = inward(self.bounds, self.device)
-        body = body_of(self.spaces, self.pictures, key(self.seed, "features of critics") % 2**63)
+        body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
         shape = () if body else self.layout.by_name["observation"].shape[2:]
         seed = key(self.seed, "critics") % 2**63
         critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)

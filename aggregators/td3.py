@@ -53,10 +53,10 @@ class TD3Learner(OffPolicyLearner):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, algorithm 1).
 
     actor: module with forward(observation [N, *obs]) -> actions [N, A] in [-1, 1] (nets/deterministic.py). bounds: those of
-    the environment's actions. spaces, pictures, hidden, activation: of the critics, as SACLearner's. lr: learning rate of Adam for actor and critics. tau: share
-    of the way that the target networks go to the networks in one update of the actor. policy_noise, noise_clip: standard
-    deviation and largest size of the noise on the target's actions. policy_delay: updates of the critics for each one of the
-    actor.
+    the environment's actions. spaces, pictures, hidden, activation: of the critics, as SACLearner's. lr: learning rate of Adam
+    for actor and critics. tau: share of the way that the target networks go to the networks in one update of the actor.
+    policy_noise, noise_clip: standard deviation and largest size of the noise on the target's actions. policy_delay: updates of
+    the critics for each one of the actor.
     Metrics are means over the updates of a version; the actor's loss is that of its last update.
     """
 
@@ -78,7 +78,7 @@ class TD3Learner(OffPolicyLearner):
         super().__post_init__()
         self.actions = len(self.bounds.half)
         self.inward = inward(self.bounds, self.device)
-        body = body_of(self.spaces, self.pictures, key(self.seed, "features of critics") % 2**63)
+        body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
         shape = () if body else self.layout.by_name["observation"].shape[2:]
         seed = key(self.seed, "critics") % 2**63
         critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)

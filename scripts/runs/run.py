@@ -122,8 +122,8 @@ class Run:
 
     def policy(self, greedy: bool = True, seed: int = 0, best: bool = False) -> Player:
         """The policy with the run's weights, which plays: `action = policy.act(observation)`; `policy.reset()` where an episode
-        begins. greedy: False explores as training does at this version, from `seed`. best: the weights that keep_best has kept. Raises
-        UserError for a job without an environment."""
+        begins. greedy: False explores as training does at this version, from `seed`. best: the weights that keep_best has kept.
+        Raises UserError for a job without an environment."""
         from shoal.runs.playing import player
 
         return player(self, greedy, seed, best)

@@ -13,22 +13,26 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from shoal.actors.workers.evolution import Evolution
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.a2c import A2CLearner
 from shoal.aggregators.appo import APPOLearner
 from shoal.aggregators.dqn import DQNLearner
+from shoal.aggregators.es import ESLearner
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
+from shoal.aggregators.r2d2 import R2D2Learner, unscaled
 from shoal.aggregators.sac import SACLearner
 from shoal.aggregators.td3 import TD3Learner
 from shoal.envs.spaces import Discrete, Spaces
 from shoal.envs.vector import Envs
 from shoal.nets.acting import Form, Policy
 from shoal.nets.continuous import Bounds, Deterministic, Squashed
+from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic
-from shoal.nets.q_policy import QNetworks
+from shoal.nets.q_policy import QNetworks, RecurrentQNetworks
 from shoal.protocol.work import Contribution, Task, Words
 
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -178,17 +182,42 @@ def bounded(kind: Any, network: Any, spaces: Spaces, options: Mapping[str, Any])
     )
 
 
+def r2d2(spaces: Spaces, options: Mapping[str, Any]) -> Taught:
+    """Values are those of a walk from an episode's beginning: a state that no episode had says nothing."""
+    network, form = RecurrentQNetworks(), Form((), "tanh", "gru", 16)
+    module = network.build(spaces, form, 2)
+    policy = network.policy(spaces, form, module)
+    layout = spaces.trajectory(ROWS, options["num_envs"], policy.rows, policy.memory)
+    more = {"gamma": options["gamma"], "batch_size": 16, "replay_ratio": 0.04, "learning_starts": 96, "lr": 0.01}
+    learner = R2D2Learner(module, layout=layout, burn_in=2, n_step=3, target_update_interval=5, **more)
+
+    def walked(state: torch.Tensor) -> torch.Tensor:
+        memory = {"h": torch.zeros(1, 16)}
+        for at in range(int(state.argmax()) + 1):
+            values, memory = module(torch.eye(state.shape[1])[at : at + 1], memory)
+        return unscaled(values)
+
+    return Taught(
+        learner,
+        policy,
+        lambda state: float(walked(state).argmax() == walked(state).shape[-1] - 1),
+        lambda state: float(walked(state).mean()),
+        lambda version: {"epsilon": 0.5},
+    )
+
+
 METHODS: Mapping[str, Callable[[Spaces, Mapping[str, Any]], Taught]] = {
     "ppo": partial(on_policy, PPOLearner),
     "impala": partial(on_policy, IMPALALearner),
     "appo": partial(on_policy, partial(APPOLearner, update_epochs=1)),
     "a2c": partial(on_policy, A2CLearner),
     "dqn": dqn,
+    "r2d2": r2d2,
     "sac": partial(bounded, SACLearner, Squashed()),
     "td3": partial(bounded, TD3Learner, Deterministic()),
 }
 BOX = ("sac", "td3")
-OFF_POLICY = ("dqn", *BOX)
+OFF_POLICY = ("dqn", "r2d2", *BOX)
 OTHERS = [each for each in METHODS if each != "dqn"]  # two of these facts about DQN are in test_dqn.py, for several n
 
 
@@ -221,6 +250,25 @@ def test_the_first_action_of_an_episode_is_learned(method: str, mode: str, steps
         assert taught.chosen(torch.eye(3)[:1]) > 0.9
         if method == "dqn":  # whose best action may be right by luck
             assert taught.valued(torch.eye(3)[:1]) > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_evolution_learns_the_first_action_of_an_episode(mode: str) -> None:
+    """Evolution strategies have no value, so the two facts below about values are none of theirs."""
+
+    def make(number: int) -> Envs:
+        return Envs(SyncVectorEnv([partial(Gate, 4)] * number, autoreset_mode=AutoresetMode(mode)))
+
+    policy = NumpyPolicy(Discrete(3))
+    learner = ESLearner(FlatModule(ActorCritic(make(1).spaces, (), seed=2)).bundle(), lr=0.1)
+    worker = Evolution(make, "tanh", 8, 0.5, 5, Rollout(make, policy, 1, 1, seed=5))
+    for version in range(25):
+        task = Task(version, 0, (0,))
+        learner.fold(Contribution(task, version, 0, worker.run(learner.weights(), 0, task)))
+        learner.step()
+    worker.close()
+    policy.load(learner.weights())
+    assert policy.parameters(np.eye(3, dtype=np.float32)[:1]).argmax() == 2
 
 
 @pytest.mark.parametrize("mode", MODES)

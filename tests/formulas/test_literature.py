@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from shoal.aggregators.gae import gae
+from shoal.aggregators.gae import cut_off, gae
+from shoal.aggregators.n_step import n_step
 from shoal.aggregators.ppo import surrogate
 from shoal.aggregators.vtrace import vtrace
 from shoal.nets.policies import entropy, log_prob
@@ -88,6 +90,54 @@ def test_generalized_advantages_are_those_of_rlax(lam: float, expected: tuple[li
     value = rows([1.0, 4.0, -3.0, -2.0, -1.0, -1.0], [-3.0, -2.0, -1.0, 0.0, 5.0, -1.0])
     found = gae(reward, discount, value[:-1], value[-1], everything(reward), lam).advantage
     assert (found - rows(*expected)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, [2.6, 3.6, 4.4, 5.3, 6.2, 8.0, 8.0, 8.9, 9.8, 12.0]),
+        (2, [3.36, 3.6, 5.53, 6.62, 7.8, 8.0, 9.89, 10.98, 12.2, 12.0]),
+        (10, [3.36, 3.6, 5.678, 6.78, 7.8, 8.0, 10.122, 11.22, 12.2, 12.0]),
+    ],
+)
+def test_returns_over_n_steps_are_those_of_tianshou(n: int, expected: list[float]) -> None:
+    """thu-ml/tianshou, test/base/test_returns.py, test_nstep_returns: rewards 3 to 12. The second row was cut off by a time
+    limit, and the sixth and the tenth ended an episode. The value of what follows a row is minus the next row's reward; of a
+    row that was cut off, minus its own."""
+    reward = np.arange(3.0, 13.0)
+    terminated, truncated = np.isin(reward, (8, 12))[:, None], np.isin(reward, (4,))[:, None]
+    found = n_step(reward[:, None], terminated, truncated, np.ones((10, 1), bool), n, 0.1)
+    last = np.arange(10) + found.steps[:, 0] - 1
+    follows = -np.where(truncated[last, 0] | terminated[last, 0], reward[last], reward[np.minimum(last + 1, 9)])
+    assert found.reward[:, 0] + found.discount[:, 0] * follows == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        ((), [454.8344, 376.1143, 291.298, 200.0, 464.5610, 383.1085, 295.387, 201.0]),
+        ((3, 7), [454.0109, 375.2386, 290.3669, 199.01, 462.9138, 381.3571, 293.5248, 199.02]),
+    ],
+    ids=["ended", "cut off"],
+)
+@pytest.mark.parametrize("formula", ["gae", "vtrace"])
+def test_an_episode_that_was_cut_off_bootstraps_from_its_last_observation_as_tianshou_s(
+    formula: str, cut: tuple[int, ...], expected: list[float]
+) -> None:
+    """thu-ml/tianshou, test/base/test_returns.py, test_episodic_returns: three episodes of four rows, gamma 0.99, lambda 0.95.
+    The values are of what follows each row. Numbers of 4 places."""
+    reward = rows([101.0, 102, 103, 200, 104, 105, 106, 201, 107, 108, 109, 202])
+    following = rows([2.0, 3, 4, -1, 5, 6, 7, -2, 8, 9, 10, -3])
+    discount = 0.99 * (torch.arange(12) % 4 != 3).double()[:, None]
+    discount[list(cut)] = 0.99
+    at = torch.tensor(cut, dtype=torch.int64)
+    reward, discount = cut_off(reward, discount, at, following.flatten()[at])
+    value, last = following.roll(1, 0), following[-1]
+    if formula == "gae":
+        found = gae(reward, discount, value, last, everything(reward), 0.95)
+    else:
+        found = vtrace(torch.ones_like(reward), reward, discount, value, last, everything(reward), lam=0.95)
+    assert found.value.flatten().tolist() == pytest.approx([*expected, 474.2876, 390.1027, 299.476, 202.0], abs=1e-4)
 
 
 LOGITS = torch.tensor([[1.0, 1.0, 1.0], [2.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
