@@ -1,11 +1,18 @@
-"""The pictures of the pages on federated methods: `python docs/curves.py` makes all of them anew, `... robust.png` one of them.
+"""The pictures of the pages on methods: `python docs/curves.py` makes all of them anew, `... robust.png` one of them, `... rl`
+those of reinforcement learning.
 
-The one idea: a picture is a list of commands that anybody can type. Each method of docs/federated.md is in one of them.
+The one idea: a picture is a list of commands that anybody can type. Each method of docs/federated.md is in one of them, and
+each of docs/reinforcement.md too, with several seeds. With `--runs FOLDER` runs stay in that folder, and those that are done
+there are not made again.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shlex
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -84,18 +91,57 @@ PICTURES: Mapping[str, Sequence[str]] = {
     "lora.png": ("lora eval_every=2",),
 }
 
+CARTPOLE = "gymnasium:CartPole-v1 --actors"
+PENDULUM = "gymnasium:Pendulum-v1 --actors 0 total_timesteps=10000 eval_every=16"
 
-def drawn(picture: str, commands: Sequence[str], folder: Path) -> None:
-    """Make the runs of a picture, each in a folder of `folder`, and the picture in docs/."""
+RL: Mapping[str, Sequence[str]] = {
+    "rl_rounds.png": (f"{CARTPOLE} 0", f"{CARTPOLE} 0 method=a2c"),
+    "rl_streams.png": (f"{CARTPOLE} 2 method=impala", f"{CARTPOLE} 2 method=appo"),
+    "rl_values.png": (f"{CARTPOLE} 0 method=dqn", f"{CARTPOLE} 2 method=apex"),
+    "rl_es.png": ("cartpole-es --actors 0",),
+    "rl_bounded.png": (f"{PENDULUM} method=sac", f"{PENDULUM} method=td3 learning_starts=1000"),
+    "rl_memory.png": ("examples/blind.py --actors 0", "examples/blind.py:by_r2d2 --actors 0"),
+}
+SEEDS = 10
+
+
+def drawn(picture: str, commands: Sequence[str], folder: Path, seeds: Sequence[int] | None = None) -> None:
+    """Make the runs of a picture, each in a folder of `folder`, and the picture in docs/. seeds: None, the job's own alone."""
     shoal = [sys.executable, "-m", "shoal"]
-    runs = [folder / str(number) for number in range(len(commands))]
-    for run, command in zip(runs, commands, strict=True):
-        print(f"{picture}: shoal simulate {command}", flush=True)
-        subprocess.run([*shoal, "simulate", *shlex.split(command), "--run-dir", run, "--quiet"], cwd=ROOT, check=True)
+    runs: list[Path] = []
+    for number, command in enumerate(commands):
+        found: list[float] = []
+        for seed in (None,) if seeds is None else seeds:
+            words = [*shlex.split(command), *(() if seed is None else ("--seed", str(seed)))]
+            run = folder / (str(number) if seed is None else f"{number}-{seed}")
+            runs.append(run)
+            if not (run / "summary.json").is_file():
+                shutil.rmtree(run, ignore_errors=True)  # of a command that was ended half-way
+                print(f"{picture}: shoal simulate {shlex.join(words)}", flush=True)
+                subprocess.run([*shoal, "simulate", *words, "--run-dir", run, "--quiet"], cwd=ROOT, check=True)
+            told = json.loads((run / "summary.json").read_text())["metrics"]
+            found += [told["eval/return_mean"]] if "eval/return_mean" in told else []
+        if seeds is not None and found:
+            each = " ".join(f"{one:.0f}" for one in found)
+            print(f"{picture}: {command}: greedy returns at the end {each}: median {statistics.median(found):.1f}", flush=True)
     subprocess.run([*shoal, "plot", *runs, "--out", ROOT / "docs" / picture], cwd=ROOT, check=True)
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or PICTURES:
+def main() -> None:
+    asked = argparse.ArgumentParser(description="the pictures of the pages on methods")
+    asked.add_argument("names", nargs="*", metavar="NAME", help="NAME.png, or rl; all of them if none is given")
+    asked.add_argument("--runs", type=Path, help="folder in which the runs stay (default: a temporary one)")
+    given = asked.parse_args()
+    names = [name for each in given.names or [*PICTURES, "rl"] for name in (RL if each == "rl" else [each])]
+    for name in names:
         with tempfile.TemporaryDirectory() as made:
-            drawn(name, PICTURES[name], Path(made))
+            folder = Path(made) if given.runs is None else given.runs.resolve() / Path(name).stem
+            folder.mkdir(parents=True, exist_ok=True)
+            if name in RL:
+                drawn(name, RL[name], folder, range(SEEDS))
+            else:
+                drawn(name, PICTURES[name], folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""CartPole that shows positions and hides velocities: a policy without memory cannot balance the pole for long.
+
+shoal simulate examples/blind.py                        # PPO with a GRU
+shoal simulate examples/blind.py memory=none            # the same without memory
+shoal simulate examples/blind.py:by_r2d2                # R2D2
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers.vector import TransformObservation
+
+from shoal import Reinforcement
+
+
+def env(num_envs):
+    made = gymnasium.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point")
+    positions = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    return TransformObservation(made, lambda seen: seen[:, ::2], single_observation_space=positions)
+
+
+small = {"hidden": (64,), "memory": "gru", "memory_size": 64}
+job = Reinforcement(
+    env, method="ppo", total_timesteps=200_000, clients=1, num_envs=32, rollout_length=32, lr=3e-3, reward_scale=0.1, **small
+)
+by_r2d2 = Reinforcement(env, method="r2d2", total_timesteps=100_000, **small)
