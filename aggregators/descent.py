@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.aggregators import State
+from shoal.aggregators.frames import framed
 from shoal.aggregators.gae import cut_off
 from shoal.aggregators.staging import Batch, Staging, Statistics
 from shoal.envs.spaces import apart
@@ -91,6 +92,7 @@ class TrajectoryLearner:
         """The batch as it is learned from: observations scaled by the statistics of the weights that were published, so that
         nothing is stale at lag 0; rewards by those that have this batch in them. Then the statistics of the observations are
         merged too, into the weights that are published next."""
+        batch = framed(batch)
         if self.max_reward:
             batch = replace(batch, reward=batch.reward.clamp(-self.max_reward, self.max_reward))
         if (normal := self.normal) is None:

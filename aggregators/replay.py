@@ -23,14 +23,16 @@ from shoal.aggregators.priorities import Priorities
 from shoal.aggregators.row_ring import RowRing, row_bytes
 from shoal.aggregators.sum_tree import Doubles, Places
 from shoal.envs.spaces import apart, final_name
+from shoal.nets.framed import FRAMES
 from shoal.nets.policies import Seen
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
 from shoal.protocol.memory import room
 
 Array = npt.NDArray[Any]
-SEEN, FINAL, STATE = "observation", "final", "state"
-MADE = ("reward", "discount", "ahead")  # arrays of the ring that are computed from a trajectory's rewards and flags
+SEEN, FINAL, STATE, FIRST = "observation", "final", "state", "first"
+OLDER = f"{STATE}/{FRAMES}"  # the frames before a trajectory's first row
+MADE = ("reward", "discount", "ahead", "back")  # arrays of the ring that are computed from a trajectory's rewards and flags
 Q, BEST = "q", "best"  # rows that actors add: their value of the action taken, and of the best action
 AT_ONCE = 32 << 20  # bytes of observations that are gathered at once
 
@@ -126,6 +128,7 @@ class ReplayBuffer(RingReplay):
     least one trajectory's. n_step, gamma: each transition sums up to n_step rewards with discount gamma (n_step.py), times
     reward_scale. prioritized: False draws uniformly; alpha: exponent of the priorities. beside: names of arrays [T, B, ...]
     that are kept beside the action. device: where batches go.
+    If trajectories have frames beside them (nets/framed.py), each frame is kept once, and a batch has stacks of them.
     inserted: transitions that ever came. nbytes: bytes of memory when the ring is full; pages are touched as it fills.
 
     Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
@@ -151,13 +154,16 @@ class ReplayBuffer(RingReplay):
             raise UserError(
                 f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
             )
-        each = (T + 1) * B + (T * B if has_finals(layout) else 0)  # places of one trajectory, at most
-        self.capacity = max(each, -(-buffer_size * (T + 1) // T))
+        self.before = layout.by_name[OLDER].shape[1] if OLDER in layout.by_name else 0  # frames in a stack, beside the newest
+        lead = self.before * B  # places for the frames before the first row; and rows that lose frames with those before them
+        each = lead + (T + 1) * B + (T * B if has_finals(layout) else 0)  # places of one trajectory, at most
+        self.capacity = max(each, -(-buffer_size * (T + 1 + self.before) // T)) + lead
         arrays = {p.name: (p.dtype, p.shape) for p in layout.places if p.name.split("/")[0] not in (FINAL, STATE)}
-        self.seen = [name for name, (_, shape) in arrays.items() if shape[:2] == (T + 1, B)]
+        self.seen = [name for name, (_, shape) in arrays.items() if shape[:2] == (T + 1, B) and name != FIRST]
         kept = (*self.seen, "action", *beside)
         rows = {name: (DTYPES[dtype], shape[2:]) for name, (dtype, shape) in arrays.items() if name in kept}
         rows |= {"reward": (DTYPES["f4"], ()), "discount": (DTYPES["f4"], ()), "ahead": (DTYPES["i4"], ())}
+        rows |= {"back": (DTYPES["i4"], ())} if self.before else {}
         self.nbytes = self.capacity * (row_bytes(rows) + 4 + (9 if prioritized else 0))
         fits(self.nbytes, buffer_size)
         self.ring = RowRing(self.capacity, rows)
@@ -180,18 +186,21 @@ class ReplayBuffer(RingReplay):
         flags = (bundle["terminated"], bundle["truncated"], mask)
         returns = n_step(bundle["reward"], *flags, self.n_step, self.gamma)
         ahead, finals = self._ahead(returns.steps, *flags)
-        many = (T + 1) * B + len(finals)
+        lead = self.before * B
+        many = lead + (T + 1) * B + len(finals)
         self._make_room(many)
         for name, ring in self.ring.arrays.items():
             if name not in MADE:
-                self.ring.write(name, 0, bundle[name].reshape(-1, *ring.shape[1:]))
+                self.ring.write(name, lead, bundle[name].reshape(-1, *ring.shape[1:]))
         for name in self.seen if len(finals) else ():
             last = bundle[final_name(name)] if final_name(name) in bundle else bundle[name][:T]
-            self.ring.write(name, (T + 1) * B, last.reshape(T * B, *last.shape[2:])[finals])
+            self.ring.write(name, lead + (T + 1) * B, last.reshape(T * B, *last.shape[2:])[finals])
         for name, values in (("reward", returns.reward), ("discount", returns.discount), ("ahead", ahead)):
-            self.ring.write(name, 0, values.ravel())
-        self.ring.write("ahead", T * B, np.zeros(many - T * B, np.int32))  # no action followed these
-        drawable = (self.ring.written + np.flatnonzero(mask)) % self.capacity
+            self.ring.write(name, lead, values.ravel())
+        self.ring.write("ahead", lead + T * B, np.zeros(many - lead - T * B, np.int32))  # no action followed these
+        if self.before:
+            self._write_older(bundle, finals)
+        drawable = (self.ring.written + lead + np.flatnonzero(mask)) % self.capacity
         self.order[(self.inserted + np.arange(len(drawable))) % self.capacity] = drawable
         if self.priorities is not None:
             self.priorities.tree.put(self.ring.places(self.ring.written, self.ring.written + many), 0.0)
@@ -232,10 +241,31 @@ class ReplayBuffer(RingReplay):
         first.ravel()[known] = self.priorities.of(error[known])
         return first
 
+    def _write_older(self, bundle: Bundle, finals: Places) -> None:
+        """Write the frames before the first row, and for each place the way back to the frame before it: 0 if there is none."""
+        (T, B), lead = self.shape, self.before * self.shape[1]
+        older = bundle[OLDER].swapaxes(0, 1)
+        self.ring.write(SEEN, 0, older.reshape(lead, *older.shape[2:]))
+        self.ring.write("ahead", 0, np.zeros(lead, np.int32))
+        back = np.full((self.before + T + 1, B), B, np.int32)
+        back[0] = 0
+        back[self.before :][bundle[FIRST]] = 0
+        last = (T + 1) * B + np.arange(len(finals)) - finals  # the row that was cut off lies before its last observation
+        self.ring.write("back", 0, np.concatenate([back.ravel(), last.astype(np.int32)]))
+
     def _make_room(self, places: int) -> None:
-        """Let go of the transitions in the next places."""
-        gone = [self.ring["ahead"][cut] for cut in self.ring.cuts(self.ring.written, places)]
-        self.taken += sum(int(np.count_nonzero(each)) for each in gone)
+        """Let go of the transitions in the next places, and of those behind them whose older frames lie there."""
+        lead = self.before * self.shape[1]
+        for cut in self.ring.cuts(self.ring.written, min(self.capacity, places + lead)):
+            self.taken += int(np.count_nonzero(self.ring["ahead"][cut]))
+            self._let_go(cut)
+
+    def _let_go(self, cut: slice) -> None:
+        """Draw none of the rows in these places any more."""
+        if self.before:
+            self.ring["ahead"][cut] = 0
+            if self.priorities is not None:
+                self.priorities.tree.put(np.arange(cut.start, cut.stop, dtype=np.int64), 0.0)
 
     # Batches out
 
@@ -259,8 +289,8 @@ class ReplayBuffer(RingReplay):
         following = (places + self.ring["ahead"][places]) % self.capacity
         return Transitions(
             places,
-            {name: self._taken(name, places) for name in self.seen},
-            {name: self._taken(name, following) for name in self.seen},
+            {name: self._stack(name, places) for name in self.seen},
+            {name: self._stack(name, following) for name in self.seen},
             self._taken("action", places),
             self._taken("reward", places) * self.reward_scale,
             self._taken("discount", places),
@@ -270,10 +300,27 @@ class ReplayBuffer(RingReplay):
     def _taken(self, name: str, places: Places) -> Tensor:
         return torch.from_numpy(self.ring[name].take(places, axis=0)).to(self.device)
 
+    def _stack(self, name: str, places: Places) -> Tensor:
+        """The observations in these places, [N, *shape]; with frames, stacks of them, oldest first, [N, k, *shape]."""
+        newest = self._taken(name, places)
+        if not self.before:
+            return newest
+        found, there = [newest], np.ones(len(places), dtype=bool)
+        for _ in range(self.before):
+            back = self.ring["back"][places]
+            there, places = there & (back > 0), (places - back) % self.capacity
+            frame = self._taken(name, places)
+            frame[torch.from_numpy(~there).to(self.device)] = 0
+            found.insert(0, frame)
+        return torch.stack(found, dim=1)
+
     def load(self, state: State) -> None:
         """Go on from a snapshot's arrays, with another buffer_size too. Raises UserError if rows are not there or do not
         fit."""
         self.ring.load(state)
+        if self.before and self.first:  # the rows behind those that were overwritten have lost older frames
+            for cut in self.ring.cuts(self.first, self.before * self.shape[1]):
+                self.ring["ahead"][cut] = 0
         (self.inserted,) = (int(n) for n in state["replay/inserted"])
         live = self.ring.places(self.first, self.ring.written)
         drawable = live[self.ring["ahead"][live] > 0]

@@ -17,7 +17,7 @@ from shoal.aggregators import State
 from shoal.aggregators.off_policy import OffPolicyLearner
 from shoal.aggregators.replay import Transitions
 from shoal.aggregators.trained import Trained, follow, kept, restored
-from shoal.envs.spaces import Spaces
+from shoal.envs.spaces import Named, Spaces
 from shoal.nets.bodies import body_of
 from shoal.nets.continuous import Bounds
 from shoal.nets.perceptrons import Critics
@@ -80,6 +80,8 @@ class TD3Learner(OffPolicyLearner):
         self.inward = inward(self.bounds, self.device)
         body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
         shape = () if body else self.layout.by_name["observation"].shape[2:]
+        if self.spaces is not None and not isinstance(self.spaces.observation, Named):
+            shape = self.spaces.observation.shape  # with frame_stack, that of several observations
         seed = key(self.seed, "critics") % 2**63
         critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
         self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True)

@@ -92,14 +92,18 @@ PICTURES: Mapping[str, Sequence[str]] = {
 }
 
 CARTPOLE = "gymnasium:CartPole-v1 --actors"
-PENDULUM = "gymnasium:Pendulum-v1 --actors 0 total_timesteps=10000 eval_every=16"
+PENDULUM = "gymnasium:Pendulum-v1 --actors 0 eval_every=64"
+APEX = (
+    "method=apex total_timesteps=50000 num_envs=8 rollout_length=8 hidden=128,128 activation=relu batch_size=128 "
+    "replay_ratio=0.25 target_update_interval=1 tau=0.01"
+)
 
 RL: Mapping[str, Sequence[str]] = {
-    "rl_rounds.png": (f"{CARTPOLE} 0", f"{CARTPOLE} 0 method=a2c"),
+    "rl_rounds.png": (f"{CARTPOLE} 0 total_timesteps=100000", f"{CARTPOLE} 0 method=a2c"),
     "rl_streams.png": (f"{CARTPOLE} 2 method=impala", f"{CARTPOLE} 2 method=appo"),
-    "rl_values.png": (f"{CARTPOLE} 0 method=dqn", f"{CARTPOLE} 2 method=apex"),
+    "rl_values.png": (f"{CARTPOLE} 0 method=dqn", f"{CARTPOLE} 2 {APEX}"),
     "rl_es.png": ("cartpole-es --actors 0",),
-    "rl_bounded.png": (f"{PENDULUM} method=sac", f"{PENDULUM} method=td3 learning_starts=1000"),
+    "rl_bounded.png": (f"{PENDULUM} method=sac total_timesteps=10000", f"{PENDULUM} method=td3"),
     "rl_memory.png": ("examples/blind.py --actors 0", "examples/blind.py:by_r2d2 --actors 0"),
 }
 SEEDS = 10
@@ -130,6 +134,7 @@ def drawn(picture: str, commands: Sequence[str], folder: Path, seeds: Sequence[i
 def main() -> None:
     asked = argparse.ArgumentParser(description="the pictures of the pages on methods")
     asked.add_argument("names", nargs="*", metavar="NAME", help="NAME.png, or rl; all of them if none is given")
+    asked.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each method of rl (default: %(default)s)")
     asked.add_argument("--runs", type=Path, help="folder in which the runs stay (default: a temporary one)")
     given = asked.parse_args()
     names = [name for each in given.names or [*PICTURES, "rl"] for name in (RL if each == "rl" else [each])]
@@ -138,7 +143,7 @@ def main() -> None:
             folder = Path(made) if given.runs is None else given.runs.resolve() / Path(name).stem
             folder.mkdir(parents=True, exist_ok=True)
             if name in RL:
-                drawn(name, RL[name], folder, range(SEEDS))
+                drawn(name, RL[name], folder, range(given.seeds))
             else:
                 drawn(name, PICTURES[name], folder)
 

@@ -18,8 +18,10 @@ def env(num_envs):
     return TransformObservation(made, lambda seen: seen[:, ::2], single_observation_space=positions)
 
 
-small = {"hidden": (64,), "memory": "gru", "memory_size": 64}
+small = {"hidden": (64,), "memory": "gru", "memory_size": 32}
 job = Reinforcement(
-    env, method="ppo", total_timesteps=200_000, clients=1, num_envs=32, rollout_length=32, lr=3e-3, reward_scale=0.1, **small
+    env, method="ppo", total_timesteps=100_000, clients=1, num_envs=32, rollout_length=32, lr=3e-3, reward_scale=0.1, **small
 )
-by_r2d2 = Reinforcement(env, method="r2d2", total_timesteps=100_000, **small)
+replayed = {"lr": 1e-3, "gamma": 0.99, "learning_starts": 1_000, "target_update_interval": 1, "tau": 0.02, "reward_scale": 0.1}
+sequences = {"num_envs": 8, "rollout_length": 20, "burn_in": 4, **replayed}
+by_r2d2 = Reinforcement(env, method="r2d2", total_timesteps=60_000, **small, **sequences)

@@ -40,7 +40,7 @@ class Picture:
 
 def picture(part: Part) -> Picture | None:
     """The picture in a part of an observation; None if it is none. Channels are the smaller of the first and the last axis (the
-    last if they are equal); of four axes, the first (a stack of frames) and the last are both channels."""
+    last if they are equal); of four axes, the first is a stack of frames, and the other three are a picture."""
     if not isinstance(part, Observations) or part.dtype != "u1":
         return None
     match part.shape:
@@ -50,6 +50,8 @@ def picture(part: Part) -> Picture | None:
             return Picture(first, second, last, (0, 1, 2))
         case (height, width, channels):
             return Picture(channels, height, width, (2, 0, 1))
+        case (stack, channels, height, width) if channels < width:
+            return Picture(stack * channels, height, width, (0, 1, 2, 3))
         case (stack, height, width, channels):
             return Picture(stack * channels, height, width, (0, 3, 1, 2))
     return None

@@ -42,6 +42,7 @@ class Environments(Environment):
     metrics: ClassVar[Mapping[str, Any] | None] = None
     worker: ClassVar[None] = None
     stagger: ClassVar[bool] = False  # type: ignore[misc]  # no setting here: episodes begin anew in each task
+    frame_stack: ClassVar[int] = 1  # type: ignore[misc]  # no setting here: a client's rows are its data, one by one
 
     num_envs: int = option(8, "environments of a client, stepped together", least=1)
     rollout_length: int = option(128, "steps of each environment in one task of a client", least=1)

@@ -39,6 +39,7 @@ from shoal.jobs.presets import Preset
 from shoal.jobs.presets import found as preset_of
 from shoal.jobs.settings import NO_ARGUMENTS, Arguments, option, plain, ranges, shown, values
 from shoal.nets.acting import Form, Network, Parted, Policy
+from shoal.nets.framed import FRAMES, Framed, stacked_spaces
 from shoal.nets.networks import ACTOR_CRITIC, ActorCriticNetwork
 from shoal.nets.normal import Normalised, kept_of
 from shoal.nets.pictures import NETWORKS, described
@@ -418,6 +419,13 @@ class Environment(Problem):
         "CNN for small pictures",
         choices=NETWORKS,
     )
+    frame_stack: int = option(
+        1,
+        "last observations that the policy sees together; trajectories and the replay hold each once, and the learner stacks "
+        "them on its device",
+        least=1,
+        most=64,
+    )
     env_kwargs: Arguments = option(  # noqa: RUF009  a field, as those around it
         NO_ARGUMENTS, "arguments of gymnasium.make, as JSON; env.NAME=value sets one of them (continuous, say)"
     )
@@ -528,6 +536,8 @@ class Environment(Problem):
             )
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+        if self.frame_stack > 1:
+            self._check_stack()
         if self.memory != "none" and self.policy is not None:
             fix = "give the policy an attribute memory (docs/policies.md) and leave it at memory=none"
             raise UserError(f"memory={self.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
@@ -541,6 +551,15 @@ class Environment(Problem):
                 "is ended; give a larger lease or a smaller step_timeout"
             )
 
+    def _check_stack(self) -> None:
+        said = f"frame_stack={self.frame_stack}"
+        if isinstance(self.env, Parallel):
+            raise UserError(f"{said}: the agents of a game see single observations; supersuit's frame_stack_v1 stacks them")
+        if self.inference != "actor":
+            raise UserError(f"{said}: inference={self.inference} sends single observations; inference=actor")
+        if isinstance(self.learns, Normalised):
+            raise UserError(f"{said}: norm_obs and norm_reward scale single observations; frame_stack=1, or leave them out")
+
     def module(self, seed: int) -> nn.Module:
         module = self._module(seed)
         if self.init:
@@ -552,8 +571,8 @@ class Environment(Problem):
         from shoal.nets.models import seeded
 
         if (policy := self.maker) is not None:
-            return seeded(lambda: self.learns.fitting(policy(self.spaces()), self.spaces()), seed)
-        return self.learns.build(self.spaces(), self.form, seed)
+            return seeded(lambda: self.learns.fitting(policy(self.shown()), self.shown()), seed)
+        return self.learns.build(self.shown(), self.form, seed)
 
     @property
     def maker(self) -> Callable[[Spaces], nn.Module] | None:
@@ -582,8 +601,9 @@ class Environment(Problem):
         from shoal.nets.flat import TORCH_DTYPES
         from shoal.nets.policies import examples
 
-        observation, memory = examples(self.spaces(), 2), self._added()[1]
-        state = {name: torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in memory.items()}
+        observation, memory = examples(self.shown(), 2), self._added()[1]
+        own = {name: its for name, its in memory.items() if name != FRAMES}
+        state = {name: torch.zeros((2, *shape), dtype=TORCH_DTYPES[dtype]) for name, (dtype, shape) in own.items()}
         return (observation, state) if state else (observation,)
 
     def spaces(self) -> Spaces:
@@ -597,6 +617,10 @@ class Environment(Problem):
             self.made[key] = found
         spaces: Spaces = self.made[key]
         return spaces
+
+    def shown(self) -> Spaces:
+        """The spaces as a network sees them: with frame_stack, the last observations together."""
+        return stacked_spaces(self.spaces(), self.frame_stack)
 
     def recipe(self, told: bool | None = None) -> Recipe:
         """How an environment is made. told: as of Recipe; None: as a trial finds."""
@@ -617,7 +641,9 @@ class Environment(Problem):
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        return self.learns.policy(self.spaces(), self.form, None if self.maker is None else self._module(seed))
+        policy = self.learns.policy(self.shown(), self.form, None if self.maker is None else self._module(seed))
+        seen = self.spaces().observation
+        return Framed(policy, self.frame_stack, seen) if self.frame_stack > 1 and isinstance(seen, Observations) else policy
 
     def played(self, seed: int, num_envs: int, alone: bool) -> Policy:
         """The policy of an actor's rollouts: `acts`, of which another process computes the network if inference=central and
@@ -700,7 +726,7 @@ class Environment(Problem):
         if isinstance(seen, Named) and seen.left_out:
             found.append(f"observation: {', '.join(seen.left_out)} is text, which policies here do not read: left out")
         if self.policy is None and isinstance(getattr(self.learns, "inner", self.learns), ActorCriticNetwork):
-            whole = described(self.spaces(), self.network, self.hidden, self.activation)
+            whole = described(self.shown(), self.network, self.hidden, self.activation)
             found.append(whole + (f", then {self.memory} of {self.memory_size} units" if self.memory != "none" else ""))
         if masks := self.spaces().masks:
             found.append(f"action masks: from the {masks}; what a mask forbids is never done")

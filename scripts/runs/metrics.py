@@ -20,6 +20,7 @@ OURS = frozenset({
     "lag_p50", "lag_p90", "dropped_steps", "rollout_seconds", "transfer_seconds", "queue_seconds", "learn_seconds", "ess",
     "gradient_steps", "fitness_mean", "fitness_max", "fitness_std", "weight_norm",
     "left_out", "above_limit", "mixing", "epsilon", "clip_norm", "noise_stddev", "secagg_clients", "secagg_aborted", "trees",
+    "q_mean", "td_error", "critic_loss", "actor_loss", "alpha", "updates", "replay_rows",
     "clients", "rollout_lag", "transfer_lag", "queue_lag", "learn_lag", "quantile_error",
 })
 # fmt: on

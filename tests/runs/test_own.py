@@ -160,11 +160,11 @@ job = Federated(models.mlp, datasets.digits, metrics={"wrong": wrong}, rounds=2,
 def test_every_metric_that_the_documents_name_is_one_of_ours() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     named: set[str] = set()
-    for page in ("federated.md", "rl_runs.md"):
-        table = (docs / page).read_text().partition("## Metrics")[2].partition("\n## ")[0]
-        for row in re.findall(r"^\| (`.*?) (?:\(|\|)", table, re.MULTILINE):
-            named |= set(re.findall(r"`([a-z_/]+)`", row))
-    assert {"update_norm", "rho_mean"} <= named
+    for page in ("federated.md", "rl_runs.md", "replay.md"):
+        for table in re.findall(r"^\| metric \| meaning \|\n(?:\|.*\n)+", (docs / page).read_text(), re.MULTILINE):
+            for row in re.findall(r"^\| (`.*?) (?:\(|\|)", table, re.MULTILINE):
+                named |= set(re.findall(r"`([a-z_/]+)`", row))
+    assert {"update_norm", "rho_mean", "q_mean"} <= named
     answers = {"count", "clients", "mean"}  # of analytics: shown before the rest, as a user's own are
     assert own(named - answers) == []
 

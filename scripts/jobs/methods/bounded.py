@@ -42,7 +42,7 @@ class Bounded(InRounds):
         assert isinstance(problem, Environment)
         return {
             "layout": self.layout(start),
-            "spaces": problem.spaces(),
+            "spaces": problem.shown(),
             "pictures": problem.form.pictures,
             "bounds": Bounds.of(problem.spaces(), self.name),
             "hidden": problem.form.hidden,

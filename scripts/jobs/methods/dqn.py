@@ -13,7 +13,7 @@ from shoal.coordinator.deciding.plans.worded import Worded
 from shoal.jobs.methods.acting import FIRST
 from shoal.jobs.methods.method import Start
 from shoal.jobs.methods.off_policy import InRounds, OffPolicy
-from shoal.jobs.problems import Problem
+from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
 from shoal.nets.q_policy import QNetworks, RecurrentQNetworks
@@ -144,6 +144,8 @@ class R2D2(ApeX):
         if self.burn_in >= self.rollout_length:
             most = self.rollout_length - 1
             raise UserError(f"burn_in={self.burn_in}: must be at most rollout_length - 1 = {most}, or nothing is learned")
+        if isinstance(problem, Environment) and (many := problem.frame_stack) > 1:
+            raise UserError(f"frame_stack={many}: r2d2 remembers what it saw, and stacks no frames; method=apex does")
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.r2d2 import R2D2Learner

@@ -48,6 +48,9 @@ class ES(Playing):
                 "method=es: perturbs the built-in policy; leave policy out (hidden=64,64 sets its size) or method=ppo"
             )
 
+        if isinstance(problem, Environment) and (many := problem.frame_stack) > 1:
+            raise UserError(f"frame_stack={many}: es stacks no frames; gymnasium.wrappers.FrameStackObservation does")
+
     def goal(self) -> Goal:
         return Goal(steps=self.total_timesteps)
 

@@ -1,0 +1,71 @@
+"""Policies that see the last frames together, of an environment that shows one at a time.
+
+The one idea: the frames before the newest are a policy's memory. So a rollout carries them from step to step and forgets them
+where an episode begins, and a trajectory holds each frame once, with those before its first row beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from shoal.envs.spaces import Array, Kept, Observations, Spaces
+from shoal.nets.acting import Acted, Bools, Policy, State, forgotten
+from shoal.protocol.errors import UserError
+from shoal.protocol.layout import DTYPES, Bundle
+from shoal.protocol.work import Words
+
+FRAMES = "frames"  # name of the memory: the frames before the newest, oldest first, [B, k - 1, *shape]
+
+
+def stacked_spaces(spaces: Spaces, frames: int) -> Spaces:
+    """The spaces as a network sees them: `frames` observations one after the other, oldest first, [frames, *shape]. Raises
+    UserError, one line, for observations of several parts, of categories, or with masks."""
+    if frames == 1:
+        return spaces
+    seen = spaces.observation
+    if not isinstance(seen, Observations) or seen.categories or spaces.masks:
+        what = "action masks beside it" if spaces.masks else "several parts or whole numbers"
+        raise UserError(f"frame_stack={frames}: stacks one array of numbers, and the observation has {what}; frame_stack=1")
+    return replace(spaces, observation=replace(seen, shape=(frames, *seen.shape)))
+
+
+class Framed:
+    """Another policy, which gets the last `frames` observations [B, frames, *shape]. Frames before an episode's beginning are
+    zeros."""
+
+    def __init__(self, policy: Policy, frames: int, seen: Observations) -> None:
+        self.policy, self.frames, self.seen = policy, frames, seen
+
+    @property
+    def rows(self) -> Kept:
+        return self.policy.rows
+
+    @property
+    def memory(self) -> Kept:
+        return {**self.policy.memory, FRAMES: (self.seen.dtype, (self.frames - 1, *self.seen.shape))}
+
+    def load(self, weights: Bundle) -> None:
+        self.policy.load(weights)
+
+    def forget(self) -> None:
+        self.policy.forget()
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        return self.policy.noise(rng, rows, num_envs)
+
+    def begin(self, num_envs: int) -> State:
+        frames = np.zeros((num_envs, self.frames - 1, *self.seen.shape), DTYPES[self.seen.dtype])
+        return {**self.policy.begin(num_envs), FRAMES: frames}
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        before = forgotten({FRAMES: state[FRAMES]}, first)[FRAMES]
+        whole = np.concatenate([before, seen[:, None]], axis=1)
+        inner = {name: array for name, array in state.items() if name != FRAMES}
+        acted = self.policy.act(whole, first, inner, noise, words)
+        return acted._replace(state={**acted.state, FRAMES: whole[:, 1:]})
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        return self.policy.finish(extras, action)

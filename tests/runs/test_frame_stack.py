@@ -1,0 +1,149 @@
+"""Frames that are kept once and stacked at the learner, beside environments that stack them themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation
+
+import shoal
+from shoal import Reinforcement
+from shoal.actors.workers.rollout import Rollout
+from shoal.aggregators.replay import ReplayBuffer
+from shoal.envs.vector import Envs
+from shoal.jobs.problems import Environment
+from shoal.nets.acting import Form
+from shoal.nets.framed import Framed, stacked_spaces
+from shoal.nets.q_policy import QNetworks
+from shoal.protocol.errors import UserError
+from shoal.protocol.work import Task
+
+MODES = ["NextStep", "SameStep", "Disabled"]
+K = 3
+
+
+class Film(gymnasium.Env[Any, Any]):
+    """Pictures of noise that begin with the number of the episode and of the step. Episodes last 2 to 6 steps, and every other
+    one is cut off; a step pays the action, or how near it is to zero."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (6, 6, 1), np.uint8)
+
+    def __init__(self, box: bool = False) -> None:
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,)) if box else gymnasium.spaces.Discrete(2)
+        self.box, self.episode = box, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.episode, self.at = self.episode + 1, 0
+        self.length = int(self.np_random.integers(2, 7))
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        picture = self.np_random.integers(1, 256, (6, 6, 1), dtype=np.uint8)
+        picture[0, 0], picture[0, 1] = self.episode % 250 + 1, self.at + 1
+        return picture
+
+    def step(self, action: Any) -> Any:
+        self.at += 1
+        over = self.at == self.length
+        paid = -float(abs(action[0])) if self.box else float(action)
+        return self.seen(), paid, over and self.episode % 2 == 0, over and self.episode % 2 == 1, {}
+
+
+def of(mode: str, box: bool = False, stacked: bool = False) -> Callable[[int], Any]:
+    def one() -> Any:
+        return FrameStackObservation(Film(box), K, padding_type="zero") if stacked else Film(box)
+
+    return lambda num_envs: SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode(mode))
+
+
+FEW: dict[str, Any] = {"num_envs": 3, "rollout_length": 7, "total_timesteps": 260, "eval_episodes": 2, "hidden": (8,)}
+LATE: dict[str, Any] = {"learning_starts": 20, "batch_size": 8, "replay_ratio": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "more"),
+    [
+        *(("ppo", mode, {}) for mode in MODES),
+        *(("dqn", mode, LATE) for mode in MODES),
+        ("impala", "SameStep", {}),
+        ("ppo", "SameStep", {"memory": "gru", "memory_size": 8}),
+        ("apex", "NextStep", LATE),
+        ("sac", "SameStep", LATE),
+        ("td3", "NextStep", LATE),
+    ],
+)
+def test_a_run_has_the_weights_of_one_whose_environments_stack_the_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, mode: str, more: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    box = method in ("sac", "td3")
+    runs = [
+        shoal.run(Reinforcement(of(mode, box, stacked), method=method, **FEW, **more, **given), actors=0, show=False)
+        for stacked, given in ((True, {}), (False, {"frame_stack": K}))
+    ]
+    plain, framed = (run.weights for run in runs)
+    assert plain.keys() == framed.keys()
+    assert all(np.array_equal(plain[name], framed[name]) for name in plain)
+    assert runs[0].metrics["eval/return_mean"] == runs[1].metrics["eval/return_mean"]
+    player, seen = runs[1].policy(), Film(box).reset(seed=1)[0]
+    player.act(seen)  # a player stacks frames too
+    problems = [run.job.problem for run in runs]
+    kept = [problem.trajectory(32, 8).by_name["observation"].nbytes for problem in problems if isinstance(problem, Environment)]
+    assert kept[0] == K * kept[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_stacks_from_a_full_replay_are_of_one_episode_and_without_gaps(mode: str, prioritized: bool) -> None:
+    spaces = Envs(of(mode)(1)).spaces
+    network, form = QNetworks(), Form((4,))
+    inner = network.policy(stacked_spaces(spaces, K), form, None)
+    policy = Framed(inner, K, spaces.observation)  # type: ignore[arg-type]
+    weights = network.build(stacked_spaces(spaces, K), form, 1)
+    from shoal.nets.flat import FlatModule
+
+    worker = Rollout(lambda many: Envs(of(mode)(many)), policy, 7, 3, seed=2)
+    layout = spaces.trajectory(7, 3, policy.rows, policy.memory)
+    buffer = ReplayBuffer(layout, 60, prioritized=prioritized)
+    rng, met = np.random.default_rng(0), 0
+    for version in range(14):
+        task = Task(version, 0, (0,), words={"epsilon": 0.5})
+        work = worker.run(FlatModule(weights).bundle(), 0, task)
+        assert work.bundle is not None
+        buffer.insert(work.bundle)
+        (batch,) = buffer.minibatches(rng, 1, 64)
+        buffer.prioritize(batch.places, batch.reward + 1)
+        for stacks in (batch.observation.numpy(), batch.next_observation.numpy()):
+            episode, step = stacks[:, :, 0, 0, 0].astype(int), stacks[:, :, 0, 1, 0].astype(int)
+            for age in range(1, K):
+                older, newest = K - 1 - age, K - 1
+                begun = step[:, newest] > age
+                assert (step[begun, older] == step[begun, newest] - age).all()
+                assert (episode[begun, older] == episode[begun, newest]).all()
+                assert not stacks[~begun, older].any()
+                met += int(begun.sum())
+        goes_on = batch.discount.numpy() > 0
+        assert (batch.next_observation.numpy()[goes_on, :-1] == batch.observation.numpy()[goes_on, 1:]).all()
+    assert met > 100
+    assert 20 < len(buffer) <= 60 + 9
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "r2d2", "memory": "gru"}, "frame_stack=3: r2d2"),
+        ({"method": "es"}, "frame_stack=3: es"),
+        ({"method": "ppo", "norm_obs": True}, "frame_stack=3: .*norm_obs"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Reinforcement(of("SameStep"), frame_stack=3, **settings)
