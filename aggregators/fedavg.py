@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,10 +21,12 @@ from shoal.aggregators.summing import BLOCKS, Turning, make_sum
 from shoal.nets.flat import as_tensor, segment
 from shoal.nets.updates import SGD, Update, tried
 from shoal.protocol.errors import ProtocolError
-from shoal.protocol.exact import VALUES, averaged
+from shoal.protocol.exact import VALUES, PartialSum, averaged
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved
+
+SHORT = 2**15  # entries of a model up to which a step by numpy is faster than one by torch
 
 
 class FedAvgServer:
@@ -69,6 +72,11 @@ class FedAvgServer:
         self.sum.gauge.shares = shares
         self.unit = GRID if deterministic else 1.0
         self.block = BLOCKS.get(self.device.type, BLOCKS["cuda"])
+        sgd = self.update
+        plain = type(sgd) is SGD and not (sgd.momentum or sgd.weight_decay)
+        alone = [*self.layout.segments] == ["f4"] and 0 < self.trainable == entries <= SHORT
+        own = type(self)._learn is not FedAvgServer._learn
+        self.short = plain and alone and not own and self.device.type == "cpu"  # a step is made by numpy
         self.steps = 0
         self.moments = {
             name: torch.full((self.trainable,), start, device=self.device) for name, start in self.update.moments.items()
@@ -100,6 +108,8 @@ class FedAvgServer:
         """
         if not self.sum.weight:
             raise RuntimeError("step(): nothing folded in since the last step; expected at least one contribution")
+        if self.short and isinstance(self.sum, PartialSum):
+            return self._moved(*self._short(self.sum.totals["f4"], self.unit / self.divisor()))
         spare = self.sum.turn() if isinstance(self.sum, Turning) else self.current.spare()
         move = Move(self.current.raw, spare, self.layout, self.sum.totals, self.unit / self.divisor(), self.block)
         square = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -108,13 +118,34 @@ class FedAvgServer:
         for dtype in self.sum.totals:
             for where in self._blocks(self.trainable if dtype == "f4" else 0, len(move.after[dtype])):
                 self._average(move, dtype, where)
-        if not float(move.most) * self.divisor() <= 2 * self.sum.gauge.reach:  # twice, to leave room for rounding
+        return self._moved(float(square), float(move.most), move.finished())
+
+    def _moved(self, square: float, most: float, following: Tensor) -> Moved:
+        """End a step. square: squared length of the move. most: largest |mean|. following: the next weights."""
+        if not most * self.divisor() <= 2 * self.sum.gauge.reach:  # twice, to leave room for rounding
             raise RuntimeError("a sum holds more than was counted into it: a contribution changed while it was folded in")
         examples = self.sum.weight
-        self.current.become(move.finished())
+        self.current.become(following)
         self._clear()
         self.steps += 1
-        return Moved({"examples": examples, "update_norm": math.sqrt(float(square))})
+        return Moved({"examples": examples, "update_norm": math.sqrt(square)})
+
+    def _short(self, total: npt.NDArray[np.int64], scale: float) -> tuple[float, float, Tensor]:
+        """Make the step of a small model by numpy, in the operations of `_learn`: torch's calls would take longer than they
+        work. Returns the squared length of the move, the largest |mean|, and the next weights."""
+        update = torch.empty(len(total), dtype=torch.float64)
+        mean = update.numpy()
+        np.copyto(mean, total, casting="same_kind")
+        np.multiply(mean, scale, mean)
+        most = max(float(mean.max()), -float(mean.min()))
+        if (lr := getattr(self.update, "lr", 1.0)) != 1:
+            np.multiply(mean, lr, mean)
+        square = float(update.dot(update))
+        spare = self.current.spare()
+        after, before = (segment(raw, self.layout, "f4").numpy() for raw in (spare, self.current.raw))
+        np.add(mean, before, mean)
+        np.copyto(after, mean, casting="same_kind")
+        return square, most, spare
 
     def _blocks(self, first: int, last: int) -> Iterator[slice]:
         return (slice(start, min(start + self.block, last)) for start in range(first, last, self.block))

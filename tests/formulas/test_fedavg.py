@@ -15,10 +15,12 @@ from servers import FedAdagradServer, FedAdamServer, FedAvgMServer, FedYogiServe
 
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.aggregators.fedbuff import FedBuffServer
+from shoal.nets.updates import Adam
 from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum, floats
 from shoal.protocol.grid import LIMIT, PLAIN_LIMIT
 from shoal.protocol.layout import Bundle
+from shoal.protocol.work import Contribution, Task, Work
 
 ROUNDING = 2.0**-23  # of a float32 that is about 1: a weight moves by a number of that size and is rounded once
 DELTAS = [(random_bundle(10 + i, size=0.1), weight) for i, weight in enumerate([10.0, 3.0, 250.0, 1.0])]
@@ -245,3 +247,28 @@ def test_no_more_entries_are_trainable_than_there_are():
 def test_a_learning_rate_is_a_number_above_zero(lr):
     with pytest.raises(UserError, match=r"lr=.*: must be a number above 0"):
         FedAvgServer(vector([0.0]), lr=lr)
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.3])
+@pytest.mark.parametrize("entries", [1, 7, 1386, 2**15])
+def test_the_step_of_a_small_model_by_numpy_has_the_bits_of_the_step_by_torch(entries, lr):
+    rng = np.random.Generator(np.random.Philox(entries))
+    start = vector(rng.normal(size=entries))
+    short, long = FedAvgServer(start, lr=lr), FedAvgServer(start, lr=lr)
+    assert short.short
+    long.short = False
+    for _ in range(3):
+        for client in range(4):
+            work = Work(vector(rng.normal(size=entries)), 0.1 + client)
+            for one in (short, long):
+                one.fold(Contribution(Task(0, client, (client,)), 0, 0, work))
+        assert short.step() == long.step()
+        assert short.weights().sha256() == long.weights().sha256()
+
+
+def test_models_of_other_sizes_dtypes_and_optimizers_step_by_torch():
+    large = vector(np.zeros(2**15 + 1))
+    mixed = Bundle.pack({"w": np.zeros(3, np.float32), "n": np.zeros(2, np.int64)})
+    small = vector([0.0, 0.0])
+    servers = [FedAvgServer(large), FedAvgServer(mixed), FedAvgServer(small, trainable=1), FedAvgServer(small, update=Adam())]
+    assert not any(one.short for one in servers)
