@@ -26,7 +26,7 @@ PLACED = ("inference", "double_buffer")
 WARM = 0.25  # share of a run's seconds that is not counted: actors begin, environments are made
 GAIN = 1.05  # a setting is better if it makes so many times the steps: less may be chance
 VERSIONS = 4  # of each run, at least: with a large network a step may take longer than a run should
-LONGEST = 5  # times the seconds of a run after which it ends with fewer versions
+LONGEST = 5  # times the seconds of a run after which it ends with fewer versions, from the first one on
 LARGEST = 2**27  # bytes of a trajectory that is tried: every process of a run holds some
 ENDLESS = 10**12  # environment steps
 
@@ -156,17 +156,23 @@ def _measured(job: Job, seconds: float) -> Measure:
         more = {name: value for name, value in none.items() if name in job.options()}
         ready = job.configured({"total_timesteps": ENDLESS, **more, **settings})
         with tempfile.TemporaryDirectory() as folder:
-            done = run(
-                ready, actors=actors, folder=Path(folder) / "run", show=False, stop_when=lambda row: enough(row, seconds)
-            )
+            done = run(ready, actors=actors, folder=Path(folder) / "run", show=False, stop_when=enough(seconds))
             return rate_of(done, seconds)
 
     return measure
 
 
-def enough(row: Mapping[str, Any], seconds: float) -> bool:
-    """True if a run that has come to this row has lasted long enough."""
-    return bool(row["seconds"] > seconds and (row["version"] >= VERSIONS or row["seconds"] > LONGEST * seconds))
+def enough(seconds: float) -> Callable[[Mapping[str, Any]], bool]:
+    """A function of a run's rows, in their order: True for the row with which the run has lasted long enough. LONGEST times the
+    seconds count from the first version, because a start may take long."""
+    first: list[float] = []
+
+    def ends(row: Mapping[str, Any]) -> bool:
+        first[:] = first or [row["seconds"]]
+        whole = row["version"] >= VERSIONS or row["seconds"] - first[0] > LONGEST * seconds
+        return bool(row["seconds"] > seconds and whole)
+
+    return ends
 
 
 def rate_of(run: Run, seconds: float) -> float:

@@ -63,10 +63,13 @@ def test_a_trajectory_of_pictures_that_would_fill_memory_does_not_fit() -> None:
 
 
 def test_a_run_of_a_large_network_goes_on_until_it_has_made_some_versions() -> None:
-    assert not enough({"seconds": 2.9, "version": 900}, 3.0)
-    assert enough({"seconds": 3.1, "version": 4}, 3.0)
-    assert not enough({"seconds": 9.0, "version": 3}, 3.0)
-    assert enough({"seconds": 15.1, "version": 1}, 3.0)
+    def lasts(*rows: tuple[float, int]) -> list[bool]:
+        ends = enough(3.0)
+        return [ends({"seconds": seconds, "version": version}) for seconds, version in rows]
+
+    assert lasts((0.1, 1), (2.9, 900), (3.1, 950)) == [False, False, True]
+    assert lasts((9.0, 1), (10.0, 2), (11.0, 3), (12.0, 4)) == [False, False, False, True]
+    assert lasts((9.0, 1), (23.9, 2), (24.1, 3)) == [False, False, True]
 
 
 def told(*rates: float) -> Tuned:
