@@ -45,6 +45,7 @@ TABLES: Mapping[str, Job] = {"federated.md": Federated(mlp, 2), "rl_settings.md"
 HEAD = "| setting | allowed | what it means | method |\n"
 SHOWN = ("{'max_depth': 8}", "[GaussianNB(), ExtraTreeClassifier()]", "0.5")  # what the programs of bridges.md print
 CONFLICT = re.compile(r"(<{7}|>{7}) |={7}$")  # of git, in a file whose conflicts were not resolved
+METHOD = re.compile(r"method=(\w+)")
 SHORT = {"rounds": 2, "total_timesteps": 2_000}
 
 
@@ -362,6 +363,23 @@ def test_every_federated_method_has_a_curve_that_a_page_shows() -> None:
     commands = [command for each in pictures.values() for command in each]
     drawn = {found[1] if (found := re.search(r"\bmethod=(\w+)", command)) else "fedavg" for command in commands}
     assert drawn == set(TABLES["federated.md"].fitting())
+
+
+def test_every_method_of_reinforcement_learning_has_tests_a_curve_and_a_figure() -> None:
+    page, pictures = ROOT / "docs" / "reinforcement.md", named(f"{ROOT}/docs/curves.py:RL")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", page.read_text().partition("## Curves")[2], re.M)
+    assert [method for method, *_ in rows] == TABLES["rl_settings.md"].fitting()
+    drawn = {found[1] for command in " ".join(map(" ".join, pictures.values())).split() if (found := METHOD.match(command))}
+    assert {method for method, *_ in rows} - drawn == {"ppo", "es", "r2d2"}  # which their jobs name
+    for method, tests, curve, published, here in rows:
+        files = re.findall(r"`([\w/.]+\.py)`", tests)
+        assert files, method
+        assert [file for file in files if not (ROOT / "tests" / file).is_file()] == []
+        [picture] = re.findall(r"\]\((\w+\.png)\)", curve)
+        assert picture in pictures
+        assert (ROOT / "docs" / picture).is_file()
+        assert re.search(r"\d", published), method
+        assert re.search(r"\d", here), method
 
 
 def test_every_kind_of_report_is_explained() -> None:
