@@ -229,8 +229,10 @@ def actor_critic(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
     except (TypeError, ValueError, AttributeError):
         fits = [False]
     if not all(fits):
+        q = isinstance(out, torch.Tensor) and out.shape == (n, action.size) and not isinstance(action, Box)
         raise UserError(
             f"policy: forward gave {form_of(out)} for {n} observations; expected {wanted}, all of floats: an actor-critic"
+            + " (a Q-network, which gives a value for each action, is for dqn or apex)" * q
         )
     return tensors
 

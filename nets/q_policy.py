@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import NOTHING, Array, Discrete, Floats, Kept, Spaces, apart
+from shoal.envs.spaces import NOTHING, Array, Box, Discrete, Floats, Kept, Spaces, apart
 from shoal.nets.acting import ALL, FIRST, Acted, Bools, Form, Policy, State, begun, forgotten
 from shoal.nets.numpy_policy import ACTIVATIONS, flat
 from shoal.nets.pictures import deep
@@ -236,7 +236,6 @@ def discrete(spaces: Spaces) -> Discrete:
     """The spaces' actions. Raises UserError unless they are Discrete."""
     if not isinstance(spaces.action, Discrete):
         kind = type(spaces.action).__name__
-        raise UserError(
-            f"actions are {kind}: a Q-network gives a value for each of finitely many actions; use method=sac or ppo"
-        )
+        fix = "method=sac or ppo" if isinstance(spaces.action, Box) else "method=ppo or impala"
+        raise UserError(f"actions are {kind}: a Q-network gives a value for each of finitely many actions; use {fix}")
     return spaces.action

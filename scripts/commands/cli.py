@@ -480,6 +480,10 @@ def evaluate(asked: argparse.Namespace) -> int:
     from shoal.runs.summary import json_line
 
     run = trusted(asked.run_dir, asked.trust)
+    if asked.video:
+        from shoal.runs.playing import new_file
+
+        new_file(Path(asked.video))  # before episodes are played
     metrics = evaluated(run, asked.episodes, asked.best)
     shown = {} if asked.video is None else {"video": str(run.video(asked.video, asked.best))}
     rows = {name: f"{value:.6g}" for name, value in metrics.items()} | shown

@@ -112,7 +112,7 @@ def video(run: Run, to: Place = "", best: bool = False) -> Path:
     episode-VERSION in the run's folder, .mp4 if imageio is there, else .gif.
     """
     version = _snapshot(run, best).version
-    target = _target(Path(to)) if str(to) else _own(run, version)
+    target = new_file(Path(to)) if str(to) else _own(run, version)
     played, problem = player(run, best=best), run.job.problem
     assert isinstance(problem, Environment)
     part = target.with_name(f".{target.stem}.part{target.suffix}")
@@ -134,7 +134,8 @@ def _own(run: Run, version: int) -> Path:
     return run.folder / f"episode-{version}{suffix}"
 
 
-def _target(target: Path) -> Path:
+def new_file(target: Path) -> Path:
+    """Returns the path. Raises UserError unless a video can be written there."""
     if target.suffix not in (".mp4", ".gif"):
         raise UserError(f"--video {target}: cannot write {target.suffix or 'a file without a suffix'}; use .mp4 or .gif")
     if target.exists():

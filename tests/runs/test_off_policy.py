@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from whole import run
@@ -21,6 +22,7 @@ from shoal.jobs.catalog import find
 from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.policies import ActorCritic
+from shoal.nets.q import QNetwork
 from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task
 
@@ -151,6 +153,40 @@ def test_a_network_without_memory_is_refused_before_the_run_has_a_folder() -> No
 def test_continuous_actions_are_refused_before_the_run_has_a_folder() -> None:
     with pytest.raises(UserError, match=r"actions are Box: a Q-network gives a value for each of finitely many actions"):
         find("gymnasium:Pendulum-v1").configured({"method": "dqn", "buffer_size": 100_000}).aggregator("cpu")
+
+
+class Pair(gymnasium.Env[Any, Any]):
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "says"),
+    [
+        (Pair, {"method": "dqn"}, "actions are MultiDiscrete: .*; use method=ppo or impala"),
+        (Pair, {"method": "es"}, "method=es: perturbs a perceptron, and the .* are pictures; network=mlp flattens them"),
+        (
+            "CartPole-v1",
+            {"method": "ppo", "rollout_length": 10**12},
+            r"rollout_length=1000000000000: a trajectory takes",
+        ),
+        ("CartPole-v1", {"num_envs": 10**10}, "num_envs=10000000000 rollout_length=32: a trajectory takes .*; give a smaller"),
+        (
+            "CartPole-v1",
+            {"policy": QNetwork, "method": "ppo"},
+            r"\(a Q-network, which .*, is for dqn or apex\)",
+        ),
+    ],
+)
+def test_what_a_method_cannot_serve_is_refused_in_one_line_when_the_job_is_read(
+    env: Any, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as refused:
+        Reinforcement(env, **settings).check_parts()
+    assert "\n" not in str(refused.value)
 
 
 BOXED: dict[str, Any] = {**SMALL, "total_timesteps": 500, "rollout_length": 8}

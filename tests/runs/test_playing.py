@@ -205,7 +205,9 @@ def test_the_command_writes_the_video_beside_its_metrics(tmp_path: Path, monkeyp
     found = ran("evaluate", "run", "--episodes", 2, "--video", "seen.gif", "--json").result
     assert found["video"] == "seen.gif"
     assert Path("seen.gif").stat().st_size > 0
-    assert "exists; name another file" in mistake("evaluate", "run", "--episodes", 1, "--video", "seen.gif")
+    for file, says in (("seen.gif", "exists; name another file"), ("seen.avi", "cannot write .avi; use .mp4 or .gif")):
+        said = mistake("evaluate", "run", "--episodes", 10**12, "--video", file)  # said before an episode is played
+        assert says in said
 
 
 def test_the_five_lines_that_are_shown_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.normal import PAID, SEEN
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
+from shoal.protocol.memory import room
 from shoal.protocol.work import Task, Words
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -141,7 +142,15 @@ class Acting(Playing):
         return [problem.trajectory(self.rollout_length, self.num_envs, self.moments, self.life(problem))]
 
     def worker(self, problem: Problem, seed: int) -> Worker:
+        """Raises UserError if a trajectory, which both an actor and the coordinator hold, takes more than the memory that is
+        left."""
         assert isinstance(problem, Environment)
+        have, its = room(), problem.trajectory(self.rollout_length, self.num_envs, self.moments, self.life(problem)).nbytes
+        if 2 * its > have.nbytes:
+            asked = f"num_envs={self.num_envs} rollout_length={self.rollout_length}"
+            left = f"this {have.bound} has {have.nbytes / 1e9:,.1f} GB left for two"
+            fix = "give a smaller num_envs or rollout_length"
+            raise UserError(f"{asked}: a trajectory takes {its / 1e9:,.1f} GB of memory, and {left}; {fix}")
         return Rollout(
             problem.worlds(),
             problem.played(seed, self.num_envs, self.repeats),

@@ -16,6 +16,7 @@ from shoal.jobs.methods.acting import FIRST, Playing
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
+from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 
@@ -70,6 +71,11 @@ class ES(Playing):
         from shoal.actors.workers.evolution import Evolution
 
         assert isinstance(problem, Environment)
+        if deep(problem.spaces(), problem.network):
+            flat = "" if problem.network == "impala" else "network=mlp flattens them, or "
+            raise UserError(
+                f"method=es: perturbs a perceptron, and the environment's observations are pictures; {flat}method=ppo"
+            )
         worlds, episodes = problem.worlds(), max(1, self.eval_episodes)
         judge = Rollout(worlds, problem.acts(seed), 1, min(32, episodes), seed, episodes)
         return Evolution(worlds, problem.activation, self.pairs, self.sigma, seed, judge)
