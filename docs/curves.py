@@ -88,7 +88,7 @@ PICTURES: Mapping[str, Sequence[str]] = {
         f"{TREES} method=xgb_bagging cohort=3",
     ),
     "analytics.png": ("digits method=analytics query=quantiles",),
-    "lora.png": ("lora eval_every=2",),
+    "lora.png": ("lora",),
 }
 
 CARTPOLE = "gymnasium:CartPole-v1 --actors"

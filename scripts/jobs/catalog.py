@@ -101,11 +101,12 @@ def lora() -> Job:
         name="lora",
         clients=20,
         cohort=10,
-        rounds=30,
+        rounds=60,
         local_epochs=2,
-        batch_size=32,
+        batch_size=16,
         optimizer="adam",
         lr=0.01,
+        lr_schedule="cosine",
         partition="iid",
     )
 
