@@ -193,7 +193,7 @@ def test_a_policy_of_another_kind_is_refused_in_one_line_by_either_method() -> N
         (
             "ppo",
             Q,
-            r"^policy: forward gave \[1, 2\] for 1 observations; expected \(logits .*: an actor-critic$",
+            r"^policy: forward gave \[1, 2\] for 1 observations; expected \(logits .*: an actor-critic \(a Q-network.*\)$",
         ),
         (OfValues, partial(ACTOR_CRITIC.build, form=Environment("CartPole-v1").form, seed=0), "expected a Q-network"),
     ):
