@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.actors import close, work_of
 from shoal.coordinator.keeping.store import Snapshot, newest
 from shoal.coordinator.tally import FEW, add, spread
+from shoal.jobs.methods.acting import Acting
 from shoal.protocol.draws import kept_globals
 from shoal.protocol.errors import UserError, printable
 from shoal.protocol.exact import unfinite
@@ -80,7 +81,8 @@ def _spreads(apiece: Mapping[str, list[float]]) -> dict[str, float]:
 
 def _briefs(run: Run, job: Job, snapshot: Snapshot) -> Callable[[Task], Bundle | None]:
     """The function that gives a task's brief, from what the run remembers of its clients."""
-    if not job.briefs(snapshot.weights.layout):
+    lives = isinstance(job.method, Acting) and job.method.life(job.problem) > 0  # which training tasks alone are told
+    if lives or not job.briefs(snapshot.weights.layout):
         return lambda task: None
     kept = snapshot if snapshot.state else newest(run.folder, lambda text: None)
     aggregator: Any = job.aggregator("cpu")
