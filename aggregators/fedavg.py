@@ -135,16 +135,17 @@ class FedAvgServer:
         work. Returns the squared length of the move, the largest |mean|, and the next weights."""
         update = torch.empty(len(total), dtype=torch.float64)
         mean = update.numpy()
-        np.copyto(mean, total, casting="same_kind")
-        np.multiply(mean, scale, mean)
-        most = max(float(mean.max()), -float(mean.min()))
-        if (lr := getattr(self.update, "lr", 1.0)) != 1:
-            np.multiply(mean, lr, mean)
-        square = float(update.dot(update))
         spare = self.current.spare()
         after, before = (segment(raw, self.layout, "f4").numpy() for raw in (spare, self.current.raw))
-        np.add(mean, before, mean)
-        np.copyto(after, mean, casting="same_kind")
+        with np.errstate(over="ignore", invalid="ignore"):  # as torch does: what is not finite is refused after the step
+            np.copyto(mean, total, casting="same_kind")
+            np.multiply(mean, scale, mean)
+            most = max(float(mean.max()), -float(mean.min()))
+            if (lr := getattr(self.update, "lr", 1.0)) != 1:
+                np.multiply(mean, lr, mean)
+            square = float(update.dot(update))
+            np.add(mean, before, mean)
+            np.copyto(after, mean, casting="same_kind")
         return square, most, spare
 
     def _blocks(self, first: int, last: int) -> Iterator[slice]:

@@ -279,8 +279,8 @@ class Sum:
         for first in range(0, local.size, STRETCH):
             ours, theirs = local[first : first + STRETCH], start[first : first + STRETCH]
             its = total[first : first + STRETCH]
-            delta = np.subtract(ours, theirs, out=room[: ours.size])
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):  # of a client whose weights diverge, which is refused below
+                delta = np.subtract(ours, theirs, out=room[: ours.size])
                 most = weight * grid.bound(grid.square(delta))
             if most <= SMALL:
                 self._adder.small(its, delta, weight)

@@ -174,7 +174,9 @@ class Batched:
                         faults[one.client] = fault
                 if not faults:
                     its = [works[one.client].weight for one in group.members]
-                    refused = total.add_rows(np.subtract(group.w, weights.vector(), out=group.w), its)
+                    with np.errstate(over="ignore"):  # the sum refuses a client whose delta is not finite
+                        deltas = np.subtract(group.w, weights.vector(), out=group.w)
+                    refused = total.add_rows(deltas, its)
                     faults.update((group.members[at].client, fault) for at, fault in refused.items())
             for client in some:
                 if client in faults:
@@ -212,7 +214,8 @@ class Batched:
             worker.w.copy_(torch.from_numpy(w))
             return worker._delta(weights)
         delta = Bundle.zeros(worker.flat.layout)
-        np.subtract(w, weights.vector(), out=delta.vector())
+        with np.errstate(over="ignore"):  # the coordinator refuses a client whose delta is not finite
+            np.subtract(w, weights.vector(), out=delta.vector())
         return delta
 
     def _member(self, client: int, task: Task) -> tuple[Member, Kind]:
