@@ -35,14 +35,14 @@ def test_masks_change_no_bit_of_fedavg(actors: int):
 
 
 def test_a_client_that_fails_drops_out_and_the_others_sum_is_exact(monkeypatch: pytest.MonkeyPatch):
-    trained, broken = LocalSGD.run, 3
+    trained, broken = LocalSGD._run, 3  # what `run` and a sum of deltas both take
 
-    def fails(self, weights, client, task, brief=None):  # type: ignore[no-untyped-def]
+    def fails(self, weights, client, *how):  # type: ignore[no-untyped-def]
         if client == broken:
             raise RuntimeError("no battery")
-        return trained(self, weights, client, task, brief)
+        return trained(self, weights, client, *how)
 
-    monkeypatch.setattr(LocalSGD, "run", fails)
+    monkeypatch.setattr(LocalSGD, "_run", fails)
     its = run(job(clients=6, rounds=2), 2)
     assert its.finish.reason == "done"
     assert [metrics["secagg_clients"] for _, metrics in its.seen.steps if "secagg_clients" in metrics] == [5.0] * 2
@@ -50,14 +50,14 @@ def test_a_client_that_fails_drops_out_and_the_others_sum_is_exact(monkeypatch: 
 
 
 def test_a_round_of_too_few_moves_nothing(monkeypatch: pytest.MonkeyPatch):
-    trained = LocalSGD.run
+    trained = LocalSGD._run
 
-    def fails(self, weights, client, task, brief=None):  # type: ignore[no-untyped-def]
+    def fails(self, weights, client, *how):  # type: ignore[no-untyped-def]
         if client < 3:
             raise RuntimeError("no battery")
-        return trained(self, weights, client, task, brief)
+        return trained(self, weights, client, *how)
 
-    monkeypatch.setattr(LocalSGD, "run", fails)
+    monkeypatch.setattr(LocalSGD, "_run", fails)
     made = job(clients=6, rounds=2)
     its = run(made, 0)
     assert [metrics["secagg_aborted"] for _, metrics in its.seen.steps if "secagg_aborted" in metrics] == [1.0] * 2
