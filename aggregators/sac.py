@@ -8,22 +8,18 @@ it is less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from shoal.aggregators import State
-from shoal.aggregators.off_policy import OffPolicyLearner
+from shoal.aggregators.box_learner import BoxLearner
 from shoal.aggregators.replay import Transitions
-from shoal.aggregators.trained import Trained, follow, kept, restored
-from shoal.envs.spaces import Named, Spaces
-from shoal.nets.bodies import body_of
-from shoal.nets.continuous import Bounds
-from shoal.nets.perceptrons import Critics
+from shoal.aggregators.trained import follow, kept, restored
 from shoal.nets.policies import Seen
-from shoal.nets.squashed import inward, squashed
+from shoal.nets.squashed import squashed
 from shoal.protocol.draws import key
 from shoal.protocol.layout import Bundle
 
@@ -57,50 +53,30 @@ def temperature_gradient(log_prob_N: Tensor, target_entropy: float) -> Tensor:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SACLearner(OffPolicyLearner):
+class SACLearner(BoxLearner):
     """Soft actor-critic with two critics and a learned temperature (Haarnoja et al. 2018b, algorithm 1).
 
     actor: module with forward(observation [N, *obs]) -> (mean, log_std), both [N, A], of the normal number that tanh squashes
-    (nets/squashed.py). bounds: those of the environment's actions. hidden, activation: of the critics. spaces, pictures: for
-    observations of several parts or pictures, of which the critics make features together (nets/bodies.py).
-    lr: learning rate of Adam for actor, critics and temperature. tau: share of the way that the target critics go to the
-    critics in one update. autotune: alpha is learned, from 1, so that the policy's entropy becomes -A nats, of actions in
-    [-1, 1]; else it is `alpha`.
+    (nets/squashed.py). lr: of the temperature too. tau: share of the way that the target critics go to the critics in one
+    update. autotune: alpha is learned, from 1, so that the policy's entropy becomes -A nats, of actions in [-1, 1]; else it is
+    `alpha`.
     Metrics are means over the updates of a version. entropy: in nats, of actions in [-1, 1].
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("critic_loss", "actor_loss", "q_mean", "entropy", "alpha")
 
-    actor: nn.Module = field(kw_only=False)
-    bounds: Bounds
-    spaces: Spaces | None = None
-    pictures: str = "auto"
-    hidden: Sequence[int] = (256, 256)
-    activation: str = "relu"
     lr: float = 3e-4
-    tau: float = 0.005
     autotune: bool = True
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.actions = len(self.bounds.half)
         self.log_alpha = nn.Parameter(torch.zeros(1, device=self.device))
+        super().__post_init__()
         self.fixed = torch.full((1,), self.alpha, device=self.device)
-        self.inward = inward(self.bounds, self.device)
-        body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
-        shape = () if body else self.layout.by_name["observation"].shape[2:]
-        if self.spaces is not None and not isinstance(self.spaces.observation, Named):
-            shape = self.spaces.observation.shape  # with frame_stack, that of several observations
-        seed = key(self.seed, "critics") % 2**63
-        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
-        beside = [self.log_alpha] if self.autotune else []
-        self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True, beside=beside)
-        self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
         self.target = self.q.twin()
 
-    def weights(self) -> Bundle:
-        return self.pi.flat.bundle()
+    def beside(self) -> Sequence[nn.Parameter]:
+        return [self.log_alpha] if self.autotune else []
 
     def noise(self, size: int) -> Tensor:
         """The normal numbers [2, size, A] of the next update, a function of the seed and the number of updates."""

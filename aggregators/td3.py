@@ -7,22 +7,18 @@ is not believed; and the actor moves less often than the critics, so that it fol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.aggregators import State
-from shoal.aggregators.off_policy import OffPolicyLearner
+from shoal.aggregators.box_learner import BoxLearner
 from shoal.aggregators.replay import Transitions
-from shoal.aggregators.trained import Trained, follow, kept, restored
-from shoal.envs.spaces import Named, Spaces
-from shoal.nets.bodies import body_of
-from shoal.nets.continuous import Bounds
+from shoal.aggregators.trained import follow, kept, restored
 from shoal.nets.perceptrons import Critics
 from shoal.nets.policies import Seen
-from shoal.nets.squashed import inward
 from shoal.protocol.draws import key
 from shoal.protocol.layout import Bundle
 
@@ -49,12 +45,11 @@ def actor_loss(value_N: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class TD3Learner(OffPolicyLearner):
+class TD3Learner(BoxLearner):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, algorithm 1).
 
-    actor: module with forward(observation [N, *obs]) -> actions [N, A] in [-1, 1] (nets/deterministic.py). bounds: those of
-    the environment's actions. spaces, pictures, hidden, activation: of the critics, as SACLearner's. lr: learning rate of Adam
-    for actor and critics. tau: share of the way that the target networks go to the networks in one update of the actor.
+    actor: module with forward(observation [N, *obs]) -> actions [N, A] in [-1, 1] (nets/deterministic.py). tau: share of the
+    way that the target networks go to the networks in one update of the actor.
     policy_noise, noise_clip: standard deviation and largest size of the noise on the target's actions. policy_delay: updates of
     the critics for each one of the actor.
     Metrics are means over the updates of a version; the actor's loss is that of its last update.
@@ -62,35 +57,15 @@ class TD3Learner(OffPolicyLearner):
 
     METRICS: ClassVar[tuple[str, ...]] = ("critic_loss", "actor_loss", "q_mean")
 
-    actor: nn.Module = field(kw_only=False)
-    bounds: Bounds
-    spaces: Spaces | None = None
-    pictures: str = "auto"
-    hidden: Sequence[int] = (256, 256)
-    activation: str = "relu"
     lr: float = 1e-3
-    tau: float = 0.005
     policy_noise: float = 0.2
     noise_clip: float = 0.5
     policy_delay: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.actions = len(self.bounds.half)
-        self.inward = inward(self.bounds, self.device)
-        body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
-        shape = () if body else self.layout.by_name["observation"].shape[2:]
-        if self.spaces is not None and not isinstance(self.spaces.observation, Named):
-            shape = self.spaces.observation.shape  # with frame_stack, that of several observations
-        seed = key(self.seed, "critics") % 2**63
-        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
-        self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True)
-        self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
         self.target_pi, self.target_q = self.pi.twin(), self.q.twin()
         self.cost = torch.zeros((), device=self.device)
-
-    def weights(self) -> Bundle:
-        return self.pi.flat.bundle()
 
     def noise(self, size: int) -> Tensor:
         """The normal numbers [size, A] of the next update, a function of the seed and the number of updates."""

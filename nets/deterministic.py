@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.spaces import Actions, Box, Spaces
-from shoal.nets.bodies import Body
-from shoal.nets.perceptrons import Perceptron
+from shoal.envs.spaces import Actions, Spaces
+from shoal.nets.perceptrons import BoxActor
 from shoal.nets.policies import Seen, form_of
 from shoal.nets.policies import fitting as fits
 from shoal.protocol.errors import UserError
 
 
-class DeterministicActor(nn.Module):
-    """The policy of TD3: observations [N, *obs], or part -> [N, *shape], -> actions [N, A] in [-1, 1]. Weights are named
-    actor.I.*, those of convolutions body.*. pictures: how pictures are read (nets/bodies.py)."""
+class DeterministicActor(BoxActor):
+    """The policy of TD3: observations -> actions [N, A] in [-1, 1]."""
 
-    def __init__(
-        self,
-        spaces: Spaces,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        seed: int = 0,
-        pictures: str = "auto",
-    ) -> None:
-        super().__init__()
-        assert isinstance(spaces.action, Box)
-        generator = torch.Generator().manual_seed(seed)
-        self.body = Body(spaces, pictures, generator)
-        self.actor = Perceptron((self.body.features, *hidden, spaces.action.size), activation, generator)
+    each = 1
 
     def forward(self, observation: Seen) -> Tensor:
-        return torch.tanh(self.actor(self.body(observation)))
+        return torch.tanh(self.numbers(observation))
 
 
 def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:

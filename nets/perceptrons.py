@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from shoal.envs.spaces import Box, Spaces
 from shoal.nets.bodies import Body, flattened
 from shoal.nets.numpy_policy import ACTIVATIONS
 from shoal.nets.policies import Seen
@@ -42,6 +44,34 @@ class Perceptron(nn.Module):
             if i < self.layers - 1:
                 x = active(x, self.activation)
         return x
+
+
+class BoxActor(nn.Module):
+    """What the policies of SAC and TD3 have alike: observations [N, *obs], or part -> [N, *shape], -> numbers [N, M].
+
+    M: `each` for each number of an action. hidden, activation: of the perceptron, whose weights are named actor.I.*.
+    pictures: how pictures are read (nets/bodies.py), by convolutions whose weights are named body.*.
+    """
+
+    each: ClassVar[int]
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        seed: int = 0,
+        pictures: str = "auto",
+    ) -> None:
+        super().__init__()
+        assert isinstance(spaces.action, Box)
+        generator = torch.Generator().manual_seed(seed)
+        self.body = Body(spaces, pictures, generator)
+        self.actor = Perceptron((self.body.features, *hidden, self.each * spaces.action.size), activation, generator)
+
+    def numbers(self, observation: Seen) -> Tensor:
+        found: Tensor = self.actor(self.body(observation))
+        return found
 
 
 class Critics(nn.Module):

@@ -7,7 +7,7 @@ at u. The logarithm of the slope is computed from u: of the action alone it coul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,35 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from shoal.envs.spaces import Actions, Array, Floats, Spaces
-from shoal.nets.bodies import Body
 from shoal.nets.continuous import LOG_STD, Bounds
 from shoal.nets.flat import FlatModule
-from shoal.nets.perceptrons import Perceptron
+from shoal.nets.perceptrons import BoxActor
 from shoal.nets.policies import Seen, form_of, tensors
 from shoal.nets.policies import fitting as fits
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
 
-class SquashedActor(nn.Module):
-    """The policy of SAC: observations [N, *obs], or part -> [N, *shape], -> (mean, log_std) of u, both [N, A]. Weights are
-    named actor.I.*, those of convolutions body.*. pictures: how pictures are read (nets/bodies.py)."""
+class SquashedActor(BoxActor):
+    """The policy of SAC: observations -> (mean, log_std) of u, both [N, A]."""
 
-    def __init__(
-        self,
-        spaces: Spaces,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        seed: int = 0,
-        pictures: str = "auto",
-    ) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.body = Body(spaces, pictures, generator)
-        self.actor = Perceptron((self.body.features, *hidden, spaces.action.parameters), activation, generator)
+    each = 2
 
     def forward(self, observation: Seen) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.actor(self.body(observation)).chunk(2, dim=-1)
+        mean, log_std = self.numbers(observation).chunk(2, dim=-1)
         return mean, log_std
 
 
