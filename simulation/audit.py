@@ -155,9 +155,10 @@ class Audit:
         self.leaving: set[bytes] = set()  # sessions that are gone, of which the shell is about to hear
         self.due: deque[tuple[TaskName, str]] = deque()  # tasks and their outcomes that the plan has to hear
         self.final: set[TaskName] = set()  # tasks of which the plan heard that they are over
-        self.newest_task, self.round_at = -1, 0.0
+        self.promised_at = (-1, 0.0)
         self._round(self.core.facts.version)
         self.over = False
+        self.acted, self.looked_at = False, self.core.look_at  # acted: the last event was a Tick that the core acted on
 
     def _owed(self, promise: Promise) -> Taken:
         """The contribution that the core is promised; its acknowledgement need not have been sent."""
@@ -197,7 +198,7 @@ class Audit:
             books = f"{self.heard} heard, {self.accepted} accepted, {len(self.folding)} with the learner"
             wrong(f"in the books {books}; in the core {counts}")
         self.events += 1
-        self.latest = event
+        self.acted, self.looked_at = self.core.look_at != self.looked_at, self.core.look_at
         if self.events % LOOK == 0 and not self.over:
             look(self)
 
@@ -278,12 +279,14 @@ class Audit:
         return [snapshot.version for snapshot in self.hub.world.disk.shelf.kept]
 
     def _round(self, version: int) -> None:
-        """Note the round's beginning if work is promised: then a round may begin without a task that is given out."""
+        """Note the beginning of a round for which work is promised: it may begin without a task of the plan."""
         if any(holding.owed for holding in self.held.values()):
-            self.newest_task, self.round_at = version, self.core.facts.now
+            self.promised_at = version, self.core.facts.now
 
     def _step(self, effect: Step) -> None:
-        self.books.step(effect, self.folding.values(), self.core.facts.now - self.round_at)
+        version, at = self.promised_at
+        began = at if version == self.core.facts.version else self.plan.began
+        self.books.step(effect, self.folding.values(), self.core.facts.now - began)
 
     def _unfit(self, event: Unfit) -> None:
         self.due.append((event.task, "refused"))
@@ -502,8 +505,6 @@ class Audit:
         late = task[0] != self.core.facts.version if not self.setting.schedule.streams else task[0] > self.core.facts.version
         if late:
             wrong(f"task {task} is given out at version {self.core.facts.version}")
-        if task[0] > self.newest_task:
-            self.newest_task, self.round_at = task[0], self.core.facts.now
         ready = task[0] <= row.held
         self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone, ready=ready)
         row.tasks.add(task)

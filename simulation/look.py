@@ -10,7 +10,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shoal.coordinator.deciding.core import LOOK
-from shoal.coordinator.deciding.events import Tick
 from shoal.coordinator.deciding.verdicts import JUDGED
 from shoal.protocol.messages import TaskName
 from shoal.simulation.books import wrong
@@ -82,8 +81,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     """Quantities by name: the amount that there is, and the most that there may be."""
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
-    ticks = isinstance(audit.latest, Tick)  # a tick deals with all that is late
-    acted = ticks and core.look_at == core.facts.now + LOOK  # a limit may have become shorter since the last such
+    # only a tick that is acted on deals with all that is late: a limit may have become shorter since the last such
     late = max((_late(audit, task) for task in audit.held), default=0.0)
     silent = max((core.facts.now - row.heard_at - _borne(audit, row) for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
@@ -100,8 +98,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
-        "seconds beyond a lease": (late, LOOK if bounds.lease and acted else math.inf),
-        "seconds of silence beyond what is borne": (silent, LOOK if acted else math.inf),
+        "seconds beyond a lease": (late, LOOK if bounds.lease and audit.acted else math.inf),
+        "seconds of silence beyond what is borne": (silent, LOOK if audit.acted else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),

@@ -99,19 +99,25 @@ class Schedule:
 @dataclass(slots=True)
 class Overheard:
     """A plan around another, whose tasks get words. heard: outcomes that the plan was told, oldest first, until the audit
-    takes them away."""
+    takes them away. newest: newest version of a task that the plan gave. began: time when it gave the first task of that
+    version, which may wait for its actor."""
 
     plan: Plan
     schedule: Schedule
     heard: list[Outcome] = field(default_factory=list)
     asked: bool = False  # whether the plan was asked for tasks since then
+    newest: int = -1
+    began: float = 0.0
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         self.heard += news
         self.asked = True
         if len({seat.actor for seat in seats}) < sum(1 for _ in seats) or sum(seat.free for seat in seats) != seats.room:
             raise AssertionError(f"{seats.room} places, at {list(seats)}")
-        return [self._told(task) for task in self.plan.assign(seats, news, version, now)]
+        tasks = self.plan.assign(seats, news, version, now)
+        if tasks and tasks[0].version > self.newest:
+            self.newest, self.began = tasks[0].version, now
+        return [self._told(task) for task in tasks]
 
     def _told(self, task: Task) -> Task:
         kind, _, words = self.schedule.told(task.version, task.counts)

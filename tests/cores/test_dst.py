@@ -21,6 +21,13 @@ def test_no_schedule_of_faults_breaks_a_promise(first: int) -> None:
     assert sum(one.events for one in outcomes) > 50_000
 
 
+@pytest.mark.parametrize("seed", [584, 764, 5453, 6138])
+def test_a_long_schedule_in_which_the_books_themselves_erred_breaks_no_promise(seed: int) -> None:
+    """The books took a tick that the core skips for one that deals with silence, and a round for as young as its first task
+    that an actor could have."""
+    assert schedule(seed, 40.0).violation == ""
+
+
 def test_a_seed_is_a_schedule() -> None:
     assert [schedule(seed, SECONDS) for seed in range(5)] == [schedule(seed, SECONDS) for seed in range(5)]
 
