@@ -6,6 +6,7 @@ label, because two names may be one after their letters are made legal.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +68,14 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+class Door(ThreadingHTTPServer):
+    """The server of an endpoint. A scraper that goes away in the middle of an answer is no error."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Prometheus:
     """The newest row of a run. to: a port of the loopback address, or FILE.prom."""
 
@@ -76,7 +85,8 @@ class Prometheus:
         self.file = None if to.isdigit() else Path(to)
         self.port = int(to) if to.isdigit() else 0
         self.about: About | None = None
-        self.shown, self.scraped = exposition(About("", "", 0.0, {}), None, "running"), threading.Event()
+        self.shown, self.over = exposition(About("", "", 0.0, {}), None, "running"), False
+        self.scraped = threading.Event()  # what is shown after the end was scraped
         self.values: dict[str, float] = {}
 
     def begin(self, about: About, memory: dict[str, Any]) -> None:
@@ -84,7 +94,7 @@ class Prometheus:
         self.point = _kept(memory.get("last"))
         if self.file is None:
             try:
-                self.door = ThreadingHTTPServer(("127.0.0.1", self.port), self._page())
+                self.door = Door(("127.0.0.1", self.port), self._page())
             except OSError as taken:
                 raise UserError(
                     f"cannot listen on 127.0.0.1:{self.port} ({taken.strerror}): prometheus=PORT names another"
@@ -103,8 +113,8 @@ class Prometheus:
 
     def end(self, state: str) -> None:
         self._show(state)
+        self.over = True
         if self.file is None:
-            self.scraped.clear()
             self.scraped.wait(LAST)
             self.door.shutdown()
             self.door.server_close()
@@ -124,14 +134,14 @@ class Prometheus:
 
         class Page(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = self.path.partition("?")[0] == "/metrics"
+                found, last = self.path.partition("?")[0] == "/metrics", tracker.over  # of what is shown from now on
                 body = tracker.shown.encode() if found else b"see /metrics\n"
                 self.send_response(200 if found else 404)
                 self.send_header("Content-Type", TYPE if found else "text/plain")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-                if found:
+                if found and last:
                     tracker.scraped.set()
 
             def log_message(self, format: str, *args: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -564,6 +565,42 @@ def test_prometheus_scrapes_a_port_of_this_machine(tmp_path: Path) -> None:
             break
     ends.join()
     assert 'state="finished"' in text
+
+
+def test_a_scrape_that_began_before_the_end_is_not_the_last(tmp_path: Path) -> None:
+    tracker = Prometheus("0")
+    tracker.begin(About("run", "", 0.0, {}), {})
+    tracker.tell([Point(1, 1, 0.5, 0.5, {f"{number:0100}": 1.0 for number in range(100_000)})])  # more than sockets hold
+    with socket.create_connection(("127.0.0.1", tracker.door.server_port)) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert slow.recv(1)
+        ends = threading.Thread(target=tracker.end, args=("finished",))
+        ends.start()
+        while not tracker.over:
+            pass
+        while slow.recv(1 << 20):
+            pass
+    assert not tracker.scraped.is_set()
+    with urllib.request.urlopen(f"http://127.0.0.1:{tracker.door.server_port}/metrics") as answer:
+        assert 'state="finished"' in answer.read().decode()
+    ends.join()
+
+
+def test_a_scraper_that_goes_away_in_the_middle_of_an_answer_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = Prometheus("0")
+    tracker.begin(About("run", "", 0.0, {}), {})
+    tracker.tell([Point(1, 1, 0.5, 0.5, {f"{number:0100}": 1.0 for number in range(100_000)})])
+    before = set(threading.enumerate())
+    with socket.create_connection(("127.0.0.1", tracker.door.server_port)) as rude:
+        rude.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert rude.recv(1)
+        answers = set(threading.enumerate()) - before
+    for one in answers:
+        one.join()
+    assert answers
+    tracker.door.shutdown()
+    tracker.door.server_close()
+    assert capfd.readouterr().err == ""
 
 
 # What a user asks for
