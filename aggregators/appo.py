@@ -47,6 +47,7 @@ class APPOLearner(MinibatchLearner):
     clip_rho: float = 1.0
     clip_c: float = 1.0
     lam: float = 1.0
+    vtrace_alpha: float = 1.0
     lag_weight: str = "none"
     clip_coef: float = 0.4
     target_worker_clipping: float = 2.0
@@ -90,7 +91,7 @@ class APPOLearner(MinibatchLearner):
         target_TB = slow.view_as(batch.mask)
         rho_TB = (target_TB - batch.log_prob).exp()
         reward_TB, discount_TB = self.rewards(batch, after)
-        clips = (self.clip_rho, self.clip_c, self.lam)
+        clips = (self.clip_rho, self.clip_c, self.lam, self.vtrace_alpha)
         targets = vtrace(rho_TB, reward_TB, discount_TB, value_TB[:-1], value_TB[-1], batch.mask, *clips)
         target, error = targets.value.flatten()[batch.rows], (targets.value - value_TB[:-1]).flatten()[batch.rows]
         explained = 1 - error.var(correction=0) / (target.var(correction=0) + 1e-8)

@@ -28,6 +28,7 @@ class Coefficients:
 
     clip_rho: float
     clip_c: float
+    vtrace_alpha: float
     ent_coef: float
     vf_coef: float
 
@@ -147,14 +148,14 @@ class ByEnvironment:
         chosen = log_p.reshape(-1)[index]
         live = rows.live[:, at]
         rho = np.exp(chosen.reshape(shape) - rows.log_prob[:, at])
-        clipped = np.minimum(rho, np.float32(by.clip_rho)) * live
+        clipped = _leaky(rho, by.clip_rho, by.vtrace_alpha) * live
         value, after = desk.value[:-1], desk.value[1:]
         reward, discount = rows.reward[:, at], rows.discount[:, at]
         error = discount * after
         error += reward
         error -= value
         error *= clipped
-        decay = np.minimum(rho, np.float32(by.clip_c))
+        decay = _leaky(rho, by.clip_c, by.vtrace_alpha)
         decay *= rows.decay[:, at]
         _add_up(error, decay)
         np.add(value, error, out=desk.target[:-1])
@@ -182,6 +183,15 @@ class ByEnvironment:
         np.negative(spare, out=desk.logits_grad)
         desk.logits_grad[rows.action[:, at].reshape(R), desk.first] += pulled
         np.multiply(error, np.float32(-by.vf_coef * each), out=desk.value_grad)
+
+
+def _leaky(ratio: Floats, most: float, alpha: float) -> Floats:
+    """As `leaky` (aggregators/vtrace.py), in memory of its own."""
+    clipped = np.minimum(ratio, np.float32(most))
+    if alpha != 1.0:
+        clipped *= np.float32(alpha)
+        clipped += np.float32(1.0 - alpha) * ratio
+    return clipped
 
 
 def _add_up(delta: Floats, decay: Floats) -> None:

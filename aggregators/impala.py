@@ -37,6 +37,7 @@ class IMPALALearner(TrajectoryLearner):
     clip_rho: float = 1.0
     clip_c: float = 1.0
     lam: float = 1.0
+    vtrace_alpha: float = 1.0
     lag_weight: str = "none"
 
     def __post_init__(self) -> None:
@@ -67,7 +68,8 @@ class IMPALALearner(TrajectoryLearner):
             expected = self.flat.grad.clone()
         self.flat.grad.zero_()
         rows = self._rows(batch)
-        told = self.fast.descend(rows, Coefficients(self.clip_rho, self.clip_c, self.ent_coef, self.vf_coef))
+        by = Coefficients(self.clip_rho, self.clip_c, self.vtrace_alpha, self.ent_coef, self.vf_coef)
+        told = self.fast.descend(rows, by)
         if expected is not None:
             off = (self.flat.grad - expected).norm() <= 1e-3 * expected.norm() + 1e-8
             self.alike = bool(off) or not bool(expected.isfinite().all())
@@ -91,7 +93,7 @@ class IMPALALearner(TrajectoryLearner):
         log_prob_TB = chosen.view_as(batch.mask)
         rho_TB = (log_prob_TB.detach() - batch.log_prob).exp()
         reward_TB, discount_TB = self.rewards(batch, after)
-        known_TB, clips = value_TB.detach(), (self.clip_rho, self.clip_c, self.lam)
+        known_TB, clips = value_TB.detach(), (self.clip_rho, self.clip_c, self.lam, self.vtrace_alpha)
         targets = vtrace(rho_TB, reward_TB, discount_TB, known_TB[:-1], known_TB[-1], batch.mask, *clips)
         rows = max(1, len(batch.rows))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from shoal.aggregators.dqn import DQNLearner, permitted
+from shoal.aggregators.retrace import retrace
 from shoal.aggregators.sequences import SequenceBuffer, Sequences
 from shoal.aggregators.trained import follow
 from shoal.envs.spaces import apart
@@ -63,15 +64,21 @@ class R2D2Learner(DQNLearner):
 
     network: module with `memory` and forward(observation [N, *obs], state) -> (values [N, n], state). burn_in: rows at the
     begin of a sequence that only carry the state on. eta: weight of a sequence's largest error in its priority, beside its mean
-    error.
+    error. returns: "n_step", or "retrace", with targets that go on along a sequence for as long as its actions are the greedy
+    ones, and the factor retrace_lambda a row (Badia et al. 2020, the transformed Retrace loss).
     """
 
     burn_in: int = 20
     eta: float = 0.9
+    returns: str = "n_step"
+    retrace_lambda: float = 0.95
     METRICS: ClassVar[tuple[str, ...]] = ("value_loss", "q_mean", "td_error", "grad_norm")
 
     def made_buffer(self) -> SequenceBuffer:
         return SequenceBuffer(self.layout, self.buffer_size, **self.drawing(), device=self.device)
+
+    def drawing(self) -> dict[str, Any]:
+        return super().drawing() | ({"n_step": 1} if self.returns == "retrace" else {})
 
     def update(self, batch: Sequences) -> Sequence[Tensor]:  # type: ignore[override]  # of sequences
         burn = self.burn_in
@@ -110,7 +117,7 @@ class R2D2Learner(DQNLearner):
         allowed = apart(batch.seen)[1]
         chooses = online.values if self.double else target.values
         best = permitted(chooses, None if allowed is None else allowed[self.burn_in :]).argmax(-1)
-        value_TN = target.values.gather(-1, best[:, :, None]).squeeze(-1).gather(0, at)
+        value_TN = chosen_of(target.values, best).gather(0, at)
         if batch.final and bool(cut.any()):
             row, each = cut.nonzero(as_tuple=True)
             last = at[row, each] - 1  # the truncated row, whose last observation follows the state after it
@@ -121,4 +128,16 @@ class R2D2Learner(DQNLearner):
             ]
             chosen = permitted(found[0] if self.double else found[1], allowed).argmax(-1, keepdim=True)
             value_TN[row, each] = found[1].gather(-1, chosen).squeeze(-1)
-        return rescaled(batch.reward[self.burn_in :] + batch.discount[self.burn_in :] * unscaled(value_TN))
+        reward, discount = batch.reward[self.burn_in :], batch.discount[self.burn_in :]
+        if self.returns == "n_step":
+            return rescaled(reward + discount * unscaled(value_TN))
+        action = batch.action[self.burn_in :]
+        greedy = (action == best[:-1]).to(reward.dtype)  # mu is at most 1, so where pi is 1 the ratio is cut off at 1
+        follows = batch.mask[self.burn_in :] & ~batch.first[self.burn_in : -1]
+        taken, lam = unscaled(chosen_of(target.values[:-1], action)), self.retrace_lambda
+        return rescaled(retrace(greedy, reward, discount, taken, unscaled(value_TN), follows, lam))
+
+
+def chosen_of(values: Tensor, action: Tensor) -> Tensor:
+    """The value [T, N] of each row's action, from values [T, N, n] and actions int64 [T, N]."""
+    return values.gather(-1, action[:, :, None]).squeeze(-1)

@@ -55,6 +55,8 @@ ALSO: Mapping[str, str] = {
     "exploration_noise": "action_noise",
     "policy_delay": "policy_frequency policy_freq",
     "clip_rho": "vtrace_clip_rho_threshold",
+    "vtrace_alpha": "leaky_alpha alpha_leak",
+    "retrace_lambda": "retrace_lam",
     "burn_in": "replay_burn_in",
     "server_momentum": "beta",
     "mu": "proximal_mu",

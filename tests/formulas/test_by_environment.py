@@ -22,6 +22,7 @@ PICTURES = Spaces(Observations((2, 3), "u1"), Discrete(3))
 ALIKE = {
     "plain": {},
     "clipped": {"clip_rho": 0.7, "clip_c": 0.9, "lam": 0.8, "ent_coef": 0.3, "vf_coef": 0.2},
+    "leaky": {"clip_rho": 0.7, "vtrace_alpha": 0.6},
     "weighed by lag": {"lag_weight": "sqrt"},
 }
 

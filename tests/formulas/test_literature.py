@@ -7,6 +7,7 @@ numbers are those that were printed, so a table is compared to its last printed 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from torch import Tensor
 from shoal.aggregators.gae import cut_off, gae
 from shoal.aggregators.n_step import n_step
 from shoal.aggregators.ppo import surrogate
+from shoal.aggregators.r2d2 import chosen_of, rescaled, unscaled
+from shoal.aggregators.retrace import retrace
 from shoal.aggregators.vtrace import vtrace
 from shoal.nets.policies import entropy, log_prob
 
@@ -29,8 +32,8 @@ def everything(like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool)
 
 
-def test_vtrace_gives_the_numbers_of_rlax() -> None:
-    """google-deepmind/rlax, rlax/_src/vtrace_test.py, VTraceTest: float32 numbers of 8 digits."""
+def of_rlax(alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The errors and advantages that V-trace gives for the inputs of google-deepmind/rlax, rlax/_src/vtrace_test.py."""
     behaviour = torch.tensor(
         [[[8.9, 0.7], [5.0, 1.0], [0.6, 0.1], [-0.9, -0.1]], [[0.3, -5.0], [1.0, -8.0], [0.3, 1.7], [4.7, 3.3]]],
         dtype=torch.float64,
@@ -44,11 +47,81 @@ def test_vtrace_gives_the_numbers_of_rlax() -> None:
     reward = rows([-1.3, -1.3, 2.3, 42.0], [1.3, 5.3, -3.3, -5.0])
     discount = rows([0.0, 0.89, 0.85, 0.99], [0.88, 1.0, 0.83, 0.95])
     value, last = rows([2.1, 1.1, -3.1, 0.0], [3.1, 0.1, -1.1, 7.4]), torch.tensor([8.4, -1.2], dtype=torch.float64)
-    found = vtrace(rho, reward, discount, value, last, everything(reward))
+    found = vtrace(rho, reward, discount, value, last, everything(reward), alpha=alpha)
+    return found.value - value, found.advantage
+
+
+def test_vtrace_gives_the_numbers_of_rlax() -> None:
+    """google-deepmind/rlax, rlax/_src/vtrace_test.py, VTraceTest: float32 numbers of 8 digits."""
     errors = rows([-1.6155143, -3.4973226, 1.8670533, 50.316002], [1.4662437, 3.6116405, -8.3327293e-5, -13.54])
     advantages = rows([-1.6155143, -3.4973226, 1.8670534, 50.316002], [1.4662433, 3.6116405, -8.3369283e-5, -13.54])
-    assert torch.allclose(found.value - value, errors, rtol=1e-6, atol=1e-6)
-    assert torch.allclose(found.advantage, advantages, rtol=1e-6, atol=1e-6)
+    found = of_rlax()
+    assert torch.allclose(found[0], errors, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(found[1], advantages, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [
+        (
+            0.7,
+            ([-1.615514348, -18.59064597, 2.971459245, 83.8370043], [43.09466615, 3.611609413, -0.000118369625, -17.23050401]),
+        ),
+        (
+            0.0,
+            ([-1.615514348, -4.929184731, 5.548406092, 162.052681], [140.2216611, 3.611537472, -0.0002000371985, -25.84168002]),
+        ),
+    ],
+)
+def test_leaky_vtrace_gives_the_numbers_that_rlax_computes(alpha: float, expected: tuple[list[float], list[float]]) -> None:
+    """No literal numbers of leaky V-trace were found: vtrace_test.py of rlax compares alpha = 1 with V-trace. These were made
+    by leaky_vtrace_td_error_and_advantage of rlax 0.1.9 in float64, from the inputs of that test. Errors and advantages agree
+    where the ratio's bound is 1 in both and lambda is 1."""
+    for found in of_rlax(alpha):
+        assert torch.allclose(found, rows(*expected), rtol=1e-6, atol=1e-6)
+
+
+RETRACE = (
+    [2.8800001, 3.8934109, 4.5942383],
+    [3.1121615e-1, 2.0253206e1, 3.1601219e-3],
+)  # half the squared errors
+SIGNED = ([-2.4, -2.7905, -3.0313], [0.7889, -6.3645, -0.0795])  # the same errors, of the table of TransformedRetraceTest
+RESCALED = ([-1.6179, -3.0165, -5.2699], [-2.7742, -9.9544, 2.3167])
+
+
+def test_retrace_gives_the_numbers_of_rlax() -> None:
+    """google-deepmind/rlax, rlax/_src/value_learning_test.py, RetraceTest, lambda 0.9 (and trfl's retrace ops, from which its
+    numbers are); nonlinear_bellman_test.py, TransformedRetraceTest, in R2D2's scale of values (SIGNED_HYPERBOLIC_PAIR), printed
+    to 4 places. The tables hold a row more than there are targets: values and probabilities of the next observation. The value
+    of the first action is in no target."""
+    values = torch.tensor(
+        [[[1.1, 2.1], [-1.1, 1.1], [3.1, -3.1], [-1.2, 0.0]], [[2.1, 3.1], [9.5, 0.1], [-2.1, -1.1], [0.1, 7.4]]],
+        dtype=torch.float64,
+    ).swapaxes(0, 1)
+    slow = torch.tensor(
+        [[[1.2, 2.2], [-1.2, 0.2], [2.2, -1.2], [-2.25, -6.0]], [[4.2, 2.2], [1.2, 1.2], [-1.2, -2.2], [1.5, 1.0]]],
+        dtype=torch.float64,
+    ).swapaxes(0, 1)
+    learned = torch.tensor(
+        [[[0.5, 0.5], [0.2, 0.8], [0.6, 0.4], [0.9, 0.1]], [[0.1, 0.9], [1.0, 0.0], [0.3, 0.7], [0.7, 0.3]]],
+        dtype=torch.float64,
+    ).swapaxes(0, 1)
+    acted = rows([0.5, 0.1, 0.9, 0.3], [0.4, 0.6, 1.0, 0.9])
+    action = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 1]]).T
+    reward = rows([-1.3, -1.3, 2.3], [1.3, 5.3, -3.3])
+    discount = rows([0.0, 0.89, 0.85], [0.88, 1.0, 0.83])
+    ratio = (chosen_of(learned, action) / acted)[:3]
+
+    def errors(values: Tensor, plain: Callable[[Tensor], Tensor], scaled: Callable[[Tensor], Tensor]) -> Tensor:
+        ahead = (learned * plain(slow)).sum(-1)[1:]
+        taken = plain(chosen_of(slow, action))[:3]
+        found = retrace(ratio, reward, discount, taken, ahead, everything(reward), 0.9)
+        return scaled(found) - chosen_of(values, action)[:3]
+
+    same = errors(values, lambda x: x, lambda x: x)
+    assert torch.allclose(same, torch.sign(rows(*SIGNED)) * (2 * rows(*RETRACE)).sqrt(), rtol=1e-6, atol=1e-6)
+    assert (same - rows(*SIGNED)).abs().max() < 1e-4
+    assert (errors(values, unscaled, rescaled) - rows(*RESCALED)).abs().max() < 2e-4  # made in float32
 
 
 REWARD = ([1.0, 0.0, -1.0, 0.0, 1.0], [0.5, 0.8, -0.7, 0.0, 2.1])

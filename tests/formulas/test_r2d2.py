@@ -120,6 +120,61 @@ def walked(module: Any, batch: Sequences, n: int) -> list[tuple[Tensor, Mapping[
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("env", [Cut, Recall])
+def test_retrace_s_targets_are_those_of_a_walk_along_each_sequence(env: Any, mode: str, double: bool) -> None:
+    """Munos et al. 2016, equation 3, as an explicit sum over the rows of an episode, with the greedy policy as pi: each row's
+    error by products of traces. Values are read along single rows of the actor's own trajectory."""
+    gamma, lam, burn = 0.9, 0.8, 4
+    learner, worker = made(env, mode, double=double, gamma=gamma, burn_in=burn, returns="retrace", retrace_lambda=lam)
+    with torch.no_grad():
+        learner.target.vector.add_(torch.randn(learner.target.vector.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    told = rollout(learner, worker, 0, epsilon=0.3)
+    learner.buffer.insert(told.bundle)
+    (batch,) = learner.buffer.minibatches(np.random.default_rng(0), 1, 20)
+    online, target = burnt(learner, batch)
+    with torch.no_grad():
+        found = learner.sequence_targets(batch, online, target)
+        mine, theirs = ([walked(module, batch, n) for n in range(20)] for module in (learner.q.module, learner.target.module))
+    arrays = {name: told.bundle[name] for name in ("reward", "terminated", "truncated", "mask", "action", "final")
+              if name in told.bundle}  # fmt: skip
+    longest = 0
+    for n in range(20):
+        at = int(batch.places[n])
+
+        def natural(t: int, action: int | None, n: int = n, at: int = at) -> float:
+            """The value of an action after row t (None: of the greedy one), of the observation that followed row t."""
+            values = [its[n][t + 1][0] for its in (mine, theirs)]
+            if arrays["truncated"][t, at] and mode != "NextStep":
+                final = torch.from_numpy(arrays["final"][t, at][None].copy())
+                values = [
+                    module(final, its[n][t][1])[0][0].detach()
+                    for module, its in ((learner.q.module, mine), (learner.target.module, theirs))
+                ]
+            best = int(values[0 if double else 1].argmax()) if action is None else action
+            return float(unscaled(values[1][best].double()))
+
+        for t in range(burn, 12):
+            if not arrays["mask"][t, at]:
+                continue
+            taken = float(unscaled(theirs[n][t][0][int(arrays["action"][t, at])].double()))
+            total, weight, k = taken, 1.0, t
+            while True:
+                ends = bool(arrays["terminated"][k, at])
+                error = float(arrays["reward"][k, at]) + (0.0 if ends else gamma * natural(k, None)) - taken
+                total += weight * error
+                if ends or arrays["truncated"][k, at] or k == 11:
+                    break
+                greedy = int((mine if double else theirs)[n][k + 1][0].argmax())
+                action = int(arrays["action"][k + 1, at])
+                weight *= gamma * lam * (action == greedy)
+                taken, k = natural(k, action), k + 1
+                longest = max(longest, k - t if weight else 0)
+            assert float(found[t - burn, n]) == pytest.approx(float(rescaled(torch.tensor(total))), abs=1e-5), (n, t)
+    assert longest >= 2
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("mode", MODES)
 def test_targets_are_those_of_a_walk_along_each_sequence(mode: str, double: bool) -> None:
     """Kapturowski et al. 2019, equation 1: h(sum of gamma^k r + gamma^n h^-1(Q)), along single rows of the actor's own
     trajectory. Nothing of the buffer's returns, offsets or flags is used."""

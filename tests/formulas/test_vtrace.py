@@ -11,23 +11,28 @@ from random_trajectories import GAMMA, Piece, Trajectory, pieces, random_traject
 from shoal.aggregators.gae import Targets
 from shoal.aggregators.vtrace import vtrace
 
-CLIPS = [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (0.7, 0.4, 0.9), (math.inf, math.inf, 1.0)]
+CLIPS = [
+    (1.0, 1.0, 1.0, 1.0), (2.0, 1.0, 1.0, 1.0), (0.7, 0.4, 0.9, 1.0), (math.inf, math.inf, 1.0, 1.0), (1.2, 0.4, 0.9, 0.7),
+    (1.0, 1.0, 1.0, 0.0),
+]  # fmt: skip
 
 
-def computed(trajectory: Trajectory, clip_rho: float = 1.0, clip_c: float = 1.0, lam: float = 1.0) -> Targets:
+def computed(
+    trajectory: Trajectory, clip_rho: float = 1.0, clip_c: float = 1.0, lam: float = 1.0, alpha: float = 1.0
+) -> Targets:
     reward, value, mask = trajectory.reward, trajectory.value, trajectory.mask
-    return vtrace(trajectory.rho, reward, trajectory.discount, value[:-1], value[-1], mask, clip_rho, clip_c, lam)
+    return vtrace(trajectory.rho, reward, trajectory.discount, value[:-1], value[-1], mask, clip_rho, clip_c, lam, alpha)
 
 
 def defined(
-    trajectory: Trajectory, piece: Piece, clip_rho: float, clip_c: float, lam: float
+    trajectory: Trajectory, piece: Piece, clip_rho: float, clip_c: float, lam: float, alpha: float
 ) -> tuple[list[float], list[float]]:
     """Equation 1 for every row s of a piece, and the advantage of equation 4, on plain floats."""
     rows = range(piece.first, piece.last + 1)
     r, v, ratio = ([float(x[t, piece.env]) for t in rows] for x in (trajectory.reward, trajectory.value, trajectory.rho))
     v.append(piece.bootstrap)
-    rho = [min(clip_rho, x) for x in ratio]
-    c = [lam * min(clip_c, x) for x in ratio]
+    rho = [alpha * min(clip_rho, x) + (1 - alpha) * x for x in ratio]
+    c = [lam * (alpha * min(clip_c, x) + (1 - alpha) * x) for x in ratio]
     n = len(r)
     targets = [
         v[s] + sum(GAMMA ** (t - s) * math.prod(c[s:t]) * rho[t] * (r[t] + GAMMA * v[t + 1] - v[t]) for t in range(s, n))
@@ -41,7 +46,7 @@ def defined(
 @pytest.mark.parametrize("clips", CLIPS)
 @pytest.mark.parametrize("on_policy", [True, False])
 def test_targets_and_advantages_equal_their_definition_episode_by_episode(
-    seed: int, clips: tuple[float, float, float], on_policy: bool
+    seed: int, clips: tuple[float, float, float, float], on_policy: bool
 ) -> None:
     trajectory = random_trajectory(seed, on_policy=on_policy)
     assert trajectory.terminated.any()
@@ -67,6 +72,16 @@ def test_on_policy_targets_are_n_step_bellman_targets() -> None:
             n = len(rewards)
             bellman = sum(GAMMA**k * reward for k, reward in enumerate(rewards)) + GAMMA**n * piece.bootstrap
             assert abs(float(found[s, piece.env]) - bellman) < 1e-6
+
+
+def test_without_a_share_of_clipped_ratios_no_bit_depends_on_the_clip() -> None:
+    """And with all of it no bit depends on the ratio beyond the clip, which may be infinite."""
+    trajectory = random_trajectory(4)
+    for one, other in zip(computed(trajectory, 0.5, 0.5, alpha=0.0), computed(trajectory, alpha=0.0), strict=True):
+        assert torch.equal(one, other)
+    endless = trajectory._replace(rho=trajectory.rho.masked_fill(trajectory.rho > 1, math.inf))
+    for one, other in zip(computed(endless), computed(trajectory), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_masked_row_has_its_own_value_as_target_and_no_advantage() -> None:

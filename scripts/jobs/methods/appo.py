@@ -32,6 +32,10 @@ class APPO(OnPolicy):
     clip_rho: float = option(1.0, "V-trace's upper bound on the importance ratio rho", above=0)
     clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
+    vtrace_alpha: float = option(
+        1.0, "share of the bounded ratios in rho and c, beside the ratios themselves: below 1 it is leaky V-trace",
+        least=0, most=1,
+    )  # fmt: skip
     clip_coef: float = option(0.4, "largest distance from 1 of the ratio of probabilities in the clipped loss", above=0)
     target_worker_clipping: float = option(
         2.0, "largest factor by which the target network's probability of an action may be below the actor's in the ratio",

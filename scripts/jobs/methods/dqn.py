@@ -120,7 +120,17 @@ class R2D2(ApeX):
     rollout_length: int = option(40, "steps of each environment in one trajectory, which is a sequence of the replay", least=2)
     batch_size: int = option(32, "sequences of one gradient step, each of one environment in one trajectory", least=1)
     replay_ratio: float = option(0.05, "gradient steps for each environment step, carried over exactly", above=0)
-    n_step: int = option(5, "most rewards that a target adds up before it bootstraps", least=1)
+    returns: str = option(
+        "n_step",
+        "what a target adds up: n_step rewards (n_step), or rewards for as long as the actor's actions are the greedy ones "
+        "(retrace)",
+        choices=("n_step", "retrace"),
+    )
+    n_step: int = option(5, "most rewards that a target adds up before it bootstraps", least=1, of={"returns": ("n_step",)})
+    retrace_lambda: float = option(
+        0.95, "factor of what a target adds up, for each row that it lies ahead", least=0, most=1,
+        of={"returns": ("retrace",)},
+    )  # fmt: skip
     gamma: float = option(0.997, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
     priority_alpha: float = option(
         0.9, "exponent of the size of an error in a priority: 0 draws uniformly", least=0, of={"replay": ("prioritized",)}

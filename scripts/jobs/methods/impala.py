@@ -38,6 +38,10 @@ class IMPALA(OnPolicy):
     clip_rho: float = option(1.0, "V-trace's upper bound on the importance ratio rho", above=0)
     clip_c: float = option(1.0, "V-trace's upper bound on the importance ratio c", above=0)
     lam: float = option(1.0, "V-trace's lambda, a factor of the ratio c", least=0, most=1)
+    vtrace_alpha: float = option(
+        1.0, "share of the bounded ratios in rho and c, beside the ratios themselves: below 1 it is leaky V-trace",
+        least=0, most=1,
+    )  # fmt: skip
     tune_envs: bool = option(
         True, "a num_envs that nobody set is chosen by a short trial before the run, if the run has actors of its own machine"
     )
