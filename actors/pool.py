@@ -64,6 +64,10 @@ class Pool:
         def nursery() -> NoReturn:
             ours.close()
             _let_go(theirs)
+            if os.isatty(
+                0
+            ):  # a person answers the program, and not one of its actors: a question there finds no answer at once
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             Nursery(theirs, life, parent).serve()
 
         pid = forked(nursery)

@@ -37,7 +37,9 @@ def pooled(env: str, num_envs: int, arguments: Mapping[str, Any], time_limit: in
         try:
             return envpool.make(task, env_type="gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **given)
         except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"environment {env!r} cannot be made: {' '.join(str(error).split())[:200]}") from error
+            typed = " ".join(f"env.{name}={value}" for name, value in arguments.items())
+            cannot = f"environment {env!r} cannot be made: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{typed}: {cannot}" if typed else cannot) from error
 
     class Pooled(gymnasium.vector.VectorEnv[Any, Any, Any]):
         metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012  as gymnasium declares it

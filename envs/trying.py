@@ -17,7 +17,19 @@ import numpy as np
 
 from shoal.envs.spaces import MASK, apart, flat_mask
 from shoal.envs.states import NoStateError
-from shoal.envs.vector import RESET, STEP, EnvError, Environment, Envs, Recipe, Step, alone, make_vector, told_apart
+from shoal.envs.vector import (
+    RESET,
+    STEP,
+    EnvError,
+    Environment,
+    Envs,
+    Recipe,
+    Step,
+    alone,
+    make_vector,
+    recipe_of,
+    told_apart,
+)
 from shoal.protocol import values
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
@@ -45,7 +57,8 @@ def tried(env: Environment | Recipe, vector: str = "auto") -> Iterator[None]:
     with globally(SEED, "try"):
         envs = make_vector(env, 1, vector)
         try:
-            _played(envs)
+            with _with_arguments(recipe_of(env)):
+                _played(envs)
         except BaseException:
             _close(envs)
             raise
@@ -53,6 +66,17 @@ def tried(env: Environment | Recipe, vector: str = "auto") -> Iterator[None]:
         yield
     finally:
         envs.close()
+
+
+@contextmanager
+def _with_arguments(recipe: Recipe) -> Iterator[None]:
+    """A fault of an environment that was made with arguments is told with these, because they may be its cause."""
+    try:
+        yield
+    except (UserError, EnvError) as fault:
+        if not recipe.arguments:
+            raise
+        raise type(fault)(f"{recipe.given}: {fault}").with_traceback(fault.__traceback__) from fault
 
 
 def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:

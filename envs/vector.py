@@ -11,7 +11,9 @@ import difflib
 import importlib
 import inspect
 import itertools
+import json
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +29,11 @@ import numpy.typing as npt
 from shoal.envs import states
 from shoal.envs.atari import arguments as atari_arguments
 from shoal.envs.atari import is_atari
+from shoal.envs.physics import hear_physics
 from shoal.envs.pooled import is_pooled, pooled
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask, spaces_of
 from shoal.protocol.errors import UserError, signed, within
+from shoal.protocol.place import place_of
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -370,6 +374,7 @@ def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") 
     recipe = recipe_of(env)
     with naming(recipe.name):
         made = _by_id(recipe, num_envs, vector) if isinstance(recipe.env, str) else _by_factory(recipe, num_envs)
+    hear_physics(sys.modules.get("mujoco"))
     return Envs(made, recipe.name, recipe.told, recipe.given)
 
 
@@ -418,6 +423,7 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
     if is_pooled(env):
         return pooled(env, num_envs, recipe.arguments, recipe.time_limit)
     spec = _spec(env)
+    refuse_window({**spec.kwargs, **recipe.arguments}.get("render_mode"), f"environment {env!r} with render_mode=human")
     limit = _limit(recipe)
     try:
         if (entry := _native(recipe, spec, vector)) is not None:
@@ -426,18 +432,21 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
             atari = atari_arguments(recipe.arguments, recipe.time_limit) if is_atari(env) else {}
             own = atari or {**raw, **recipe.arguments, **limit}
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
-        _check_arguments(env, recipe.arguments, _taken(spec.entry_point, spec.kwargs))
+        _check_arguments(env, recipe.arguments, _parameters(spec.entry_point, spec.kwargs))
         own = {**recipe.arguments, **limit}
         return _side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True, **own)] * num_envs, recipe.told)
     except (gymnasium.error.Error, ImportError) as error:
         lacks = isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled)
         fix = f"; pip install 'shoal[{extra}]'" if lacks and (extra := extra_of(spec)) else ""
-        raise UserError(f"environment {env!r} cannot be made: {' '.join(str(error).split())}{fix}") from error
-    except TypeError as error:
-        if recipe.arguments and "unexpected keyword argument" in str(error):
-            said = " ".join(str(error).split())
-            raise UserError(f"{_typed(recipe.arguments)}: environment {env!r} does not take that: {said}"[:300]) from error
+        given = f"{recipe.given}: " if recipe.arguments and not fix else ""
+        raise UserError(f"{given}environment {env!r} cannot be made: {' '.join(str(error).split())}{fix}") from error
+    except UserError:
         raise
+    except Exception as error:  # an environment is foreign code and may raise anything at all
+        if not recipe.arguments or place_of(error):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+        raise UserError(f"{recipe.given}: environment {env!r} cannot be made with that: {said}"[:300]) from error
 
 
 def _limit(recipe: Recipe) -> dict[str, int]:
@@ -461,42 +470,82 @@ def _native(recipe: Recipe, spec: Any, vector: str) -> Callable[..., Any] | None
     if not must and not (vector == "auto" and module.startswith("gymnasium.envs.")):
         return None
     found: Callable[..., Any] = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-    known = _taken(found, {})
+    known = _parameters(found, {})
     asked = {**recipe.arguments, **({} if atari else _limit(recipe))}
-    if known is None or all(name in known for name in asked):
+    if known.others or all(name in known.defaults for name in asked):
+        _check_arguments(str(recipe.env), recipe.arguments, known)
         return found
-    if must and not atari and recipe.time_limit and "max_episode_steps" not in known:
+    if must and not atari and recipe.time_limit and "max_episode_steps" not in known.defaults:
         raise UserError(f"time_limit={recipe.time_limit}: the vector environment of {recipe.env} takes none; try vector=sync")
     if must:
         _check_arguments(str(recipe.env), recipe.arguments, known)
     return None  # the single environment takes them, or says that it does not
 
 
-def _taken(entry: Any, given: Mapping[str, Any]) -> list[str] | None:
-    """The names of the arguments that an entry point takes; None if it takes any, or does not say."""
+class Parameters(NamedTuple):
+    """What an entry point takes: name -> default, None if there is none; and, for annotated ones, name -> annotation. others:
+    it takes any other name too, or does not say what it takes."""
+
+    defaults: Mapping[str, Any]
+    annotations: Mapping[str, str]
+    others: bool
+
+
+def _parameters(entry: Any, given: Mapping[str, Any]) -> Parameters:
+    """The arguments of an entry point. given: defaults of an id, in place of those of the entry point."""
     import gymnasium
 
     try:
         maker = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
         found = inspect.signature(maker).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
-        return None  # making the environment says what is wrong
-    if any(each.kind is each.VAR_KEYWORD for each in found.values()):
-        return None
-    return [*found, *(name for name in given if name not in found)]
+        return Parameters({}, {}, others=True)  # making the environment says what is wrong
+    named = {name: each for name, each in found.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
+    defaults = {name: None if each.default is each.empty else each.default for name, each in named.items()}
+    said = {
+        name: inspect.formatannotation(each.annotation) for name, each in named.items() if each.annotation is not each.empty
+    }
+    return Parameters({**defaults, **given}, said, any(each.kind is each.VAR_KEYWORD for each in found.values()))
 
 
-def _check_arguments(env: str, arguments: Mapping[str, Any], known: list[str] | None) -> None:
-    """Raises UserError for an argument that the environment does not take."""
-    for name in arguments if known is not None else ():
-        if name not in (*(known or ()), *MAKES):
-            near = difflib.get_close_matches(name, known or (), n=1, cutoff=0.6)
-            fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known or ()) or 'no arguments'}"
+def _check_arguments(env: str, arguments: Mapping[str, Any], known: Parameters) -> None:
+    """Raises UserError for an argument that the environment does not take, or that is no number or no boolean where it has
+    one."""
+    for name, value in arguments.items():
+        if name in known.defaults:
+            _check_value(env, name, value, known.defaults[name], known.annotations.get(name, ""))
+        elif not known.others and name not in MAKES:
+            near = difflib.get_close_matches(name, known.defaults, n=1, cutoff=0.6)
+            fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known.defaults) or 'no arguments'}"
             raise UserError(f"env.{name}: environment {env!r} has no argument {name!r}; {fix}")
+
+
+def _check_value(env: str, name: str, value: Any, default: Any, annotation: str) -> None:
+    """Raises UserError if the default is a boolean or a number, and the value is neither this, nor None, nor of a type that the
+    annotation names."""
+    truth = isinstance(default, bool | np.bool_)
+    if not truth and not isinstance(default, int | float | np.number):
+        return
+    fits = value is None or (value in (0, 1) if truth else isinstance(value, int | float) and not isinstance(value, bool))
+    if fits or type(value).__name__ in re.findall(r"\w+", annotation) or "Any" in annotation:
+        return
+    must = "true or false" if truth else "a number"
+    shown, say = f"{value}" if isinstance(value, str) else json.dumps(value), json.dumps(default, default=str)
+    raise UserError(f"env.{name}={shown}: environment {env!r} expects {must} there; env.{name}={say} is its default")
 
 
 def _typed(arguments: Mapping[str, Any]) -> str:
     return " ".join(f"env.{name}={value}" for name, value in arguments.items())
+
+
+def refuse_window(mode: Any, given: str) -> None:
+    """Raises UserError for a render_mode that draws each step for a person, as fast as a person can look. given: what asks for
+    it, as the begin of an error's line."""
+    if mode == "human":
+        raise UserError(
+            f"{given}: training would wait for a window at every step; leave render_mode out, and film episodes with "
+            "shoal evaluate RUN_DIR --video"
+        )
 
 
 def _side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False) -> Any:
@@ -625,12 +674,15 @@ def _by_factory(recipe: Recipe, num_envs: int) -> Any:
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
             fix = f"; an environment with arguments is given as env=lambda: {_name(factory)}(...)" if _is_env(vector) else ""
             raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}{fix}")
+        for one in (vector, *getattr(vector, "envs", ()), *getattr(vector, "games", ())):
+            refuse_window(getattr(one, "render_mode", None), f'{_name(factory)}({num_envs}) has render_mode="human"')
         return vector
     singles = [factory(**({"seed": _seed()} if wants_seed(factory) else {})) for _ in range(num_envs)]
     for single in singles:
         if not _is_env(single):
             fix = f"; return {single.__name__}(), say" if isinstance(single, type) else ""
             raise UserError(f"{_name(factory)}() made {_what(single)}, not a gymnasium.Env{fix}")
+        refuse_window(single.render_mode, f'{_name(factory)}() has render_mode="human"')
     if len({id(single) for single in singles}) < num_envs:
         raise UserError(f"{_name(factory)}() gave the same environment twice: make a new one at each call")
     return _side_by_side([itertools.repeat(single).__next__ for single in singles], recipe.told)

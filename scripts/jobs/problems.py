@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from shoal.envs.shelf import Shelf
 from shoal.envs.sources import array_of
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
 from shoal.envs.trying import masks_told, state_told
-from shoal.envs.vector import Recipe, Worlds, make_vector, single_arguments, spaces_in
+from shoal.envs.vector import Recipe, Worlds, make_vector, refuse_window, single_arguments, spaces_in
 from shoal.jobs.parts import Bearing
 from shoal.jobs.populations import populated
 from shoal.jobs.presets import Preset
@@ -198,7 +199,7 @@ class Supervised(Problem):
 
         module = seeded(self.model, seed)
         if self.initial_weights:
-            _filled(module, self.initial_weights)
+            _filled(module, "initial_weights", self.initial_weights)
         return module
 
     def own_worker(self, method: Method, seed: int) -> Worker | None:
@@ -345,19 +346,59 @@ class Supervised(Problem):
         return SimpleNamespace(**{"clients": 1, **values(method), **values(self)})
 
 
-def _filled(module: nn.Module, place: str) -> None:
-    """Copy the weights of a .safetensors file, or the newest of a run, into a module. place: the file, the run's folder, or its
-    folder `best`. Raises UserError."""
+def _filled(module: nn.Module, name: str, place: str, wanted: Mapping[str, Any] | None = None) -> None:
+    """Copy the weights of a .safetensors file, or the newest of a run, into a module. name: the setting's. place: the file, the
+    run's folder, or its folder `best`. wanted: what the job says of its network, by the names of settings. Raises UserError,
+    which compares the two networks if the run's config.toml is at hand."""
     from shoal.coordinator.keeping.store import FOLDER, snapshots
     from shoal.nets.saved import read_weights
 
     path = Path(place)
+    had = _run_of(path)
     if path.is_dir():
         found = snapshots(path / FOLDER) if (path / FOLDER).is_dir() else []
         if not found:
-            raise UserError(f"{place}: holds no weights of a run; give the folder of a run, runs/latest say")
+            raise UserError(f"{name}={place}: holds no weights of a run; give the folder of a run, runs/latest say")
         path = found[-1][1]
-    read_weights(module, path)
+    differ = [each for each in wanted or {} if each in had and shown(had[each]) != shown((wanted or {})[each])]
+    try:
+        read_weights(module, path)
+    except UserError as odd:
+        if "job" not in had:
+            raise UserError(f"{name}={odd}") from odd
+        detail = str(odd).removeprefix(f"{path}: ")
+        raise UserError(f"{name}={place}: {_unlike(had, wanted or {}, differ)} ({detail})") from odd
+    if "activation" in differ:  # the arrays are alike, and what they compute is not
+        raise UserError(f"{name}={place}: {_unlike(had, wanted or {}, ['activation'])}")
+
+
+def _run_of(place: Path) -> dict[str, Any]:
+    """The settings in the config.toml of the run that a file or a folder belongs to, by name; {} if there is none."""
+    for folder in (place, *list(place.absolute().parents)[:2]):
+        try:
+            told = tomllib.loads((folder / "config.toml").read_text())
+        except (OSError, ValueError):
+            continue
+        if "job" not in told:
+            continue
+        tables = {key: each for key, each in told.items() if isinstance(each, dict)}
+        flat = {key: each for table in tables.values() for key, each in table.items()}
+        method = tables.get("method", {}).get("name", told.get("method"))
+        return {**flat, **{key: each for key, each in told.items() if key not in tables}, "method": method}
+    return {}
+
+
+def _unlike(had: Mapping[str, Any], wanted: Mapping[str, Any], differ: Sequence[str]) -> str:
+    """Which network a run has and which one a job wants, and what to type."""
+    theirs, ours = (" ".join(f"{each}={shown(its[each])}" for each in differ) for its in (had, wanted))
+    named = str(had["job"]).removeprefix("inline:")
+    if not differ:
+        return (
+            f"the run (job {named}) has a network with other arrays than this job's: give a run with its model, data or spaces"
+        )
+    same = [each for each in differ if each != "method"]
+    fix = f"{theirs} fits, if observations and actions are alike" if same else f"{theirs} learns such a network"
+    return f"the run (job {named}) has a network of {theirs}, and this job's is of {ours}; {fix}"
 
 
 @dataclass(frozen=True)
@@ -396,12 +437,13 @@ class Environment(Problem):
 
     env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module of the method's kind of network. For
     an actor-critic, forward(observation) -> (logits | (mean, log_std), value). None: the built-in network of that kind.
-    learns: the method's kind of network.
+    learns: the method's kind of network. learned_by: the method's name.
     """
 
     kind: ClassVar[str] = "environment"
 
     learns: Network = field(default=ACTOR_CRITIC, kw_only=True, repr=False)
+    learned_by: str | None = field(default=None, kw_only=True, repr=False)
 
     env: str | Callable[..., Any]
     policy: Callable[[Spaces], nn.Module] | None = None
@@ -490,7 +532,7 @@ class Environment(Problem):
         scaled = {name: getattr(method, name, False) for name in ("norm_obs", "norm_reward")}
         if any(scaled.values()):
             network = Normalised(network, scaled["norm_obs"], scaled["norm_reward"], getattr(method, "clip_obs", 10.0))
-        return replace(self, learns=network)
+        return replace(self, learns=network, learned_by=method.name)
 
     @property
     def apart(self) -> bool:
@@ -512,6 +554,7 @@ class Environment(Problem):
         if self.apart and self.vector in ("sync", "native"):
             why = "step_timeout" if self.step_timeout else "on_env_error=replace"
             raise UserError(f"vector={self.vector}: {why} gives each environment a process of its own; leave it at vector=auto")
+        refuse_window(self.env_kwargs.get("render_mode"), "env.render_mode=human")
         if self.vector == "native" and callable(self.env):
             raise UserError("vector=native: only an id has a vector environment of its own; leave it at vector=auto")
         if callable(self.env):
@@ -563,7 +606,8 @@ class Environment(Problem):
     def module(self, seed: int) -> nn.Module:
         module = self._module(seed)
         if self.init:
-            _filled(module, self.init)
+            names = ("hidden", "activation", "memory", "memory_size", "network", "frame_stack") if self.maker is None else ()
+            _filled(module, "init", self.init, {"method": self.learned_by, **{name: getattr(self, name) for name in names}})
         return module
 
     def _module(self, seed: int) -> nn.Module:

@@ -17,7 +17,8 @@ from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
 from shoal.envs import atari
 from shoal.envs.spaces import Discrete, Observations
-from shoal.envs.vector import Recipe, make_vector, spaces_in, wants_number, wants_seed
+from shoal.envs.trying import tried
+from shoal.envs.vector import EnvError, Recipe, make_vector, spaces_in, wants_number, wants_seed
 from shoal.jobs.catalog import digits
 from shoal.jobs.job import Job
 from shoal.nets.flat import FlatModule
@@ -87,6 +88,108 @@ def test_an_argument_that_the_environment_does_not_have_is_refused_in_one_line(e
     with pytest.raises(UserError, match=says) as wrong:
         problem(Reinforcement(env, env_kwargs=given)).spaces()
     assert "\n" not in str(wrong.value)
+
+
+class Picky(Tunable):
+    """An environment that looks at its arguments late: at one when it is made, at others when it is stepped."""
+
+    def __init__(self, board: str = "4x4", level: float | str = 0.0, limits: Any = 3, order: int = 1) -> None:
+        super().__init__()
+        self.side, self.limits, self.order = {"4x4": 4, "8x8": 8}[board], limits, order
+
+    def step(self, action: Any) -> Any:
+        return super().step(action)[0], 1.0 / self.order, self.limits < 0, False, {}
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "says"),
+    [
+        (
+            "Tunable-v0",
+            {"level": "abc"},
+            "env.level=abc: environment 'Tunable-v0' expects a number there; env.level=0.0 is its",
+        ),
+        ("Tunable-v0", {"level": True}, "env.level=true: environment 'Tunable-v0' expects a number there"),
+        ("Tunable-v0", {"level": [1]}, r"env.level=\[1\]: environment 'Tunable-v0' expects a number there"),
+        (
+            "Tunable-v0",
+            {"wide": "False"},
+            "env.wide=False: environment 'Tunable-v0' expects true or false there; env.wide=false",
+        ),
+        ("Pendulum-v1", {"g": "abc"}, "env.g=abc: environment 'Pendulum-v1' expects a number there; env.g=10.0 is its default"),
+        (
+            "CartPole-v1",
+            {"sutton_barto_reward": "yes"},
+            "env.sutton_barto_reward=yes: environment 'CartPole-v1' expects true or",
+        ),
+    ],
+)
+def test_an_argument_that_is_no_number_where_one_is_expected_is_refused(env: str, given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says) as wrong:
+        problem(Reinforcement(env, env_kwargs=given)).spaces()
+    assert "\n" not in str(wrong.value)
+
+
+def test_an_argument_may_be_none_and_of_any_type_that_its_annotation_names() -> None:
+    gymnasium.register("Picky-v0", entry_point=Picky)
+    try:
+        for given in ({"level": "high"}, {"level": None}, {"limits": [1]}, {"order": 2}):
+            make_vector(Recipe("Picky-v0", given), 1).close()
+    finally:
+        del gymnasium.registry["Picky-v0"]
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "says"),
+    [
+        (
+            "FrozenLake-v1",
+            {"map_name": "7x7"},
+            "env.map_name=7x7: environment 'FrozenLake-v1' cannot be made with that: KeyError",
+        ),
+        ("Pendulum-v1", {"max_episode_steps": "many"}, "env.max_episode_steps=many: environment 'Pendulum-v1' cannot be made"),
+    ],
+)
+def test_what_an_environment_raises_when_it_is_made_is_told_with_its_arguments(env: str, given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says) as wrong:
+        problem(Reinforcement(env, env_kwargs=given)).spaces()
+    assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("limits", "low"), ("order", 0)])
+def test_what_an_environment_raises_in_its_first_step_is_told_with_its_arguments(name: str, value: Any) -> None:
+    gymnasium.register("Picky-v0", entry_point=Picky)
+    try:
+        says = f"env.{name}={value}: environment 'Picky-v0': step raised"
+        with pytest.raises(EnvError, match=says), tried(Recipe("Picky-v0", {name: value})):
+            pass
+    finally:
+        del gymnasium.registry["Picky-v0"]
+
+
+def test_a_window_at_every_step_is_refused_however_it_is_asked_for() -> None:
+    says = "training would wait for a window at every step; leave render_mode out, and film episodes with shoal evaluate"
+    with pytest.raises(UserError, match=f"env.render_mode=human: {says}"):
+        Reinforcement("CartPole-v1", env_kwargs={"render_mode": "human"})
+    with pytest.raises(UserError, match=rf'shown\(\) has render_mode="human": {says}'):
+        problem(Reinforcement(shown)).spaces()
+    with pytest.raises(UserError, match=rf'many_shown\(1\) has render_mode="human": {says}'):
+        problem(Reinforcement(many_shown)).spaces()
+    gymnasium.register("Shown-v0", entry_point=Tunable, kwargs={"render_mode": "human"})
+    try:
+        with pytest.raises(UserError, match=f"environment 'Shown-v0' with render_mode=human: {says}"):
+            problem(Reinforcement("Shown-v0")).spaces()
+    finally:
+        del gymnasium.registry["Shown-v0"]
+    problem(Reinforcement("Pendulum-v1", env_kwargs={"render_mode": "rgb_array"})).spaces()
+
+
+def shown() -> Any:
+    return Tunable(render_mode="human")
+
+
+def many_shown(num_envs: int) -> Any:
+    return SyncVectorEnv([shown] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 def test_arguments_and_limits_are_refused_where_they_could_not_work() -> None:

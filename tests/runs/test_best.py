@@ -130,9 +130,21 @@ def test_a_run_begins_with_the_weights_of_another() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"hidden": (32,)}, r"array 'actor.1.weight' is float32\[64, 64\]; the model has float32\[2, 32\]|array 'actor.0"),
-        ({"init": "nowhere"}, "nowhere: cannot be read as a .safetensors file"),
-        ({"init": "empty"}, "empty: holds no weights of a run; give the folder of a run"),
+        (
+            {"hidden": (32,)},
+            r"init=first: the run \(job reinforcement\) has a network of hidden=64,64, and this job's is of hidden=32; "
+            r"hidden=64,64 fits, if observations and actions are alike \(array 'actor.0.bias' is float32\[64\]; ",
+        ),
+        (
+            {"memory": "gru"},
+            r"has a network of memory=none, and this job's is of memory=gru; memory=none fits, .* \(array '.*' is missing",
+        ),
+        (
+            {"activation": "relu"},
+            r"init=first: .* has a network of activation=tanh, and this job's is of activation=relu; activation=tanh fits",
+        ),
+        ({"init": "nowhere"}, "init=nowhere: cannot be read as a .safetensors file"),
+        ({"init": "empty"}, "init=empty: holds no weights of a run; give the folder of a run"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], says: str) -> None:
@@ -141,3 +153,13 @@ def test_weights_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], s
     with pytest.raises(UserError, match=says):
         shoal.run(job(**{"init": "first", **settings}), actors=0, folder="second")
     assert not Path("second").exists()
+
+
+def test_weights_of_another_method_or_environment_are_told_by_both() -> None:
+    shoal.run(job(total_timesteps=1), actors=0, folder="first")
+    says = r"has a network of method=ppo, and this job's is of method=dqn; method=ppo learns such a network \(array"
+    with pytest.raises(UserError, match=says):
+        shoal.Reinforcement("CartPole-v1", method="dqn", init="first", preset="none", hidden=(64, 64)).problem.first(0)
+    says = r"init=first: the run \(job reinforcement\) has a network with other arrays than this job's: .*\(array"
+    with pytest.raises(UserError, match=says):
+        shoal.Reinforcement("Acrobot-v1", method="ppo", init="first", preset="none").problem.first(0)

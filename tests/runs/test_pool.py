@@ -47,6 +47,34 @@ def fails(x: int) -> int:
     raise KeyError(x)
 
 
+ON_A_TERMINAL = """
+import os
+
+import shoal
+
+
+def on_a_terminal(x):
+    return os.isatty(0), os.read(0, 1)
+
+
+with shoal.Pool(1) as pool:
+    print(os.isatty(0), pool.submit(on_a_terminal, 1).result(timeout=60))
+"""
+
+
+def test_a_call_cannot_wait_for_what_a_person_types(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(ON_A_TERMINAL)
+    here, there = os.openpty()
+    try:
+        made = subprocess.run(
+            [sys.executable, "program.py"], cwd=tmp_path, stdin=there, capture_output=True, timeout=90, check=True
+        )
+    finally:
+        os.close(here)
+        os.close(there)
+    assert made.stdout.decode().split() == ["True", "(False,", "b'')"]
+
+
 def leaves(x: int) -> int:
     raise SystemExit(3)
 
