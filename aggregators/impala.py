@@ -1,4 +1,4 @@
-"""IMPALA: a learner that takes one gradient step over the trajectories that have come in.
+"""IMPALA: a learner that makes one pass over the trajectories that have come in, in one gradient step or a few.
 
 The one idea: actors never wait for the learner. A trajectory was made with slightly older weights, and V-trace corrects for
 that, so every trajectory is used once, as it comes.
@@ -6,7 +6,9 @@ that, so every trajectory is used once, as it comes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ class IMPALALearner(TrajectoryLearner):
     Losses are means over the rows where mask is True; value_loss is half the mean squared error. lag_weight: the function of
     WEIGHTS (aggregators/ratios.py) by which a trajectory's rows count in the descended loss; "none": all rows count alike. The
     losses that are told are without these weights.
+    num_minibatches: gradient steps of a version, each over as many environments. V-trace corrects for the steps before it, as
+    for any other lag. Metrics are means over these steps.
     fast: makes the gradient of the built-in policy without autograd (aggregators/by_environment.py); None: it cannot. alike:
     True if its first gradient was autograd's; None: not compared yet.
     """
@@ -39,6 +43,7 @@ class IMPALALearner(TrajectoryLearner):
     lam: float = 1.0
     vtrace_alpha: float = 1.0
     lag_weight: str = "none"
+    num_minibatches: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,15 +51,32 @@ class IMPALALearner(TrajectoryLearner):
         self.alike: bool | None = None
 
     def step(self) -> Moved:
-        """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
+        """Make one pass over everything folded. Reading the metrics of a gradient step is one transfer, which waits for the
+        device."""
         batch = self.staging.batch()
         self.anneal()
+        told = [self._descent(part) for part in self._parts(batch)]
+        self.steps += len(batch.rows)
+        means = [fsum(each) / len(told) for each in zip(*told, strict=True)]
+        return Moved(dict(zip(METRICS, means, strict=True)))
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Minibatches of whole environments, whose numbers of environments differ by at most 1."""
+        envs = batch.mask.shape[1]
+        many = min(self.num_minibatches, envs)
+        if many == 1:
+            yield batch
+            return
+        for part in range(many):
+            yield batch.part(part * envs // many, (part + 1) * envs // many)
+
+    def _descent(self, batch: Batch) -> list[float]:
+        """Make one gradient step, and return its metrics."""
         told = self._by_environment(batch)
         if told is None:
             loss, figures = self._loss(batch)
             told = torch.stack([*figures, self.update(loss)]).tolist()
-        self.steps += len(batch.rows)
-        return Moved(dict(zip(METRICS, told, strict=True)))
+        return told
 
     def _by_environment(self, batch: Batch) -> list[float] | None:
         """Make the step without autograd, and return its metrics; None if the policy or the batch is not for that, or if the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shoal.envs.spaces import LIFE, MASK, MOMENTS, OBSERVATION, STATE, final_name
 from shoal.nets.flat import as_tensor, views
-from shoal.nets.policies import Seen
+from shoal.nets.policies import Seen, every
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Layout
 from shoal.protocol.work import Contribution
@@ -58,6 +58,24 @@ class Batch:
     def log_prob(self) -> Tensor:
         """float32 [T, B], of the actions under the policy that acted."""
         return self.added["log_prob"]
+
+    def part(self, first: int, last: int) -> Batch:
+        """The environments from `first` up to `last`, without `last`, as a batch of their own."""
+        at, envs = slice(first, last), self.mask.shape[1]
+        mask, env = self.mask[:, at], self.cut % envs
+        ours = (env >= first) & (env < last)
+        return replace(
+            self,
+            observation=every(self.observation, lambda x: x[:, at]),
+            **{name: getattr(self, name)[:, at] for name in EVERY},
+            lag=self.lag[at],
+            rows=mask.flatten().nonzero().squeeze(1),
+            cut=(self.cut // envs * (last - first) + env - first)[ours],
+            final=every(self.final, lambda x: x[ours]) if len(self.cut) else self.final,
+            added={name: each[:, at] for name, each in self.added.items()},
+            state={name: each[at] for name, each in self.state.items()},
+            first=None if self.first is None else self.first[:, at],
+        )
 
 
 class Slot:

@@ -26,7 +26,7 @@ from shoal.protocol.work import Contribution, Task
 from shoal.runs.threads import cores, few, lone
 
 SIZES = (32, 64, 128, 256, 512)  # environments of a trajectory
-UPDATES = 250  # versions that a run should have, at least: with more rows each, too few steps are made to learn
+UPDATES = 250  # gradient steps that a run should have, at least: with more rows each, too few steps are made to learn
 TURNS = 3  # trajectories of each size: the first is not timed, the fastest of the others counts
 LONGEST = 2.0  # seconds of the whole trial, after which no other size is tried
 PATIENCE = 20.0  # seconds after which the trial is given up: an environment may hang
@@ -75,9 +75,9 @@ def chosen(found: list[Timed], actors: int, many: int) -> Timed:
 
 
 def sizes_of(job: Job) -> list[int]:
-    """The sizes that leave a run of this job UPDATES versions; the default, if no size does."""
+    """The sizes that leave a run of this job UPDATES gradient steps; the default, if no size does."""
     method: Any = job.method
-    most = method.total_timesteps / (UPDATES * method.trajectories * method.rollout_length)
+    most = method.total_timesteps * method.num_minibatches / (UPDATES * method.trajectories * method.rollout_length)
     return [size for size in SIZES if size <= most] or [method.num_envs]
 
 

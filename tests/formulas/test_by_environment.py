@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,39 @@ def test_a_learner_that_is_resumed_goes_on_with_the_same_bits() -> None:
         resumed.fold(contribution(SPACES, seed=version, index=0))
         resumed.step()
     np.testing.assert_array_equal(whole.weights().vector(), resumed.weights().vector())
+
+
+@pytest.mark.parametrize("many", [2, 3, 50])
+@pytest.mark.parametrize("options", ALIKE.values(), ids=ALIKE)
+def test_minibatches_are_steps_over_some_environments_each_one_after_the_other(many: int, options: Any) -> None:
+    ours, theirs = pair(FINALS, num_minibatches=many, **options)
+    one, _ = pair(FINALS, **options)
+    folded = [contribution(FINALS, seed=index, index=index) for index in range(2)]
+    for learner in (ours, theirs, one):
+        for each in folded:
+            learner.fold(each)
+    found, expected = ours.step().metrics, theirs.step().metrics
+    assert found == {name: pytest.approx(number, rel=2e-3, abs=2e-4) for name, number in expected.items()}
+    batch = one.staging.batch()
+    envs = batch.mask.shape[1]
+    edges = [part * envs // min(many, envs) for part in range(min(many, envs) + 1)]
+    rows, cut, losses = 0, 0, []
+    for first, last in pairwise(edges):
+        part = batch.part(first, last)
+        rows, cut = rows + len(part.rows), cut + len(part.cut)
+        assert all(part.mask.flatten()[at] for at in (*part.rows, *part.cut))
+        its = first + part.cut % (last - first) + part.cut // (last - first) * envs  # in the whole batch
+        where = (batch.cut[:, None] == its[None]).nonzero()[:, 0]
+        torch.testing.assert_close(part.final, batch.final[where])
+        loss, told = one._loss(part)
+        losses.append(float(told[0]))
+        one.update(loss)
+    assert (rows, cut) == (len(batch.rows), len(batch.cut))
+    assert cut  # some episodes are cut off, or this says nothing of them
+    assert expected["policy_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert one.updates == ours.updates == theirs.updates == min(many, envs)
+    for learner in (ours, theirs):
+        np.testing.assert_allclose(learner.weights().vector(), one.weights().vector(), rtol=2e-3, atol=4e-4)
 
 
 def test_other_policies_are_left_to_autograd() -> None:

@@ -28,6 +28,11 @@ def test_sizes_leave_a_run_enough_versions(steps: int, batch: int, length: int, 
     assert sizes_of(job(total_timesteps=steps, batch=batch, rollout_length=length)) == wanted
 
 
+def test_a_version_of_several_minibatches_counts_as_several_gradient_steps() -> None:
+    assert sizes_of(job(total_timesteps=1_024_000, batch=1, num_minibatches=4)) == [32, 64, 128, 256, 512]
+    assert sizes_of(job(total_timesteps=512_000, batch=1, num_minibatches=4)) == [32, 64, 128, 256]
+
+
 def test_the_rate_is_that_of_the_slower_side_or_of_all_cores() -> None:
     assert Timed(32, act=4e-6, learn=1e-6).rate(actors=2, many=8) == 1 / 2e-6  # two actors
     assert Timed(32, act=1e-6, learn=4e-6).rate(actors=8, many=8) == 1 / 4e-6  # the learner

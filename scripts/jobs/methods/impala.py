@@ -42,6 +42,9 @@ class IMPALA(OnPolicy):
         1.0, "share of the bounded ratios in rho and c, beside the ratios themselves: below 1 it is leaky V-trace",
         least=0, most=1,
     )  # fmt: skip
+    num_minibatches: int = option(
+        1, "parts of a version's environments, with one gradient step each: many environments need several", least=1
+    )
     tune_envs: bool = option(
         True, "a num_envs that nobody set is chosen by a short trial before the run, if the run has actors of its own machine"
     )
