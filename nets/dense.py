@@ -17,6 +17,7 @@ from torch.nn.modules import module as hooks
 
 from shoal.nets.evaluation import Loss
 from shoal.nets.flat import FlatModule
+from shoal.nets.wide import altered, hooked
 
 ATEN = torch.ops.aten
 MEAN, IGNORED = 1, -100  # of cross entropy's arguments: the reduction, and the label that is left out
@@ -100,19 +101,19 @@ def dense_of(flat: FlatModule, loss: Loss) -> Dense | None:
     plain = loss is functional.cross_entropy or (
         type(loss) is nn.CrossEntropyLoss
         and (loss.weight, loss.reduction, loss.ignore_index, loss.label_smoothing) == (None, "mean", IGNORED, 0.0)
-        and not _altered(loss)
+        and not altered(loss)
     )
-    if not plain or type(module) is not nn.Sequential or flat.device.type != "cpu" or _altered(module):
+    if not plain or type(module) is not nn.Sequential or flat.device.type != "cpu" or altered(module):
         return None
     if hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks:
         return None
     layers: list[Layer] = []
     for part in module:
-        if _altered(part):
+        if altered(part):
             return None
         if type(part) is nn.Linear and part.bias is not None:
             trained = [
-                one for one in (part.weight, part.bias) if one.requires_grad and one.grad is not None and not _hooked(one)
+                one for one in (part.weight, part.bias) if one.requires_grad and one.grad is not None and not hooked(one)
             ]
             if len(trained) < 2 or any(one.w.data_ptr() == part.weight.data_ptr() for one in layers):
                 return None
@@ -129,14 +130,3 @@ def dense_of(flat: FlatModule, loss: Loss) -> Dense | None:
         sum(one.w.numel() + one.bias.numel() for one in layers) == flat.trainable == sum(p.numel() for p in module.parameters())
     )
     return Dense(flat, layers) if layers and whole and not layers[-1].relu else None
-
-
-def _altered(part: nn.Module) -> bool:
-    """Return whether a module has hooks, a forward of its own, or a parametrization."""
-    kept = vars(part)
-    hooked = any(value for name, value in kept.items() if name.endswith(("_hooks", "_pre_hooks")))
-    return hooked or "forward" in kept or "parametrizations" in kept["_modules"]
-
-
-def _hooked(parameter: Tensor) -> bool:
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))

@@ -89,7 +89,7 @@ class FlatModule:
         self.module = module.to(device)
         self.layout = layout_of(module)
         self.device = torch.device(device)
-        self.raw = _aligned(self.layout.nbytes, self.device)
+        self.raw = _zeros(self.layout.nbytes, self.device)
         self.trainable = sum(p.numel() for p in module.parameters() if p.requires_grad and p.dtype == torch.float32)
         self.grad = _zeros(4 * self.trainable, self.device).view(torch.float32)
         self._host = Bundle(self.layout, self.raw.numpy()) if self.device.type == "cpu" else None
@@ -206,15 +206,9 @@ def told(tensor: torch.Tensor) -> str:
 
 
 def _zeros(nbytes: int, device: torch.device) -> torch.Tensor:
-    """Aligned bytes of 0. On a CPU the system gives a page when it is first written: a gradient may never be."""
-    if device.type != "cpu":
-        return torch.zeros(nbytes, dtype=torch.uint8, device=device)
-    raw = torch.from_numpy(np.zeros(nbytes + ALIGNMENT, np.uint8))
-    start = -raw.data_ptr() % ALIGNMENT
-    return raw[start : start + nbytes]
-
-
-def _aligned(nbytes: int, device: torch.device) -> torch.Tensor:
-    raw = torch.zeros(nbytes + ALIGNMENT, dtype=torch.uint8, device=device)
+    """Aligned bytes of 0. On a CPU numpy takes them: the system gives a page when it is first written, which a gradient may
+    never be, and large arrays lie in large pages, of which the processor keeps more addresses."""
+    zeros = np.zeros(nbytes + ALIGNMENT, np.uint8) if device.type == "cpu" else None
+    raw = torch.zeros(nbytes + ALIGNMENT, dtype=torch.uint8, device=device) if zeros is None else torch.from_numpy(zeros)
     start = -raw.data_ptr() % ALIGNMENT
     return raw[start : start + nbytes]

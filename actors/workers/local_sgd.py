@@ -25,6 +25,7 @@ from shoal.nets.flat import FlatModule, as_tensor
 from shoal.nets.models import Model, for_training
 from shoal.nets.schedules import Schedule
 from shoal.nets.squares import Squares
+from shoal.nets.straight import Straight
 from shoal.nets.updates import SGD, Momentum, Optimizer, update_of
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError, within
@@ -114,8 +115,7 @@ class LocalSGD:
         self.w_global = torch.empty_like(self.w)
         self.drift = torch.empty_like(self.w)
         self.moments = [torch.empty_like(self.w) for _ in self.update.moments]
-        self.steps_in = [place for _, place, _ in self.flat.trained_parts]
-        self.straight: set[int] | None = set()  # sizes of batches whose gradients are added where they lie; None: never
+        self.straight: Straight | None = Straight(self.flat)  # None: every step goes by the flat gradient
         self.looked_at: Task | None = None
         self.no_negative_zero = False  # of the weights of `looked_at`
         self.data = _Data(self.population, self.flat.device, self.kept_bytes)
@@ -213,9 +213,12 @@ class LocalSGD:
             self.factor_at(task.version),
         )
         squares = Squares(self.loss) if self.squares else None
-        t, quick = 0, self.dense if self.dense is not None and self.dense.takes(data) else None
-        straight = self._goes_straight(task)
+        straight = self.straight if self._goes_straight(task) else None
+        by_hand = straight is None or straight.wide is None  # else autograd is quicker, for it leaves the wide gradients out
+        t, quick = 0, self.dense if by_hand and self.dense is not None and self.dense.takes(data) else None
         try:
+            if straight is not None:
+                straight.begin()
             for order in self._orders(len(data[1]), self._shuffle(client, task)):
                 for xs, ys, *weight in batches([array.index_select(0, order) for array in data], self.batch_size, data.scale):
                     t += 1
@@ -223,18 +226,23 @@ class LocalSGD:
                         logits, loss = quick(xs, ys)
                         self._step(factor, t)
                     else:
-                        self.flat.loosen()
+                        if straight is None:
+                            self.flat.loosen()
+                        else:
+                            straight.await_one(xs.shape[0])
                         logits = module(xs)
                         loss = mean_loss(loss_of(logits, ys), ys, *weight)
                         loss.backward()  # type: ignore[no-untyped-call]
                         if quick is not None:
-                            self.flat.gather()
+                            (self.flat if straight is None else straight).gather()
                             quick = self.dense = quick.proved(xs, ys, logits, loss)
-                        self._descend(factor, t, xs.shape[0] if straight else 0)
+                        straight = self._descend(factor, t, straight, xs.shape[0])
                     tally.add(logits, ys, loss, *weight)
                     if squares is not None:
                         squares.add(logits, ys)
         finally:
+            if straight is not None:
+                straight.end()
             self.flat.tighten()
         return tally.totals() if squares is None else {**tally.totals(), **squares.totals()}
 
@@ -278,28 +286,26 @@ class LocalSGD:
             self.looked_at, self.no_negative_zero = task, int(self.w.view(torch.int32).min()) != -(2**31)
         return self.no_negative_zero
 
-    def _descend(self, factor: float, t: int, size: int) -> None:
-        """Make a step by the gradients that lie apart. size: of the batch, if the step may add them where they lie; 0: it may
-        not. Whether the bits are those of a step by the flat gradient is looked at once for each size."""
-        grads = self.flat.found() if size and self.straight is not None else None
-        if grads is None or self.straight is None or self.sgd is None:
+    def _descend(self, factor: float, t: int, straight: Straight | None, size: int) -> Straight | None:
+        """Make a step by the gradients that lie apart. straight: how, if not by the flat gradient. size: of the batch. Return
+        how the next step is made."""
+        if straight is None or self.sgd is None:
             self.flat.gather()
             self._step(factor, t)
-            return
-        if size in self.straight:
-            torch._foreach_add_(self.steps_in, grads, alpha=-self.sgd.lr * factor)
-            return
+            return None
+        alpha = -self.sgd.lr * factor
+        if not straight.lies():
+            straight.gather()
+            self._step(factor, t)
+            return straight
+        if size in straight.sizes:
+            straight.add(alpha)
+            return straight
         before = self.w.clone()
-        self.flat.gather()
+        straight.gather()
         self._step(factor, t)
-        after = self.w.clone()
-        self.w.copy_(before)
-        torch._foreach_add_(self.steps_in, grads, alpha=-self.sgd.lr * factor)
-        if torch.equal(after.view(torch.int32), self.w.view(torch.int32)):
-            self.straight.add(size)
-        else:
-            self.straight = None
-            self.w.copy_(after)
+        self.straight = straight.proved(before, alpha, size)
+        return self.straight
 
     def _step(self, factor: float, t: int) -> None:
         """Make one step of the optimizer. SGD's formula is computed in place, without new memory."""
