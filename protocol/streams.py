@@ -21,33 +21,46 @@ MIX_L, MIX_R = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
 SHIFT = np.uint32(16)
 
 
+def _constants(first: int, factor: int, many: int) -> tuple[Words, Words]:
+    """What each of so many hashes takes to its number's bits, and what it multiplies them by, each [many, 1]."""
+    found = [first]
+    for _ in range(many):
+        found.append(found[-1] * factor % 2**32)
+    return np.array(found[:-1], np.uint32)[:, None], np.array(found[1:], np.uint32)[:, None]
+
+
+def _apart(hashes: Words) -> Words:
+    """The constants of the words' hashes into each other, [words, words, 1]: first index the word that is hashed. A word is not
+    hashed into itself: there stands 0."""
+    found = np.zeros((POOL, POOL, 1), np.uint32)
+    found[~np.eye(POOL, dtype=bool)] = hashes
+    return found
+
+
+_TO, _BY = _constants(INIT_A, MULT_A, POOL + POOL * (POOL - 1))
+_FIRST = _TO[:POOL], _BY[:POOL]
+_MIXING = _apart(_TO[POOL:]), _apart(_BY[POOL:])
+_LAST = _constants(INIT_B, MULT_B, POOL)
+
+
+def _hashed(words: Words, to: Words, by: Words) -> Words:
+    value = words ^ to
+    value *= by
+    value ^= value >> SHIFT
+    return value
+
+
 def keys_of(numbers: Sequence[int]) -> npt.NDArray[np.uint64]:
     """The key of np.random.Philox(number) for each of these numbers of at most 128 bits: uint64 [numbers, 2]."""
-    raw = b"".join(number.to_bytes(4 * POOL, "little") for number in numbers)
-    words = np.frombuffer(raw, "<u4").reshape(-1, POOL).astype(np.uint32)
-    constant = INIT_A
-
-    def hashed(value: Words) -> Words:
-        nonlocal constant
-        value = value ^ np.uint32(constant)
-        constant = constant * MULT_A % 2**32
-        value *= np.uint32(constant)
-        value ^= value >> SHIFT
-        return value
-
-    pool = [hashed(words[:, at]) for at in range(POOL)]
-    for source in range(POOL):
-        for into in range(POOL):
-            if source != into:
-                mixed = MIX_L * pool[into] - MIX_R * hashed(pool[source])
-                pool[into] = mixed ^ mixed >> SHIFT
-    state = np.empty((len(numbers), POOL), "<u4")
-    constant = INIT_B
-    for at in range(POOL):
-        value = pool[at] ^ np.uint32(constant)
-        constant = constant * MULT_B % 2**32
-        value *= np.uint32(constant)
-        state[:, at] = value ^ value >> SHIFT
+    raw = b"".join([number.to_bytes(4 * POOL, "little") for number in numbers])
+    pool = _hashed(np.frombuffer(raw, "<u4").reshape(-1, POOL).T, *_FIRST)
+    for source, to, by in zip(range(POOL), *_MIXING, strict=True):
+        mixed = pool * MIX_L
+        mixed -= MIX_R * _hashed(pool[source], to, by)
+        mixed ^= mixed >> SHIFT
+        mixed[source] = pool[source]
+        pool = mixed
+    state = np.ascontiguousarray(_hashed(pool, *_LAST).T, "<u4")
     return state.view("<u8").astype(np.uint64)
 
 

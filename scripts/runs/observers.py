@@ -17,6 +17,7 @@ from typing import Any, Self
 from shoal.coordinator.reports import Before, Observer, Progress, Report
 from shoal.protocol.work import Metrics
 from shoal.runs.progress import indented, stamped
+from shoal.runs.records import Records
 from shoal.runs.rundir import RunDir, finite, replaced
 
 WRITER = json.JSONEncoder(allow_nan=False)  # json.dumps makes one each time
@@ -144,15 +145,15 @@ class Events:
     """Scalars for TensorBoard: over environment steps if the run counts any, else over versions. Rates once a second.
 
     The file has TensorBoard's own form (a record is length, checksum, protobuf event). This class uses TensorBoard's protobuf
-    classes and record writer directly: they import in 0.05 s beyond numpy. torch.utils.tensorboard takes 1.6 s, and
-    TensorBoard's EventFileWriter loads all of TensorFlow if that is installed. Without TensorBoard no events are written.
+    classes directly: they import in 0.05 s beyond numpy. torch.utils.tensorboard takes 1.6 s, and TensorBoard's EventFileWriter
+    loads all of TensorFlow if that is installed. Without TensorBoard no events are written.
     """
 
     def __init__(self, folder: Path, started: float) -> None:
         self.folder = folder
         self.started = started
         self.kinds = tensorboard()
-        self.writer: Any = None
+        self.writer: Records | None = None
         self.due = 0.0
 
     def scalars(self, version: int, metrics: Metrics, progress: Progress) -> None:
@@ -182,25 +183,25 @@ class Events:
     def _open(self, step: int, seconds: float) -> None:
         """Open the file. Called at the first scalar, so that a run that never steps leaves no empty file. Its name sorts after
         the folder's other event files: TensorBoard reads them in the order of their names."""
-        _, session_log, record_writer = self.kinds
+        _, session_log = self.kinds
         number = len(list(self.folder.glob("events.out.tfevents.*")))
-        self.writer = record_writer((self.folder / f"events.out.tfevents.{int(self.started):010d}.shoal.{number}").open("xb"))
+        self.writer = Records((self.folder / f"events.out.tfevents.{int(self.started):010d}.shoal.{number}").open("xb"))
         self._write(0, seconds, file_version="brain.Event:2")
         self._write(step, seconds, session_log={"status": session_log.START})  # drop a resumed run's older points from here on
 
     def _write(self, step: int, seconds: float, **what: Any) -> None:
+        assert self.writer is not None
         self.writer.write(self.kinds[0](wall_time=self.started + seconds, step=step, **what).SerializeToString())
 
 
 def tensorboard() -> Any:
-    """TensorBoard's (Event, SessionLog, RecordWriter); None without TensorBoard. Called when a run begins, because the import
+    """TensorBoard's (Event, SessionLog); None without TensorBoard. Called when a run begins, because the import
     would delay the first step, or once before processes are forked, instead of in each of them."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
     except ModuleNotFoundError:
         return None
-    return Event, SessionLog, RecordWriter
+    return Event, SessionLog
 
 
 def _rates(progress: Progress) -> dict[str, float]:
