@@ -20,6 +20,8 @@ from shoal.protocol.layout import Bundle
 
 MARGIN = 2.0**-22  # share by which a clipped vector is shorter than asked: it covers the rounding of its float32 entries
 SECRET = 32  # bytes of a secret
+CLIP_NORM = "clip_norm"  # the norm that clients clip to, in a task's brief
+UNCLIPPED = "unclipped"  # the total of deltas that clients did not have to clip
 WHOLE = 2.0**-53  # a uniform draw is a whole number of 53 bits in this unit
 
 

@@ -11,12 +11,16 @@ from dataclasses import replace
 from shoal.actors import Worker, close, work_of
 from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import Bundle
-from shoal.protocol.private import clipped, key_of, noised
+from shoal.protocol.private import CLIP_NORM, UNCLIPPED, clipped, key_of, noised
 from shoal.protocol.work import Task, Work
 
 
 class Clipped:
-    """A worker around another: the delta of a client is scaled down to the L2 norm `clip_norm`, and weighs 1."""
+    """A worker around another: the delta of a client is scaled down to the L2 norm `clip_norm`, and weighs 1.
+
+    A brief holds the norm of its version, CLIP_NORM, float64 [1]. The total UNCLIPPED goes along then: 1 if the delta stayed as
+    it was, else 0, so that the totals of a sum count the unclipped clients (Andrew et al. 2021, algorithm 1).
+    """
 
     def __init__(self, worker: Worker, clip_norm: float) -> None:
         self.worker, self.clip_norm = worker, clip_norm
@@ -31,10 +35,13 @@ class Clipped:
         setattr(self.worker, "thin", thin)  # noqa: B010  a LocalSGD, whose module needs torch
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
-        work = work_of(self.worker, weights, client, task, brief)
+        work = work_of(self.worker, weights, client, task, None)
         if work.bundle is None:
             return work
-        return replace(work, bundle=clipped(work.bundle, self.clip_norm)[0], weight=1.0)
+        most = self.clip_norm if brief is None else float(brief[CLIP_NORM][0])
+        bundle, scaled = clipped(work.bundle, most)
+        totals = work.totals if brief is None else {**work.totals, UNCLIPPED: (0.0 if scaled else 1.0, 1.0)}
+        return replace(work, bundle=bundle, weight=1.0, totals=totals)
 
     def close(self) -> None:
         close(self.worker)

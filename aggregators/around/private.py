@@ -20,7 +20,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import VALUES, PartialSum
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle, Layout
-from shoal.protocol.private import clipped, gaussian, key_of, number
+from shoal.protocol.private import CLIP_NORM, UNCLIPPED, clipped, gaussian, key_of, number
 from shoal.protocol.work import Contribution, Moved, Task, Work
 
 STEPS, CLIP = "private_steps", "private_clip_norm"
@@ -94,7 +94,8 @@ class Noised(Around):
         return not self.each
 
     def fold(self, contribution: Contribution) -> None:
-        """Raises ProtocolError, with nothing added, for NaN, an infinity, and a sum whose weights are not 1 a client."""
+        """Raises ProtocolError, with nothing added, for NaN, an infinity, a sum whose weights are not 1 a client, and, if the
+        clipping norm adapts, a sum without the number of its unclipped clients."""
         many, weight = len(contribution.task.clients) or 1, contribution.work.weight
         if contribution.summed == self.each:
             raise ProtocolError(
@@ -103,12 +104,25 @@ class Noised(Around):
         if weight != (many if contribution.summed else 1.0):
             raise ProtocolError(f"weight {weight:g} of {many} clients: with a fixed denominator each client weighs 1")
         if contribution.summed:
+            unclipped = self._told(contribution, many)
             self.sum.merge(contribution.bundle, weight, many)
+            self.unclipped += unclipped
         else:
             bundle, scaled = clipped(contribution.bundle, self.clip_norm)
             self.sum.add(bundle, 1.0)
             self.unclipped += not scaled
         self.members += many
+
+    def _told(self, contribution: Contribution, many: int) -> int:
+        """The number of unclipped clients in a sum, as its actor counted them; 0 if the clipping norm stays as it is."""
+        if not self.noise.quantile:
+            return 0
+        unclipped, of = contribution.work.totals.get(UNCLIPPED, (0.0, 0.0))
+        if of != many or not 0 <= unclipped <= many or unclipped != int(unclipped):
+            raise ProtocolError(
+                f"{unclipped:g} of {of:g} clients unclipped, in a sum of {many}: expected a count of all of them"
+            )
+        return int(unclipped)
 
     def step(self) -> Moved:
         version, noise, total = self.steps + 1, self.noise, self.sum.bundle()
@@ -163,6 +177,13 @@ class Noised(Around):
     def _begin(self, steps: int) -> None:
         self.sum.clear()
         self.steps, self.unclipped, self.members = steps, 0, 0
+
+
+class Briefed(Noised):
+    """A Noised that tells clients its clipping norm, because they clip to it: CLIP_NORM, float64 [1], in each task's brief."""
+
+    def brief(self, task: Task) -> Bundle | None:
+        return Bundle.pack({CLIP_NORM: np.array([self.clip_norm], np.float64)}) if task.counts else None
 
 
 def check_covered(layout: Layout, trainable: int | None) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.aggregators.around.private import Noise, Noised
+from shoal.actors.workers.private import Clipped
+from shoal.aggregators.around.private import Briefed, Noise, Noised
 from shoal.aggregators.fedavg import FedAvgServer
 from shoal.coordinator.deciding.plans import Seats
 from shoal.coordinator.deciding.plans.sampled import Sampled, fixed_size, poisson
@@ -17,7 +18,7 @@ from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import GRID
 from shoal.protocol.layout import Bundle
-from shoal.protocol.private import clipped, gaussian, key_of, noised, norm_of
+from shoal.protocol.private import CLIP_NORM, UNCLIPPED, clipped, gaussian, key_of, noised, norm_of
 from shoal.protocol.work import Contribution, Task, Work
 
 SECRET = bytes(range(32))
@@ -43,10 +44,10 @@ class Charged:
         return {"epsilon": float(len(self.tags))}
 
 
-def server(noise: Noise, width: int = 3, book: Charged | None = None, **how: Any) -> Noised:
+def server(noise: Noise, width: int = 3, book: Charged | None = None, kind: type[Noised] = Noised, **how: Any) -> Noised:
     book = book or Charged()
     inner = FedAvgServer(bundle(*[0.0] * width), update=SGD(1.0))
-    return Noised(inner, noise, secret=SECRET, charge=book.charge, charged=lambda: len(book.tags), clients=100, **how)
+    return kind(inner, noise, secret=SECRET, charge=book.charge, charged=lambda: len(book.tags), clients=100, **how)
 
 
 def test_a_long_delta_is_scaled_to_the_clip_and_a_short_one_stays_as_it_is():
@@ -160,6 +161,32 @@ def test_sums_of_clipped_deltas_give_what_single_deltas_give():
     assert np.array_equal(one.weights()["w"], two.weights()["w"])
     with pytest.raises(ProtocolError, match="each client weighs 1"):
         two.fold(Contribution(Task(1, 0, (0, 1)), 1, 0, Work(sums.bundle(), 7.0), summed=True))
+
+
+def test_a_clip_that_adapts_counts_the_clients_that_say_they_are_unclipped() -> None:
+    class Fixed:
+        def run(self, weights: Bundle, client: int, task: Task) -> Work:
+            return Work(bundle(float(client), 0, 0), 7.0, {"loss": (2.0, 1.0)})
+
+    its = server(Noise(0.0, 1.5, 4, quantile=0.5, rate=0.2), kind=Briefed, each=False)
+    told = its.brief(Task(0, 0, (1, 2)))
+    assert told is not None
+    assert told[CLIP_NORM].tolist() == [1.5]
+    assert its.brief(Task(0, 9, (1,), "evaluate", counts=False)) is None
+    task, worker, total = Task(0, 0, (1, 2, 3)), Clipped(Fixed(), 99.0), PartialSum(bundle(0, 0, 0).layout)
+    works = [worker.run(its.weights(), client, task, told) for client in task.clients]
+    assert [work.totals for work in works] == [{"loss": (2.0, 1.0), UNCLIPPED: (flag, 1.0)} for flag in (1.0, 0.0, 0.0)]
+    assert [work.bundle["w"][0] for work in works if work.bundle] == pytest.approx([1.0, 1.5, 1.5])
+    for work in works:
+        assert work.bundle is not None
+        total.add(work.bundle, work.weight)
+    for totals in ({}, {UNCLIPPED: (1.0, 2.0)}, {UNCLIPPED: (4.0, 3.0)}, {UNCLIPPED: (0.5, 3.0)}, {UNCLIPPED: (-1.0, 3.0)}):
+        with pytest.raises(ProtocolError, match="unclipped, in a sum of 3"):
+            its.fold(Contribution(task, 0, 0, Work(total.bundle(), 3.0, totals), summed=True))
+    assert its.members == its.unclipped == 0
+    its.fold(Contribution(task, 0, 0, Work(total.bundle(), 3.0, {UNCLIPPED: (1.0, 3.0)}), summed=True))
+    its.step()
+    assert its.clip_norm == pytest.approx(1.5 * math.exp(-0.2 * ((1 - 3 / 2) / 4)))
 
 
 def test_buffers_that_no_noise_covers_do_not_move():

@@ -40,7 +40,6 @@ def job(**settings: object) -> Job:
         ({"sampling": "fixed"}, "accountant=rdp"),
         ({"norm_factor": 3.0}, "norm_factor=3.0: with method=dp_fedavg nothing may look at or change"),
         ({"compress": "int8", "clipping": "client"}, "clipping=server clips what the codec gives"),
-        ({"clip_quantile": 0.5, "clipping": "client"}, "clip_quantile is a setting of clipping=server"),
         ({"clip_lr": 0.5}, "clip_lr=0.5: without clip_quantile"),
         ({"clip_quantile": 0.5, "noise_multiplier": 3.0, "clip_count_stddev": 1.0}, "must be above noise_multiplier / 2 = 1.5"),
         ({"around": [lambda inner: inner]}, "around: <lambda>: with method=dp_fedavg"),
@@ -108,6 +107,21 @@ def test_the_same_seed_repeats_a_run_only_if_the_noise_follows_from_it(tmp_path:
     assert weights("a", "noise_from=seed") == weights("b", "noise_from=seed")
     assert not (tmp_path / "a" / KEY).exists()
     assert weights("c") != weights("d")
+
+
+def test_a_clip_that_adapts_has_the_same_bits_whoever_clips(tmp_path: Path) -> None:
+    def told(name: str, *words: str) -> tuple[object, list[float]]:
+        its = ("rounds=5", "noise_multiplier=1", "epsilon=0", "noise_from=seed", "clip_quantile=0.3", "clip_norm=0.4", *words)
+        end = ran("simulate", "digits", *SMALL, *its, "--json", "--run-dir", tmp_path / name).result
+        return end["weights_sha256"], [row["metrics"]["clip_norm"] for row in RunDir(tmp_path / name).rows()]
+
+    weights, norms = told("server", "clipping=server", "--actors", "0")
+    assert len(set(norms)) == len(norms) >= 3
+    assert (
+        (weights, norms)
+        == told("client", "clipping=client", "--actors", "0")
+        == told("two", "clipping=client", "--actors", "2")
+    )
 
 
 @pytest.mark.parametrize("durable", [False, True])

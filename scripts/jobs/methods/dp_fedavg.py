@@ -7,6 +7,7 @@ clip and noise, and refuse every other part of a job that would break the guaran
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from shoal.jobs.methods.method import Start, said
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option, ranges, shown
 from shoal.protocol.errors import UserError
-from shoal.protocol.private import SECRET, key_of
+from shoal.protocol.layout import Layout
+from shoal.protocol.private import CLIP_NORM, SECRET, key_of
 
 if TYPE_CHECKING:
     from shoal.coordinator.keeping.charges import Charges
@@ -201,7 +203,6 @@ class DPFedAvg(Private):
         "share of the clients that clip_norm leaves unclipped, as it adapts (0: clip_norm stays as it is)",
         least=0,
         below=1,
-        of={"clipping": ("server",)},
     )
     clip_lr: float = option(0.2, "learning rate of the adaptive clip_norm, with clip_quantile", above=0)
     clip_count_stddev: float = option(
@@ -272,7 +273,7 @@ class DPFedAvg(Private):
         )
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
-        from shoal.aggregators.around.private import Noise, Noised
+        from shoal.aggregators.around.private import Briefed, Noise, Noised
         from shoal.aggregators.fedavg import FedAvgServer
 
         account = self.account
@@ -285,7 +286,8 @@ class DPFedAvg(Private):
             rate=self.clip_lr,
             count_stddev=self._check_count(multiplier),
         )
-        return Noised(
+        kind = Briefed if self.tells_clip else Noised
+        return kind(
             FedAvgServer(start.weights, start.trainable, update=self.update(), device=device),
             noise,
             secret=account.secret if account else bytes(SECRET),
@@ -295,6 +297,14 @@ class DPFedAvg(Private):
             trainable=start.trainable,
             clients=self.clients,
         )
+
+    @property
+    def tells_clip(self) -> bool:
+        """True if clients are told the clip of each version, because they clip and it adapts."""
+        return self.clipping == "client" and self.clip_quantile > 0
+
+    def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
+        return [Layout.of({CLIP_NORM: ("f8", (1,))})] if self.tells_clip else super().briefs(problem, weights)
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         made = super().worker(problem, seed)
