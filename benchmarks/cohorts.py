@@ -1,7 +1,8 @@
 """Rounds of convolutional networks, whose arithmetic is nearly all of the time: `fl-b` and `fl-c`.
 
-The one idea: the bare loop (plain_torch.py) is the arithmetic on one core, so half of it is what two cores can do at best. Data
-are drawn, because the time of a step does not depend on them.
+The one idea: the bare loop (plain_torch.py) is the arithmetic on one core, so half of it is what two cores can do at best. Two
+processes share caches and memory, so two bare loops are timed at once too. Data are drawn, because the time of a step does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -96,6 +97,20 @@ def _cpu() -> float:
     return mine.user + mine.system + mine.children_user + mine.children_system
 
 
+def bare_loops(case: str, rounds: int, many: int) -> list[dict[str, Any]]:
+    """Returns what each of so many bare loops, which run at once, tells: {"rounds": [seconds, ...], "cpu": seconds a round}."""
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as place:
+        folders = [os.path.join(place, str(each)) for each in range(many)]
+        for folder in folders:
+            os.mkdir(folder)
+        words = [sys.executable, "-m", "shoal.benchmarks.plain_torch"]
+        begun = [subprocess.Popen([*words, its, str(rounds), "0", case], stdout=subprocess.PIPE) for its in folders]
+        told = [one.communicate()[0] for one in begun]
+        if any(one.returncode for one in begun):
+            raise RuntimeError(f"a bare loop of {case} failed: its error is above")
+        return [json.loads(one) for one in told]
+
+
 def _cohort(case: str, quick: bool) -> Finding:
     rounds, job = 2 if quick else 5, SHAPES[case]()
     spent: dict[str, list[float]] = {"shoal": [], "bare": []}  # seconds of CPU a round
@@ -108,14 +123,16 @@ def _cohort(case: str, quick: bool) -> Finding:
         return found
 
     def bare() -> float:
-        with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
-            words = [sys.executable, "-m", "shoal.benchmarks.plain_torch", folder, str(rounds + SKIP), "0", case]
-            told = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
-            spent["bare"].append(told["cpu"])
-            return float(statistics.median(told["rounds"][SKIP:]))
+        (told,) = bare_loops(case, rounds + SKIP, 1)
+        spent["bare"].append(told["cpu"])
+        return float(statistics.median(told["rounds"][SKIP:]))
+
+    def both() -> float:
+        each = [statistics.median(told["rounds"][SKIP:]) for told in bare_loops(case, rounds + SKIP, 2)]
+        return float(statistics.mean(each))
 
     beside = Beside(questions(case, rounds), quick, min)
-    ours, one_core, _ = interleaved(1 if quick else 3, shoal, bare, beside.turn)
+    ours, one_core, at_once, _ = interleaved(1 if quick else 3, shoal, bare, both, beside.turn)
     half, peer = one_core / 2, beside.best("pfl")
     return Finding(
         figure=ours,
@@ -128,6 +145,8 @@ def _cohort(case: str, quick: bool) -> Finding:
         asked=f"at most {MOST} times half the bare loop on one core",
         details={
             "bare_loop_s": one_core,
+            "two_bare_loops_s": at_once,
+            "of_half_of_two": ours / (at_once / 2),
             "cpu_of_bare_loop": statistics.median(spent["shoal"]) / statistics.median(spent["bare"]),
             "cpu_a_round_s": {name: statistics.median(values) for name, values in spent.items()},
             "of_pfl": None if peer is None else ours / peer,
