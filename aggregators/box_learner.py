@@ -26,14 +26,15 @@ class BoxLearner(OffPolicyLearner):
     """The actor `pi` and the critics `q` of a method for Box actions with finite bounds, each with its Adam.
 
     actor: the module that is learned; a method says its form. bounds: those of the environment's actions. hidden, activation:
-    of the critics. spaces, pictures: for observations of several parts or pictures, of which the critics make features
-    together (nets/bodies.py). lr: learning rate of Adam.
+    of the critics. spaces, pictures, precision: for observations of several parts or pictures, of which the critics make
+    features together (nets/bodies.py). lr: learning rate of Adam.
     """
 
     actor: nn.Module = field(kw_only=False)
     bounds: Bounds
     spaces: Spaces | None = None
     pictures: str = "auto"
+    precision: str = "float32"
     hidden: Sequence[int] = (256, 256)
     activation: str = "relu"
     lr: float
@@ -43,7 +44,7 @@ class BoxLearner(OffPolicyLearner):
         super().__post_init__()
         self.actions = len(self.bounds.half)
         self.inward = inward(self.bounds, self.device)
-        body = body_of(self.spaces, self.pictures, key(self.seed, "critics' body") % 2**63)
+        body = body_of(self.spaces, self.pictures, self.precision, key(self.seed, "critics' body") % 2**63)
         shape = () if body else self.layout.by_name["observation"].shape[2:]
         if self.spaces is not None and not isinstance(self.spaces.observation, Named):
             shape = self.spaces.observation.shape  # with frame_stack, that of several observations

@@ -108,13 +108,14 @@ class Parted(Policy, Protocol):
 class Form:
     """The settings of a built-in network. hidden: units of each hidden layer. activation: "tanh" or "relu". memory: the
     recurrent core, "lstm" or "gru", of memory_size units; "none": there is no core. pictures: how pictures are read, "auto",
-    "mlp", "nature" or "impala" (nets/bodies.py)."""
+    "mlp", "nature" or "impala" (nets/bodies.py). precision: of the convolutions, "float32" or "bf16"."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     memory: str = "none"
     memory_size: int = 128
     pictures: str = "auto"
+    precision: str = "float32"
 
 
 CORES: Mapping[str, tuple[str, ...]] = {"lstm": ("h", "c"), "gru": ("h",)}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from shoal.envs.spaces import Named, Part, Spaces
 from shoal.nets.pictures import CODES, GRID_MOST, PIXELS, Picture, chosen, deep, picture
@@ -146,7 +148,9 @@ def convolved(part: Part, kind: str, generator: torch.Generator) -> tuple[nn.Seq
 class Body(nn.Module):
     """Observations to features [N, `features`]: pictures through convolutions, everything else flattened, one after the other.
 
-    Takes a tensor [N, *shape], or part -> tensor for a Dict or Tuple. deep: True if a part is convolved.
+    Takes a tensor [N, *shape], or part -> tensor for a Dict or Tuple. deep: True if a part is convolved. precision: "float32";
+    or "bf16", in which convolutions and the layer after them are computed from weights that are rounded for each pass. Weights,
+    gradients and features are float32 in both.
     """
 
     def __init__(self, spaces: Spaces, network: str, generator: torch.Generator) -> None:
@@ -155,6 +159,7 @@ class Body(nn.Module):
         self.named = isinstance(seen, Named)
         parts = seen.named if isinstance(seen, Named) else {"": seen}
         self.ranks = {name: len(part.shape) for name, part in parts.items()}
+        self.precision = "float32"
         self.nets = nn.ModuleList()
         self.places: dict[str, int] = {}
         self.features = 0
@@ -179,19 +184,38 @@ class Body(nn.Module):
     def _part(self, name: str, x: Tensor) -> Tensor:
         if name not in self.places:
             return flattened(x, self.ranks[name])
-        net = self.nets[self.places[name]]
+        module = self.nets[self.places[name]]
+        net: Callable[[Tensor], Tensor] = partial(_rounded, module) if self.precision == "bf16" else module
         if x.device.type == "cpu" and len(x) >= 2 * BLOCK and not torch.compiler.is_compiling():
             return torch.cat([net(some) for some in x.tensor_split(len(x) // BLOCK)])
         found: Tensor = net(x)
         return found
 
 
-def body_of(spaces: Spaces | None, pictures: str, seed: int) -> Body | None:
+def _rounded(net: nn.Module, x: Tensor) -> Tensor:
+    """The features of pictures, float32, computed in bfloat16. Each call rounds the weights itself, so that the gradients of
+    several calls are summed in float32."""
+    weights = {name: weight.to(torch.bfloat16) for name, weight in net.named_parameters()}
+    found: Tensor = functional_call(net, weights, (x,)).float()
+    return found
+
+
+def precise(module: nn.Module, precision: str) -> nn.Module:
+    """The module itself, whose bodies compute in this precision from now on."""
+    for part in module.modules():
+        if isinstance(part, Body):
+            part.precision = precision
+    return module
+
+
+def body_of(spaces: Spaces | None, pictures: str, precision: str, seed: int) -> Body | None:
     """The network that makes features of observations that have several parts or pictures; None for others, which need only be
     flattened. pictures: "auto", "mlp", "nature" or "impala"."""
     if spaces is None or not (isinstance(spaces.observation, Named) or deep(spaces, pictures)):
         return None
-    return Body(spaces, pictures, torch.Generator().manual_seed(seed))
+    body = Body(spaces, pictures, torch.Generator().manual_seed(seed))
+    body.precision = precision
+    return body
 
 
 def flattened(x: Tensor, rank: int) -> Tensor:

@@ -167,10 +167,11 @@ class Squashed:
     remembers: ClassVar[bool] = False
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.bodies import precise
         from shoal.nets.squashed import SquashedActor
 
         Bounds.of(spaces, "sac")
-        return SquashedActor(spaces, form.hidden, form.activation, seed, form.pictures)
+        return precise(SquashedActor(spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.squashed import fitting
@@ -193,10 +194,11 @@ class Deterministic:
     remembers: ClassVar[bool] = False
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.bodies import precise
         from shoal.nets.deterministic import DeterministicActor
 
         Bounds.of(spaces, "td3")
-        return DeterministicActor(spaces, form.hidden, form.activation, seed, form.pictures)
+        return precise(DeterministicActor(spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.deterministic import fitting

@@ -26,14 +26,17 @@ class ActorCriticNetwork:
     remembers: bool = False
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.bodies import precise
+
         if form.memory != "none":
             from shoal.nets.recurrent import RecurrentActorCritic
 
             core = form.memory, form.memory_size
-            return RecurrentActorCritic(spaces, form.hidden, form.activation, *core, seed, form.pictures)
+            found = RecurrentActorCritic(spaces, form.hidden, form.activation, *core, seed, form.pictures)
+            return precise(found, form.precision)
         from shoal.nets.policies import built_in
 
-        return built_in(spaces, form.pictures, form.hidden, form.activation, seed)
+        return precise(built_in(spaces, form.pictures, form.hidden, form.activation, seed), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.policies import fitting

@@ -191,9 +191,10 @@ class QNetworks:
     remembers: ClassVar[bool] = False
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.bodies import precise
         from shoal.nets.q import QNetwork
 
-        return QNetwork(spaces, form.hidden, form.activation, self.dueling, seed, form.pictures)
+        return precise(QNetwork(spaces, form.hidden, form.activation, self.dueling, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.q import fitting
@@ -216,12 +217,13 @@ class RecurrentQNetworks:
     remembers: ClassVar[bool] = True
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
+        from shoal.nets.bodies import precise
         from shoal.nets.q import RecurrentQNetwork
 
         if form.memory == "none":
             raise UserError("memory=none: r2d2 learns networks with memory; memory=lstm or gru, or method=apex without memory")
         shape = (form.hidden, form.activation, self.dueling, form.memory, form.memory_size)
-        return RecurrentQNetwork(spaces, *shape, seed, form.pictures)
+        return precise(RecurrentQNetwork(spaces, *shape, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
         from shoal.nets.q import fitting

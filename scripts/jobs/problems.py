@@ -43,7 +43,7 @@ from shoal.nets.acting import Form, Network, Parted, Policy
 from shoal.nets.framed import FRAMES, Framed, stacked_spaces
 from shoal.nets.networks import ACTOR_CRITIC, ActorCriticNetwork
 from shoal.nets.normal import Normalised, kept_of
-from shoal.nets.pictures import NETWORKS, described
+from shoal.nets.pictures import NETWORKS, deep, described
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, binds, signed
 from shoal.protocol.layout import Bundle, Layout
@@ -461,6 +461,12 @@ class Environment(Problem):
         "CNN for small pictures",
         choices=NETWORKS,
     )
+    precision: str = option(
+        "float32",
+        "numbers in which the built-in policy's convolutions are computed; bf16 is faster where the processor has instructions "
+        "for it",
+        choices=("float32", "bf16"),
+    )
     frame_stack: int = option(
         1,
         "last observations that the policy sees together; trajectories and the replay hold each once, and the learner stacks "
@@ -525,7 +531,7 @@ class Environment(Problem):
     @property
     def form(self) -> Form:
         """The settings of the built-in network."""
-        return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size, self.network)
+        return Form(tuple(self.hidden), self.activation, self.memory, self.memory_size, self.network, self.precision)
 
     def suited(self, method: Method) -> Self:
         network: Network = getattr(method, "network", ACTOR_CRITIC)
@@ -577,6 +583,10 @@ class Environment(Problem):
             raise UserError(
                 f"network={self.network}: it is for the built-in policy, and this job has a policy of its own; leave it out"
             )
+        if self.policy is not None and self.precision != "float32":
+            raise UserError(
+                f"precision={self.precision}: it is for the built-in policy, and this job has a policy of its own; leave it out"
+            )
         if not all(units > 0 for units in self.hidden):
             raise UserError(f"hidden={','.join(map(str, self.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
         if self.frame_stack > 1:
@@ -616,6 +626,8 @@ class Environment(Problem):
 
         if (policy := self.maker) is not None:
             return seeded(lambda: self.learns.fitting(policy(self.shown()), self.shown()), seed)
+        if self.precision != "float32" and not deep(self.shown(), self.network):
+            raise UserError(f"precision={self.precision}: it is for convolutions, and the policy has none; leave it out")
         return self.learns.build(self.shown(), self.form, seed)
 
     @property

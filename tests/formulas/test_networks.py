@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from shoal.envs.spaces import Box, Discrete, MultiDiscrete, Named, Observations, Spaces
+from shoal.jobs.methods import METHODS
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import Form
-from shoal.nets.bodies import BLOCK, Body, convolution
+from shoal.nets.bodies import BLOCK, Body, convolution, precise
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
@@ -118,6 +121,40 @@ def test_a_large_batch_goes_through_in_parts_with_the_outputs_and_gradients_of_t
         assert (ours - parameter.grad).norm() < 1e-4 * parameter.grad.norm()
 
 
+@pytest.mark.parametrize("network", ["nature", "impala"])
+def test_bf16_is_the_network_of_rounded_weights_whose_gradients_are_summed_in_float32(network: str) -> None:
+    body = Body(Spaces(pixels(36, 36), Discrete(2)), network, torch.Generator().manual_seed(0))
+    rounded, cast = precise(copy.deepcopy(body), "bf16"), copy.deepcopy(body.nets[0]).to(torch.bfloat16)
+    seen = torch.randint(0, 256, (2 * BLOCK + 3, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    each = torch.randn((len(seen), body.features), generator=torch.Generator().manual_seed(2))
+    found = rounded(seen)
+    (found * each).sum().backward()
+    summed = [torch.zeros_like(weight) for weight in body.parameters()]
+    parts = []
+    for pictures, factors in zip(seen.tensor_split(2), each.tensor_split(2), strict=True):
+        cast.zero_grad()
+        parts.append(cast(pictures).float())
+        (parts[-1] * factors).sum().backward()
+        for total, weight in zip(summed, cast.parameters(), strict=True):
+            assert weight.grad is not None
+            total.add_(weight.grad.float())
+    assert torch.equal(found, torch.cat(parts))
+    assert 0 < (found - body(seen)).norm() < 2**-5 * found.norm()  # bfloat16 has eight bits
+    for ours, total, weight in zip(rounded.parameters(), summed, body.parameters(), strict=True):
+        assert torch.equal(ours, weight)
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad, total, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["impala", "ppo", "dqn", "sac"])
+def test_every_network_of_a_method_computes_in_the_precision_of_its_form(method: str) -> None:
+    action = Box((2,), (-1.0,) * 2, (1.0,) * 2) if method == "sac" else Discrete(2)
+    spaces, kind = Spaces(pixels(36, 36), action), METHODS[method]().network  # type: ignore[attr-defined]
+    for precision in ("float32", "bf16"):
+        bodies = [part for part in kind.build(spaces, Form(precision=precision), 0).modules() if isinstance(part, Body)]
+        assert [part.precision for part in bodies] == [precision]
+
+
 def test_weights_follow_from_the_seed_and_leave_torchs_generator_alone() -> None:
     before = torch.random.get_rng_state()
     spaces = Spaces(pixels(84, 84, 4), Discrete(2))
@@ -194,3 +231,10 @@ def test_the_choice_is_said_in_one_line(line: str) -> None:
 def test_a_network_that_cannot_read_the_observation_is_refused(seen: Any, network: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         built_in(Spaces(seen, Discrete(2)), network)
+
+
+def test_a_precision_of_convolutions_is_refused_where_there_are_none() -> None:
+    with pytest.raises(UserError, match=r"^precision=bf16: it is for convolutions, and the policy has none; leave it out$"):
+        Reinforcement("CartPole-v1", precision="bf16").problem.module(0)
+    with pytest.raises(UserError, match=r"^precision=bf16: it is for the built-in policy, .* leave it out$"):
+        Reinforcement("CartPole-v1", lambda spaces: torch.nn.Linear(4, 2), precision="bf16")

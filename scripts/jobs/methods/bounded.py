@@ -44,6 +44,7 @@ class Bounded(InRounds):
             "layout": self.layout(start),
             "spaces": problem.shown(),
             "pictures": problem.form.pictures,
+            "precision": problem.form.precision,
             "bounds": Bounds.of(problem.spaces(), self.name),
             "hidden": problem.form.hidden,
             "activation": problem.form.activation,
