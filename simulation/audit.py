@@ -94,6 +94,7 @@ class Row:
     barred: bool = False
     settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
     heard_at: float = 0.0
+    briefed: set[int] = field(default_factory=set)  # clients of which it was told a task whose brief was made
 
 
 class Audit:
@@ -471,6 +472,7 @@ class Audit:
                 _told(message),
             ):
                 wrong(f"{message} is told to one who has {holding}")
+            row.briefed.update(message.clients)
             return
         if isinstance(self.event, Briefed) and task == self.event.task:
             holding = self.held[task]
@@ -478,8 +480,10 @@ class Audit:
                 wrong(f"{message} is told to one who has {holding}")
             if bool(message.brief) != (holding.handout is not None):
                 wrong(f"{message} goes out with brief {holding.handout}")
+            row.briefed.update(message.clients)
             return
-        if self.setting.bounds.briefs:
+        knows = self.setting.bounds.brief_once and (not message.counts or row.briefed.issuperset(message.clients))
+        if self.setting.bounds.briefs and not knows:
             wrong(f"{message} goes out before its brief is made")
         self._given(row, session, task, message.attempt, message.clients, _told(message))
 

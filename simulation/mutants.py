@@ -411,7 +411,8 @@ MUTANTS = (
         "next((kept for key, kept in self._kept.items() if len(key) == len(what)), None)",
     ),
     # Briefs and promises
-    Mutant("tasks go out without their briefs", desk, "_give", "if facts.bounds.briefs:", "if False:"),
+    Mutant("tasks go out without their briefs", desk, "_give", "if facts.bounds.briefs and", "if False and"),
+    Mutant("a new actor is told no brief", desk, "_knows", "actor.briefed.issuperset(lease.clients)", "True"),
     Mutant(
         "a brief is told of under another attempt",
         desk,

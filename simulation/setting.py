@@ -247,6 +247,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
             bounds,
             retain=retain,
             briefs=schedule.seed % 3 > 0,
+            brief_once=schedule.seed % 5 == 0,
             watched=schedule.seed % 4 < 3,
             hush=bounds.patience / (3 + schedule.seed % 2),
         ),  # no draw of its own

@@ -35,6 +35,10 @@ class Told:
     rollouts: int
     packed: bytes
 
+    def later(self, born: int, rollouts: int) -> bool:
+        """True if this is a later life than the one that began at version `born`, after as many rollouts."""
+        return (self.born, self.rollouts) > (born, rollouts)
+
     def state(self) -> Any:
         """What `tell` was given; None if it was not told. Raises ProtocolError for bytes that are no plain value."""
         return values.read_quickly(self.packed) if self.packed else None

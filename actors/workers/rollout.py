@@ -8,6 +8,7 @@ generators, from which an environment may draw, are set likewise, and afterwards
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from shoal.protocol.work import Task, Words, Work
 MAX_SAMPLES = 1_000  # finished episodes reported per rollout, at most
 SEEDS = 2**30  # an environment's seed is below this: some environments take 32 bits, and the i-th one adds i
 GOLDEN = 0.6180339887498949  # clients' shares of an episode, multiples of it, lie evenly however many clients there are
+TOLD = 1.0  # seconds from one trajectory that tells a life to the next, where tellings are for a later life of the run alone
 MOST_LOST = 5  # episodes in a row that an environment may lose in an evaluation
 
 
@@ -118,6 +120,7 @@ class Life:
     born: int
     owed: npt.NDArray[np.float64]  # [B] the running sum of discounted rewards of each environment's episode
     rollouts: int = 0
+    told_at: float = -math.inf  # time when a trajectory told it last
 
     @property
     def spaces(self) -> Spaces:
@@ -199,6 +202,8 @@ class Rollout:
     PAID, the running sums of an environment's rewards, discounted by gamma, of all its steps.
     life: bytes of a trajectory for what the client's next rollout goes on from; 0: there are none. The brief of a task then
     tells the life to go on from; without a brief the client's environments begin anew.
+    keeps: environments that this actor has of a client go on, whatever a brief tells, unless it tells a later life of them. A
+    life is then told by a trajectory a second at most, and the others have no array for it.
     renew: versions after which environments begin anew; 0: never. The rows before bootstrap, as at the end of any trajectory.
 
     Work of training: bundle as Spaces.trajectory says; weight, the number of rows to learn from (1 if there are none); steps,
@@ -221,13 +226,14 @@ class Rollout:
     moments: tuple[str, ...] = ()
     gamma: float = 0.99
     life: int = 0
+    keeps: bool = False
     renew: int = 0
     clock: Callable[[], float] = time.monotonic
     _told: bool = field(init=False, default=False)
     _untold: bool = field(init=False, default=False)
     _lives: dict[int, Life] = field(init=False, default_factory=dict)
     _stage: Worlds | None = field(init=False, default=None)  # environments of evaluation, apart from those of training
-    _layout: Layout | None = field(init=False, default=None)
+    _layouts: dict[int, Layout] = field(init=False, default_factory=dict)  # by the bytes of a life
 
     def __post_init__(self) -> None:
         for name in ("rollout_length", "num_envs", "episodes"):
@@ -246,7 +252,9 @@ class Rollout:
         anew = self.renew > 0 and task.version % self.renew == 0
         told = lives.heard(brief) if self.life and brief is not None and not anew else None
         life = self._lives.pop(client, None)
-        if self.life or anew or life is None:
+        if told is not None and self.keeps and (not told.packed or (life and not told.later(life.born, life.rollouts))):
+            told = None
+        if (self.life and not self.keeps) or anew or told or life is None:
             life = self._of(client, life, told, task.version)
         with _closed_on_failure(*life.worlds), globally(self.seed, "env steps", client, life.born, life.rollouts):
             work = self._rollout(client, life, task.words)
@@ -365,14 +373,17 @@ class Rollout:
     def _rollout(self, client: int, life: Life, words: Words) -> Work:
         rng = np.random.Generator(np.random.Philox(key=key(self.seed, "act", client, life.born, life.rollouts)))
         life.rollouts += 1
-        bundle = self._bundle(life.spaces)
+        tells = self.life > 0 and (not self.keeps or self.clock() >= life.told_at + TOLD)
+        bundle = self._bundle(life.spaces, self.life if tells else 0)
         reward, lived, cut, replaced = self._fill(bundle, life, rng, words)
         over = bundle["terminated"] | bundle["truncated"]
         returns, lengths = life.episodes.finished(reward, lived, over, cut)
         if self.moments:
             self._tell_moments(bundle, life, reward, lived, over)
-        if self.life and (why := lives.tell(bundle[LIFE], life.born, life.rollouts, lambda: self._state(life))):
-            self._say_untold(why)
+        if tells:
+            life.told_at = self.clock()
+            if why := lives.tell(bundle[LIFE], life.born, life.rollouts, lambda: self._state(life)):
+                self._say_untold(why)
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
@@ -496,12 +507,12 @@ class Rollout:
             )
         self._told = True
 
-    def _bundle(self, spaces: Spaces) -> Bundle:
-        if self._layout is None:
+    def _bundle(self, spaces: Spaces, life: int) -> Bundle:
+        if life not in self._layouts:
             rows, memory = self.policy.rows, self.policy.memory
             moments = kept_of(self.moments, spaces)
-            self._layout = spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments, self.life)
-        return Bundle.zeros(self._layout)
+            self._layouts[life] = spaces.trajectory(self.rollout_length, self.num_envs, rows, memory, moments, life)
+        return Bundle.zeros(self._layouts[life])
 
     def _evaluate(self, client: int, task: Task) -> Work:
         abreast = -(-min(self.episodes, self.num_envs) // self.group) * self.group

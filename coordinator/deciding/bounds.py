@@ -53,6 +53,7 @@ class Bounds:
     "stop" when a task is set aside. strikes: results in a row refused or failed before an actor gets no tasks for `quarantine`
     seconds, doubled each time up to 8 times as many (0: never). retain: bytes of accepted contributions that an actor keeps
     for a coordinator that keeps none (0: no bytes). briefs: the aggregator may have arrays of its own for a task (`brief`).
+    brief_once: it is asked for them only until an actor has had them once for a client; later tasks wait for no learner.
     watched: the sockets tell by themselves whose process has stopped, so that silence alone is no sign of it.
     endless: no version follows, and a task that is set aside is no reason to end.
     steps: environment steps that one client's task can have (0: any number below 2**53).
@@ -79,6 +80,7 @@ class Bounds:
     quarantine: float = 10.0
     retain: int = 0
     briefs: bool = False
+    brief_once: bool = False
     watched: bool = False
     endless: bool = False
     steps: int = 0

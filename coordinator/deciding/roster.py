@@ -73,6 +73,7 @@ class Actor:
     pid: int = 0  # its process id there
     follows: bool = False  # it wants the weights and does no task; its number is -1
     told: Words = field(default_factory=dict)  # as in its last Beat
+    briefed: set[int] = field(default_factory=set)  # clients of which it was told a task, with the brief or word of none
 
     @property
     def idles(self) -> bool:

@@ -318,6 +318,11 @@ class Job:
             lambda layouts, wrap: wrap.briefs(layouts, weights), self.around, self.method.briefs(self.problem, weights)
         )
 
+    def briefs_once(self, weights: Layout) -> bool:
+        """True if actors need a brief for the first task of a client alone: the method says so, and no wrap has briefs too."""
+        own = self.method.briefs(self.problem, weights)
+        return self.method.briefs_once and [each.digest for each in own] == [each.digest for each in self.briefs(weights)]
+
     def central(self, device: str = "cpu") -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process, on `device`; None if only actors can evaluate."""
         return self.method.central(self.problem, self.seed, device) if self.method.whole else None

@@ -210,7 +210,13 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         core = Core(
             job.plan(replace(found.asked, seconds=before.seconds)),
             job.method.goal(),
-            replace(bounds_of(options), retain=recording.retain, briefs=bool(briefs), watched=True),
+            replace(
+                bounds_of(options),
+                retain=recording.retain,
+                briefs=bool(briefs),
+                brief_once=job.briefs_once(layout),
+                watched=True,
+            ),
             found,
             clock(),
             0.0 if virtual else LOOK,

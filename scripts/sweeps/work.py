@@ -118,7 +118,9 @@ def goes_on(job: Job) -> bool:
 
     Tasks of a stream begin anew, environments too whose state cannot be told; workers of a user's own may remember things."""
     ours = getattr(job.problem, "worker", None) is None and type(job.method).__module__.startswith("shoal.")
-    whole = job.problem.kind == "supervised" or (isinstance(job.method, Acting) and job.method.life(job.problem) > 0)
+    whole = job.problem.kind == "supervised" or (
+        isinstance(job.method, Acting) and job.method.continues and job.method.life(job.problem) > 0
+    )
     return ours and whole and isinstance(job.plan(AFRESH), Rounds)
 
 

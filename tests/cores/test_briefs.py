@@ -93,6 +93,34 @@ def test_a_task_for_nobody_in_particular_is_briefed_for_who_does_it() -> None:
     assert run.all(Brief) == [Brief(Task(0, 1, (1,)), ATTEMPT)]
 
 
+ONCE = replace(BRIEFS, brief_once=True)
+
+
+def test_who_has_had_a_client_s_brief_waits_for_no_other() -> None:
+    run = brief(Run(Stream(1, 1), ONCE).join("a"))
+    assert len(run.contribute("a").said("a", Assign)) == 1
+    assert run.all(Brief) == []
+    assert run.join("b").all(Brief) == [Brief(Task(0, 2, (1,)), ATTEMPT)]  # its own environments
+
+
+def test_two_tasks_that_go_out_together_are_both_briefed() -> None:
+    """The second would else be begun while the first waits for the learner."""
+    run = Run(Stream(1, 1), replace(ONCE, ahead=2)).join("a")
+    assert [one.task.index for one in run.all(Brief)] == [0, 1]
+    assert run.said("a", Assign) == []
+
+
+def test_who_takes_the_number_of_one_who_died_is_briefed() -> None:
+    run = brief(Run(Stream(1, 1), ONCE).join("a")).event(Lost(b"a", "ended", dead=True)).join("c")
+    assert [one.task.clients for one in run.all(Brief)] == [(0,)]
+
+
+def test_an_evaluation_waits_for_no_brief_where_briefs_are_for_first_tasks() -> None:
+    run = brief(Run(Stream(1, 9, evaluate_every=1), ONCE).join("a")).contribute("a").step()
+    assert [one.kind for one in run.contribute("a").said("a", Assign)] == ["evaluate"]
+    assert run.all(Brief) == []
+
+
 def test_a_task_for_which_there_is_no_brief_is_told_without_one() -> None:
     run = Run(Rounds(1), BRIEFS).join("a").event(Briefed((0, 0), ATTEMPT))
     [assign] = run.said("a", Assign)

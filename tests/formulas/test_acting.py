@@ -178,7 +178,7 @@ def test_a_method_says_which_network_it_learns_and_how_actors_play_it() -> None:
     job = Reinforcement("CartPole-v1", method=OfValues, rollout_length=4, num_envs=2)
     assert isinstance(job.module(), Q)
     assert {name for name, _ in job.problem.first(0)[0].items()} == {"q.weight", "q.bias"}
-    [layout] = job.layouts(job.problem.first(0)[0].layout)
+    layout = job.layouts(job.problem.first(0)[0].layout)[-1]
     assert {place.name: (place.dtype, place.shape) for place in layout.places}["sum"] == ("f8", (4, 2, 1))
     assert isinstance(job.problem, Environment)
     assert isinstance(job.problem.acts(0), Wordy)

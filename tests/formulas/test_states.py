@@ -272,6 +272,108 @@ def test_what_a_client_is_told_changes_in_the_step_alone() -> None:
     assert around.brief(task)["life"][0] == 1  # type: ignore[index]
 
 
+def of_stream(now: list[float]) -> tuple[Any, Rollout]:
+    job = Reinforcement("CartPole-v1", method="impala", num_envs=6, hidden=(8,), tune_envs=False)
+    made = job.worker()
+    assert isinstance(made, Rollout)
+    made.clock = lambda: now[0]
+    return job, made
+
+
+def rolled(worker: Rollout, weights: Bundle, brief: Bundle | None = None) -> Bundle:
+    bundle = worker.run(weights, 2, Task(0, 0, (2,)), brief).bundle
+    assert bundle is not None
+    return bundle.copy()
+
+
+def same(one: Bundle, other: Bundle) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one.layout.by_name if name != "life")
+
+
+def test_in_a_stream_a_trajectory_a_second_tells_what_another_actor_goes_on_from() -> None:
+    now = [100.0]
+    job, worker = of_stream(now)
+    weights, layouts = job.problem.first(0)[0], {each.digest for each in job.layouts(job.problem.first(0)[0].layout)}
+    told = []
+    for at in (100.0, 100.9, 101.0, 101.5):
+        now[0] = at
+        told.append(rolled(worker, weights))
+    assert ["life" in each.layout.by_name for each in told] == [True, False, True, False]
+    assert {each.layout.digest for each in told} == layouts
+    other = of_stream(now)[1]
+    assert same(rolled(other, weights, Bundle(lives.layout(other.life), told[2]["life"])), told[3])
+
+
+def test_in_a_stream_an_actor_s_own_environments_go_on_unless_a_brief_tells_later_ones() -> None:
+    now = [0.0]
+    job, one = of_stream(now)
+    weights, untouched, other = job.problem.first(0)[0], of_stream(now)[1], of_stream(now)[1]
+
+    def brief(bundle: Bundle) -> Bundle:
+        return Bundle(lives.layout(one.life), bundle["life"])
+
+    old = brief(rolled(one, weights))
+    rolled(untouched, weights)
+    assert same(rolled(one, weights, old), rolled(untouched, weights))  # the brief tells where it has been
+    rolled(other, weights, old)
+    for _ in range(2):
+        now[0] += 1
+        late = rolled(other, weights)
+    assert same(rolled(one, weights, brief(late)), rolled(other, weights))  # another actor has played on meanwhile
+    untold = Bundle.zeros(lives.layout(one.life))
+    assert same(rolled(of_stream(now)[1], weights, untold), rolled(of_stream(now)[1], weights))
+
+
+def test_a_learner_sees_trajectories_of_one_layout_whether_they_tell_a_life_or_not() -> None:
+    now = [0.0]
+    job, worker = of_stream(now)
+    learner, weights, again = job.aggregator("cpu"), job.problem.first(0)[0], job.aggregator("cpu")
+    for index in range(4):
+        bundle = rolled(worker, weights)
+        for each, work in ((learner, bundle), (again, without(bundle))):
+            each.fold(Contribution(Task(0, index, (2,)), 0, 0, Work(work, 1.0)))
+        if index % 2:
+            learner.step()
+            again.step()
+    assert learner.weights().sha256() == again.weights().sha256() != weights.sha256()
+    assert learner.brief(Task(2, 9, (2,))) is not None
+    assert again.brief(Task(2, 9, (2,))) is None
+
+
+def test_a_stream_that_is_resumed_says_why_environments_begin_anew() -> None:
+    told, hidden = (Reinforcement(env, method="impala", num_envs=2, tune_envs=False) for env in ("CartPole-v1", Hidden))
+    assert told.method.going_on(told.problem, 3) == ()
+    says = "environments begin new episodes: their state cannot be kept (Hidden.coming is builtins.range_iterator)"
+    assert hidden.method.going_on(hidden.problem, 3) == [says]
+
+
+def test_in_a_stream_environments_that_end_their_actor_s_process_soon_again_begin_anew() -> None:
+    now = [0.0]
+    job, worker = of_stream(now)
+    learner, weights, task = job.aggregator("cpu"), job.problem.first(0)[0], Task(1, 0, (2,))
+
+    def told(many: int) -> None:
+        for _ in range(many):
+            now[0] += 1
+            learner.fold(Contribution(Task(0, 0, (2,)), 0, 0, Work(rolled(worker, weights), 1.0)))
+            learner.step()
+
+    told(1)
+    assert learner.brief(task) is not None
+    assert learner.brief(task) is not None  # of another task that goes out with the first
+    told(2)
+    assert [learner.brief(task), learner.brief(task)] == [None, None]
+    told(1)
+    assert learner.brief(task) is not None
+    told(3)
+    assert all(learner.brief(task) is not None for _ in range(8))
+    assert learner.brief(task) is None  # it ended each process before it told anything
+
+
+def without(bundle: Bundle) -> Bundle:
+    return Bundle.pack({name: array for name, array in bundle.items() if name != "life"})
+
+
 def test_a_state_that_does_not_fit_in_is_left_out_and_said() -> None:
     into = np.ones(128, np.uint8)
     assert "were expected" in lives.tell(into, 3, 4, lambda: {"a": bytes(1000)})

@@ -89,6 +89,7 @@ def run(
     layout = aggregator.weights().layout
     layouts, briefs = job.layouts(layout), job.briefs(layout)
     bounds = replace(job.bounds(), gather=actors if together or job.bounds().sticky else 0, briefs=bool(briefs))
+    bounds = replace(bounds, brief_once=job.briefs_once(layout))
     core = core_of(job.plan(AFRESH), job.method.goal(), bounds, now=time.monotonic())
     options: dict[str, Any] = {"evaluate": job.central(), "due": job.method.due, "briefs": briefs}
     seen = Seen()

@@ -75,7 +75,8 @@ class Acting(Playing):
 
     network: ClassVar[Network] = ACTOR_CRITIC
     continues: ClassVar[bool] = False
-    """True if the method learns in rounds, so that a resumed run can have the bits of one that never stopped."""
+    """True if the method learns in rounds, so that a resumed run can have the bits of one that never stopped: each trajectory
+    tells the life of its environments. In a stream a trajectory a second does."""
 
     num_envs: int = option(32, "number of environments that one trajectory comes from", least=1)
     rollout_length: int = option(32, "steps of each environment in one trajectory", least=1)
@@ -108,27 +109,31 @@ class Acting(Playing):
 
     def life(self, problem: Problem) -> int:
         """Bytes of a trajectory that tell what the client's next rollout goes on from; 0 if no trajectory tells it."""
-        return problem.life(self.num_envs) if self.continues and isinstance(problem, Environment) else 0
+        return problem.life(self.num_envs) if isinstance(problem, Environment) else 0
 
     def going_on(self, problem: Problem, version: int) -> Sequence[str]:
         every = getattr(self, "renew_every", 0)
         if not isinstance(problem, Environment) or self.life(problem) or (every and version % every == 0):
             return ()
-        anew = "environments begin new episodes, so this run differs from one that never stopped"
+        anew, why = "environments begin new episodes", f"their state cannot be kept ({problem.told_whole[1]})"
         if not self.continues:
-            return [f"{anew}, as any two runs whose actors do not wait for each other"]
+            return [f"{anew}: {why}"]
+        anew = f"{anew}, so this run differs from one that never stopped"
         if every:
             return [f"{anew}: renew_every={every} keeps that from happening only where a run was killed, not where it ended"]
-        fix = "renew_every=N begins them anew every N versions in either run"
-        return [f"{anew}: their state cannot be kept ({problem.told_whole[1]}); {fix}"]
+        return [f"{anew}: {why}; renew_every=N begins them anew every N versions in either run"]
 
     def surrounded(self, made: Aggregator, problem: Problem) -> Aggregator:
         size = self.life(problem)
-        return Lives(made, size) if size else made
+        return Lives(made, size, None if self.continues else self._plain(problem)) if size else made
 
     def briefs(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         size = self.life(problem)
         return [life_layout(size)] if size else ()
+
+    @property
+    def briefs_once(self) -> bool:
+        return not self.continues
 
     def words(self, task: Task) -> Words:
         """The words of a training task: how the policy explores, if that changes by version or environment."""
@@ -139,7 +144,14 @@ class Acting(Playing):
 
     def layouts(self, problem: Problem, weights: Layout) -> Sequence[Layout]:
         assert isinstance(problem, Environment)
-        return [problem.trajectory(self.rollout_length, self.num_envs, self.moments, self.life(problem))]
+        size = self.life(problem)
+        told = problem.trajectory(self.rollout_length, self.num_envs, self.moments, size)
+        return [told] if self.continues or not size else [told, self._plain(problem)]
+
+    def _plain(self, problem: Problem) -> Layout:
+        """The layout of a trajectory that tells no life."""
+        assert isinstance(problem, Environment)
+        return problem.trajectory(self.rollout_length, self.num_envs, self.moments)
 
     def worker(self, problem: Problem, seed: int) -> Worker:
         """Raises UserError if a trajectory, which both an actor and the coordinator hold, takes more than the memory that is
@@ -164,6 +176,7 @@ class Acting(Playing):
             moments=self.moments,
             gamma=self.gamma,
             life=self.life(problem),
+            keeps=not self.continues,
             renew=getattr(self, "renew_every", 0),
         )
 

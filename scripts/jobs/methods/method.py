@@ -161,6 +161,11 @@ class Method:
         """The layouts of the briefs that the aggregator's `brief(task)` returns. Default: no layouts, and no briefs."""
         return ()
 
+    @property
+    def briefs_once(self) -> bool:
+        """True if an actor that has had a client's brief goes on by itself: its later tasks need none, and wait for none."""
+        return False
+
     def central(self, problem: Problem, seed: int, device: str) -> Evaluate | None:
         """The function that evaluates weights in the coordinator's process; None if only actors can evaluate. Default: the
         problem's."""

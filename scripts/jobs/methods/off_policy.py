@@ -63,9 +63,8 @@ class OffPolicy(Acting):
         ]
 
     def layout(self, start: Start) -> Layout:
-        """The layout of a trajectory."""
-        assert isinstance(start.problem, Environment)
-        return start.problem.trajectory(self.rollout_length, self.num_envs, life=self.life(start.problem))
+        """The layout of a trajectory as the learner sees it."""
+        return self.layouts(start.problem, Layout.of({}))[-1]
 
 
 @dataclass(frozen=True)
