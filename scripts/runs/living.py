@@ -26,7 +26,7 @@ from shoal.envs.shelf import Shelf
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.jobs.members import Identity
-from shoal.jobs.problems import ASKS, Environment, parted
+from shoal.jobs.problems.environment import ASKS, Environment, parted
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError, printable

@@ -1,0 +1,101 @@
+"""Settings of an environment that do not go together.
+
+The one idea: each function looks at one subject and raises UserError, one line, that names the setting, its value and the fix.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from shoal.envs.agents import Parallel
+from shoal.envs.vector import refuse_window
+from shoal.jobs.parts import Bearing
+from shoal.jobs.settings import ranges, shown
+from shoal.nets.normal import Normalised
+from shoal.protocol.errors import UserError
+
+if TYPE_CHECKING:
+    from shoal.jobs.problems.environment import Environment
+
+
+def check(problem: Environment, bearing: Bearing) -> None:
+    """Raises UserError for the first conflict."""
+    _check_processes(problem)
+    _check_function(problem)
+    _check_inference(problem)
+    _check_network(problem)
+    if problem.frame_stack > 1:
+        _check_stack(problem)
+    if problem.memory != "none":
+        _check_memory(problem)
+    if problem.step_timeout >= bearing.lease > 0:
+        raise UserError(
+            f"step_timeout={problem.step_timeout:g}: must be below lease={bearing.lease:g}, the seconds after which the actor "
+            "is ended; give a larger lease or a smaller step_timeout"
+        )
+
+
+def _check_processes(problem: Environment) -> None:
+    if problem.apart and isinstance(problem.env, Parallel):
+        known = ranges(problem)
+        why = next(name for name in ("step_timeout", "vector", "on_env_error") if getattr(problem, name) != known[name].default)
+        given = shown(getattr(problem, why))
+        raise UserError(f"{why}={given}: the agents of a game are stepped together, in the actor's process; leave {why} out")
+    if problem.apart and problem.vector in ("sync", "native"):
+        why = "step_timeout" if problem.step_timeout else "on_env_error=replace"
+        raise UserError(f"vector={problem.vector}: {why} gives each environment a process of its own; leave it at vector=auto")
+    refuse_window(problem.env_kwargs.get("render_mode"), "env.render_mode=human")
+    if problem.vector == "native" and callable(problem.env):
+        raise UserError("vector=native: only an id has a vector environment of its own; leave it at vector=auto")
+
+
+def _check_function(problem: Environment) -> None:
+    """Raises UserError for a setting that only an id takes, if a function makes the environments."""
+    fixes = {
+        "env_kwargs": "give them to the environment there",
+        "time_limit": "gymnasium.wrappers.TimeLimit sets one there",
+    }
+    for name, fix in fixes.items():
+        if callable(problem.env) and (value := getattr(problem, name)):
+            raise UserError(f"{name}={value}: only an id takes it, and a function makes this job's environment; {fix}")
+
+
+def _check_inference(problem: Environment) -> None:
+    if problem.inference == "central" and sys.platform != "linux":
+        raise UserError(
+            f"inference=central: it needs shared memory without a name (Linux), and this is {sys.platform}; inference=actor"
+        )
+    if problem.inference_min_batch > problem.inference_max_batch:
+        most = f"must be at most inference_max_batch, {problem.inference_max_batch}"
+        raise UserError(f"inference_min_batch={problem.inference_min_batch}: {most}")
+
+
+def _check_network(problem: Environment) -> None:
+    for name, plain in {"network": "auto", "precision": "float32"}.items():
+        if problem.policy is not None and (given := getattr(problem, name)) != plain:
+            raise UserError(
+                f"{name}={given}: it is for the built-in policy, and this job has a policy of its own; leave it out"
+            )
+    if not all(units > 0 for units in problem.hidden):
+        raise UserError(f"hidden={','.join(map(str, problem.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+
+
+def _check_stack(problem: Environment) -> None:
+    said = f"frame_stack={problem.frame_stack}"
+    if isinstance(problem.env, Parallel):
+        raise UserError(f"{said}: the agents of a game see single observations; supersuit's frame_stack_v1 stacks them")
+    if problem.inference != "actor":
+        raise UserError(f"{said}: inference={problem.inference} sends single observations; inference=actor")
+    if isinstance(problem.learns, Normalised):
+        raise UserError(f"{said}: norm_obs and norm_reward scale single observations; frame_stack=1, or leave them out")
+
+
+def _check_memory(problem: Environment) -> None:
+    if problem.policy is not None:
+        fix = "give the policy an attribute memory (docs/policies.md) and leave it at memory=none"
+        raise UserError(f"memory={problem.memory}: it is for the built-in policy, and this job has a policy of its own; {fix}")
+    if not problem.learns.remembers:
+        raise UserError(
+            f"memory={problem.memory}: the job's method learns without memory; leave it at memory=none, or take ppo"
+        )
