@@ -75,10 +75,6 @@ class Remembered:
         """Take a client's next row, to be used from the next step on. The row must not change any more."""
         self.came[client] = row
 
-    def forgo(self) -> None:
-        """Forget the rows that came since the last step."""
-        self.came = {}
-
     def step(self, version: int) -> None:
         """Make the rows that came the clients' rows. version: number of the step."""
         for client in sorted(self.came):

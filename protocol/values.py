@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -30,7 +30,6 @@ RUN = 64  # numbers of a list or tuple from which on they travel as a buffer
 MAGIC = b"V1"  # begins a value with its buffers behind it
 LIST, TUPLE, DICT, ARRAY, SCALAR, INTEGER, FLOATS, INTEGERS = range(8)
 PLAIN = frozenset({type(None), bool, float, str, bytes})
-Walk: TypeAlias = Callable[[Any, int], Any]
 
 
 def pack(value: object, what: str = "the value") -> bytes:

@@ -16,7 +16,6 @@ from typing import Any
 from shoal.protocol.errors import UserError
 
 ACCOUNTANTS = ("pld", "rdp")
-SAMPLINGS = ("poisson", "fixed", "none")
 INTERVAL = 1e-3  # discretization of a privacy loss distribution: its epsilon is an upper bound, 1e-5 above that of 1e-4
 MOST = 1_000_000  # versions that a budget is searched up to
 LEAST, LARGEST = 0.1, 1_000.0  # noise multipliers are searched within these

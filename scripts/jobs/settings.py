@@ -149,12 +149,21 @@ def option(default: Any, about: str, **bounds: Any) -> Any:
 
 def ranges(settings: Any) -> dict[str, Range]:
     """Name -> range of each setting of a dataclass or of its type. A setting is a field made by `option`, or a field whose
-    default is a plain value (a number, a text, true or false, a tuple); a plain field may have any value of its type."""
+    default is a plain value (a number, a text, true or false, a tuple). A plain field that a base class made by `option` is
+    that setting with another default; any other plain field may have any value of its type."""
+    kinds = (settings if isinstance(settings, type) else type(settings)).__mro__
     return {
-        each.name: each.metadata.get("range") or Range("a setting of your own method or wrap", each.default)
+        each.name: _inherited(each.name, each.default, kinds)
         for each in fields(settings)
         if "range" in each.metadata or type(each.default) in (bool, int, float, str, tuple)
     }
+
+
+def _inherited(name: str, default: Any, kinds: Iterable[type[Any]]) -> Range:
+    """The range of the first class that describes the setting, with this default."""
+    known = (vars(kind).get("__dataclass_fields__", {}).get(name) for kind in kinds)
+    described = next((each.metadata["range"] for each in known if each and "range" in each.metadata), None)
+    return replace(described or Range("a setting of your own method or wrap"), default=default)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 from typed import mistake, ran
 from whole import run
 
-from shoal import Bundle, Federated, Task, UserError, Work
+from shoal import Bundle, FedAvg, Federated, Task, UserError, Work
 from shoal.actors.workers.local_sgd import LocalSGD
 from shoal.jobs.catalog import find
 from shoal.jobs.methods.local import OPTIMIZERS
+from shoal.jobs.settings import changed, ranges
 from shoal.nets.models import mlp
 from shoal.nets.updates import SGD, UPDATES, Adam
 from shoal.runs.metrics import own
@@ -51,6 +53,19 @@ def test_a_client_s_optimizer_is_a_setting_and_makes_a_difference(name: str) -> 
     plain = run(job(), 0).sha256
     assert (run(job(optimizer=name), 0).sha256 == plain) == (name == "sgd")
     assert (run(job(server_optimizer=name), 0).sha256 == plain) == (name == "sgd")
+
+
+def test_a_default_that_a_subclass_changes_is_that_setting_still() -> None:
+    @dataclass(frozen=True)
+    class Slow(FedAvg):
+        lr: float = 0.01
+        warm: int = 3
+
+    slow = ranges(Slow)
+    assert slow["lr"] == replace(ranges(FedAvg)["lr"], default=0.01)
+    assert slow["warm"].about == "a setting of your own method or wrap"
+    with pytest.raises(UserError, match=r"lr=-1: allowed is above 0; lr=0\.01, say"):
+        changed(Slow(), {"lr": -1})
 
 
 def test_an_optimizer_of_one_s_own_is_one_too_and_has_its_own_rate() -> None:

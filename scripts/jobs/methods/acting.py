@@ -21,16 +21,13 @@ from shoal.jobs.methods.method import Method
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
-from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.networks import ACTOR_CRITIC, REMEMBERING
 from shoal.nets.normal import PAID, SEEN
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 from shoal.protocol.memory import room
 from shoal.protocol.work import Task, Words
 
-OPTIMIZERS = ("adam", "rmsprop")
-LAG_WEIGHTS = ("none", "sqrt", "inverse")
-RENEWED = "versions after which all training environments begin new episodes, as in a resumed run (0: they never do)"
 FIRST = (
     3_600.0  # seconds: the longest rollout or evaluation before three are in, if nobody set a lease: a first one may hang too
 )
@@ -185,11 +182,13 @@ class Acting(Playing):
 class OnPolicy(Acting):
     """A method whose learner descends a policy loss, a value loss and an entropy bonus on fresh trajectories."""
 
+    network: ClassVar[Network] = REMEMBERING
+
     anneal_lr: bool = option(True, "the learner's learning rate falls linearly, and would be 0 after total_timesteps steps")
     ent_coef: float = option(0.01, "weight of the entropy bonus in the loss", least=0)
     vf_coef: float = option(0.5, "weight of the value loss in the loss", least=0)
     max_grad_norm: float = option(0.5, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
-    optimizer: str = option("adam", "optimizer of the learner", choices=OPTIMIZERS)
+    optimizer: str = option("adam", "optimizer of the learner", choices=("adam", "rmsprop"))
     rms_prop_eps: float = option(
         0.01, "number that RMSprop adds to the root of its mean square", above=0, of={"optimizer": ("rmsprop",)}
     )

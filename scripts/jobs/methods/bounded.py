@@ -8,7 +8,8 @@ from typing import Any
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.worded import Worded
 from shoal.jobs.methods.method import Start
-from shoal.jobs.methods.off_policy import InRounds
+from shoal.jobs.methods.off_policy import OffPolicy
+from shoal.jobs.methods.rhythms import ByRounds
 from shoal.jobs.problems import Environment
 from shoal.jobs.settings import option
 from shoal.nets.continuous import Bounds
@@ -16,12 +17,12 @@ from shoal.protocol.work import Task, Words
 
 
 @dataclass(frozen=True)
-class Bounded(InRounds):
+class Bounded(OffPolicy, ByRounds):
     """An off-policy method for actions between finite bounds, which a network sees as -1 to 1."""
 
-    num_envs: int = option(4, "number of environments that one trajectory comes from", least=1)
-    rollout_length: int = option(8, "steps of each environment in one trajectory", least=1)
-    lr: float = option(3e-4, "learning rate of the learner's optimizer", above=0)
+    num_envs: int = 4
+    rollout_length: int = 8
+    lr: float = 3e-4
     learning_starts: int = option(
         100, "environment steps before the first gradient step, with actions that are uniform between the bounds", least=0
     )

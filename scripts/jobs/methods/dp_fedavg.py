@@ -17,11 +17,11 @@ from shoal.actors import Worker
 from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.jobs.accounting import ACCOUNTANTS, Mechanism, accounting, least_noise
-from shoal.jobs.methods.fedavg import FedAvg, InRounds
+from shoal.jobs.methods.fedavg import FedAvg, check_drawn
 from shoal.jobs.methods.local import WEIGHTINGS
 from shoal.jobs.methods.method import Start, said
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import option, ranges, shown
+from shoal.jobs.settings import option, ranges
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 from shoal.protocol.private import CLIP_NORM, SECRET, key_of
@@ -29,9 +29,6 @@ from shoal.protocol.private import CLIP_NORM, SECRET, key_of
 if TYPE_CHECKING:
     from shoal.coordinator.keeping.charges import Charges
     from shoal.jobs.job import Job
-
-KEEPS = ("cohort", "eval_cohort")  # settings of a round that leave the sampling as it is
-ATTENDING = ("clock", "traces", "trace_period", "task_memory", "concurrency")  # settings by which clients cannot be asked
 
 
 @dataclass
@@ -213,13 +210,11 @@ class DPFedAvg(Private):
     )
 
     def check(self, problem: Problem) -> None:
-        known = ranges(self)
-        for name in (*ATTENDING, *InRounds.__annotations__):
-            if name in known and name not in KEEPS and (value := getattr(self, name)) != known[name].default:
-                raise UserError(
-                    f"{name}={shown(value)}: {self.name} draws each round's clients at random and waits for all of them, or "
-                    "other clients' answers would decide whether a client counts; lease=60 gives up a slow client by itself"
-                )
+        why = (
+            f"{self.name} draws each round's clients at random and waits for all of them, or other clients' answers would "
+            "decide whether a client counts; lease=60 gives up a slow client by itself"
+        )
+        check_drawn(self, why, "cohort", "eval_cohort")
         super().check(problem)
         if self.sampling == "fixed" and self.accountant == "pld":
             raise UserError("sampling=fixed: only Renyi accounting knows sampling without replacement; accountant=rdp")

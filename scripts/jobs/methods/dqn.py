@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan
-from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.plans.worded import Worded
-from shoal.jobs.methods.acting import FIRST
 from shoal.jobs.methods.method import Start
-from shoal.jobs.methods.off_policy import InRounds, OffPolicy
+from shoal.jobs.methods.off_policy import OffPolicy
+from shoal.jobs.methods.rhythms import ByRounds, OnStream
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
 from shoal.nets.acting import Network
@@ -25,7 +23,7 @@ from shoal.protocol.work import Task, Words
 class QLearning(OffPolicy):
     """Settings shared by methods that learn values of actions."""
 
-    lr: float = option(5e-4, "learning rate of the learner's optimizer", above=0)
+    lr: float = 5e-4
     max_grad_norm: float = option(10.0, "largest L2 norm of the learner's gradient; a longer one is scaled down to it", above=0)
     double: bool = option(True, "the learned network chooses the action whose value the target network gives (double DQN)")
     dueling: bool = option(False, "the built-in network adds a state's value and each action's advantage (duelling networks)")
@@ -46,7 +44,7 @@ class QLearning(OffPolicy):
 
 
 @dataclass(frozen=True)
-class DQN(QLearning, InRounds):
+class DQN(QLearning, ByRounds):
     """Deep Q-learning in rounds (Mnih et al. 2015): each round's transitions go into the replay, then gradient steps are
     made."""
 
@@ -70,21 +68,17 @@ class DQN(QLearning, InRounds):
 
 
 @dataclass(frozen=True)
-class ApeX(QLearning):
+class ApeX(QLearning, OnStream):
     """Ape-X DQN (Horgan et al. 2018): actors never wait, each environment explores by an epsilon of its own, and the replay is
     prioritised, at first by what the actors believed."""
 
     name: ClassVar[str] = "apex"
 
-    replay: str = option(
-        "prioritized",
-        "how transitions are drawn: all alike, or in proportion to the size of their last error (prioritized)",
-        choices=("uniform", "prioritized"),
-    )
-    dueling: bool = option(True, "the built-in network adds a state's value and each action's advantage (duelling networks)")
-    n_step: int = option(3, "most rewards that a target adds up before it bootstraps", least=1)
-    batch: int = option(1, "trajectories that make one step of the learner", least=1)
-    max_lag: int = option(100, "largest lag of a trajectory that is used, in versions", least=0)
+    replay: str = "prioritized"
+    dueling: bool = True
+    n_step: int = 3
+    batch: int = 1
+    max_lag: int = 100
     epsilon: float = option(0.4, "base of the probabilities of a random action", least=0, most=1)
     ladder: float = option(
         7.0, "environment i of B acts at random with probability epsilon to the power 1 + ladder * i / (B - 1)", least=0
@@ -95,19 +89,14 @@ class ApeX(QLearning):
         return QNetworks(self.dueling, believes=self.replay == "prioritized")
 
     @property
-    def trajectories(self) -> int:
-        return self.batch
+    def tasks(self) -> int:
+        return 2  # so that no actor waits: an old trajectory serves as well
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        stream = Stream(self.batch, self.max_lag, seed=seed, evaluate_every=self.eval_every, asked=asked)
-        return Worded(stream, self.words)
+        return Worded(super().plan(asked, seed, sums), self.words)
 
     def words(self, task: Task) -> Words:
         return {"epsilon": self.epsilon, "ladder": self.ladder}
-
-    def bounds(self, sums: bool) -> Bounds:
-        """Bounds with two tasks for each actor at a time, so that no actor waits: an old trajectory serves as well."""
-        return Bounds(ahead=2, steps=self.rollout_length * self.num_envs, first=FIRST)
 
 
 @dataclass(frozen=True)
@@ -119,7 +108,7 @@ class R2D2(ApeX):
 
     rollout_length: int = option(40, "steps of each environment in one trajectory, which is a sequence of the replay", least=2)
     batch_size: int = option(32, "sequences of one gradient step, each of one environment in one trajectory", least=1)
-    replay_ratio: float = option(0.05, "gradient steps for each environment step, carried over exactly", above=0)
+    replay_ratio: float = 0.05
     returns: str = option(
         "n_step",
         "what a target adds up: n_step rewards (n_step), or rewards for as long as the actor's actions are the greedy ones "
@@ -131,17 +120,9 @@ class R2D2(ApeX):
         0.95, "factor of what a target adds up, for each row that it lies ahead", least=0, most=1,
         of={"returns": ("retrace",)},
     )  # fmt: skip
-    gamma: float = option(0.997, "discount of rewards, for each environment step that they lie ahead", least=0, most=1)
-    priority_alpha: float = option(
-        0.9, "exponent of the size of an error in a priority: 0 draws uniformly", least=0, of={"replay": ("prioritized",)}
-    )
-    priority_beta: float = option(
-        0.6,
-        "first exponent of importance weights; it grows linearly to 1 at total_timesteps",
-        least=0,
-        most=1,
-        of={"replay": ("prioritized",)},
-    )
+    gamma: float = 0.997
+    priority_alpha: float = 0.9
+    priority_beta: float = 0.6
     burn_in: int = option(10, "rows at the begin of a sequence that only carry the stored state on", least=0)
     eta: float = option(0.9, "weight of a sequence's largest error in its priority, beside its mean error", least=0, most=1)
 

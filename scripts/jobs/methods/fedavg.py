@@ -22,7 +22,7 @@ from shoal.coordinator.deciding.plans.selection import (
 from shoal.jobs.methods.local import OPTIMIZERS, LocalTraining, check_made
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import option, ranges
+from shoal.jobs.settings import option, ranges, shown
 from shoal.protocol.errors import UserError, takes
 
 if TYPE_CHECKING:
@@ -159,6 +159,18 @@ class InRounds(LocalTraining):
         return FedAvgServer(
             start.weights, start.trainable, update=self.update(), device=device, deterministic=deterministic, shares=shares
         )
+
+
+ATTENDING = ("clock", "traces", "trace_period", "task_memory", "concurrency")  # settings by which clients cannot be asked
+
+
+def check_drawn(method: InRounds, why: str, *keeps: str) -> None:
+    """Raises UserError for a setting by which others are asked than a method draws, if it has not its default. keeps: settings
+    that may have another value. why: the end of the error's line."""
+    known = ranges(method)
+    for name in (*ATTENDING, *InRounds.__annotations__):
+        if name in known and name not in keeps and (value := getattr(method, name)) != known[name].default:
+            raise UserError(f"{name}={shown(value)}: {why}")
 
 
 @dataclass(frozen=True)

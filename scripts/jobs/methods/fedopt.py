@@ -32,7 +32,7 @@ class FedAdagrad(InRounds):
 
     name: ClassVar[str] = "fedadagrad"
 
-    server_lr: float = option(0.03, "learning rate of the server's step", above=0)
+    server_lr: float = 0.03
     tau: float = option(1e-3, "number added to the root of the second moment in the server's step", above=0)
 
     def update(self) -> Update:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from shoal.aggregators import Aggregator
-from shoal.coordinator.deciding.bounds import Bounds
-from shoal.coordinator.deciding.plans import Asked, Plan
-from shoal.coordinator.deciding.plans.rounds import Rounds
-from shoal.jobs.methods.acting import FIRST, RENEWED, Acting
+from shoal.jobs.methods.acting import Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Environment, Problem
 from shoal.jobs.settings import option
@@ -22,8 +18,8 @@ from shoal.protocol.layout import Layout
 class OffPolicy(Acting):
     """A method whose learner keeps transitions in a replay and makes gradient steps on batches that are drawn from it."""
 
-    num_envs: int = option(8, "number of environments that one trajectory comes from", least=1)
-    rollout_length: int = option(16, "steps of each environment in one trajectory", least=1)
+    num_envs: int = 8
+    rollout_length: int = 16
     buffer_size: int = option(
         100_000, "transitions that the replay keeps, in the coordinator's memory: fewer where rows only reset", least=1
     )
@@ -65,26 +61,3 @@ class OffPolicy(Acting):
     def layout(self, start: Start) -> Layout:
         """The layout of a trajectory as the learner sees it."""
         return self.layouts(start.problem, Layout.of({}))[-1]
-
-
-@dataclass(frozen=True)
-class InRounds(OffPolicy):
-    """An off-policy method whose gradient steps follow each round: with one client the classical loop of acting and
-    learning."""
-
-    continues: ClassVar[bool] = True
-
-    renew_every: int = option(0, RENEWED, least=0)
-    clients: int = option(1, "trajectories of one round, each from num_envs environments of its own", least=1)
-
-    @property
-    def trajectories(self) -> int:
-        return self.clients
-
-    def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
-        evaluators = 1 if self.eval_every else 0
-        return Rounds(self.clients, seed=seed, evaluate_every=self.eval_every, evaluate_cohort=evaluators, asked=asked)
-
-    def bounds(self, sums: bool) -> Bounds:
-        """Bounds that keep a client with one actor: its environments live in the actor's process."""
-        return Bounds(sticky=True, steps=self.rollout_length * self.num_envs, first=FIRST)

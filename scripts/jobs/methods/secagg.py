@@ -13,10 +13,10 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds
 from shoal.coordinator.deciding.plans import Asked, Plan, selection
 from shoal.jobs.members import Identity, Member, read_members, signing_seed
-from shoal.jobs.methods.fedavg import FedAvg, InRounds
+from shoal.jobs.methods.fedavg import FedAvg, check_drawn
 from shoal.jobs.methods.method import Start, said
 from shoal.jobs.problems import Problem
-from shoal.jobs.settings import option, ranges, shown
+from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 from shoal.protocol.private import key_of
@@ -24,9 +24,6 @@ from shoal.protocol.private import key_of
 if TYPE_CHECKING:
     from shoal.jobs.job import Job
     from shoal.protocol.secagg import Terms
-
-KEEPS = ("cohort",)
-ATTENDING = ("clock", "traces", "trace_period", "task_memory", "concurrency")
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,8 @@ class SecAgg(FedAvg):
     """Of the actor in whose process this is, if it joined from elsewhere."""
 
     def check(self, problem: Problem) -> None:
-        known = ranges(self)
-        for name in (*ATTENDING, *InRounds.__annotations__):
-            if name in known and name not in KEEPS and (value := getattr(self, name)) != known[name].default:
-                raise UserError(
-                    f"{name}={shown(value)}: a round of secagg has five phases of the same clients, which are drawn uniformly; "
-                    "lease=60 gives up a slow client, which then drops out"
-                )
+        why = "a round of secagg has five phases of the same clients, which are drawn uniformly"
+        check_drawn(self, f"{why}; lease=60 gives up a slow client, which then drops out", "cohort")
         super().check(problem)
         if not self.deterministic:
             raise UserError("deterministic=false: masks cancel in exact sums only; leave deterministic=true")

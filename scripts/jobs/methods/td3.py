@@ -21,7 +21,7 @@ class TD3(Bounded):
     name: ClassVar[str] = "td3"
     network: ClassVar[Network] = Deterministic()
 
-    lr: float = option(1e-3, "learning rate of the learner's optimizer", above=0)
+    lr: float = 1e-3
     exploration_noise: float = option(
         0.1, "standard deviation of the noise on the actors' actions, of which the bounds are -1 and 1", least=0
     )
