@@ -6,9 +6,8 @@ whole memory is a handful of flat arrays that a snapshot can hold by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,8 +17,8 @@ from shoal.aggregators import State
 from shoal.aggregators.frames import framed
 from shoal.aggregators.gae import cut_off
 from shoal.aggregators.staging import Batch, Staging, Statistics
+from shoal.aggregators.trained import OPTIMIZERS, Trained
 from shoal.envs.spaces import apart
-from shoal.nets.flat import FlatModule
 from shoal.nets.moments import Moments
 from shoal.nets.normal_module import detached
 from shoal.nets.passes import judge_of
@@ -28,10 +27,6 @@ from shoal.nets.recurrent import After, Unrolled, after_rows, unrolled
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, eps=1e-5),
-    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99),
-}
 FUSED = frozenset({"adam"})  # optimizers that torch makes a step of in one call, on a CPU too
 
 
@@ -71,13 +66,19 @@ class TrajectoryLearner:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}")
-        self.flat, self.staging = FlatModule(self.policy, self.device).trained(), Staging(self.device, self._normalised)
+        self.trained = Trained(
+            "",
+            self.policy,
+            self.device,
+            lr=self.lr,
+            max_grad_norm=self.max_grad_norm,
+            optimizer=self.optimizer,
+            eps=self.rms_prop_eps if self.optimizer == "rmsprop" else None,
+            fused=self.optimizer in FUSED and torch.device(self.device).type == "cpu",
+        )
+        self.flat, self.descent = self.trained.flat, self.trained.descent
+        self.staging = Staging(self.device, self._normalised)
         self.normal = detached(self.flat.module)
-        self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
-        self.vector.grad = self.flat.grad
-        more = {"eps": self.rms_prop_eps} if self.optimizer == "rmsprop" else {}
-        fused = {"fused": True} if self.optimizer in FUSED and self.flat.device.type == "cpu" else {}
-        self.descent = OPTIMIZERS[self.optimizer]([self.vector], lr=self.lr, **more, **fused)
         self.judge = judge_of(self.flat)
         self.updates = self.steps = 0
 
@@ -141,24 +142,16 @@ class TrajectoryLearner:
 
     def descended(self) -> Tensor:
         """Make one step down the gradient that is there. Returns its norm before the clip, still on the device."""
-        norm = self.flat.clip(self.max_grad_norm)
-        self.descent.step()
         self.updates += 1
-        return norm
+        return self.trained.descended()
 
     def state(self) -> State:
-        moments = {f"optimizer/{name}": value.cpu().numpy().copy() for name, value in self.descent.state[self.vector].items()}
-        return {**moments, "counters": torch.tensor([self.updates, self.steps]).numpy()}
+        return {**self.trained.moments(), "counters": torch.tensor([self.updates, self.steps]).numpy()}
 
     def load(self, weights: Bundle, state: State) -> None:
         self.staging.clear()
-        self.flat.read(weights)
+        self.trained.load(state, weights)
         self.updates, self.steps = (int(n) for n in state["counters"])
-        self.descent.state[self.vector] = {
-            name.removeprefix("optimizer/"): torch.tensor(value, device=self.flat.device if value.ndim else "cpu")
-            for name, value in state.items()
-            if name.startswith("optimizer/")
-        }
 
 
 def outputs_of(module: nn.Module, judge: Judge, batch: Batch) -> Unrolled:

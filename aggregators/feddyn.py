@@ -59,6 +59,4 @@ class FedDynServer(StatefulServer):
 
     def step(self) -> Moved:
         self.update = Dynamic(self.alpha, len(self.remembered.came) / self.clients)
-        moved = super().step()
-        self.remembered.step(self.steps)
-        return moved
+        return super().step()

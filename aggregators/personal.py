@@ -12,25 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.aggregators.remembered import Floats
-from shoal.aggregators.stateful import StatefulServer
+from shoal.aggregators.stateful import PersonalRows
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Moved, Task
 
 
-class PersonalServer(StatefulServer):
-    """FedAvg's server of the shared entries. places: of the personal entries, int64 [k], in the float32 vector.
-
-    A task's brief, of evaluations too, is {"personal": the client's row}, float32 [k]; None for a client that has none yet.
-    """
+class PersonalServer(PersonalRows):
+    """FedAvg's server of the shared entries. places: of the personal entries, int64 [k], in the float32 vector; a client's row
+    is float32 [k]."""
 
     def __init__(self, weights: Bundle, trainable: int | None = None, *, places: npt.NDArray[np.int64], **options: Any) -> None:
         super().__init__(weights, trainable, beside={}, entries=len(places), **options)
         self.places = places
-
-    def brief(self, task: Task) -> Bundle | None:
-        row = self.row(task)
-        return None if row is None else Bundle.pack({"personal": row})
 
     def prepared(self, delta: Bundle, weight: float, arrays: dict[str, Floats]) -> tuple[Bundle, float]:
         own = delta.vector()[self.places]
@@ -39,11 +32,3 @@ class PersonalServer(StatefulServer):
         arrays["personal"] = own
         delta.vector()[self.places] = 0.0
         return delta, weight
-
-    def took(self, client: int, delta: Bundle, arrays: dict[str, Floats], weight: float) -> None:
-        self.remembered.put(client, arrays["personal"])
-
-    def step(self) -> Moved:
-        moved = super().step()
-        self.remembered.step(self.steps)
-        return moved

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +17,13 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators import State
-from shoal.aggregators.n_step import Returns, n_step
-from shoal.aggregators.priorities import Priorities
-from shoal.aggregators.row_ring import RowRing, row_bytes
+from shoal.aggregators.n_step import Returns
+from shoal.aggregators.ring_replay import RingReplay, Row
 from shoal.aggregators.sum_tree import Doubles, Places
 from shoal.envs.spaces import apart, final_name
 from shoal.nets.framed import FRAMES
 from shoal.nets.policies import Seen
-from shoal.protocol.errors import ProtocolError, UserError
 from shoal.protocol.layout import DTYPES, Bundle, Layout
-from shoal.protocol.memory import room
 
 Array = npt.NDArray[Any]
 SEEN, FINAL, STATE, FIRST = "observation", "final", "state", "first"
@@ -86,90 +82,32 @@ class Transitions:
         return Transitions(self.places[cut], seen, following, *flat)
 
 
-class RingReplay:
-    """The half that replays share: priorities of rows in a ring, and their snapshots."""
-
-    ring: RowRing
-    priorities: Priorities | None
-    inserted: int
-
-    def prioritize(self, places: Places, errors: Tensor) -> None:
-        """Set the priorities of a batch from its errors [N]. Without priorities this does nothing."""
-        if self.priorities is not None:
-            self.priorities.put(places, errors.detach().cpu().numpy())
-
-    # Snapshots
-
-    def settle(self, folder: Path) -> None:
-        """Keep the rows of a large replay in files of this folder, from the next snapshot on."""
-        self.ring.settle(folder)
-
-    @property
-    def first(self) -> int:
-        """The number of the oldest row in the ring, counted from the run's beginning."""
-        return self.ring.first
-
-    def forget(self, first: int) -> None:
-        """Unlink files without a row from `first` on, which no snapshot that is kept needs."""
-        self.ring.kept.forget(first)
-
-    def state(self) -> State:
-        """The arrays for a snapshot. Raises OSError."""
-        told = {"replay/inserted": np.array([self.inserted], np.int64), **self.ring.state()}
-        if self.priorities is None:
-            return told
-        return {**told, **self.priorities.state(self.ring.places(self.first, self.ring.written))}
-
-
 class ReplayBuffer(RingReplay):
-    """The newest transitions of trajectories of one layout.
+    """The newest transitions of trajectories of one layout: fewer than buffer_size where rows only reset.
 
-    layout: of the trajectories (Spaces.trajectory). buffer_size: transitions that are kept, fewer where rows only reset; at
-    least one trajectory's. n_step, gamma: each transition sums up to n_step rewards with discount gamma (n_step.py), times
-    reward_scale. prioritized: False draws uniformly; alpha: exponent of the priorities. beside: names of arrays [T, B, ...]
-    that are kept beside the action. device: where batches go.
     If trajectories have frames beside them (nets/framed.py), each frame is kept once, and a batch has stacks of them.
-    inserted: transitions that ever came. nbytes: bytes of memory when the ring is full; pages are touched as it fills.
-
-    Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        buffer_size: int,
-        *,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        reward_scale: float = 1.0,
-        prioritized: bool = False,
-        alpha: float = 0.6,
-        beside: Collection[str] = (),
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.layout, self.device = layout, torch.device(device)
-        self.n_step, self.gamma, self.reward_scale = n_step, gamma, reward_scale
-        T, B = self.shape = layout.by_name["reward"].shape
-        if buffer_size < T * B:
-            raise UserError(
-                f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
-            )
+    ORDER: ClassVar[int] = 4
+
+    def __init__(self, layout: Layout, buffer_size: int, **options: Any) -> None:
+        super().__init__(layout, buffer_size, **options)
+        self.order = np.zeros(self.capacity, np.int32)  # places that can be drawn, oldest first, from `taken` to `inserted`
+        self.taken = 0
+
+    def planned(self, buffer_size: int, beside: Collection[str]) -> tuple[int, dict[str, Row]]:
+        layout, (T, B) = self.layout, self.shape
         self.before = layout.by_name[OLDER].shape[1] if OLDER in layout.by_name else 0  # frames in a stack, beside the newest
         lead = self.before * B  # places for the frames before the first row; and rows that lose frames with those before them
         each = lead + (T + 1) * B + (T * B if has_finals(layout) else 0)  # places of one trajectory, at most
-        self.capacity = max(each, -(-buffer_size * (T + 1 + self.before) // T)) + lead
+        capacity = max(each, -(-buffer_size * (T + 1 + self.before) // T)) + lead
         arrays = {p.name: (p.dtype, p.shape) for p in layout.places if p.name.split("/")[0] not in (FINAL, STATE)}
         self.seen = [name for name, (_, shape) in arrays.items() if shape[:2] == (T + 1, B) and name != FIRST]
         kept = (*self.seen, "action", *beside)
-        rows = {name: (DTYPES[dtype], shape[2:]) for name, (dtype, shape) in arrays.items() if name in kept}
+        rows: dict[str, Row] = {name: (DTYPES[dtype], shape[2:]) for name, (dtype, shape) in arrays.items() if name in kept}
         rows |= {"reward": (DTYPES["f4"], ()), "discount": (DTYPES["f4"], ()), "ahead": (DTYPES["i4"], ())}
         rows |= {"back": (DTYPES["i4"], ())} if self.before else {}
-        self.nbytes = self.capacity * (row_bytes(rows) + 4 + (9 if prioritized else 0))
-        fits(self.nbytes, buffer_size)
-        self.ring = RowRing(self.capacity, rows)
-        self.order = np.zeros(self.capacity, np.int32)  # places that can be drawn, oldest first, from `taken` to `inserted`
-        self.priorities = Priorities(self.capacity, alpha) if prioritized else None
-        self.inserted = self.taken = 0
+        return capacity, rows
 
     def __len__(self) -> int:
         """The number of transitions that can be drawn."""
@@ -180,12 +118,8 @@ class ReplayBuffer(RingReplay):
     def insert(self, bundle: Bundle) -> int:
         """Take a trajectory in, over the oldest places. Returns the number of its transitions. Raises ProtocolError for another
         layout, with nothing taken in."""
-        if difference := self.layout.difference(bundle.layout):
-            raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
-        (T, B), mask = self.shape, bundle["mask"]
-        flags = (bundle["terminated"], bundle["truncated"], mask)
-        returns = n_step(bundle["reward"], *flags, self.n_step, self.gamma)
-        ahead, finals = self._ahead(returns.steps, *flags)
+        returns, (T, B), mask = self.returns(bundle), self.shape, bundle["mask"]
+        ahead, finals = self._ahead(returns.steps, bundle["terminated"], bundle["truncated"], mask)
         lead = self.before * B
         many = lead + (T + 1) * B + len(finals)
         self._make_room(many)
@@ -328,17 +262,6 @@ class ReplayBuffer(RingReplay):
         self.order[(self.taken + np.arange(len(drawable))) % self.capacity] = drawable
         if self.priorities is not None:
             self.priorities.load(state, live, drawable)
-
-
-def fits(nbytes: int, buffer_size: int) -> None:
-    """Raises UserError, one line, if a replay of so many bytes is more than the memory that can be had."""
-    have = room()
-    if nbytes > have.nbytes:
-        less = int(buffer_size * 0.8 * have.nbytes / nbytes)
-        raise UserError(
-            f"buffer_size={buffer_size}: the replay would take {nbytes / 1e9:,.1f} GB of memory, and this {have.bound} has "
-            f"{have.nbytes / 1e9:,.1f} GB left: buffer_size={less} takes 80 % of that"
-        )
 
 
 def has_finals(layout: Layout) -> bool:

@@ -46,7 +46,6 @@ class ScaffoldServer(StatefulServer):
             if (before := self.remembered.of(client)) is not None:
                 change -= before
         moved = super().step()
-        self.remembered.step(self.steps)
         self.c = (self.c + change / self.clients).astype(np.float32)
         return Moved({**moved.metrics, "control_norm": float(np.linalg.norm(self.c.astype(np.float64)))})
 

@@ -6,7 +6,7 @@ actor had, through rows in their order, over the ends of episodes. Its priority 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from shoal.aggregators import State
-from shoal.aggregators.n_step import n_step
-from shoal.aggregators.priorities import Priorities
-from shoal.aggregators.replay import FINAL, STATE, Array, RingReplay, fits
-from shoal.aggregators.row_ring import RowRing, row_bytes
+from shoal.aggregators.replay import FINAL, STATE, Array
+from shoal.aggregators.ring_replay import RingReplay, Row
 from shoal.aggregators.sum_tree import Places
 from shoal.envs.spaces import final_name
-from shoal.protocol.errors import ProtocolError, UserError
-from shoal.protocol.layout import DTYPES, Bundle, Layout
+from shoal.protocol.layout import DTYPES, Bundle
 
 EACH = ("action", "reward", "terminated", "mask")  # rows of a sequence
 
@@ -55,33 +52,15 @@ class Sequences:
 class SequenceBuffer(RingReplay):
     """The newest sequences of trajectories of one layout, which has `first` and states (Spaces.trajectory).
 
-    buffer_size: rows that are kept, at least one trajectory's. n_step, gamma, reward_scale, prioritized, alpha, device: as in
-    ReplayBuffer. inserted: rows to learn from that ever came. nbytes: bytes of memory when the ring is full.
-    Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
+    A place of the ring is a sequence. The arguments are those of RingReplay.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        buffer_size: int,
-        *,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        reward_scale: float = 1.0,
-        prioritized: bool = False,
-        alpha: float = 0.9,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.layout, self.device = layout, torch.device(device)
-        self.n_step, self.gamma, self.reward_scale = n_step, gamma, reward_scale
-        T, B = self.shape = layout.by_name["reward"].shape
-        if buffer_size < T * B:
-            raise UserError(
-                f"buffer_size={buffer_size}: must hold one trajectory, rollout_length x num_envs = {T} x {B} = {T * B} rows"
-            )
-        self.capacity = -(-buffer_size // T)
+    def planned(self, buffer_size: int, beside: Collection[str]) -> tuple[int, dict[str, Row]]:
+        layout, (T, B) = self.layout, self.shape
         self.states = [place.name for place in layout.places if place.name.startswith(f"{STATE}/")]
-        rows = {name: (DTYPES[layout.by_name[name].dtype], layout.by_name[name].shape[1:]) for name in self.states}
+        rows: dict[str, Row] = {
+            name: (DTYPES[layout.by_name[name].dtype], layout.by_name[name].shape[1:]) for name in self.states
+        }
         long = [p.name for p in layout.places if p.shape[:2] == (T + 1, B) and p.name not in self.states]
         self.seen = [name for name in long if name != "first" and name.split("/")[0] != FINAL]
         self.finals = {name: final_name(name) for name in self.seen if final_name(name) in layout.by_name}
@@ -92,11 +71,7 @@ class SequenceBuffer(RingReplay):
             name: (DTYPES[dtype], (T,))
             for name, dtype in (("reward", "f4"), ("discount", "f4"), ("ahead", "i4"), ("cut", "b1"))
         }
-        self.nbytes = self.capacity * (row_bytes(rows) + (9 if prioritized else 0))
-        fits(self.nbytes, buffer_size)
-        self.ring = RowRing(self.capacity, rows)
-        self.priorities = Priorities(self.capacity, alpha) if prioritized else None
-        self.inserted = 0
+        return -(-buffer_size // T), rows
 
     def __len__(self) -> int:
         """The number of sequences that can be drawn."""
@@ -105,10 +80,7 @@ class SequenceBuffer(RingReplay):
     def insert(self, bundle: Bundle) -> int:
         """Take a trajectory in, over the oldest sequences. Returns the number of its rows to learn from. Raises ProtocolError
         for another layout, with nothing taken in."""
-        if difference := self.layout.difference(bundle.layout):
-            raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
-        (T, B), mask = self.shape, bundle["mask"]
-        returns = n_step(bundle["reward"], bundle["terminated"], bundle["truncated"], mask, self.n_step, self.gamma)
+        returns, (T, B), mask = self.returns(bundle), self.shape, bundle["mask"]
         last = np.arange(T)[:, None] + np.maximum(returns.steps, 1) - 1
         beside = bundle["truncated"] & ~bundle["terminated"] & bool(self.finals)
         made = {"reward": returns.reward, "discount": returns.discount, "ahead": returns.steps}

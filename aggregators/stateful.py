@@ -19,7 +19,7 @@ from shoal.aggregators.remembered import HELD, Floats, Remembered
 from shoal.protocol.beside import Beside
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
-from shoal.protocol.work import Contribution, Task
+from shoal.protocol.work import Contribution, Moved, Task
 
 
 class Split(FedAvgServer):
@@ -82,6 +82,12 @@ class StatefulServer(Split):
         """Forget what no snapshot from `version` on can need."""
         self.remembered.forget(version)
 
+    def step(self) -> Moved:
+        """FedAvg's step, with which the rows that came become the clients' rows."""
+        moved = super().step()
+        self.remembered.step(self.steps)
+        return moved
+
     def row(self, task: Task) -> Floats | None:
         """The row of the task's client; None if it has none."""
         (client,) = task.clients
@@ -93,3 +99,17 @@ class StatefulServer(Split):
     def load(self, weights: Bundle, state: State) -> None:
         self.remembered.load(state, int(state["steps"]))
         super().load(weights, state)
+
+
+class PersonalRows(StatefulServer):
+    """A StatefulServer whose row is what a client keeps to itself: a contribution has the next one under the name "personal".
+
+    A task's brief, of evaluations too, is {"personal": the client's row}; None for a client that has none yet.
+    """
+
+    def brief(self, task: Task) -> Bundle | None:
+        row = self.row(task)
+        return None if row is None else Bundle.pack({"personal": row})
+
+    def took(self, client: int, delta: Bundle, arrays: dict[str, Floats], weight: float) -> None:
+        self.remembered.put(client, arrays["personal"])

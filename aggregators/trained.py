@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from shoal.aggregators import State
-from shoal.aggregators.descent import OPTIMIZERS
 from shoal.nets.flat import FlatModule
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, eps=1e-5),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99),
+}
 
 
 class Trained:
     """A module on a device, trained by one optimizer.
 
-    name: of the network, in snapshots. max_grad_norm: largest Euclidean norm of a gradient; a longer one is scaled down to it.
-    optimizer: a name of OPTIMIZERS. eps: Adam's; None: that of OPTIMIZERS. fused: the optimizer's step is one operation, which
-    rounds otherwise. beside: parameters that the optimizer moves along with the module's, such as a temperature, by gradients
-    that the caller of `update` has set.
+    name: of the network, in snapshots; "" if the learner has no other. max_grad_norm: largest Euclidean norm of a gradient; a
+    longer one is scaled down to it. optimizer: a name of OPTIMIZERS. eps: the optimizer's; None: that of OPTIMIZERS. fused: the
+    optimizer's step is one operation, which rounds otherwise. beside: parameters that the optimizer moves along with the
+    module's, such as a temperature, by gradients that the caller of `update` has set.
     Raises UserError for a module without trainable parameters, or with a trainable parameter that is not float32.
     """
 
@@ -45,7 +50,7 @@ class Trained:
         fused: bool = False,
         beside: Sequence[nn.Parameter] = (),
     ) -> None:
-        self.name, self.max_grad_norm, self.fused = name, max_grad_norm, fused
+        self.start, self.max_grad_norm, self.fused = f"{name}/" if name else "", max_grad_norm, fused
         self.flat = FlatModule(module, device).trained()
         self.vector = nn.Parameter(self.flat.vector[: self.flat.trainable])
         self.vector.grad = self.flat.grad
@@ -63,6 +68,10 @@ class Trained:
         before the clip, still on the device."""
         self.flat.grad.zero_()
         loss.backward(inputs=self.inputs)  # type: ignore[no-untyped-call]
+        return self.descended()
+
+    def descended(self) -> Tensor:
+        """Make one step down the gradient that is there. Returns its norm before the clip, still on the device."""
         norm = self.flat.grad.norm() if self.max_grad_norm == math.inf else self.flat.clip(self.max_grad_norm)
         self.descent.step()
         return norm
@@ -74,23 +83,23 @@ class Trained:
     def moments(self) -> State:
         """The optimizer's arrays, for a snapshot."""
         return {
-            f"{self.name}/{part}/{key}": value.cpu().numpy().copy()
+            f"{self.start}{part}/{key}": value.cpu().numpy().copy()
             for part, parameter in self.moved.items()
             for key, value in self.descent.state[parameter].items()
         }
 
     def state(self) -> State:
         """The network's and the optimizer's arrays, for a snapshot."""
-        return {**self.moments(), f"{self.name}/weights": kept(self.flat)}
+        return {**self.moments(), f"{self.start}weights": kept(self.flat)}
 
     def load(self, state: State, weights: Bundle | None = None) -> None:
         """Go on from the arrays of `state`, or of `moments` and from weights."""
         if weights is None:
-            restored(self.flat, f"{self.name}/weights", state)
+            restored(self.flat, f"{self.start}weights", state)
         else:
             self.flat.read(weights)
         for part, parameter in self.moved.items():
-            start = f"{self.name}/{part}/"
+            start = f"{self.start}{part}/"
             self.descent.state[parameter] = {
                 name.removeprefix(start): torch.tensor(value, device=self.flat.device if value.ndim or self.fused else "cpu")
                 for name, value in state.items()

@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from shoal.actors.workers.rollout import Rollout
-from shoal.aggregators import replay, row_ring
+from shoal.aggregators import ring_replay, row_ring
 from shoal.aggregators.n_step import n_step
 from shoal.aggregators.priorities import Priorities
 from shoal.aggregators.replay import ReplayBuffer, Transitions
@@ -192,7 +192,7 @@ def test_a_replay_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) 
         UserError, match=r"buffer_size=19: must hold one trajectory, rollout_length x num_envs = 10 x 2 = 20 rows"
     ):
         ReplayBuffer(layout, 19)
-    monkeypatch.setattr(replay, "room", lambda: Room(30_000_000, "container"))
+    monkeypatch.setattr(ring_replay, "room", lambda: Room(30_000_000, "container"))
     with pytest.raises(
         UserError, match=r"buffer_size=1000000: the replay would take 0.0 GB of memory, and this container has 0"
     ):
