@@ -148,7 +148,52 @@ class Network(Protocol):
         ...
 
 
-class Stochastic:
+class InParts:
+    """The `act` of a Parted policy."""
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        """The numbers [B, width] of observations [B, *obs], valid until the next call, and the next state."""
+        raise NotImplementedError
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+        raise NotImplementedError
+
+    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
+        numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
+        return self.chosen(numbers, seen, after, noise, words)
+
+
+class Around:
+    """A policy around another one, but for its `act`: it has the other's rows, memory, noise and state."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+
+    @property
+    def rows(self) -> Kept:
+        return self.inner.rows
+
+    @property
+    def memory(self) -> Kept:
+        return self.inner.memory
+
+    def load(self, weights: Bundle) -> None:
+        self.inner.load(weights)
+
+    def forget(self) -> None:
+        self.inner.forget()
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
+        return self.inner.noise(rng, rows, num_envs)
+
+    def begin(self, num_envs: int) -> State:
+        return self.inner.begin(num_envs)
+
+    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
+        return self.inner.finish(extras, action)
+
+
+class Stochastic(InParts):
     """A policy that draws actions from a distribution, whose numbers (logits, or mean and log_std) a subclass computes.
 
     The log probability of all rows is computed at once, at the end of a rollout.
@@ -163,19 +208,11 @@ class Stochastic:
     def width(self) -> int:
         return self.action.parameters
 
-    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
-        """The numbers [B, P] of observations [B, *obs], valid until the next call, and the next state."""
-        raise NotImplementedError
-
     def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
         return self.action.noise(rng, rows, num_envs)
 
     def begin(self, num_envs: int) -> State:
         return begun(self.memory, num_envs)
-
-    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
-        return self.chosen(numbers, seen, after, noise, words)
 
     def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
         if seen.dtype.names is not None and (allowed := apart(seen)[1]) is not None:

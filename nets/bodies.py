@@ -33,6 +33,20 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
     return layer
 
 
+def uniform_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with weights and biases uniform within 1 / sqrt(inputs), as torch draws those of nn.Linear."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
+    bound = 1 / math.sqrt(inputs)
+    for parameter in (layer.weight, layer.bias):
+        nn.init.uniform_(parameter, -bound, bound, generator)
+    return layer
+
+
+def active(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """The outputs of a layer behind its activation, "tanh" or "relu"."""
+    return torch.tanh(x) if activation == "tanh" else torch.relu(x)
+
+
 def convolution(
     inputs: int,
     outputs: int,

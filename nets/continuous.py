@@ -25,6 +25,9 @@ from shoal.protocol.work import Words
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.nets.perceptrons import BoxActor
+    from shoal.nets.policies import Shaped
+
 WIDEST = 1e9  # a wider interval is meant as one without bounds
 LOG_STD = (-20.0, 2.0)  # bounds of the log standard deviation, of Haarnoja's implementation
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -161,56 +164,67 @@ def uniform(noise: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Squashed:
-    """The kind of network that SAC learns: the squashed Gaussian of nets/squashed.py, whose weights are the actor's alone."""
+class BetweenBounds:
+    """A kind of network of actions between bounds, whose weights are the actor's alone. method: the method that learns it."""
 
+    method: ClassVar[str]
     remembers: ClassVar[bool] = False
+
+    def parts(self) -> tuple[type[BoxActor], Shaped]:
+        """The class of the built-in network, and the function that refuses outputs of another form (nets/policies.py)."""
+        raise NotImplementedError
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         from shoal.nets.bodies import precise
-        from shoal.nets.squashed import SquashedActor
 
-        Bounds.of(spaces, "sac")
-        return precise(SquashedActor(spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
+        Bounds.of(spaces, self.method)
+        return precise(self.parts()[0](spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
-        from shoal.nets.squashed import fitting
+        from shoal.nets.policies import fitting
 
-        Bounds.of(spaces, "sac")
-        return fitting(module, spaces)
+        Bounds.of(spaces, self.method)
+        return fitting(module, spaces, shaped=self.parts()[1])
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
-        bounds = Bounds.of(spaces, "sac")
+        bounds = Bounds.of(spaces, self.method)
         if module is None and deep(spaces, form.pictures):
             module = self.build(spaces, form, 0)
-        return SquashedPolicy(bounds, numbers(form, module, spaces))
+        return self.played(bounds, numbers(form, module, spaces), module is None)
+
+    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
+        """The policy by a network's numbers. plain: they are those of the built-in perceptron in numpy."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Deterministic:
-    """The kind of network that TD3 learns: the deterministic actor of nets/deterministic.py, whose weights are the actor's
-    alone."""
+class Squashed(BetweenBounds):
+    """The kind of network that SAC learns: the squashed Gaussian of nets/squashed.py."""
 
-    remembers: ClassVar[bool] = False
+    method: ClassVar[str] = "sac"
 
-    def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
-        from shoal.nets.bodies import precise
-        from shoal.nets.deterministic import DeterministicActor
+    def parts(self) -> tuple[type[BoxActor], Shaped]:
+        from shoal.nets.squashed import SquashedActor, mean_and_deviation
 
-        Bounds.of(spaces, "td3")
-        return precise(DeterministicActor(spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
+        return SquashedActor, mean_and_deviation
 
-    def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
-        from shoal.nets.deterministic import fitting
+    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
+        return SquashedPolicy(bounds, net)
 
-        Bounds.of(spaces, "td3")
-        return fitting(module, spaces)
 
-    def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
-        bounds = Bounds.of(spaces, "td3")
-        if module is None and deep(spaces, form.pictures):
-            module = self.build(spaces, form, 0)
-        return DeterministicPolicy(bounds, numbers(form, module, spaces), squash=module is None)
+@dataclass(frozen=True)
+class Deterministic(BetweenBounds):
+    """The kind of network that TD3 learns: the deterministic actor of nets/deterministic.py."""
+
+    method: ClassVar[str] = "td3"
+
+    def parts(self) -> tuple[type[BoxActor], Shaped]:
+        from shoal.nets.deterministic import DeterministicActor, actions
+
+        return DeterministicActor, actions
+
+    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
+        return DeterministicPolicy(bounds, net, squash=plain)
 
 
 def numbers(form: Form, module: nn.Module | None, spaces: Spaces) -> Numbers:

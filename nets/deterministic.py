@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.envs.spaces import Actions, Spaces
+from shoal.envs.spaces import Actions
 from shoal.nets.perceptrons import BoxActor
 from shoal.nets.policies import Seen, form_of
-from shoal.nets.policies import fitting as fits
 from shoal.protocol.errors import UserError
 
 
@@ -23,13 +22,9 @@ class DeterministicActor(BoxActor):
         return torch.tanh(self.numbers(observation))
 
 
-def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
-    """Returns the module. Raises UserError, one line, unless it is an actor of TD3 for these spaces: forward(observation) ->
-    actions in [-1, 1]."""
-    return fits(module, spaces, shaped=_actions)
-
-
-def _actions(out: Any, n: int, action: Actions) -> list[Tensor]:
+def actions(out: Any, n: int, action: Actions) -> list[Tensor]:
+    """The actions in an actor's output for n observations. Raises UserError for an output of another form, or outside of
+    [-1, 1]."""
     shape = (n, action.parameters // 2)
     if not isinstance(out, Tensor) or tuple(out.shape) != shape or not out.is_floating_point():
         wanted = f"actions {list(shape)} of floats: an actor of td3"

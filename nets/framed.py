@@ -6,15 +6,14 @@ where an episode begins, and a trajectory holds each frame once, with those befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from shoal.envs.spaces import Array, Kept, Observations, Spaces
-from shoal.nets.acting import Acted, Bools, Policy, State, forgotten
+from shoal.nets.acting import Acted, Around, Bools, Policy, State, forgotten
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import DTYPES, Bundle
+from shoal.protocol.layout import DTYPES
 from shoal.protocol.work import Words
 
 FRAMES = "frames"  # name of the memory: the frames before the newest, oldest first, [B, k - 1, *shape]
@@ -32,40 +31,25 @@ def stacked_spaces(spaces: Spaces, frames: int) -> Spaces:
     return replace(spaces, observation=replace(seen, shape=(frames, *seen.shape)))
 
 
-class Framed:
+class Framed(Around):
     """Another policy, which gets the last `frames` observations [B, frames, *shape]. Frames before an episode's beginning are
     zeros."""
 
     def __init__(self, policy: Policy, frames: int, seen: Observations) -> None:
-        self.policy, self.frames, self.seen = policy, frames, seen
-
-    @property
-    def rows(self) -> Kept:
-        return self.policy.rows
+        super().__init__(policy)
+        self.frames, self.seen = frames, seen
 
     @property
     def memory(self) -> Kept:
-        return {**self.policy.memory, FRAMES: (self.seen.dtype, (self.frames - 1, *self.seen.shape))}
-
-    def load(self, weights: Bundle) -> None:
-        self.policy.load(weights)
-
-    def forget(self) -> None:
-        self.policy.forget()
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
-        return self.policy.noise(rng, rows, num_envs)
+        return {**self.inner.memory, FRAMES: (self.seen.dtype, (self.frames - 1, *self.seen.shape))}
 
     def begin(self, num_envs: int) -> State:
         frames = np.zeros((num_envs, self.frames - 1, *self.seen.shape), DTYPES[self.seen.dtype])
-        return {**self.policy.begin(num_envs), FRAMES: frames}
+        return {**self.inner.begin(num_envs), FRAMES: frames}
 
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
         before = forgotten({FRAMES: state[FRAMES]}, first)[FRAMES]
         whole = np.concatenate([before, seen[:, None]], axis=1)
         inner = {name: array for name, array in state.items() if name != FRAMES}
-        acted = self.policy.act(whole, first, inner, noise, words)
+        acted = self.inner.act(whole, first, inner, noise, words)
         return acted._replace(state={**acted.state, FRAMES: whole[:, 1:]})
-
-    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
-        return self.policy.finish(extras, action)

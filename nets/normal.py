@@ -8,14 +8,14 @@ nothing is stale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from shoal.envs.spaces import Array, Floats, Kept, Spaces
-from shoal.nets.acting import Acted, Bools, Form, Network, Parted, Policy, State, forgotten
+from shoal.nets.acting import Acted, Around, Form, InParts, Network, Parted, Policy, State
 from shoal.nets.moments import Moments, kept
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -40,39 +40,21 @@ def kept_of(moments: Sequence[str], spaces: Spaces) -> Kept:
     return {name: its for one in moments for name, its in kept(one, shapes[one]).items()}
 
 
-class Scaling:
+class Scaling(InParts, Around):
     """A policy whose observations are scaled by the statistics in its weights, around a policy in numpy. clip: largest absolute
     value of a scaled observation."""
 
+    inner: Parted
+
     def __init__(self, inner: Parted, clip: float) -> None:
-        self.inner, self.clip = inner, np.float32(clip)
+        super().__init__(inner)
+        self.clip = np.float32(clip)
         self._mean: Any = np.float32(0)
         self._scale: Any = np.float32(1)
-
-    @property
-    def rows(self) -> Kept:
-        return self.inner.rows
-
-    @property
-    def memory(self) -> Kept:
-        return self.inner.memory
 
     def load(self, weights: Bundle) -> None:
         self._mean, self._scale = scale_of(Moments.read(weights, f"{PART}.{SEEN}"))
         self.inner.load(weights)
-
-    def forget(self) -> None:
-        self.inner.forget()
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Array:
-        return self.inner.noise(rng, rows, num_envs)
-
-    def begin(self, num_envs: int) -> State:
-        return self.inner.begin(num_envs)
-
-    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        numbers, after = self.numbers(seen, forgotten(state, first) if state else state)
-        return self.chosen(numbers, seen, after, noise, words)
 
     @property
     def width(self) -> int:
@@ -86,9 +68,6 @@ class Scaling:
 
     def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
         return self.inner.chosen(numbers, seen, state, noise, words)
-
-    def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
-        return self.inner.finish(extras, action)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ policy never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,26 @@ def _relu(x: Floats, out: Floats) -> Floats:
 ACTIVATIONS: Mapping[str, Callable[..., Any]] = {"tanh": np.tanh, "relu": _relu}
 
 
+def activation_of(name: str) -> Callable[..., Any]:
+    """The function of an activation's name. Raises UserError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation={name!r}: must be one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def check_layers(hidden: Sequence[int], activation: str) -> None:
+    """Raises UserError for a layer without units, or an unknown activation."""
+    activation_of(activation)
+    if any(width < 1 for width in hidden):
+        raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
+
+
 class NumpyPolicy(Stochastic):
     """ActorCritic's actor over views of the weights, which have the same names. activation: "tanh" or "relu"."""
 
     def __init__(self, action: Actions, activation: str = "tanh", memory: Kept = NOTHING) -> None:
         super().__init__(action, memory)
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation_of(activation)
         self._layers: list[Layer] = []
         self._log_std: Floats | None = None
         self._scratch: list[Floats] = []

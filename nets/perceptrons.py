@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from shoal.envs.spaces import Box, Spaces
-from shoal.nets.bodies import Body, flattened
-from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.nets.bodies import Body, active, flattened, uniform_linear
+from shoal.nets.numpy_policy import check_layers
 from shoal.nets.policies import Seen
-from shoal.protocol.errors import UserError
 
 
 class Perceptron(nn.Module):
@@ -29,13 +28,10 @@ class Perceptron(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator) -> None:
         super().__init__()
-        check(sizes, activation)
+        check_layers(sizes[1:-1], activation)
         self.activation = activation
         for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-            layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
-            for parameter in (layer.weight, layer.bias):
-                nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator)
-            self.add_module(str(i), layer)
+            self.add_module(str(i), uniform_linear(inputs, outputs, generator))
         self.layers = len(sizes) - 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +90,7 @@ class Critics(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [(body.features if body else math.prod(shape)) + actions, *hidden, 1]
-        check(sizes, activation)
+        check_layers(sizes[1:-1], activation)
         self.body = body
         self.activation, self.copies, self.rank = activation, copies, len(shape)
         generator = torch.Generator().manual_seed(seed)
@@ -129,14 +125,3 @@ class Critics(nn.Module):
         for weight, bias in inner:
             x = active(torch.baddbmm(bias, x, weight), self.activation)
         return (x * last.transpose(1, 2)).sum(-1) + offset.squeeze(-1)  # a product with one column is slow as a matrix product
-
-
-def active(x: Tensor, activation: str) -> Tensor:
-    return torch.tanh(x) if activation == "tanh" else torch.relu(x)
-
-
-def check(sizes: Sequence[int], activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if any(width < 1 for width in sizes):
-        raise UserError(f"hidden={tuple(sizes[1:-1])}: every layer must have at least 1 unit")

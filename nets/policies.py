@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from shoal.envs.spaces import OBSERVATION, Actions, Array, Box, Floats, Named, Spaces, apart
 from shoal.nets.acting import State, Stochastic
-from shoal.nets.bodies import Body, flattened, linear
+from shoal.nets.bodies import Body, active, flattened, linear
 from shoal.nets.distributions import Parameters as Parameters
 from shoal.nets.distributions import entropy as entropy
 from shoal.nets.distributions import first_rows as first_rows
@@ -30,7 +30,7 @@ from shoal.nets.distributions import likelihood as likelihood
 from shoal.nets.distributions import log_prob as log_prob
 from shoal.nets.distributions import meant
 from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
-from shoal.nets.numpy_policy import ACTIVATIONS
+from shoal.nets.numpy_policy import check_layers
 from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -66,10 +66,7 @@ class ActorCritic(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        if any(width < 1 for width in hidden):
-            raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
+        check_layers(hidden, activation)
         self.activation, self.acts = activation, spaces.action
         seen = spaces.observation
         self.rank = 0 if isinstance(seen, Named) else len(seen.shape)
@@ -93,7 +90,7 @@ class ActorCritic(nn.Module):
     def features(self, observation: Seen) -> torch.Tensor:
         """The features [..., F] that both heads share."""
         x = self.rows(observation)
-        return self._active(self._through(self.trunk, x)) if len(self.trunk) else x
+        return active(self._through(self.trunk, x), self.activation) if len(self.trunk) else x
 
     def rows(self, observation: Seen) -> torch.Tensor:
         """Observations as the first layer takes them, float32 [..., size]."""
@@ -108,11 +105,8 @@ class ActorCritic(nn.Module):
 
     def _through(self, layers: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
         for i, layer in enumerate(layers):
-            x = layer(self._active(x) if i else x)
+            x = layer(active(x, self.activation) if i else x)
         return x
-
-    def _active(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x) if self.activation == "tanh" else torch.relu(x)
 
 
 def linears(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> nn.ModuleList:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import CORES
-from shoal.nets.bodies import Body
+from shoal.nets.bodies import Body, active, uniform_linear
 from shoal.nets.cores import After, scanned, stepped
-from shoal.nets.numpy_policy import ACTIVATIONS
-from shoal.nets.policies import every, examples, memory_of
+from shoal.nets.numpy_policy import check_layers
+from shoal.nets.policies import every, examples, form_of, memory_of
 from shoal.nets.q_policy import discrete
 from shoal.nets.recurrent import CELLS
 from shoal.protocol.errors import UserError
@@ -46,21 +46,18 @@ class QNetwork(nn.Module):
         pictures: str = "auto",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        if any(width < 1 for width in hidden):
-            raise UserError(f"hidden={tuple(hidden)}: every layer must have at least 1 unit")
+        check_layers(hidden, activation)
         actions = discrete(spaces).n
         self.activation = activation
         generator = torch.Generator().manual_seed(seed)
         self.body = Body(spaces, pictures, generator)
         sizes = [self.body.features, *(hidden if self.body.named or not self.body.deep else ())]
-        self.trunk = nn.ModuleList([_linear(a, b, generator) for a, b in pairwise(sizes)])
+        self.trunk = nn.ModuleList([uniform_linear(a, b, generator) for a, b in pairwise(sizes)])
         features = self._core(sizes[-1], generator)
         if dueling:
-            self.value, self.advantage = _linear(features, 1, generator), _linear(features, actions, generator)
+            self.value, self.advantage = uniform_linear(features, 1, generator), uniform_linear(features, actions, generator)
         else:
-            self.q = _linear(features, actions, generator)
+            self.q = uniform_linear(features, actions, generator)
 
     def _core(self, features: int, generator: torch.Generator) -> int:
         """Make what lies between the trunk and the heads. Returns the number of its outputs."""
@@ -74,7 +71,7 @@ class QNetwork(nn.Module):
         """The outputs of the last hidden layer."""
         x: Tensor = self.body(observation)
         for layer in self.trunk:
-            x = torch.tanh(layer(x)) if self.activation == "tanh" else torch.relu(layer(x))
+            x = active(layer(x), self.activation)
         return x
 
     def heads(self, x: Tensor) -> Tensor:
@@ -129,14 +126,6 @@ class RecurrentQNetwork(QNetwork):
         return self.heads(h_TB), after
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # no draw from torch's own generator
-    bound = 1 / math.sqrt(inputs)
-    nn.init.uniform_(layer.weight, -bound, bound, generator)
-    nn.init.uniform_(layer.bias, -bound, bound, generator)
-    return layer
-
-
 def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces: a module whose forward gives
     one finite number for each action, [N, n] for N observations. A copy is tried, so that no buffer changes."""
@@ -168,7 +157,7 @@ def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
             out = _values(out, zeros)
         if not isinstance(out, Tensor) or tuple(out.shape) != (n, actions) or not out.is_floating_point():
             raise UserError(
-                f"policy: forward gave {_form(out)} for {given}; a Q-network gives one value for each action, "
+                f"policy: forward gave {form_of(out)} for {given}; a Q-network gives one value for each action, "
                 f"[{n}, {actions}] of floats (a policy with (logits, value) is for ppo or impala)"
             )
         if not out.isfinite().all():
@@ -185,11 +174,3 @@ def _values(out: Any, state: Mapping[str, Tensor]) -> Any:
             return values
     wanted = ", ".join(f"{name} {list(each.shape)}" for name, each in state.items())
     raise UserError(f"policy: forward gave no (values, state) with a state of {wanted}; a Q-network with memory returns both")
-
-
-def _form(out: Any) -> str:
-    if isinstance(out, tuple | list):
-        return f"({', '.join(map(_form, out))})"
-    if not isinstance(out, Tensor):
-        return type(out).__name__
-    return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"

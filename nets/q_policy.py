@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.spaces import NOTHING, Array, Box, Discrete, Floats, Kept, Spaces, apart
-from shoal.nets.acting import ALL, FIRST, Acted, Bools, Form, Policy, State, begun, forgotten
-from shoal.nets.numpy_policy import ACTIVATIONS, flat
+from shoal.nets.acting import ALL, FIRST, Acted, Form, InParts, Policy, State, begun
+from shoal.nets.numpy_policy import activation_of, flat
 from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
@@ -38,7 +38,7 @@ def epsilons(words: Words, num_envs: int) -> npt.NDArray[np.float64]:
     return powers
 
 
-class EpsilonGreedy:
+class EpsilonGreedy(InParts):
     """A policy that takes the best action, or with probability epsilon any action. A subclass computes the values.
 
     believes: True adds BELIEVED to a trajectory.
@@ -67,18 +67,14 @@ class EpsilonGreedy:
     def begin(self, num_envs: int) -> State:
         return begun(self.memory, num_envs)
 
-    def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        values, after = self.numbers(seen, forgotten(state, first) if state else state)
-        return self.chosen(values, seen, after, noise, words)
-
-    def chosen(self, values: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
         allowed = apart(seen)[1] if seen.dtype.names is not None else None
         if allowed is not None:
-            values = self.action.legal(values, allowed)
-        action = values.argmax(axis=-1)
+            numbers = self.action.legal(numbers, allowed)
+        action = numbers.argmax(axis=-1)
         if noise is not None and (epsilon := epsilons(words, len(seen))).any():
             action = np.where(noise[:, 0] < epsilon, self._any_one(noise[:, 1], allowed), action)
-        return Acted(action, {"values": values} if self.believes else {}, state)
+        return Acted(action, {"values": numbers} if self.believes else {}, state)
 
     def _any_one(self, noise: Array, allowed: Array | None) -> Array:
         """Actions [B], each one of those that are allowed with the same probability, from numbers in [0, 1)."""
@@ -100,9 +96,7 @@ class NumpyQ(EpsilonGreedy):
 
     def __init__(self, action: Discrete, activation: str = "relu", believes: bool = False) -> None:
         super().__init__(action, believes)
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation_of(activation)
         self._arrays: dict[str, Floats] = {}
 
     def load(self, weights: Bundle) -> None:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from shoal.envs.spaces import Actions, Array, Floats, Spaces
+from shoal.envs.spaces import Actions, Array, Floats
 from shoal.nets.continuous import LOG_STD, Bounds
 from shoal.nets.flat import FlatModule
 from shoal.nets.perceptrons import BoxActor
 from shoal.nets.policies import Seen, form_of, tensors
-from shoal.nets.policies import fitting as fits
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
@@ -57,13 +56,8 @@ def inward(bounds: Bounds, device: torch.device | str) -> Callable[[Tensor], Ten
     return lambda action: (action - middle) / half
 
 
-def fitting(module: nn.Module, spaces: Spaces) -> nn.Module:
-    """Returns the module. Raises UserError, one line, unless it is an actor of SAC for these spaces: forward(observation) ->
-    (mean, log_std)."""
-    return fits(module, spaces, shaped=_pair)
-
-
-def _pair(out: Any, n: int, action: Actions) -> list[Tensor]:
+def mean_and_deviation(out: Any, n: int, action: Actions) -> list[Tensor]:
+    """The tensors (mean, log_std) of an actor's output for n observations. Raises UserError for an output of another form."""
     size = action.parameters // 2
     good = isinstance(out, tuple | list) and len(out) == 2
     if not good or not all(isinstance(x, Tensor) and tuple(x.shape) == (n, size) and x.is_floating_point() for x in out):
