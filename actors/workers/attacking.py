@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from shoal.actors import Worker, close, work_of
+from shoal.actors.workers.around import Around
 from shoal.envs.datasets import Examples
 from shoal.envs.population import Population
 from shoal.protocol import draws
@@ -23,7 +24,7 @@ REPLACED = ("f4", "f8")
 HUGE = 1e30
 
 
-class Attacking:
+class Attacking(Around):
     """A worker around another. Clients 0 to attackers - 1 are malicious: in tasks that count, the float32 and float64 entries
     of their contributions are replaced.
 
@@ -44,7 +45,8 @@ class Attacking:
     ) -> None:
         if attack not in ("", *DELTAS):
             raise ValueError(f"attack={attack!r}: must be one of {', '.join(DELTAS)}")
-        self.worker, self.attack, self.attackers, self.strength, self.seed = worker, attack, attackers, strength, seed
+        super().__init__(worker)
+        self.attack, self.attackers, self.strength, self.seed = attack, attackers, strength, seed
         self.poisoned = poisoned
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
@@ -55,7 +57,7 @@ class Attacking:
         return replace(work, bundle=self._replaced(work.bundle, client, task))
 
     def close(self) -> None:
-        close(self.worker)
+        super().close()
         if self.poisoned is not None:
             close(self.poisoned)
 

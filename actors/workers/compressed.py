@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import Worker, work_of
+from shoal.actors.workers.around import Around
 from shoal.protocol import draws
 from shoal.protocol.compress import Codec, Packed
 from shoal.protocol.errors import UserError
@@ -20,7 +21,7 @@ from shoal.protocol.rounding import Vector
 from shoal.protocol.work import Task, Totals, Work
 
 
-class Compressed:
+class Compressed(Around):
     """A worker around another, whose Work it gives with a packed bundle. The other end is
     aggregators.around.compressed.Decompressed.
 
@@ -38,7 +39,8 @@ class Compressed:
     def __init__(self, worker: Worker, codec: Codec, feedback: bool = False, *, seed: int = 0, kept_bytes: int = 2**28) -> None:
         if feedback and not codec.contracts:
             raise UserError(f"feedback=True: {codec} does not contract, so residuals would grow; use it without feedback")
-        self.worker, self.codec, self.seed = worker, codec, seed
+        super().__init__(worker)
+        self.codec, self.seed = codec, seed
         self.residuals = Residuals(kept_bytes) if feedback else None
         self.packed: Packed | None = None
 
@@ -55,9 +57,6 @@ class Compressed:
             sent, more = _corrected(packed, self.residuals, work.bundle, client, rng)
         of_bytes = {"sent_bytes": (float(sent.data.nbytes), 1.0), "dense_bytes": (float(work.bundle.data.nbytes), 1.0)}
         return replace(work, bundle=sent, totals={**work.totals, **of_bytes, **more})
-
-    def close(self) -> None:
-        close(self.worker)
 
     def _packed_for(self, bundle: Bundle) -> Packed:
         if self.packed is None or self.packed.dense.digest != bundle.layout.digest:

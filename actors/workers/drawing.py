@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import Worker, work_of
+from shoal.actors.workers.around import Around
 from shoal.protocol import draws
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Task, Work
 
 
-class Drawing:
+class Drawing(Around):
     """Another worker. Before each client of a task the global generators of `random`, numpy and torch are set from (seed,
     client, the numbers of the task's draws: its version, say). Costs 25 us.
 
@@ -23,7 +24,8 @@ class Drawing:
     """
 
     def __init__(self, worker: Worker, seed: int, layouts: Callable[[Layout], Sequence[Layout]] | None = None) -> None:
-        self.worker, self.seed, self.layouts = worker, seed, layouts
+        super().__init__(worker)
+        self.seed, self.layouts = seed, layouts
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         draws.set_globals(self.seed, "work", *task.draws(client))
@@ -36,6 +38,3 @@ class Drawing:
         if known and all(each.digest != layout.digest for each in known):
             differs = known[0].difference(layout)
             raise UserError(f"a worker's Work (there) has other arrays than a contribution must have (here): {differs}")
-
-    def close(self) -> None:
-        close(self.worker)

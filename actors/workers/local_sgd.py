@@ -127,8 +127,10 @@ class LocalSGD:
 
     @property
     def adds(self) -> bool:
-        """True if the clients' deltas are added to a sum as they are made, and lie in memory of their own nowhere."""
-        return type(self) is LocalSGD
+        """True if the clients' deltas are added to a sum as they are made, and lie in memory of their own nowhere: unless a
+        subclass takes weights in, or makes a delta or a client's work, in a way of its own."""
+        own = type(self)
+        return all(getattr(own, name, None) is getattr(LocalSGD, name, None) for name in ("run", "run_all", "_take", "_delta"))
 
     def add_all(self, weights: Bundle, clients: Sequence[int], task: Task, total: PartialSum) -> Iterator[Work]:
         """Yield the work of each client, without its delta, which is in `total` then."""

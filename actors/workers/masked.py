@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import Worker, work_of
+from shoal.actors.workers.around import Around
 from shoal.protocol import parcels
 from shoal.protocol.exact import PartialSum
 from shoal.protocol.grid import WEIGHT_GRID
@@ -21,7 +22,7 @@ from shoal.protocol.secagg import Advert, Client, Terms, words_of
 from shoal.protocol.work import Task, Work
 
 
-class Masking:
+class Masking(Around):
     """A worker around another, whose deltas must be linear contributions: weight * delta is summed on the grid.
 
     terms: (session, its clients) -> the session's terms. degree: neighbours of a client. signing: client -> 32 bytes, the seed
@@ -39,21 +40,10 @@ class Masking:
         known: Mapping[int, bytes],
         random: Randomness,
     ) -> None:
-        self.worker, self.terms, self.degree = worker, terms, degree
+        super().__init__(worker)
+        self.terms, self.degree = terms, degree
         self.signing, self.known, self.random = signing, known, random
         self.sessions: dict[int, Client] = {}
-
-    @property
-    def thin(self) -> bool:
-        """As of LocalSGD: True leaves frozen parameters out of deltas."""
-        return bool(getattr(self.worker, "thin", False))
-
-    @thin.setter
-    def thin(self, thin: bool) -> None:
-        setattr(self.worker, "thin", thin)  # noqa: B010  a LocalSGD, whose module needs torch
-
-    def close(self) -> None:
-        close(self.worker)
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         phase = str(task.words["phase"])

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import Worker, work_of
+from shoal.actors.workers.around import Around
 from shoal.envs.devices import Devices, drops, examples_of
 from shoal.protocol.errors import AwayError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
 
-class Paced:
+class Paced(Around):
     """A worker around another, whose work is given when the client's device would have done it, or when the other has.
 
     devices: client -> its device. passes: examples of a client -> examples that a training task passes over. wait: waits so
@@ -33,7 +34,8 @@ class Paced:
         clock: Callable[[], float],
         seed: int = 0,
     ) -> None:
-        self.worker, self.devices, self.passes, self.seed = worker, devices, passes, seed
+        super().__init__(worker)
+        self.devices, self.passes, self.seed = devices, passes, seed
         self.wait, self.clock = wait, clock
         self.done = 0  # tasks of this actor so far: another attempt at a task has a chance of its own
 
@@ -49,6 +51,3 @@ class Paced:
         if share < math.inf:
             raise AwayError(f"client {client} dropped out: it went away before its task was done")
         return work
-
-    def close(self) -> None:
-        close(self.worker)

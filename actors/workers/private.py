@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import Worker, work_of
+from shoal.actors.workers.around import Around
 from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import Bundle
 from shoal.protocol.private import CLIP_NORM, UNCLIPPED, clipped, key_of, noised
 from shoal.protocol.work import Task, Work
 
 
-class Clipped:
+class Clipped(Around):
     """A worker around another: the delta of a client is scaled down to the L2 norm `clip_norm`, and weighs 1.
 
     A brief holds the norm of its version, CLIP_NORM, float64 [1]. The total UNCLIPPED goes along then: 1 if the delta stayed as
@@ -23,16 +24,8 @@ class Clipped:
     """
 
     def __init__(self, worker: Worker, clip_norm: float) -> None:
-        self.worker, self.clip_norm = worker, clip_norm
-
-    @property
-    def thin(self) -> bool:
-        """As of LocalSGD: True leaves frozen parameters out of deltas."""
-        return bool(getattr(self.worker, "thin", False))
-
-    @thin.setter
-    def thin(self, thin: bool) -> None:
-        setattr(self.worker, "thin", thin)  # noqa: B010  a LocalSGD, whose module needs torch
+        super().__init__(worker)
+        self.clip_norm = clip_norm
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         work = work_of(self.worker, weights, client, task, None)
@@ -42,9 +35,6 @@ class Clipped:
         bundle, scaled = clipped(work.bundle, most)
         totals = work.totals if brief is None else {**work.totals, UNCLIPPED: (0.0 if scaled else 1.0, 1.0)}
         return replace(work, bundle=bundle, weight=1.0, totals=totals)
-
-    def close(self) -> None:
-        close(self.worker)
 
 
 class LocallyPrivate(Clipped):

@@ -9,27 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from shoal.actors import Worker, close, work_of
+from shoal.actors import work_of
+from shoal.actors.workers.around import Around
 from shoal.protocol.exact import VALUES
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
 
 
-class Whole:
+class Whole(Around):
     """A worker around another, to whose deltas it adds the weights that the task began with. A work without arrays, and arrays
     of booleans and one-byte integers, which travel as values, stay as they are."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-
-    @property
-    def thin(self) -> bool:
-        """True if frozen parameters are left out of what is sent."""
-        return bool(getattr(self.worker, "thin", False))
-
-    @thin.setter
-    def thin(self, value: bool) -> None:
-        setattr(self.worker, "thin", value)  # noqa: B010  a LocalSGD, whose module needs torch
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
         work = work_of(self.worker, weights, client, task, brief)
@@ -40,9 +29,6 @@ class Whole:
             if dtype not in VALUES:
                 _add(whole, weights, dtype)
         return replace(work, bundle=whole)
-
-    def close(self) -> None:
-        close(self.worker)
 
 
 def _add(into: Bundle, weights: Bundle, dtype: str) -> None:

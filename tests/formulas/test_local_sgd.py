@@ -859,9 +859,24 @@ def test_a_difference_is_made_a_piece_at_a_time_with_every_dtype_in_its_place(mo
     assert made.sha256() == made.copy().sha256()
 
 
-def test_a_worker_of_another_kind_adds_nothing_itself():
-    class Own(LocalSGD):
-        pass
-
+@pytest.mark.parametrize("name", ["run", "run_all", "_take", "_delta"])
+def test_a_worker_that_makes_deltas_in_a_way_of_its_own_adds_none_itself(name):
+    own = type("Own", (LocalSGD,), {name: lambda self, *given: getattr(super(own, self), name)(*given)})
     assert LocalSGD(small, population(), cross_entropy).adds
-    assert not Own(small, population(), cross_entropy).adds
+    assert not own(small, population(), cross_entropy).adds
+
+
+def test_deltas_of_a_subclass_that_turns_gradients_are_added_as_they_are_made():
+    class Turned(LocalSGD):
+        def _turn(self, gradient):
+            gradient.mul_(2)
+
+    weights, task = weights_of(seeded(small, 0)), Task(0, 0, (0, 1, 2))
+    first, added = (Turned(small, population(), cross_entropy) for _ in range(2))
+    assert added.adds
+    one, other = PartialSum(weights.layout), PartialSum(weights.layout)
+    for client in task.clients:
+        work = first.run(weights, client, task)
+        one.add(work.bundle, work.weight)
+    list(added.add_all(weights, task.clients, task, other))
+    assert other.bundle().sha256() == one.bundle().sha256()
