@@ -7,14 +7,13 @@ The one idea: the error for an unknown name gives the nearest known name. This m
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from shoal import __version__
 from shoal.commands import completion
+from shoal.commands.readers import above_zero, address, duration, given, place, port, seconds, whole
 from shoal.jobs.settings import nearest
 
 Act: TypeAlias = Callable[[argparse.Namespace], int]
@@ -23,7 +22,6 @@ EPILOG = """\
 JOB is a built-in name (see `shoal jobs`), gymnasium:ENV_ID, pettingzoo:NAME, a TOML file (a run's config.toml repeats the run),
 or your own job as FILE.py:attribute or MODULE:attribute. Completion: eval "$(register-python-argcomplete shoal)"."""
 TRACKERS = ("mlflow", "tensorboard", "wandb", "trackio", "prometheus")
-ADDRESS = re.compile(r"(tcp://.+:)(\*|\d+)|ipc://.+")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,82 +41,8 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{first!r} is not known: {nearest(first, options) if first.startswith('-') else 'it is one word too many'}")
 
 
+BEST = "the best weights, which a run with keep_best=true has kept, and not the newest ones"
 TRUST = "run the job's own code also if the run's folder is not signed as yours"
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A function that reads a whole number from `least`."""
-
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers from {least}")
-        return int(text)
-
-    return number
-
-
-def port(text: str) -> int:
-    """A port, or 0."""
-    number = whole(0)(text)
-    if number > 65_535:
-        raise argparse.ArgumentTypeError(f"{text}: a port is a number from 0 to 65535")
-    return number
-
-
-def above_zero(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
-    return number
-
-
-def address(text: str) -> str:
-    """The text, if it has the form tcp://HOST:PORT or ipc://PATH; else an error. ZeroMQ would take port 99999 for 34463, and
-    wait there for ever."""
-    match = ADDRESS.fullmatch(text)
-    if match is None:
-        meant = f"; did you mean tcp://{text}?" if re.fullmatch(r"[^:/]+:(\*|\d+)", text) else ""
-        raise argparse.ArgumentTypeError(f"{text}: an address has the form tcp://HOST:PORT{meant}")
-    if match[2] not in (None, "*") and not 0 < int(match[2]) < 65_536:
-        raise argparse.ArgumentTypeError(f"{text}: a port is a number from 1 to 65535")
-    return text
-
-
-def given(read: Callable[[str], str] = str) -> Callable[[str], str]:
-    """A function that reads a word, or the first line of FILE for a word @FILE, with `read`."""
-
-    def word(text: str) -> str:
-        if not text.startswith("@"):
-            return read(text)
-        try:
-            with open(text[1:], encoding="utf-8") as file:
-                found = file.readline().strip()
-        except (OSError, UnicodeDecodeError) as refused:
-            raise argparse.ArgumentTypeError(f"{text}: cannot read the file ({refused})") from None
-        if not found:
-            raise argparse.ArgumentTypeError(f"{text}: the first line of the file is empty")
-        return read(found)
-
-    return word
-
-
-UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-
-
-def duration(text: str) -> float:
-    """The seconds in a text like 90, 90s, 30m, 2h or 1d."""
-    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: a time is a number above 0 with s, m, h or d: 90s, 30m, 2h")
-    return seconds
 
 
 def _or(variable: str) -> dict[str, Any]:
@@ -131,33 +55,42 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     top = Parser("shoal", description="Federated and reinforcement learning over long-lived actors.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"shoal {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, about: str) -> argparse.ArgumentParser:
+    for name, (about, add_words) in COMMANDS.items():
         made: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about, epilog=EPILOG)
         made.set_defaults(act=acts[name], parser=made)
-        return made
+        add_words(made)
+    return top
 
-    one = command("jobs", "list the built-in jobs, one line for each; or all settings of JOB, with those you give")
+
+def _jobs(one: argparse.ArgumentParser) -> None:
     _named(one.add_argument("job", nargs="?", metavar="JOB"))
     _settings(one, "settings of the job, from which others may follow: method=sac, say")
-    one = command("partition", "tell how the training data of JOB is divided among its clients, as a table or a picture")
+
+
+def _partition(one: argparse.ArgumentParser) -> None:
     _job(one)
     picture = "draw the clients' classes and sizes into FILE (.png, .svg or .pdf; default: partition.png)"
     one.add_argument("--plot", nargs="?", const="partition.png", metavar="FILE", help=picture)
     one.add_argument("--seed", type=whole(0), metavar="S", help="seed of the run, from which a drawn partition follows")
     one.add_argument("--json", action="store_true", help="print one JSON object, with all clients")
-    one = command("simulate", "run JOB to its end on this machine, with a coordinator and N actor processes")
+
+
+def _simulate(one: argparse.ArgumentParser) -> None:
     _job(one)
     _running(one)
     one.add_argument("--transport", choices=("shm", "ipc", "tcp"), help="how arrays travel on this machine")
     _watched(one)
-    one = command("coordinator", "start a coordinator for JOB, which actors join from this machine or others")
+
+
+def _coordinator(one: argparse.ArgumentParser) -> None:
     _job(one)
     _running(one)
     one.add_argument("--restart", action="store_true", help="start the coordinator again from its journal whenever it dies")
     _watched(one)
     _facing(one, required=True)
-    one = command("actor", "start actors that join a coordinator; they may join at any time, from any machine")
+
+
+def _actor(one: argparse.ArgumentParser) -> None:
     where = _or("SHOAL_ADDRESS")
     one.add_argument(
         "address",
@@ -188,13 +121,13 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--members", default="", metavar="FILE", help=members)
     least = "for method=secagg: take part only in sums of at least N clients (default: what the coordinator asks for)"
     one.add_argument("--least", type=whole(0), default=0, metavar="N", help=least)
-    one = command(
-        "keys",
-        "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; signer NAME prints "
-        "the key that signs for NAME's clients; no word lists them",
-    )
+
+
+def _keys(one: argparse.ArgumentParser) -> None:
     one.add_argument("words", nargs="*", metavar="new|allow|revoke|signer")
-    one = command("resume", "go on with a run from its newest snapshot, or with a sweep")
+
+
+def _resume(one: argparse.ArgumentParser) -> None:
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("settings", nargs="*", default=[], metavar="key=value", help="a later end of the run: rounds=200, say")
@@ -205,7 +138,9 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--quiet", action="store_true")
     _logging(one)
     one.add_argument("--json", action="store_true")
-    one = command("sweep", "try many settings of JOB, or call your own FILE.py:objective with many trials, and judge them")
+
+
+def _sweep(one: argparse.ArgumentParser) -> None:
     _job(
         one,
         "one value, a list lr=0.01,0.1, a range lr=1e-4..1e-1~log or rounds=1..9; seed=0..9 tries each with ten seeds",
@@ -238,26 +173,31 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     )
     one.add_argument("--quiet", action="store_true", help="print only errors and the result")
     one.add_argument("--json", action="store_true", help="print the result as one JSON object, in the last line")
-    _serving(command("serve", "answer with a run's model, also while it trains: HTTP and ZeroMQ, batched, split among models"))
-    one = command("status", "tell whether a run is alive and moves: exit code 0, else 1")
+
+
+def _status(one: argparse.ArgumentParser) -> None:
     where_to = "folder of a run of this machine, or the address of a coordinator, which is asked"
-    one.add_argument("place", type=_place, metavar="RUN_DIR|tcp://HOST:PORT", help=where_to)
+    one.add_argument("place", type=place, metavar="RUN_DIR|tcp://HOST:PORT", help=where_to)
     _keyed(one)
     one.add_argument(
         "--within", type=whole(1), default=60, metavar="S", help="seconds without a step that are no fault (default: 60)"
     )
     one.add_argument("--json", action="store_true")
-    one = command("track", "tell a run to a tracker, from where its last follower stopped, until the run has ended")
+
+
+def _track(one: argparse.ArgumentParser) -> None:
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("tracker", choices=TRACKERS, metavar="|".join(TRACKERS))
     place = "a server's URI, a folder, a project, a port or a FILE.prom; the default depends on the tracker"
     one.add_argument("--to", default="", metavar="PLACE", help=place)
     one.add_argument("--quiet", action="store_true", help="print only errors")
-    one = command("watch", "show runs, sweeps and servers on a live page in a browser: curves, actors, what a run waits for")
+
+
+def _watch(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "places",
         nargs="*",
-        type=_place,
+        type=place,
         metavar="RUN_DIR|SWEEP_DIR|tcp://HOST:PORT",
         help="what to show side by side, finished or going (default: the newest run or sweep)",
     )
@@ -270,7 +210,9 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     _keyed(one)
     one.add_argument("--socket", type=whole(0), help=argparse.SUPPRESS)  # of a page that `--watch` started
     one.add_argument("--beside", type=whole(0), help=argparse.SUPPRESS)
-    one = command("evaluate", "evaluate a run's newest weights on held-out data or fresh episodes")
+
+
+def _evaluate(one: argparse.ArgumentParser) -> None:
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument(
@@ -287,10 +229,11 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write a video of one greedy episode, a new .mp4 or .gif file (default: in the run's folder)",
     )
-    best = "the best weights, which a run with keep_best=true has kept, and not the newest ones"
-    one.add_argument("--best", action="store_true", help=best)
+    one.add_argument("--best", action="store_true", help=BEST)
     one.add_argument("--json", action="store_true")
-    one = command("compare", "tell whether runs differ by more than luck, by how much, and how many more seeds it takes")
+
+
+def _compare(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "candidates",
         nargs="+",
@@ -315,23 +258,29 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     one.add_argument("--served", action="store_true", help=served)
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--json", action="store_true")
-    one = command("plot", "draw the learning curves of one run, or of several runs in one picture; or a sweep")
+
+
+def _plot(one: argparse.ArgumentParser) -> None:
     one.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     one.add_argument("--out", metavar="FILE.png")
-    one = command(
-        "tune", "tell which numbers of actors, environments and steps make most environment steps a second, by short runs"
-    )
+
+
+def _tune(one: argparse.ArgumentParser) -> None:
     _job(one)
     one.add_argument("--actors", type=whole(1), metavar="N", help="actors of every run (default: several numbers are tried)")
     one.add_argument("--seconds", type=above_zero, default=3.0, metavar="S", help="seconds of each run (default: 3)")
     one.add_argument("--seed", type=whole(0), metavar="S")
     one.add_argument("--json", action="store_true", help="print one JSON object")
-    one = command("export", "write a run's weights, or its model as a torch.export program, for use elsewhere")
+
+
+def _export(one: argparse.ArgumentParser) -> None:
     one.add_argument("run_dir", metavar="RUN_DIR")
     one.add_argument("--trust", action="store_true", help=TRUST)
     one.add_argument("--to", required=True, metavar="FILE.safetensors|FILE.pt2|FILE.onnx")
-    one.add_argument("--best", action="store_true", help=best)
-    one = command("bench", "run benchmarks: print a table, and one JSON line for each case")
+    one.add_argument("--best", action="store_true", help=BEST)
+
+
+def _bench(one: argparse.ArgumentParser) -> None:
     one.add_argument("cases", nargs="*", metavar="CASE")
     one.add_argument("--quick", action="store_true", help="take at most 50 s for each case")
     one.add_argument("--minutes", type=whole(1), metavar="M", help="minutes that the case soak takes (default: 1)")
@@ -342,26 +291,13 @@ def parser(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         "that are installed (default with --quick), or leave all out",
     )
     one.add_argument("--json", action="store_true", help="print only the JSON lines")
-    return top
 
 
-def seconds(text: str) -> float:
-    """The seconds in a text like 2ms, 100ms, 0.5 or 1s."""
-    number, unit = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
-    try:
-        found = float(number) * unit
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: a time is a number from 0 with ms or s: 2ms, 100ms, 1s")
-    return found
-
-
-def _serving(one: argparse.ArgumentParser) -> None:
+def _serve(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "sources",
         nargs="+",
-        type=_place,
+        type=place,
         metavar="RUN_DIR|tcp://HOST:PORT",
         help="runs whose newest weights answer, and each newer snapshot; or a coordinator, whose versions are followed",
     )
@@ -400,11 +336,6 @@ def _serving(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--folder", default="", metavar="DIR", help="folder of serve.json and serve.jsonl (default: the run's own)"
     )
-
-
-def _place(text: str) -> str:
-    """A folder as it is typed, or an address."""
-    return address(text) if "://" in text else text
 
 
 def _keyed(one: argparse.ArgumentParser) -> None:
@@ -482,3 +413,30 @@ def _facing(one: argparse.ArgumentParser, required: bool) -> None:
     one.add_argument(
         "--gateway", action="store_true", help="a process of its own talks to actors; always so beyond this machine"
     )
+
+
+COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "jobs": ("list the built-in jobs, one line for each; or all settings of JOB, with those you give", _jobs),
+    "partition": ("tell how the training data of JOB is divided among its clients, as a table or a picture", _partition),
+    "simulate": ("run JOB to its end on this machine, with a coordinator and N actor processes", _simulate),
+    "coordinator": ("start a coordinator for JOB, which actors join from this machine or others", _coordinator),
+    "actor": ("start actors that join a coordinator; they may join at any time, from any machine", _actor),
+    "keys": (
+        "manage the keys that a coordinator lets in: new NAME, allow PUBLIC [NAME], revoke PUBLIC|NAME; signer NAME prints "
+        "the key that signs for NAME's clients; no word lists them",
+        _keys,
+    ),
+    "resume": ("go on with a run from its newest snapshot, or with a sweep", _resume),
+    "sweep": ("try many settings of JOB, or call your own FILE.py:objective with many trials, and judge them", _sweep),
+    "serve": ("answer with a run's model, also while it trains: HTTP and ZeroMQ, batched, split among models", _serve),
+    "status": ("tell whether a run is alive and moves: exit code 0, else 1", _status),
+    "track": ("tell a run to a tracker, from where its last follower stopped, until the run has ended", _track),
+    "watch": ("show runs, sweeps and servers on a live page in a browser: curves, actors, what a run waits for", _watch),
+    "evaluate": ("evaluate a run's newest weights on held-out data or fresh episodes", _evaluate),
+    "compare": ("tell whether runs differ by more than luck, by how much, and how many more seeds it takes", _compare),
+    "plot": ("draw the learning curves of one run, or of several runs in one picture; or a sweep", _plot),
+    "tune": ("tell which numbers of actors, environments and steps make most environment steps a second, by short runs", _tune),
+    "export": ("write a run's weights, or its model as a torch.export program, for use elsewhere", _export),
+    "bench": ("run benchmarks: print a table, and one JSON line for each case", _bench),
+}
+"""Name -> (one line about the command, the function that adds its words to a parser)."""

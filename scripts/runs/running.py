@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-from shoal.commands.arguments import address
+from shoal.commands.readers import address
 from shoal.coordinator.keeping.store import Snapshot
 from shoal.coordinator.reports import Observer
 from shoal.jobs.job import Job
