@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.aggregators import State
+from shoal.protocol.durable import sync_folder
 from shoal.protocol.errors import UserError
 
 NAME = re.compile(r"(\d{12,})-(\d{12,})\.rows")
@@ -134,8 +135,4 @@ class KeptRows:
 
     def _sync(self) -> None:
         assert self._folder is not None
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._folder)

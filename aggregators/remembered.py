@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.aggregators import State
+from shoal.protocol.durable import sync_folder
 from shoal.protocol.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -203,11 +204,7 @@ class Remembered:
     def _sync(self) -> None:
         if self._fd >= 0 and self._folder is not None:
             os.fsync(self._fd)
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self._folder)
 
     def _close(self) -> None:
         if self._fd >= 0:

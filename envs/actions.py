@@ -24,8 +24,54 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
 
+class Logits:
+    """What kinds of actions have alike that are one choice or several, of which each has a logit."""
+
+    __slots__ = ()
+
+    @property
+    def size(self) -> int:
+        """Width of a policy's output: a logit for each choice."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> int:
+        """Size of a policy's output for one observation: a logit for each choice."""
+        return self.size
+
+    @property
+    def choices(self) -> int:
+        """Number of choices that an action mask may forbid: all."""
+        return self.size
+
+    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
+        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, size]."""
+        return _gumbel(rng, (rows, num_envs, self.size))
+
+    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
+        """The numbers with -inf for each choice that is not allowed. allowed: [..., size]."""
+        return np.where(allowed, parameters, np.float32(-np.inf))
+
+
+class Unmasked:
+    """What kinds of actions have alike of which an action mask can forbid nothing."""
+
+    __slots__ = ()
+
+    @property
+    def choices(self) -> int:
+        """0: an action mask can forbid nothing here."""
+        return 0
+
+    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
+        raise NotImplementedError(f"{type(self).__name__} actions have no action mask")
+
+    def possible(self, allowed: Bools) -> Bools:
+        raise NotImplementedError(f"{type(self).__name__} actions have no action mask")
+
+
 @dataclass(frozen=True, slots=True)
-class Discrete:
+class Discrete(Logits):
     """Actions 0 to n - 1; the environment counts its own from `start`.
 
     A policy's numbers are logits, [..., n]. A draw is the argmax of logits plus Gumbel noise (Gumbel 1954; Maddison et al.
@@ -40,26 +86,12 @@ class Discrete:
         """Width of a policy's output: n logits."""
         return self.n
 
-    @property
-    def parameters(self) -> int:
-        """Size of a policy's output for one observation: n logits."""
-        return self.n
-
-    @property
-    def choices(self) -> int:
-        """Number of choices that an action mask may forbid: n."""
-        return self.n
-
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "i8", ()
 
     def decoded(self, action: Array) -> Array:
         """Actions in the form that the environment's step takes, from [B]."""
         return action + self.start if self.start else action
-
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, ...]."""
-        return _gumbel(rng, (rows, num_envs, self.n))
 
     def act(self, parameters: Floats, noise: Floats | None) -> Array:
         """Actions, int64 [B], from a policy's numbers: drawn with the noise, or the likeliest actions if noise is None."""
@@ -69,17 +101,13 @@ class Discrete:
         """The log probability of each action, [...], under a policy's numbers."""
         return _log_prob(parameters, action)
 
-    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
-        """The numbers with -inf for each choice that is not allowed. allowed: [..., n]."""
-        return np.where(allowed, parameters, np.float32(-np.inf))
-
     def possible(self, allowed: Bools) -> Bools:
         """True where a mask [..., n] leaves an action: [...]."""
         return np.asarray(allowed.any(axis=-1))
 
 
 @dataclass(frozen=True, slots=True)
-class MultiDiscrete:
+class MultiDiscrete(Logits):
     """Several whole numbers at once. The i-th is one of nvec[i] values; the environment counts its own from start[i], and takes
     arrays of `shape` and `dtype`. MultiDiscrete spaces and Box spaces of whole numbers are of this kind.
 
@@ -97,16 +125,6 @@ class MultiDiscrete:
         """Width of a policy's output: sum(nvec) logits."""
         return sum(self.nvec)
 
-    @property
-    def parameters(self) -> int:
-        """Size of a policy's output for one observation: sum(nvec) logits."""
-        return self.size
-
-    @property
-    def choices(self) -> int:
-        """Number of choices that an action mask may forbid: sum(nvec)."""
-        return self.size
-
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "i8", (len(self.nvec),)
 
@@ -120,10 +138,6 @@ class MultiDiscrete:
         counted = action + np.asarray(self.start)
         return np.asarray(counted.reshape(len(action), *self.shape), dtype=self.dtype)
 
-    def noise(self, rng: np.random.Generator, rows: int, num_envs: int) -> Floats:
-        """The random numbers for `rows` steps of `num_envs` draws: [rows, num_envs, sum(nvec)]."""
-        return _gumbel(rng, (rows, num_envs, self.size))
-
     def act(self, parameters: Floats, noise: Floats | None) -> Array:
         """Actions, int64 [B, K], from a policy's numbers: drawn with the noise, or the likeliest if noise is None."""
         shifted = parameters if noise is None else parameters + noise
@@ -134,17 +148,13 @@ class MultiDiscrete:
         each = [_log_prob(part, action[..., i]) for i, part in enumerate(self.parts(parameters))]
         return np.sum(each, axis=0, dtype=np.float32)  # type: ignore[no-any-return]
 
-    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
-        """The numbers with -inf for each choice that is not allowed. allowed: [..., sum(nvec)]."""
-        return np.where(allowed, parameters, np.float32(-np.inf))
-
     def possible(self, allowed: Bools) -> Bools:
         """True where a mask [..., sum(nvec)] leaves a choice in each part: [...]."""
         return np.all([part.any(axis=-1) for part in self.parts(allowed)], axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
-class MultiBinary:
+class MultiBinary(Unmasked):
     """Bits, each 0 or 1; the environment takes int8 arrays of `shape`.
 
     A policy's numbers are one logit for each bit, [..., size]: the bit is 1 with probability sigmoid(logit). Bits are
@@ -161,11 +171,6 @@ class MultiBinary:
     def parameters(self) -> int:
         """Size of a policy's output for one observation: one logit for each bit."""
         return self.size
-
-    @property
-    def choices(self) -> int:
-        """0: an action mask can forbid nothing here."""
-        return 0
 
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "b1", (self.size,)
@@ -188,15 +193,9 @@ class MultiBinary:
         wrong = np.where(action, -parameters, parameters)  # log(1 + exp(wrong)) is -log of the bit's probability
         return -np.logaddexp(np.float32(0), wrong).sum(axis=-1)  # type: ignore[no-any-return]
 
-    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
-        raise NotImplementedError("bits have no action mask")
-
-    def possible(self, allowed: Bools) -> Bools:
-        raise NotImplementedError("bits have no action mask")
-
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class Box(Unmasked):
     """Real-valued actions of `shape`, for a policy a vector of `size`. low, high: bounds of each element, may be infinite.
 
     A policy's numbers are means, then log standard deviations, [..., 2 * size], of independent normal variables.
@@ -215,11 +214,6 @@ class Box:
     def parameters(self) -> int:
         """Size of a policy's output for one observation: `size` means, then `size` log_std."""
         return 2 * self.size
-
-    @property
-    def choices(self) -> int:
-        """0: an action mask can forbid nothing here."""
-        return 0
 
     def layout(self) -> tuple[str, tuple[int, ...]]:
         return "f4", (self.size,)
@@ -243,12 +237,6 @@ class Box:
         mean, log_std = parameters[..., : self.size], parameters[..., self.size :]
         z = (action - mean) * np.exp(-log_std)
         return -(0.5 * z * z + log_std + np.float32(0.5 * math.log(2 * math.pi))).sum(axis=-1)  # type: ignore[no-any-return]
-
-    def legal(self, parameters: Floats, allowed: Bools) -> Floats:
-        raise NotImplementedError("real-valued actions have no action mask")
-
-    def possible(self, allowed: Bools) -> Bools:
-        raise NotImplementedError("real-valued actions have no action mask")
 
 
 Actions = Discrete | MultiDiscrete | MultiBinary | Box

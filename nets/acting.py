@@ -20,6 +20,8 @@ from shoal.protocol.work import Words
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.nets.flat import FlatModule
+
 Bools: TypeAlias = npt.NDArray[np.bool_]
 State: TypeAlias = Mapping[str, Array]
 """A policy's recurrent state of B environments: name -> [B, ...]. Empty for a policy without memory."""
@@ -191,6 +193,17 @@ class Around:
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:
         return self.inner.finish(extras, action)
+
+
+class OfModule:
+    """The weights of a policy that is a torch module: a copy of them, in `flat`."""
+
+    flat: FlatModule
+
+    def load(self, weights: Bundle) -> None:
+        self.flat.read(weights)
+
+    def forget(self) -> None: ...  # load has made a copy
 
 
 class Stochastic(InParts):

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from shoal.envs.spaces import OBSERVATION, Actions, Array, Box, Floats, Named, Spaces, apart
-from shoal.nets.acting import State, Stochastic
+from shoal.nets.acting import OfModule, State, Stochastic
 from shoal.nets.bodies import Body, active, flattened, linear
 from shoal.nets.distributions import Parameters as Parameters
 from shoal.nets.distributions import entropy as entropy
@@ -33,7 +33,6 @@ from shoal.nets.flat import TORCH_DTYPES, FlatModule, as_tensor
 from shoal.nets.numpy_policy import check_layers
 from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import Bundle
 
 Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """A module's action parameters: logits [..., n]; or mean [..., A] and log_std, which is [..., A] or [A]."""
@@ -319,17 +318,12 @@ def form_of(out: Any) -> str:
     return f"{list(out.shape)}" if out.is_floating_point() else f"{list(out.shape)} of {out.dtype}"
 
 
-class TorchPolicy(Stochastic):
+class TorchPolicy(OfModule, Stochastic):
     """A module with forward(obs) -> (logits | (mean, log_std), value) as a rollout's policy, in the module's own mode."""
 
     def __init__(self, module: nn.Module, action: Actions) -> None:
         super().__init__(action, {name: ("f4", shape) for name, shape in memory_of(module).items()})
         self.flat = FlatModule(module)
-
-    def load(self, weights: Bundle) -> None:
-        self.flat.read(weights)
-
-    def forget(self) -> None: ...  # load has made a copy
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         if not self.memory:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs.spaces import NOTHING, Array, Box, Discrete, Floats, Kept, Spaces, apart
-from shoal.nets.acting import ALL, FIRST, Acted, Form, InParts, Policy, State, begun
+from shoal.nets.acting import ALL, FIRST, Acted, Form, InParts, OfModule, Policy, State, begun
 from shoal.nets.numpy_policy import activation_of, flat
 from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
@@ -123,7 +123,7 @@ class NumpyQ(EpsilonGreedy):
         return out
 
 
-class TorchQ(EpsilonGreedy):
+class TorchQ(OfModule, EpsilonGreedy):
     """A module with forward(observation) -> values [B, n] as a rollout's policy, in the module's own mode."""
 
     def __init__(self, module: nn.Module, action: Discrete, believes: bool = False) -> None:
@@ -131,11 +131,6 @@ class TorchQ(EpsilonGreedy):
 
         super().__init__(action, believes)
         self.flat = FlatModule(module)
-
-    def load(self, weights: Bundle) -> None:
-        self.flat.read(weights)
-
-    def forget(self) -> None: ...  # load has made a copy
 
     def values(self, seen: Array) -> Floats:
         import torch
@@ -148,7 +143,7 @@ class TorchQ(EpsilonGreedy):
             return found
 
 
-class RecurrentTorchQ(EpsilonGreedy):
+class RecurrentTorchQ(OfModule, EpsilonGreedy):
     """A module with memory and forward(observation, state) -> (values [B, n], state) as a rollout's policy."""
 
     def __init__(self, module: nn.Module, action: Discrete) -> None:
@@ -157,11 +152,6 @@ class RecurrentTorchQ(EpsilonGreedy):
 
         super().__init__(action, memory={name: ("f4", shape) for name, shape in memory_of(module).items()})
         self.flat = FlatModule(module)
-
-    def load(self, weights: Bundle) -> None:
-        self.flat.read(weights)
-
-    def forget(self) -> None: ...  # load has made a copy
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
         import torch

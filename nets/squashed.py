@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from shoal.envs.spaces import Actions, Array, Floats
+from shoal.nets.acting import OfModule
 from shoal.nets.continuous import LOG_STD, Bounds
 from shoal.nets.flat import FlatModule
 from shoal.nets.perceptrons import BoxActor
 from shoal.nets.policies import Seen, form_of, tensors
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import Bundle
 
 
 class SquashedActor(BoxActor):
@@ -66,16 +66,11 @@ def mean_and_deviation(out: Any, n: int, action: Actions) -> list[Tensor]:
     return list(out)
 
 
-class TorchNumbers:
+class TorchNumbers(OfModule):
     """A user's actor of SAC or TD3 as an actor process runs it: the tensors that it returns, side by side."""
 
     def __init__(self, module: nn.Module) -> None:
         self.flat = FlatModule(module)
-
-    def load(self, weights: Bundle) -> None:
-        self.flat.read(weights)
-
-    def forget(self) -> None: ...  # load has made a copy
 
     @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:

@@ -21,6 +21,7 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
+from shoal.protocol.durable import sync_folder
 from shoal.protocol.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # shorter than a key, so that no name can be taken for one
@@ -197,11 +198,7 @@ class KeyFolder:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

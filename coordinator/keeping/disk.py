@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from shoal.protocol.durable import sync_folder as synced
 from shoal.protocol.errors import UserError
 
 Buffer = bytes | bytearray | memoryview
@@ -120,11 +121,7 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """Bring the folder's names down to the device. Without this a renamed file may be gone after a power cut."""
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        synced(folder)
 
     def settle(self, fd: int) -> None:
         """Make later reads see what the device holds. Pages that a dead process left in the cache are written to the device.

@@ -18,7 +18,8 @@ from shoal.jobs.job import Job
 from shoal.jobs.problems import Supervised
 from shoal.jobs.settings import shown
 from shoal.protocol.errors import UserError
-from shoal.runs.plot import COLOURS, SUFFIXES
+from shoal.runs.plot import COLOURS
+from shoal.runs.targets import figures, writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,17 +115,10 @@ def division(job: Job) -> Division:
 def draw(found: Division, path: Path | str) -> Path:
     """Draw the division and return the picture's path: clients by class, and how many clients have how many examples. Raises
     UserError for a suffix that is no picture's, and if matplotlib is not installed."""
-    target = Path(path)
-    if target.suffix not in SUFFIXES:
-        raise UserError(f"--plot {target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise UserError(f"--plot {target}: no folder {target.parent}; make it first")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ModuleNotFoundError:
-        raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    into = writable(path, flag="--plot")
+    figure = figures()(figsize=(11, 5.5), layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     if len(found.sizes) <= BARS:
         _bars(left, found)
@@ -136,8 +130,8 @@ def draw(found: Division, path: Path | str) -> Path:
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{found.job}: {found.sizes.sum():,} examples, {len(found.sizes):,} clients, partition={found.partition}")
-    figure.savefig(target, dpi=120)
-    return target
+    figure.savefig(into, dpi=120)
+    return into
 
 
 def _bars(axes: Axes, found: Division) -> None:

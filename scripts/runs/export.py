@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.protocol.errors import ProtocolError, UserError, printable
 from shoal.protocol.layout import Bundle
+from shoal.runs.targets import writable
 
 if TYPE_CHECKING:
     import torch
@@ -40,26 +41,20 @@ def export(
 
     Raises UserError for another suffix, for a missing folder, and for a file that exists: an existing file is kept.
     """
-    target = Path(to)
-    if target.suffix not in (".safetensors", ".pt2", ".onnx"):
-        raise UserError(f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use .safetensors, .pt2 or .onnx")
-    if target.exists():
-        raise UserError(f"{target}: exists; name another file or remove it first")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: no folder {target.parent}; make it first")
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    path = writable(to, (".safetensors", ".pt2", ".onnx"), verb="write", new=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        if target.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             save_file(tensors_of(weights) if module is None else _state(module(), weights), part, metadata=dict(about or {}))
         else:
-            write = _write_onnx if target.suffix == ".onnx" else _write_program
+            write = _write_onnx if path.suffix == ".onnx" else _write_program
             write(weights, part, *model())
-        part.replace(target)  # whole or not at all
+        part.replace(path)  # whole or not at all
     finally:
         part.unlink(missing_ok=True)
-    return target
+    return path
 
 
 def _write_program(weights: Bundle, path: Path, module: nn.Module, example: tuple[Any, ...]) -> None:

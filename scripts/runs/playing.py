@@ -29,6 +29,7 @@ from shoal.protocol.work import Task, Words
 from shoal.runs.best import best_of
 from shoal.runs.export import of_this_model
 from shoal.runs.run import Place, Run
+from shoal.runs.targets import writable
 
 SEEDS = 2**30  # an environment's seed is below this
 MOST_FRAMES = 20_000  # of a video; a longer episode is cut off there
@@ -134,15 +135,9 @@ def _own(run: Run, version: int) -> Path:
     return run.folder / f"episode-{version}{suffix}"
 
 
-def new_file(target: Path) -> Path:
+def new_file(path: Path) -> Path:
     """Returns the path. Raises UserError unless a video can be written there."""
-    if target.suffix not in (".mp4", ".gif"):
-        raise UserError(f"--video {target}: cannot write {target.suffix or 'a file without a suffix'}; use .mp4 or .gif")
-    if target.exists():
-        raise UserError(f"--video {target}: exists; name another file or remove it first")
-    if not target.parent.is_dir():
-        raise UserError(f"--video {target}: no folder {target.parent}; make it first")
-    return target
+    return writable(path, (".mp4", ".gif"), verb="write", flag="--video", new=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from shoal.protocol.errors import UserError
 from shoal.runs.choosing import brief
 from shoal.runs.metrics import own
 from shoal.runs.rundir import Config, RunDir
+from shoal.runs.targets import figures, writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,6 @@ FLAT = ("count",)  # an answer, of analytics, that no version changes
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
 FEW = 30  # a curve of fewer points than this shows each point
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,9 @@ def plot(runs: Sequence[RunDir], out: Path | str | None = None) -> Path:
 
     Raises UserError for a run without metrics, for a suffix that is no picture's, and if matplotlib is not installed.
     """
-    target = Path(out) if out is not None else runs[0].picture if len(runs) == 1 else _new_picture()
-    if target.suffix not in SUFFIXES:
-        raise UserError(f"{target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: no folder {target.parent}; make it first")
-    figure([read(run) for run in runs]).savefig(target, dpi=120)
-    return target
+    path = writable(out or (runs[0].picture if len(runs) == 1 else _new_picture()))
+    figure([read(run) for run in runs]).savefig(path, dpi=120)
+    return path
 
 
 def _new_picture() -> Path:
@@ -160,14 +156,10 @@ def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
 
 def figure(curves: Sequence[Curves]) -> Figure:
     """The picture, by virtual time if all runs are of virtual time. Raises UserError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no state outside this picture
-    except ModuleNotFoundError:
-        raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
     timed = [replace(each, x=each.seconds) for each in curves if each.seconds is not None]
     curves = timed if len(timed) == len(curves) else [replace(each, seconds=None) for each in curves]
     grouped, names = groups(curves), panels(curves)
-    picture = Figure(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
+    picture = figures()(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
     axes = picture.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
     for ax, metric in zip(axes, names, strict=False):
         _panel(ax, grouped, metric)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.protocol.errors import UserError
-from shoal.runs.plot import SUFFIXES
+from shoal.runs.targets import figures, writable
 from shoal.sweeps.arms import Arm, Goal, best
 from shoal.sweeps.folder import SweepDir
 from shoal.sweeps.space import Axis, short, space_of
@@ -33,20 +33,14 @@ def plot(folder: SweepDir, out: Path | str | None = None) -> Path:
     from shoal.sweeps.found import arms_of
     from shoal.sweeps.planning import goal_of
 
-    target = folder.picture if out is None else Path(out)
-    if target.suffix not in SUFFIXES:
-        raise UserError(f"{target}: cannot draw {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    target = writable(folder.picture if out is None else out)
     asked, rows = folder.asked(), folder.rows()
     if not rows:
         raise UserError(f"{folder.path} has no trial yet; let the sweep begin one")
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no window, no state outside this picture
-    except ModuleNotFoundError:
-        raise UserError("plotting needs matplotlib: pip install 'shoal[all]'") from None
     goal = goal_of(asked.goal)
     space = space_of(asked.space)
     arms = arms_of(rows, len(space.seeds))
-    figure = Figure(figsize=(14.0, 5.0), layout="constrained")
+    figure = figures()(figsize=(14.0, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     shades = _shades(arms, goal)
     _coordinates(left, arms, goal, shades, {axis.name: axis for axis in space.axes})
