@@ -1,4 +1,4 @@
-"""What the learners of SAC and TD3 have alike: an actor of bounded actions, and two critics of observations and actions.
+"""The part that SAC's and TD3's learners share: an actor of bounded actions, and two critics of observations and actions.
 
 The one idea: both are made here from the same settings and keyed seeds, so that the two methods differ in their losses alone.
 """

@@ -1,4 +1,4 @@
-"""How many malicious clients a rule withstands.
+"""The number of malicious clients that a rule withstands.
 
 The one idea: each rule is proven for n >= a * f + b deltas, f of them malicious. The numbers stand here once, without torch, so
 that a job that asks for more is refused when it is read.

@@ -35,9 +35,9 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is known of a batch before its passes. observation [T + 1, B, ...], float32 or uint8; action int64; decay:
-    discount * lam; weight [B]: of each environment's rows in the loss, None: all count alike. All others [T, B], float32, and 0
-    where a row does not count; live: 1 where it does. many: number of rows that count, at least 1."""
+    """The arrays of a batch that are known before its passes. observation [T + 1, B, ...], float32 or uint8; action int64;
+    decay: discount * lam; weight [B]: of each environment's rows in the loss, None: all count alike. All others [T, B],
+    float32, and 0 where a row does not count; live: 1 where it does. many: number of rows that count, at least 1."""
 
     observation: Tensor
     action: npt.NDArray[np.int64]

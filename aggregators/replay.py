@@ -61,13 +61,13 @@ class Transitions:
 
     @property
     def inputs(self) -> Seen:
-        """What a network gets of the observations: one array, or part -> array."""
+        """The observations as a network gets them: one array, or part -> array."""
         found: Seen = apart(self.seen)[0]
         return found
 
     @property
     def next_inputs(self) -> Seen:
-        """What a network gets of the observations to bootstrap from."""
+        """The observations to bootstrap from, as a network gets them."""
         found: Seen = apart(self.following)[0]
         return found
 

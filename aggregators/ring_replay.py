@@ -1,4 +1,4 @@
-"""What replays share: rows of trajectories of one layout in a ring, with returns and priorities.
+"""The part that replays share: rows of trajectories of one layout in a ring, with returns and priorities.
 
 The one idea: what a place of the ring holds is said by the subclass, a transition or a sequence; all else about a ring is here.
 """

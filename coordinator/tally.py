@@ -81,7 +81,7 @@ class Tally:
             self.episodes += len(returns)
 
     def figures(self) -> Mapping[str, Any]:
-        """What a snapshot keeps, as JSON can hold it; empty if there are no episodes."""
+        """The figures that a snapshot keeps, as JSON can hold them; empty if there are no episodes."""
         self.settle()
         if not (self.steps or self.episodes):
             return {}

@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Logits:
-    """What kinds of actions have alike that are one choice or several, of which each has a logit."""
+    """The part that kinds of actions share which are one choice or several, with a logit for each choice."""
 
     __slots__ = ()
 
@@ -54,7 +54,7 @@ class Logits:
 
 
 class Unmasked:
-    """What kinds of actions have alike of which an action mask can forbid nothing."""
+    """The part that kinds of actions share of which an action mask can forbid nothing."""
 
     __slots__ = ()
 

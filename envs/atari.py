@@ -48,8 +48,8 @@ def arguments(given: Mapping[str, Any], time_limit: int) -> dict[str, Any]:
 
 
 def told_single(given: Mapping[str, Any]) -> str:
-    """What gymnasium.make makes of a game's id, in one line, to be told beside each result. given: the arguments of the id and
-    the user's, in this order of precedence."""
+    """The line about a game as gymnasium.make makes it, to be told beside each result. given: the id's arguments,
+    with the user's in their place."""
     whole = {**SINGLE, **given}
     named = ", ".join(f"{name}={_typed(whole[name])}" for name in SINGLE)
     return f"atari: as gymnasium.make gives it: {named}, one frame of 210x160; env.NAME=value changes one"

@@ -331,7 +331,7 @@ def _place(raised: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How environments are made.
+    """The recipe by which environments are made.
 
     env: as `Environment` says. arguments: keyword arguments of gymnasium.make, for an id. time_limit: number of steps at which
     an id's episode is truncated (0: the environment's own limit). told: True if action masks are in the infos. alone: how the

@@ -70,7 +70,7 @@ def _tanh(x: Tensor) -> None:
 
 
 def _kept(first_TB: Tensor) -> list[Tensor | None]:
-    """For each row float [B, 1], 0 where the row begins an episode; None where no row does."""
+    """A factor of the state for each row, float [B, 1]: 0 where the row begins an episode; None for a row that begins none."""
     begins = first_TB.any(1).tolist()
     return [(~first).unsqueeze(1) if any_ else None for first, any_ in zip(first_TB, begins, strict=True)]
 

@@ -43,7 +43,7 @@ class Perceptron(nn.Module):
 
 
 class BoxActor(nn.Module):
-    """What the policies of SAC and TD3 have alike: observations [N, *obs], or part -> [N, *shape], -> numbers [N, M].
+    """The part that the policies of SAC and TD3 share: observations [N, *obs], or part -> [N, *shape], -> numbers [N, M].
 
     M: `each` for each number of an action. hidden, activation: of the perceptron, whose weights are named actor.I.*.
     pictures: how pictures are read (nets/bodies.py), by convolutions whose weights are named body.*.

@@ -71,8 +71,10 @@ def check(trees: Bundle, columns: int) -> None:
     feature, value, nodes = trees["feature"], trees["value"], trees["feature"].shape[1]
     if int(trees["count"][0]) != len(feature):
         raise ProtocolError(f"a contribution of {len(feature)} trees says that it has {int(trees['count'][0])}")
-    if ((feature < LEAF) | (feature >= columns)).any() or (feature[:, nodes // 2 :] != LEAF).any():
-        raise ProtocolError(f"a tree splits on a column that is not one of {columns}, or at its greatest depth")
+    if ((feature < LEAF) | (feature >= columns)).any():
+        raise ProtocolError(f"a tree splits on a column that is not one of {columns}")
+    if (feature[:, nodes // 2 :] != LEAF).any():
+        raise ProtocolError("a tree splits at its greatest depth, where its leaves are")
     if not np.isfinite(value).all():
         raise ProtocolError("a tree holds NaN or an infinity")
 

@@ -64,8 +64,8 @@ class PlainCall(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a brief says of a value that was put: "bytes", `data` is it; "there", it lies at `handle` in shared memory of the
-    actor's machine; "drop", nobody needs it any more. name: digest of its bytes."""
+    """The word of a brief about a value that was put. how: "bytes" if `data` is the value; "there" if the value lies at
+    `handle` in shared memory of the actor's machine; "drop" if nobody needs the value any more. name: digest of its bytes."""
 
     how: str
     name: str

@@ -16,7 +16,7 @@ class Around:
 
     @property
     def thin(self) -> bool:
-        """As of LocalSGD: True leaves frozen parameters out of deltas."""
+        """True if frozen parameters are left out of deltas, as LocalSGD's `thin` says."""
         return bool(getattr(self.worker, "thin", False))
 
     @thin.setter

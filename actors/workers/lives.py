@@ -40,7 +40,7 @@ class Told:
         return (self.born, self.rollouts) > (born, rollouts)
 
     def state(self) -> Any:
-        """What `tell` was given; None if it was not told. Raises ProtocolError for bytes that are no plain value."""
+        """The state that `tell` was given; None if none was told. Raises ProtocolError for bytes that are no plain value."""
         return values.read_quickly(self.packed) if self.packed else None
 
 

@@ -102,8 +102,10 @@ class Masked(Around):
         phase = str(contribution.task.words["phase"])
         if self.given_up or server is None:
             return
-        if phase != PHASES[self.reached] or phase not in bundle:
-            raise ProtocolError(f"client {client} said {phase} in the phase {PHASES[self.reached]}, or in other arrays")
+        if phase != PHASES[self.reached]:
+            raise ProtocolError(f"client {client} said {phase} in the phase {PHASES[self.reached]}")
+        if phase not in bundle:
+            raise ProtocolError(f"client {client} said {phase} without the array {phase}")
         if phase == "mask":
             return server.took(client, bundle["mask"].view(np.uint64))
         rows = rows_of(bundle, phase) or []

@@ -92,7 +92,7 @@ class Actor:
         return not self.robbed and (len(self.tasks) > 1 or (bool(self.tasks) and len(self.tasks[0].numbers) > 1))
 
     def again_at(self, slow: float) -> float:
-        """When something is to be taken from this actor, if it does not answer before."""
+        """The time at which something is to be taken from this actor, unless it answers before; infinity if nothing is."""
         piece = bool(self.tasks) and self.tasks[0].piece and self.whole
         times = [self.since + slow] * self.waits
         times += [self.since + slow if self.stopped is None else self.stopped + SETTLE] * piece

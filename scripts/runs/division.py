@@ -1,4 +1,4 @@
-"""How a job's training data is divided among its clients: a table, plain data, or a picture.
+"""The division of a job's training data among its clients: a table, plain data, or a picture.
 
 The one idea: a division is a count for each client and class, so the three are made from one small array.
 """

@@ -82,7 +82,7 @@ def _write_onnx(weights: Bundle, path: Path, module: nn.Module, example: tuple[A
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without the warnings of this logger: they are of packages that are not installed."""
+    """Hold back the warnings of this logger, which are of packages that are not installed."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -90,7 +90,7 @@ def _result(summary: Mapping[str, Any]) -> str:
 
 
 def _age(name: str, metrics: Mapping[str, Any]) -> str:
-    """How old the episodes of a mean return are, in words; "" for another metric."""
+    """The age of the episodes of a mean return, in words; "" for another metric."""
     age = metrics.get("return_age") if name == "return_mean" else None
     return "" if age is None else f" (which ended {age:,.0f} steps before, on average)"
 

@@ -1,4 +1,4 @@
-"""How far a pool is, as one line on a terminal.
+"""The progress of a pool, as one line on a terminal.
 
 The one idea: only a person at a terminal is told, and only of work that lasts. So nothing is written into files, pipes and
 notebooks, nothing for calls that are done within AFTER seconds, and the line is wiped when no call is left.
@@ -96,7 +96,7 @@ class Meter:
 
 
 def line(done: int, many: int, seconds: float, busy: int, actors: int) -> str:
-    """How far a pool is, in words."""
+    """The progress of a pool, in words."""
     rest = f", about {span(seconds * (many - done) / done)} left" if 0 < done < many else ""
     return f"{done:,} of {many:,} calls in {span(seconds)}{rest}; {busy} of {actors} actors busy"
 

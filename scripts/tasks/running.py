@@ -266,7 +266,7 @@ class Running(threading.Thread):
         return near.run(self.ends, self.nudged, lambda: bool(self._times or self.plan.closed))
 
     def ends(self) -> str:
-        """Why the pool ends now; "" if it goes on."""
+        """The reason for which the pool ends now; "" if it goes on."""
         if self._closing:
             if (
                 self.far and not self.far.core.facts.roster

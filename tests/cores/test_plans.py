@@ -203,11 +203,16 @@ def test_power_of_choice_draws_by_share_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"candidates": 0}, {"candidates": 5}, {"candidates": 2, "shares": [1.0]}, {"candidates": 2, "shares": [1, 1, 1, 0]}],
+    ("wrong", "line"),
+    [
+        ({"candidates": 0}, "candidates=0: allowed is from 1 to clients=4"),
+        ({"candidates": 5}, "candidates=5"),
+        ({"candidates": 2, "shares": [1.0]}, "shares: expected one number above 0 for each of 4 clients"),
+        ({"candidates": 2, "shares": [1, 1, 1, 0]}, "shares: "),
+    ],
 )
-def test_power_of_choice_of_what_cannot_be_drawn_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="candidates="):
+def test_power_of_choice_of_what_cannot_be_drawn_is_refused(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
         power_of_choice(4, 0, **wrong)
 
 

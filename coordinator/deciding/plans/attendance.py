@@ -18,7 +18,7 @@ Intervals: TypeAlias = Sequence[tuple[float, float]]
 
 
 class Attendance:
-    """Which of the clients can be asked, and when.
+    """The clients that can be asked, and the times at which each can be.
 
     clients: number of clients. traces: the intervals of each client, in seconds since the run began; None: all clients can be
     asked at any time. period: seconds after which the traces repeat (0: they do not). unfit: clients that are never asked.

@@ -98,8 +98,10 @@ def power_of_choice(clients: int, seed: int, candidates: int, *, shares: Sequenc
     clients gives each of them the sum's mean. Memory: one number for every client that ever contributed. A restart forgets all
     losses.
     """
-    if not 0 < candidates <= clients or (shares and (len(shares) != clients or not min(shares) > 0)):
-        raise UserError(f"candidates={candidates}: from 1 to clients={clients}; shares: none, or one above 0 for each client")
+    if not 0 < candidates <= clients:
+        raise UserError(f"candidates={candidates}: allowed is from 1 to clients={clients}")
+    if shares and (len(shares) != clients or not min(shares) > 0):
+        raise UserError(f"shares: expected one number above 0 for each of {clients} clients, or none")
     losses: dict[int, float] = {}
 
     def select(version: int, how_many: int, news: Sequence[Outcome], among: Sequence[int] | None = None) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""When a version is made of trajectories: in rounds, for which all actors wait, or on a stream, for which none does.
+"""The rhythms in which trajectories make a version: in rounds, for which all actors wait, or on a stream, for which none does.
 
 The one idea: the rhythm is a part that methods have in common, so a method says only what it learns. It stands behind the
 method's other base, `class Mine(OnPolicy, ByRounds)`, because the defaults of that one count.

@@ -236,7 +236,7 @@ class Environment(Problem):
         return stacked_spaces(self.spaces(), self.frame_stack)
 
     def recipe(self, told: bool | None = None) -> Recipe:
-        """How an environment is made. told: as of Recipe; None: as a trial finds."""
+        """The recipe of an environment. told: as of Recipe; None: a trial finds it."""
         masks = self.spaces().masks == IN_INFO if told is None else told
         alone = "native" if is_atari(self.env) else "sync"
         return Recipe(self.env, dict(self.env_kwargs), self.time_limit, masks, alone)
