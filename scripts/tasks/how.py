@@ -41,11 +41,10 @@ def how(
     cost: float | None = None,
 ) -> How:
     """The arguments as one value. Raises UserError, one line, for an argument that cannot be kept."""
-    priority, retries, timeout, cost = own(priority), own(retries), own(timeout), own(cost)
+    priority, timeout, cost = own(priority), own(timeout), own(cost)
     if not _number(priority):
         raise UserError(f"priority={priority!r}: must be a number")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise UserError(f"retries={retries!r}: must be a whole number from 0")
+    retries = counted("retries", retries, 0)
     if not isinstance(need, Need):
         raise UserError(f"need={need!r}: must be a shoal.Need; need=shoal.Need(cores=2, memory='1G'), say")
     if timeout is not None and not (_number(timeout) and timeout > 0):
@@ -60,6 +59,14 @@ def how(
     if kinds and once:
         raise UserError(f"once=True and retry_on={retry_on!r}: a call that begins once is not made again; give one of the two")
     return How(priority, retries, once, need, key, timeout or 0.0, kinds, cost)
+
+
+def counted(name: str, value: Any, least: int, below: int = 2**63) -> int:
+    """The value as an int, if it is a whole number from `least`. Raises UserError."""
+    value = own(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+        raise UserError(f"{name}={value!r}: must be a whole number from {least}" + " to 2**63 - 1" * (least < 0))
+    return value
 
 
 def _number(value: Any) -> bool:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from shoal.protocol.errors import UserError, WorkerLost, binds, signed
 from shoal.runs.threads import cores
 from shoal.tasks.futures import Result
+from shoal.tasks.how import counted
 from shoal.tasks.pool import PLAIN, Pool
 from shoal.tasks.preparing import NOBODY, TOGETHER, Collate, Preparing, prepare
 from shoal.tasks.sources import cut, order, shards_of, source_of, stream
@@ -103,10 +102,10 @@ class Loader(Iterable[tuple[int, Any]]):
         retries: int = 2,
         start: Mapping[str, int] | None = None,
     ) -> None:
-        self._size, self._epochs = whole("batch_size", batch_size, 1), whole("epochs", epochs, 1)
-        self._retries, self._seed = whole("retries", retries, 0), whole("seed", seed, -(2**63))
-        self._actors = cores() if actors == PLAIN else whole("actors", actors, 0)
-        self._ahead = PREFETCH * self._actors if prefetch is None else whole("prefetch", prefetch, 1)
+        self._size, self._epochs = counted("batch_size", batch_size, 1), counted("epochs", epochs, 1)
+        self._retries, self._seed = counted("retries", retries, 0), counted("seed", seed, -(2**63))
+        self._actors = cores() if actors == PLAIN else counted("actors", actors, 0)
+        self._ahead = PREFETCH * self._actors if prefetch is None else counted("prefetch", prefetch, 1)
         for name, given in (("transform", transform), ("collate", collate)):
             if given is not None and not callable(given):
                 raise UserError(f"{name} is {signed(given)}: expected a function")
@@ -142,7 +141,7 @@ class Loader(Iterable[tuple[int, Any]]):
         given = {"epoch": 0, "batch": 0} if state is None else dict(state)
         if not {"epoch", "batch"} <= set(given) <= {"epoch", "batch", "step"}:
             raise UserError(f'state {given}: expected {{"epoch": 3, "batch": 120}}, as loader.state() gives it')
-        given = {name: whole(f"state: {name}", value, 0) for name, value in given.items()}
+        given = {name: counted(f"state: {name}", value, 0) for name, value in given.items()}
         place = Place(given["epoch"], given["batch"], given.get("step", given["batch"]))
         if self._source is not None:
             if place.batch > self._many:
@@ -319,10 +318,3 @@ def _unfit(text: str, wanted: Wanted) -> str:
     """Return the pool's line about an argument that cannot travel, with the example's number in place of its place in the
     call."""
     return re.sub(r"^args\[3\]\[(\d+)\]", lambda found: f"example {wanted.examples[int(found[1])]}: its part ", text)
-
-
-def whole(name: str, value: Any, least: int, below: int = 2**63) -> int:
-    """The value as an int, if it is a whole number from `least`. Raises UserError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < below:
-        raise UserError(f"{name}={value!r}: must be a whole number from {least}" + " to 2**63 - 1" * (least < 0))
-    return int(value)

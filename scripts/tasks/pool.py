@@ -32,7 +32,7 @@ from shoal.protocol.trusted import Parcel, by_value, opened, pack, pack_argument
 from shoal.runs.threads import cores
 from shoal.tasks.entries import Entry
 from shoal.tasks.futures import Result
-from shoal.tasks.how import Exceptions, How, costs, how, until
+from shoal.tasks.how import Exceptions, How, costs, counted, how, until
 from shoal.tasks.inputs import Countdown, Put, Seen, apart, awaited, flat, here, settled
 from shoal.tasks.machine import gpus
 from shoal.tasks.maps import Results, buffered, each_of, room_of, window
@@ -95,11 +95,9 @@ class Pool(Executor):
                 f'actors={actors!r}: must be a whole number from {least}, or "auto" for one actor a core'
                 + "; with an address, where others join, it may be 0" * bool(many == 0)
             )
-        retries, threads, seed = own(retries), own(threads), own(seed)
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise UserError(f"retries={retries!r}: must be a whole number from 0")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise UserError(f"threads={threads!r}: must be a whole number from 1")
+        retries, seed = counted("retries", retries, 0), own(seed)
+        if threads is not None:
+            threads = counted("threads", threads, 1)
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise UserError(f"seed={seed!r}: must be a whole number of 64 bits")
         if not isinstance(progress, bool):
