@@ -20,8 +20,6 @@ from shoal.aggregators.sum_tree import Places
 from shoal.envs.spaces import final_name
 from shoal.protocol.layout import DTYPES, Bundle
 
-EACH = ("action", "reward", "terminated", "mask")  # rows of a sequence
-
 
 @dataclass(frozen=True, slots=True)
 class Sequences:

@@ -8,7 +8,6 @@ show.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,6 @@ class Moments:
     def read(cls, arrays: Any, prefix: str) -> Moments:
         """The moments that `arrays` holds under these names."""
         return cls(*(np.array(arrays[f"{prefix}{part}"], np.float64) for part in PARTS))
-
-
-def merged(all_of: list[Moments], shape: tuple[int, ...]) -> Moments:
-    """The moments of all these sets of numbers, merged in this order."""
-    return reduce(Moments.merged, all_of, Moments.none(shape))
 
 
 def kept(prefix: str, shape: tuple[int, ...]) -> Kept:

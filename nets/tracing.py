@@ -24,7 +24,6 @@ other tensors have one axis more, of the clients. share: weight of each example 
 DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
 STATISTICS = (nn.modules.batchnorm._NormBase,)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
 class UnfitError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from shoal.envs.vector import make_vector, spaces_in
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Form
 from shoal.nets.flat import FlatModule
-from shoal.nets.moments import Moments, merged
+from shoal.nets.moments import Moments
 from shoal.nets.networks import ACTOR_CRITIC, REMEMBERING
 from shoal.nets.normal import EPSILON, PAID, PART, SEEN, Normalised
 from shoal.protocol.errors import UserError
@@ -35,7 +35,8 @@ T, B = 24, 3
 def test_the_moments_of_eight_actors_merged_are_those_of_one_pass() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(1e3, [1e-2, 1, 50], (n, 3)) for n in (1, 2, 700, 3, 5, 40, 999, 8)]
-    whole, together = Moments.of(np.concatenate(parts), (3,)), merged([Moments.of(part, (3,)) for part in parts], (3,))
+    whole = Moments.of(np.concatenate(parts), (3,))
+    together = reduce(Moments.merged, (Moments.of(part, (3,)) for part in parts))
     for name in ("count", "mean", "m2"):
         np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-10)
     np.testing.assert_allclose(together.variance, np.concatenate(parts).var(axis=0), rtol=1e-9)
