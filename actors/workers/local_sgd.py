@@ -34,9 +34,8 @@ from shoal.protocol.layout import DTYPES, Bundle, Bytes, Layout, Scattered
 from shoal.protocol.streams import Streams
 from shoal.protocol.work import Task, Totals, Work
 
-PIECE = (
-    2**19
-)  # bytes of a delta that are made at a time: a core's own cache holds them beside what they are made of and added to
+PIECE = 2**19
+"""Bytes of a delta that are made at a time: a core's own cache holds them beside what they are made of and added to."""
 
 
 @dataclass(eq=False, repr=False)

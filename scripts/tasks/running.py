@@ -268,9 +268,7 @@ class Running(threading.Thread):
     def ends(self) -> str:
         """The reason for which the pool ends now; "" if it goes on."""
         if self._closing:
-            if (
-                self.far and not self.far.core.facts.roster
-            ):  # nobody is there whom the plan could give a call that was cancelled
+            if self.far and not self.far.core.facts.roster:  # no actor is there, to which the plan could give a cancelled call
                 self._strike()
             with self._lock:
                 if not (self.entries or self._offered or self._asked or self._awaiting):

@@ -28,9 +28,8 @@ from shoal.protocol.layout import Layout
 from shoal.protocol.memory import room
 from shoal.protocol.work import Task, Words
 
-FIRST = (
-    3_600.0  # seconds: the longest rollout or evaluation before three are in, if nobody set a lease: a first one may hang too
-)
+FIRST = 3_600.0
+"""Seconds that a rollout or evaluation may take before three are in, if nobody set a lease: a first one may hang too."""
 
 
 @dataclass(frozen=True)
