@@ -32,9 +32,8 @@ PULSE = (800, 1_800)  # ms between two pings of a process of this machine, and u
 # answer. ZeroMQ's own thread answers, also while Python computes in one call, and not if the process is stopped.
 PULSE_AFAR = (2_500, 10_000)  # the same where the way may be slow: an answer waits behind arrays
 PING = 800  # ms between two pings of an actor over TCP, so that something comes also while Python computes in one call there
-IO_THREADS = (
-    4  # a cancelled timer costs a walk through all timers of its thread: with 4,000 connections a third of one thread's
-)
+IO_THREADS = 4
+"""Threads of ZeroMQ: a cancelled timer costs a walk through all timers of its thread, with 4,000 connections a third of one."""
 OVERHEARD = 4_096  # ZeroMQ's own events that are looked at in a turn
 REVOKED = encode(Envelope(b"", 0, Refused("its key was revoked: the coordinator's user took it off the list", final=True)))
 EVENT = struct.Struct("=Hi")  # a ZeroMQ event's kind, and its value

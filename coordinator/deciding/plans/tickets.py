@@ -19,9 +19,7 @@ Key: TypeAlias = tuple[float, float, int]
 CHUNK = 0.005  # seconds that the tickets of one task take together, about: some times what a task costs beside its calls
 MOST = 256  # tickets of one task
 BYTES = 1 << 17  # bytes of the calls of one task of several tickets
-SPREAD = (
-    2  # tasks of equal size into which the waiting tickets are cut for each actor, at least, so that all actors end together
-)
+SPREAD = 2  # tasks of equal size that the waiting tickets are cut into for each actor, at least, so that all end together
 AGE = 60.0  # seconds of waiting that count as one priority
 TOGETHER = 10.0  # seconds within which calls count as made at once: of those, the longest are given out first
 OTHERWISE = 4.0  # times by which calls of a function must take more or less than before to change their place
