@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import Environment, Envs, Recipe, make_vector, recipe_of
+from shoal.envs.vector import Envs
 from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES

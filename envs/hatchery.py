@@ -31,7 +31,7 @@ from dataclasses import asdict
 from functools import partial
 
 from shoal.envs import cell
-from shoal.envs.vector import Environment, Recipe, recipe_of
+from shoal.envs.making import Environment, Recipe, recipe_of
 from shoal.protocol.errors import UserError
 from shoal.protocol.front import raise_descriptor_limit
 from shoal.protocol.parent import die_with_parent, forked

@@ -15,21 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
+from shoal.envs.single import RESET, STEP, told_apart
 from shoal.envs.spaces import MASK, apart, flat_mask
 from shoal.envs.states import NoStateError
-from shoal.envs.vector import (
-    RESET,
-    STEP,
-    EnvError,
-    Environment,
-    Envs,
-    Recipe,
-    Step,
-    alone,
-    make_vector,
-    recipe_of,
-    told_apart,
-)
+from shoal.envs.vector import EnvError, Envs, Step, alone
 from shoal.protocol import values
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed

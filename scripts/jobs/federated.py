@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from shoal.actors import Worker, check_runs
+from shoal.envs.making import wants_number
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import wants_number
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Method

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shoal.envs.making import wants_number
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import wants_number
 from shoal.jobs.job import Job
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.method import Method

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from shoal.coordinator.keeping.store import Snapshot
+from shoal.envs.making import make_shown
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask
-from shoal.envs.vector import alone, make_shown
+from shoal.envs.vector import alone
 from shoal.jobs.methods.acting import Acting
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Policy

@@ -24,8 +24,8 @@ from shoal.coordinator.deciding.stall import STALL, Stall, diagnosed
 from shoal.coordinator.learner import LearnerThread, Make
 from shoal.coordinator.reports import Before, Progress, Report
 from shoal.coordinator.telling import AGAIN, LOOK, Telling
+from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Discrete
-from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic

@@ -16,8 +16,8 @@ from shoal.actors.workers.rollout import Rollout
 from shoal.coordinator.deciding.plans import Seats, wakes
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.plans.worded import Worded
+from shoal.envs.making import make_vector
 from shoal.envs.spaces import Actions, Discrete, Kept
-from shoal.envs.vector import make_vector
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.problems import Environment
 from shoal.jobs.reinforcement import Reinforcement

@@ -16,9 +16,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
 from shoal.envs import atari
+from shoal.envs.making import Recipe, make_vector, spaces_in, wants_number, wants_seed
 from shoal.envs.spaces import Discrete, Observations
 from shoal.envs.trying import tried
-from shoal.envs.vector import EnvError, Recipe, make_vector, spaces_in, wants_number, wants_seed
+from shoal.envs.vector import EnvError
 from shoal.jobs.catalog import digits
 from shoal.jobs.job import Job
 from shoal.nets.flat import FlatModule

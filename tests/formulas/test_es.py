@@ -14,8 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal.actors.workers.evolution import Evolution, layout
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.es import ESLearner, centred_ranks
+from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
-from shoal.envs.vector import Envs, make_vector, spaces_in
+from shoal.envs.vector import Envs
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.perturbed import Perturbed, acting, noise, pieces

@@ -16,8 +16,9 @@ from test_rollout import EVALUATE, MODES, NOTHING, TRAIN, Still, weights
 
 from shoal.actors.asking import Asking
 from shoal.actors.workers.rollout import Rollout
+from shoal.envs.making import Recipe, make_vector
 from shoal.envs.spaces import LIFE, Discrete
-from shoal.envs.vector import Recipe, Worlds, make_vector
+from shoal.envs.vector import Worlds
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import ALL, FIRST
 from shoal.nets.numpy_policy import NumpyPolicy

@@ -30,7 +30,8 @@ from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
-from shoal.envs.vector import Step, Worlds, make_vector, spaces_in
+from shoal.envs.making import make_vector, spaces_in
+from shoal.envs.vector import Step, Worlds
 from shoal.faults.family import lives
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError

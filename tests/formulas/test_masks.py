@@ -19,9 +19,9 @@ from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
+from shoal.envs.making import Recipe, make_vector
 from shoal.envs.spaces import Discrete, MultiDiscrete, spaces_of
 from shoal.envs.trying import masks_told
-from shoal.envs.vector import Recipe, make_vector
 from shoal.nets import distributions, policies
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy

@@ -16,7 +16,7 @@ import shoal
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
-from shoal.envs.vector import make_vector, spaces_in
+from shoal.envs.making import make_vector, spaces_in
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Form
 from shoal.nets.flat import FlatModule

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from shoal.envs import physics
+from shoal.envs.making import make_vector
 from shoal.envs.physics import hear_physics, teller
-from shoal.envs.vector import make_vector
 
 
 def test_each_kind_of_warning_is_told_once() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shoal.actors.workers.rollout import Rollout
-from shoal.envs.vector import make_vector
+from shoal.envs.making import make_vector
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task

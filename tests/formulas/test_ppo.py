@@ -17,8 +17,8 @@ from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner, squared_error
+from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Spaces
-from shoal.envs.vector import make_vector, spaces_in
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, entropy, log_prob
 from shoal.protocol.errors import UserError

@@ -16,8 +16,9 @@ from gymnasium import spaces
 
 from shoal.actors.workers.rollout import MAX_SAMPLES, Rollout
 from shoal.aggregators.gae import gae
+from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Actions, Box, Discrete, Observations, Spaces
-from shoal.envs.vector import Envs, make_vector, spaces_in
+from shoal.envs.vector import Envs
 from shoal.faults.patient import ran
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
@@ -309,7 +310,7 @@ import numpy as np
 from shoal.actors.workers.rollout import Rollout
 from shoal.envs.spaces import Discrete
 from shoal.nets.numpy_policy import NumpyPolicy
-from shoal.envs.vector import make_vector
+from shoal.envs.making import make_vector
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
 

@@ -12,8 +12,10 @@ from counting import Counting
 from gymnasium.wrappers import TimeLimit
 
 from shoal.actors.workers.rollout import Rollout
+from shoal.envs.making import make_vector
+from shoal.envs.single import time_limit
 from shoal.envs.spaces import Discrete
-from shoal.envs.vector import Envs, make_vector, time_limit
+from shoal.envs.vector import Envs
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic

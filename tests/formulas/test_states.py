@@ -18,9 +18,9 @@ from gymnasium import spaces as gym
 from shoal.actors.workers import lives
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.around.lives import Lives
+from shoal.envs.making import Recipe, make_vector
 from shoal.envs.states import NoStateError, Watched
 from shoal.envs.trying import state_told
-from shoal.envs.vector import Recipe, make_vector
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Moved, Task, Work

@@ -15,8 +15,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import register
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Box, Discrete, Observations, spaces_of
-from shoal.envs.vector import EnvError, Envs, Step, make_vector, spaces_in
+from shoal.envs.vector import EnvError, Envs, Step
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.place import place_of

@@ -12,7 +12,7 @@ import pytest
 import shoal
 from shoal import Reinforcement
 from shoal.envs.agents import Parallel, parallel_of
-from shoal.envs.vector import make_vector
+from shoal.envs.making import make_vector
 from shoal.protocol.errors import UserError
 
 

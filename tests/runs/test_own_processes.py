@@ -18,7 +18,8 @@ from gymnasium.vector import AsyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from shoal.actors import close
-from shoal.envs.vector import EnvError, make_vector
+from shoal.envs.making import make_vector
+from shoal.envs.vector import EnvError
 from shoal.faults.patient import SILENCE
 from shoal.faults.patient import ran as finished
 from shoal.protocol.parent import of_this_process

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shoal.envs.agents import Parallel
-from shoal.envs.vector import refuse_window
+from shoal.envs.making import refuse_window
 from shoal.jobs.parts import Bearing
 from shoal.jobs.settings import ranges, shown
 from shoal.nets.normal import Normalised

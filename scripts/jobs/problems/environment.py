@@ -21,9 +21,10 @@ from shoal.envs.agents import Parallel
 from shoal.envs.atari import is_atari
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
+from shoal.envs.making import Recipe, make_vector, single_arguments, spaces_in
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
 from shoal.envs.trying import masks_told, state_told
-from shoal.envs.vector import Recipe, Worlds, make_vector, single_arguments, spaces_in
+from shoal.envs.vector import Worlds
 from shoal.jobs.parts import Bearing
 from shoal.jobs.presets import Preset
 from shoal.jobs.presets import found as preset_of
