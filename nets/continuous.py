@@ -25,8 +25,8 @@ from shoal.protocol.work import Words
 if TYPE_CHECKING:
     from torch import nn
 
+    from shoal.nets.fitting import Shaped
     from shoal.nets.perceptrons import BoxActor
-    from shoal.nets.policies import Shaped
 
 WIDEST = 1e9  # a wider interval is meant as one without bounds
 LOG_STD = (-20.0, 2.0)  # bounds of the log standard deviation, of Haarnoja's implementation
@@ -171,7 +171,7 @@ class BetweenBounds:
     remembers: ClassVar[bool] = False
 
     def parts(self) -> tuple[type[BoxActor], Shaped]:
-        """The class of the built-in network, and the function that refuses outputs of another form (nets/policies.py)."""
+        """The class of the built-in network, and the function that refuses outputs of another form (nets/fitting.py)."""
         raise NotImplementedError
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
@@ -181,7 +181,7 @@ class BetweenBounds:
         return precise(self.parts()[0](spaces, form.hidden, form.activation, seed, form.pictures), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
-        from shoal.nets.policies import fitting
+        from shoal.nets.fitting import fitting
 
         Bounds.of(spaces, self.method)
         return fitting(module, spaces, shaped=self.parts()[1])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from shoal.envs.spaces import Actions
+from shoal.nets.fitting import form_of
 from shoal.nets.perceptrons import BoxActor
-from shoal.nets.policies import Seen, form_of
+from shoal.nets.policies import Seen
 from shoal.protocol.errors import UserError
 
 

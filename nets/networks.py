@@ -39,7 +39,7 @@ class ActorCriticNetwork:
         return precise(built_in(spaces, form.pictures, form.hidden, form.activation, seed), form.precision)
 
     def fitting(self, module: nn.Module, spaces: Spaces) -> nn.Module:
-        from shoal.nets.policies import fitting
+        from shoal.nets.fitting import fitting
 
         return fitting(module, spaces, self.remembers)
 

@@ -19,8 +19,9 @@ from shoal.envs.spaces import Spaces
 from shoal.nets.acting import CORES
 from shoal.nets.bodies import Body, active, uniform_linear
 from shoal.nets.cores import After, scanned, stepped
+from shoal.nets.fitting import examples, form_of, memory_of
 from shoal.nets.numpy_policy import check_layers
-from shoal.nets.policies import every, examples, form_of, memory_of
+from shoal.nets.policies import every
 from shoal.nets.q_policy import discrete
 from shoal.nets.recurrent import CELLS
 from shoal.protocol.errors import UserError

@@ -147,8 +147,8 @@ class RecurrentTorchQ(OfModule, EpsilonGreedy):
     """A module with memory and forward(observation, state) -> (values [B, n], state) as a rollout's policy."""
 
     def __init__(self, module: nn.Module, action: Discrete) -> None:
+        from shoal.nets.fitting import memory_of
         from shoal.nets.flat import FlatModule
-        from shoal.nets.policies import memory_of
 
         super().__init__(action, memory={name: ("f4", shape) for name, shape in memory_of(module).items()})
         self.flat = FlatModule(module)

@@ -17,9 +17,10 @@ from torch.nn.functional import softplus
 from shoal.envs.spaces import Actions, Array, Floats
 from shoal.nets.acting import OfModule
 from shoal.nets.continuous import LOG_STD, Bounds
+from shoal.nets.fitting import form_of
 from shoal.nets.flat import FlatModule
 from shoal.nets.perceptrons import BoxActor
-from shoal.nets.policies import Seen, form_of, tensors
+from shoal.nets.policies import Seen, tensors
 from shoal.protocol.errors import UserError
 
 

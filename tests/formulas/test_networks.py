@@ -14,10 +14,11 @@ from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import Form
 from shoal.nets.bodies import BLOCK, Body, convolution, precise
+from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
-from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, fitting, judged
+from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged
 from shoal.protocol.errors import UserError
 
 

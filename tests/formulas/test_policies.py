@@ -17,9 +17,10 @@ from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.spaces import Box, Discrete, Observations, Spaces
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets import policies
+from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
-from shoal.nets.policies import ActorCritic, TorchPolicy, fitting
+from shoal.nets.policies import ActorCritic, TorchPolicy
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task, Work

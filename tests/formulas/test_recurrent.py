@@ -23,10 +23,11 @@ from shoal.envs.spaces import Box, Discrete, Named, Observations, Spaces
 from shoal.envs.vector import Envs
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import Form
+from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import REMEMBERING
 from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
-from shoal.nets.policies import ActorCritic, TorchPolicy, every, fitting, log_prob
+from shoal.nets.policies import ActorCritic, TorchPolicy, every, log_prob
 from shoal.nets.recurrent import RecurrentActorCritic, unrolled
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle

@@ -17,9 +17,10 @@ from torch.distributions import Bernoulli, Categorical, Independent
 from shoal.envs.spaces import Categories, MultiBinary, MultiDiscrete, Named, Observations, Spaces, apart, spaces_of
 from shoal.envs.vector import Envs, alone
 from shoal.nets import distributions, policies
+from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
-from shoal.nets.policies import ActorCritic, TorchPolicy, fitting
+from shoal.nets.policies import ActorCritic, TorchPolicy
 from shoal.protocol.errors import UserError
 
 SEEN = gym.Box(-1, 1, (3,), np.float32)

@@ -212,8 +212,8 @@ class Environment(Problem):
         """Two observations of zeros; for a policy with memory, besides, its state for them."""
         import torch
 
+        from shoal.nets.fitting import examples
         from shoal.nets.flat import TORCH_DTYPES
-        from shoal.nets.policies import examples
 
         observation, memory = examples(self.shown(), 2), self._added()[1]
         own = {name: its for name, its in memory.items() if name != FRAMES}
