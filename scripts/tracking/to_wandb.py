@@ -13,15 +13,23 @@ from shoal.protocol.errors import UserError, printable
 from shoal.tracking.trackers import About, Down, Point
 
 
-class Wandb:
-    """A run of W&B. to: PROJECT or ENTITY/PROJECT. WANDB_API_KEY, WANDB_MODE and WANDB_DIR mean what they mean to W&B."""
+class Logged:
+    """The part that both share: a run whose rows are logged at their steps."""
 
     unsure = 1
+    run: Any = None
+
+    def tell(self, points: Sequence[Point]) -> None:
+        for point in points:
+            self.run.log(dict(point.values), step=point.step)
+
+
+class Wandb(Logged):
+    """A run of W&B. to: PROJECT or ENTITY/PROJECT. WANDB_API_KEY, WANDB_MODE and WANDB_DIR mean what they mean to W&B."""
 
     def __init__(self, to: str) -> None:
         entity, _, self.project = to.rpartition("/")
         self.entity = entity or None
-        self.run: Any = None
 
     def begin(self, about: About, memory: dict[str, Any]) -> None:
         import wandb
@@ -35,22 +43,15 @@ class Wandb:
         except wandb.errors.Error as wrong:
             raise UserError(f"W&B: {printable(str(wrong), 200)}") from None
 
-    def tell(self, points: Sequence[Point]) -> None:
-        for point in points:
-            self.run.log(dict(point.values), step=point.step)
-
     def end(self, state: str) -> None:
         self.run.finish(exit_code=int(state == "failed"))
 
 
-class Trackio:
+class Trackio(Logged):
     """A run of Trackio. to: PROJECT. TRACKIO_SPACE_ID, TRACKIO_SERVER_URL and TRACKIO_DIR mean what they mean to Trackio."""
-
-    unsure = 1
 
     def __init__(self, to: str) -> None:
         self.project = to
-        self.run: Any = None
 
     def begin(self, about: About, memory: dict[str, Any]) -> None:
         import trackio
@@ -60,10 +61,6 @@ class Trackio:
             self.run = trackio.init(project=self.project, name=name, config=dict(about.params), resume="allow")
         except OSError as none:  # errors of connections are OSErrors
             raise Down(printable(str(none), 200)) from None
-
-    def tell(self, points: Sequence[Point]) -> None:
-        for point in points:
-            self.run.log(dict(point.values), step=point.step)
 
     def end(self, state: str) -> None:
         self.run.finish()
