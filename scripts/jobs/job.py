@@ -137,14 +137,17 @@ class Job:
         return None if self.given is None else self.problem.published(self.method.name)
 
     def _with_preset(self, before: Preset | None, given: frozenset[str] | None) -> Job:
-        """The job with its preset in place of the one before. given: names of settings that stay as they are."""
+        """The job with its preset in place of the one before, and settings that fit each other. given: names of settings that
+        stay as they are."""
         if given is None:
             return self
         now, known = self.preset, self.options()
         settings = dict(now.settings) if now else {}
         if before is not None and before is not now:
             settings = {**{name: known[name].default for name in before.settings if name in known}, **settings}
-        return self._changed({name: value for name, value in settings.items() if name not in given})
+        job = self._changed({name: value for name, value in settings.items() if name not in given})
+        fitted = {name: value for name, value in job.method.fitted(job.problem).items() if name not in given}
+        return job._changed(fitted) if fitted else job
 
     def _with_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The changes, in which env.NAME=value is an argument in env_kwargs, beside those that the job has."""

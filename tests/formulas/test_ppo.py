@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from random_trajectories import BOX_SPACES, GAMMA, SPACES, Constant, contribution, endless
 from torch import Tensor, nn
 
+from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.gae import gae
 from shoal.aggregators.impala import IMPALALearner
@@ -21,6 +24,7 @@ from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.spaces import Spaces
 from shoal.nets.numpy_policy import NumpyPolicy
 from shoal.nets.policies import ActorCritic, entropy, log_prob
+from shoal.nets.recurrent import RecurrentActorCritic
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Metrics, Moved, Task
@@ -212,6 +216,48 @@ def test_a_step_ends_early_above_the_target_kl_and_says_after_how_many_gradient_
     once, told = stepped(folded, target_kl=1e-9, **many)
     assert told["gradient_steps"] == 1
     assert once.sha256() != policy_bits()
+
+
+@pytest.mark.parametrize(("method", "many"), [("ppo", "clients"), ("appo", "batch")])
+def test_more_minibatches_than_the_rows_of_a_step_make_are_refused_before_a_run_begins(method: str, many: str) -> None:
+    def job(parts: int, **settings: Any) -> None:
+        small = {"num_envs": 3, "rollout_length": 5, many: 2, **settings}
+        Reinforcement("CartPole-v1", method=method, num_minibatches=parts, **small).check_parts()
+
+    job(15)
+    line = "num_minibatches=16: a step learns from 2 x num_envs=3 x rollout_length=5 rows, and a minibatch has at least 2 rows"
+    with pytest.raises(UserError, match=re.escape(f"{line}; num_minibatches=15 or less")):
+        job(16)
+    job(6, memory="gru")
+    line = "a minibatch has whole environments, as the policy has memory; num_minibatches=6 or less"
+    with pytest.raises(UserError, match=line):
+        job(7, memory="gru")
+    with pytest.raises(UserError, match="give a larger rollout_length"):
+        job(1, **{"num_envs": 1, "rollout_length": 1, many: 1})
+
+
+def test_impala_has_no_more_minibatches_than_environments() -> None:
+    Reinforcement("CartPole-v1", method="impala", num_envs=3, batch=2, num_minibatches=6).check_parts()
+    with pytest.raises(UserError, match="and a minibatch has whole environments; num_minibatches=6 or less"):
+        Reinforcement("CartPole-v1", method="impala", num_envs=3, batch=2, num_minibatches=7).check_parts()
+
+
+def test_a_policy_of_one_s_own_with_memory_is_asked_how_many_minibatches_it_allows() -> None:
+    def own(spaces: Spaces) -> nn.Module:
+        return RecurrentActorCritic(spaces, (8,), "tanh", "gru", 4, 0)
+
+    small = {"num_envs": 3, "rollout_length": 5, "clients": 2}
+    Reinforcement("CartPole-v1", own, method="ppo", num_minibatches=6, **small).check_parts()
+    with pytest.raises(UserError, match="num_minibatches=6 or less"):
+        Reinforcement("CartPole-v1", own, method="ppo", num_minibatches=7, **small).check_parts()
+
+
+def test_minibatches_that_nobody_asked_for_are_as_many_as_the_rows_make() -> None:
+    job = Reinforcement("CartPole-v1", method="ppo", num_envs=3)
+    assert job.plain()["num_minibatches"] == 8  # of the preset
+    assert job.configured({"memory": "gru"}).plain()["num_minibatches"] == 3
+    assert job.configured({"memory": "gru"}).configured({"num_envs": 9}).plain()["num_minibatches"] == 8
+    assert Reinforcement("CartPole-v1", method="appo", num_envs=1, rollout_length=1).plain()["num_minibatches"] == 1
 
 
 def policy_bits() -> str:

@@ -6,9 +6,9 @@ method with another network brings a network and a learner, and needs no worker 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shoal.actors import Worker
 from shoal.actors.workers.lives import layout as life_layout
@@ -27,6 +27,9 @@ from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
 from shoal.protocol.memory import room
 from shoal.protocol.work import Task, Words
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FIRST = 3_600.0
 """Seconds that a rollout or evaluation may take before three are in, if nobody set a lease: a first one may hang too."""
@@ -179,7 +182,12 @@ class Acting(Playing):
 
 @dataclass(frozen=True)
 class OnPolicy(Acting):
-    """A method whose learner descends a policy loss, a value loss and an entropy bonus on fresh trajectories."""
+    """A method whose learner descends a policy loss, a value loss and an entropy bonus on fresh trajectories.
+
+    undivided: a minibatch has whole environments, also of a policy without memory.
+    """
+
+    undivided: ClassVar[bool] = False
 
     network: ClassVar[Network] = REMEMBERING
 
@@ -205,6 +213,25 @@ class OnPolicy(Acting):
     )
     clip_obs: float = option(10.0, "largest absolute value of an observation that norm_obs has scaled", above=0)
     clip_reward: float = option(10.0, "largest absolute value of a reward that norm_reward has scaled", above=0)
+
+    def fitted(self, problem: Problem) -> Mapping[str, Any]:
+        most = self._most_minibatches(isinstance(problem, Environment) and problem.memory != "none")
+        return {"num_minibatches": most} if 0 < most < getattr(self, "num_minibatches", 0) else {}
+
+    def _most_minibatches(self, remembers: bool) -> int:
+        """The most parts that a pass can be divided into. remembers: the policy has memory, so parts are whole environments."""
+        envs = self.trajectories * self.num_envs
+        return envs if self.undivided or remembers else envs * self.rollout_length // 2
+
+    def check_minibatches(self, module: nn.Module) -> None:
+        """Raises UserError if a pass over the trajectories cannot be divided into num_minibatches. module: the policy."""
+        remembers, parts = bool(getattr(module, "memory", ())), getattr(self, "num_minibatches", 0)
+        if parts > (most := self._most_minibatches(remembers)):
+            rows = f"{self.trajectories} x num_envs={self.num_envs} x rollout_length={self.rollout_length} rows"
+            of_envs = "whole environments" + ", as the policy has memory" * (not self.undivided)
+            least = of_envs if self.undivided or remembers else "at least 2 rows"
+            fix = f"num_minibatches={most} or less" if most else "give a larger rollout_length"
+            raise UserError(f"num_minibatches={parts}: a step learns from {rows}, and a minibatch has {least}; {fix}")
 
     @property
     def moments(self) -> tuple[str, ...]:

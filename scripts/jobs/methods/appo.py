@@ -31,4 +31,6 @@ class APPO(VTraced):
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.appo import APPOLearner
 
-        return APPOLearner(start.module(), **self.arguments(APPOLearner, device=device, seed=start.seed))
+        module = start.module()
+        self.check_minibatches(module)
+        return APPOLearner(module, **self.arguments(APPOLearner, device=device, seed=start.seed))

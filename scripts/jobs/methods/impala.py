@@ -16,6 +16,7 @@ class IMPALA(VTraced):
     """V-trace actor-critic (Espeholt et al. 2018): actors never wait for the learner."""
 
     name: ClassVar[str] = "impala"
+    undivided: ClassVar[bool] = True
 
     ahead: int = option(
         1,
@@ -37,4 +38,6 @@ class IMPALA(VTraced):
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.impala import IMPALALearner
 
-        return IMPALALearner(start.module(), **self.arguments(IMPALALearner, device=device))
+        module = start.module()
+        self.check_minibatches(module)
+        return IMPALALearner(module, **self.arguments(IMPALALearner, device=device))

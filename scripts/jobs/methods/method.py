@@ -7,7 +7,7 @@ functions, in any file. `key=value` on the command line sets its fields. A missi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,11 @@ class Method:
     @property
     def exact(self) -> bool:
         return False
+
+    def fitted(self, problem: Problem) -> Mapping[str, Any]:
+        """Settings whose values, of a default or a preset, do not fit the other settings -> values that do. A value that
+        somebody gave stays, and is refused."""
+        return {}
 
     def check(self, problem: Problem) -> None:
         """Raises UserError, one line, if settings contradict each other or the method cannot work on the problem."""

@@ -50,4 +50,6 @@ class PPO(OnPolicy, ByRounds):
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.ppo import PPOLearner
 
-        return PPOLearner(start.module(), **self.arguments(PPOLearner, device=device, seed=start.seed))
+        module = start.module()
+        self.check_minibatches(module)
+        return PPOLearner(module, **self.arguments(PPOLearner, device=device, seed=start.seed))
