@@ -114,8 +114,9 @@ class Actor:
             self._came(self.hand.results.popleft())
         if reason := self.interrupted():
             self._handle(events.Quit(reason))
-        self.session.told = self.voice.told if self.voice else self.whereabouts.look(self.session.at, self.clock())
-        self._handle(events.Tick())
+        if (now := self.clock()) >= self.session.look_at:
+            self.session.told = self.voice.told if self.voice else self.whereabouts.look(self.session.at, now)
+            self._handle(events.Tick())
         if self.lane:
             self.lane.flush()
         self.line.flush()

@@ -28,6 +28,7 @@ BACKLOG = 1 << 26  # bytes of changes that may wait for a worker that is busy; o
 UNREACHED = 5.0  # seconds of silence after which a person is told
 LAST = 2.5  # seconds that the last weights may take after the end of a run: less than a coordinator's farewell
 LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a Tick does is more urgent
+RIDES = 0.05  # seconds that a Have which nothing waits for may wait for the actor's next word: alone it wakes the coordinator
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class Session:
         self.needs = -1  # the oldest version that the newest weights are made of; `held` once the worker has added all changes
         self.undone = 0  # bytes of changes that the worker has not added
         self.owing = False  # the coordinator waits for a Have
+        self.told_of = -1  # the newest version that the coordinator was told is here
+        self.rides_until = math.inf  # when the Have of the newest weights is said at the latest; inf: none waits
         self.astray = False  # True: the coordinator believes that another version is here
         self.tasks: dict[TaskName, messages.Assign] = {}  # waiting tasks, in the order in which they came
         self.running: dict[TaskName, Running] = {}  # in the order in which the worker got them
@@ -101,7 +104,8 @@ class Session:
         if self.over or (now < self.look_at and type(event) is events.Tick):
             return []
         self.now = now
-        return [*self._take(event), *(self._settle() if self.tasks else ())]
+        taken = [*self._take(event), *(self._riding() if self.rides_until < math.inf else ())]
+        return [*taken, *self._settle()] if self.tasks else taken
 
     def _take(self, event: Event) -> Iterable[Effect]:
         match event:
@@ -172,6 +176,7 @@ class Session:
         if not kept:
             self.held = self.needs = -1
             self.undone, self.owing = 0, False
+            self.told_of, self.rides_until = -1, math.inf
             yield effects.Reset()
             place = "to follow the weights" if self.hello.follows else f"as actor {welcome.number}"
             yield effects.Note(f"joined {self.where} {place}")
@@ -198,6 +203,7 @@ class Session:
     def _lose_place(self) -> None:
         """Begin again with Hello, because the coordinator does not know the actor, or does not answer."""
         self.epoch, self.greeting = 0, self.greeting + 1
+        self.told_of, self.rides_until = -1, math.inf  # the next Hello tells what is here
         self.pause, self.hello_at, self.look_at = HELLO_AGAIN[0], self.now, self.now
 
     def _listen(self, message: Message) -> Iterable[Effect]:
@@ -243,7 +249,7 @@ class Session:
         if weights.nbytes and weights.version > self.held:
             yield from self._gather(weights.version, weights.base, weights.nbytes)
         else:
-            yield from self._adopt(weights.version, weights.base)
+            yield from self._adopt(weights.version, weights.base, rides=weights.base == WHOLE)
         yield from self._in_snapshot(weights.kept)
 
     # Briefs
@@ -316,8 +322,9 @@ class Session:
 
     # Weights
 
-    def _adopt(self, version: int, base: int, nbytes: int = 0) -> Iterator[Effect]:
-        """nbytes: of a change that was fetched."""
+    def _adopt(self, version: int, base: int, nbytes: int = 0, rides: bool = False) -> Iterator[Effect]:
+        """nbytes: of a change that was fetched. rides: if the weights are new, their Have may wait for the next word."""
+        rides = rides and version > self.held
         if version > self.held:
             if not self._fits(base):
                 return
@@ -329,11 +336,23 @@ class Session:
             yield effects.Adopt(version, base)
             yield from self._drop_weights(version)  # or an older version, which nobody sends any more, would hold up the queue
         self.owing = self.undone > BACKLOG
-        if not self.owing:  # else the coordinator sends no more until the worker has added these
+        if rides:
+            self.rides_until = self.now + RIDES
+        elif not self.owing:  # else the coordinator sends no more until the worker has added these
             yield self._have(version)
 
     def _have(self, version: int) -> Effect:
+        self.told_of = max(self.told_of, version)
+        if version >= self.held:
+            self.rides_until = math.inf
         return self._say(messages.Have(version, min([self.needs, *(one.needs for one in self.running.values())])))
+
+    def _riding(self) -> Iterator[Effect]:
+        """Say the Have that waits once its time is up; and at once if a task here needs the weights: the task's time begins
+        with the Have, and if the task ends this process, the coordinator must know that it had begun."""
+        due = self.now >= self.rides_until and not self.over
+        if due or any(name[0] > self.told_of for name in (*self.running, *self.tasks)):
+            yield self._have(self.held)
 
     def _decoded(self) -> Iterator[Effect]:
         self.needs, self.undone = self.held, 0
@@ -401,6 +420,8 @@ class Session:
         if before := self.retained.pop(task, None):  # an earlier attempt's, whose payload the shell has dropped
             self.retained_bytes -= before.nbytes
         self.unjudged[task] = waiting = Unsettled(done.message, self.now, done.nbytes)
+        if self.epoch and self.rides_until < math.inf:
+            yield self._have(self.held)
         if self.epoch:
             yield self._say_contribution(waiting)
 

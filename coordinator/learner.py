@@ -307,6 +307,9 @@ class LearnerThread(Learner):
         self._tell()
 
     def _tell(self) -> None:
+        """Tell the answers and wake whoever waits for them. Nobody is woken for none: a wake costs the other thread a turn."""
+        if not self._unsaid:
+            return
         began = self.clock()
         self._flush()
         self._wake()

@@ -141,7 +141,8 @@ class Server:
             self.handle(events.Interrupt(reason, self.outside.pauses()))
         if self.outside.nudged():
             self.handle(events.Nudge())
-        self.handle(events.Tick())
+        if self.traffic.due(self.clock()):
+            self.handle(events.Tick())
         while self._jobs:
             jobs, self._jobs = self._jobs, []
             self.learner.put(jobs)

@@ -249,6 +249,7 @@ def drawn(rng: Random, seconds: float) -> Setting:
             briefs=schedule.seed % 3 > 0,
             brief_once=schedule.seed % 5 == 0,
             watched=schedule.seed % 4 < 3,
+            light=(schedule.seed % 3 == 0 or schedule.seed % 5 == 0) and schedule.seed % 2 > 0,  # without changes
             hush=bounds.patience / (3 + schedule.seed % 2),
         ),  # no draw of its own
         goal=rng.choice((Goal(), Goal(), Goal(), Goal(versions=rng.randint(3, 40)), Goal(steps=rng.randint(20, 400)))),

@@ -56,6 +56,7 @@ class Bounds:
     brief_once: it is asked for them only until an actor has had them once for a client; later tasks wait for no learner.
     watched: the sockets tell by themselves whose process has stopped, so that silence alone is no sign of it.
     endless: no version follows, and a task that is set aside is no reason to end.
+    light: weights are so small that they need not be on their way while an actor is at its only task: they go with its next.
     steps: environment steps that one client's task can have (0: any number below 2**53).
     back: seconds after a restart in which actors of the last life may offer again its accepted contributions, or hear Stop.
     """
@@ -83,6 +84,7 @@ class Bounds:
     brief_once: bool = False
     watched: bool = False
     endless: bool = False
+    light: bool = False
     steps: int = 0
     back: float = 2.0
 

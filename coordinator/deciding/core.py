@@ -65,7 +65,7 @@ class Core:
         if not facts.ended and not facts.reached:
             if facts.starves():
                 yield from _step(facts)
-            for actor in facts.roster.refresh(facts.version) if facts.roster.behind else ():
+            for actor in facts.roster.refresh(facts.version, facts.bounds.light) if facts.roster.behind else ():
                 yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
             if facts.roster.room or desk.stalls(facts):
                 yield from desk.employ(facts)

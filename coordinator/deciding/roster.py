@@ -81,6 +81,11 @@ class Actor:
         return self.mute or self.unfit
 
     @property
+    def at_work(self) -> bool:
+        """Return whether the actor has one task alone, and the weights for it: it has no use for newer ones before the next."""
+        return len(self.tasks) == 1 and all(version <= self.held for version, _ in self.tasks)
+
+    @property
     def unfit(self) -> bool:
         """Return whether other actors play the actor's clients. A link that is cut for some seconds is no reason."""
         return self.stuck or self.away or self.barred_until > 0 or self.follows
@@ -99,6 +104,7 @@ class Roster:
         self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions with room, by tasks held
         self.lives: dict[int, int] = {}  # number -> sessions that have had it
         self.behind: dict[bytes, None] = {}  # sessions that want newer weights than those sent to them
+        self.later: dict[bytes, None] = {}  # sessions that will want them once their task is done (Bounds.light)
         self._heard: OrderedDict[bytes, float] = OrderedDict()  # longest silence first
         self._said: OrderedDict[bytes, float] = OrderedDict()
         self._free: list[int] = []  # numbers that actors gave back, a heap
@@ -129,7 +135,7 @@ class Roster:
         """Remove an actor. The caller hands on its tasks."""
         del self.actors[actor.session], self._by_peer[actor.peer]
         self.allow(actor, 0)
-        self.behind.pop(actor.session, None)
+        self._wants_none(actor)
         del self._heard[actor.session]
         self._said.pop(actor.session, None)
         self._barred.pop(actor.session, None)
@@ -142,7 +148,7 @@ class Roster:
         """Mark an actor as away: its connection is lost. The actor keeps its place and tasks until the bound on silence."""
         actor.away = True
         self.allow(actor, 0)
-        self.behind.pop(actor.session, None)
+        self._wants_none(actor)
         self._said.pop(actor.session, None)
 
     def hush(self, actor: Actor) -> None:
@@ -197,12 +203,14 @@ class Roster:
         self._leave(actor)
         actor.tasks.add(task)
         self._enter(actor)
+        self._works(actor)
 
     def unburden(self, actor: Actor, task: TaskName) -> None:
         if task in actor.tasks:
             self._leave(actor)
             actor.tasks.discard(task)
             self._enter(actor)
+            self._works(actor)
 
     def allow(self, actor: Actor, capacity: int) -> None:
         """Let an actor hold `capacity` tasks from now on, and one at most while a task is tried alone there; 0: none but those
@@ -298,12 +306,24 @@ class Roster:
             actor.under_way, actor.sent = False, actor.held
             self.behind[actor.session] = None
 
-    def refresh(self, version: int) -> Iterator[Actor]:
-        """Return the actors to send `version` to now, and mark it as under way to each."""
+    def _works(self, actor: Actor) -> None:
+        """Mark an actor as behind if newer weights waited for what it works on to change, as it does now."""
+        if actor.session in self.later:
+            del self.later[actor.session]
+            self.behind[actor.session] = None
+
+    def _wants_none(self, actor: Actor) -> None:
+        self.behind.pop(actor.session, None)
+        self.later.pop(actor.session, None)
+
+    def refresh(self, version: int, light: bool = False) -> Iterator[Actor]:
+        """Return the actors to send `version` to now, and mark it as under way to each. light: as in Bounds."""
         behind, self.behind = self.behind, {}
         for session in behind:
             actor = self.actors[session]
-            if actor.sent < version:
+            if light and actor.at_work:
+                self.later[session] = None
+            elif actor.sent < version:
                 actor.under_way, actor.sent = True, version
                 yield actor
 

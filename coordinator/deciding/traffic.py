@@ -149,6 +149,10 @@ class Traffic:
         self.version, self.weights, self.lately = version, weights, lately
         self.serving.publish(version)
 
+    def due(self, now: float) -> bool:
+        """Return whether a Tick would change anything now: the core's next look is due, or arrays are being fetched."""
+        return now >= self.core.look_at or not self.receiving.idle
+
     def handle(self, event: Happening, now: float) -> Sequence[Deed]:
         """Take an event, the one way in. Return the deeds, in order. `now` is in seconds of a clock that never goes back."""
         self.now = now

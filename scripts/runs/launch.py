@@ -33,6 +33,7 @@ from shoal.protocol.draws import lent_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.gateway import listening
 from shoal.protocol.layout import Bundle
+from shoal.protocol.link import INLINE as ATTACHED
 from shoal.protocol.work import Metrics
 from shoal.runs.best import Best, Target
 from shoal.runs.closing import Closing, plays
@@ -207,6 +208,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             again = central(aggregator.weights())  # the last life was killed after the snapshot, and before it had told of this
         if pool:
             pool.ready(interrupted)
+        afar, coded = config.actors > 0 or bool(options.bind), hasattr(aggregator, "change")
+        once = job.briefs_once(layout)
+        light = afar and (once or not briefs) and not (coded or job.virtual) and layout.nbytes <= ATTACHED
         core = Core(
             job.plan(replace(found.asked, seconds=before.seconds)),
             job.method.goal(),
@@ -214,8 +218,9 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
                 bounds_of(options),
                 retain=recording.retain,
                 briefs=bool(briefs),
-                brief_once=job.briefs_once(layout),
+                brief_once=once,
                 watched=True,
+                light=light,
             ),
             found,
             clock(),

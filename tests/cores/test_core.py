@@ -1016,6 +1016,29 @@ def test_a_slow_actor_skips_versions_and_the_others_do_not() -> None:
     assert run.hear("slow", Have(0)).all(SendWeights) == [SendWeights(b"slow", b"session of slow", 3, 0)]
 
 
+def test_light_weights_wait_for_the_next_task_of_an_actor_that_is_at_its_only_one() -> None:
+    run = Run(Stream(1, 9), Bounds(ahead=1, light=True)).join("a", "b").hear("a", Have(0)).hear("b", Have(0))
+    assert run.contribute("a").step().all(SendWeights) == []  # both are at a task that version 0 is good for
+    run.contribute("b")
+    assert [type(one) for one in run.effects if not isinstance(one, Step)] == [Send, SendWeights, Send]  # before the task
+    assert run.all(SendWeights) == [SendWeights(b"b", b"session of b", 1, 0)]
+    assert run.step().all(SendWeights) == []
+    assert run.contribute("a").all(SendWeights) == [SendWeights(b"a", b"session of a", 2, 0)]  # 1 was skipped
+    run.step().arrive("b")
+    assert list(run.core.facts.roster.later) == [b"session of b"]
+    assert run.event(Lost(b"b", "ended", dead=True)).core.facts.roster.later == {}
+
+
+def test_light_weights_go_at_once_to_an_actor_that_needs_them_or_has_another_task_waiting() -> None:
+    run = Run(Stream(1, 0), Bounds(ahead=1, light=True)).join("a", "b").hear("a", Have(0))  # nothing lags
+    run.slow = {"b"}
+    run.contribute("a").step()
+    assert [one.peer for one in run.all(SendWeights)] == [b"a"]  # its task is of version 1
+    assert [one.peer for one in run.hear("b", Have(0)).all(SendWeights)] == [b"b"]  # so is its, since the last one is stale
+    run = Run(Stream(1, 9), Bounds(ahead=2, light=True)).join("a").hear("a", Have(0))
+    assert run.contribute("a").step().all(SendWeights) == [SendWeights(b"a", b"session of a", 1, 0)]
+
+
 def test_a_have_of_other_weights_frees_no_way() -> None:
     run = Run(Stream(1, 9)).join("a").contribute("a").step()
     run.slow = {"a"}  # version 1 is on the way

@@ -13,7 +13,7 @@ import pytest
 
 from shoal.actors.effects import Adopt, Effect, Flag, Forget, Give, Leave, Note, Reset, Run, Say, Stow
 from shoal.actors.events import Decoded, Done, Event, Heard, Opened, Quit, Tick
-from shoal.actors.session import AT_HAND, BACKLOG, HELLO_AGAIN, SAY_AGAIN, UNREACHED, Session, hello
+from shoal.actors.session import AT_HAND, BACKLOG, HELLO_AGAIN, RIDES, SAY_AGAIN, UNREACHED, Session, hello
 from shoal.protocol.fetching import LEAST, PROBE
 from shoal.protocol.messages import (
     WHOLE,
@@ -120,8 +120,31 @@ def test_a_second_welcome_changes_nothing() -> None:
 
 def test_weights_are_adopted_and_confirmed() -> None:
     story = Story().welcomed().hear(Weights(4))
-    assert story.all(Adopt) == [Adopt(4)]
-    assert story.said(Have) == [Have(4, 4)]
+    assert (story.all(Adopt), story.said(Have)) == ([Adopt(4)], [])
+    assert story.tick(after=RIDES / 2).said(Have) == []
+    assert story.tick(after=RIDES).said(Have) == [Have(4, 4)]
+    assert story.tick(after=RIDES).said(Have) == []
+
+
+def test_a_confirmation_that_no_task_waits_for_goes_with_the_next_result() -> None:
+    story = Story().welcomed().hear(Weights(4), assign((4, 0)))
+    assert story.said(Have) == [Have(4, 4)]  # the time of the task begins with it
+    assert story.hear(Weights(5)).said(Have) == []
+    story.done((4, 0), after=RIDES / 2)
+    assert [type(say.envelope.message) for say in story.all(Say)] == [Have, Contribute]
+    assert story.said(Have) == [Have(5, 5)]
+    assert story.hear(Weights(6)).said(Have) == []
+    assert story.hear(assign((6, 0))).said(Have) == [Have(6, 6)]
+    assert story.hear(Weights(7), assign((5, 1))).said(Have) == []  # which version 6 was good for, too
+
+
+def test_a_confirmation_that_waits_is_not_said_to_who_does_not_know_this_actor() -> None:
+    story = Story().welcomed().hear(Weights(4)).hear(Refused("say Hello", False))
+    assert [hello.held for hello in story.tick(after=RIDES).said(Hello)] == [4]
+    assert story.said(Have) == []
+    assert story.welcomed(resumed=True).tick(after=RIDES).said(Have) == []
+    assert story.hear(Weights(5)).hear(Weights(4)).said(Have) == [Have(4, 5)]  # a late word; the newest still waits
+    assert story.tick(after=RIDES).said(Have) == [Have(5, 5)]
 
 
 def test_older_weights_are_confirmed_and_not_adopted() -> None:
@@ -131,7 +154,7 @@ def test_older_weights_are_confirmed_and_not_adopted() -> None:
 
 
 def test_have_tells_which_weights_are_still_in_use() -> None:
-    story = Story().welcomed().hear(Weights(4), assign((4, 0))).hear(Weights(5))
+    story = Story().welcomed().hear(Weights(4), assign((4, 0))).hear(Weights(5)).tick(after=RIDES)
     assert story.said(Have) == [Have(5, using=4)]
 
 
@@ -390,8 +413,9 @@ def test_weights_that_changes_are_still_to_be_added_to_are_in_use() -> None:
     story = Story().welcomed().hear(Weights(4), assign((4, 0))).hear(Weights(5, base=4), assign((5, 0)))
     assert (runs(story), story.said(Have)) == ([((5, 0), 1, 5)], [Have(5, 4)])
     story.done((4, 0))
-    assert story.hear(Weights(6)).said(Have) == [Have(6, 4)]  # the worker adds to 4 before the task that it begins now
-    assert story.done((5, 0)).hear(Weights(7)).said(Have) == [Have(7, 7)]
+    story.hear(Weights(6)).tick(after=RIDES)
+    assert story.said(Have) == [Have(6, 4)]  # the worker adds to 4 before the task that it begins now
+    assert story.done((5, 0)).hear(Weights(7)).tick(after=RIDES).said(Have) == [Have(7, 7)]
 
 
 def test_while_the_worker_has_many_changes_to_add_no_more_are_asked_for() -> None:
@@ -414,7 +438,7 @@ def test_one_change_is_taken_however_large_and_whole_weights_need_no_adding() ->
             if story.all(Adopt):
                 break
     assert (story.all(Adopt), story.said(Have)) == ([Adopt(1, 0)], [])
-    assert story.hear(Weights(2)).said(Have) == [Have(2, 2)]
+    assert story.hear(Weights(2)).tick(after=RIDES).said(Have) == [Have(2, 2)]
 
 
 def test_weights_that_rest_have_a_new_number_and_who_holds_others_asks_for_all() -> None:
@@ -473,7 +497,7 @@ def test_an_older_attempt_is_not_begun_after_a_newer_one() -> None:
 
 
 def test_a_beat_is_said_when_nothing_else_was() -> None:
-    story = Story().welcomed().hear(Weights(0))
+    story = Story().welcomed().hear(Weights(0)).tick(after=RIDES)
     assert story.tick(after=0.2).said(Beat) == []
     assert story.tick(after=0.06).said(Beat) == [Beat(0)]
     story.hear(assign((0, 0))).done((0, 0), after=0.2)
