@@ -14,17 +14,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.actors.asking import Asking
 from shoal.actors.workers import lives
-from shoal.envs.spaces import LIFE, MASK, MOMENTS, OBSERVATION, STATE, Spaces, final_name
+from shoal.actors.workers.episodes import Episodes, samples
+from shoal.actors.workers.rows import Portion, Rows
+from shoal.envs.spaces import LIFE, MOMENTS, OBSERVATION, Spaces
 from shoal.envs.states import NoStateError
-from shoal.envs.vector import Envs, Step, Stepping, Worlds
-from shoal.nets.acting import ALL, FIRST, Acted, Policy, State
+from shoal.envs.vector import Envs, Worlds
+from shoal.nets.acting import Policy
 from shoal.nets.moments import Moments
 from shoal.nets.normal import PAID, SEEN, kept_of
 from shoal.protocol.draws import globally, key
@@ -37,78 +39,6 @@ SEEDS = 2**30  # an environment's seed is below this: some environments take 32 
 GOLDEN = 0.6180339887498949  # clients' shares of an episode, multiples of it, lie evenly however many clients there are
 TOLD = 1.0  # seconds from one trajectory that tells a life to the next, where tellings are for a later life of the run alone
 MOST_LOST = 5  # episodes in a row that an environment may lose in an evaluation
-
-
-@dataclass(slots=True)
-class Episodes:
-    """The returns and lengths so far of the running episodes of B environments."""
-
-    returns: npt.NDArray[np.float64]  # [B]
-    lengths: npt.NDArray[np.int64]  # [B]
-
-    @classmethod
-    def none(cls, num_envs: int) -> Episodes:
-        return cls(np.zeros(num_envs), np.zeros(num_envs, np.int64))
-
-    def finished(
-        self,
-        reward_TB: npt.NDArray[np.float64],
-        lived_TB: npt.NDArray[np.bool_],
-        over_TB: npt.NDArray[np.bool_],
-        cut_TB: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Take T rows in. Gives returns and lengths of the episodes that ended in these rows, in the order of their ends.
-
-        An episode is a stretch of one environment's rows up to a row with `over`. A row that is not `lived` only reset: it has
-        no reward and adds nothing to the length. If an episode's last row is not `lived`, the episode was lost with its process
-        and is left out. Sums are taken per stretch, so that a NaN stays in its own episode.
-        """
-        T, B = over_TB.shape
-        begins = np.ones((B, T), dtype=bool)
-        begins[:, 1:] = over_TB.T[:, :-1]
-        starts = np.flatnonzero(begins)
-        ends = np.append(starts[1:], T * B) - 1
-        returns = np.add.reduceat(reward_TB.T.ravel(), starts)
-        lengths = np.add.reduceat(lived_TB.T.ravel().astype(np.int64), starts)
-        first, last = starts % T == 0, ends % T == T - 1  # one stretch of each kind per environment
-        returns[first] += self.returns
-        lengths[first] += self.lengths
-        over = over_TB.T.ravel()[ends]
-        self.returns, self.lengths = np.where(over, 0, returns)[last], np.where(over, 0, lengths)[last]
-        told = over & lived_TB.T.ravel()[ends]
-        if cut_TB is not None:
-            told &= ~cut_TB.T.ravel()[ends]
-        order = np.argsort((ends % T)[told], kind="stable")
-        return returns[told][order], lengths[told][order]
-
-
-@dataclass(slots=True)
-class Portion:
-    """Environments of one client that are stepped together: all of them, or a half. step: their last one. state: the policy's,
-    before it acts on that step's observations. columns: their places among all of the client's."""
-
-    envs: Worlds
-    step: Step
-    state: State
-    columns: slice
-    action: Any = None  # of the step that begins when its result is asked for
-    stepping: Stepping | None = None  # the environments, if they step by themselves
-
-    def __post_init__(self) -> None:
-        if hasattr(self.envs, "send"):
-            self.stepping = cast(Stepping, self.envs)
-
-    def send(self, action: Any) -> None:
-        """Begin a step, if the environments step by themselves; else it begins at `receive`."""
-        if self.stepping is None:
-            self.action = action
-        else:
-            self.stepping.send(action)
-
-    def receive(self) -> Step:
-        """The result of the step."""
-        self.step = self.envs.step(self.action) if self.stepping is None else self.stepping.receive()
-        return self.step
 
 
 @dataclass(slots=True)
@@ -129,54 +59,6 @@ class Life:
     @property
     def worlds(self) -> list[Worlds]:
         return [part.envs for part in self.parts]
-
-
-@dataclass(slots=True)
-class Filling:
-    """The rows of a trajectory that one part of the environments fills: views [T, b, ...] of its arrays; observation and first
-    have T + 1 rows. extras: of the policy, by name, which the first step makes."""
-
-    part: Portion
-    words: Words
-    noise: Any
-    observation: Any
-    final: Any
-    first: Any
-    action: Any
-    mask: Any
-    terminated: Any
-    truncated: Any
-    reward: Any
-    lived: Any
-    extras: dict[str, Any] = field(default_factory=dict)
-
-    def see(self, t: int) -> Step:
-        """Write what is seen before step t. Returns the step that showed it."""
-        step = self.part.step
-        if self.first is not None:
-            self.first[t] = step.first
-        self.observation[t], self.mask[t] = step.observation, step.mask
-        return step
-
-    def act(self, t: int, acted: Acted, whole: dict[str, Any], B: int) -> None:
-        """Write the actions of step t, and begin the step. whole: the extras of all parts, [T, B, ...]."""
-        self.action[t], self.part.state = acted.action, acted.state
-        for name, array in acted.extras.items():
-            if name not in self.extras:
-                if name not in whole:
-                    whole[name] = np.empty((len(self.action), B, *array.shape[1:]), array.dtype)
-                self.extras[name] = whole[name][:, self.part.columns]
-            self.extras[name][t] = array
-        self.part.send(self.action[t])
-
-    def take(self, t: int) -> Step:
-        """Write the result of step t."""
-        step = self.part.receive()
-        self.reward[t], self.terminated[t], self.truncated[t] = step.reward, step.terminated, step.truncated
-        self.lived[t] = step.lived
-        if step.final is not None and step.truncated.any():
-            self.final[t, step.truncated] = step.final[step.truncated]
-        return step
 
 
 @dataclass(eq=False, repr=False)
@@ -375,11 +257,15 @@ class Rollout:
         life.rollouts += 1
         tells = self.life > 0 and (not self.keeps or self.clock() >= life.told_at + TOLD)
         bundle = self._bundle(life.spaces, self.life if tells else 0)
-        reward, lived, cut, replaced = self._fill(bundle, life, rng, words)
+        rows = Rows(bundle, life.spaces, life.parts, self.policy, self.policy.noise(rng, *bundle["mask"].shape), words)
+        began, seconds = self.clock(), self.seconds
+        played = rows.fill((lambda: self.clock() - began > seconds) if seconds > 0 else None)
+        if played < self.rollout_length:
+            self._cut(played)
         over = bundle["terminated"] | bundle["truncated"]
-        returns, lengths = life.episodes.finished(reward, lived, over, cut)
+        returns, lengths = life.episodes.finished(rows.reward, rows.lived, over, rows.cut)
         if self.moments:
-            self._tell_moments(bundle, life, reward, lived, over)
+            self._tell_moments(bundle, life, rows.reward, rows.lived, over)
         if tells:
             life.told_at = self.clock()
             if why := lives.tell(bundle[LIFE], life.born, life.rollouts, lambda: self._state(life)):
@@ -387,100 +273,10 @@ class Rollout:
         return Work(
             bundle,
             weight=max(1.0, float(np.count_nonzero(bundle["mask"]))),
-            totals=self._totals(replaced),
-            samples=_samples(returns[-MAX_SAMPLES:], lengths[-MAX_SAMPLES:]),
-            steps=int(np.count_nonzero(lived)),
+            totals=self._totals(rows.replaced),
+            samples=samples(returns[-MAX_SAMPLES:], lengths[-MAX_SAMPLES:]),
+            steps=int(np.count_nonzero(rows.lived)),
         )
-
-    def _fill(self, bundle: Bundle, life: Life, rng: np.random.Generator, words: Words) -> tuple[Any, Any, Any, int]:
-        """Play T rows and write them into the bundle. Returns reward (float64), lived and, where first episodes were cut short,
-        cut (else None), all [T, B], for the statistics of episodes, and the number of processes replaced."""
-        T, B, policy = self.rollout_length, self.num_envs, self.policy
-        spaces, parts = life.spaces, life.parts
-        observation, final = _whole(bundle, spaces, T, B)
-        first = bundle["first"] if policy.memory else None
-        reward, lived = np.empty((T, B)), np.empty((T, B), dtype=bool)
-        noise = policy.noise(rng, T, B)
-        names = ("action", "mask", "terminated", "truncated")
-        arrays: dict[str, Any] = {**{name: bundle[name] for name in names}, "noise": noise, "reward": reward, "lived": lived}
-        arrays = {**arrays, "observation": observation, "final": final, "first": first}
-        every: list[Filling] = []
-        for part in parts:
-            its: dict[str, Any] = {name: None if array is None else array[:, part.columns] for name, array in arrays.items()}
-            told = words if len(parts) == 1 else {**words, FIRST: part.columns.start, ALL: B}
-            every.append(Filling(part, told, **its))
-            for name, array in part.state.items():
-                bundle[f"{STATE}{name}"][part.columns] = array
-        extras: dict[str, Any] = {}
-        replaced, began = sum(part.step.replaced for part in parts), self.clock()
-        cut: npt.NDArray[np.bool_] | None = None
-        asks = policy if isinstance(policy, Asking) and len(parts) > 1 else None
-        waiting: tuple[int, int] | None = None  # (place, row) of a question whose answer was not asked for yet
-        t = 0
-
-        def taken(rows: Filling, row: int) -> None:
-            nonlocal cut, replaced
-            step = rows.take(row)
-            replaced += step.replaced
-            if step.cut is not None:
-                cut = np.zeros((T, B), dtype=bool) if cut is None else cut
-                cut[row, rows.part.columns] = step.cut
-
-        def answered() -> None:
-            nonlocal waiting
-            if asks and waiting:
-                place, row = waiting
-                rows, waiting = every[place], None
-                rows.act(row, asks.answer(place, rows.noise[row], rows.words), extras, B)
-
-        for t in range(T):
-            if t and 0 < self.seconds < self.clock() - began:
-                break
-            for place, rows in enumerate(every):
-                if t:
-                    taken(rows, t - 1)
-                step = rows.see(t)
-                if asks:
-                    asks.ask(place, step.observation, step.first, rows.part.state)
-                    answered()  # the other half's, which begins a step
-                    waiting = place, t
-                else:
-                    acted = policy.act(step.observation, step.first, rows.part.state, rows.noise[t], rows.words)
-                    rows.act(t, acted, extras, B)
-        else:
-            t = T
-        for place, rows in enumerate(every):
-            if waiting and waiting[0] == place:
-                answered()
-            taken(rows, t - 1)
-        if t < T:
-            self._cut(t)
-            bundle["mask"][t:], lived[t:] = False, False
-            for rows in every:
-                rows.observation[t:T] = rows.part.step.observation
-                if first is not None:
-                    rows.first[t] = rows.part.step.first
-            if spaces.masks:
-                observation[MASK][t:T] = True  # these rows have the action 0, whose probability must be a number
-            for array in (reward, bundle["action"], *extras.values()):
-                array[t:] = 0
-        bundle["mask"][...] &= (
-            lived  # a row that only resets is masked already; a row that never happened shows only after its step
-        )
-        for rows in every:
-            rows.observation[T] = rows.part.step.observation
-            if first is not None:
-                rows.first[T] = rows.part.step.first
-            rows.part.step = rows.part.step._replace(replaced=0)  # the replaced processes are counted by now
-        bundle["reward"][...] = reward
-        if not spaces.plain:
-            for name in spaces.arrays:
-                bundle[name][...] = observation[name]
-                if spaces.finals:
-                    bundle[final_name(name)][...] = final[name]
-        for name, rows_TB in policy.finish(extras, bundle["action"]).items():
-            bundle[name][...] = rows_TB
-        return reward, lived, cut, replaced
 
     def _tell_moments(self, bundle: Bundle, life: Life, reward_TB: Any, lived_TB: Any, over_TB: Any) -> None:
         """Write the statistics of the trajectory into the bundle."""
@@ -524,7 +320,7 @@ class Rollout:
         with _closed_on_failure(stage), globally(self.seed, "env evaluated", client, task.version, task.index):
             returns, lengths, replaced = self._played(stage, wanted, seed, task.words)
         self._stage = stage  # not before: after a failure half-way it is made anew
-        return Work(None, totals=self._totals(replaced), samples=_samples(returns, lengths))
+        return Work(None, totals=self._totals(replaced), samples=samples(returns, lengths))
 
     def _played(
         self, envs: Worlds, wanted: npt.NDArray[np.int64], seed: int, words: Words
@@ -586,15 +382,6 @@ def _closed_on_failure(*worlds: Worlds) -> Iterator[None]:
         stack.pop_all()
 
 
-def _whole(bundle: Bundle, spaces: Spaces, T: int, B: int) -> tuple[Any, Any]:
-    """Arrays for observations [T + 1, B, ...] and for last observations of truncated episodes [T, B, ...], as `Spaces.record`
-    says: the bundle's own, or structured ones, which are copied to the bundle at the end."""
-    if spaces.plain:
-        return bundle[OBSERVATION], bundle["final"] if spaces.finals else None
-    dtype = spaces.record()[0]
-    return np.zeros((T + 1, B), dtype), np.zeros((T, B), dtype) if spaces.finals else None
-
-
 def _arrays(observation: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of observations, by name: one, or the fields of a structured array."""
     names = observation.dtype.names
@@ -606,7 +393,3 @@ def _fill_in(array: Any, raw: bytes) -> None:
     if len(raw) != array.nbytes:
         raise NoStateError(f"an array of {array.nbytes:,} bytes was told with {len(raw):,}")
     array[...] = np.frombuffer(raw, array.dtype).reshape(array.shape)
-
-
-def _samples(returns: Any, lengths: Any) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(np.asarray(each, float).tolist()) for name, each in (("return", returns), ("length", lengths))}

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.actors import close
-from shoal.actors.workers.rollout import Episodes, Rollout
+from shoal.actors.workers.episodes import Episodes
+from shoal.actors.workers.rollout import Rollout
 from shoal.envs.vector import Array, Step, Worlds
 from shoal.protocol.draws import kept_globals
 from shoal.protocol.errors import UserError

@@ -293,7 +293,7 @@ def test_a_place_is_told_after_5_s_at_one_task_and_again_every_2_s_until_the_tas
 
 
 def test_a_word_follows_the_innermost_place_that_is_known() -> None:
-    rollout = Frame("shoal.actors.workers.rollout", "_fill")
+    rollout = Frame("shoal.actors.workers.rows", "fill")
     assert word([rollout, Frame("shoal.nets.numpy_policy", "parameters")]) == "act"
     assert word([rollout, Frame("shoal.envs.isolated", "step"), Frame("select", "poll")]) == "env.step"
     assert word([Frame("mine", "run")]) == "work"
