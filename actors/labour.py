@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import TypeAlias
 
 from shoal.actors import Worker, adds, works_of
@@ -34,6 +35,7 @@ TAKEN = frozenset(
     | {"rollout_lag", "transfer_lag", "queue_lag", "learn_lag"}
 )
 """The metrics that the coordinator makes of a step itself, in the place of a worker's total of the same name."""
+FLOATS = frozenset({float})
 MOST_SAMPLES = 900  # samples of each name that are sent, the last: as many as fit into a list of a header
 SAMPLES = 4_000  # samples of all names together that are sent: as many as fit into a header beside its totals
 
@@ -75,7 +77,7 @@ def perform(
         total = PartialSum(weights.layout, run.exact, _adder()) if run.summed else None
         added = total is not None and brief is None and adds(hand)
         works = hand.add_all(weights, task.clients, task, total) if added else works_of(hand, weights, task, brief)  # type: ignore[attr-defined]
-        taken = _taken(hand) if task.counts else frozenset()
+        taken = cache(partial(_taken, hand))
         for client in run.task.clients:
             try:
                 work = next(works)
@@ -97,8 +99,9 @@ def perform(
     return Product(message, bundle, len(told))
 
 
-def _check(work: Work, task: Task, taken: frozenset[str], added: bool) -> None:
-    """Raises UserError for a Work that is none. taken: names that its totals must not have. added: the sum has its arrays."""
+def _check(work: Work, task: Task, taken: Callable[[], frozenset[str]], added: bool) -> None:
+    """Raises UserError for a Work that is none. taken: gives the names that its totals must not have; asked only where a total
+    has one that may be of them, because the answer is in all parts of the worker. added: the sum has its arrays."""
     if not _plain(work):
         _check_kinds(work)
     if work.bundle is None and task.counts and not added:
@@ -106,8 +109,8 @@ def _check(work: Work, task: Task, taken: frozenset[str], added: bool) -> None:
     if "steps" in work.totals or not 0 <= work.steps < 2**53:
         found = f"steps={work.steps}, and totals of {', '.join(work.totals) or 'no name'}"
         raise UserError(f"a worker gives its number of steps, from 0, as Work(steps=...), not in totals; it gave {found}")
-    if not taken.isdisjoint(work.totals):
-        name = sorted(taken & work.totals.keys())[0]
+    if task.counts and not TAKEN.isdisjoint(work.totals) and (names := taken() & work.totals.keys()):
+        name = sorted(names)[0]
         raise UserError(f"a worker's totals hold {name!r}, which is a metric of Shoal's own: give it another name")
 
 
@@ -118,7 +121,10 @@ def _plain(work: Work) -> bool:
     for name, pair in work.totals.items():
         if not (type(name) is str and type(pair) is tuple and len(pair) == 2 and type(pair[0]) is type(pair[1]) is float):
             return False
-    return not work.samples and (work.bundle is None or isinstance(work.bundle, Bundle))
+    for name, numbers in work.samples.items() if type(work.samples) is dict else ((None, None),):
+        if not (type(name) is str and type(numbers) is tuple and FLOATS.issuperset(map(type, numbers))):
+            return False
+    return work.bundle is None or isinstance(work.bundle, Bundle)
 
 
 def _check_kinds(work: Work) -> None:

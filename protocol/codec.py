@@ -7,7 +7,6 @@ every known bomb cheap, then checked field by field against the dataclass's own 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
 from typing import Any, TypeAlias, get_args
@@ -28,8 +27,10 @@ MAX_MAP = 256  # entries of a map in a header; no memory is taken for an entry b
 MAX_FIGURES = 61_440  # bytes of a contribution's names and figures, as packed at most: they share its header with little else
 MAX_WELCOME = 8 << 20  # bytes of a Welcome's payload
 MAX_WORDS = 4_096  # bytes of a task's words, packed
+FEW = 3  # values of a header frame that are read one by one: an Unpacker costs as much as three
 LATER = 8  # fields that a later minor version may have added to a message: they are ignored
 MAX_DEPTH = 16  # levels of lists and maps in a task's words
+FLOATS = frozenset({float})
 PLAIN = (type(None), bool, int, float, str)
 UNPACKED = (ValueError, OverflowError, TypeError, RecursionError)  # exceptions that unpacking documents, or was seen to raise
 
@@ -73,6 +74,13 @@ def _tuple_of(check: Check) -> Check:
         return tuple([check(one) for one in value])
 
     return tuple_of
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    if type(value) is list and FLOATS.issuperset(map(type, value)):  # a rollout has hundreds of episodes at first
+        return tuple(value)
+    floats: tuple[float, ...] = _tuple_of(_float)(value)
+    return floats
 
 
 def _pair_of(check: Check) -> Check:
@@ -141,7 +149,7 @@ CHECKS: Mapping[str, Check] = {
     "tuple[int, ...]": _tuple_of(_int),
     "tuple[str, ...]": _tuple_of(_str),
     "Mapping[str, tuple[float, float]]": _map_of(_pair_of(_float)),
-    "Mapping[str, tuple[float, ...]]": _map_of(_tuple_of(_float)),
+    "Mapping[str, tuple[float, ...]]": _map_of(_floats),
     "Words": _words,
 }
 
@@ -224,14 +232,20 @@ def decode_all(frame: Any) -> list[tuple[Envelope, bytes | None]]:
 
 def _values(frame: Any) -> list[Any]:
     """The msgpack values of a frame, one after another. Raises ProtocolError."""
-    with suppress(ProtocolError):  # most frames are one value, and an Unpacker costs as much as all the rest
-        return [_unpack(frame, MAX_TEXT, MAX_LIST, MAX_MAP, MAX_HEADER)]
+    values: list[Any] = []
+    for _ in range(FEW):
+        try:
+            return [*values, _unpacked(frame, MAX_TEXT, MAX_LIST, MAX_MAP, MAX_HEADER)]
+        except msgpack.ExtraData as more:
+            values.append(more.unpacked)
+            frame = more.extra
+        except UNPACKED:
+            break
     unpacker = msgpack.Unpacker(
         raw=False, strict_map_key=True, max_str_len=MAX_TEXT, max_bin_len=MAX_HEADER, max_array_len=MAX_LIST,
         max_map_len=MAX_MAP, max_ext_len=0, max_buffer_size=MAX_HEADER,
     )  # fmt: skip
     unpacker.feed(frame)
-    values: list[Any] = []
     whole = 0  # bytes up to which the frame is made of whole values
     try:
         for value in unpacker:
@@ -264,12 +278,16 @@ def _envelope(value: Any) -> Envelope:
     return Envelope(session, epoch, schema.message(values))
 
 
+def _unpacked(raw: Any, text: int, items: int, entries: int, binary: int) -> Any:
+    return msgpack.unpackb(
+        raw, raw=False, strict_map_key=True, max_str_len=text, max_bin_len=binary, max_array_len=items, max_map_len=entries,
+        max_ext_len=0,
+    )  # fmt: skip
+
+
 def _unpack(raw: Any, text: int, items: int, entries: int, binary: int = 256) -> Any:
     try:
-        return msgpack.unpackb(
-            raw, raw=False, strict_map_key=True, max_str_len=text, max_bin_len=binary, max_array_len=items,
-            max_map_len=entries, max_ext_len=0,
-        )  # fmt: skip
+        return _unpacked(raw, text, items, entries, binary)
     except UNPACKED as wrong:
         raise ProtocolError(f"not msgpack within the limits ({type(wrong).__name__})") from None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class Figures:
             if name not in names or not -LARGEST <= total <= LARGEST:
                 return False
         samples = message.samples
-        return not samples or all(name in names and all(map(_within, values)) for name, values in samples.items())
+        return not samples or all(name in names and _all_within(values) for name, values in samples.items())
 
     def _good(self, figures: Mapping[str, T], fits: Callable[[T], bool], user: str, faults: list[str]) -> Mapping[str, T]:
         good: dict[str, T] = {}
@@ -74,6 +74,11 @@ class Figures:
             self._brought[user] += 1
         self.names.add(name)
         return True
+
+
+def _all_within(figures: Sequence[float]) -> bool:
+    """Return whether all figures are good. A sum is NaN if one of them is, which `min` and `max` may not show."""
+    return not figures or (min(figures) >= -LARGEST and max(figures) <= LARGEST and not math.isnan(sum(figures)))
 
 
 def _within(figure: float) -> bool:
