@@ -12,7 +12,6 @@ import inspect
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -86,9 +85,9 @@ def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") 
     """
     within("num_envs", num_envs, first=1)
     recipe = recipe_of(env)
+    hear_physics()
     with naming(recipe.name):
         made = _by_id(recipe, num_envs, vector) if isinstance(recipe.env, str) else _by_factory(recipe, num_envs)
-    hear_physics(sys.modules.get("mujoco"))
     return Envs(made, recipe.name, recipe.told, recipe.given)
 
 

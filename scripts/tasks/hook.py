@@ -6,21 +6,16 @@ So joblib is told when it is imported: now, if it is there, else by a finder of 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
+
+from shoal.protocol.imports import when_imported
 
 NAME = "joblib"
 
 
 def tell() -> None:
     """Tell joblib of the backend, at once or when joblib is imported. Telling it again changes nothing."""
-    if (joblib := sys.modules.get(NAME)) is not None and hasattr(joblib, "register_parallel_backend"):
-        _register(joblib)
-    elif not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())
+    when_imported(NAME, _register)
 
 
 def _register(joblib: Any) -> None:
@@ -40,33 +35,3 @@ class Factory:
 
         self._pools = self._pools or Pools()
         return Backend(self._pools, **words)
-
-
-class Finder:
-    """Finds joblib as the other finders do, and registers the backend when it has been loaded."""
-
-    def __init__(self) -> None:
-        self._asks = False  # True: the other finders are being asked
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != NAME or self._asks:
-            return None
-        self._asks = True
-        try:
-            others = (finder.find_spec(name, path, target) for finder in list(sys.meta_path))
-            spec = next((found for found in others if found is not None), None)
-        finally:
-            self._asks = False
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def load(module: ModuleType) -> None:
-                execute(module)
-                if module.__name__ != NAME:  # one loader may load all modules of a zip file
-                    return
-                _register(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-
-            spec.loader.exec_module = load  # type: ignore[method-assign]  # of this module's own loader
-        return spec
