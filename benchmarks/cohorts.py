@@ -13,7 +13,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,15 @@ def on_gpu(job: Job, rounds: int) -> float:
         return sum(run.rounds(SKIP))
 
 
+def _busy() -> float:
+    """Returns the seconds of CPU that all processes of this machine took since it started; 0 if the system does not tell."""
+    try:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def _cpu() -> float:
     """Returns the seconds of CPU that this process and its children that have ended took."""
     mine = os.times()
@@ -114,12 +125,15 @@ def bare_loops(case: str, rounds: int, many: int) -> list[dict[str, Any]]:
 def _cohort(case: str, quick: bool) -> Finding:
     rounds, job = 2 if quick else 5, SHAPES[case]()
     spent: dict[str, list[float]] = {"shoal": [], "bare": []}  # seconds of CPU a round
+    others: list[float] = []  # cores that other processes took while Shoal ran
 
     def shoal() -> float:
-        before = _cpu()
+        before, busy, began = _cpu(), _busy(), time.perf_counter()
         with played(job.configured({"rounds": rounds + SKIP}), actors=2, transport="shm") as run:
             found = statistics.median(run.rounds(SKIP))
-        spent["shoal"].append((_cpu() - before) / (rounds + SKIP))
+        ours = _cpu() - before
+        spent["shoal"].append(ours / (rounds + SKIP))
+        others.append(max(0.0, _busy() - busy - ours) / (time.perf_counter() - began))
         return found
 
     def bare() -> float:
@@ -147,6 +161,7 @@ def _cohort(case: str, quick: bool) -> Finding:
             "bare_loop_s": one_core,
             "two_bare_loops_s": at_once,
             "of_half_of_two": ours / (at_once / 2),
+            "cores_of_others": statistics.median(others),
             "cpu_of_bare_loop": statistics.median(spent["shoal"]) / statistics.median(spent["bare"]),
             "cpu_a_round_s": {name: statistics.median(values) for name, values in spent.items()},
             "of_pfl": None if peer is None else ours / peer,
