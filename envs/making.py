@@ -88,7 +88,11 @@ def make_vector(env: Environment | Recipe, num_envs: int, vector: str = "auto") 
     hear_physics()
     with naming(recipe.name):
         made = _by_id(recipe, num_envs, vector) if isinstance(recipe.env, str) else _by_factory(recipe, num_envs)
-    return Envs(made, recipe.name, recipe.told, recipe.given)
+    try:
+        return Envs(made, recipe.name, recipe.told, recipe.given)
+    except UserError as odd:
+        made.close()
+        raise UserError(f"{recipe.given}: {odd}" if recipe.arguments else str(odd)) from odd
 
 
 def spaces_in(env: Environment | Recipe, vector: str = "auto") -> Spaces:

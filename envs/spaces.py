@@ -252,6 +252,8 @@ def _part(space: Any, which: str = "") -> Part:
 
     match space:
         case spaces.Box():
+            if 0 in space.shape:
+                raise UserError(f"{which}observation space {_short(space)} holds nothing: expected at least one number")
             picture = space.dtype == np.uint8 and len(space.shape) > 1 and (space.low == 0).all() and (space.high == 255).all()
             return Observations(tuple(space.shape), "u1" if picture else "f4")
         case spaces.Discrete():

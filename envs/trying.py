@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
@@ -31,6 +32,7 @@ TWINS = 2  # environments of a trial of states
 BEFORE, AFTER = 12, 24  # steps of each environment before and after its state is told
 MOST_SAID = 300  # bytes that a copy of this process answers
 TRIAL = 60.0  # seconds that a trial of states may take: environments that are slower begin anew
+LONG = 10.0  # seconds of a trial after which the person that waits is told of it
 FORMS = {
     "reset": "reset(self, *, seed=None, options=None) -> (observation, info)",
     "step": "step(self, action) -> (observation, reward, terminated, truncated, info)",
@@ -72,7 +74,7 @@ def _with_arguments(recipe: Recipe) -> Iterator[None]:
 def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
     """True if the info of an environment's first reset has an action mask. False if there is an exception, or no answer within
     `seconds` (0: no limit)."""
-    return _in_copy(lambda: b"1" if _look(env, vector) else b"0", seconds) == b"1"
+    return _in_copy(lambda: b"1" if _look(env, vector) else b"0", seconds, recipe_of(env)) == b"1"
 
 
 def state_told(env: Environment | Recipe, vector: str) -> tuple[int, str]:
@@ -81,13 +83,20 @@ def state_told(env: Environment | Recipe, vector: str) -> tuple[int, str]:
 
     In the trial one vector of environments goes on, and another one, made and reset alike, is given its state: both must then
     see and pay the same, to the bit."""
-    said = _in_copy(lambda: " ".join(map(str, _state_size(env, vector))).encode()[:MOST_SAID], TRIAL)
+    said = _in_copy(lambda: " ".join(map(str, _state_size(env, vector))).encode()[:MOST_SAID], TRIAL, recipe_of(env))
     none = f"0 their trial ended without an answer, or took longer than {TRIAL:g} s"
     size, _, why = (said.decode(errors="replace") or none).partition(" ")
     return int(size), why
 
 
-def _in_copy(act: Callable[[], bytes], seconds: float) -> bytes:
+def say_long(recipe: Recipe) -> None:
+    """Tell a person that waits what is waited for: an environment may hang, or ask a person something."""
+    given = f" with {recipe.given}" if recipe.arguments else ""
+    line = f"shoal: environment {recipe.name}{given}: its trial before the run has lasted for {LONG:g} s, and goes on"
+    print(f"{line}: a reset or a step of it takes long, or never ends (Ctrl-C ends the trial)", file=sys.stderr, flush=True)
+
+
+def _in_copy(act: Callable[[], bytes], seconds: float, recipe: Recipe) -> bytes:
     """Return what `act` returns, which takes no pipe's length. Empty if there is no answer within `seconds` (0: no limit).
 
     A copy of this process acts, if this process has one thread: an environment may start threads or take a GPU in its first
@@ -109,7 +118,10 @@ def _in_copy(act: Callable[[], bytes], seconds: float) -> bytes:
     copy = forked(life)
     os.close(there)
     try:
-        ready = select.select([here], [], [], seconds if seconds else None)[0]
+        ready = select.select([here], [], [], min(seconds or LONG, LONG))[0]
+        if not ready and not 0 < seconds <= LONG:
+            say_long(recipe)
+            ready = select.select([here], [], [], seconds - LONG if seconds else None)[0]
         return os.read(here, MOST_SAID) if ready else b""
     finally:
         os.close(here)

@@ -14,6 +14,7 @@ import time
 import traceback
 from contextlib import suppress
 
+from shoal.envs.trying import LONG, say_long
 from shoal.jobs.job import Job
 from shoal.jobs.problems import Environment
 from shoal.protocol.errors import UserError
@@ -69,7 +70,11 @@ def _copied(problem: Environment, named: str) -> None:
     copy = _Copy(forked(life), here)
     os.close(there)
     try:
-        words = copy.words(2 * problem.step_timeout + MAKING if problem.step_timeout else math.inf)
+        patience = 2 * problem.step_timeout + MAKING if problem.step_timeout else math.inf
+        words = copy.words(min(patience, LONG))
+        if not words and copy.status is None and patience > LONG:
+            say_long(problem.recipe(False))
+            words = copy.words(patience - LONG)
         copy.wait(CLOSING)
     finally:
         copy.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import select
 import sys
 from functools import partial
 from typing import Any, ClassVar
@@ -15,10 +16,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
-from shoal.envs import atari
+from shoal.envs import atari, trying
 from shoal.envs.making import Recipe, make_vector, spaces_in, wants_number, wants_seed
 from shoal.envs.spaces import Discrete, Observations
-from shoal.envs.trying import tried
+from shoal.envs.trying import masks_told, tried
 from shoal.envs.vector import EnvError
 from shoal.jobs.catalog import digits
 from shoal.jobs.job import Job
@@ -166,6 +167,30 @@ def test_what_an_environment_raises_in_its_first_step_is_told_with_its_arguments
             pass
     finally:
         del gymnasium.registry["Picky-v0"]
+
+
+def test_a_trial_that_lasts_says_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trying, "LONG", 0.05)
+    monkeypatch.setattr(trying, "_look", lambda env, vector: bool(select.select([], [], [], 1.0)[0]))
+    assert not masks_told(Recipe("Tunable-v0", {"level": 2.0}), "sync", 0.0)
+    assert "shoal: environment 'Tunable-v0' with env.level=2.0: its trial before the run has lasted" in capsys.readouterr().err
+
+
+class Empty(Tunable):
+    def __init__(self, rows: int = 2) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1, 1, (rows, 3), np.float32)
+
+
+def test_observations_that_hold_nothing_are_refused_with_the_arguments_that_made_them_so() -> None:
+    gymnasium.register("Empty-v0", entry_point=Empty)
+    try:
+        with pytest.raises(UserError, match=r"env.rows=0: observation space Box\(.*\) holds nothing: expected at least one"):
+            make_vector(Recipe("Empty-v0", {"rows": 0}), 1)
+    finally:
+        del gymnasium.registry["Empty-v0"]
 
 
 def test_a_window_at_every_step_is_refused_however_it_is_asked_for() -> None:
