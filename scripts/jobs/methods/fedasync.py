@@ -13,6 +13,7 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Start
+from shoal.jobs.methods.stateful import as_they_are
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option
 from shoal.protocol.errors import UserError
@@ -56,24 +57,11 @@ class FedAsync(LocalTraining):
 
     def fits(self, job: Job) -> None:
         super().fits(job)
-        checks = job.checks
+        why = "a client of fedasync sends its weights and no delta"
+        as_they_are(job, f"{why}, which these codecs are for", why)
         for wrap in job.around:
-            if (codec := getattr(wrap, "compress", "none")) != "none":
-                raise UserError(
-                    f"compress={codec}: a client of fedasync sends its weights and no delta, which these codecs are for"
-                )
-            for name in ("norm_factor", "norm_quantile"):
-                if given := getattr(wrap, name, 0.0):
-                    raise UserError(f"{name}={given:g}: a client of fedasync sends its weights and no delta; {name}=0, say")
             if (attack := getattr(wrap, "attack", "none")) in REPLACED:
-                raise UserError(
-                    f"attack={attack}: a client of fedasync sends its weights and no delta, which this attack replaces; "
-                    "attack=label_flip, say"
-                )
-        if checks.norm_bound:
-            raise UserError(
-                f"norm_bound={checks.norm_bound:g}: a client of fedasync sends its weights and no delta; norm_bound=0, say"
-            )
+                raise UserError(f"attack={attack}: {why}, which this attack replaces; attack=label_flip, say")
 
     def plan(self, asked: Asked, seed: int, sums: bool) -> Plan:
         return Stream(1, self.max_lag, clients=self.clients, seed=seed, asked=asked, attendance=self.attendance(asked))

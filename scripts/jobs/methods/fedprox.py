@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from shoal.aggregators import Aggregator
 from shoal.jobs.methods.fedavg import FedAvg
 from shoal.jobs.methods.method import Start
-from shoal.jobs.methods.stateful import as_they_are, own_clients
+from shoal.jobs.methods.stateful import own_clients, own_numbers
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option
 from shoal.protocol.beside import with_beside
@@ -51,7 +51,7 @@ class FedProx(FedAvg):
 
     def fits(self, job: Job) -> None:
         if self.adaptive_mu:
-            as_they_are(job, "adaptive_mu=true", more=True)
+            own_numbers(job, "adaptive_mu=true", more=True)
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         if not self.adaptive_mu:

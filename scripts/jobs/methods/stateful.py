@@ -72,7 +72,7 @@ class Apiece(InRounds):
         return type(self).beside is not Apiece.beside
 
     def fits(self, job: Job) -> None:
-        as_they_are(job, f"method={self.name}", self.more)
+        own_numbers(job, f"method={self.name}", self.more)
 
     def plain_steps(self, why: str) -> None:
         """Raises UserError unless the clients make steps of plain SGD on their own loss."""
@@ -99,15 +99,22 @@ def own_clients(problem: Problem, which: str) -> None:
 NORMS = ("norm_bound", "norm_factor", "norm_quantile")
 
 
-def as_they_are(job: Job, which: str, more: bool) -> None:
-    """Raises UserError if the job's checks or wraps stand in the way of contributions that must come as they are. more: True
-    if they hold more than a delta."""
+def as_they_are(job: Job, packed: str, norm: str = "") -> None:
+    """Raises UserError if the job's checks or wraps stand in the way of contributions that must come as they are. packed: why
+    they cannot be compressed. norm: why their norm cannot have a bound; "" if it can."""
     for wrap in job.around:
         if (codec := getattr(wrap, "compress", "none")) != "none":
-            raise UserError(f"compress={codec}: {which} needs a client's numbers as they are, not rounded; compress=none")
+            raise UserError(f"compress={codec}: {packed}; compress=none")
     for name, part in ((name, part) for part in (job.checks, *job.around) for name in NORMS):
-        if more and (bound := getattr(part, name, 0.0)):
-            raise UserError(f"{name}={bound:g}: {which} sends more than a delta, and the norm would be of both; {name}=0")
+        if norm and (bound := getattr(part, name, 0.0)):
+            raise UserError(f"{name}={bound:g}: {norm}; {name}=0")
+
+
+def own_numbers(job: Job, which: str, more: bool) -> None:
+    """as_they_are, for clients whose numbers a method computes with. which: the setting that does so, name=value. more: True if
+    a contribution holds more than a delta."""
+    norm = f"{which} sends more than a delta, and the norm would be of both" if more else ""
+    as_they_are(job, f"{which} needs a client's numbers as they are, not rounded", norm)
 
 
 @dataclass(frozen=True)
