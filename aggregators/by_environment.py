@@ -186,7 +186,7 @@ class ByEnvironment:
 
 
 def _leaky(ratio: Floats, most: float, alpha: float) -> Floats:
-    """As `leaky` (aggregators/vtrace.py), in memory of its own."""
+    """The ratios bounded as `leaky` of aggregators/vtrace.py bounds them, in memory of their own."""
     clipped = np.minimum(ratio, np.float32(most))
     if alpha != 1.0:
         clipped *= np.float32(alpha)

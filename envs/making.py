@@ -10,14 +10,13 @@ import difflib
 import importlib
 import inspect
 import itertools
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
+from shoal.envs.arguments import check_arguments, parameters, typed
 from shoal.envs.atari import arguments as atari_arguments
 from shoal.envs.atari import is_atari
 from shoal.envs.physics import hear_physics
@@ -33,7 +32,6 @@ Environment = str | Callable[..., Any]
 may have an argument `seed` too."""
 
 SEEDS = 2**30  # a factory's seed is below this: some environments take only 32 bits
-MAKES = ("render_mode", "max_episode_steps")  # arguments of gymnasium.make itself
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "ALE/": ("ale_py", "atari"),
     "MiniGrid-": ("minigrid", "minigrid"),
@@ -65,7 +63,7 @@ class Recipe:
     def given(self) -> str:
         """The arguments and the time limit, as they are typed."""
         limit = {"time_limit": self.time_limit} if self.time_limit else {}
-        return " ".join([_typed(self.arguments), *(f"{name}={value}" for name, value in limit.items())]).strip()
+        return " ".join([typed(self.arguments), *(f"{name}={value}" for name, value in limit.items())]).strip()
 
 
 def recipe_of(env: Environment | Recipe) -> Recipe:
@@ -149,7 +147,7 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
             atari = atari_arguments(recipe.arguments, recipe.time_limit) if is_atari(env) else {}
             own = atari or {**raw, **recipe.arguments, **limit}
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
-        _check_arguments(env, recipe.arguments, _parameters(spec.entry_point, spec.kwargs))
+        check_arguments(env, recipe.arguments, parameters(spec.entry_point, spec.kwargs))
         own = {**recipe.arguments, **limit}
         return side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True, **own)] * num_envs, recipe.told)
     except (gymnasium.error.Error, ImportError) as error:
@@ -187,72 +185,16 @@ def _native(recipe: Recipe, spec: Any, vector: str) -> Callable[..., Any] | None
     if not must and not (vector == "auto" and module.startswith("gymnasium.envs.")):
         return None
     found: Callable[..., Any] = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-    known = _parameters(found, {})
+    known = parameters(found, {})
     asked = {**recipe.arguments, **({} if atari else _limit(recipe))}
     if known.others or all(name in known.defaults for name in asked):
-        _check_arguments(str(recipe.env), recipe.arguments, known)
+        check_arguments(str(recipe.env), recipe.arguments, known)
         return found
     if must and not atari and recipe.time_limit and "max_episode_steps" not in known.defaults:
         raise UserError(f"time_limit={recipe.time_limit}: the vector environment of {recipe.env} takes none; try vector=sync")
     if must:
-        _check_arguments(str(recipe.env), recipe.arguments, known)
+        check_arguments(str(recipe.env), recipe.arguments, known)
     return None  # the single environment takes them, or says that it does not
-
-
-class Parameters(NamedTuple):
-    """What an entry point takes: name -> default, None if there is none; and, for annotated ones, name -> annotation. others:
-    it takes any other name too, or does not say what it takes."""
-
-    defaults: Mapping[str, Any]
-    annotations: Mapping[str, str]
-    others: bool
-
-
-def _parameters(entry: Any, given: Mapping[str, Any]) -> Parameters:
-    """The arguments of an entry point. given: defaults of an id, in place of those of the entry point."""
-    import gymnasium
-
-    try:
-        maker = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-        found = inspect.signature(maker).parameters
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return Parameters({}, {}, others=True)  # making the environment says what is wrong
-    named = {name: each for name, each in found.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
-    defaults = {name: None if each.default is each.empty else each.default for name, each in named.items()}
-    said = {
-        name: inspect.formatannotation(each.annotation) for name, each in named.items() if each.annotation is not each.empty
-    }
-    return Parameters({**defaults, **given}, said, any(each.kind is each.VAR_KEYWORD for each in found.values()))
-
-
-def _check_arguments(env: str, arguments: Mapping[str, Any], known: Parameters) -> None:
-    """Raises UserError for an argument that the environment does not take, or that is no number or no boolean where it has
-    one."""
-    for name, value in arguments.items():
-        if name in known.defaults:
-            _check_value(env, name, value, known.defaults[name], known.annotations.get(name, ""))
-        elif not known.others and name not in MAKES:
-            near = difflib.get_close_matches(name, known.defaults, n=1, cutoff=0.6)
-            fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known.defaults) or 'no arguments'}"
-            raise UserError(f"env.{name}: environment {env!r} has no argument {name!r}; {fix}")
-
-
-def _check_value(env: str, name: str, value: Any, default: Any, annotation: str) -> None:
-    """Raises UserError if the default is a boolean or a number, and the value is neither this, nor None, nor of a type that the
-    annotation names."""
-    truth = isinstance(default, bool | np.bool_)
-    if not truth and not isinstance(default, int | float | np.number):
-        return
-    fits = value is None or (value in (0, 1) if truth else isinstance(value, int | float) and not isinstance(value, bool))
-    if fits or type(value).__name__ in re.findall(r"\w+", annotation) or "Any" in annotation:
-        return
-    must = "true or false" if truth else "a number"
-    shown, say = f"{value}" if isinstance(value, str) else json.dumps(value), json.dumps(default, default=str)
-    raise UserError(f"env.{name}={shown}: environment {env!r} expects {must} there; env.{name}={say} is its default")
-
-
-def _typed(arguments: Mapping[str, Any]) -> str:
-    return " ".join(f"env.{name}={value}" for name, value in arguments.items())
 
 
 def refuse_window(mode: Any, given: str) -> None:

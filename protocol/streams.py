@@ -22,7 +22,7 @@ SHIFT = np.uint32(16)
 
 
 def _constants(first: int, factor: int, many: int) -> tuple[Words, Words]:
-    """What each of so many hashes takes to its number's bits, and what it multiplies them by, each [many, 1]."""
+    """Two constants of each of so many hashes: one for the bits of its number, and the factor of these, each [many, 1]."""
     found = [first]
     for _ in range(many):
         found.append(found[-1] * factor % 2**32)

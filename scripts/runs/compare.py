@@ -20,7 +20,7 @@ from shoal.runs import paired
 from shoal.runs.candidates import PRUNED, Candidate, Given, candidates, check_held_out, check_task, unfinished
 from shoal.runs.comparison import EQUAL, LETTERS, OPEN, SAME, Comparison, Versus, listed
 from shoal.runs.judging import Values, judged_each
-from shoal.runs.metrics import ordered
+from shoal.runs.metrics import directed, ordered
 from shoal.runs.paired import Floats
 from shoal.runs.run import Run, trusted
 
@@ -195,11 +195,7 @@ def _of_examples(found: Sequence[Candidate], goal: str, episodes: int) -> tuple[
 
 def _chosen(goal: str, rows: Sequence[Mapping[str, Any]], whole: set[str] | None = None, unit: str = "") -> tuple[str, bool]:
     """(metric, whether smaller is better). whole: metrics that a run has, perhaps as one number for all examples alone."""
-    way, sign, name = goal.partition(":")
-    if not sign:
-        way, name = "", goal
-    elif way not in ("min", "max"):
-        raise UserError(f"goal {goal!r}: expected max:METRIC or min:METRIC, or METRIC alone")
+    way, name = directed(goal)
     there = [each for each in ordered(rows[0]) if all(each in row for row in rows)]
     if not there:
         raise UserError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from shoal.protocol.errors import UserError
+
 FIRST = ("accuracy", "held_out_loss", "return_mean", "loss")  # shown before all other metrics
 # fmt: off
 OURS = frozenset({
@@ -41,3 +43,13 @@ def ordered(names: Iterable[str]) -> list[str]:
     """Return the names in the order in which a person sees them: FIRST, the user's own, the rest."""
     there = list(names)
     return list(dict.fromkeys([*(name for name in FIRST if name in there), *own(there), *there]))
+
+
+def directed(goal: str, noun: str = "METRIC") -> tuple[str, str]:
+    """The direction ("min", "max", or "" if none is given) and the name in a goal like max:accuracy. Raises UserError."""
+    way, sign, name = goal.partition(":")
+    if not sign:
+        return "", goal
+    if way not in ("min", "max"):
+        raise UserError(f"goal {goal!r}: expected max:{noun} or min:{noun}, or {noun} alone")
+    return way, name

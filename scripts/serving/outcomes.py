@@ -18,6 +18,7 @@ import numpy as np
 from shoal.jobs.settings import nearest
 from shoal.protocol.errors import UserError
 from shoal.runs.comparison import LETTERS, SAME
+from shoal.runs.metrics import directed
 from shoal.runs.paired import Floats, holm, scipy_stats
 
 ALPHA = 0.05
@@ -134,11 +135,7 @@ def judged(lines: Iterable[Mapping[str, Any]], goal: str = "") -> Served:
 
 def _chosen(goal: str, there: Sequence[str]) -> tuple[str, bool]:
     """(the outcome's name, whether smaller is better)."""
-    way, sign, name = goal.partition(":")
-    if not sign:
-        way, name = "", goal
-    elif way not in ("min", "max"):
-        raise UserError(f"goal {goal!r}: expected max:NAME or min:NAME, or NAME alone")
+    way, name = directed(goal, "NAME")
     if not there:
         raise UserError('no outcome was posted: POST /outcome with {"key": USER, "value": 1}, say')
     if name and name not in there:
