@@ -39,6 +39,17 @@ class Straight:
         if self.wide is not None:
             self.wide.await_one(size in self.sizes)
 
+    def turn(self) -> None:
+        """Expect the backward pass. A module that took gradients in its forward pass has no wide layers: the gradients of these
+        by the layers' weights would be left out. Raises RuntimeError if it took none in the batch that was looked at."""
+        if self.wide is None or not any(layer.passed for layer in self.wide.layers):
+            return
+        if self.wide.alone:
+            raise RuntimeError(
+                "the module takes gradients in its forward pass for some batches only; take them for all, or none"
+            )
+        self.leave_wide()
+
     def lies(self) -> bool:
         """Return whether each gradient of the awaited batch lies somewhere whole: not if a parameter has none, a sparse one, or
         one of several parts."""

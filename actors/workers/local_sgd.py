@@ -233,6 +233,8 @@ class LocalSGD:
                             straight.await_one(xs.shape[0])
                         logits = module(xs)
                         loss = mean_loss(loss_of(logits, ys), ys, *weight)
+                        if straight is not None:
+                            straight.turn()
                         loss.backward()  # type: ignore[no-untyped-call]
                         if quick is not None:
                             (self.flat if straight is None else straight).gather()

@@ -97,6 +97,19 @@ class Untrained(Net):
             return self.fc(x)
 
 
+class Penalised(Net):
+    """Takes a gradient of its own in its forward pass, for batches whose first number is above `least`."""
+
+    least = -99.0
+
+    def between(self, x: Tensor) -> Tensor:
+        out = torch.tanh(self.fc(x))
+        if x[0, 0] <= self.least:
+            return out
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return out + slope.sum(1, keepdim=True)
+
+
 def first() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(FEATURES, 40), nn.Tanh(), nn.Linear(40, 3))
@@ -131,6 +144,7 @@ def deltas(made: LocalSGD, clients: Sequence[int]) -> dict[int, tuple[str, objec
         (ElsewhereAtTimes, None),
         (InThree, True),
         (Untrained, True),
+        (Penalised, False),
         (first, True),
         (dense, True),
     ],
@@ -174,6 +188,17 @@ def test_inputs_that_were_changed_in_place_are_refused() -> None:
     with pytest.raises(RuntimeError, match="changed in place"):
         deltas(made, [0])
     assert all("forward" not in vars(part) for part in made.flat.module.modules())
+
+
+def test_gradients_that_a_module_takes_at_times_are_not_left_out_in_silence() -> None:
+    made = worker(Penalised)
+    part = made.flat.module
+    assert isinstance(part, Penalised)
+    part.least = 99.0
+    deltas(made, [0])
+    part.least = -99.0
+    with pytest.raises(RuntimeError, match="takes gradients in its forward pass for some batches only"):
+        deltas(made, [0])
 
 
 def test_a_batch_too_large_goes_by_autograd_with_the_same_bits() -> None:

@@ -48,6 +48,13 @@ def test_the_half_for_a_gpu_decides_with_the_other_where_there_is_one(monkeypatc
         assert found.details["gpu_seconds_of_1500_rounds"] == pytest.approx(30 * seconds)
 
 
+def test_the_cpu_of_all_processes_holds_that_of_this_one() -> None:
+    before, mine = cohorts._busy(), cohorts._cpu()
+    while cohorts._cpu() - mine < 0.2:
+        pass
+    assert cohorts._busy() - before > 0.1  # the system counts hundredths of a second, by ticks
+
+
 def test_the_order_of_the_paper_is_asked_for() -> None:
     paper = {local: local.paper for local in TABLE}
     assert in_order(paper)
