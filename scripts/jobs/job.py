@@ -6,7 +6,7 @@ The one idea: a job is concrete. Each part is a dataclass whose fields are its s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
 from pathlib import Path
@@ -35,6 +35,7 @@ from shoal.jobs.settings import (
     checked,
     coerced,
     described,
+    has_effect,
     nearest,
     plain,
     ranges,
@@ -129,7 +130,14 @@ class Job:
                 if given is not None and isinstance(method, Method):
                     given |= ranges(method).keys()
                 job = replace(job, method=job._chosen(word, method))
-        return replace(job._changed(changes)._with_preset(self.preset, given), given=given)
+        ours = (self.preset.settings.keys() - given) if self.preset and given is not None else frozenset[str]()
+        changed = job._changed({**job._idle(ours, changes), **changes})
+        return replace(changed._with_preset(self.preset, given), given=given)
+
+    def _idle(self, names: Iterable[str], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults of those settings `names` that have no effect in this job with these changes."""
+        known, stands = self.options(), {**self.plain(), **changes}
+        return {name: known[name].default for name in names if name in known and not has_effect(known[name], stands)}
 
     @property
     def preset(self) -> Preset | None:
@@ -145,7 +153,8 @@ class Job:
         settings = dict(now.settings) if now else {}
         if before is not None and before is not now:
             settings = {**{name: known[name].default for name in before.settings if name in known}, **settings}
-        job = self._changed({name: value for name, value in settings.items() if name not in given})
+        ours = {name: value for name, value in settings.items() if name not in given}
+        job = self._changed({**ours, **self._idle(ours, ours)})
         fitted = {name: value for name, value in job.method.fitted(job.problem).items() if name not in given}
         return job._changed(fitted) if fitted else job
 

@@ -207,10 +207,16 @@ def check_used(settings: Any) -> None:
         if allowed.of is None or value == allowed.default:
             continue
         stands = {other: getattr(settings, other) for other in allowed.of if hasattr(settings, other)}
-        if not any(callable(found) or shown(found) in allowed.of[other] for other, found in stands.items()):
+        if not has_effect(allowed, stands):
             of = " or ".join(f"{other}={' or '.join(allowed.of[other])}" for other in stands)
             has = " and ".join(f"{other}={shown(found)}" for other, found in stands.items())
             raise UserError(f"{name}={shown(value)}: {name} is a setting of {of}; this job has {has}")
+
+
+def has_effect(allowed: Range, stands: Mapping[str, Any]) -> bool:
+    """True if a setting has an effect beside the settings `stands`: one that it belongs to has a value that wants it."""
+    of = allowed.of
+    return of is None or any(callable(found) or shown(found) in of[other] for other, found in stands.items() if other in of)
 
 
 def coerced(name: str, given: Any, allowed: Range) -> Any:

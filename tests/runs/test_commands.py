@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 COMMANDS = ("jobs", "partition", "simulate", "coordinator", "actor", "resume")
 COMMANDS += ("status", "evaluate", "compare", "plot", "export", "bench")
 DIGITS = ("simulate", "digits", "rounds=4", "local_epochs=1", "eval_every=2", "--actors", 0, "--json")
-CARTPOLE = ("simulate", "cartpole", "total_timesteps=6000", "--actors", 0, "--json")
+CARTPOLE = ("simulate", "cartpole", "num_envs=128", "total_timesteps=6000", "--actors", 0, "--json")
 FIELDS = ["job", "seed", "actors", "version", "contributions", "seconds", "rounds_per_second", "steps", "steps_per_second"]
 FIELDS += ["metrics", "weights_sha256", "run_dir", "threads", "left_out", "left_out_why"]
 

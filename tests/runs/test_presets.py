@@ -10,6 +10,7 @@ import pytest
 from shoal.commands.cli import main
 from shoal.jobs.catalog import find, recalled
 from shoal.jobs.methods import METHODS
+from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.ppo import PPO
 from shoal.jobs.presets import PRESETS, Preset, found
 from shoal.jobs.reinforcement import Reinforcement
@@ -77,6 +78,23 @@ def test_what_nobody_gave_is_the_presets_and_what_somebody_gave_stays() -> None:
     mine = made(method="ppo", lr=0.5, gamma=0.99)
     assert (mine["lr"], mine["gamma"]) == (0.5, 0.99)  # 0.99 is the default too, and was given
     assert mine["update_epochs"] == row.settings["update_epochs"]
+
+
+def test_a_choice_that_somebody_gave_leaves_out_what_the_preset_says_of_another_choice() -> None:
+    row = found("CartPole-v1", "impala")
+    assert row is not None
+    assert row.settings["optimizer"] == "rmsprop"
+    defaults = ranges(IMPALA)
+    for at_once in (True, False):
+        choice = {"optimizer": "adam"}
+        plain = made(**choice) if at_once else Reinforcement("CartPole-v1").configured(choice).plain()
+        assert (plain["optimizer"], plain["rms_prop_eps"]) == ("adam", defaults["rms_prop_eps"].default)
+        rest = row.settings.keys() - {"optimizer", "rms_prop_eps"}
+        assert {name: plain[name] for name in rest} == {name: row.settings[name] for name in rest}
+    there = Reinforcement("CartPole-v1").configured({"optimizer": "adam"})
+    assert there.configured({"optimizer": "rmsprop"}).plain() == made()
+    with pytest.raises(UserError, match="rms_prop_eps is a setting of optimizer=rmsprop; this job has optimizer=adam"):
+        made(optimizer="adam", rms_prop_eps=0.5)
 
 
 def test_another_method_brings_its_own_row_and_leaves_none_of_the_others() -> None:
