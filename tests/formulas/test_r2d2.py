@@ -244,9 +244,12 @@ def test_a_sequence_s_priority_mixes_its_largest_and_its_mean_error() -> None:
         assert learner.buffer.priorities.tree.leaves[place] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_what_was_seen_at_the_beginning_is_remembered() -> None:
-    options = {"lr": 0.01, "gamma": 0.9, "batch_size": 16, "replay_ratio": 0.04, "target_update_interval": 10}
-    learner, worker = made(Recall, "SameStep", rows=16, envs=8, burn_in=2, learning_starts=300, n_step=3, **options)
+@pytest.mark.parametrize("returns", ["n_step", "retrace"])
+def test_what_was_seen_at_the_beginning_is_remembered(returns: str) -> None:
+    options: dict[str, Any] = {"lr": 0.01, "gamma": 0.9, "batch_size": 16, "replay_ratio": 0.04, "target_update_interval": 10}
+    learner, worker = made(
+        Recall, "SameStep", rows=16, envs=8, burn_in=2, learning_starts=300, n_step=3, returns=returns, **options
+    )
     for version in range(45):
         learner.fold(rollout(learner, worker, version))
         learner.step()
