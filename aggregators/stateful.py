@@ -1,7 +1,7 @@
 """The frame of servers whose clients have a state: FedAvg's arithmetic for the deltas, and a row for each client.
 
 The one idea: a contribution is taken apart into the delta, which goes into FedAvg's sum, and what lies beside it, which waits
-for the step. So what a client is told is a function of the last step alone, whoever has contributed since.
+for the step. So what a client is told is a function of the last step alone, and not of contributions since.
 """
 
 from __future__ import annotations

@@ -307,7 +307,7 @@ class LearnerThread(Learner):
         self._tell()
 
     def _tell(self) -> None:
-        """Tell the answers and wake whoever waits for them. Nobody is woken for none: a wake costs the other thread a turn."""
+        """Tell the answers and wake the thread that waits for them. Without answers it is not woken: a wake costs it a turn."""
         if not self._unsaid:
             return
         began = self.clock()

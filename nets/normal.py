@@ -1,10 +1,9 @@
 """Observations and rewards scaled by running statistics that are part of the published weights.
 
-The one idea: the statistics are buffers of the module, so whoever has the weights (an actor, an evaluation, an export, a
-resumed run) scales by the same numbers as the learner. Actors send the moments of their trajectories, and the learner merges
+The one idea: the statistics are buffers of the module, so everything that has the weights (an actor, an evaluation, an export,
+a resumed run) scales by the same numbers as the learner. Actors send the moments of their trajectories, and the learner merges
 them after it has scaled the trajectories by the statistics that it had published. So a ratio of probabilities is 1 where
-nothing is stale.
-"""
+nothing is stale."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """PPO's loss of rows that are a data set: each has an action, its log probability, its advantage and the target of its value.
 
 The one idea: a trajectory whose advantages are known is labelled data. Its loss is a function of a policy's outputs and of
-labels, as cross entropy is, so whoever trains on labelled data can learn to act.
+labels, as cross entropy is, so any trainer of labelled data can learn to act.
 """
 
 from __future__ import annotations

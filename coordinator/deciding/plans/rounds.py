@@ -28,9 +28,9 @@ class Rounds:
     deadline: seconds from the start of a round to its cut (0: no cut). summed: one task may hold several clients, whose
     weighted sum comes back. evaluate_every: versions from one evaluation to the next (0: none). evaluate_cohort: clients that
     score the weights then. asked: tasks of earlier lives. spare: clients that a round asks beyond its cohort; it ends when the
-    cohort is in, and whoever comes later is too late (Bonawitz et al. 2019, over-selection). A round that a restart interrupted
-    may take more than its cohort: also what was promised. attendance: the clients that can
-    be asked (None: all, always); a round begins when there are as many as its cohort.
+    cohort is in, and a client that comes later is too late (Bonawitz et al. 2019, over-selection). A round that a restart
+    interrupted may take more than its cohort: also what was promised. attendance: the clients that can be asked (None: all,
+    always); a round begins when there are as many as its cohort.
     """
 
     def __init__(

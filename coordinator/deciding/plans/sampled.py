@@ -46,7 +46,7 @@ def fixed_size(clients: int, keyed: Keyed) -> Select:
 
 
 class Sampled(Rounds):
-    """Rounds of whoever `select` draws. A round for which it draws nobody is stepped without a contribution."""
+    """Rounds of the clients that `select` draws. A round for which it draws none is stepped without a contribution."""
 
     def __init__(self, *arguments: object, select: Select, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
