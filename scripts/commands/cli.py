@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shoal.commands.arguments import Act, parser
+from shoal.commands.arguments import COMMANDS, Act, parser
 from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
@@ -554,29 +554,8 @@ def bench(asked: argparse.Namespace) -> int:
     return run(asked.cases, quick=asked.quick, as_json=asked.json)
 
 
-ACTS: Mapping[str, Act] = {
-    act.__name__: act
-    for act in (
-        jobs,
-        partition,
-        simulate,
-        coordinator,
-        actor,
-        sweep,
-        keys,
-        resume,
-        serve,
-        status,
-        track,
-        watch,
-        evaluate,
-        compare,
-        plot,
-        tune,
-        export,
-        bench,
-    )
-}
+ACTS: Mapping[str, Act] = {name: globals()[name] for name in COMMANDS}
+"""Name of a command -> the function of this module that carries it out."""
 
 
 if __name__ == "__main__":
