@@ -28,7 +28,7 @@ from shoal.protocol.messages import Envelope
 from shoal.protocol.value import value
 from shoal.protocol.wake import Wake as Wake
 
-SMALL = 16_384  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
+SMALL = 49_152  # bytes of arrays that go in the header frame, behind their message, at most: a copy costs less than a frame
 INLINE = 1 << 18  # bytes of arrays that go with their message, at most; larger arrays are fetched
 NEAR = 1 << 62  # INLINE where the other end is in this very process: all arrays go with their message
 DRAIN = 256  # messages taken in a turn, at most, so that the clock is looked at in between
