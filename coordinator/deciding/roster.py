@@ -310,7 +310,8 @@ class Roster:
         """Mark an actor as behind if newer weights waited for what it works on to change, as it does now."""
         if actor.session in self.later:
             del self.later[actor.session]
-            self.behind[actor.session] = None
+            if not actor.under_way:  # since it came back; the Have of those will show what it lacks
+                self.behind[actor.session] = None
 
     def _wants_none(self, actor: Actor) -> None:
         self.behind.pop(actor.session, None)

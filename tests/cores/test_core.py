@@ -1029,6 +1029,18 @@ def test_light_weights_wait_for_the_next_task_of_an_actor_that_is_at_its_only_on
     assert run.event(Lost(b"b", "ended", dead=True)).core.facts.roster.later == {}
 
 
+def test_light_weights_that_waited_are_not_queued_behind_those_that_an_actor_got_when_it_came_back() -> None:
+    run = Run(Stream(1, 9), Bounds(ahead=1, light=True)).join("a", "b").hear("a", Have(0)).hear("b", Have(0))
+    run.contribute("a").step()
+    assert list(run.core.facts.roster.later) == [b"session of a", b"session of b"]
+    greet(run, "b", peer=b"b2", greeting=1, epoch=1, held=-1)  # and has lost its weights
+    assert run.all(SendWeights) == [SendWeights(b"b2", b"session of b", 1)]
+    run.slow = {"b"}
+    assert run.contribute("a").step().contribute("b").all(SendWeights) == []
+    assert run.hear("b", Have(1)).all(SendWeights) == []  # it is at work on its next
+    assert run.contribute("b").all(SendWeights) == [SendWeights(b"b2", b"session of b", 2, 1)]
+
+
 def test_light_weights_go_at_once_to_an_actor_that_needs_them_or_has_another_task_waiting() -> None:
     run = Run(Stream(1, 0), Bounds(ahead=1, light=True)).join("a", "b").hear("a", Have(0))  # nothing lags
     run.slow = {"b"}
