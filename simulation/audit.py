@@ -515,8 +515,10 @@ class Audit:
         if row.stuck or row.mute:
             wrong(f"task {task} goes to an actor that hangs, or of which nothing comes")
         takes = row.actor.capacity if row.actor.alone is None else math.inf  # it may have had them before
-        if len(row.tasks) > min(takes, self.setting.most + 1):
+        if len(row.tasks) > takes:
             wrong(f"{len(row.tasks)} tasks at an actor that takes {row.actor.capacity}")
+        if len(row.tasks - self.folding.keys()) > self.setting.most:
+            wrong(f"{row.tasks} are at an actor at once, {self.folding.keys()} are with the learner, of {self.setting.most}")
 
     def _cancel(self, row: Row, session: bytes, task: TaskName) -> None:
         self._only_own(session)

@@ -214,7 +214,8 @@ class Roster:
 
     def allow(self, actor: Actor, capacity: int) -> None:
         """Let an actor hold `capacity` tasks from now on, and one at most while a task is tried alone there; 0: none but those
-        that it has."""
+        that it has. It may be above `most`, for an actor whose tasks all wait for a version that lacks one."""
+        self._idle.extend({} for _ in range(capacity - len(self._idle)))
         self._leave(actor)
         actor.capacity = min(capacity, 1) if actor.alone else capacity
         self._enter(actor)

@@ -872,6 +872,20 @@ def test_a_trial_alone_does_not_wait_for_what_waits_for_it() -> None:
     assert begun in alone
 
 
+def test_an_actor_has_one_task_more_whenever_all_its_tasks_wait_for_a_version_that_lacks_one() -> None:
+    run = Run(Stream(1, 9), Bounds(ahead=1)).join("a", "b")
+    [mine], [theirs] = run.tasks["a"], run.tasks["b"]
+    run.send("b", theirs).send("a", mine)  # for versions 1 and 2
+    run.event(Lost(b"b", "died", dead=True)).event(Unfit(theirs, "not finite"))
+    [second] = run.tasks["a"]
+    run.join("c")
+    [theirs] = run.tasks["c"]
+    run.send("c", theirs).send("a", second)  # for versions 1 and 3
+    run.event(Lost(b"c", "died", dead=True)).event(Unfit(theirs, "not finite"))
+    [third] = run.tasks["a"]
+    assert run.core.facts.roster.actors[run.sessions["a"]].tasks == {mine, second, third}
+
+
 def test_a_lease_follows_what_tasks_took_and_begins_when_three_are_in() -> None:
     run = Run(rounds(9), Bounds(ahead=1, lease=-1.0, patience=1e6)).join("a", "b")
     assert run.tick(after=9_000.0).told("late") == []  # nobody knows yet what a task takes
