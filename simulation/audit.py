@@ -61,7 +61,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.work import Task, Totals, Words
 from shoal.simulation.books import Books, Holding, Taken, wrong
-from shoal.simulation.look import held, look
+from shoal.simulation.look import held, look, punctual
 from shoal.simulation.setting import Setting
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from shoal.simulation.hub import Hub
 
 LOOK = 64  # events between two looks at the core's own indices
+MANY = 64  # arrays being fetched, from which only every LOOK events is looked whose they are
 FINAL = ("accepted", "stale", "aside")
 OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
 
@@ -202,10 +203,12 @@ class Audit:
         self.acted, self.looked_at = self.core.look_at != self.looked_at, self.core.look_at
         if self.events % LOOK == 0 and not self.over:
             look(self)
+        if self.acted and self.events % 4 == 0 and not self.over:
+            punctual(self)
 
     def settled(self, hub: Hub) -> None:
-        """Check the shell, every LOOK events: called after all effects of an event were carried out."""
-        if self.events % LOOK == 0 and not self.over:
+        """Check the shell, every 16 events, or LOOK if much is on its way, after all effects of an event were carried out."""
+        if self.events % (16 if len(hub.traffic.deliveries) < MANY else LOOK) == 0 and not self.over:
             held(hub)
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:
@@ -230,7 +233,8 @@ class Audit:
             wrong(f"{self.answers} answers to {event}")
         if self.parted:
             wrong(f"nobody hears that {self.parted} are gone, after {event}")
-        for task, holding in self.pulled.items():
+        often = len(self.pulled) < MANY or self.events % LOOK == 0  # a restart may have thousands to fetch
+        for task, holding in self.pulled.items() if often else ():
             if self.held.get(task) is not holding and not self.over:
                 wrong(f"arrays are fetched for what is nobody's, after {event}")
 

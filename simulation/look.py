@@ -32,6 +32,17 @@ def look(audit: Audit) -> None:
             wrong(f"{what}: {is_}, and at most {bound} are expected")
 
 
+def punctual(audit: Audit) -> None:
+    """Compare what is late with the limits, after a tick that was acted on, which deals with all that is late. After others a
+    limit may have become shorter since the last such tick. Raises ViolationError."""
+    now = audit.core.facts.now
+    late = max((_late(audit, task) for task in audit.held), default=0.0) if audit.setting.bounds.lease else 0.0
+    silent = max((now - row.heard_at - _borne(audit, row) for row in audit.rows.values()), default=0.0)
+    for what, seconds in (("a lease", late), ("the silence that is borne", silent)):
+        if seconds > LOOK:
+            wrong(f"{seconds} seconds beyond {what}, and at most {LOOK} are expected")
+
+
 def held(hub: Hub) -> None:
     """Check that the shell holds exactly the arrays of contributions on their way in. Raises ViolationError."""
     deliveries = hub.traffic.deliveries
@@ -81,9 +92,6 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     """Quantities by name: the amount that there is, and the most that there may be."""
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
-    # only a tick that is acted on deals with all that is late: a limit may have become shorter since the last such
-    late = max((_late(audit, task) for task in audit.held), default=0.0)
-    silent = max((core.facts.now - row.heard_at - _borne(audit, row) for row in audit.rows.values()), default=0.0)
     shares = Counter(roster.homes.values())
     played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
@@ -98,12 +106,10 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
         "homes": (len(roster.homes), setting.schedule.clients),
-        "seconds beyond a lease": (late, LOOK if bounds.lease and audit.acted else math.inf),
-        "seconds of silence beyond what is borne": (silent, LOOK if audit.acted else math.inf),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
-        "arrays on a shelf": (max(len(one.shelf) - len(_retained(one)) for one in lives), 4 * most + BACKLOG),
+        "arrays on a shelf": (max(len(one.shelf) - _retained(one) for one in lives), 4 * most + BACKLOG),
         "bytes retained": (max(one.session.retained_bytes for one in lives), bounds.retain),
     }
 
@@ -127,16 +133,16 @@ def _late(audit: Audit, task: TaskName) -> float:
     return 0.0 if waits or not limit else audit.core.facts.now - max(holding.since, row.free_at) - limit
 
 
-def _retained(life: Life) -> list[TaskName]:
-    """Tasks whose work was accepted, in this life of the coordinator or an earlier one, and that this actor still keeps."""
+def _retained(life: Life) -> int:
+    """The number of tasks whose work was accepted, in this life of the coordinator or an earlier one, and that this actor still
+    keeps."""
     session = life.session
-    again = [task for task, waiting in session.unjudged.items() if waiting.onto >= 0]
-    return [*session.retained, *again]
+    return len(session.retained) + sum(waiting.onto >= 0 for waiting in session.unjudged.values())
 
 
 def _kept(life: Life) -> int:
     session = life.session
-    return len(session.unjudged) + len(session.retained) + len(session.tasks) - len(_retained(life))
+    return len(session.unjudged) + len(session.retained) + len(session.tasks) - _retained(life)
 
 
 def _most_outstanding(audit: Audit) -> int:

@@ -218,6 +218,11 @@ class Setting:
         return self.bounds.lease > 0 or (self.bounds.lease < 0 and self.bounds.first > 0)
 
     @property
+    def endless(self) -> bool:
+        """Return whether a liar may hold up its round for ever: by lies, or by a task that it never ends, also in silence."""
+        return self.unlimited or not self.limited
+
+    @property
     def exact(self) -> bool:
         """Return whether every life of the coordinator must make the same weights of a version."""
         s = self.schedule
@@ -260,7 +265,9 @@ def drawn(rng: Random, seconds: float) -> Setting:
         step=rng.choice((0.002, 0.002, 0.02, 0.3)),
         fold=rng.choice((0.003, 0.1)),
         heal_at=seconds * rng.uniform(0.6, 1.2),
-        within=40.0 + 10 * (bounds.patience + _longest(bounds)) + 6 * max(paces) * (schedule.cohort + schedule.batch + 2),
+        within=40.0
+        + 10 * (bounds.patience + _longest(bounds))
+        + 6 * (max(paces) + delay) * (schedule.cohort + schedule.batch + 2),  # by one actor, a task at a time
         paces=paces,
         weights_bytes=rng.choice((0, LEAST // 2, 3 * LEAST)),
         rests=schedule.seed % 4 == 1,

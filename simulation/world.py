@@ -70,7 +70,7 @@ class World:
     # Trouble
 
     def _life(self, place: int) -> Life:
-        lies = place < self.setting.weather.liars < self.setting.actors and not (self.healed and self.setting.unlimited)
+        lies = place < self.setting.weather.liars < self.setting.actors and not (self.healed and self.setting.endless)
         return (Liar if lies else Life)(self, place, self.setting.paces[place])
 
     def _fault(self, _: None) -> None:
@@ -156,10 +156,9 @@ class World:
         self._healed_version = self.newest()
         self.audit.served.clear()
         bear = self.setting.limited and any(life.honest and not life.gone and not life.hangs for life in self.lives)
-        holds = self.setting.unlimited or not self.setting.limited  # a liar may hold a task for ever, also in silence
         for life in list(self.lives):
             life.thaw()
-            if life.gone or (life.hangs and not bear) or (not life.honest and holds):
+            if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.endless):
                 self.wire.cut(life, math.inf)
                 life.die()
                 self._return(life)

@@ -144,6 +144,7 @@ def test_questions_of_several_actors_become_one_batch_of_their_version(tmp_path:
             for actor, seen in zip(actors, asked, strict=True):
                 numbers = actor.answer(0, None, {}).extras["numbers"]
                 np.testing.assert_allclose(numbers, own.parameters(seen), rtol=1e-5, atol=1e-6)
+        assert [(actor.totals(), actor._untold) for actor in actors] == [({"inference_central": (8.0, 8.0)}, [])] * 3
         assert (made.batches, made.rows) == (4, 24)
         for actor in actors:
             actor.close()

@@ -33,8 +33,9 @@ def test_what_changed_makes_the_same_bits_as_the_whole(codec):
     assert over.sha256 == plain.sha256 != run(digits(), 0).sha256
     whole, change = over.weights.layout.nbytes, int(metric(over, "change_bytes")[0])
     assert change == Packed(Coding(codec).codec(feedback=True), over.weights.layout).layout.nbytes
-    assert metric(over, "down_bytes")[1:] == [2 * change] * 3
-    assert metric(over, "down_bytes")[0] >= whole
+    changes, rest = divmod(sum(metric(over, "down_bytes")) - 2 * whole, change)  # an actor that joins late has missed some
+    assert 3 <= changes <= 6
+    assert (rest, metric(over, "down_bytes")[-1]) == (0, 2 * change)
     assert metric(plain, "down_bytes") == [0.0] * 4
     assert metric(plain, "untold") == metric(over, "untold")
 

@@ -70,8 +70,8 @@ def test_a_few_steps_of_ones_own_help_clients_that_differ_much() -> None:
 
 
 def test_an_environment_by_its_id_is_a_job_too() -> None:
-    found = ran("simulate", f"{EXAMPLES}/my_rl.py:by_id", "total_timesteps=9000", "--actors", 0, "--json").result
-    assert 0 < found["steps"] <= 9000
+    found = ran("simulate", f"{EXAMPLES}/my_rl.py:by_id", "total_timesteps=40000", "--actors", 0, "--json").result
+    assert 0 < found["steps"] <= 40_000
 
 
 def test_an_actor_with_the_core_packages_alone_plays_the_edge_example(folder: Path) -> None:
