@@ -166,6 +166,8 @@ def stalls(facts: Facts) -> bool:
 
 def unburden(facts: Facts, actor: Actor, name: TaskName) -> None:
     facts.roster.unburden(actor, name)
+    if actor.capacity > facts.roster.most:  # it had one more while a version lacked a contribution
+        facts.roster.allow(actor, max(facts.roster.most, len(actor.tasks)))
     survive(facts, actor, name)
     if actor.parked and len(actor.tasks) < actor.capacity:
         freed = actor.parked.popleft()

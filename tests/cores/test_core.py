@@ -883,7 +883,12 @@ def test_an_actor_has_one_task_more_whenever_all_its_tasks_wait_for_a_version_th
     run.send("c", theirs).send("a", second)  # for versions 1 and 3
     run.event(Lost(b"c", "died", dead=True)).event(Unfit(theirs, "not finite"))
     [third] = run.tasks["a"]
-    assert run.core.facts.roster.actors[run.sessions["a"]].tasks == {mine, second, third}
+    actor = run.core.facts.roster.actors[run.sessions["a"]]
+    assert actor.tasks == {mine, second, third}
+    run.send("a", third).event(Folded(third))
+    assert actor.tasks == {mine, second}  # no further task while these wait
+    run.event(Stepped(1, {})).event(Folded(mine)).event(Stepped(2, {})).event(Folded(second)).event(Stepped(3, {}))
+    assert (len(actor.tasks), actor.capacity) == (1, 1)
 
 
 def test_a_lease_follows_what_tasks_took_and_begins_when_three_are_in() -> None:
