@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from shoal.simulation.hub import Hub
 
 LOOK = 64  # events between two looks at the core's own indices
+OFTEN = 4  # events that are ticks and acted on are followed by a look at lateness, one in so many
+SHELL = 16  # events between two looks at the shell
 MANY = 64  # arrays being fetched, from which only every LOOK events is looked whose they are
 FINAL = ("accepted", "stale", "aside")
 OF_WORK, OF_MORE = (Contribute, Failed), (Have, Beat)
@@ -203,12 +205,12 @@ class Audit:
         self.acted, self.looked_at = self.core.look_at != self.looked_at, self.core.look_at
         if self.events % LOOK == 0 and not self.over:
             look(self)
-        if self.acted and self.events % 4 == 0 and not self.over:
+        if self.acted and self.events % OFTEN == 0 and not self.over:
             punctual(self)
 
     def settled(self, hub: Hub) -> None:
-        """Check the shell, every 16 events, or LOOK if much is on its way, after all effects of an event were carried out."""
-        if self.events % (16 if len(hub.traffic.deliveries) < MANY else LOOK) == 0 and not self.over:
+        """Check the shell every SHELL events, LOOK if much is on its way: called after all effects of one were carried out."""
+        if self.events % (SHELL if len(hub.traffic.deliveries) < MANY else LOOK) == 0 and not self.over:
             held(hub)
 
     def _compare(self, event: Event, effects: Sequence[Effect], product: Product | None) -> None:

@@ -218,7 +218,7 @@ class Setting:
         return self.bounds.lease > 0 or (self.bounds.lease < 0 and self.bounds.first > 0)
 
     @property
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         """Return whether a liar may hold up its round for ever: by lies, or by a task that it never ends, also in silence."""
         return self.unlimited or not self.limited
 

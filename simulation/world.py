@@ -70,7 +70,7 @@ class World:
     # Trouble
 
     def _life(self, place: int) -> Life:
-        lies = place < self.setting.weather.liars < self.setting.actors and not (self.healed and self.setting.endless)
+        lies = place < self.setting.weather.liars < self.setting.actors and not (self.healed and self.setting.unbounded)
         return (Liar if lies else Life)(self, place, self.setting.paces[place])
 
     def _fault(self, _: None) -> None:
@@ -158,7 +158,7 @@ class World:
         bear = self.setting.limited and any(life.honest and not life.gone and not life.hangs for life in self.lives)
         for life in list(self.lives):
             life.thaw()
-            if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.endless):
+            if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.unbounded):
                 self.wire.cut(life, math.inf)
                 life.die()
                 self._return(life)

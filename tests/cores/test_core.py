@@ -886,7 +886,7 @@ def test_an_actor_has_one_task_more_whenever_all_its_tasks_wait_for_a_version_th
     actor = run.core.facts.roster.actors[run.sessions["a"]]
     assert actor.tasks == {mine, second, third}
     run.send("a", third).event(Folded(third))
-    assert actor.tasks == {mine, second}  # no further task while these wait
+    assert actor.tasks == {mine, second}
     run.event(Stepped(1, {})).event(Folded(mine)).event(Stepped(2, {})).event(Folded(second)).event(Stepped(3, {}))
     assert (len(actor.tasks), actor.capacity) == (1, 1)
 
