@@ -179,6 +179,13 @@ def apart(seen: Any) -> tuple[Any, Any]:
     return {name.removeprefix(f"{OBSERVATION}/"): seen[name] for name in names if name != MASK}, mask
 
 
+def legal(action: Actions, numbers: Floats, seen: Any) -> Floats:
+    """A policy's numbers [B, ...] with -inf for each choice that the action mask of its observation in `seen` forbids; the same
+    array if the observations have no mask."""
+    allowed = apart(seen)[1]
+    return numbers if allowed is None else action.legal(numbers, allowed)
+
+
 def flat_mask(given: Any, num_envs: int) -> Bools:
     """Masks [num_envs, entries] from an array, or from a tuple of one array for each part of an action."""
     parts = given if isinstance(given, tuple | list) else [given]

@@ -18,7 +18,7 @@ import numpy as np
 
 from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
 from shoal.envs.single import RESET, STEP, told_apart
-from shoal.envs.spaces import MASK, apart, flat_mask
+from shoal.envs.spaces import MASK, flat_mask, legal
 from shoal.envs.states import NoStateError
 from shoal.envs.vector import EnvError, Envs, Step, alone
 from shoal.protocol import values
@@ -168,9 +168,7 @@ def _steps(envs: Envs, last: Step, many: int) -> list[Step]:
 def _chosen(envs: Envs, rng: Any, seen: Any) -> Any:
     """Actions for all environments, drawn among those that the observations before allow."""
     action, many = envs.spaces.action, envs.num_envs
-    numbers = np.zeros((many, action.parameters), np.float32)
-    if (allowed := apart(seen)[1]) is not None:
-        numbers = action.legal(numbers, allowed)
+    numbers = legal(action, np.zeros((many, action.parameters), np.float32), seen)
     return action.act(numbers, action.noise(rng, 1, many)[0])
 
 
@@ -232,9 +230,7 @@ def _played(envs: Envs) -> None:
 
 def _drawn(envs: Envs, seen: Any) -> Any:
     action = envs.spaces.action
-    numbers = np.zeros((1, action.parameters), np.float32)
-    if (allowed := apart(seen)[1]) is not None:
-        numbers = action.legal(numbers, allowed)
+    numbers = legal(action, np.zeros((1, action.parameters), np.float32), seen)
     return action.act(numbers, action.noise(np.random.default_rng(SEED), 1, 1)[0])
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, Spaces, apart
+from shoal.envs.spaces import NOTHING, Actions, Array, Floats, Kept, Spaces, legal
 from shoal.protocol.layout import DTYPES, Bundle
 from shoal.protocol.work import Words
 
@@ -228,8 +228,7 @@ class Stochastic(InParts):
         return begun(self.memory, num_envs)
 
     def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
-        if seen.dtype.names is not None and (allowed := apart(seen)[1]) is not None:
-            numbers = self.action.legal(numbers, allowed)  # probability 0, when drawing and when greedy
+        numbers = legal(self.action, numbers, seen)  # probability 0 for what is forbidden, when drawing and when greedy
         return Acted(self.action.act(numbers, noise), {"numbers": numbers}, state)
 
     def finish(self, extras: Mapping[str, Array], action: Array) -> Mapping[str, Array]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from shoal.actors import Worker
 from shoal.actors.workers.rollout import SEEDS
+from shoal.envs.spaces import legal
 from shoal.envs.vector import Worlds
 from shoal.nets.perturbed import Perturbed, acting, noise
 from shoal.protocol.draws import globally, key
@@ -32,7 +33,8 @@ def layout(pairs: int) -> Layout:
 
 @dataclass(eq=False, repr=False)
 class Evolution:
-    """A worker that plays one episode with each of 2 * pairs perturbed policies, side by side, which act greedily.
+    """A worker that plays one episode with each of 2 * pairs perturbed policies, side by side. Each policy takes the likeliest
+    action that the environment's action mask allows, or of all actions if there is no mask.
 
     make_envs: num_envs -> Envs. activation: of the built-in policy. judge: the worker of tasks of the kind "evaluate".
     longest: number of steps at which an episode is a UserError.
@@ -94,7 +96,8 @@ class Evolution:
         returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
         running, replaced, steps = np.ones(envs.num_envs, bool), step.replaced, 0
         while running.any():
-            step = envs.step(actions.act(policies.parameters(step.observation), None))
+            numbers = legal(actions, policies.parameters(step.observation), step.observation)
+            step = envs.step(actions.act(numbers, None))
             counts = running & step.lived
             returns += np.where(counts, step.reward, 0.0)
             lengths += counts

@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import shoal
 from shoal import Reinforcement
-from shoal.actors.workers.rollout import Rollout
+from shoal.actors.workers.evolution import Evolution
+from shoal.actors.workers.rollout import SEEDS, Rollout
 from shoal.aggregators.impala import IMPALALearner
 from shoal.aggregators.ppo import PPOLearner
 from shoal.envs.making import Recipe, make_vector
@@ -25,8 +26,11 @@ from shoal.envs.trying import masks_told
 from shoal.nets import distributions, policies
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
+from shoal.nets.perturbed import acting, noise, pieces
 from shoal.nets.policies import ActorCritic, TorchPolicy
+from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError
+from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Contribution, Task
 
 SEEN = gym.Box(-1, 1, (3,), np.float32)
@@ -241,6 +245,100 @@ def test_methods_that_learn_values_go_through_no_closed_door(where: str, method:
     few |= {"memory": "gru", "memory_size": 8} if method == "r2d2" else {}
     run = shoal.run(Reinforcement(doors(where=where, nvec=(5,)), method=method, **few), actors=0)
     assert list(run.dir.rows())[-1]["metrics"]["updates"] > 0
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_masks_hold_where_another_process_computes_the_network(where: str, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"total_timesteps": 240, "num_envs": 4, "rollout_length": 10, "clients": 2, "double_buffer": True}
+    settings = ({}, {"inference": "central"})
+    runs = [
+        shoal.run(
+            Reinforcement(doors(where=where), method="ppo", **few, **more),
+            actors=actors,
+            folder=tmp_path / str(actors),
+            show=False,
+        )
+        for actors, more in zip((0, 2), settings, strict=True)
+    ]
+    alone, central = runs
+    assert central.history[-1]["metrics"]["inference_central"] == 1.0
+    assert alone.summary["weights_sha256"] == central.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize(("mode", "where", "nvec"), [each[:3] for each in CASES if each[3]])
+def test_a_perturbed_policy_of_es_takes_the_likeliest_open_door(mode: Any, where: str, nvec: Any) -> None:
+    make = partial(make_vector, recipe(doors(where=where, nvec=nvec), mode))
+    spaces = make(1).spaces
+    module = ActorCritic(spaces, (16,), seed=4)
+    with torch.no_grad():
+        module.actor[-1].weight.mul_(300)
+    weights, pairs = FlatModule(module).bundle(), 3
+    worker = Evolution(make, "tanh", pairs, 0.5, 1, Rollout(make, NumpyPolicy(spaces.action), 1, 2, seed=1, episodes=2))
+    work = worker.run(weights, 0, Task(0, 0, (0,)))
+    worker.close()
+    assert work.bundle is not None
+    assert work.samples["length"] == (7.0,) * 2 * pairs
+    names, found = acting(weights.layout), []
+    size = sum(weights[name].size for name in names)
+    for at, (sign, pair) in enumerate(product((1, -1), range(pairs))):
+        moved = Bundle(weights.layout, weights.data.copy())
+        for name, piece in pieces(weights.layout, names, noise(int(work.bundle["seed"][pair]), size)):
+            moved[name][...] += np.float32(0.5 * sign) * piece
+        alone = NumpyPolicy(spaces.action)
+        alone.load(moved)
+        envs, paid = make(1), 0.0
+        step = envs.reset(key(1, "es", 0, 0) % SEEDS + at)
+        while not step.over[0]:
+            step = envs.step(alone.act(step.observation, step.first, {}, None, {}).action)
+            paid += float(step.reward[0])
+        found.append(paid)
+    assert work.samples["return"] == tuple(found)
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_evolution_runs_behind_masks(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few: dict[str, Any] = {"total_timesteps": 200, "clients": 2, "pairs": 4, "eval_every": 1, "eval_episodes": 2}
+    run = shoal.run(Reinforcement(doors(where=where), method="es", **few), actors=0, show=False)
+    assert run.summary["steps"] == 224  # 2 rounds of 16 episodes of 7 steps, in which no closed door raised
+    assert "eval/return_mean" in run.metrics
+
+
+class Filmed(Doors):
+    """Doors that can be seen."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.full((16, 20, 3), 30 * self.at, np.uint8)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("method", ["ppo", "dqn", "es"])
+def test_a_trained_policy_goes_through_no_closed_door_where_it_plays_is_judged_or_is_filmed(
+    method: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few: dict[str, Any] = {"total_timesteps": 100, "hidden": (8,)}
+    few |= {"clients": 2, "pairs": 2} if method == "es" else {"num_envs": 2, "rollout_length": 8}
+    env = type("Filmed", (Filmed,), {"where": where})
+    run = shoal.run(Reinforcement(env, method=method, **few), actors=0, show=False)
+    assert shoal.evaluate(run, episodes=3)["episodes"] == 3
+    for greedy in (True, False):
+        policy, played = run.policy(greedy=greedy, seed=3), env()
+        for episode in range(4):
+            policy.reset()
+            (seen, info), over = played.reset(seed=episode), False
+            while not over:
+                seen, _, terminated, truncated, info = played.step(policy.act(seen, info))
+                over = terminated or truncated
+    assert run.video("seen.gif").stat().st_size > 0
+    if where == "info":
+        with pytest.raises(UserError, match=r"gives action masks in its info: call act\(observation, info\)"):
+            policy.act(seen)
 
 
 def test_a_network_that_reads_one_array_refuses_masks_and_parts() -> None:
