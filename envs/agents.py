@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shoal.envs.single import mask_of
+from shoal.envs.spaces import MASK, OBSERVATION, spaces_of
 from shoal.protocol.errors import UserError, signed
 
 if TYPE_CHECKING:
@@ -29,9 +31,11 @@ class Parallel:
 
     make: () -> an environment in the form of PettingZoo's ParallelEnv. policies: "shared", all agents have one policy;
     "separate", each has its own. agent_ids: True appends the agent's number, one-hot, to each observation (agent indication;
-    Gupta et al. 2017), which must be of floats in one dimension; separate policies need that.
+    Gupta et al. 2017), which must be of floats in one dimension; separate policies need that. In a Dict of "observation" and
+    "action_mask" the number is appended to the former.
 
-    All agents must have the same spaces. Row g * A + a is agent a (of possible_agents) of game g.
+    Action masks are told by the observations or by the agents' infos, under the key "action_mask". All agents must have the
+    same spaces. Row g * A + a is agent a (of possible_agents) of game g.
     """
 
     def __init__(self, make: Callable[[], Any], policies: str = "shared", agent_ids: bool = False) -> None:
@@ -53,7 +57,7 @@ class Parallel:
         return names
 
     def __call__(self, num_envs: int) -> VectorEnv[Any, Any, Any]:
-        """The games of `num_envs` rows; in a game whose rows are fewer than its agents, the others draw their actions."""
+        """The games of `num_envs` rows; in a game whose rows are fewer than its agents, the others draw allowed actions."""
         return _vector(self, num_envs)
 
 
@@ -64,7 +68,8 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
     class Games(VectorEnv[Any, Any, Any]):
         """A game ends when no agent is left in it, and the step after that only resets it. The info `waiting` has the rows
-        whose agent is out while its game goes on."""
+        whose agent is out while its game goes on. The info `action_mask`, if the info of an agent has one, has a row for each
+        agent, which allows nothing if the agent's last info had none."""
 
         metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  gymnasium's own form
 
@@ -74,7 +79,10 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             self.single_observation_space, self.single_action_space = self._alike()
             self.observation_space = batch_space(self.single_observation_space, num_envs)
             self.action_space = batch_space(self.single_action_space, num_envs)
+            self.spaces = spaces_of(self.single_observation_space, self.single_action_space)
+            self.rng = np.random.default_rng(0)  # of agents without a row
             rows = len(self.games) * len(self.names)
+            self.masks: list[Any] = [None] * rows  # of the agents' last infos
             self.seen = [_zeros(self.single_observation_space)] * rows
             self.alive = np.zeros(rows, dtype=bool)
 
@@ -87,19 +95,24 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
                         f"{of.__name__}: agent {name} has the spaces {its}, {first} has {spaces}; all must be alike: pad them "
                         "with supersuit's pad_observations_v0 and pad_action_space_v0"
                     )
-            if not of.agent_ids:
-                return spaces
-            seen = spaces[0]
+            return (self._marked(spaces[0]), spaces[1]) if of.agent_ids else spaces
+
+        def _marked(self, seen: Any) -> Any:
+            """The space of an observation to which its agent's number is appended."""
+            if isinstance(seen, gymnasium.spaces.Dict) and set(seen.spaces) == {OBSERVATION, MASK}:
+                return gymnasium.spaces.Dict({**seen.spaces, OBSERVATION: self._marked(seen[OBSERVATION])})
             if not isinstance(seen, gymnasium.spaces.Box) or len(seen.shape) != 1 or seen.dtype.kind != "f":
                 raise UserError(f"{of.__name__}: agent_ids=True needs observations of floats in one dimension, not {seen}")
             zeros, ones = np.zeros(len(self.names), seen.dtype), np.ones(len(self.names), seen.dtype)
             low, high = np.concatenate([seen.low, zeros]), np.concatenate([seen.high, ones])
-            return gymnasium.spaces.Box(low, high, dtype=seen.dtype.type), spaces[1]
+            return gymnasium.spaces.Box(low, high, dtype=seen.dtype.type)
 
         def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            if seed is not None:
+                self.rng = np.random.default_rng(seed)
             for g in range(len(self.games)):
                 self._begin(g, None if seed is None else seed + g)
-            return self._told(), {}
+            return self._told(), self._allowed()
 
         def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
             rows = len(self.alive)
@@ -110,9 +123,9 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
                 if not any(self.alive[row] for row in at.values()):
                     self._begin(g, None)
                     continue
-                given = {name: self._action(actions, row, game, name) for name, row in at.items() if self.alive[row]}
-                seen, rewards, terminations, truncations, _ = game.step(given)
-                self._take(at, seen)
+                given = {name: self._action(actions, row) for name, row in at.items() if self.alive[row]}
+                seen, rewards, terminations, truncations, infos = game.step(given)
+                self._take(at, seen, infos)
                 left = set(game.agents)
                 for name in given:
                     row = at[name]
@@ -125,26 +138,57 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             n = self.num_envs
             over = ends.any(0)
             waiting = np.array([not self.alive[row] and not over[row] for row in range(rows)])
-            return self._told(), reward[:n], ends[0, :n], ends[1, :n], {"waiting": waiting[:n]}
+            infos = {"waiting": waiting[:n], **self._allowed()}
+            return self._told(), reward[:n], ends[0, :n], ends[1, :n], infos
 
-        def _action(self, actions: Any, row: int, game: Any, name: str) -> Any:
-            return actions[row] if row < self.num_envs else game.action_space(name).sample()
+        def _action(self, actions: Any, row: int) -> Any:
+            """The action of a row's agent; of an agent without a row, one that is drawn among those that its mask allows."""
+            if row < self.num_envs:
+                return actions[row]
+            action, numbers = self.spaces.action, np.zeros((1, self.spaces.action.parameters), np.float32)
+            if told := mask_of(self.seen[row] if self.spaces.masks else {MASK: self.masks[row]}):
+                numbers = action.legal(numbers, told[MASK][None])
+            return action.decoded(action.act(numbers, action.noise(self.rng, 1, 1)[0]))[0]
 
         def _begin(self, g: int, seed: int | None) -> None:
-            seen, _ = self.games[g].reset(seed=seed)
+            seen, infos = self.games[g].reset(seed=seed)
             at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
-            self._take(at, seen)
+            self._take(at, seen, infos)
             for name, row in at.items():
                 self.alive[row] = name in seen
 
-        def _take(self, at: Mapping[str, int], seen: Mapping[str, Any]) -> None:
+        def _take(self, at: Mapping[str, int], seen: Mapping[str, Any], infos: Any) -> None:
+            """Keep what each agent sees, and the action mask of its info."""
             for name, observation in seen.items():
                 row = at[name]
                 told = copy.deepcopy(observation)  # a game may write its next one where this one is
-                if of.agent_ids:
-                    mark = np.eye(len(self.names), dtype=self.single_observation_space.dtype)[row % len(self.names)]
-                    told = np.concatenate([told, mark])
+                if of.agent_ids and isinstance(told, Mapping):
+                    told = {**told, OBSERVATION: self._with_number(told[OBSERVATION], row)}
+                elif of.agent_ids:
+                    told = self._with_number(told, row)
                 self.seen[row] = told
+                if self.spaces.action.choices and not self.spaces.masks:
+                    self.masks[row] = self._mask(name, infos.get(name) if isinstance(infos, Mapping) else None)
+
+        def _with_number(self, seen: Any, row: int) -> Any:
+            mark = np.zeros(len(self.names), np.asarray(seen).dtype)
+            mark[row % len(self.names)] = 1
+            return np.concatenate([seen, mark])
+
+        def _mask(self, name: str, info: Any) -> Any:
+            """The action mask in an agent's info, bool [choices]; None if there is none."""
+            mask, choices = mask_of(info).get(MASK), self.spaces.action.choices
+            if mask is not None and len(mask) != choices:
+                wanted = f"expected {choices}, one for each choice of an action"
+                raise UserError(f"{of.__name__}: the action_mask in the info of agent {name} has {len(mask)} entries: {wanted}")
+            return mask
+
+        def _allowed(self) -> dict[str, Any]:
+            """The info with the action masks of all rows; empty if the info of no agent has one."""
+            if all(mask is None for mask in self.masks):
+                return {}
+            nothing = np.zeros(self.spaces.action.choices, bool)
+            return {MASK: np.stack([nothing if mask is None else mask for mask in self.masks[: self.num_envs]])}
 
         def _told(self) -> Any:
             room: Any = create_empty_array(self.single_observation_space, self.num_envs)

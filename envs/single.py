@@ -38,11 +38,11 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False) -> Any
             self.was_cut = False
             seen, info = told_apart(self.env.reset(**given), RESET)
             self.hints = isinstance(info, Mapping) and MASK in info
-            return self._fitting(seen, "reset"), _mask_of(info) if told else {}
+            return self._fitting(seen, "reset"), mask_of(info) if told else {}
 
         def step(self, action: Any) -> Any:
             seen, reward, terminated, truncated, info = told_apart(self.env.step(action), STEP)
-            infos = _mask_of(info) if told else {}
+            infos = mask_of(info) if told else {}
             if self.left:
                 over = bool(_single(terminated) or _single(truncated))
                 self.left, self.was_cut = 0 if over else self.left - 1, self.left == 1 and not over
@@ -67,7 +67,8 @@ def time_limit(env: Any) -> int:
     return 0
 
 
-def _mask_of(info: Any) -> dict[str, Any]:
+def mask_of(info: Any) -> dict[str, Any]:
+    """An environment's info with nothing but its action mask, bool [entries]; empty if it has none."""
     found = info.get(MASK) if isinstance(info, Mapping) else None
     return {} if found is None else {MASK: flat_mask(found, 1)[0]}
 

@@ -12,6 +12,7 @@ from shoal.aggregators import Aggregator
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
+from shoal.envs.agents import Parallel
 from shoal.jobs.methods.acting import FIRST, Playing
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Environment, Problem
@@ -48,7 +49,8 @@ class ES(Playing):
             raise UserError(
                 "method=es: perturbs the built-in policy; leave policy out (hidden=64,64 sets its size) or method=ppo"
             )
-
+        if isinstance(problem, Environment) and isinstance(problem.env, Parallel) and problem.env.policies == "separate":
+            raise UserError("policies='separate': method=es perturbs one network; policies='shared', or method=ppo")
         if isinstance(problem, Environment) and (many := problem.frame_stack) > 1:
             raise UserError(f"frame_stack={many}: es stacks no frames; gymnasium.wrappers.FrameStackObservation does")
 

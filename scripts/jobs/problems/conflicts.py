@@ -12,6 +12,7 @@ from shoal.envs.agents import Parallel
 from shoal.envs.making import refuse_window
 from shoal.jobs.parts import Bearing
 from shoal.jobs.settings import ranges, shown
+from shoal.nets.networks import ActorCriticNetwork
 from shoal.nets.normal import Normalised
 from shoal.protocol.errors import UserError
 
@@ -25,6 +26,7 @@ def check(problem: Environment, bearing: Bearing) -> None:
     _check_function(problem)
     _check_inference(problem)
     _check_network(problem)
+    _check_agents(problem)
     if problem.frame_stack > 1:
         _check_stack(problem)
     if problem.memory != "none":
@@ -79,6 +81,18 @@ def _check_network(problem: Environment) -> None:
             )
     if not all(units > 0 for units in problem.hidden):
         raise UserError(f"hidden={','.join(map(str, problem.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+
+
+def _check_agents(problem: Environment) -> None:
+    """Raises UserError for policies of the agents' own that a method cannot learn."""
+    if not isinstance(problem.env, Parallel) or problem.env.policies == "shared":
+        return
+    network = getattr(problem.learns, "inner", problem.learns)
+    if not isinstance(network, ActorCriticNetwork):
+        why = f"each agent has an actor-critic of its own, and method={problem.learned_by} learns one network"
+        raise UserError(f"policies='separate': {why}; policies='shared', or method=ppo")
+    if problem.memory != "none":
+        raise UserError(f"memory={problem.memory}: policies of the agents' own have no memory; policies='shared' has")
 
 
 def _check_stack(problem: Environment) -> None:

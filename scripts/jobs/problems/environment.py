@@ -200,7 +200,7 @@ class Environment(Problem):
 
             from shoal.nets.separate import Separate
 
-            seen = spaces.single("policies=separate")
+            seen = replace(spaces, masks="").single("policies=separate")  # a mask is applied to what the module returns
             plain = replace(spaces, observation=Observations((seen.size - agents,)))
             drawn = int(torch.randint(2**30, ()))  # of the generator that `seeded` has set
             made = [own(plain) if own else self.learns.build(plain, self.form, drawn + each) for each in range(agents)]
