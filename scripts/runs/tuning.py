@@ -31,6 +31,7 @@ LARGEST = 2**27  # bytes of a trajectory that is tried: every process of a run h
 ENDLESS = 10**12  # environment steps
 
 Measure = Callable[[Mapping[str, Any], int], float]
+LeftOut = Callable[[Mapping[str, Any], int, str], object]
 
 
 @dataclass
@@ -94,14 +95,22 @@ def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable
         )
     found = Tuned(name)
     measure = _measured(job, seconds)
-    for settings, count, rate in tried(job.plain(), actors, cores(), measure, lambda settings: small(job, settings)):
+
+    def left_out(settings: Mapping[str, Any], count: int, why: str) -> None:
+        told(f"{_typed(settings, count)}: left out: {why}")
+
+    for settings, count, rate in tried(job.plain(), actors, cores(), measure, lambda its: small(job, its), left_out):
         found.add(settings, count, rate)
-        told(f"{' '.join(f'{key}={value}' for key, value in settings.items())} actors={count}: {rate:,.0f} steps/s")
+        told(f"{_typed(settings, count)}: {rate:,.0f} steps/s")
     return found
 
 
+def _typed(settings: Mapping[str, Any], actors: int) -> str:
+    return " ".join([*(f"{key}={value}" for key, value in settings.items()), f"actors={actors}"])
+
+
 def small(job: Job, settings: Mapping[str, Any]) -> bool:
-    """True if a trajectory with these settings has at most LARGEST bytes."""
+    """True if a trajectory with these settings has at most LARGEST bytes. Raises UserError if the job refuses the settings."""
     problem = job.configured(settings).problem
     rows = settings["rollout_length"], settings["num_envs"]
     return not isinstance(problem, Environment) or problem.trajectory(*rows).nbytes <= LARGEST
@@ -113,9 +122,23 @@ def tried(
     many: int,
     measure: Measure,
     fits: Callable[[Mapping[str, Any]], bool] = lambda settings: True,
+    left_out: LeftOut = lambda settings, actors, why: None,
 ) -> Iterator[tuple[dict[str, Any], int, float]]:
     """Yield (settings, actors, rate) of one run after another: first the job as it stands, then one setting after another, each
-    beginning from the best so far. A direction is followed no further if the rate falls, or if the settings do not fit."""
+    beginning from the best so far. A direction is followed no further if the rate falls, or if the settings do not fit: `fits`
+    is False, or `fits` or `measure` raises UserError, because the job refuses the settings. left_out: called with settings that
+    do not fit, and with the reason. A UserError of the job as it stands is raised."""
+
+    def rate_of_other(settings: Mapping[str, Any], actors: int) -> float | None:
+        """The rate; None if the settings do not fit."""
+        try:
+            if fits(settings):
+                return measure(settings, actors)
+            left_out(settings, actors, f"a trajectory has more than {LARGEST >> 20} MiB")
+        except UserError as refused:
+            left_out(settings, actors, str(refused))
+        return None
+
     now = {name: plain[name] for name in ("num_envs", "rollout_length", *PLACED) if name in plain}
     count = actors or 2
     rate = measure(now, count)
@@ -124,9 +147,8 @@ def tried(
         for ways in _ways(values, now[name]):
             for value in ways:
                 other = {**now, name: value}
-                if not fits(other):
+                if (its := rate_of_other(other, count)) is None:
                     break
-                its = measure(other, count)
                 yield other, count, its
                 if its < rate:
                     break
@@ -134,13 +156,13 @@ def tried(
     stands = tuple(plain.get(name) for name in PLACED)
     for place in PLACES if PLACED[0] in now else ():
         other = {**now, **dict(zip(PLACED, place, strict=True))}
-        if place != stands and (not place[1] or other["num_envs"] > 1):
-            its = measure(other, count)
+        if place != stands and (its := rate_of_other(other, count)) is not None:
             yield other, count, its
             if its > rate:
                 now, rate = other, its
     for other_count in [n for n in (1, 2, many) if actors is None and n != count and n <= max(2, many)]:
-        yield dict(now), other_count, measure(now, other_count)
+        if (its := rate_of_other(now, other_count)) is not None:
+            yield dict(now), other_count, its
 
 
 def _ways(values: Sequence[int], at: int) -> tuple[list[int], list[int]]:

@@ -54,6 +54,65 @@ def test_settings_that_do_not_fit_end_a_direction_unmeasured() -> None:
     assert [(row["num_envs"], row["rollout_length"]) for row in made] == [(32, 32), (64, 32), (128, 32), (16, 32), (128, 16)]
 
 
+def test_settings_that_the_job_refuses_are_left_out_with_the_reason() -> None:
+    def rate(settings: Mapping[str, Any], count: int) -> float:
+        if settings["num_envs"] * settings["rollout_length"] > 2_048:
+            raise UserError("buffer_size=2048: must hold one trajectory")
+        return float(settings["num_envs"] * settings["rollout_length"])
+
+    left: list[tuple[dict[str, Any], int, str]] = []
+    made = list(tried(JOB, 2, 2, rate, left_out=lambda settings, actors, why: left.append((dict(settings), actors, why))))
+    assert [(row["num_envs"], row["rollout_length"]) for row, _, _ in made] == [(32, 32), (64, 32), (16, 32), (64, 16)]
+    why = "buffer_size=2048: must hold one trajectory"
+    assert left == [
+        ({"num_envs": 128, "rollout_length": 32}, 2, why),
+        ({"num_envs": 64, "rollout_length": 64}, 2, why),
+    ]
+
+
+def test_a_mistake_in_the_job_as_it_stands_ends_the_command() -> None:
+    def rate(settings: Mapping[str, Any], count: int) -> float:
+        raise UserError("num_minibatches=9: too many")
+
+    with pytest.raises(UserError, match="num_minibatches=9: too many"):
+        list(tried(JOB, 2, 2, rate))
+
+
+@pytest.mark.parametrize(
+    ("settings", "without", "reason"),
+    [
+        ({"frame_stack": 4}, {"inference": "central"}, "frame_stack=4: inference=central sends single observations"),
+        ({"method": "dqn", "buffer_size": 700}, {"num_envs": 64}, "buffer_size=700: must hold one trajectory"),
+        (
+            {"method": "r2d2", "memory": "lstm", "rollout_length": 40, "burn_in": 20, "num_envs": 8},
+            {"rollout_length": 16},
+            "burn_in=20: must be at most rollout_length - 1 = 15",
+        ),
+        (
+            {"num_minibatches": 30, "num_envs": 32, "batch": 1},
+            {"num_envs": 16},
+            "num_minibatches=30: a step learns from 1 x num_envs=16",
+        ),
+    ],
+    ids=["a place", "the replay", "the burn-in", "minibatches"],
+)
+def test_a_job_that_refuses_some_candidates_is_tuned_by_the_others(
+    settings: dict[str, Any], without: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(job: Any, **how: Any) -> Any:  # a run looks at its job's parts before it has a folder
+        job.check_parts()
+
+    monkeypatch.setattr("shoal.runs.running.run", started)
+    monkeypatch.setattr("shoal.runs.tuning.rate_of", lambda run, seconds: 1.0)
+    lines: list[str] = []
+    found = tune(find("cartpole").configured({"preset": "none"} | settings), "cartpole", 2, 1.0, lines.append)
+    assert not [row for row, _, _ in found.rows if without.items() <= row.items()]
+    (line,) = [line for line in lines if reason in line][:1]
+    assert ": left out: " in line
+    assert all(f"{name}={value}" in line for name, value in without.items())
+    assert len([row for row, _, _ in found.rows if row.get("inference") == "actor"]) > 3
+
+
 def test_a_trajectory_of_pictures_that_would_fill_memory_does_not_fit() -> None:
     pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
     job, bytes_of_pixels = Reinforcement("ALE/Pong-v5"), 4 * 84 * 84
