@@ -132,6 +132,8 @@ class Network(Protocol):
 
     A module here is the network whose weights are published, which is the part that actors need: a learner makes critics and
     target networks itself.
+
+    A kind may have `said(spaces, form) -> str` too: the line that a run prints of the built-in network for these spaces.
     """
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 from shoal.envs.spaces import NOTHING, Array, Box, Floats, Kept, Spaces
 from shoal.nets.acting import Acted, Bools, Form, Policy, State
 from shoal.nets.numpy_policy import NumpyPolicy
-from shoal.nets.pictures import deep
+from shoal.nets.pictures import deep, described
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Words
@@ -165,10 +165,15 @@ def uniform(noise: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class BetweenBounds:
-    """A kind of network of actions between bounds, whose weights are the actor's alone. method: the method that learns it."""
+    """A kind of network of actions between bounds, whose weights are the actor's alone. method: the method that learns it.
+    gives: what the network gives, for the line that a run prints of it."""
 
     method: ClassVar[str]
+    gives: ClassVar[str]
     remembers: ClassVar[bool] = False
+
+    def said(self, spaces: Spaces, form: Form) -> str:
+        return described(spaces, form, f"{self.gives}; two critics with the same layers", through=True)
 
     def parts(self) -> tuple[type[BoxActor], Shaped]:
         """The class of the built-in network, and the function that refuses outputs of another form (nets/fitting.py)."""
@@ -202,6 +207,7 @@ class Squashed(BetweenBounds):
     """The kind of network that SAC learns: the squashed Gaussian of nets/squashed.py."""
 
     method: ClassVar[str] = "sac"
+    gives: ClassVar[str] = "the mean and the deviation of each action"
 
     def parts(self) -> tuple[type[BoxActor], Shaped]:
         from shoal.nets.squashed import SquashedActor, mean_and_deviation
@@ -217,6 +223,7 @@ class Deterministic(BetweenBounds):
     """The kind of network that TD3 learns: the deterministic actor of nets/deterministic.py."""
 
     method: ClassVar[str] = "td3"
+    gives: ClassVar[str] = "each action"
 
     def parts(self) -> tuple[type[BoxActor], Shaped]:
         from shoal.nets.deterministic import DeterministicActor, actions

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shoal.envs.spaces import Spaces
 from shoal.nets.acting import Form, Policy
 from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
-from shoal.nets.pictures import deep
+from shoal.nets.pictures import deep, described
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +24,9 @@ class ActorCriticNetwork:
     (nets/recurrent.py) are for methods whose learner goes through a trajectory in the order of its rows: remembers."""
 
     remembers: bool = False
+
+    def said(self, spaces: Spaces, form: Form) -> str:
+        return described(spaces, form)
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         from shoal.nets.bodies import precise

@@ -6,11 +6,15 @@ of a Dict are flattened or convolved, each for itself, and then put one after th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.envs.spaces import Named, Observations, Part, Spaces
 from shoal.protocol.errors import UserError
+
+if TYPE_CHECKING:
+    from shoal.nets.acting import Form
 
 NATURE_LEAST = 36  # pixels of a side that Nature CNN's three convolutions need
 SMALL_LEAST = 5  # pixels of a side from which a picture is worth a convolution
@@ -71,23 +75,30 @@ def chosen(part: Part, network: str = "auto") -> str:
     return network
 
 
-def described(spaces: Spaces, network: str, hidden: Sequence[int], activation: str) -> str:
-    """The built-in network for these spaces, in one line."""
-    seen = spaces.observation
+def described(spaces: Spaces, form: Form, heads: str = "", through: bool = False) -> str:
+    """The built-in network for these spaces, in one line. heads: what the network gives; "": the line says nothing of it.
+    through: the features of a picture alone go through the hidden layers too."""
+    core = f", then {form.memory} of {form.memory_size} units" if form.memory != "none" else ""
+    return f"policy: {_layers(spaces, form, through)}{core}{f', then {heads}' if heads else ''}"
+
+
+def _layers(spaces: Spaces, form: Form, through: bool) -> str:
+    """The layers that read the observation."""
+    seen, network, hidden = spaces.observation, form.pictures, form.hidden
     parts = seen.named if isinstance(seen, Named) else {"": seen}
     kinds = {name: chosen(part, network) for name, part in parts.items()}
     deep = {name: kind for name, kind in kinds.items() if kind != "mlp"}
     convolved = {name: f"{PAPERS[kind]} for pictures of {picture(parts[name])}" for name, kind in deep.items()}
     flat = sum(part.size for name, part in parts.items() if kinds[name] == "mlp")
-    perceptron = f"perceptron of {' and '.join(map(str, hidden))} units ({activation})" if hidden else "linear layer"
+    perceptron = f"perceptron of {' and '.join(map(str, hidden))} units ({form.activation})" if hidden else "linear layer"
     if not convolved:
         of = f", {len(parts)} parts one after the other" if isinstance(seen, Named) else ""
-        return f"policy: {perceptron} for {flat} numbers{of}"
+        return f"{perceptron} for {flat} numbers{of}"
     if not isinstance(seen, Named):
-        return f"policy: {convolved['']}"
+        return convolved[""] + (f", then a {perceptron}" if through and hidden else "")
     rest = f", {flat} further numbers beside the features" if flat else ""
     whole = "; ".join(f"{name}: {text}" for name, text in convolved.items())
-    return f"policy: {whole}{rest}, then a {perceptron}"
+    return f"{whole}{rest}, then a {perceptron}"
 
 
 def deep(spaces: Spaces, network: str = "auto") -> bool:

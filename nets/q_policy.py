@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shoal.envs.spaces import NOTHING, Array, Box, Discrete, Floats, Kept, Spaces, apart
 from shoal.nets.acting import ALL, FIRST, Acted, Form, InParts, OfModule, Policy, State, begun
 from shoal.nets.numpy_policy import activation_of, flat
-from shoal.nets.pictures import deep
+from shoal.nets.pictures import deep, described
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Words
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 BELIEVED: Kept = {"q": ("f4", ()), "best": ("f4", ())}  # values of the action taken and of the best action, of each row
+
+GIVES = {False: "the value of each action", True: "the value of the state and the advantage of each action"}
+"""Whether a Q-network is duelling -> what its heads give, for the line that a run prints of it."""
 
 
 def epsilons(words: Words, num_envs: int) -> npt.NDArray[np.float64]:
@@ -174,6 +177,9 @@ class QNetworks:
     believes: bool = False
     remembers: ClassVar[bool] = False
 
+    def said(self, spaces: Spaces, form: Form) -> str:
+        return described(spaces, form, GIVES[self.dueling])
+
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         from shoal.nets.bodies import precise
         from shoal.nets.q import QNetwork
@@ -199,6 +205,9 @@ class RecurrentQNetworks:
 
     dueling: bool = False
     remembers: ClassVar[bool] = True
+
+    def said(self, spaces: Spaces, form: Form) -> str:
+        return described(spaces, form, GIVES[self.dueling])
 
     def build(self, spaces: Spaces, form: Form, seed: int) -> nn.Module:
         from shoal.nets.bodies import precise

@@ -14,11 +14,13 @@ from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import Form
 from shoal.nets.bodies import BLOCK, Body, convolution, precise
+from shoal.nets.continuous import Deterministic
 from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
 from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged
+from shoal.nets.q_policy import QNetworks
 from shoal.protocol.errors import UserError
 
 
@@ -215,7 +217,45 @@ LINES = {
 @pytest.mark.parametrize("line", LINES)
 def test_the_choice_is_said_in_one_line(line: str) -> None:
     seen, network = LINES[line]
-    assert described(Spaces(seen, Discrete(2)), network, (64, 64), "tanh") == line  # type: ignore[arg-type]
+    assert described(Spaces(seen, Discrete(2)), Form(pictures=network)) == line  # type: ignore[arg-type]
+
+
+FLAT = "policy: perceptron of 64 and 64 units (tanh) for 4 numbers"
+CRITICS = "; two critics with the same layers"
+SAID = {
+    "impala": FLAT,
+    "ppo": FLAT,
+    "appo": FLAT,
+    "a2c": FLAT,
+    "es": FLAT,
+    "dqn": f"{FLAT}, then the value of each action",
+    "apex": f"{FLAT}, then the value of the state and the advantage of each action",
+    "r2d2": f"{FLAT}, then gru of 128 units, then the value of the state and the advantage of each action",
+    "sac": "policy: perceptron of 256 and 256 units (relu) for 3 numbers, then the mean and the deviation of each action"
+    + CRITICS,
+    "td3": "policy: perceptron of 400 and 300 units (relu) for 3 numbers, then each action" + CRITICS,
+}
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.problems == ("environment",)])
+def test_every_method_says_which_network_the_space_has_chosen(method: str) -> None:
+    own: dict[str, Any] = {"memory": "gru"} if method == "r2d2" else {}
+    env = "Pendulum-v1" if method in ("sac", "td3") else "CartPole-v1"
+    job = Reinforcement(env, method=method, **({"hidden": (64, 64), "activation": "tanh"} if env[0] == "C" else {}), **own)
+    assert job.problem.about(job.method, 0) == [SAID[method]]
+
+
+def test_the_networks_of_other_methods_say_how_they_read_pictures() -> None:
+    pictures, form = Spaces(pixels(84, 84, 4), Discrete(2)), Form()
+    cnn = "policy: Nature CNN (Mnih et al. 2015) for pictures of 84x84x4"
+    assert QNetworks().said(pictures, form) == f"{cnn}, then the value of each action"
+    bounded, flat = Spaces(pixels(84, 84, 4), Box((2,), (-1.0,) * 2, (1.0,) * 2)), "a perceptron of 64 and 64 units (tanh)"
+    assert Deterministic().said(bounded, form) == f"{cnn}, then {flat}, then each action{CRITICS}"
+
+
+def test_nothing_is_said_of_a_network_that_somebody_brought() -> None:
+    job = Reinforcement("CartPole-v1", lambda spaces: torch.nn.Linear(4, 2), method="dqn")
+    assert job.problem.about(job.method, 0) == []
 
 
 @pytest.mark.parametrize(

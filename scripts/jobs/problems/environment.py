@@ -34,9 +34,9 @@ from shoal.jobs.problems.problem import Problem
 from shoal.jobs.settings import NO_ARGUMENTS, Arguments, option
 from shoal.nets.acting import Form, Network, Parted, Policy
 from shoal.nets.framed import FRAMES, Framed, stacked_spaces
-from shoal.nets.networks import ACTOR_CRITIC, ActorCriticNetwork
+from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.normal import Normalised, kept_of
-from shoal.nets.pictures import NETWORKS, deep, described
+from shoal.nets.pictures import NETWORKS, deep
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
@@ -339,9 +339,9 @@ class Environment(Problem):
         seen = self.spaces().observation
         if isinstance(seen, Named) and seen.left_out:
             found.append(f"observation: {', '.join(seen.left_out)} is text, which policies here do not read: left out")
-        if self.policy is None and isinstance(getattr(self.learns, "inner", self.learns), ActorCriticNetwork):
-            whole = described(self.shown(), self.network, self.hidden, self.activation)
-            found.append(whole + (f", then {self.memory} of {self.memory_size} units" if self.memory != "none" else ""))
+        said = getattr(getattr(self.learns, "inner", self.learns), "said", None)
+        if self.policy is None and said is not None:
+            found.append(said(self.shown(), self.form))
         if masks := self.spaces().masks:
             found.append(f"action masks: from the {masks}; what a mask forbids is never done")
         return found
