@@ -416,7 +416,10 @@ def _facing(one: argparse.ArgumentParser, required: bool) -> None:
 
 
 COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "jobs": ("list the built-in jobs, one line for each; or all settings of JOB, with those you give", _jobs),
+    "jobs": (
+        "list the built-in jobs, one line for each, and the families with presets; or all settings of JOB, with those you give",
+        _jobs,
+    ),
     "partition": ("tell how the training data of JOB is divided among its clients, as a table or a picture", _partition),
     "simulate": ("run JOB to its end on this machine, with a coordinator and N actor processes", _simulate),
     "coordinator": ("start a coordinator for JOB, which actors join from this machine or others", _coordinator),

@@ -73,6 +73,7 @@ def _asked(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> arg
 
 
 def jobs(asked: argparse.Namespace) -> int:
+    from shoal.jobs import families
     from shoal.jobs.catalog import BUILT_IN, find
 
     if asked.job:
@@ -93,6 +94,7 @@ def jobs(asked: argparse.Namespace) -> int:
         print(f"{name:<16}{make.__doc__}")
     print(f"{'gymnasium:ID':<16}reinforcement: any environment of gymnasium, by PPO; method=sac, say, by another method")
     print(f"{'pettingzoo:NAME':<16}reinforcement: any parallel game of PettingZoo, sisl.pursuit_v4 say, by PPO")
+    print("\n".join(["", families.HEAD, *families.lines()]))
     return 0
 
 

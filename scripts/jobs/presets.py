@@ -69,6 +69,7 @@ MUJOCO = tuple(
         "Walker2d",
     )
 )
+EVERY_ID = ("*",)
 ATARI = ("ALE/*", "*NoFrameskip-v[0-9]", "*Deterministic-v[0-9]")
 
 PRESETS: Sequence[Preset] = (
@@ -302,7 +303,7 @@ PRESETS: Sequence[Preset] = (
             "tau": 0.02,
         },
     ),
-    Preset(("*",), "sac", "Stable-Baselines3's defaults", WIDE),
+    Preset(EVERY_ID, "sac", "Stable-Baselines3's defaults", WIDE),
     Preset(
         ("Pendulum-v[01]",),
         "td3",
@@ -327,7 +328,7 @@ PRESETS: Sequence[Preset] = (
         f"{ZOO}/td3.yml, BipedalWalker-v3",
         {**ZOOS, "total_timesteps": 1_000_000, "buffer_size": 200_000, "gamma": 0.98},
     ),
-    Preset(("*",), "td3", "Stable-Baselines3's defaults", {"hidden": (400, 300), "activation": "relu"}),
+    Preset(EVERY_ID, "td3", "Stable-Baselines3's defaults", {"hidden": (400, 300), "activation": "relu"}),
 )
 
 

@@ -160,7 +160,7 @@ def test_plot_lays_runs_over_each_other(digits: Said, cartpole: Said) -> None:
 
 
 def test_jobs_are_listed_a_line_each() -> None:
-    lines = ran("jobs").out.splitlines()
+    lines, _ = [part.splitlines() for part in ran("jobs").out.split("\n\n")]  # what follows is of the presets
     names = [line.split()[0] for line in lines]
     federated = ["digits", "mnist", "femnist", "cifar10", "shakespeare", "lora"]
     acting = ["fed-cartpole", "cartpole", "cartpole-ppo", "cartpole-dqn", "cartpole-es", "acrobot", "lunarlander"]

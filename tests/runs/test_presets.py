@@ -9,6 +9,7 @@ import pytest
 
 from shoal.commands.cli import main
 from shoal.jobs.catalog import find, recalled
+from shoal.jobs.families import FAMILIES, HEAD, methods_of
 from shoal.jobs.methods import METHODS
 from shoal.jobs.methods.impala import IMPALA
 from shoal.jobs.methods.ppo import PPO
@@ -136,6 +137,31 @@ def test_a_file_repeats_its_run_whatever_the_table_says() -> None:
     older = recalled("gymnasium:HalfCheetah-v5", before, 0)  # a file from before there were presets
     assert older.plain()["lr"] == ranges(PPO)["lr"].default
     assert older.plain()["gamma"] == 0.9
+
+
+def test_jobs_lists_the_families_with_their_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs"]) == 0
+    head, *rows = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+    assert head == HEAD
+    told = [(row[:16].strip(), *row[16:].split(None, 1)) for row in rows]
+    assert told == [
+        ("CartPole", "gymnasium:CartPole-v1", "impala, ppo, dqn, appo, a2c, es"),
+        ("Acrobot", "gymnasium:Acrobot-v1", "ppo"),
+        ("MountainCar", "gymnasium:MountainCar-v0", "ppo"),
+        ("Pendulum", "gymnasium:Pendulum-v1", "ppo, sac, td3"),
+        ("LunarLander", "gymnasium:LunarLander-v3", "ppo, sac, td3"),
+        ("BipedalWalker", "gymnasium:BipedalWalker-v3", "ppo, sac, td3"),
+        ("MuJoCo", "gymnasium:HalfCheetah-v5", "ppo, sac, td3"),
+        ("Atari", "gymnasium:ALE/Pong-v5", "ppo, impala"),
+        ("MiniGrid", "gymnasium:MiniGrid-DoorKey-5x5-v0", "ppo"),
+        ("any other", "gymnasium:ID", "sac, td3"),
+    ]
+
+
+def test_each_row_is_of_a_family_and_each_id_of_a_family_has_a_row() -> None:
+    ids = [env for family in FAMILIES.values() for env in family]
+    assert [row.ids for row in PRESETS if not any(row.fits(env, row.method) for env in ids)] == []
+    assert [env for env in ids if not methods_of((env,))] == []
 
 
 def test_jobs_tells_what_is_chosen_and_from_where(capsys: pytest.CaptureFixture[str]) -> None:
