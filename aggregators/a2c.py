@@ -24,8 +24,16 @@ METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_n
 class A2CLearner(TrajectoryLearner):
     """Advantage actor-critic in rounds (Mnih et al. 2016, section 4 and algorithm S3, with synchronous actors).
 
-    Losses are means over the rows where mask is True; value_loss is half the mean squared error. norm_adv: the
-    advantages of a step are scaled to mean 0 and standard deviation 1.
+    With V the values and the return R_t = r_t + gamma r_(t+1) + ... + gamma^(k-1) r_(t+k-1) + gamma^k V(x_(t+k)), k rows being
+    left of the trajectory or of the episode, the loss is policy_loss + vf_coef value_loss - ent_coef entropy. Its parts are
+    means over the rows t where mask is True:
+
+        policy_loss = -mean (R_t - V(x_t)) log pi(a_t|x_t), of which only log pi is differentiated,
+        value_loss = 1/2 mean (R_t - V(x_t))^2, of which only V(x_t) is differentiated,
+        entropy = -mean sum over a of pi(a|x_t) log pi(a|x_t).
+
+    gae_lambda: below 1 generalized advantage estimation (aggregators/gae.py) gives the advantage, R_t - V(x_t) here, and R_t is
+    V(x_t) plus the advantage. norm_adv: the advantages of a step are scaled to mean 0 and standard deviation 1.
     """
 
     gae_lambda: float = 1.0

@@ -27,11 +27,22 @@ METRICS = ("policy_loss", "value_loss", "entropy", "rho_mean", "explained_varian
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class IMPALALearner(TrajectoryLearner):
-    """V-trace actor-critic (Espeholt et al. 2018, section 4.2) over whole trajectories.
+    """V-trace actor-critic (Espeholt et al. 2018) over whole trajectories.
 
-    Losses are means over the rows where mask is True; value_loss is half the mean squared error. lag_weight: the function of
-    WEIGHTS (aggregators/ratios.py) by which a trajectory's rows count in the descended loss; "none": all rows count alike. The
-    losses that are told are without these weights.
+    With mu the actor's policy, pi the learner's and V its values, rho_t = min(clip_rho, pi(a_t|x_t) / mu(a_t|x_t)) and c_t =
+    lam min(clip_c, pi(a_t|x_t) / mu(a_t|x_t)), equation 1 gives the value targets
+
+        v_s = V(x_s) + sum over t >= s of gamma^(t-s) (c_s ... c_(t-1)) rho_t (r_t + gamma V(x_(t+1)) - V(x_t)),
+
+    and section 4.2 the loss, policy_loss + vf_coef value_loss - ent_coef entropy, by means over the rows s where mask is True:
+
+        policy_loss = -mean rho_s (r_s + gamma v_(s+1) - V(x_s)) log pi(a_s|x_s), of which only log pi is differentiated,
+        value_loss = 1/2 mean (v_s - V(x_s))^2, of which only V(x_s) is differentiated,
+        entropy = -mean sum over a of pi(a|x_s) log pi(a|x_s).
+
+    vtrace_alpha: below 1 it is leaky V-trace (aggregators/vtrace.py). lag_weight: the function of WEIGHTS
+    (aggregators/ratios.py) by which a trajectory's rows count in the descended loss; "none": all rows count alike. The losses
+    that are told are without these weights.
     num_minibatches: gradient steps of a version, each over as many environments. V-trace corrects for the steps before it, as
     for any other lag. Metrics are means over these steps.
     fast: makes the gradient of the built-in policy without autograd (aggregators/by_environment.py); None: it cannot. alike:
