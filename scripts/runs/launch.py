@@ -47,7 +47,7 @@ from shoal.runs.placing import placed
 from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir, finite
 from shoal.runs.signing import sign
-from shoal.runs.sizes import sized
+from shoal.runs.sizes import SIZE, sized
 from shoal.runs.status import Status
 from shoal.runs.summary import summary
 from shoal.runs.threads import asked_for, cores, crowded, few, few_threads
@@ -408,7 +408,7 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, ver
         ready, told = sized(made.job, config.actors, config.device)
         ready, placing = placed(ready, config.actors, config.device)
     if ready is not job:
-        new = {"engine", "num_envs", "inference", "double_buffer"} & ready.plain().keys()
+        new = {"engine", *SIZE, "inference", "double_buffer"} & ready.plain().keys()
         config = replace(config, settings={**config.settings, **{name: ready.plain()[name] for name in new}})
     return Launch(ready, config, new_run(config, path, bind), bind, engine=(*made.told, *told, *placing), **how)
 

@@ -1,9 +1,10 @@
-"""The number of environments of a trajectory, where neither the user nor a preset chose it: by a short trial before a run.
+"""The size of a trajectory, its environments and its length, where neither the user nor a preset chose it: by a short trial
+before a run.
 
 The one idea: a step of the vector and a pass of the network cost nearly as much for few environments as for many, so more
 environments make more steps a second, up to a point that differs between machines and environments. A copy of this process acts
-and learns with a few sizes, and the smallest that comes near the fastest is taken. The choice is made once, and stands in
-config.toml.
+and learns with a few sizes, and the smallest that comes near the fastest is taken. The length stays as it is unless another one
+is clearly faster, because the learner's targets depend on it. The choice is made once, and stands in config.toml.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Any, cast
 
 from shoal.actors import close, work_of
 from shoal.jobs.job import Job
@@ -26,6 +27,8 @@ from shoal.protocol.work import Contribution, Task
 from shoal.runs.threads import cores, few, lone
 
 SIZES = (32, 64, 128, 256, 512)  # environments of a trajectory
+LENGTHS = (16, 32, 64, 128)  # steps of each environment in a trajectory
+SIZE = ("num_envs", "rollout_length")
 UPDATES = 250  # gradient steps that a run should have, at least: with more rows each, too few steps are made to learn
 TURNS = 3  # trajectories of each size: the first is not timed, the fastest of the others counts
 LONGEST = 2.0  # seconds of the whole trial, after which no other size is tried
@@ -39,6 +42,7 @@ class Timed:
     """A trial of one size. act, learn: seconds for each environment step, of one actor and of the learner, each alone."""
 
     num_envs: int
+    rollout_length: int
     act: float
     learn: float
 
@@ -48,53 +52,75 @@ class Timed:
 
 
 def sized(job: Job, actors: int, device: str = "auto") -> tuple[Job, tuple[str, ...]]:
-    """The job with its number of environments, and lines about how it was chosen. actors: of this machine.
+    """The job with the size of its trajectories, and lines about how it was chosen. actors: of this machine.
 
-    The job stays as it is if somebody chose the number, if `tune_envs` is off, if the method's rounds have a length of their
-    own, or if the trial cannot be made: without actors, with more threads in this process, with a GPU.
+    The job stays as it is if the user or a preset chose num_envs or rollout_length, if `tune_envs` is off, if the method has no
+    such setting, or if the trial cannot be made: without actors, with more threads in this process, with a GPU.
     """
-    free = job.given is not None and not {"num_envs", "rollout_length"} & job.given
-    wants = free and getattr(job.method, "tune_envs", False)
-    if not wants or not actors or not job.ours or (job.preset and "num_envs" in job.preset.settings):
+    named = {*(job.given or ()), *(job.preset.settings if job.preset else ())}
+    free = job.given is not None and not named & {*SIZE}
+    if not free or not getattr(job.method, "tune_envs", False) or not actors or not job.ours:
         return job, ()
     if len(sizes_of(job)) < 2 or not lone() or not hasattr(os, "fork") or uses_gpu(device):
         return job, ()
-    found = _in_a_copy(job)
+    found = _in_a_copy(job, actors)
     if not found:
-        return job, ("a trial of numbers of environments failed, and num_envs stays at its default",)
+        return job, ("a trial of sizes of trajectories failed, and num_envs and rollout_length stay at their defaults",)
     best = chosen(found, actors, cores())
-    told = ", ".join(f"{one.num_envs}: {one.rate(actors, cores()):,.0f}" for one in found)
-    line = f"num_envs={best.num_envs}: steps a second that a trial makes of numbers of environments: {told}; num_envs=N sets it"
-    return job.configured({"num_envs": best.num_envs}), (line,)
+    told = ", ".join(f"{one.num_envs} x {one.rollout_length}: {one.rate(actors, cores()):,.0f}" for one in found)
+    line = (
+        f"num_envs={best.num_envs} rollout_length={best.rollout_length}: steps a second that a trial makes of num_envs x "
+        f"rollout_length: {told}; setting either leaves out the trial"
+    )
+    return job.configured({name: getattr(best, name) for name in SIZE}), (line,)
 
 
 def chosen(found: list[Timed], actors: int, many: int) -> Timed:
-    """The smallest size whose rate is near that of the fastest."""
-    most = max(one.rate(actors, many) for one in found)
-    return next(one for one in found if one.rate(actors, many) >= NEAR * most)
+    """Of the trials with the length of the first, the one with the fewest environments whose rate is near that of the fastest;
+    or a trial with these environments and another length, if it is clearly faster."""
+    rates = {one: one.rate(actors, many) for one in found}
+    alike = [one for one in found if one.rollout_length == found[0].rollout_length]
+    best = next(one for one in alike if rates[one] >= NEAR * max(rates[each] for each in alike))
+    faster = [one for one in found if one.num_envs == best.num_envs and NEAR * rates[one] > rates[best]]
+    return max(faster, key=lambda one: rates[one], default=best)
+
+
+def most_rows(job: Job) -> float:
+    """The rows of a trajectory that leave a run of this job UPDATES gradient steps."""
+    method: Any = job.method
+    return float(method.total_timesteps * getattr(method, "num_minibatches", 1) / (UPDATES * method.trajectories))
 
 
 def sizes_of(job: Job) -> list[int]:
-    """The sizes that leave a run of this job UPDATES gradient steps; the default, if no size does."""
+    """The numbers of environments that leave a run of this job UPDATES gradient steps; the default, if no number does."""
     method: Any = job.method
-    most = method.total_timesteps * method.num_minibatches / (UPDATES * method.trajectories * method.rollout_length)
-    return [size for size in SIZES if size <= most] or [method.num_envs]
+    return [size for size in SIZES if size * method.rollout_length <= most_rows(job)] or [method.num_envs]
 
 
-def trial(job: Job, clock: Callable[[], float] = time.perf_counter) -> Iterator[Timed]:
-    """Act and learn with each size, smallest first, until LONGEST seconds are over or a size is no faster than the one
-    before."""
-    began, before = clock(), 0.0
-    for size in sizes_of(job):
-        timed = _timed(job.configured({"num_envs": size}), size, clock)
-        yield timed
-        rate = timed.rate(1, cores())
-        if clock() - began > LONGEST or rate < before:
-            return
-        before = rate
+def trial(job: Job, actors: int, clock: Callable[[], float] = time.perf_counter) -> Iterator[Timed]:
+    """Act and learn with each number of environments, smallest first, and then with the chosen number and other lengths, longer
+    ones first, while a size is faster than the one before. No size is begun after LONGEST seconds."""
+    began, many, length = clock(), cores(), cast(Any, job.method).rollout_length
+    found: list[Timed] = []
+
+    def tried(sizes: list[tuple[int, int]], before: float) -> Iterator[Timed]:
+        for size in sizes:
+            if clock() - began > LONGEST:
+                return
+            found.append(_timed(job.configured(dict(zip(SIZE, size, strict=True))), size, clock))
+            yield found[-1]
+            if (rate := found[-1].rate(actors, many)) < before:
+                return
+            before = rate
+
+    yield from tried([(size, length) for size in sizes_of(job)], 0.0)
+    best = chosen(found, actors, many)
+    lengths = [each for each in LENGTHS if each * best.num_envs <= most_rows(job)]
+    for way in ([each for each in lengths if each > length], [each for each in reversed(lengths) if each < length]):
+        yield from tried([(best.num_envs, each) for each in way], best.rate(actors, many))
 
 
-def _timed(job: Job, size: int, clock: Callable[[], float]) -> Timed:
+def _timed(job: Job, size: tuple[int, int], clock: Callable[[], float]) -> Timed:
     worker, aggregator = job.worker(), job.aggregator("cpu")
     acts, learns = [], []
     batch = max(1, getattr(job.method, "trajectories", 1))
@@ -116,12 +142,12 @@ def _timed(job: Job, size: int, clock: Callable[[], float]) -> Timed:
             learns.append((clock() - first) / steps)
     finally:
         close(worker)
-    return Timed(size, min(acts[1:]), min(learns[1:]))
+    return Timed(*size, min(acts[1:]), min(learns[1:]))
 
 
-def _in_a_copy(job: Job) -> list[Timed]:
+def _in_a_copy(job: Job, actors: int) -> list[Timed]:
     """The trial, in a copy of this process."""
-    return [Timed(*its) for its in in_a_copy(lambda: ([one.num_envs, one.act, one.learn] for one in trial(job)))]
+    return [Timed(*its) for its in in_a_copy(lambda: (list(astuple(one)) for one in trial(job, actors)))]
 
 
 def in_a_copy(measure: Callable[[], Iterator[list[Any]]]) -> list[list[Any]]:

@@ -27,9 +27,6 @@ class IMPALA(VTraced):
     num_minibatches: int = option(
         1, "parts of a version's environments, with one gradient step each: many environments need several", least=1
     )
-    tune_envs: bool = option(
-        True, "a num_envs that nobody set is chosen by a short trial before the run, if the run has actors of its own machine"
-    )
 
     @property
     def tasks(self) -> int:

@@ -24,3 +24,8 @@ class VTraced(OnPolicy, OnStream):
         1.0, "share of the bounded ratios in rho and c, beside the ratios themselves: below 1 it is leaky V-trace",
         least=0, most=1,
     )  # fmt: skip
+    tune_envs: bool = option(
+        True,
+        "num_envs and rollout_length, if nobody set either, are chosen by a short trial before the run, if the run has actors "
+        "of its own machine",
+    )
