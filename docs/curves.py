@@ -92,6 +92,7 @@ PICTURES: Mapping[str, Sequence[str]] = {
 }
 
 CARTPOLE = "gymnasium:CartPole-v1 --actors"
+CHEETAH = "gymnasium:HalfCheetah-v5 --actors"
 PENDULUM = "gymnasium:Pendulum-v1 --actors 0 eval_every=64"
 APEX = (
     "method=apex total_timesteps=50000 num_envs=8 rollout_length=8 hidden=128,128 activation=relu batch_size=128 "
@@ -105,8 +106,10 @@ RL: Mapping[str, Sequence[str]] = {
     "rl_es.png": ("cartpole-es --actors 0",),
     "rl_bounded.png": (f"{PENDULUM} method=sac total_timesteps=10000", f"{PENDULUM} method=td3"),
     "rl_memory.png": ("examples/blind.py --actors 0", "examples/blind.py:by_r2d2 --actors 0"),
+    "rl_cheetah.png": (f"{CHEETAH} 0", f"{CHEETAH} 0 method=sac total_timesteps=300000"),
 }
 SEEDS = 10
+FEW = {"rl_cheetah.png": 3}  # at most so many seeds of pictures whose runs take long
 
 
 def drawn(picture: str, commands: Sequence[str], folder: Path, seeds: Sequence[int] | None = None) -> None:
@@ -143,7 +146,7 @@ def main() -> None:
             folder = Path(made) if given.runs is None else given.runs.resolve() / Path(name).stem
             folder.mkdir(parents=True, exist_ok=True)
             if name in RL:
-                drawn(name, RL[name], folder, range(given.seeds))
+                drawn(name, RL[name], folder, range(min(given.seeds, FEW.get(name, given.seeds))))
             else:
                 drawn(name, PICTURES[name], folder)
 
