@@ -190,7 +190,7 @@ def scaling(quick: bool) -> Finding:
 
 def overhead(quick: bool) -> Finding:
     """Measures the share of CPU outside environments, policies and learning: transport, protocol and waking, with one actor.
-    The figure is at the settings that the built-in job has if nothing is set; beside it, the share with trajectories a quarter as
+    The figure is at the settings that the built-in job has if nothing is set. Beside it: with trajectories a quarter as
     large."""
     steps, many = 1_500_000 if quick else 6_000_000, 1 if quick else 3
     found: dict[str, list[Spent]] = {"nothing_set": [], "small": []}
