@@ -286,10 +286,12 @@ def recalled(learner: Any, policy: Any, versions: int) -> float:
 RECALL = Spaces(Observations((2,)), Discrete(2))
 
 
-@pytest.mark.parametrize(("kind", "core"), [(PPOLearner, "lstm"), (PPOLearner, "gru"), (IMPALALearner, "gru")])
-def test_what_must_be_remembered_is_learned_with_memory(kind: Any, core: str) -> None:
+LEARNERS = [(PPOLearner, "lstm", 40), (PPOLearner, "gru", 40), (IMPALALearner, "gru", 200), (APPOLearner, "gru", 120)]
+
+
+@pytest.mark.parametrize(("kind", "core", "versions"), LEARNERS)
+def test_what_must_be_remembered_is_learned_with_memory(kind: Any, core: str, versions: int) -> None:
     learner = kind(RecurrentActorCritic(RECALL, (16,), core=core, size=16, seed=1), lr=0.01)
-    versions = 40 if kind is PPOLearner else 200
     assert recalled(learner, RecurrentNumpyPolicy(RECALL.action, core=core, size=16), versions) > 0.9
 
 
