@@ -35,7 +35,8 @@ class Progress:
     """The state of a run, over all its lives. Rates are units a second, over the last RECENT (5) seconds.
 
     shares: shares of the actors' time, adding up to 1: "waiting", "training", "moving"; and "stepping", the learner's own
-    share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions.
+    share of wall time. lag: min, mean, max versions between made_from and fold, of the last step's contributions. lags: pairs
+    (lag in versions, contributions of the last step with that lag), lags rising; empty before the first step.
     left_out: client -> why its task was set aside, of clients that have contributed nothing since.
     waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; otherwise one line for each actor
     of which nothing comes, not even from its sockets.
@@ -59,6 +60,7 @@ class Progress:
     left_out: Mapping[int, str] = field(default_factory=dict)
     virtual: bool = False
     fallen: str = ""
+    lags: tuple[tuple[int, int], ...] = ()
 
 
 class Observer(Protocol):

@@ -7,7 +7,7 @@ were grouped on the way.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +54,7 @@ class Tally:
     steps: int = 0  # environment steps
     lags: list[int] = field(default_factory=list)
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=LAGS))  # lags of the last contributions
+    batch: Mapping[int, int] = field(default_factory=dict)  # lag -> contributions of the last step
     episodes: int = 0
     replaced: float = 0.0
     waited: float = 0.0
@@ -126,6 +127,7 @@ class Tally:
         if self.replaced:
             metrics[REPLACED] = self.replaced
         if self.lags:
+            self.batch = Counter(self.lags)
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
             if metrics["lag_max"] > 0:
                 ordered = sorted(self.lags)

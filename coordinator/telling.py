@@ -158,6 +158,7 @@ class Telling:
             left_out=core.facts.ledger.left_out,
             virtual=self.virtual,
             fallen=self._fallen(),
+            lags=tuple(sorted(self.tally.batch.items())),
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

@@ -138,10 +138,11 @@ def _as_far_as_possible() -> suppress:
 
 def row(version: int, metrics: Metrics, progress: Progress) -> dict[str, Any]:
     """Return a line of metrics.jsonl: seconds and environment steps of all the run's lives, lag as [min, mean, max]
-    versions."""
+    versions, and, if a lag is above 0, lags as pairs [versions, contributions]."""
     counters = {"version": version, "seconds": round(progress.seconds, 6), "steps": progress.steps}
     state = {"contributions": progress.contributions, "actors": progress.actors, "lag": progress.lag}
-    line: dict[str, Any] = finite({**counters, **state, "metrics": metrics})
+    lags = {"lags": progress.lags} if any(lag for lag, _ in progress.lags) else {}
+    line: dict[str, Any] = finite({**counters, **state, **lags, "metrics": metrics})
     return line
 
 

@@ -231,6 +231,14 @@ def test_every_step_is_a_line_of_json_at_once(tmp_path: Path) -> None:
     assert json.loads(line) == {**expected, "metrics": {"loss": 0.5}}
 
 
+def test_a_line_has_the_histogram_of_lags_if_a_lag_is_above_0(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with Record(run, started=0.0) as record:
+        record.stepped(1, {}, progress(1, seconds=0.25, lags=((0, 2),)))
+        record.stepped(2, {}, progress(2, seconds=0.5, lags=((0, 1), (3, 2))))
+    assert [row.get("lags") for row in run.rows()] == [None, [[0, 1], [3, 2]]]
+
+
 def killed_before_its_evaluation(folder: Path) -> RunDir:
     """The folder of a run that was killed when version 2 was made and not evaluated."""
     run = RunDir(folder)
