@@ -83,7 +83,7 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             self.rng = np.random.default_rng(0)  # of agents without a row
             rows = len(self.games) * len(self.names)
             self.masks: list[Any] = [None] * rows  # of the agents' last infos
-            self.seen = [_zeros(self.single_observation_space)] * rows
+            self.seen = [_zeros(self.single_observation_space) for _ in range(rows)]
             self.alive = np.zeros(rows, dtype=bool)
 
         def _alike(self) -> tuple[Any, Any]:

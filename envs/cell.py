@@ -16,19 +16,27 @@ from typing import Any
 
 import numpy as np
 
+from shoal.envs.logged import WAYS
 from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
 from shoal.envs.spaces import Spaces
+from shoal.envs.states import NoStateError
 from shoal.envs.vector import Envs
+from shoal.protocol import values
 from shoal.protocol.draws import set_globals
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
 from shoal.protocol.place import place_of
 
 HEAD = struct.Struct("=ii")  # an answer's kind, number of bytes that follow
-DONE, MADE, RAISED, WRONG = range(4)
+STEP, RESET, WATCH, TELL, GO_ON = range(5)
+"""Commands. WATCH: watch the environment, in the way of the command, from its reset on. TELL: tell its state. GO_ON: go on
+from a state, whose bytes follow the command. After TELL and GO_ON the global generators are set from the command's seed."""
+DONE, MADE, RAISED, WRONG, TOLD, UNTOLD = range(6)
 """Kinds of answers. DONE: a Step's row. MADE: a digest of the spaces. RAISED: an exception's line, then its traceback.
-WRONG: a UserError's line."""
-MOST_TEXT = 4_000  # bytes of a RAISED or WRONG answer, at most
+WRONG: a UserError's line. TOLD: a state, or nothing if none was asked for. UNTOLD: why there is no state, or why it does not
+fit."""
+MOST_TEXT = 4_000  # bytes of a RAISED, WRONG or UNTOLD answer, at most
+MOST_STATE = 1 << 22  # bytes of a TOLD answer, at most
 BREAK = b"\0"  # between an exception's line and its traceback
 
 
@@ -48,7 +56,8 @@ class Rows:
     @classmethod
     def of(cls, spaces: Spaces) -> Rows:
         observation, (kind, shape) = spaces.record(), spaces.action.layout()
-        command = [("reset", "?"), ("seed", "i8"), ("share", "f8"), ("action", DTYPES[kind], shape)]
+        command: list[Any] = [("order", "u1"), ("way", "u1"), ("seed", "i8"), ("length", "i8"), ("share", "f8")]
+        command += [("action", DTYPES[kind], shape)]
         answer = [("kind", "i4"), ("length", "i4"), ("observation", *observation), ("reward", "f8")]
         answer += [("mask", "?"), ("terminated", "?"), ("truncated", "?"), ("lived", "?"), ("first", "?"), ("cut", "?")]
         answer += [("final", *observation)] if spaces.finals else []
@@ -87,14 +96,32 @@ def _serve(channel: socket.socket, envs: Envs, rows: Rows) -> None:
     answer["kind"], answer["length"] = DONE, rows.answer.itemsize - HEAD.size
     command, said = heard.view(np.uint8).data, answer.view(np.uint8).data
     while channel.recv_into(command, 0, socket.MSG_WAITALL) == len(command):
-        if heard["reset"][0]:
-            set_globals(int(heard["seed"][0]), "env steps")
-            step = envs.reset(int(heard["seed"][0]), heard["share"] if heard["share"][0] else None)
-        else:
-            step = envs.step(heard["action"].copy())
-        for name in rows.fields:
-            answer[name] = False if (value := getattr(step, name)) is None else value
-        _send(channel, said)
+        order, seed = int(heard["order"][0]), int(heard["seed"][0])
+        if order in (STEP, RESET):
+            if order == RESET:
+                set_globals(seed, "env steps")
+            share = heard["share"] if heard["share"][0] else None
+            step = envs.reset(seed, share) if order == RESET else envs.step(heard["action"].copy())
+            for name in rows.fields:
+                answer[name] = False if (value := getattr(step, name)) is None else value
+            _send(channel, said)
+            continue
+        given = channel.recv(int(heard["length"][0]), socket.MSG_WAITALL) if heard["length"][0] else b""
+        _say(channel, *_of_state(envs, order, WAYS[int(heard["way"][0])], given))
+        if order != WATCH:
+            set_globals(seed, "env steps")
+
+
+def _of_state(envs: Envs, order: int, way: str, given: bytes) -> tuple[int, bytes]:
+    """The answer to WATCH, TELL or GO_ON. given: a state to go on from."""
+    try:
+        if order == WATCH:
+            envs.watch(way)
+        elif order == GO_ON:
+            envs.restore(values.read_quickly(given))
+        return TOLD, values.pack_quickly(envs.state()) if order == TELL else b""
+    except (NoStateError, UserError) as why:
+        return UNTOLD, str(why).encode()[:MOST_TEXT]
 
 
 def _say(channel: socket.socket, kind: int, body: bytes) -> None:

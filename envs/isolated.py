@@ -17,14 +17,34 @@ import select
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
-from shoal.envs.cell import BREAK, DONE, HEAD, MADE, MOST_TEXT, RAISED, WRONG, Rows
+from shoal.envs.cell import (
+    BREAK,
+    DONE,
+    GO_ON,
+    HEAD,
+    MADE,
+    MOST_STATE,
+    MOST_TEXT,
+    RAISED,
+    RESET,
+    STEP,
+    TELL,
+    TOLD,
+    UNTOLD,
+    WATCH,
+    WRONG,
+    Rows,
+)
 from shoal.envs.hatchery import ENDING, Hatchery
+from shoal.envs.logged import WAYS
 from shoal.envs.spaces import Spaces
+from shoal.envs.states import NoStateError
 from shoal.envs.vector import Array, EnvError, Step
 from shoal.protocol.draws import key
 from shoal.protocol.errors import UserError, within
@@ -64,14 +84,17 @@ class Isolated:
         self._told = [self._commands[i : i + 1].view(np.uint8).data for i in range(num_envs)]
         self._heard = [self._answers[i : i + 1].view(np.uint8).data for i in range(num_envs)]
         self._holds: dict[int, _Hold] = {}
-        self._seed = 0
+        self._seed, self._watched, self._tellings = 0, False, 0
+        self._born = np.zeros(num_envs, np.int64)  # seeds with which the processes of the environments began
+        self._told_of: dict[int, bytes] = {}  # environment -> its state, which was asked for last
+        self._untold: Losses = {}  # environment -> why it did not tell its state, or go on from one, when it was asked last
         self._replaced = np.zeros(num_envs, np.int64)  # replacements of each environment since the last reset
         self._fruitless = np.zeros(num_envs, np.int64)  # replacements of each environment since its last good step
         self._drop = weakref.finalize(self, _dropped, self._holds, os.getpid())
 
     def reset(self, seed: int, shares: Array | None = None) -> Step:
         self._seed, self._commands["share"] = seed, 0.0 if shares is None else shares
-        self._replaced[:] = 0
+        self._replaced[:], self._watched, self._tellings = 0, False, 0
         return self._led_to(self._reset)
 
     def step(self, action: Array) -> Step:
@@ -80,13 +103,42 @@ class Isolated:
 
     def send(self, action: Array) -> None:
         """Let every environment begin its step. `receive` follows."""
-        self._commands["reset"], self._commands["action"] = False, action
+        self._commands["order"], self._commands["action"] = STEP, action
         for i in range(self.num_envs):
             self._holds[i].tell(self._told[i])
 
     def receive(self) -> Step:
         """The result of the step that `send` began."""
         return self._led_to(self._step)
+
+    def watch(self, way: str) -> int:
+        """Watch the environments from their reset on, so that their state can be told in a way of envs/logged.py. Returns 0."""
+        self._watched, self._commands["way"] = True, WAYS.index(way)
+        self._of_state(WATCH, range(self.num_envs))  # a process that is lost meanwhile is replaced in the next step
+        return 0
+
+    def state(self) -> Any:
+        """The environments' state as plain data. Raises NoStateError, also if a process is lost meanwhile."""
+        self._tellings += 1
+        for why in self._of_state(TELL, range(self.num_envs)).values():
+            raise NoStateError(why)
+        told = [self._told_of[i] for i in range(self.num_envs)]
+        return [self._born.tolist(), self._replaced.tolist(), self._tellings, told]
+
+    def restore(self, state: Any) -> None:
+        """Go on from a state, in environments that were made and reset alike. Raises NoStateError if it does not fit."""
+        born, replaced, self._tellings, told = state
+        others = {i: seed for i, seed in enumerate(born) if seed != self._born[i]}
+        for i in others:
+            self._holds.pop(i).end()
+        self._commands["share"] = 0.0
+        try:
+            amiss = self._begun(others) or self._of_state(GO_ON, range(self.num_envs), told)
+        except EnvError as raised:
+            raise NoStateError(str(raised)) from raised
+        for why in amiss.values():
+            raise NoStateError(why)
+        self._replaced[:] = replaced
 
     def close(self) -> None:
         """End all processes; none is left when this returns. Environments get CLOSING seconds to close by themselves."""
@@ -111,7 +163,7 @@ class Isolated:
         return self._replace(self._begun({i: self._seed + i for i in range(self.num_envs)}))
 
     def _step(self) -> int:
-        lost = self._heard_from(range(self.num_envs))
+        lost = self._heard_from(range(self.num_envs), DONE)
         abandoned = np.zeros(self.num_envs, dtype=bool)
         abandoned[list(lost)] = True
         self._fruitless[~abandoned] = 0
@@ -142,23 +194,46 @@ class Isolated:
         new = [i for i in seeds if i not in self._holds]
         for i in new:
             self._holds[i] = _Hold(self._hatchery, seeds[i], self._clock)
-        within = max(MAKING, self._timeout) if math.isfinite(self._timeout) else MAKING
-        lost = self._gather(new, within, f"was not made within {within:g} s")
-        self._commands["reset"] = True
+            self._born[i] = seeds[i]
+        within = self._long
+        lost = self._gather(new, MADE, within, f"was not made within {within:g} s")
+        self._commands["order"] = RESET
         for i, seed in seeds.items():
             self._commands["seed"][i] = seed
-        return lost | self._answered([i for i in seeds if i not in lost])
+        lost |= self._answered([i for i in seeds if i not in lost], DONE)
+        return lost | (self._of_state(WATCH, [i for i in seeds if i not in lost]) if self._watched else {})
 
-    def _answered(self, asked: Collection[int]) -> Losses:
+    @property
+    def _long(self) -> float:
+        """Seconds that a process may take to make its environment, or to play an episode again."""
+        return max(MAKING, self._timeout) if math.isfinite(self._timeout) else MAKING
+
+    def _of_state(self, order: int, asked: Collection[int], states: Sequence[bytes] | None = None) -> Losses:
+        """Let processes WATCH, TELL, or GO_ON from `states`. Returns those that did not, and why. A process that did not answer
+        is ended, because its answer may come at any time."""
+        self._commands["order"], self._untold = order, {}
+        for i in asked:
+            self._commands["seed"][i] = key(self._seed, "told", i, self._tellings) % SEEDS
+            self._commands["length"][i] = len(states[i]) if states else 0
+            self._holds[i].tell(self._told[i])
+            if states and states[i]:
+                self._holds[i].tell(memoryview(states[i]))
+        within = self._long if order == GO_ON else self._timeout
+        lost = self._gather(asked, TOLD, within, f"did not tell its state, or go on from one, within {within:g} s")
+        for i in lost:
+            _let_go(self._holds[i].leash)
+        return lost | self._untold
+
+    def _answered(self, asked: Collection[int], kind: int) -> Losses:
         for i in asked:
             self._holds[i].tell(self._told[i])
-        return self._heard_from(asked)
+        return self._heard_from(asked, kind)
 
-    def _heard_from(self, asked: Collection[int]) -> Losses:
-        return self._gather(asked, self._timeout, f"took longer than step_timeout={self._timeout:g} s")
+    def _heard_from(self, asked: Collection[int], kind: int) -> Losses:
+        return self._gather(asked, kind, self._timeout, f"took longer than step_timeout={self._timeout:g} s")
 
-    def _gather(self, asked: Collection[int], within: float, late: str) -> Losses:
-        """Take in the answers. Returns the lost processes.
+    def _gather(self, asked: Collection[int], wanted: int, within: float, late: str) -> Losses:
+        """Take in the answers, of the kind `wanted` or of exceptions. Returns the lost processes.
 
         The last environment comes first: when it has answered most others have, and this thread is not woken for each.
         """
@@ -169,7 +244,13 @@ class Isolated:
             except _LostError as why:
                 lost[i] = str(why)
             else:
-                if kind == RAISED and self._replaces:
+                if (wanted, kind) == (TOLD, UNTOLD):
+                    self._untold[i] = body.decode(errors="replace")
+                elif kind not in (wanted, RAISED, WRONG):
+                    lost[i] = "answered nonsense"
+                elif kind == TOLD:
+                    self._told_of[i] = body
+                elif kind == RAISED and self._replaces:
                     lost[i] = self._excused(i, body)
                 else:
                     self._check(i, kind, body)
@@ -219,7 +300,8 @@ class _Hold:
         if kind == DONE and length == len(row) - HEAD.size:
             self._fill(row[got:], len(row) - got, until, late)
             return kind, b""
-        if kind not in (MADE, RAISED, WRONG) or not got - HEAD.size <= length <= MOST_TEXT:
+        most = MOST_STATE if kind == TOLD else MOST_TEXT
+        if kind not in (MADE, RAISED, WRONG, TOLD, UNTOLD) or not got - HEAD.size <= length <= most:
             raise _LostError("answered nonsense")
         body = bytearray(length)
         body[: got - HEAD.size] = row[HEAD.size : got]

@@ -149,7 +149,7 @@ def _by_id(recipe: Recipe, num_envs: int, vector: str) -> Any:
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
         check_arguments(env, recipe.arguments, parameters(spec.entry_point, spec.kwargs))
         own = {**recipe.arguments, **limit}
-        return side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True, **own)] * num_envs, recipe.told)
+        return side_by_side([lambda: gymnasium.make(spec, disable_env_checker=True, **own)] * num_envs, recipe.told, again=True)
     except (gymnasium.error.Error, ImportError) as error:
         lacks = isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled)
         fix = f"; pip install 'shoal[{extra}]'" if lacks and (extra := extra_of(spec)) else ""

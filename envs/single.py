@@ -16,14 +16,16 @@ from shoal.protocol.errors import UserError, signed
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 
 
-def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False) -> Any:
-    """gymnasium's SyncVectorEnv without infos, which fails on infos that change their shape; told: with their action masks."""
+def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False, again: bool = False) -> Any:
+    """gymnasium's SyncVectorEnv without infos, which fails on infos that change their shape; told: with their action masks.
+    again: a maker may be called again, for a new environment of the same kind."""
     import gymnasium
 
     class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
-        def __init__(self, env: Any) -> None:
-            super().__init__(env)
-            self.shape = env.observation_space.shape
+        def __init__(self, make: Callable[[], Any]) -> None:
+            super().__init__(make())
+            self.remake = make if again else None
+            self.shape = self.env.observation_space.shape
             self.hints = False  # an action mask is in the info
             self.left, self.was_cut = 0, False  # steps until the episode is cut short, 0: it is not; this step cut it short
 
@@ -55,7 +57,7 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False) -> Any
                 raise UserError(f"the environment's {part} gave an observation of shape {list(found)}: expected {wanted}")
             return seen
 
-    return gymnasium.vector.SyncVectorEnv([partial(lambda make: Silent(make()), make) for make in makers])
+    return gymnasium.vector.SyncVectorEnv([partial(Silent, make) for make in makers])
 
 
 def time_limit(env: Any) -> int:

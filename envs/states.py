@@ -2,7 +2,8 @@
 
 The one idea: an environment whose attributes are numbers, text, arrays, random generators, and objects of these, is told whole
 by them. What cannot be told so (a physics world of another library, say) is no guess: such environments have no state here,
-unless they give one themselves by `save_state` and `load_state`. A trial (envs/trying.py) looks if the state is whole.
+unless they give one themselves by `save_state` and `load_state`, or keep a log of what was done to them (envs/logged.py). A
+trial (envs/lasting.py) looks if the state is whole.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ LEAST, MOST = -(2**63), 2**63 - 1  # whole numbers that plain data holds
 QUICK = frozenset({type(None), bool, float, str, bytes})
 PLAIN = QUICK | {int}
 CONSTANT = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
-STILL = ("gymnasium.spaces", "gymnasium.envs.registration", "gymnasium.envs.mujoco.mujoco_rendering", "functools")
+STILL = (
+    "gymnasium.spaces",
+    "gymnasium.envs.registration",
+    "gymnasium.envs.mujoco.mujoco_rendering",
+    "functools",
+    "shoal.envs.spaces",
+)
 """Packages whose objects are not changed by a step or a reset."""
-BESIDE = frozenset({"env", "envs", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
+BESIDE = frozenset({"env", "envs", "games", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
 """Attributes that are not part of a state: what an environment is made of, and what it says about itself."""
 NUMBERS = "?biufcSU"  # kinds of numpy's dtypes whose bytes are all that they are
 MOST_PARTS = 1_000  # values in an environment: to tell more takes longer than steps that are worth it
+FEW_PARTS = 64  # values in an attribute, where what cannot be told is left out: more are hardly needed from episode to episode
 MOST_DEEP = 16  # objects and lists within each other
 OWN = ("save_state", "load_state")
 
@@ -40,10 +48,12 @@ class NoStateError(Exception):
 
 class Watched:
     """An environment, or a VectorEnv and all environments in it, watched from its beginning on: its state is what has changed
-    since. So a state is loaded into an environment that was made and reset with the same numbers."""
+    since. So a state is loaded into an environment that was made and reset with the same numbers.
 
-    def __init__(self, env: Any) -> None:
-        self._layers = [_Layer(layer) for layer in _layers(env)]
+    partly: values that cannot be told, or loaded, are left out."""
+
+    def __init__(self, env: Any, partly: bool = False) -> None:
+        self._layers = [_Layer(layer, partly) for layer in _layers(env)]
 
     def state(self) -> list[Any]:
         """The state as plain data (`values.pack_quickly`). Raises NoStateError."""
@@ -60,35 +70,39 @@ class Watched:
 
 class _Layer:
     """An environment, a wrapper or a vector, without those in it. kept: the attributes whose values cannot change in place, and
-    need not be looked at while they are still the same objects. own: it tells its state itself."""
+    need not be looked at while they are still the same objects. own: it tells its state itself. lost: paths of values that
+    cannot be told, and are left out; None: such a value is a NoStateError."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, partly: bool = False) -> None:
         import gymnasium
 
         self.layer, self.whole = layer, _of_python(layer)
-        self.own = all(callable(getattr(type(layer), name, None)) for name in OWN)
+        self.lost: set[str] | None = set() if partly else None
+        self.own = not partly and all(callable(getattr(type(layer), name, None)) for name in OWN)
         self.beside = BESIDE | SCRATCH if isinstance(layer, gymnasium.vector.SyncVectorEnv) else BESIDE
+        if not isinstance(layer, gymnasium.Env | gymnasium.vector.VectorEnv):
+            self.beside = BESIDE - {"env", "envs"}  # the wrapper of a game is told with the game, as one object
         of = vars(layer) if self.whole else {}
         self.kept = {name: value for name, value in of.items() if type(value) in PLAIN or name in self.beside or _still(value)}
 
     def state(self) -> Any:
         if self.own:
             return ["own", values.pack(self.layer.save_state(), f"{type(self.layer).__name__}.save_state()")]
-        if not self.whole:
+        if not self.whole and self.lost is None:
             raise NoStateError(f"{type(self.layer).__name__} is more than its attributes")
-        return _attributes(self.layer, _Walk(), self.kept, self.beside)
+        return _attributes(self.layer, _Walk(self.beside, self.lost), self.kept) if self.whole else {}
 
     def restore(self, saved: Any) -> None:
         if self.own and isinstance(saved, list) and len(saved) == len(OWN):
             self.layer.load_state(values.read(saved[1]))
         elif not self.own and isinstance(saved, dict):
-            _assign(self.layer, saved)
+            _assign(self.layer, saved, self.lost is not None)
         else:
             raise NoStateError(f"the state is not one of {type(self.layer).__name__}")
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """The environment, the environments that it is a wrapper of, and those of a vector."""
+    """The environment, the environments that it is a wrapper of, and those, or the games, of a vector."""
     import gymnasium
 
     yield env
@@ -97,6 +111,8 @@ def _layers(env: Any) -> Iterator[Any]:
     elif isinstance(env, gymnasium.vector.SyncVectorEnv):
         for each in env.envs:
             yield from _layers(each)
+    elif isinstance(env, gymnasium.vector.VectorEnv):
+        yield from getattr(env, "games", ())
 
 
 def _of_python(value: Any) -> bool:
@@ -108,10 +124,11 @@ def _of_python(value: Any) -> bool:
 
 
 class _Walk:
-    """One walk over an environment's attributes. seen: ids of objects that are told by now. held: ids of arrays and lists: two
-    attributes that are one array would come back as two. parts: values that were looked at."""
+    """One walk over an environment's attributes. beside, lost: see `_Layer`. seen: ids of objects that are told by now. held:
+    ids of arrays and lists: two attributes that are one array would come back as two. parts: values that were looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Collection[str] = BESIDE, lost: set[str] | None = None) -> None:
+        self.beside, self.lost = beside, lost
         self.seen: set[int] = set()
         self.held: set[int] = set()
         self.parts = 0
@@ -122,14 +139,7 @@ class _Walk:
         self.held.add(id(value))
 
 
-def _attributes(
-    layer: Any,
-    walk: _Walk,
-    kept: Mapping[str, Any],
-    beside: Collection[str] = BESIDE,
-    path: str = "",
-    depth: int = 0,
-) -> dict[str, Any]:
+def _attributes(layer: Any, walk: _Walk, kept: Mapping[str, Any], path: str = "", depth: int = 0) -> dict[str, Any]:
     """The attributes that are not what `kept` has."""
     walk.seen.add(id(layer))
     path = path or type(layer).__name__
@@ -140,20 +150,45 @@ def _attributes(
         kind = type(value)
         if kind in QUICK or (kind is int and LEAST <= value <= MOST):
             found[name] = value
-        elif name not in beside and not _still(value):
-            found[name] = _form(value, walk, f"{path}.{name}", depth)
+        elif name not in walk.beside and not _still(value):
+            where = f"{path}.{name}"
+            if walk.lost is None:
+                found[name] = _form(value, walk, where, depth)
+            elif where not in walk.lost:
+                parts = walk.parts
+                try:
+                    found[name] = _form(value, walk, where, depth)
+                except NoStateError:
+                    walk.lost.add(where)
+                walk.parts = parts
     return found
+
+
+def form(value: Any) -> Any:
+    """A value as plain data (`values.pack_quickly`). Raises NoStateError."""
+    return _form(value, _Walk(), type(value).__name__, 0)
+
+
+def value(form: Any, here: Any) -> Any:
+    """The value of a form that has come from `form`, by bytes. here: the value in this process. Raises NoStateError."""
+    return _value(form, here, type(here).__name__)
 
 
 def _still(value: Any) -> bool:
     """True for a value that no step or reset changes: a function, a class, a space."""
     kind = type(value)
-    return isinstance(value, CONSTANT) or kind.__module__.startswith(STILL) or kind.__name__ == "MjModel"
+    return isinstance(value, CONSTANT) or _module(kind).startswith(STILL) or kind.__name__ == "MjModel"
+
+
+def _module(kind: type) -> str:
+    return str(getattr(kind, "__module__", "?"))  # some classes of other languages have none
 
 
 def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
     """The value as plain data: itself, or a tuple that begins with its kind."""
     walk.parts += 1
+    if walk.lost is not None and walk.parts > FEW_PARTS:
+        raise NoStateError(f"{path} has more than {FEW_PARTS} parts")
     if type(value) in QUICK:
         return value
     if type(value) is int:
@@ -192,10 +227,10 @@ def _form(value: Any, walk: _Walk, path: str, depth: int) -> Any:
         case random.Random():
             walk.hold(value, path)
             return ("random", _form(value.getstate(), _Walk(), "state", 0))
-    if type(value).__name__ == "MjData" and type(value).__module__.startswith("mujoco"):
+    if type(value).__name__ == "MjData" and _module(type(value)).startswith("mujoco"):
         return ("mujoco", {name: (array.shape, array.tobytes()) for name, array in _physics(value)}, float(value.time))
     if not _of_python(value):
-        raise NoStateError(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
+        raise NoStateError(f"{path} is {_module(type(value))}.{type(value).__qualname__}")
     if id(value) in walk.seen:
         return ("again",)
     if "[" in path:
@@ -212,14 +247,19 @@ def _physics(data: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-def _assign(layer: Any, saved: Mapping[str, Any]) -> None:
+def _assign(layer: Any, saved: Mapping[str, Any], partly: bool = False) -> None:
     own = vars(layer)
     for name, form in saved.items():
-        own[name] = _value(form, own.get(name), name)
+        try:
+            own[name] = _value(form, own.get(name), name, partly)
+        except NoStateError:
+            if not partly:
+                raise
 
 
-def _value(form: Any, here: Any, name: str) -> Any:
-    """The value of a form. here: the value in this environment, which an object and a generator are loaded into."""
+def _value(form: Any, here: Any, name: str, partly: bool = False) -> Any:
+    """The value of a form. here: the value in this environment, which an object and a generator are loaded into. partly: an
+    object's attributes that do not fit are left as they are."""
     if type(form) is not list:
         return form
     match form:
@@ -257,7 +297,7 @@ def _value(form: Any, here: Any, name: str) -> Any:
         case ("again",):
             return here
         case ("object", kind, saved) if here is not None and type(here).__qualname__ == kind:
-            _assign(here, saved)
+            _assign(here, saved, partly)
             return here
         case ("mujoco", arrays, seconds) if type(here).__name__ == "MjData":
             _set_physics(here, arrays, seconds)

@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,14 @@ import numpy as np
 from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
 from shoal.envs.single import RESET, STEP, told_apart
 from shoal.envs.spaces import MASK, flat_mask, legal
-from shoal.envs.states import NoStateError
-from shoal.envs.vector import EnvError, Envs, Step, alone
-from shoal.protocol import values
+from shoal.envs.vector import EnvError, Envs, alone
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
 from shoal.protocol.parent import die_with_parent, forked, lone
 from shoal.protocol.place import place_of, place_of_function
 
 SEED = 0
-TWINS = 2  # environments of a trial of states
-BEFORE, AFTER = 12, 24  # steps of each environment before and after its state is told
 MOST_SAID = 300  # bytes that a copy of this process answers
-TRIAL = 60.0  # seconds that a trial of states may take: environments that are slower begin anew
 LONG = 10.0  # seconds of a trial after which the person that waits is told of it
 FORMS = {
     "reset": "reset(self, *, seed=None, options=None) -> (observation, info)",
@@ -74,19 +69,7 @@ def _with_arguments(recipe: Recipe) -> Iterator[None]:
 def masks_told(env: Environment | Recipe, vector: str, seconds: float) -> bool:
     """True if the info of an environment's first reset has an action mask. False if there is an exception, or no answer within
     `seconds` (0: no limit)."""
-    return _in_copy(lambda: b"1" if _look(env, vector) else b"0", seconds, recipe_of(env)) == b"1"
-
-
-def state_told(env: Environment | Recipe, vector: str) -> tuple[int, str]:
-    """Bytes that the state of an environment takes as plain values (envs/states.py), if a trial shows that it is whole, and "";
-    else 0, and why it does not.
-
-    In the trial one vector of environments goes on, and another one, made and reset alike, is given its state: both must then
-    see and pay the same, to the bit."""
-    said = _in_copy(lambda: " ".join(map(str, _state_size(env, vector))).encode()[:MOST_SAID], TRIAL, recipe_of(env))
-    none = f"0 their trial ended without an answer, or took longer than {TRIAL:g} s"
-    size, _, why = (said.decode(errors="replace") or none).partition(" ")
-    return int(size), why
+    return in_copy(lambda: b"1" if _look(env, vector) else b"0", seconds, recipe_of(env)) == b"1"
 
 
 def say_long(recipe: Recipe) -> None:
@@ -96,8 +79,8 @@ def say_long(recipe: Recipe) -> None:
     print(f"{line}: a reset or a step of it takes long, or never ends (Ctrl-C ends the trial)", file=sys.stderr, flush=True)
 
 
-def _in_copy(act: Callable[[], bytes], seconds: float, recipe: Recipe) -> bytes:
-    """Return what `act` returns, which takes no pipe's length. Empty if there is no answer within `seconds` (0: no limit).
+def in_copy(act: Callable[[], bytes], seconds: float, recipe: Recipe) -> bytes:
+    """Return what `act` returns, MOST_SAID bytes at most. Empty if there is no answer within `seconds` (0: no limit).
 
     A copy of this process acts, if this process has one thread: an environment may start threads or take a GPU in its first
     reset, and actors are forked from this process afterwards.
@@ -128,52 +111,6 @@ def _in_copy(act: Callable[[], bytes], seconds: float, recipe: Recipe) -> bytes:
         with suppress(ProcessLookupError):
             os.kill(copy, signal.SIGKILL)
         os.waitpid(copy, 0)
-
-
-def _state_size(env: Environment | Recipe, vector: str) -> tuple[int, str]:
-    with ExitStack() as stack:
-        try:
-            made = []
-            for _ in range(2):
-                with globally(SEED, "state"):
-                    made.append(stack.enter_context(closing(make_vector(env, TWINS, vector))))
-                    first = made[-1].reset(SEED)
-                    made[-1].watch()
-            one, other = made
-            with globally(SEED, "before"):
-                last = _steps(one, first, BEFORE)[-1]
-            told = values.pack_quickly(one.state())
-            other.restore(values.read_quickly(told))
-            seen = []
-            for each in (one, other):
-                with globally(SEED, "after"):
-                    seen.append([_bits(step) for step in _steps(each, last, AFTER)])
-            size = max(len(told), len(values.pack_quickly(one.state())))
-        except NoStateError as why:
-            return 0, str(why)
-        except Exception as raised:  # noqa: BLE001  the user's code may raise anything: another trial tells of its faults
-            return 0, f"{type(raised).__name__} in their trial"
-    return (-(-size // TWINS), "") if seen[0] == seen[1] else (0, "with the state of one, another did not do the same")
-
-
-def _steps(envs: Envs, last: Step, many: int) -> list[Step]:
-    """Make `many` steps after the step `last`."""
-    rng, told = np.random.default_rng(SEED), [last]
-    for _ in range(many):
-        step = envs.step(_chosen(envs, rng, told[-1].observation))
-        told.append(step._replace(observation=step.observation.copy()))
-    return told[1:]
-
-
-def _chosen(envs: Envs, rng: Any, seen: Any) -> Any:
-    """Actions for all environments, drawn among those that the observations before allow."""
-    action, many = envs.spaces.action, envs.num_envs
-    numbers = legal(action, np.zeros((many, action.parameters), np.float32), seen)
-    return action.act(numbers, action.noise(rng, 1, many)[0])
-
-
-def _bits(step: Step) -> tuple[bytes, ...]:
-    return tuple(np.asarray(part).tobytes() for part in (step.observation, step.reward, step.terminated, step.truncated))
 
 
 def _look(env: Environment | Recipe, vector: str) -> bool:
@@ -229,9 +166,14 @@ def _played(envs: Envs) -> None:
 
 
 def _drawn(envs: Envs, seen: Any) -> Any:
-    action = envs.spaces.action
-    numbers = legal(action, np.zeros((1, action.parameters), np.float32), seen)
-    return action.act(numbers, action.noise(np.random.default_rng(SEED), 1, 1)[0])
+    return chosen(envs, np.random.default_rng(SEED), seen)
+
+
+def chosen(envs: Envs, rng: np.random.Generator, seen: Any) -> Any:
+    """Actions for all environments, drawn among those that the observations before allow."""
+    action, many = envs.spaces.action, envs.num_envs
+    numbers = legal(action, np.zeros((many, action.parameters), np.float32), seen)
+    return action.act(numbers, action.noise(rng, 1, many)[0])
 
 
 @contextmanager

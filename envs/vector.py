@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs import states
+from shoal.envs.logged import ATTRIBUTES, keep_logs
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, spaces_of
 from shoal.protocol.errors import UserError
 
@@ -68,6 +69,16 @@ class Stepping(Worlds, Protocol):
     def receive(self) -> Step: ...
 
 
+class Lasting(Worlds, Protocol):
+    """`Worlds` whose state can be told, so that their episodes go on in other `Worlds` that were made and reset alike."""
+
+    def watch(self, way: str) -> int: ...
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
+
+
 class Envs:
     """B environments with automatic reset, over a gymnasium VectorEnv in any of its autoreset modes.
 
@@ -97,6 +108,7 @@ class Envs:
             array.flags.writeable = False
         self._over: Bools = self._none
         self._watched: states.Watched | None = None
+        self._seed = 0
         self._early: list[Any] = []  # environments whose first episode is to be cut short
 
     def reset(self, seed: int, shares: Array | None = None) -> Step:
@@ -105,6 +117,7 @@ class Envs:
         shares: float [B] above 0; the episode that begins in environment i is truncated after this share of its time limit, if
         the environment is a single one that has a time limit. So episodes of one length do not all end together. None: no
         episode is cut short."""
+        self._seed = seed
         with naming(self.name):
             observation, info = self.vector.reset(seed=seed)
         singles = [one for one in getattr(self.vector, "envs", ()) if hasattr(one, "cut_after")]
@@ -152,7 +165,7 @@ class Envs:
         final = seen
         if self.mode == DISABLED and over.any():
             final = seen.copy()
-            seen = self._restarted(seen, over)
+            seen = self.restarted(seen, over)
         elif truncated.any():
             if "final_obs" not in info:
                 raise UserError(
@@ -190,20 +203,25 @@ class Envs:
         seen[MASK][~possible] = True
         return seen
 
-    def _restarted(self, seen: Array, over: Bools) -> Array:
+    def restarted(self, seen: Array, over: Bools) -> Array:
+        """Begin an episode, without a seed, in each environment of `over`. Returns `seen` with their first observations."""
         act_on = seen.copy()
         observation, info = self.vector.reset(options={"reset_mask": over.copy()})
         act_on[over] = self._seen(observation, info)[over]
         return act_on
 
-    def watch(self) -> None:
-        """Watch the environments from their reset on, so that their state can be told."""
+    def watch(self, way: str = ATTRIBUTES) -> int:
+        """Watch the environments from their reset on, so that their state can be told in a way of envs/logged.py. Returns the
+        bytes that their logs take at most. Raises NoStateError if they cannot be told so."""
+        logs = 0 if way == ATTRIBUTES else keep_logs(self.vector, way, self._seed)
         self._watched = states.Watched(self.vector)
+        return logs
 
     def state(self) -> Any:
         """The environments' state as plain data (envs/states.py), since `watch` was called. Raises NoStateError if it cannot be
         told."""
-        assert self._watched is not None
+        if self._watched is None:
+            raise states.NoStateError(f"{self.name} was not watched from its reset on")
         return [self._watched.state(), self._over.tobytes(), self.arguments]
 
     def restore(self, state: Any) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from shoal.actors.workers import lives
 from shoal.actors.workers.rollout import Rollout
-from shoal.envs.spaces import Array
-from shoal.envs.vector import Step, Worlds
-from shoal.nets.acting import Policy
+from shoal.envs import states
+from shoal.envs.spaces import LIFE, Array
+from shoal.envs.states import NoStateError
+from shoal.envs.vector import Lasting, Step, Worlds
+from shoal.nets.acting import Policy, State
 from shoal.protocol.draws import key
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task, Work
@@ -24,6 +27,7 @@ class Duel:
     """B games of two agents, seen by one agent of each: the first agent in games of even number, the second in the others.
 
     both: the games as 2 * B rows (envs/agents.py). opponent: plays the other rows, and draws its actions as the learner does.
+    Its memory goes on from one opponent to the next.
     """
 
     def __init__(self, both: Worlds, opponent: Policy) -> None:
@@ -33,19 +37,38 @@ class Duel:
         self.ours = 2 * game + game % 2
         self.theirs = 2 * game + 1 - game % 2
         self.rng = np.random.Generator(np.random.Philox(key=0))
+        self.step_seen: Any = None
+        self.first: Any = None
 
     def reset(self, seed: int, shares: Array | None = None) -> Step:
         self.rng = np.random.Generator(np.random.Philox(key=key(seed, "duel")))
-        self.state = self.opponent.begin(self.num_envs)
+        self.memory: State = self.opponent.begin(self.num_envs)
         return self._of(self.both.reset(seed))
 
     def step(self, action: Array) -> Step:
         noise = self.opponent.noise(self.rng, 1, self.num_envs)[0]
-        answer = self.opponent.act(self.step_seen, self.first, self.state, noise, {})
-        self.state = answer.state
+        answer = self.opponent.act(self.step_seen, self.first, self.memory, noise, {})
+        self.memory = answer.state
         whole = np.empty((self.both.num_envs, *action.shape[1:]), action.dtype)
         whole[self.ours], whole[self.theirs] = action, answer.action
         return self._of(self.both.step(whole))
+
+    def watch(self, way: str) -> int:
+        return cast(Lasting, self.both).watch(way)
+
+    def state(self) -> Any:
+        """The games' state, and the opponent's memory and generator, as plain data. Raises NoStateError."""
+        seen = [np.ascontiguousarray(array).tobytes() for array in (self.step_seen, self.first)]
+        memory = {name: np.asarray(array).tobytes() for name, array in self.memory.items()}
+        return [cast(Lasting, self.both).state(), seen, memory, states.form(self.rng)]
+
+    def restore(self, state: Any) -> None:
+        """Go on from a state, in games that were made and reset alike. Raises NoStateError if it does not fit."""
+        games, seen, memory, rng = state
+        cast(Lasting, self.both).restore(games)
+        self.step_seen, self.first = (_like(here, its) for here, its in zip((self.step_seen, self.first), seen, strict=True))
+        self.memory = {name: _like(np.asarray(array), memory[name]) for name, array in self.memory.items()}
+        self.rng = states.value(rng, self.rng)
 
     def close(self) -> None:
         self.both.close()
@@ -58,9 +81,17 @@ class Duel:
         return Step(**ours, lived=step.lived[self.ours], first=step.first[self.ours], final=final, replaced=step.replaced)
 
 
+def _like(here: Any, raw: bytes) -> Any:
+    """The array of these bytes, in the form of the array `here`. Raises NoStateError if they are of another one."""
+    if len(raw) != here.nbytes:
+        raise NoStateError(f"an array of {here.nbytes:,} bytes was told with {len(raw):,}")
+    return np.frombuffer(raw, here.dtype).reshape(here.shape).copy()
+
+
 @dataclass(eq=False, repr=False)
 class Duelling:
-    """A rollout against the opponent whose weights are the task's brief; without a brief, against the weights themselves."""
+    """A rollout against the opponent whose weights are in the task's brief, perhaps with the life to go on from beside them;
+    without a brief, against the weights themselves."""
 
     rollout: Rollout
     opponent: Policy
@@ -71,9 +102,11 @@ class Duelling:
         self.rollout.group = 1
 
     def run(self, weights: Bundle, client: int, task: Task, brief: Bundle | None = None) -> Work:
-        self.opponent.load(weights if brief is None else brief)
+        told = brief is not None and LIFE in brief.layout.by_name
+        life = Bundle(lives.layout(self.rollout.life), brief[LIFE]) if brief is not None and told else None
+        self.opponent.load(weights if brief is None else brief.first(weights.layout) if told else brief)
         try:
-            return self.rollout.run(weights, client, task)
+            return self.rollout.run(weights, client, task, life)
         finally:
             self.opponent.forget()
 

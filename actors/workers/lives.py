@@ -50,11 +50,10 @@ def layout(size: int) -> Layout:
 
 
 def room_for(each: int, spaces: Spaces, memory: Kept, num_envs: int) -> int:
-    """Bytes of a life. each: bytes that the state of one environment took in a trial; states may grow to twice of it. memory:
-    a policy's recurrent state."""
+    """Bytes of a life. each: bytes that the state of one environment takes at most. memory: a policy's recurrent state."""
     dtype, shape = spaces.record()
     beside = dtype.itemsize * math.prod(shape) + sum(DTYPES[kind].itemsize * math.prod(its) for kind, its in memory.values())
-    return aligned(num_envs * (2 * each + beside + ROW) + SPARE)
+    return aligned(num_envs * (each + beside + ROW) + SPARE)
 
 
 def tell(into: Bytes, born: int, rollouts: int, state: Callable[[], Mapping[str, Any]]) -> str:

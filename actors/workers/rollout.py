@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from shoal.actors.asking import Asking
 from shoal.actors.workers import lives
 from shoal.actors.workers.episodes import Episodes, samples
 from shoal.actors.workers.rows import Portion, Rows
+from shoal.envs.logged import ATTRIBUTES
 from shoal.envs.spaces import LIFE, MOMENTS, OBSERVATION, Spaces
 from shoal.envs.states import NoStateError
-from shoal.envs.vector import Envs, Worlds
+from shoal.envs.vector import Lasting, Worlds
 from shoal.nets.acting import Policy
 from shoal.nets.moments import Moments
 from shoal.nets.normal import PAID, SEEN, kept_of
@@ -84,6 +85,7 @@ class Rollout:
     PAID, the running sums of an environment's rewards, discounted by gamma, of all its steps.
     life: bytes of a trajectory for what the client's next rollout goes on from; 0: there are none. The brief of a task then
     tells the life to go on from; without a brief the client's environments begin anew.
+    way: how the environments' state is told (envs/logged.py), if there is a life.
     keeps: environments that this actor has of a client go on, whatever a brief tells, unless it tells a later life of them. A
     life is then told by a trajectory a second at most, and the others have no array for it.
     renew: versions after which environments begin anew; 0: never. The rows before bootstrap, as at the end of any trajectory.
@@ -108,6 +110,7 @@ class Rollout:
     moments: tuple[str, ...] = ()
     gamma: float = 0.99
     life: int = 0
+    way: str = ATTRIBUTES
     keeps: bool = False
     renew: int = 0
     clock: Callable[[], float] = time.monotonic
@@ -177,8 +180,8 @@ class Rollout:
             for envs, size in zip(worlds, sizes, strict=True):
                 columns = slice(at, at + size)
                 step = envs.reset(seed + at, None if shares is None else shares[columns])
-                if self.life and isinstance(envs, Envs):
-                    envs.watch()
+                if self.life:
+                    cast(Lasting, envs).watch(self.way)
                 parts.append(Portion(envs, step, self.policy.begin(size), columns))
                 at += size
             stack.pop_all()
@@ -201,7 +204,8 @@ class Rollout:
             return begun
         with _closed_on_failure(*begun.worlds):
             try:
-                self._restore(begun, told.state())
+                with globally(self.seed, "env again", client, born):
+                    self._restore(begun, told.state())
             except NoStateError as odd:
                 self._say_untold(str(odd))
                 _close(begun.worlds)
@@ -215,8 +219,7 @@ class Rollout:
         if len(saved) != len(life.parts):
             raise NoStateError("they were stepped in halves then or now, and not both times")
         for part, its in zip(life.parts, saved, strict=True):
-            assert isinstance(part.envs, Envs)
-            part.envs.restore(its["envs"])
+            cast(Lasting, part.envs).restore(its["envs"])
             memory: dict[str, Any] = {}
             seen = np.empty_like(part.step.observation)
             for name, array in _arrays(seen):
@@ -233,12 +236,10 @@ class Rollout:
     def _state(self, life: Life) -> dict[str, Any]:
         parts: list[dict[str, Any]] = []
         for part in life.parts:
-            if not isinstance(part.envs, Envs):
-                raise NoStateError("the environments have processes of their own")
             seen = {name: array.tobytes() for name, array in _arrays(part.step.observation)}
             memory = {name: np.asarray(array).tobytes() for name, array in part.state.items()}
             flags = part.step.mask.tobytes() + part.step.first.tobytes()
-            parts.append({"envs": part.envs.state(), "seen": seen, "flags": flags, "memory": memory})
+            parts.append({"envs": cast(Lasting, part.envs).state(), "seen": seen, "flags": flags, "memory": memory})
         beside = {
             "returns": life.episodes.returns.tobytes(),
             "lengths": life.episodes.lengths.tobytes(),

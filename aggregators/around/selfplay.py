@@ -13,7 +13,7 @@ import numpy as np
 from shoal.aggregators import Aggregator, State
 from shoal.aggregators.around import Around
 from shoal.protocol import draws
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved, Task
 
 FIRST = 1000.0  # rating of version 0
@@ -43,19 +43,28 @@ class SelfPlay(Around):
         self.came: list[tuple[int, float, int]] = []  # (opponent's version, points, games) since the last step
 
     def brief(self, task: Task) -> Bundle:
-        """The weights of the task's opponent."""
-        version = draws.draw(self.seed, "opponent", *task.name).choice(sorted(self.pool))
+        """The weights of the task's opponent; beside them the life of the task's client, if it has one (around/lives.py)."""
+        version = self._opponent(task)
         if task.counts:
             self.faced[task.name] = version
             while len(self.faced) > REMEMBERED:
                 self.faced.pop(next(iter(self.faced)))
-        return self.pool[version]
+        weights, inner = self.pool[version], getattr(self.aggregator, "brief", None)
+        life = inner(task) if inner is not None else None
+        return weights if life is None else _joined(weights, life)
+
+    def _opponent(self, task: Task) -> int:
+        """The version that is drawn as the task's opponent from those that are kept now."""
+        return int(draws.draw(self.seed, "opponent", *task.name).choice(sorted(self.pool)))
 
     def fold(self, contribution: Contribution) -> None:
         self.aggregator.fold(contribution)
-        against = self.faced.pop(contribution.task.name, None)
+        task = contribution.task
+        against = self.faced.pop(task.name, None)
+        if against is None and task.counts and task.version == self.version:
+            against = self._opponent(task)  # of a task that an earlier life of the run gave out: the same are kept still
         games = np.array(contribution.work.samples.get("return", ()))
-        if against is not None and len(games):  # an opponent drawn before a restart is not known
+        if against is not None and len(games):
             self.came.append((against, float((games > 0).sum() + 0.5 * (games == 0).sum()), len(games)))
 
     def step(self) -> Moved:
@@ -104,6 +113,19 @@ class SelfPlay(Around):
             for version, data in zip(self.ratings, state["selfplay/weights"], strict=True)
         }
         self.faced, self.came = {}, []
+
+
+def with_life(weights: Layout, life: Layout) -> Layout:
+    """The layout of an opponent's weights with a life beside them."""
+    return Layout.of({place.name: (place.dtype, place.shape) for layout in (weights, life) for place in layout.places})
+
+
+def _joined(weights: Bundle, life: Bundle) -> Bundle:
+    both = Bundle.zeros(with_life(weights.layout, life.layout))
+    for part in (weights, life):
+        for name, array in part.items():
+            both[name][...] = array
+    return both
 
 
 def elo(state: State) -> Sequence[tuple[int, float]]:

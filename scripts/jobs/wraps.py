@@ -227,7 +227,11 @@ class Opponents(Wrap):
         return SelfPlay(inner, self.opponents, self.opponent_every, start.seed)
 
     def briefs(self, inner: Sequence[Layout], weights: Layout) -> Sequence[Layout]:
-        return [*inner, weights] if self.opponents else inner
+        if not self.opponents:
+            return inner
+        from shoal.aggregators.around.selfplay import with_life
+
+        return [weights, *(with_life(weights, life) for life in inner)]
 
     def played(self, inner: Worker, problem: Problem, seed: int) -> Worker:
         if not self.opponents:

@@ -81,8 +81,9 @@ def _spreads(apiece: Mapping[str, list[float]]) -> dict[str, float]:
 
 def _briefs(run: Run, job: Job, snapshot: Snapshot) -> Callable[[Task], Bundle | None]:
     """The function that gives a task's brief, from what the run remembers of its clients."""
-    lives = isinstance(job.method, Acting) and job.method.life(job.problem) > 0  # which training tasks alone are told
-    if lives or not job.briefs(snapshot.weights.layout):
+    layout = snapshot.weights.layout
+    lives = job.method.briefs(job.problem, layout) if isinstance(job.method, Acting) else ()  # for training tasks alone
+    if len(lives) == len(job.briefs(layout)):
         return lambda task: None
     kept = snapshot if snapshot.state else newest(run.folder, lambda text: None)
     aggregator: Any = job.aggregator("cpu")

@@ -180,7 +180,7 @@ def test_halves_of_environments_that_step_by_themselves_have_the_same_numbers() 
             cast(Rollout, Reinforcement("CartPole-v1", **made, vector="sync").worker()),
             cast(Rollout, apart.worker()),
         )
-        ours.life = 0  # the state of environments in processes of their own does not travel
+        ours.life = theirs.life = 0  # has other bytes for environments in processes of their own
         its = apart.problem.first(0)[0]
         for version in range(2):
             task = Task(version, 0, (0,))

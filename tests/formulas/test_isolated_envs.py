@@ -30,7 +30,9 @@ from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
+from shoal.envs.logged import ACTIONS, ATTRIBUTES
 from shoal.envs.making import make_vector, spaces_in
+from shoal.envs.states import NoStateError
 from shoal.envs.vector import Step, Worlds
 from shoal.faults.family import lives
 from shoal.jobs.reinforcement import Reinforcement
@@ -127,6 +129,86 @@ def same(ours: Step, theirs: Step, at: Any = slice(None)) -> bool:
     arrays = [(a, b) for a, b in zip(ours, theirs, strict=True) if isinstance(a, np.ndarray)]
     assert len(arrays) >= 6
     return all(a.dtype == b.dtype and (a[at] == b[at]).all() for a, b in arrays)
+
+
+# A state that goes on in other processes
+
+
+class Windy(gymnasium.Env[Any, Any]):
+    """Draws from the global generator of its process. dies: perhaps, in the third step of an episode."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, dies: bool = False) -> None:
+        self.dies, self.wind = dies, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.born = 0, self.np_random.random()
+        return np.array([self.born, 0]), {}
+
+    def step(self, action: Any) -> Any:
+        self.t, self.wind = self.t + 1, self.wind + np.random.normal()
+        if self.dies and self.t == 3 and self.np_random.random() < 0.4:
+            leave()
+        return np.array([self.born, self.wind]), float(action), self.t == 5, False, {}
+
+
+def gone_on(one: Isolated, other: Isolated, way: str, steps: int) -> Iterator[tuple[Step, Step]]:
+    """The steps of environments that have made `steps` steps, and of others that were given their state."""
+    for each in (one, other):
+        each.reset(SEED)
+        each.watch(way)
+    taken_on(one, steps)
+    one.state()
+    taken_on(one, 3)
+    other.restore(one.state())
+    yield from zip(taken_on(one, 20), taken_on(other, 20), strict=True)
+
+
+def taken_on(envs: Isolated, count: int) -> list[Step]:
+    rng = np.random.default_rng(count)
+    return [copied(envs.step(rng.integers(0, 2, envs.num_envs))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("way", [ATTRIBUTES, ACTIONS])
+def test_a_state_goes_on_in_other_processes_to_the_bit(isolated: Make, way: str) -> None:
+    assert all(same(*both) for both in gone_on(isolated("CartPole-v1", 3), isolated("CartPole-v1", 3), way, 40))
+
+
+def test_a_state_tells_of_replaced_processes_and_of_their_global_generators(isolated: Make) -> None:
+    one, other = (isolated(lambda: Windy(dies=True), 4, like=Windy) for _ in range(2))
+    both = list(gone_on(one, other, ATTRIBUTES, 12))
+    assert one._replaced.any()
+    assert all(same(ours, theirs) and ours.replaced == theirs.replaced for ours, theirs in both)
+    assert any(ours.replaced for ours, _ in both)
+
+
+def test_what_a_process_cannot_play_again_is_said_and_costs_no_process(isolated: Make) -> None:
+    one, other = (isolated(Windy, 2, like=Windy) for _ in range(2))
+    with pytest.raises(NoStateError, match="an episode that was played again did not show what it had shown"):
+        list(gone_on(one, other, ACTIONS, 4))
+    assert not any(step.replaced for step in taken_on(one, 9))
+
+
+def test_a_process_that_is_lost_while_it_tells_its_state_is_replaced(isolated: Make) -> None:
+    class Mute(Windy):
+        def save_state(self) -> Any:
+            if self.np_random.random() < 0.5:
+                leave()
+            return None
+
+        def load_state(self, state: Any) -> None: ...
+
+    envs = isolated(Mute, 4, like=Windy)
+    envs.reset(SEED)
+    envs.watch(ATTRIBUTES)
+    with pytest.raises(NoStateError, match="exited with code 3"):
+        envs.state()
+    step = envs.step(np.zeros(4, np.int64))
+    assert 0 < step.replaced < 4
+    assert step.truncated.sum() == step.replaced
 
 
 # The same trajectories

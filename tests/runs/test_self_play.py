@@ -130,9 +130,17 @@ def test_a_policy_becomes_stronger_than_its_past(tmp_path: Path) -> None:
 
 
 def test_a_run_with_opponents_has_the_same_bits_for_any_number_of_actors_and_after_a_stop(tmp_path: Path) -> None:
-    short = {"total_timesteps": 4_096}
+    short = {"total_timesteps": 4_096, "eval_episodes": 0}
     one, two = (shoal.run(job(**short), actors=n, folder=tmp_path / str(n), show=False) for n in (1, 2))
-    assert one.summary["weights_sha256"] == two.summary["weights_sha256"]
+    at_3: Any = {"stop_when": lambda row: row["version"] >= 3, "folder": tmp_path / "stopped", "show": False}
+    stopped = shoal.run(job(**short), actors=2, **at_3)
+    assert 3 <= len(stopped.dir.rows()) < 8
+    more = stopped.resume(actors=1)
+    assert more.summary["weights_sha256"] == one.summary["weights_sha256"] == two.summary["weights_sha256"]
+    assert more.elo() == one.elo() == two.elo()
+    told = [[(row["metrics"]["elo"], row["metrics"].get("win_rate")) for row in each.dir.rows()] for each in (one, two, more)]
+    assert told[0] == told[1] == told[2]
+    assert len(told[0]) >= 8
 
 
 @pytest.mark.parametrize(

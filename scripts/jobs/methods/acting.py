@@ -114,7 +114,7 @@ class Acting(Playing):
         every = getattr(self, "renew_every", 0)
         if not isinstance(problem, Environment) or self.life(problem) or (every and version % every == 0):
             return ()
-        anew, why = "environments begin new episodes", f"their state cannot be kept ({problem.told_whole[1]})"
+        anew, why = "environments begin new episodes", f"their state cannot be kept ({problem.told_whole.why})"
         if not self.continues:
             return [f"{anew}: {why}"]
         anew = f"{anew}, so this run differs from one that never stopped"
@@ -175,6 +175,7 @@ class Acting(Playing):
             moments=self.moments,
             gamma=self.gamma,
             life=self.life(problem),
+            way=problem.told_whole.way,
             keeps=not self.continues,
             renew=getattr(self, "renew_every", 0),
         )

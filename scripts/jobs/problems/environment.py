@@ -21,9 +21,10 @@ from shoal.envs.agents import Parallel
 from shoal.envs.atari import is_atari
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
+from shoal.envs.lasting import TRIAL, Telling, state_told
 from shoal.envs.making import Recipe, make_vector, single_arguments, spaces_in
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
-from shoal.envs.trying import masks_told, state_told
+from shoal.envs.trying import masks_told
 from shoal.envs.vector import Worlds
 from shoal.jobs.parts import Bearing
 from shoal.jobs.presets import Preset
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from shoal.jobs.methods.method import Method
 
 ASKS = "asks"  # key in `Problem.made` of the place at which an actor asks the inference process
+STEPS = 20  # times step_timeout that the trial of an environment's state may take: it may hang there too
 CENTRAL = {"inference": ("central", "auto")}
 
 
@@ -284,20 +286,17 @@ class Environment(Problem):
 
     def life(self, num_envs: int) -> int:
         """Bytes that the life of num_envs environments takes at most (actors/workers/lives.py); 0 if it cannot be told."""
-        each = self.told_whole[0]
+        each = self.told_whole.size
         return room_for(each, self.spaces(), self._added()[1], num_envs) if each else 0
 
     @property
-    def told_whole(self) -> tuple[int, str]:
-        """Bytes of one environment's state, and ""; or 0, and why the state of these environments cannot be told."""
-        if self.apart:
-            return 0, "they have processes of their own"
-        if isinstance(self.env, Parallel):
-            return 0, "several agents play in one"
-        key = ("state", self.vector, self.env_kwargs, self.time_limit)
+    def told_whole(self) -> Telling:
+        """How the state of one environment is told, or why it cannot be told."""
+        key = ("state", self.stepping, self.env_kwargs, self.time_limit)
         if key not in self.made:
-            self.made[key] = state_told(self.recipe(), self.stepping)
-        found: tuple[int, str] = self.made[key]
+            longest = min(TRIAL, STEPS * self.step_timeout) if self.step_timeout else TRIAL
+            self.made[key] = state_told(self.recipe(), self.stepping, longest)
+        found: Telling = self.made[key]
         return found
 
     def _added(self) -> tuple[Kept, Kept]:
