@@ -51,7 +51,7 @@ class Actor:
     the actor's own and the coordinator's, needed if the coordinator is on another machine. job, threads: as in Hello. adopted:
     called with (version, weights) of each version that comes to an actor that follows the weights and does no task; the weights
     are valid until it returns; None: the actor does tasks. has: of this machine, for the calls of a pool. trusts: it opens
-    pickles of the pool's program. voice: of the worker, if it says or hears anything beside its work.
+    pickles of the pool's program. voice: of the worker, if it says or hears anything beside its work. evaluates: as in Hello.
     """
 
     def __init__(
@@ -71,12 +71,13 @@ class Actor:
         has: Has | None = None,
         trusts: bool = False,
         voice: Voice | None = None,
+        evaluates: bool = False,
     ) -> None:
         self.line = Line(address, keys, clock)
         self.lane: Line | None = None  # for arrays, which so delay no message; opened when first needed: small models need none
         self.clock, self.say, self.interrupted, self.keys = clock, say, interrupted, keys
         offers = ("shm",) * (not available()) + ("code",) * trusts + ("puts",) * (voice is not None)
-        greeting = hello(name, host_id(), os.getpid(), offers, job, threads, adopted is not None, has)
+        greeting = hello(name, host_id(), os.getpid(), offers, job, threads, adopted is not None, has, evaluates)
         self.adopted, self.session = adopted, Session(session, greeting, address, clock())
         self.shared, self.voice = Shared(), voice
         self.buffers = Buffers()

@@ -28,6 +28,7 @@ BACKLOG = 1 << 26  # bytes of changes that may wait for a worker that is busy; o
 UNREACHED = 5.0  # seconds of silence after which a person is told
 LAST = 2.5  # seconds that the last weights may take after the end of a run: less than a coordinator's farewell
 LOOK = 0.02  # least seconds between two Ticks that are acted on: nothing that a Tick does is more urgent
+OLDER = "an evaluator was given training: the coordinator's Shoal is older (protocol 2.6 or earlier); install the same there"
 RIDES = 0.05  # seconds that a Have which nothing waits for may wait for the actor's next word: alone it wakes the coordinator
 
 
@@ -178,7 +179,8 @@ class Session:
             self.undone, self.owing = 0, False
             self.told_of, self.rides_until = -1, math.inf
             yield effects.Reset()
-            place = "to follow the weights" if self.hello.follows else f"as actor {welcome.number}"
+            place = f"as {'an evaluator' if self.hello.evaluates else f'actor {welcome.number}'}"
+            place = "to follow the weights" if self.hello.follows else place
             yield effects.Note(f"joined {self.where} {place}")
         yield from self._ready()
         for waiting in self.unjudged.values():
@@ -208,6 +210,8 @@ class Session:
 
     def _listen(self, message: Message) -> Iterable[Effect]:
         match message:
+            case messages.Assign(counts=True) if self.hello.evaluates:
+                return self._leave(OLDER, OLDER, failed=True)
             case messages.Assign(task, attempt):
                 if attempt > self._attempt(task):
                     self.tasks[task] = message
@@ -466,12 +470,12 @@ class Session:
             if self.now - waiting.said_at > SAY_AGAIN:
                 yield self._say_contribution(waiting)
 
-    def _leave(self, reason: str, bye: str) -> Iterator[Effect]:
+    def _leave(self, reason: str, bye: str, *, failed: bool = False) -> Iterator[Effect]:
         """bye: the reason for the coordinator; "": it does not know this actor."""
         self.over = True
         if bye:
             yield self._say(messages.Bye(bye))
-        yield effects.Leave(reason)
+        yield effects.Leave(reason, failed)
 
     # Rules that hold after any event
 
@@ -511,7 +515,8 @@ def hello(
     threads: int = 0,
     follows: bool = False,
     has: Has | None = None,
+    evaluates: bool = False,
 ) -> messages.Hello:
     """The Hello of a new life."""
-    first = messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads, follows=follows)
+    first = messages.Hello(PROTOCOL, name, host, pid, offers, job=job, threads=threads, follows=follows, evaluates=evaluates)
     return replace(first, cores=has.cores, memory=has.memory, gpus=has.gpus) if has else first

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from shoal.protocol.value import value
 from shoal.protocol.work import Words
 
-PROTOCOL = 0x0206  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
+PROTOCOL = 0x0207  # major * 256 + minor: a new minor adds fields at the end; a peer with another major is refused
 
 WHOLE = -1  # in place of a version that changes build on: the weights themselves
 
@@ -36,7 +36,8 @@ class Hello:
     the job's file and of Shoal's version on its machine; "": not told. threads: threads that it computes with, of which bits
     depend; 0: not told. follows: True for a server of predictions, which wants the weights and does no task. A coordinator of
     protocol 2.3 or earlier takes it for an actor that does tasks. cores, memory (bytes), gpus (names by which CUDA knows them):
-    of its machine, for the calls of a pool; 0 and (): not told.
+    of its machine, for the calls of a pool; 0 and (): not told. evaluates: True for an evaluator, an actor that does
+    evaluations and nothing else. A coordinator of protocol 2.6 or earlier takes it for an actor that trains.
     """
 
     protocol: int
@@ -54,6 +55,7 @@ class Hello:
     cores: int = 0
     memory: int = 0
     gpus: tuple[str, ...] = ()
+    evaluates: bool = False
 
 
 @value
@@ -215,9 +217,9 @@ class Chunk:
 class Welcome:
     """The answer to Hello. The payload holds the Terms of the run: see `protocol/codec.py`, pack_welcome.
 
-    number: the actor's place, the lowest free one; -1: it follows, and has none. beat: seconds of silence that either side
-    should keep, at most. patience: seconds of silence after which the other side is given up. greeting: that of the Hello.
-    resumed: True if the actor has the place that it had before; its tasks are then told again. retain: bytes of accepted
+    number: the actor's place, the lowest free one; -1: it follows or evaluates, and has none. beat: seconds of silence that
+    either side should keep, at most. patience: seconds of silence after which the other side is given up. greeting: that of the
+    Hello. resumed: True if the actor has the place that it had before; its tasks are then told again. retain: bytes of accepted
     contributions that the actor keeps, at most, until a version with them is in a snapshot: the coordinator has only their
     digests; 0: it keeps none.
     """

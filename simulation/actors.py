@@ -143,7 +143,8 @@ class Life(Process):
         self.user = f"key {place}" if world.setting.keyed else ""
         self.pid = world.pid()
         name, near = f"actor-{place}", world.setting.shares and place % 2 == 0
-        said = hello(name, "host" if near else name, self.pid, ("shm",) if near else ())
+        evaluates = place == world.setting.evaluator
+        said = hello(name, "host" if near else name, self.pid, ("shm",) if near else (), evaluates=evaluates)
         self.session = Session(world.rng.randbytes(8), said, "here", self.clock())
         self.shares = False  # whether the actor shares memory with its coordinator
         self.slots: dict[int, TaskName] = {}  # product number -> task, of the slots that the actor lent

@@ -97,7 +97,13 @@ class Row:
     barred: bool = False
     settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
     heard_at: float = 0.0
+    evaluates: bool = False  # it does evaluations alone
     briefed: set[int] = field(default_factory=set)  # clients of which it was told a task whose brief was made
+
+    @property
+    def able(self) -> bool:
+        """Return whether the actor can be given tasks."""
+        return not (self.stuck or self.away or self.barred or self.mute)
 
 
 class Audit:
@@ -515,6 +521,10 @@ class Audit:
         late = task[0] != self.core.facts.version if not self.setting.schedule.streams else task[0] > self.core.facts.version
         if late:
             wrong(f"task {task} is given out at version {self.core.facts.version}")
+        if row.evaluates and told[1]:
+            wrong(f"task {task}, which is training, goes to an evaluator")
+        if not (told[1] or row.evaluates) and any(one.evaluates and one.able for one in self.rows.values()):
+            wrong(f"task {task}, an evaluation, goes to an actor that trains, and an evaluator is here")
         ready = task[0] <= row.held
         self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone, ready=ready)
         row.tasks.add(task)
@@ -658,9 +668,10 @@ class Audit:
             row = self.rows[effect.session] = Row(actor, effect.peer, greeting=effect.hello.greeting)
             self.peak = max(self.peak, len(self.rows))
         row.heard_at = self.core.facts.now
-        numbers = {row.actor.number for row in self.rows.values()}
-        if len(numbers) < len(self.rows) or effect.number >= self.peak:
-            wrong(f"{len(self.rows)} actors have numbers {numbers}")
+        row.evaluates = effect.hello.evaluates
+        numbers = [row.actor.number for row in self.rows.values() if not row.evaluates]
+        if len({*numbers}) < len(numbers) or effect.number >= self.peak or (effect.number < 0) != row.evaluates:
+            wrong(f"{len(self.rows)} actors have numbers {numbers}, without evaluators; the newest has {effect.number}")
 
     def _report(self, report: Report) -> None:
         if report.kind == "aside":
@@ -760,6 +771,8 @@ class Audit:
             wrong(f"{effect} is of {holding}")
         if holding.counts:
             self.books.fits(effect, product, holding.handout)
+        if row.evaluates and (holding.counts or message.layout):
+            wrong(f"an evaluator's {message} goes to the learner")
         self.answers += 1
         if not event.whole:
             wrong(f"{message} goes to the learner without its arrays")

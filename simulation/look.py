@@ -68,7 +68,7 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "who is here": (roster.actors.keys(), audit.rows.keys()),
         "what they hold": ({a.session: a.tasks for a in actors}, {s: row.tasks for s, row in audit.rows.items()}),
         "what is out": (set(ledger.leases), set(audit.held)),
-        "room": (roster.room, sum(max(0, actor.capacity - len(actor.tasks)) for actor in actors)),
+        "room": (roster.room, sum(max(0, one.capacity - len(one.tasks)) for one in actors if not one.evaluates)),
         "parked": (ledger.parked, sum(len(actor.parked) for actor in actors)),
         "folding": ({lease.name for lease in folding}, set(audit.folding)),
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
@@ -83,6 +83,10 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
             {a.session for a in actors if not a.capacity},
             {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred or row.mute},
         ),
+        "evaluations that wait for who cannot do them": (
+            {a.session for a in actors if a.evaluates and a.parked and not audit.rows[a.session].able},
+            set(),
+        ),
         "tables of who is gone": (_left_behind(audit), set()),
         "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
     }
@@ -93,7 +97,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
     shares = Counter(roster.homes.values())
-    played = [shares[session] for session, actor in roster.actors.items() if not actor.away] or [0]
+    here = [session for session, actor in roster.actors.items() if not (actor.away or actor.evaluates)]
+    played = [shares[session] for session in here] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
     lopsided = bounds.lease or any(row.barred or row.mute for row in audit.rows.values())
     judged = max(map(len, ledger.verdicts.last.values()), default=0)

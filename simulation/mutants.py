@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant("a death is blamed on no task", membership, "part", "fault=name == ran", "fault=False"),
     Mutant("a death is blamed on what was not begun", membership, "suspects", "lease.task.version <= actor.held and ", ""),
     Mutant("what ends actors is tried beside others", desk, "_place", "if one.alone and", "if False and"),
-    Mutant("others come beside what is tried alone", Roster, "allow", "if actor.alone else", "if False else"),
+    Mutant("others come beside what is tried alone", Roster, "allow", "if actor.alone or", "if False or"),
     Mutant("leases never end", patience, "tick", "if facts.bounds.lease:", "if False:"),
     Mutant("what waits behind another task is late", patience, "_late", " and not _waits(facts, actor, lease)", ""),
     Mutant("time in a queue is time of a task", patience, "_late", "max(lease.since, actor.free_at)", "lease.since"),
@@ -456,4 +456,14 @@ MUTANTS = (
     # Quarantine
     Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),
     Mutant("who is in quarantine gets work", Roster, "bar", "self.allow(actor, 0)", "pass"),
+    # Evaluators
+    Mutant("an evaluator trains", Roster, "_enter", " and not actor.evaluates", ""),
+    Mutant(
+        "who trains evaluates beside an evaluator",
+        desk,
+        "_for",
+        "return evaluator\n",
+        "return next(facts.roster.with_room(), evaluator)\n",
+    ),
+    Mutant("evaluations wait for an evaluator that hangs", Roster, "evaluator", " if not actor.idles", ""),
 )

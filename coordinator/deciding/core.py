@@ -67,7 +67,7 @@ class Core:
                 yield from _step(facts)
             for actor in facts.roster.refresh(facts.version, facts.bounds.light) if facts.roster.behind else ():
                 yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
-            if facts.roster.room or desk.stalls(facts):
+            if facts.roster.room or (facts.roster.evaluators and desk.waiting(facts)) or desk.stalls(facts):
                 yield from desk.employ(facts)
             if facts.ledger.counts.aside and not facts.bounds.endless:
                 yield from _despair(facts)

@@ -27,8 +27,8 @@ def employ(facts: Facts) -> Iterator[Effect]:
         return  # a synchronous round is closing: a task given out now would be stale
     if not _gathered(facts):
         return
-    while facts.ledger.returned and facts.roster.room:
-        yield from _place(facts, facts.ledger.returned.popleft())
+    while one := _next(facts):
+        yield from _place(facts, one)
     draws = len(facts.roster)  # drawn tasks may be for busy actors, and leave the others idle
     while draws and facts.roster.room and (tasks := _new(facts)):
         draws -= 1
@@ -39,9 +39,28 @@ def employ(facts: Facts) -> Iterator[Effect]:
             yield from _place(facts, Pending(task, alone=task.alone))
 
 
+def waiting(facts: Facts) -> bool:
+    """Return whether a task that came back is an evaluation that an evaluator can begin."""
+    return bool(facts.roster.evaluations()) and any(not one.task.counts for one in facts.ledger.returned)
+
+
+def _next(facts: Facts) -> Pending | None:
+    """Remove and return the next task that came back and can be placed: any while actors that train have room, and else an
+    evaluation while an evaluator has room."""
+    returned = facts.ledger.returned
+    if returned and facts.roster.room:
+        return returned.popleft()
+    if not (returned and facts.roster.evaluators and waiting(facts)):
+        return None
+    one = next(one for one in returned if not one.task.counts)
+    returned.remove(one)
+    return one
+
+
 def _new(facts: Facts) -> Sequence[Task]:
     """Return the plan's next tasks, and tell the plan the outcomes of earlier ones."""
     facts.seats.room, news = facts.roster.room, facts.ledger.news
+    facts.seats.evaluations = facts.roster.evaluations() if facts.roster.evaluators else None
     told = tuple(news)
     news.clear()
     given = facts.plan.assign(facts.seats, told, facts.version, facts.now)
@@ -99,7 +118,10 @@ def _rests(facts: Facts, actor: Actor) -> bool:
 
 
 def _for(facts: Facts, task: Task) -> Actor | None:
-    """Return the actor with room that the plan named, if there is one with room of that number; else the next with room."""
+    """Return the evaluator that is to do the task if it is an evaluation and there is one; else the actor with room that the
+    plan named, if there is one with room of that number; else the next with room."""
+    if not task.counts and facts.roster.evaluators and (evaluator := facts.roster.evaluator()):
+        return evaluator
     named = (one for one in facts.roster.with_room() if one.number == task.where) if task.where >= 0 else iter(())
     return next(named, None) or next(facts.roster.with_room(), None)
 
@@ -153,10 +175,12 @@ def stalls(facts: Facts) -> bool:
     """Return True, and let one actor hold one task more, if all leases wait for a version that no actor works on, because a
     contribution to it was refused. A trial at that actor is over, or can begin: all tasks there are done."""
     ledger = facts.ledger
-    if not facts.starves() or ledger.counts.folding < len(ledger.leases):
+    beside = facts.roster.evaluators.values()
+    evaluating = sum(not ledger.leases[name].folding for actor in beside for name in actor.tasks)
+    if not facts.starves() or ledger.counts.folding + evaluating < len(ledger.leases):
         return False
     for lease in ledger.leases.values():
-        if (actor := facts.roster.actors.get(lease.session)) and not actor.idles:
+        if (actor := facts.roster.actors.get(lease.session)) and not (actor.idles or actor.evaluates):
             facts.ledger.unpark(actor)
             actor.alone = None
             facts.roster.allow(actor, len(actor.tasks) + 1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from shoal.coordinator.deciding import desk
 from shoal.coordinator.deciding.events import Admit, Effect, Gone, Heard, Lost
 from shoal.coordinator.deciding.facts import Facts
+from shoal.coordinator.deciding.plans import evaluate_every
 from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
@@ -25,6 +26,13 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
         yield facts.refusal(peer, session, reason, final=True)
         yield Report("refused", f"{name} speaks protocol {theirs}, not {ours}", "warning")
         return
+    if hello.evaluates and not evaluate_every(facts.plan):
+        reason = (
+            "this run gives actors no evaluations: begin it with eval_every=50, say (and a federated job with eval_cohort=5)"
+        )
+        yield facts.refusal(peer, session, reason, final=True)
+        yield Report("refused", f"{name} wants evaluations alone, and this run gives actors none", "warning")
+        return
     if actor is not None and (hello.greeting < actor.greeting or (hello.greeting == actor.greeting and actor.spoke)):
         return  # a late Hello: it was answered, and the actor has said more since
     if actor is not None and hello.epoch == facts.epoch and (hello.greeting > actor.greeting or actor.resumed):
@@ -36,13 +44,14 @@ def greet(facts: Facts, event: Heard, hello: Hello, actor: Actor | None) -> Iter
     if actor is None:
         if stranger := facts.roster.at(peer):
             yield from part(facts, stranger, "said Hello as another session")
-        actor = facts.roster.join(session, peer, name, facts.now, event.user, hello.follows)
+        actor = facts.roster.join(session, peer, name, facts.now, event.user, hello.follows, hello.evaluates)
         facts.farewell.back(session)
         actor.greeting, actor.host, actor.pid = hello.greeting, printable(hello.host, 64), hello.pid
         actor.offers, actor.cores, actor.memory, actor.gpus = hello.offers, hello.cores, hello.memory, hello.gpus
         facts.ledger.verdicts.join(session)
         desk.unpark(facts)  # a parked task may be the newcomer's now
-        place = "follows the weights" if hello.follows else f"joined as actor {actor.number}"
+        place = "joined as an evaluator" if actor.evaluates else f"joined as actor {actor.number}"
+        place = "follows the weights" if hello.follows else place
         yield Report("joined", f"{name} {place}" + f", key {event.user[:8]}" * bool(event.user))
     facts.roster.hear(actor, facts.now)
     facts.roster.say(actor, facts.now)

@@ -22,8 +22,9 @@ def roll(facts: Facts, now: float, host: str = "", most: int = MOST) -> dict[str
     Of a row: number: place of the actor. host: "" on the coordinator's own machine, whose id is `host`, else the start of the
     other machine's id. state: see `state_of`. lag: versions between the actor's weights and the newest, -1 if it has none.
     tasks: tasks that it holds. pace: seconds that a task takes it, a running mean, -1 before the first. restarts: times that
-    an actor with this place was replaced. silence: seconds since it was heard. Of tasks: out: with an actor; waiting: for an
-    actor; accepted, stale, refused, duplicate: contributions by verdict; failed: attempts that failed; aside: tasks given up.
+    an actor with this place was replaced; 0 for an evaluator, whose number is -1. silence: seconds since it was heard. Of
+    tasks: out: with an actor; waiting: for an actor; accepted, stale, refused, duplicate: contributions by verdict; failed:
+    attempts that failed; aside: tasks given up.
     """
     shown = sorted(islice((one for one in facts.roster.by_silence() if not one.follows), most), key=lambda actor: actor.number)
     ledger, counts = facts.ledger, facts.ledger.counts
@@ -52,6 +53,6 @@ def state_of(facts: Facts, actor: Actor) -> str:
 def _row(facts: Facts, actor: Actor, now: float, host: str) -> list[Any]:
     where = "" if actor.host == host else actor.host[:8]
     lag = facts.version - actor.held if actor.held >= 0 else -1
-    restarts, silence = facts.roster.lives[actor.number] - 1, now - facts.roster.heard_at(actor)
+    restarts, silence = (facts.roster.lives[actor.number] - 1) * (not actor.evaluates), now - facts.roster.heard_at(actor)
     about = (len(actor.tasks), round(actor.pace, 3), restarts, round(silence, 1))
     return [actor.number, actor.name, where, actor.pid, state_of(facts, actor), lag, *about]

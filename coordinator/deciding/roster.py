@@ -72,6 +72,7 @@ class Actor:
     host: str = ""  # the machine and its boot, as the actor says
     pid: int = 0  # its process id there
     follows: bool = False  # it wants the weights and does no task; its number is -1
+    evaluates: bool = False  # it does evaluations alone, one at a time; its number is -1
     told: Words = field(default_factory=dict)  # as in its last Beat
     briefed: set[int] = field(default_factory=set)  # clients of which it was told a task, with the brief or word of none
 
@@ -93,13 +94,14 @@ class Actor:
 
 class Roster:
     """The actors that are here now, each with room for `ahead` tasks at first, and for `most` if they are short. Actors that
-    follow the weights are among `actors`, and do not count: `len` is the number of those that do tasks."""
+    follow the weights, and evaluators, are among `actors`, and do not count: `len` is the number of those that train."""
 
     def __init__(self, ahead: int, most: int = 0) -> None:
         self.ahead, self.most = ahead, max(ahead, most)
         self.actors: dict[bytes, Actor] = {}
         self.followers = 0  # actors that follow the weights alone
-        self.room = 0  # further tasks that all actors together can take
+        self.evaluators: dict[bytes, Actor] = {}  # actors that do evaluations alone
+        self.room = 0  # further tasks that all actors together can take, without evaluators
         self.homes: dict[int, bytes] = {}  # client -> the actor that plays it
         self._idle: list[dict[bytes, None]] = [{} for _ in range(self.most + 1)]  # sessions with room, by tasks held
         self.lives: dict[int, int] = {}  # number -> sessions that have had it
@@ -113,14 +115,26 @@ class Roster:
         self.mute: dict[bytes, None] = {}  # sessions over whose connections nothing comes
 
     def __len__(self) -> int:
-        return len(self.actors) - self.followers
+        return len(self.actors) - self.followers - len(self.evaluators)
 
-    def join(self, session: bytes, peer: bytes, name: str, now: float, user: str = "", follows: bool = False) -> Actor:
-        """Add the actor of a new session. Its number is the lowest that is free; a follower takes none, because environments
-        are drawn by it."""
-        number = -1 if follows else heapq.heappop(self._free) if self._free else len(self)
+    def join(
+        self,
+        session: bytes,
+        peer: bytes,
+        name: str,
+        now: float,
+        user: str = "",
+        follows: bool = False,
+        evaluates: bool = False,
+    ) -> Actor:
+        """Add the actor of a new session. Its number is the lowest that is free; a follower and an evaluator take none, because
+        environments are drawn by it."""
+        beside = follows or evaluates
+        number = -1 if beside else heapq.heappop(self._free) if self._free else len(self)
         actor = self.actors[session] = Actor(session, peer, name, number, user, follows=follows)
         self.followers += follows
+        if evaluates and not follows:
+            actor.evaluates, self.evaluators[session] = True, actor
         self._by_peer[peer] = session
         self.lives[number] = self.lives.get(number, 0) + 1
         self.behind[session] = None
@@ -141,7 +155,8 @@ class Roster:
         self._barred.pop(actor.session, None)
         self.mute.pop(actor.session, None)
         self.followers -= actor.follows
-        if not actor.follows:
+        self.evaluators.pop(actor.session, None)
+        if actor.number >= 0:
             heapq.heappush(self._free, actor.number)
 
     def leave(self, actor: Actor) -> None:
@@ -194,6 +209,17 @@ class Roster:
         """Return the actors with room: fewest tasks first, among equals the actor that has waited longest."""
         return (self.actors[session] for sessions in self._idle for session in sessions)
 
+    def evaluator(self) -> Actor | None:
+        """Return the evaluator that is to do the next evaluation: of those that can be given tasks the least busy; None if
+        there is none."""
+        able = (actor for actor in self.evaluators.values() if not actor.idles)
+        return min(able, key=lambda actor: len(actor.tasks) + len(actor.parked), default=None)
+
+    def evaluations(self) -> int | None:
+        """Return the number of evaluations that evaluators can begin now; None if no evaluator can be given tasks."""
+        able = [actor for actor in self.evaluators.values() if not actor.idles]
+        return sum(not actor.tasks and not actor.parked for actor in able) if able else None
+
     def seats(self) -> Iterator[Seat]:
         """Return a Seat for each actor with room, in the same order."""
         rows = ((one, len(one.tasks)) for one in self.with_room())
@@ -214,10 +240,11 @@ class Roster:
 
     def allow(self, actor: Actor, capacity: int) -> None:
         """Let an actor hold `capacity` tasks from now on, and one at most while a task is tried alone there; 0: none but those
-        that it has. It may be above `most`, for an actor whose tasks all wait for a version that lacks one."""
+        that it has. It may be above `most`, for an actor whose tasks all wait for a version that lacks one. An evaluator
+        holds one at most."""
         self._idle.extend({} for _ in range(capacity - len(self._idle)))
         self._leave(actor)
-        actor.capacity = min(capacity, 1) if actor.alone else capacity
+        actor.capacity = min(capacity, 1) if actor.alone or actor.evaluates else capacity
         self._enter(actor)
 
     def bar(self, actor: Actor, until: float) -> None:
@@ -230,7 +257,7 @@ class Roster:
         """Free and return the actors whose quarantine is over, or all in quarantine if no other actor can have tasks."""
         if not self._barred:
             return []
-        alone = all(actor.idles for actor in self.actors.values())
+        alone = all(actor.idles or actor.evaluates for actor in self.actors.values())
         freed = [actor for actor in map(self.actors.__getitem__, self._barred) if alone or actor.barred_until <= now]
         for actor in freed:
             actor.barred_until = 0.0
@@ -241,18 +268,18 @@ class Roster:
         return freed
 
     def alone(self, actor: Actor) -> bool:
-        """Return whether no other actor can be given tasks."""
-        return all(one is actor or one.idles for one in self.actors.values())
+        """Return whether no other actor can be given this actor's tasks."""
+        return all(one is actor or one.idles or one.evaluates for one in self.actors.values())
 
     def _leave(self, actor: Actor) -> None:
         load = len(actor.tasks)
-        if load < actor.capacity:
+        if load < actor.capacity and not actor.evaluates:
             del self._idle[load][actor.session]
             self.room -= actor.capacity - load
 
     def _enter(self, actor: Actor) -> None:
         load = len(actor.tasks)
-        if load < actor.capacity:
+        if load < actor.capacity and not actor.evaluates:
             self._idle[load][actor.session] = None
             self.room += actor.capacity - load
 
@@ -266,7 +293,7 @@ class Roster:
     def _share(self) -> None:
         """Move clients from the actors with most to the actors with fewest, until none has two more than another: a newcomer
         gets its share, and an actor that comes back with all its clients leaves a share to the actors that came meanwhile."""
-        held: dict[bytes, list[int]] = {session: [] for session, actor in self.actors.items() if not actor.follows}
+        held: dict[bytes, list[int]] = {session: [] for session, actor in self.actors.items() if actor.number >= 0}
         for client, session in self.homes.items():
             if session in held:
                 held[session].append(client)
@@ -279,7 +306,7 @@ class Roster:
             self.homes[client] = poorest
 
     def _fewest_clients(self) -> bytes:
-        doing = {session: actor for session, actor in self.actors.items() if not actor.follows}
+        doing = {session: actor for session, actor in self.actors.items() if actor.number >= 0}
         held = {session: 0 for session, actor in doing.items() if not actor.idles} or dict.fromkeys(doing, 0)
         for session in self.homes.values():
             if session in held:

@@ -44,12 +44,14 @@ class Seat:
 
 class Seats:
     """The actors that have room now; valid until the plan returns. room: tasks that all actors together can take, known
-    without a look at each actor. Iterating gives a Seat for each actor that has room, the least busy first."""
+    without a look at each actor. evaluations: evaluations that evaluators, actors which do nothing else, can begin now, beside
+    `room`; None if no evaluator is here, and an evaluation takes room of an actor that trains. Iterating gives a Seat for each
+    actor that has room, the least busy first."""
 
-    __slots__ = ("_each", "room")
+    __slots__ = ("_each", "evaluations", "room")
 
-    def __init__(self, room: int, each: Callable[[], Iterable[Seat]] = tuple) -> None:
-        self.room, self._each = room, each
+    def __init__(self, room: int, each: Callable[[], Iterable[Seat]] = tuple, evaluations: int | None = None) -> None:
+        self.room, self._each, self.evaluations = room, each, evaluations
 
     def __iter__(self) -> Iterator[Seat]:
         return iter(self._each())
@@ -75,6 +77,11 @@ def wakes(plan: Plan, version: int, now: float) -> float:
     return float(asked(version, now)) if callable(asked) else math.inf
 
 
+def evaluate_every(plan: Plan) -> int:
+    """Return the versions from one evaluation by an actor to the next; 0: this plan gives none; 1 if the plan does not say."""
+    return int(getattr(plan, "evaluate_every", 1))
+
+
 class Plan(Protocol):
     """A run's schedule. `now` is in seconds of a monotonic clock that is handed in.
 
@@ -83,7 +90,8 @@ class Plan(Protocol):
     """
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
-        """Return at most `seats.room` new tasks against `version`. The core hands out the tasks of dead actors again.
+        """Return at most `seats.room` new tasks against `version`, and evaluations besides if evaluators are here. The core
+        hands out the tasks of dead actors again.
 
         news: outcomes of tasks since the last call, oldest first; only the last NEWS (10,000) are kept.
         """

@@ -31,12 +31,13 @@ class Overlapped:
         for one in news:
             self._hear(one)
         tasks: list[Task] = []
-        if seats.room and self.evaluate_every and version >= self.evaluated + self.evaluate_every:
+        due = self.evaluate_every > 0 and version >= self.evaluated + self.evaluate_every
+        if due and seats.room and seats.evaluations != 0:
             self.evaluated = version
             tasks.append(self._task(version, 0, "evaluate"))
-        complete = min(self.done)
+        complete, room = min(self.done), seats.room + len(tasks) * bool(seats.evaluations)
         for client in range(self.clients):
-            if len(tasks) < seats.room and self.given[client] <= min(complete, version + 1):
+            if len(tasks) < room and self.given[client] <= min(complete, version + 1):
                 tasks.append(self._task(max(0, self.given[client] - 1), client, "train"))
                 self.given[client] += 1
         return tasks

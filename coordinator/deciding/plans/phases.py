@@ -23,6 +23,8 @@ class Phases:
     when actors of `least` of its clients have room, and goes without the clients whose actors have none by then.
     """
 
+    evaluate_every = 0  # no client evaluates
+
     def __init__(
         self,
         clients: int,

@@ -62,20 +62,22 @@ class Rounds:
         self.began = 0.0
         self.train: list[int] = []
         self.evaluate: Sequence[int] = ()
-        self.issued = 0
+        self.issued = self.early = 0  # early: evaluations that are given before the training of their round
+        self.beside = False  # evaluators were here when the round began
         self.apiece = math.inf  # seconds of a client in a task of several: the longest lately
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         self.news.extend(news)
         if self.summed:
             self._time(news)
-        if version != self.version and not self._begin(version, now):
+        if version != self.version and not self._begin(version, now, seats.evaluations is not None):
             return []
         tasks: list[Task] = []
         shares = self._shares(seats)
+        beside = [task for _ in range(self.early - self.issued) if (task := self._next(1))] if self.beside else []
         while len(tasks) < seats.room and (task := self._next(max(1, shares - len(tasks)))):
             tasks.append(task)
-        return tasks
+        return beside + tasks
 
     def admits(self, made_from: int, version: int) -> bool:
         return made_from == version
@@ -94,8 +96,9 @@ class Rounds:
         cut = self.began + self.deadline
         return cut if self.deadline and now < cut else math.inf
 
-    def _begin(self, version: int, now: float) -> bool:
-        """Return whether the round has begun: enough clients can be asked."""
+    def _begin(self, version: int, now: float, beside: bool) -> bool:
+        """Return whether the round has begun: enough clients can be asked. beside: evaluators are here, which evaluate while
+        others train."""
         among = () if self.attendance is None else (self.attendance.among(now),)
         here = len(among[0]) if among else self.clients
         if here < min(self.cohort, self.clients):
@@ -106,6 +109,7 @@ class Rounds:
         self.news.clear()
         due = self.evaluate_every and version % self.evaluate_every == 0
         self.evaluate = self.evaluators(version, min(here, self.evaluate_cohort), (), *among) if due else ()
+        self.beside, self.early = beside, len(self.evaluate) if self.spare or beside else 0
         return True
 
     def _time(self, news: Sequence[Outcome]) -> None:
@@ -120,7 +124,7 @@ class Rounds:
         actors with room if each actor's share lasts for SOON at most: a task costs a message and a thread's waking, and a
         worker may train the clients of one task together. Else it is the number of tasks that there is room for: an actor
         begins the second while the sum of the first is on its way, and less is lost with an actor."""
-        left = len(self.train) - self.issued
+        left = len(self.train) - max(0, self.issued - self.early)
         if not self.summed or left <= 0 or self.apiece * left > SOON * seats.room:
             return seats.room
         actors = sum(1 for _ in seats)
@@ -129,18 +133,23 @@ class Rounds:
     def _next(self, shares: int) -> Task | None:
         """Return the next task of the round, None if there is none. shares: number of tasks that the clients which are left are
         cut into, if the cohort is summed. Further tasks go out when actors have room again."""
-        early = len(self.evaluate) if self.spare else 0  # a round that ends when it has enough evaluates first
-        if self.issued < early:
+        if self.issued < self.early:  # a round that ends when it has enough evaluates first, and evaluators need not wait
             return self._task(self.evaluate[self.issued : self.issued + 1], "evaluate", False)
-        at = self.issued - early
+        at = self.issued - self.early
         left = len(self.train) - at
         if left > 0:
             size = min(MOST_CLIENTS, math.ceil(left / shares)) if self.summed else 1
             return self._task(self.train[at : at + size], "train", True)
-        at -= len(self.train) - early
+        at -= len(self.train) - self.early
         return self._task(self.evaluate[at : at + 1], "evaluate", False) if at < len(self.evaluate) else None
 
     def _task(self, clients: Sequence[int], kind: str, counts: bool) -> Task:
-        task = Task(self.version, self.asked.first.get(self.version, 0) + self.issued, tuple(clients), kind, counts)
+        task = Task(self.version, self.asked.first.get(self.version, 0) + self._place(counts), tuple(clients), kind, counts)
         self.issued += len(clients)
         return task
+
+    def _place(self, counts: bool) -> int:
+        """Return the next task's place in its round. Evaluators change no place: evaluations draw by it."""
+        if self.spare:
+            return self.issued
+        return self.issued - self.early * counts + len(self.train) * (self.issued < self.early)

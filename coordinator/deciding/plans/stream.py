@@ -48,7 +48,10 @@ class Stream:
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         if self.attendance is not None:
             return self._attended(seats.room, news, version, now)
-        return [self._next(version) for _ in range(seats.room)]
+        due = self.evaluate_every > 0 and version >= self.evaluated + self.evaluate_every
+        tasks = [self._evaluation(version)] if due and seats.room and seats.evaluations != 0 else []
+        room = seats.room if seats.evaluations else seats.room - len(tasks)
+        return tasks + [self._next(version) for _ in range(room)]
 
     def admits(self, made_from: int, version: int) -> bool:
         return version - made_from <= self.max_lag
@@ -81,13 +84,15 @@ class Stream:
         free = [client for client in attendance.among(now) if client not in self.busy]
         return rng.choice(free) if free else -1
 
+    def _evaluation(self, version: int) -> Task:
+        self.evaluated = version
+        self.drawn += 1
+        return Task(max(0, version - self.max_lag), self.drawn - 1, (0,), "evaluate", counts=False)
+
     def _next(self, version: int) -> Task:
         number = self.drawn
         self.drawn += 1
         oldest = max(0, version - self.max_lag)  # an actor need not wait for weights that are on their way
-        if self.evaluate_every and version >= self.evaluated + self.evaluate_every:
-            self.evaluated = version
-            return Task(oldest, number, (0,), "evaluate", counts=False)
         if self.clients:
             client = draw(self.seed, "client", number).randrange(self.clients)
             return Task(oldest, number, (client,), words={"visit": number})

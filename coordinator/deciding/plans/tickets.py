@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from shoal.coordinator.deciding.plans import Outcome, Seats
 from shoal.coordinator.deciding.resources import NOTHING, ONE_CORE, Machine, Need, uses
@@ -90,6 +90,8 @@ class Tickets:
     for word: for calls whose results are taken in order, so that nothing is gained if another actor is free sooner. machine_of:
     the machine of the actor with a seat's number; None: all actors are of `machine`. ready: says whether the actor with a
     seat's number may have a ticket that needs values which machines keep; None: any may."""
+
+    evaluate_every: ClassVar[int] = 0  # a pool has no evaluations
 
     begins: Callable[[Ticket], bool]
     width: int = 1

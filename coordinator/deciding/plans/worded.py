@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from shoal.coordinator.deciding.plans import Outcome, Plan, Seats, wakes
+from shoal.coordinator.deciding.plans import Outcome, Plan, Seats, evaluate_every, wakes
 from shoal.protocol.work import Task, Words
 
 
@@ -17,6 +17,7 @@ class Worded:
 
     def __init__(self, plan: Plan, words: Callable[[Task], Words]) -> None:
         self.plan, self.words = plan, words
+        self.evaluate_every = evaluate_every(plan)
 
     def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
         tasks = self.plan.assign(seats, news, version, now)
