@@ -38,7 +38,8 @@ class Pool:
     """The parent's hold on a nursery. A nursery ends with the thread that made it, so a thread makes it that outlives the run.
 
     alive: process ids of the actors. fault: why the nursery forks no more actors; "" as long as it can. lost: exit statuses of
-    processes that are no actors (`grow` with aside), which have ended and were not taken out.
+    processes that are no actors (`grow` with aside), which have ended and were not taken out. lives: process id -> the
+    arguments that an actor was forked with, until they are taken out.
     """
 
     def __init__(self, line: socket.socket, pid: int, await_end: Callable[[], object], starting: float | None) -> None:
@@ -48,7 +49,8 @@ class Pool:
         self.alive: set[int] = set()
         self.lost: list[int] = []
         self._aside: set[int] = set()
-        self._births: deque[bool] = deque()  # of processes that were asked for: True for one that is no actor
+        self.lives: dict[int, Mapping[str, Any]] = {}
+        self._births: deque[Mapping[str, Any] | None] = deque()  # arguments of processes that were asked for; None: no actor
         self.fault = ""
         self._begun = False
 
@@ -104,7 +106,7 @@ class Pool:
     def grow(self, many: int, arguments: Mapping[str, Any], aside: bool = False) -> None:
         """Fork `many` more actors. arguments: plain data that each of them lives with. aside: they are no actors, and stand
         neither in `alive` nor in `ended`."""
-        self._births.extend([aside] * many)
+        self._births.extend([None if aside else arguments] * many)
         with suppress(BrokenPipeError):  # `fault` will say so
             self._line.sendall(json.dumps([many, dict(arguments)]).encode() + b"\n")
 
@@ -126,7 +128,11 @@ class Pool:
                 continue
             pid, status = word
             if status is None:
-                (self._aside if self._births.popleft() else self.alive).add(pid)
+                if (arguments := self._births.popleft()) is None:
+                    self._aside.add(pid)
+                else:
+                    self.alive.add(pid)
+                    self.lives[pid] = arguments
             elif pid in self._aside:
                 self._aside.discard(pid)
                 self.lost.append(status)

@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
 
 
 BEST = "the best weights, which a run with keep_best=true has kept, and not the newest ones"
+EVALUATORS = (
+    "actors of this machine that do evaluations alone, every eval_every versions (default: 0, and training actors do them)"
+)
 TRUST = "run the job's own code also if the run's folder is not signed as yours"
 
 
@@ -101,6 +104,8 @@ def _actor(one: argparse.ArgumentParser) -> None:
         **where,
     )
     one.add_argument("--count", type=whole(1), default=1, metavar="N", help="number of actors (default: 1)")
+    only = "take evaluations alone: of weights that others train, in a run with eval_every above 0; those then get none"
+    one.add_argument("--evaluate", action="store_true", help=only)
     name = "name of the actors in the coordinator's reports (default: $SHOAL_NAME, or this machine's name)"
     one.add_argument("--name", help=name, **_or("SHOAL_NAME"))
     one.add_argument(
@@ -134,6 +139,7 @@ def _resume(one: argparse.ArgumentParser) -> None:
     _facing(one, required=False)
     _watched(one)
     one.add_argument("--actors", type=whole(0), metavar="N")
+    one.add_argument("--evaluators", type=whole(0), metavar="N", help=EVALUATORS)
     _tracking(one)
     one.add_argument("--quiet", action="store_true")
     _logging(one)
@@ -364,6 +370,7 @@ def _running(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--actors", type=whole(0), metavar="N", help="actor processes on this machine; 0: no actors, the plain loop"
     )
+    one.add_argument("--evaluators", type=whole(0), metavar="N", help=EVALUATORS)
     one.add_argument("--run-dir", metavar="DIR", help="a new folder for the run (default: runs/JOB-DATE-TIME)")
     one.add_argument("--device", choices=("auto", "cpu", "cuda"), help="device that the learner computes on")
     one.add_argument("--seed", type=whole(0), metavar="S")

@@ -185,7 +185,7 @@ def _configured(asked: argparse.Namespace) -> tuple[Job, Config]:
     from shoal.jobs.settings import pairs
     from shoal.runs.choosing import chosen
 
-    given = {name: getattr(asked, name) for name in ("actors", "transport", "device", "seed")}
+    given = {name: getattr(asked, name) for name in ("actors", "evaluators", "transport", "device", "seed")}
     job, config, _ = chosen(asked.job, pairs(asked.settings), **given)
     return job, config
 
@@ -254,7 +254,7 @@ def actor(asked: argparse.Namespace) -> int:
     from shoal.jobs.catalog import digest_of, find
     from shoal.runs.living import called_on, life_of_any
 
-    called = called_on(asked.address, of_actor(asked.key, asked.server))
+    called = called_on(asked.address, of_actor(asked.key, asked.server)) | {"evaluates": asked.evaluate}
     if (asked.members or asked.least) and not (asked.members and called["keys"]):
         raise UserError("--members, --least: an actor of secure aggregation needs --members FILE, --key and --server")
     if asked.allow or asked.trust_code:
@@ -288,6 +288,8 @@ def _calls(asked: argparse.Namespace, called: dict[str, Any]) -> int:
     from shoal.actors.pool import Pool
     from shoal.tasks.joining import life_of_calls
 
+    if asked.evaluate:
+        raise UserError("--evaluate and --allow: a pool has no evaluations; leave one of the two out")
     if asked.job:
         raise UserError("--job and --allow: an actor does the tasks of a job or the calls of a pool; give one of the two")
     if asked.members:
@@ -403,7 +405,7 @@ def resume(asked: argparse.Namespace) -> int:
     if asked.pause and not asked.bind:
         raise UserError("--pause without --bind: no actors from elsewhere can wait; give --bind ADDRESS, or leave --pause out")
     run = trusted(asked.run_dir, asked.trust)
-    config, job = resumed(run.dir, run.job, pairs(asked.settings), asked.actors)
+    config, job = resumed(run.dir, run.job, pairs(asked.settings), actors=asked.actors, evaluators=asked.evaluators)
     if is_done(run.dir, job):
         print(json_line(run.summary) if asked.json and run.summary else what_next(run.dir, job))
         return 0

@@ -24,7 +24,7 @@ PLAIN = (str, int, float, bool, list, tuple, type(None))
 
 def chosen(job: Job | str | os.PathLike[str], settings: Mapping[str, Any], **given: Any) -> tuple[Job, Config, bool]:
     """The job that is meant, with its settings; the config that repeats the run; and True if config.job is the same job in any
-    process. given: seed, actors, transport, device; None is what a TOML file or the job says, else the default.
+    process. given: seed, actors, evaluators, transport, device; None is what a TOML file or the job says, else the default.
 
     Raises UserError.
     """

@@ -22,6 +22,7 @@ WITHIN = 60.0  # seconds in which the crew replaces at most three actors for eac
 
 class Crew:
     """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others.
+    Evaluators are actors with the argument "evaluates": a run does not end when none of them is left.
 
     blamed: number of deaths so far that the core blamed on tasks. final: exit codes after which an actor is not replaced.
     codes: exit statuses of the actors that were not replaced.
@@ -45,15 +46,18 @@ class Crew:
         self.last = ""
         self.arguments: Mapping[str, Any] = {}
         self.inferring: Mapping[str, Any] = {}
+        self.evaluators = 0
         self._lost: deque[float] = deque(maxlen=INFERRING)  # times at which the inference process ended
 
-    def hire(self, arguments: Mapping[str, Any], inferring: Mapping[str, Any] | None = None) -> None:
+    def hire(self, arguments: Mapping[str, Any], inferring: Mapping[str, Any] | None = None, evaluators: int = 0) -> None:
         """Start all actors; each lives with `arguments` (actors/pool.py). inferring: the arguments of the inference process,
-        which is started first; None: there is none."""
-        self.arguments, self.inferring = arguments, inferring or {}
+        which is started first; None: there is none. evaluators: evaluators that are started besides."""
+        self.arguments, self.inferring, self.evaluators = arguments, inferring or {}, evaluators
         if inferring:
             self.pool.grow(1, inferring, aside=True)
         self.pool.grow(self.many, arguments)
+        if evaluators:
+            self.pool.grow(evaluators, {**arguments, "evaluates": True})
 
     def gone(self) -> list[int]:
         """Process ids of the actors that have ended since the last call. An actor that neither left in good order nor was unfit
@@ -62,6 +66,7 @@ class Crew:
         while self.pool.lost:
             self._bereft(self.pool.lost.pop())
         for pid, status in ended.items():
+            its = self.pool.lives.pop(pid, self.arguments)
             self.last = (
                 "left" if status == LEFT else f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
             )
@@ -70,22 +75,22 @@ class Crew:
             if pid in self.leaving:
                 self.leaving.discard(pid)
                 continue
-            if status in self.final or not self._replaced(pid):
-                self.left -= 1
+            if status in self.final or not self._replaced(pid, its):
+                self.left -= not its.get("evaluates")
                 self.codes.append(status)
         return list(ended)
 
-    def _replaced(self, pid: int) -> bool:
+    def _replaced(self, pid: int, arguments: Mapping[str, Any]) -> bool:
         now, explained = self.clock(), self.blamed() + self.evicted
         self.deaths.append(now)
         while self.deaths and (self.deaths[0] < now - WITHIN or self.explained < explained):
             self.explained += self.deaths.popleft() >= now - WITHIN
-        if many := len(self.deaths) > 3 * self.many:
+        if many := len(self.deaths) > 3 * (self.many + self.evaluators):
             why = f"{len(self.deaths)} deaths within {WITHIN:.0f} s that no task explains"
             self.report(Report("crew", f"process {pid} {self.last} and is not replaced: {why}", "error"))
         else:
             self.report(Report("crew", f"process {pid} {self.last}; another takes its place", "warning"))
-            self.pool.grow(1, self.arguments)
+            self.pool.grow(1, arguments)
         return not many
 
     def _bereft(self, status: int) -> None:

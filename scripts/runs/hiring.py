@@ -31,7 +31,7 @@ def hired(options: Launch) -> Pool | None:
     Raises UserError if the job has no name and a copy of this process could not train.
     """
     job, config = options.job, options.config
-    if not config.actors:
+    if not config.actors + config.evaluators:
         return None
     word = json.dumps([config.job, finite(job.plain()), job.seed])
     return nursery(life_of(job), options.named, "shoal.runs.fresh", word)

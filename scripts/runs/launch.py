@@ -20,6 +20,7 @@ from shoal.actors.loop import host_id
 from shoal.actors.pool import Pool
 from shoal.coordinator.deciding.core import LOOK, Core
 from shoal.coordinator.deciding.events import Finish
+from shoal.coordinator.deciding.plans import AFRESH, evaluate_every
 from shoal.coordinator.keeping.disk import DiskTrouble, Lock, SyncFailed, lasting, trouble
 from shoal.coordinator.keeping.recording import Recording
 from shoal.coordinator.reports import Observer, Report
@@ -113,6 +114,7 @@ def ready(options: Launch) -> Iterator[Ready]:
         job.prepare()
         job.check_parts()
         few()
+        check_evaluators(job, options.config, options.bind)
         device_of(options.config.device)
         pool = hired(options)
     try:
@@ -176,7 +178,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             stack.enter_context(lent_globals())  # tasks set them, in the user's own process
         aggregator = job.aggregator(ready.device)
         threads = few()
-        if why := crowded(config.actors, threads, cores()):
+        if why := crowded(config.actors + config.evaluators, threads, cores()):
             observer.report(Report("threads", why, "warning"))
         if config.threads not in (0, threads):
             were, now = f"{config.threads} threads a process", f"OMP_NUM_THREADS says {threads}"
@@ -258,7 +260,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if crew:
             called = called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None)
             asks = inference_at(job, stack)
-            crew.hire({**called, "asks": asks} if asks else called, {"infers": asks} if asks else None)
+            crew.hire({**called, "asks": asks} if asks else called, {"infers": asks} if asks else None, config.evaluators)
         told = digest_of(config.job)
         workload = {"job": config.job, "seed": job.seed, "settings": job.plain(), "digest": told}
         server = Server(
@@ -395,6 +397,18 @@ def check_actors(job: Job, config: Config, bind: str, keys: ServerKeys | None) -
         raise UserError(f"clock=virtual: a run in virtual time has no actors beside this process; {asked} asks for some")
 
 
+def check_evaluators(job: Job, config: Config, bind: str) -> None:
+    """Raises UserError if a run with evaluators has no evaluations for them, or no other process that trains."""
+    asked = f"evaluators={config.evaluators}"
+    if config.evaluators and job.virtual:
+        raise UserError(f"{asked}: a run in virtual time has no actors beside this process; evaluators=0")
+    if config.evaluators and not (config.actors or bind):
+        raise UserError(f"{asked} and actors=0: the plain loop evaluates in this process; actors=1, or evaluators=0")
+    if config.evaluators and not evaluate_every(job.plan(AFRESH)):
+        how = "eval_every=50, say" if hasattr(job.problem, "spaces") else "eval_every=10 and eval_cohort=5, say"
+        raise UserError(f"{asked}: this run gives actors no evaluations; {how}, or evaluators=0")
+
+
 def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, verbose: bool = False, **how: Any) -> Launch:
     """The launch of a new run. verbose: try the engines, and tell of them, also where nothing hangs on that.
 
@@ -402,6 +416,7 @@ def planned(job: Job, config: Config, path: Path | str | None, bind: str, *, ver
     """
     check_actors(job, config, bind, how.get("keys"))
     try_out(job, config.job)
+    check_evaluators(job, config, bind)
     device_of(config.device)
     with few_threads():
         made = decided(job, config.actors, tell=verbose)

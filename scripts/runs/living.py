@@ -175,6 +175,7 @@ def _live(
             keys=ClientKeys(Pair(keys[0], keys[1]), keys[2]) if keys else None,
             job=job,
             threads=threads,
+            evaluates=bool(arguments.get("evaluates")),
         )
         left = actor.live()
     except UserError as wrong:

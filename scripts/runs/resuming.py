@@ -19,15 +19,17 @@ from shoal.protocol.errors import UserError
 from shoal.runs.rundir import Config, RunDir
 
 
-def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], actors: int | None) -> tuple[Config, Job]:
-    """The config and job that the run goes on with. A later end is written into the run's config.toml. Raises UserError."""
+def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], **given: int | None) -> tuple[Config, Job]:
+    """The config and job that the run goes on with. A later end is written into the run's config.toml. given: actors,
+    evaluators; None is what the run was begun with. Raises UserError."""
     config = run.config()
     if changes:
         job = _later(job, changes)
         with closing(Lock(run.path)):
             run.extend(replace(config, settings=job.plain(), groups=job.groups()))
         config = run.config()
-    return config if actors is None else replace(config, actors=actors), job
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(config, **chosen), job
 
 
 def is_done(run: RunDir, job: Job) -> bool:

@@ -156,6 +156,7 @@ class Run:
         *,
         settings: Mapping[str, Any] | None = None,
         actors: int | None = None,
+        evaluators: int | None = None,
         bind: str = "",
         observers: Iterable[Observer] = (),
         stop_when: StopWhen | None = None,
@@ -169,7 +170,7 @@ class Run:
         """
         from shoal.runs.running import resume
 
-        return resume(self, settings or {}, actors, bind, Watch(observers, stop_when), track, show)
+        return resume(self, settings or {}, actors, evaluators, bind, Watch(observers, stop_when), track, show)
 
     def ended(self, snapshot: Snapshot, reason: str) -> None:
         """Keep the last weights of a run that has just ended, whatever becomes of its folder."""

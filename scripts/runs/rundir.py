@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from shoal.coordinator.reports import Before
 from shoal.protocol.errors import UserError
 
-OWN = ("job", "seed", "actors", "transport", "device", "threads")
+OWN = ("job", "seed", "actors", "evaluators", "transport", "device", "threads")
 GROUPS = ("method", "problem", "keeping", "bearing", "checks", "around", "settings")
 
 
@@ -32,10 +32,11 @@ GROUPS = ("method", "problem", "keeping", "bearing", "checks", "around", "settin
 class Config:
     """The config of a run: all that `shoal simulate` needs to repeat it.
 
-    job: a built-in name, `module:attribute` or `file.py:attribute`. threads: threads that each process of the run computed
-    with; 0: not known. settings: all settings of the job: numbers, strings, booleans, and lists of numbers. groups: group ->
-    names of its settings. In the file each group is a table, the method's name stands as `name` in [method], and a setting of
-    no group stands in [settings]. A setting is read from any of these tables.
+    job: a built-in name, `module:attribute` or `file.py:attribute`. evaluators: actors of this machine that do evaluations
+    alone; it stands in the file if it is above 0. threads: threads that each process of the run computed with; 0: not known.
+    settings: all settings of the job: numbers, strings, booleans, and lists of numbers. groups: group -> names of its settings.
+    In the file each group is a table, the method's name stands as `name` in [method], and a setting of no group stands in
+    [settings]. A setting is read from any of these tables.
     """
 
     job: str
@@ -44,6 +45,7 @@ class Config:
     transport: str = "shm"
     device: str = "auto"
     threads: int = 0
+    evaluators: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -54,7 +56,7 @@ class Config:
         import tomli_w
 
         left = dict(self.settings)
-        tables: dict[str, Any] = {name: getattr(self, name) for name in OWN}
+        tables: dict[str, Any] = {name: getattr(self, name) for name in OWN if name != "evaluators" or self.evaluators}
         for group, names in self.groups.items():
             table = {"name" if name == group else name: left.pop(name) for name in names if name in left}
             tables |= {group: table} if table else {}
@@ -87,7 +89,7 @@ class Config:
             value = getattr(self, name)
             if type(value) is not str or not value:
                 raise UserError(f"{path}: {name} = {value!r}; it must be a string")
-        for name in ("seed", "actors", "threads"):
+        for name in ("seed", "actors", "evaluators", "threads"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise UserError(f"{path}: {name} = {value!r}; it must be a whole number from 0")

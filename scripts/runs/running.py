@@ -47,6 +47,7 @@ def run(
     job: Job | Place,
     *,
     actors: int | None = None,
+    evaluators: int | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str | None = None,
@@ -61,11 +62,12 @@ def run(
     """Run a job to its end, and return the run.
 
     job: a Job, or a name as `shoal simulate` takes it: "digits", "gymnasium:Pendulum-v1", "file.py:job", "config.toml".
-    actors: number of processes that do the work (default 2; 0 is the plain loop in this process). settings: settings of the
-    job by name, as `shoal jobs JOB` lists them. seed: decides everything random (default 0, or the job's own). device: where
-    the learner works, "auto", "cpu" or "cuda". transport: how arrays travel on this machine, "shm", "ipc" or "tcp". A
-    config.toml gives those of actors, seed, device and transport that are left out. bind: an address at which other actors of
-    this machine may join, tcp://127.0.0.1:5555 for one. folder: a new folder for the run; None is runs/JOB-DATE-TIME.
+    actors: number of processes that do the work (default 2; 0 is the plain loop in this process). evaluators: number of
+    processes besides that do evaluations alone (default 0: the actors do them). settings: settings of the job by name, as
+    `shoal jobs JOB` lists them. seed: decides everything random (default 0, or the job's own). device: where the learner works,
+    "auto", "cpu" or "cuda". transport: how arrays travel on this machine, "shm", "ipc" or "tcp". A config.toml gives those of
+    actors, evaluators, seed, device and transport that are left out. bind: an address at which other actors of this machine may
+    join, tcp://127.0.0.1:5555 for one. folder: a new folder for the run; None is runs/JOB-DATE-TIME.
     observers: objects with the methods stepped, moved and report (docs/python.md). stop_when: a function of a row (version,
     seconds, steps, metrics by name); the run ends in good order when it returns something true. track: trackers that the run is
     told to, "mlflow", "tensorboard", "wandb", "trackio" or "prometheus", each with its place behind = if it needs one
@@ -75,7 +77,8 @@ def run(
     """
     watch = Watch(observers, stop_when)
     with in_one_line():
-        options = _asked(job, settings, bind, folder, track, seed=seed, actors=actors, transport=transport, device=device)
+        given = {"seed": seed, "actors": actors, "evaluators": evaluators, "transport": transport, "device": device}
+        options = _asked(job, settings, bind, folder, track, **given)
         return _carried_out(Run(options.run.path.absolute(), options.job, options.named), options, watch, show)
 
 
@@ -83,6 +86,7 @@ def start(
     job: Job | Place,
     *,
     actors: int | None = None,
+    evaluators: int | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str | None = None,
@@ -100,7 +104,8 @@ def start(
     """
     with in_one_line():
         begun = Started(observers, stop_when, show)
-        begun._begin(_asked(job, settings, bind, folder, track, seed=seed, actors=actors, transport=transport, device=device))
+        given = {"seed": seed, "actors": actors, "evaluators": evaluators, "transport": transport, "device": device}
+        begun._begin(_asked(job, settings, bind, folder, track, **given))
         return begun
 
 
@@ -108,6 +113,7 @@ def resume(
     run: Run,
     settings: Mapping[str, Any],
     actors: int | None,
+    evaluators: int | None,
     bind: str,
     watch: Watch,
     track: str | Sequence[str],
@@ -118,7 +124,7 @@ def resume(
     _check_address(bind)
     with in_one_line():
         trackers = wanted(track)
-        config, job = resumed(run.dir, run.job, settings, actors)
+        config, job = resumed(run.dir, run.job, settings, actors=actors, evaluators=evaluators)
         if is_done(run.dir, job):
             return run
         options = Launch(job, config, run.dir, bind, resume=True, named=run.named, track=trackers)

@@ -135,6 +135,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_right_one(words: str, near
         ("actor tcp://127.0.0.1:5555 --count 0", "--count: 0", "whole numbers from 1"),
         ("coordinator digits --bind tcp://127.0.0.1:99999", "127.0.0.1:99999", "from 1 to 65535"),
         ("coordinator digits --bind 5555", "--bind: 5555", "tcp://HOST:PORT"),
+        ("simulate cartpole --evaluators -1", "--evaluators: -1", "whole numbers from 0"),
+        ("actor tcp://127.0.0.1:5555 --evaluate --allow json", "--evaluate and --allow", "leave one of the two out"),
         ("actor localhost:5555", "localhost:5555", "did you mean tcp://localhost:5555?"),
         ("simulate digits lr", "'lr'", "key=value"),
         ("simulate digits =3", "'=3'", "key=value"),

@@ -80,6 +80,7 @@ class Nursery:
         self.forked = 0
         self.lost: list[int] = []
         self.asides: list[Any] = []
+        self.lives: dict[int, Any] = {}
 
     def grow(self, many: int, arguments: Any, aside: bool = False) -> None:
         if aside:
@@ -88,6 +89,7 @@ class Nursery:
         for _ in range(many):
             self.forked += 1
             self.alive.add(self.forked)
+            self.lives[self.forked] = arguments
 
     def ended(self) -> dict[int, int]:
         ended, self.dead = self.dead, {}
@@ -132,6 +134,21 @@ def test_who_left_or_is_of_no_use_is_not_replaced(status: int, how: str) -> None
         nursery.end(status)
         made.gone()
     assert (nursery.forked, made.spent()) == (2, f"all 2 actors of this machine have ended, the last one {how}")
+
+
+def test_an_evaluator_that_ends_is_replaced_by_an_evaluator_and_its_leaving_ends_no_run() -> None:
+    nursery: Any = Nursery()
+    made = Crew(nursery, 1, lambda report: None, lambda: 5.0)
+    made.hire({"address": "here"}, evaluators=1)
+    [evaluator] = [pid for pid, its in nursery.lives.items() if its.get("evaluates")]
+    nursery.alive.discard(evaluator)
+    nursery.dead[evaluator] = -9
+    assert made.gone() == [evaluator]
+    assert sorted(bool(its.get("evaluates")) for its in nursery.lives.values()) == [False, True]
+    [evaluator] = [pid for pid, its in nursery.lives.items() if its.get("evaluates")]
+    nursery.dead[evaluator] = UNFIT
+    made.gone()
+    assert (made.spent(), made.left) == ("", 1)
 
 
 def test_an_actor_that_has_ended_already_cannot_be_evicted_and_is_no_fault() -> None:
