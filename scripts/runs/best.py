@@ -73,7 +73,9 @@ class Best:
         self.waits: Snapshot | None = None
         self.store: Store | None = None
         self.due = 0.0
+        self.repeats: bool = getattr(job.method, "repeats", True)
         self.held: tuple[int, Bundle] | None = None  # of the version whose evaluation comes next
+        self.asked, self.awaited = 0, False  # on a stream: the version at which that evaluation was given; it has not come
         self.last = -1
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
@@ -84,11 +86,22 @@ class Best:
         if found is not None and (self.value is None or found > self.value):
             its, weights = now if self.metric == TRAINING or version == self.last or self.held is None else self.held
             self.value, self.waits = found, Snapshot(its, weights, {}, {self.metric: found})
-        if self.every and (self.held is None or version // self.every > self.held[0] // self.every):
+        if self.every and self._turn(version, found is not None):
             self.held = now
         self.last = version
         if self.waits and self.clock() >= self.due:
             self.write()
+
+    def _turn(self, version: int, came: bool) -> bool:
+        """Return whether the weights of `version` are evaluated next: in rounds those of a version that eval_every divides. On
+        a stream those that are newest eval_every versions after the last evaluation was given, and not before it has come."""
+        if self.repeats:
+            return self.held is None or version // self.every > self.held[0] // self.every
+        self.awaited = self.awaited and not came
+        if self.awaited or version < self.asked + self.every:
+            return False
+        self.asked, self.awaited = version, True
+        return True
 
     def write(self) -> None:
         """Write the best weights, if they are not written yet. If the disk has no room, they wait for the next time."""

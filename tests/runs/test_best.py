@@ -66,6 +66,16 @@ def test_an_evaluation_speaks_of_the_weights_that_played(tmp_path: Path) -> None
     assert told.row(6).row(6, eval_return_mean=9.0).kept() == (6, 6.0)  # the episodes at the end of the run
 
 
+def test_on_a_stream_an_evaluation_that_takes_long_speaks_of_the_weights_that_were_newest_when_it_was_given(
+    tmp_path: Path,
+) -> None:
+    told = Told(tmp_path, eval_every=2, eval_episodes=3, overlap=True)
+    told.row(1).row(2).row(3).row(4).row(5).row(6, eval_return_mean=4.0)
+    assert told.kept() == (2, 2.0)
+    told.now += EVERY
+    assert told.row(7).row(8).row(9, eval_return_mean=5.0).kept() == (6, 6.0)  # due since version 4, and given then
+
+
 def test_a_file_is_written_at_most_every_so_often(tmp_path: Path) -> None:
     told = Told(tmp_path).row(1, return_mean=1.0, episodes=100)
     assert newest(told.best.folder, lambda text: None) is not None
