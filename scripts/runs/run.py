@@ -39,7 +39,8 @@ Place = str | Path
 
 
 class History(list[dict[str, Any]]):
-    """The rows of metrics.jsonl, a row a version: version, seconds, steps, contributions, actors, lag, metrics (a dict)."""
+    """The rows of metrics.jsonl, a row a version: version, seconds, steps, contributions, actors, lag, metrics (a dict);
+    and, if a lag is above 0, lags, pairs of a lag in versions and the number of contributions that had it."""
 
     def frame(self) -> Any:
         """A pandas DataFrame, a column a metric. Raises UserError if pandas is not installed."""
