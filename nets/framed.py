@@ -7,11 +7,12 @@ where an episode begins, and a trajectory holds each frame once, with those befo
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
-from shoal.envs.spaces import Array, Kept, Observations, Spaces
-from shoal.nets.acting import Acted, Around, Bools, Policy, State, forgotten
+from shoal.envs.spaces import Array, Floats, Kept, Observations, Spaces
+from shoal.nets.acting import Acted, Around, Bools, Parted, Policy, State, forgotten
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import DTYPES
 from shoal.protocol.work import Words
@@ -33,7 +34,7 @@ def stacked_spaces(spaces: Spaces, frames: int) -> Spaces:
 
 class Framed(Around):
     """Another policy, which gets the last `frames` observations [B, frames, *shape]. Frames before an episode's beginning are
-    zeros."""
+    zeros. It is a Parted policy if the other one is."""
 
     def __init__(self, policy: Policy, frames: int, seen: Observations) -> None:
         super().__init__(policy)
@@ -47,9 +48,28 @@ class Framed(Around):
         frames = np.zeros((num_envs, self.frames - 1, *self.seen.shape), DTYPES[self.seen.dtype])
         return {**self.inner.begin(num_envs), FRAMES: frames}
 
+    @property
+    def width(self) -> int:
+        return cast(Parted, self.inner).width
+
     def act(self, seen: Array, first: Bools, state: State, noise: Array | None, words: Words) -> Acted:
-        before = forgotten({FRAMES: state[FRAMES]}, first)[FRAMES]
-        whole = np.concatenate([before, seen[:, None]], axis=1)
-        inner = {name: array for name, array in state.items() if name != FRAMES}
-        acted = self.inner.act(whole, first, inner, noise, words)
+        whole = self._whole(seen, forgotten({FRAMES: state[FRAMES]}, first))
+        acted = self.inner.act(whole, first, _without_frames(state), noise, words)
         return acted._replace(state={**acted.state, FRAMES: whole[:, 1:]})
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
+        whole = self._whole(seen, state)
+        numbers, after = cast(Parted, self.inner).numbers(whole, _without_frames(state))
+        return numbers, {**after, FRAMES: whole[:, 1:]}
+
+    def chosen(self, numbers: Floats, seen: Array, state: State, noise: Array | None, words: Words) -> Acted:
+        acted = cast(Parted, self.inner).chosen(numbers, seen, _without_frames(state), noise, words)
+        return acted._replace(state={**acted.state, FRAMES: state[FRAMES]})
+
+    def _whole(self, seen: Array, state: State) -> Array:
+        """The stacks [B, frames, *shape], oldest frame first."""
+        return np.concatenate([state[FRAMES], seen[:, None]], axis=1)
+
+
+def _without_frames(state: State) -> State:
+    return {name: array for name, array in state.items() if name != FRAMES}

@@ -24,6 +24,7 @@ from shoal.jobs.job import Job
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.acting import Parted
 from shoal.nets.flat import FlatModule
+from shoal.nets.framed import Framed, stacked_spaces
 from shoal.nets.numpy_policy import NumpyPolicy, RecurrentNumpyPolicy
 from shoal.nets.policies import ActorCritic, DeepActorCritic, TorchPolicy
 from shoal.nets.recurrent import RecurrentActorCritic
@@ -34,6 +35,8 @@ from shoal.protocol.work import Task
 TWO = Discrete(2)
 VECTOR = Spaces(Observations((4,)), TWO)
 PICTURES = Spaces(Observations((36, 36, 2), "u1"), Discrete(6))
+FRAME = Observations((36, 36), "u1")
+FILM, STACKS = Spaces(FRAME, Discrete(6)), stacked_spaces(Spaces(FRAME, Discrete(6)), 3)
 MAKERS: dict[str, tuple[Spaces, Callable[[], nn.Module], Callable[[], Any]]] = {
     "numpy": (VECTOR, lambda: ActorCritic(VECTOR, (16,)), lambda: NumpyPolicy(TWO)),
     "pictures": (
@@ -45,6 +48,11 @@ MAKERS: dict[str, tuple[Spaces, Callable[[], nn.Module], Callable[[], Any]]] = {
         VECTOR,
         lambda: RecurrentActorCritic(VECTOR, (16,), "tanh", "lstm", 8),
         lambda: RecurrentNumpyPolicy(TWO, "tanh", "lstm", 8),
+    ),
+    "frames": (
+        FILM,
+        lambda: DeepActorCritic(STACKS),
+        lambda: Framed(TorchPolicy(DeepActorCritic(STACKS), STACKS.action), 3, FRAME),
     ),
 }
 

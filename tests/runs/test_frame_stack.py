@@ -99,6 +99,24 @@ def test_a_run_has_the_weights_of_one_whose_environments_stack_the_frames(
     assert kept[0] == K * kept[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("ppo", {}),
+        ("ppo", {"memory": "gru", "memory_size": 8, "double_buffer": True}),
+        ("dqn", LATE),
+    ],
+)
+def test_central_inference_computes_the_numbers_of_stacks_as_the_actor_does(
+    tmp_path: Path, method: str, more: dict[str, Any]
+) -> None:
+    job = Reinforcement(of("SameStep"), method=method, frame_stack=K, **FEW, **more)
+    alone = shoal.run(job, actors=0, folder=tmp_path / "alone", show=False)
+    central = shoal.run(job, settings={"inference": "central"}, actors=2, folder=tmp_path / "central", show=False)
+    assert central.summary["weights_sha256"] == alone.summary["weights_sha256"]
+    assert [row["metrics"]["inference_central"] for row in central.history] == [1.0] * len(central.history) != []
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_stacks_from_a_full_replay_are_of_one_episode_and_without_gaps(mode: str, prioritized: bool) -> None:

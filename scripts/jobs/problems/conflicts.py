@@ -99,8 +99,6 @@ def _check_stack(problem: Environment) -> None:
     said = f"frame_stack={problem.frame_stack}"
     if isinstance(problem.env, Parallel):
         raise UserError(f"{said}: the agents of a game see single observations; supersuit's frame_stack_v1 stacks them")
-    if problem.inference != "actor":
-        raise UserError(f"{said}: inference={problem.inference} sends single observations; inference=actor")
     if isinstance(problem.learns, Normalised):
         raise UserError(f"{said}: norm_obs and norm_reward scale single observations; frame_stack=1, or leave them out")
 

@@ -375,8 +375,9 @@ class Environment(Problem):
 
 def parted(policy: Policy) -> Parted:
     """The policy as one whose network another process can compute. Raises UserError if it is none."""
-    if not hasattr(policy, "chosen"):
-        raise UserError(f"inference=central: {type(policy).__name__} has no function chosen; leave it at inference=actor")
+    own = policy.inner if isinstance(policy, Framed) else policy
+    if not hasattr(own, "chosen"):
+        raise UserError(f"inference=central: {type(own).__name__} has no function chosen; leave it at inference=actor")
     return cast(Parted, policy)
 
 
