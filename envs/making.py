@@ -12,6 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from shoal.envs.arguments import check_arguments, parameters, typed
 from shoal.envs.atari import arguments as atari_arguments
 from shoal.envs.atari import is_atari
+from shoal.envs.filmed import filmed_atari
 from shoal.envs.physics import hear_physics
 from shoal.envs.pooled import is_pooled, pooled
 from shoal.envs.single import side_by_side
@@ -100,23 +102,25 @@ def spaces_in(env: Environment | Recipe, vector: str = "auto") -> Spaces:
     return envs.spaces
 
 
-def make_shown(env: Environment | Recipe) -> Any:
-    """A gymnasium environment whose `render` gives pictures (render_mode "rgb_array").
+def make_shown(env: Environment | Recipe, vector: str = "auto") -> Any:
+    """A gymnasium environment whose `render` gives pictures (render_mode "rgb_array"). vector: as of make_vector; an Atari game
+    is preprocessed as there.
 
-    Raises UserError for a factory of many, and for a factory whose environment has another render_mode and that takes no
-    argument render_mode.
+    Raises UserError for a factory of many, for one of EnvPool's tasks, and for a factory whose environment has another
+    render_mode and that takes no argument render_mode.
     """
     import gymnasium
 
     recipe = recipe_of(env)
     env = recipe.env
     if isinstance(env, str):
-        if is_atari(env):
-            raise UserError("--video: Atari games that are scaled down and stacked for the policy cannot be shown")
         if is_pooled(env):
-            raise UserError(f"--video: environments of EnvPool cannot be shown: {env}")
+            raise UserError(f"--video: {env}: EnvPool's environments give no pictures; play the run's policy in another one")
         own = {**recipe.arguments, **_limit(recipe), "render_mode": "rgb_array"}
         try:
+            if is_atari(env) and _native(recipe, _spec(env), vector) is not None:
+                made = partial(gymnasium.make_vec, _spec(env), num_envs=1, vectorization_mode="vector_entry_point")
+                return filmed_atari(made, atari_arguments(recipe.arguments, recipe.time_limit))
             return gymnasium.make(_spec(env), disable_env_checker=True, **own)
         except (gymnasium.error.Error, ImportError) as error:
             raise UserError(f"environment {env!r} cannot be shown: {' '.join(str(error).split())}") from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from shoal.coordinator.keeping.store import Snapshot
-from shoal.envs.making import make_shown
+from shoal.envs.agents import Parallel
+from shoal.envs.filmed import filmed_games
+from shoal.envs.making import make_shown, make_vector
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, flat_mask
-from shoal.envs.vector import alone
+from shoal.envs.vector import Envs, alone
 from shoal.jobs.methods.acting import Acting
 from shoal.jobs.problems import Environment
 from shoal.nets.acting import Policy
@@ -115,16 +118,12 @@ def video(run: Run, to: Place = "", best: bool = False) -> Path:
     """
     version = _snapshot(run, best).version
     target = new_file(Path(to)) if str(to) else _own(run, version)
-    played, problem = player(run, best=best), run.job.problem
-    assert isinstance(problem, Environment)
     part = target.with_name(f".{target.stem}.part{target.suffix}")
-    with globally(run.job.seed, "video"), _shown(problem) as env:
-        frames = _frames(played, env, key(run.job.seed, "video", version) % SEEDS)
-        fps = float(env.metadata.get("render_fps") or FPS)
+    with globally(run.job.seed, "video"), _film(run, best, key(run.job.seed, "video", version) % SEEDS) as (frames, named):
         first = next(frames)  # an environment that cannot be shown leaves no file
         try:
             write = _mp4 if target.suffix == ".mp4" else _gif
-            write(part, chain([first], frames), fps)
+            write(part, chain([first], frames), float(named.get("render_fps") or FPS))
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -142,12 +141,32 @@ def new_file(path: Path) -> Path:
 
 
 @contextmanager
-def _shown(problem: Environment) -> Iterator[Any]:
-    env = make_shown(problem.recipe())
-    try:
-        yield env
-    finally:
-        env.close()
+def _film(run: Run, best: bool, seed: int) -> Iterator[tuple[Iterator[Any], Mapping[str, Any]]]:
+    """The pictures of one greedy episode, and the metadata of the environment, while that is open."""
+    played, problem = player(run, best=best), run.job.problem
+    assert isinstance(problem, Environment)
+    recipe = problem.recipe()
+    if isinstance(problem.env, Parallel):
+        with closing(make_vector(replace(recipe, env=filmed_games(problem.env)), problem.group)) as envs:
+            frames = _game(problem.acts(run.job.seed), _snapshot(run, best).weights, envs, seed)
+            yield frames, getattr(envs.vector.games[0], "metadata", {})
+    else:
+        with closing(make_shown(recipe, problem.stepping)) as env:
+            yield _frames(played, env, seed), env.metadata
+
+
+def _game(policy: Policy, weights: Bundle, envs: Envs, seed: int) -> Iterator[Any]:
+    """The pictures of one game whose agents all play by this policy."""
+    policy.load(weights)
+    step, state = envs.reset(seed), policy.begin(envs.num_envs)
+    [game] = envs.vector.games
+    for _ in range(MOST_FRAMES - 1):
+        yield _picture(game)
+        if not step.mask.any():  # every agent is out
+            return
+        acted = policy.act(step.observation, step.first, state, None, {})
+        step, state = envs.step(acted.action), acted.state
+    _say_long()
 
 
 def _frames(played: Player, env: Any, seed: int) -> Iterator[Any]:
@@ -159,6 +178,10 @@ def _frames(played: Player, env: Any, seed: int) -> Iterator[Any]:
         yield _picture(env)
         if terminated or truncated:
             return
+    _say_long()
+
+
+def _say_long() -> None:
     print(f"shoal: the episode goes on; the video ends after {MOST_FRAMES:,} pictures", file=sys.stderr)
 
 

@@ -14,6 +14,8 @@ from typed import mistake, ran
 
 import shoal
 from shoal import Federated, Reinforcement
+from shoal.envs.agents import Parallel
+from shoal.envs.making import Recipe, make_shown, make_vector
 from shoal.protocol.errors import UserError
 
 SHORT = {"total_timesteps": 64, "num_envs": 2, "rollout_length": 8, "clients": 2, "hidden": (8,)}
@@ -197,6 +199,113 @@ def test_environments_that_cannot_be_shown_are_told_in_one_line(tmp_path: Path, 
             trained(env).video("seen.gif")
         assert "\n" not in str(told.value)
         assert not Path("seen.gif").exists()
+
+
+def shrunk(screen: Any) -> Any:
+    """A screen [210, 160, 3] in grey, its mean over each of 84 x 84 areas."""
+    grey = screen @ np.array([0.299, 0.587, 0.114])
+    return grey.repeat(2, axis=0).repeat(21, axis=1).reshape(84, 5, 84, 40).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"episodic_life": True, "noop_max": 30, "frameskip": 3}])
+def test_a_filmed_game_of_atari_is_the_one_that_the_policy_sees(arguments: dict[str, Any]) -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    recipe = Recipe("ALE/Breakout-v5", arguments, time_limit=200)
+    env, trained_on = make_shown(recipe), make_vector(recipe, 1)
+    assert env.metadata["render_fps"] == 60 / arguments.get("frameskip", 4)
+    rng = np.random.default_rng(0)
+    [seen], (other, _) = trained_on.reset(5).observation, env.reset(seed=5)
+    over, scored = False, 0.0
+    while not over:
+        np.testing.assert_array_equal(seen, other)
+        assert env.render().shape == (210, 160, 3)
+        assert np.abs(shrunk(env.render()) - other[-1]).max() < 3
+        action = int(rng.integers(18))
+        step = trained_on.step(np.array([action]))
+        other, reward, terminated, truncated, _ = env.step(action)
+        assert (reward, terminated, truncated) == (step.reward[0], step.terminated[0], step.truncated[0])
+        [seen], over, scored = step.observation, terminated or truncated, scored + reward
+    assert scored > 0
+    env.close()
+    trained_on.close()
+
+
+def test_a_single_game_of_atari_is_filmed_as_gymnasium_makes_it() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    env = make_shown("ALE/Pong-v5", "sync")
+    seen, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(env.render(), seen)
+    env.close()
+
+
+def test_a_run_of_atari_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    monkeypatch.chdir(tmp_path)
+    run = trained("ALE/Pong-v5", time_limit=20, num_minibatches=1, update_epochs=1, eval_episodes=0)
+    with Image.open(run.video("seen.gif")) as picture:
+        assert picture.size == (160, 210)
+        assert 1 < getattr(picture, "n_frames", 1) <= 21
+
+
+class Chess:
+    """A game of two agents, of whom "a" is out after one step and "b" after three. Its pictures count the steps."""
+
+    possible_agents = ("a", "b")
+    metadata = {"render_fps": 4}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.agents: list[str] = []
+
+    def observation_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Box(0, 10, (1,), np.float32)
+
+    def action_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.at, self.agents = 0, ["a", "b"]
+        return {name: np.zeros(1, np.float32) for name in self.agents}, {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.at += 1
+        were, over = self.agents, {name: self.at >= {"a": 1, "b": 3}[name] for name in self.agents}
+        self.agents = [name for name in were if not over[name]]
+        seen = {name: np.full(1, self.at, np.float32) for name in were}
+        return seen, dict.fromkeys(were, 1.0), over, dict.fromkeys(were, False), {}
+
+    def render(self) -> Any:
+        return np.full((16, 20, 3), 60 * self.at, np.uint8)
+
+    def close(self) -> None: ...
+
+
+class Blind(Chess):
+    """A game that takes no render_mode."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+@pytest.mark.parametrize("policies", ["shared", "separate"])
+def test_a_game_is_filmed_until_its_last_agent_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policies: str) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    with Image.open(trained(Parallel(Chess, policies)).video("seen.gif")) as picture:
+        assert (picture.size, getattr(picture, "n_frames", 1)) == ((20, 16), 4)
+        assert picture.info["duration"] == 250
+    with pytest.raises(
+        UserError, match=r"^Blind\(\) made a game with render_mode=None, which gives no pictures: let Blind take"
+    ):
+        trained(Parallel(Blind, policies)).video("none.gif")
+
+
+def test_a_pool_gives_no_pictures_and_says_so() -> None:
+    with pytest.raises(UserError, match=r"^--video: envpool:Pong-v5: EnvPool's environments give no pictures"):
+        make_shown("envpool:Pong-v5")
 
 
 def test_the_command_writes_the_video_beside_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
