@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 def windows(before: Tensor, seen: Tensor, first: Tensor) -> Tensor:
     """The stacks [T, B, k, *shape] of rows [T, B, *shape], oldest frame first. before: [B, k - 1, *shape], the frames before
     the first row. first: bool [T, B], True where an observation begins an episode."""
-    many, rows = before.shape[1], len(seen)
-    run = torch.cat([before.transpose(0, 1), seen])
-    gone = torch.zeros_like(first)
-    found = [seen]
-    for age in range(1, many + 1):
-        gone = gone.clone()
-        gone[age - 1 :] |= first[: rows - age + 1]  # an episode began less than `age` rows ago
-        frame = run[many - age : many - age + rows]
-        found.insert(0, frame.masked_fill(gone.view(*gone.shape, *(1,) * (frame.dim() - 2)), 0))
-    return torch.stack(found, dim=2)
+    (rows, envs), many, device = seen.shape[:2], before.shape[1], seen.device
+    zeros = seen.new_zeros(1, *seen.shape[2:])
+    run = torch.cat([torch.cat([before.transpose(0, 1), seen]).flatten(0, 1), zeros])  # [(many + T) * B + 1, *shape]
+    at = torch.arange(rows, device=device)[:, None]
+    begun = torch.where(first, at, -many).cummax(0).values  # the row at which an episode began; -many: before all of these
+    row = at[..., None] - torch.arange(many, -1, -1, device=device)  # [T, 1, k]
+    place = (row + many) * envs + torch.arange(envs, device=device)[:, None]
+    place = torch.where(row < begun[..., None], len(run) - 1, place)
+    return run.index_select(0, place.flatten()).view(rows, envs, many + 1, *seen.shape[2:])
 
 
 def framed(batch: Batch) -> Batch:

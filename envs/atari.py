@@ -59,11 +59,11 @@ def _typed(value: Any) -> str:
     return str(value).lower().replace(" ", "")
 
 
-def told(given: Mapping[str, Any]) -> str:
-    """The preprocessing in one line, to be told beside each result."""
+def told(given: Mapping[str, Any], frames: int = 1) -> str:
+    """The preprocessing in one line, to be told beside each result. frames: the last observations that a policy sees
+    together."""
     whole = {**STANDARD, **given}
     named = ", ".join(f"{name}={_typed(whole[name])}" for name in SAID)
     size = f"{whole.get('img_height', 84)}x{whole.get('img_width', 84)} {'grey' if whole.get('grayscale', True) else 'RGB'}"
-    return (
-        f"atari: protocol of Machado et al. 2018: {named}, {size}, stack_num={whole['stack_num']}; env.NAME=value changes one"
-    )
+    stack = f"stack_num={whole['stack_num']}" + (f", frame_stack={frames}" if frames > 1 else "")
+    return f"atari: protocol of Machado et al. 2018: {named}, {size}, {stack}; env.NAME=value changes one"

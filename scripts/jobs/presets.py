@@ -6,8 +6,8 @@ and it is written into config.toml like any other value, so that a run is repeat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,6 +41,10 @@ class Preset:
     def fits(self, env: str, method: str) -> bool:
         return method == self.method and any(fnmatchcase(env, pattern) for pattern in self.ids)
 
+    def without(self, names: Collection[str]) -> Preset:
+        """The row without these settings."""
+        return replace(self, settings={name: value for name, value in self.settings.items() if name not in names})
+
 
 def rounds(rows: int, batch_size: int, num_envs: int, clients: int = 2) -> dict[str, int]:
     """The settings of rounds of `rows` rows, from `clients` trajectories of num_envs environments, and minibatches of
@@ -71,6 +75,7 @@ MUJOCO = tuple(
 )
 EVERY_ID = ("*",)
 ATARI = ("ALE/*", "*NoFrameskip-v[0-9]", "*Deterministic-v[0-9]")
+STACKED: Mapping[str, Any] = {"frame_stack": 4}  # the stacks of ale_py's vector environment
 
 PRESETS: Sequence[Preset] = (
     Preset(
@@ -245,6 +250,7 @@ PRESETS: Sequence[Preset] = (
             "update_epochs": 4,
             "ent_coef": 0.01,
             "max_reward": 1.0,
+            **STACKED,
         },
     ),
     Preset(
@@ -262,7 +268,12 @@ PRESETS: Sequence[Preset] = (
             "max_reward": 1.0,
             "max_grad_norm": 40.0 / 640,
             "rms_prop_eps": round(0.01**0.5 / 640, 6),  # theirs is added under the root
+            **STACKED,
         },
+    ),
+    *(
+        Preset(("ALE/*",), method, "the stacks of ale_py's vector environment, made where they are learned from", STACKED)
+        for method in ("appo", "a2c", "dqn", "apex")
     ),
     Preset(
         ("MiniGrid-*", "BabyAI-*"),

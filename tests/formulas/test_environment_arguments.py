@@ -320,12 +320,14 @@ def test_atari_is_played_by_machados_protocol_and_says_so() -> None:
     pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
     job = Reinforcement("ALE/Breakout-v5", time_limit=5)
     found = problem(job).spaces()
-    assert found.observation == Observations((4, 84, 84), "u1")
+    assert found.observation == Observations((1, 84, 84), "u1")
+    assert problem(job).shown().observation == Observations((4, 1, 84, 84), "u1")
     assert found.action == Discrete(18)
     line, network = problem(job).about(job.method, 0)
     assert line == (
         "atari: protocol of Machado et al. 2018: repeat_action_probability=0.25, frameskip=4, full_action_space=true, "
-        "episodic_life=false, noop_max=0, reward_clipping=false, 84x84 grey, stack_num=4; env.NAME=value changes one"
+        "episodic_life=false, noop_max=0, reward_clipping=false, 84x84 grey, stack_num=1, frame_stack=4; "
+        "env.NAME=value changes one"
     )
     assert network == "policy: Nature CNN (Mnih et al. 2015) for pictures of 84x84x4"
     envs = problem(job).worlds()(2)
@@ -344,6 +346,23 @@ def test_an_argument_of_atari_changes_one_part_of_the_protocol() -> None:
     with pytest.raises(UserError, match=r"env\.sticky: environment 'ALE/Breakout-v5' has no argument 'sticky'"):
         problem(Reinforcement("ALE/Breakout-v5", env_kwargs={"sticky": 0.1})).spaces()
     assert problem(Reinforcement("ALE/Breakout-v5", vector="sync")).spaces().observation == Observations((210, 160, 3), "u1")
+
+
+@pytest.mark.parametrize("given", [{"frame_stack": 1}, {"env_kwargs": {"stack_num": 4}}, {"method": "r2d2", "memory": "gru"}])
+def test_atari_stacks_frames_itself_where_they_are_not_stacked_later(given: dict[str, Any]) -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    job = Reinforcement("ALE/Breakout-v5", **given)
+    assert job.plain()["frame_stack"] == 1
+    assert problem(job).shown().observation == Observations((4, 84, 84), "u1")
+    assert "84x84 grey, stack_num=4; env" in problem(job).conditions()[0]
+
+
+def test_a_policy_of_ones_own_sees_the_stacks_of_atari() -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    for method in ("impala", "apex"):
+        job = Reinforcement("ALE/Breakout-v5", lambda spaces: None, method=method)  # type: ignore[arg-type, return-value]
+        assert problem(job).shown().observation == Observations((4, 84, 84), "u1")
+        assert (job.preset is None) == (method == "apex")
 
 
 def test_the_single_environment_of_atari_is_told_as_it_is_too() -> None:

@@ -16,9 +16,10 @@ import shoal
 from shoal import Reinforcement
 from shoal.actors.workers.rollout import Rollout
 from shoal.aggregators.replay import ReplayBuffer
+from shoal.envs.making import Recipe, make_vector
 from shoal.envs.vector import Envs
 from shoal.jobs.problems import Environment
-from shoal.nets.acting import Form
+from shoal.nets.acting import Acted, Around, Form
 from shoal.nets.framed import Framed, stacked_spaces
 from shoal.nets.q_policy import QNetworks
 from shoal.protocol.errors import UserError
@@ -152,6 +153,62 @@ def test_stacks_from_a_full_replay_are_of_one_episode_and_without_gaps(mode: str
     assert met > 100
     assert 20 < len(buffer) <= 60 + 9
     worker.close()
+
+
+class Looking(Around):
+    """A policy that acts at random and keeps what it saw last."""
+
+    def __init__(self, actions: int) -> None:
+        self.actions, self.rng, self.seen = actions, np.random.default_rng(3), np.zeros(0)
+
+    @property
+    def memory(self) -> Any:
+        return {}
+
+    def begin(self, num_envs: int) -> Any:
+        return {}
+
+    def act(self, seen: Any, first: Any, state: Any, noise: Any, words: Any) -> Acted:
+        self.seen = seen
+        return Acted(self.rng.integers(self.actions, size=len(seen)), {}, state)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+@pytest.mark.parametrize("arguments", [{}, {"episodic_life": True, "noop_max": 30, "use_fire_reset": True}])
+def test_the_frames_of_atari_are_stacked_as_its_vector_environment_stacks_them(mode: str, arguments: dict[str, Any]) -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    given = {**arguments, "autoreset_mode": mode}
+    whole, single = (make_vector(Recipe("ALE/Breakout-v5", {**given, **one}, 150), 3) for one in ({}, {"stack_num": 1}))
+    looking = Looking(18)
+    policy = Framed(looking, 4, single.spaces.observation)  # type: ignore[arg-type]
+    step, stacked, state, over = single.reset(7), whole.reset(7), policy.begin(3), 0
+    for _ in range(400):
+        acted = policy.act(step.observation, step.first, state, None, {})
+        np.testing.assert_array_equal(looking.seen[:, :, 0], stacked.observation)
+        step, stacked, state = single.step(acted.action), whole.step(acted.action), acted.state
+        for name in ("reward", "terminated", "truncated", "mask", "first"):
+            np.testing.assert_array_equal(getattr(step, name), getattr(stacked, name))
+        if step.final is not None and stacked.final is not None and step.truncated.any():
+            np.testing.assert_array_equal(step.final[step.truncated][:, 0], stacked.final[step.truncated][:, -1])
+        over += int(step.over.sum())
+    assert over >= 6
+    whole.close()
+    single.close()
+
+
+def test_a_run_of_atari_has_the_weights_of_one_whose_frames_its_vector_environment_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
+    monkeypatch.chdir(tmp_path)
+    few = {**FEW, "num_envs": 2, "total_timesteps": 56, "eval_episodes": 1, "time_limit": 10, "num_minibatches": 2}
+    runs = [
+        shoal.run(Reinforcement("ALE/Breakout-v5", method="ppo", **few, **given), actors=0, show=False)
+        for given in ({"frame_stack": 1}, {"frame_stack": 4})
+    ]
+    assert all(np.array_equal(runs[0].weights[name], runs[1].weights[name]) for name in runs[0].weights)
+    conditions = [run.job.problem.conditions()[0].partition("84x84 ")[2] for run in runs]
+    assert [each.partition(";")[0] for each in conditions] == ["grey, stack_num=4", "grey, stack_num=1, frame_stack=4"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_jobs_lists_the_families_with_their_methods(capsys: pytest.CaptureFixtur
         ("LunarLander", "gymnasium:LunarLander-v3", "ppo, sac, td3"),
         ("BipedalWalker", "gymnasium:BipedalWalker-v3", "ppo, sac, td3"),
         ("MuJoCo", "gymnasium:HalfCheetah-v5", "ppo, sac, td3"),
-        ("Atari", "gymnasium:ALE/Pong-v5", "ppo, impala"),
+        ("Atari", "gymnasium:ALE/Pong-v5", "ppo, impala, appo, a2c, dqn, apex"),
         ("MiniGrid", "gymnasium:MiniGrid-DoorKey-5x5-v0", "ppo"),
         ("any other", "gymnasium:ID", "sac, td3"),
     ]

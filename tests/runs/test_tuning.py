@@ -115,9 +115,10 @@ def test_a_job_that_refuses_some_candidates_is_tuned_by_the_others(
 
 def test_a_trajectory_of_pictures_that_would_fill_memory_does_not_fit() -> None:
     pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
-    job, bytes_of_pixels = Reinforcement("ALE/Pong-v5"), 4 * 84 * 84
+    job, bytes_of_pixels = Reinforcement("ALE/Pong-v5", frame_stack=1), 4 * 84 * 84
     for envs in (128, 256, 512):
         assert small(job, {"num_envs": envs, "rollout_length": 20}) == (21 * envs * bytes_of_pixels < LARGEST)
+    assert small(Reinforcement("ALE/Pong-v5"), {"num_envs": 256, "rollout_length": 20})  # each frame once
     assert small(find("cartpole"), {"num_envs": 512, "rollout_length": 128})
 
 

@@ -27,7 +27,7 @@ from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
 from shoal.envs.trying import masks_told
 from shoal.envs.vector import Worlds
 from shoal.jobs.parts import Bearing
-from shoal.jobs.presets import Preset
+from shoal.jobs.presets import STACKED, Preset
 from shoal.jobs.presets import found as preset_of
 from shoal.jobs.problems import conflicts
 from shoal.jobs.problems.first_weights import fill
@@ -168,7 +168,12 @@ class Environment(Problem):
         return self.step_timeout > 0 or self.vector == "async" or self.on_env_error == "replace"
 
     def published(self, method: str) -> Preset | None:
-        return preset_of(self.env, method) if self.preset == "auto" else None
+        row = preset_of(self.env, method) if self.preset == "auto" else None
+        one_by_one = is_atari(self.env) and self.vector != "sync" and "stack_num" not in self.env_kwargs
+        if row is None or (one_by_one and self.policy is None):
+            return row
+        rest = row.without(STACKED)
+        return rest if rest.settings else None
 
     def check(self, bearing: Bearing) -> None:
         conflicts.check(self, bearing)
@@ -223,7 +228,7 @@ class Environment(Problem):
         return (observation, state) if state else (observation,)
 
     def spaces(self) -> Spaces:
-        key = ("spaces", self.vector, self.apart, self.env_kwargs)
+        key = ("spaces", self.vector, self.apart, self.arguments)
         if key not in self.made:
             vector, recipe = self.stepping, self.recipe(False)
             with globally(0, "spaces"):
@@ -242,7 +247,13 @@ class Environment(Problem):
         """The recipe of an environment. told: as of Recipe; None: a trial finds it."""
         masks = self.spaces().masks == IN_INFO if told is None else told
         alone = "native" if is_atari(self.env) else "sync"
-        return Recipe(self.env, dict(self.env_kwargs), self.time_limit, masks, alone)
+        return Recipe(self.env, dict(self.arguments), self.time_limit, masks, alone)
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments of the environment. An Atari game shows one frame if frames are stacked where they are learned from."""
+        stacks = is_atari(self.env) and self.vector != "sync" and self.frame_stack > 1
+        return Arguments({"stack_num": 1, **self.env_kwargs}) if stacks else self.env_kwargs
 
     @property
     def stepping(self) -> str:
@@ -292,7 +303,7 @@ class Environment(Problem):
     @property
     def told_whole(self) -> Telling:
         """How the state of one environment is told, or why it cannot be told."""
-        key = ("state", self.stepping, self.env_kwargs, self.time_limit)
+        key = ("state", self.stepping, self.arguments, self.time_limit)
         if key not in self.made:
             longest = min(TRIAL, STEPS * self.step_timeout) if self.step_timeout else TRIAL
             self.made[key] = state_told(self.recipe(), self.stepping, longest)
@@ -301,7 +312,7 @@ class Environment(Problem):
 
     def _added(self) -> tuple[Kept, Kept]:
         """The rows and the memory of the policy, found out once in each process."""
-        key = ("policy", self.learns, self.form)
+        key = ("policy", self.learns, self.form, self.frame_stack, self.arguments)
         if key not in self.made:
             policy = self.acts(0)
             self.made[key] = policy.rows, policy.memory
@@ -329,7 +340,7 @@ class Environment(Problem):
 
     def conditions(self) -> Sequence[str]:
         if is_atari(self.env) and self.vector != "sync":
-            return [atari.told(self.env_kwargs)]
+            return [atari.told(self.arguments, self.frame_stack)]
         known = single_arguments(self.env, "ale_py") if isinstance(self.env, str) else None
         return [] if known is None else [atari.told_single({**known, **self.env_kwargs})]
 
