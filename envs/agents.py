@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PREFIX = "pettingzoo:"
 POLICIES = ("shared", "separate")
+TURNS = "pettingzoo has no parallel form of it; a game whose agents take turns is not supported"
 PARTS = ("possible_agents", "observation_space", "action_space", "reset", "step")
 
 
@@ -210,18 +211,43 @@ def _zeros(space: Any) -> Any:
 
 
 def parallel_of(env: str) -> Parallel:
-    """The environment of `pettingzoo:FAMILY.NAME_vN`, "pettingzoo:sisl.pursuit_v4" say. Raises UserError, one line."""
+    """The environment of `pettingzoo:FAMILY.NAME_vN`, "pettingzoo:sisl.pursuit_v5" say. Raises UserError, one line."""
     name = env.removeprefix(PREFIX)
     try:
-        module = importlib.import_module(f"pettingzoo.{name}")
+        pettingzoo = importlib.import_module("pettingzoo")
     except ImportError as missing:
-        if missing.name == "pettingzoo":
-            raise UserError(f"env={env}: needs the package pettingzoo; pip install 'shoal[multiagent]'") from missing
-        raise UserError(f"env={env}: {' '.join(str(missing).split())}") from missing
+        raise UserError(f"env={env}: needs the package pettingzoo; pip install 'shoal[multiagent]'") from missing
+    try:
+        # From 1.27 on, games have a registry, and importing one by its old name is deprecated.
+        make = _registered(pettingzoo, name) if hasattr(pettingzoo, "parallel_registry") else _imported(name)
+    except UserError:
+        raise
+    except ImportError as missing:
+        fix = f"; pip install 'pettingzoo[{name.partition('.')[0]}]' brings what its games need"
+        raise UserError(f"env={env}: {' '.join(str(missing).split())}{fix}") from missing
     except Exception as raised:
-        raise UserError(f"env={env}: {type(raised).__name__}: {' '.join(str(raised).split())}") from raised
-    if not hasattr(module, "parallel_env"):
-        raise UserError(f"env={env}: pettingzoo.{name} has no parallel_env; a game whose agents take turns is not supported")
-    made = Parallel(module.parallel_env)
+        raise UserError(f"env={env}: {type(raised).__name__}: {' '.join(str(raised).split())}"[:300]) from raised
+    made = Parallel(make)
     made.__name__ = name
     return made
+
+
+def _registered(pettingzoo: Any, name: str) -> Callable[[], Any]:
+    """The maker of a game in PettingZoo's registry, whose module is imported here, so that a missing package shows."""
+    known = name.replace(".", "/", 1)
+    version = known.rpartition("_v")
+    if f"{version[0]}-v{version[2]}" in pettingzoo.aec_registry.keys() - pettingzoo.parallel_registry.keys():
+        raise UserError(f"env={PREFIX}{name}: {TURNS}")
+    spec = pettingzoo.spec("parallel", known)
+    if isinstance(spec.entry_point, str):
+        importlib.import_module(spec.entry_point.partition(":")[0])
+    make: Callable[[], Any] = spec.make
+    return make
+
+
+def _imported(name: str) -> Callable[[], Any]:
+    module = importlib.import_module(f"pettingzoo.{name}")
+    if not hasattr(module, "parallel_env"):
+        raise UserError(f"env={PREFIX}{name}: {TURNS}")
+    make: Callable[[], Any] = module.parallel_env
+    return make

@@ -93,7 +93,7 @@ def jobs(asked: argparse.Namespace) -> int:
     for name, make in BUILT_IN.items():
         print(f"{name:<16}{make.__doc__}")
     print(f"{'gymnasium:ID':<16}reinforcement: any environment of gymnasium, by PPO; method=sac, say, by another method")
-    print(f"{'pettingzoo:NAME':<16}reinforcement: any parallel game of PettingZoo, sisl.pursuit_v4 say, by PPO")
+    print(f"{'pettingzoo:NAME':<16}reinforcement: any parallel game of PettingZoo, sisl.pursuit_v5 say, by PPO")
     print("\n".join(["", families.HEAD, *families.lines()]))
     return 0
 
