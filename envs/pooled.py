@@ -6,17 +6,57 @@ reset that has a seed, and what an episode is follows from that seed, as with ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from shoal.protocol.errors import UserError
 
 POOLED = "envpool:"  # begins the name of an environment of EnvPool
 THREADS = 1  # of each actor, unless env.num_threads says more: actors share the cores
+PHYSICS = (
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+)
+"""Names of gymnasium's MuJoCo environments, without their versions. EnvPool has them as -v5 too, beside its Atari games."""
+ATARI: Mapping[str, Any] = {
+    "repeat_action_probability": 0.0,
+    "frame_skip": 4,
+    "full_action_space": False,
+    "episodic_life": False,
+    "noop_max": 30,
+    "use_fire_reset": True,
+    "reward_clip": False,
+}
+"""Arguments of EnvPool's Atari games, where nothing else is said: those of OpenAI Baselines, with no-ops in place of sticky
+actions."""
 
 
 def is_pooled(env: Any) -> bool:
     return isinstance(env, str) and env.startswith(POOLED)
+
+
+def game_of(env: Any) -> str:
+    """The game of an Atari task of EnvPool, "Pong-v5" of "envpool:Pong-v5"; "" if it is none."""
+    name, _, version = env.removeprefix(POOLED).rpartition("-") if is_pooled(env) else ("", "", "")
+    return f"{name}-{version}" if version == "v5" and name not in PHYSICS else ""
+
+
+def told(given: Mapping[str, Any]) -> str:
+    """The preprocessing of an Atari game in one line, to be told beside each result. given: the user's arguments."""
+    named = ", ".join(f"{name}={str(given.get(name, default)).lower()}" for name, default in ATARI.items())
+    size = f"{given.get('img_height', 84)}x{given.get('img_width', 84)} {'grey' if given.get('gray_scale', True) else 'RGB'}"
+    return f"atari: as EnvPool gives it: {named}, {size}, stack_num={given.get('stack_num', 4)}; env.NAME=value changes one"
 
 
 def pooled(env: str, num_envs: int, arguments: Mapping[str, Any], time_limit: int = 0) -> Any:
@@ -28,14 +68,17 @@ def pooled(env: str, num_envs: int, arguments: Mapping[str, Any], time_limit: in
     try:
         import envpool
     except ImportError as error:
-        raise UserError(f"environment {env!r} needs envpool: pip install envpool ({error})") from error
+        raise UserError(f"environment {env!r} needs envpool: pip install 'shoal[envpool]' ({error})") from error
     limit = {"max_episode_steps": time_limit} if time_limit else {}
     given = {"num_threads": THREADS, **arguments, **limit}
     task = env.removeprefix(POOLED)
 
     def made(seed: int) -> Any:
         try:
-            return envpool.make(task, env_type="gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **given)
+            with _no_remarks():
+                pool = envpool.make(task, env_type="gymnasium", num_envs=num_envs, batch_size=num_envs, seed=seed, **given)
+                _ = pool.observation_space, pool.action_space  # which a pool computes when it is first asked
+                return pool
         except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
             typed = " ".join(f"env.{name}={value}" for name, value in arguments.items())
             cannot = f"environment {env!r} cannot be made: {' '.join(str(error).split())[:200]}"
@@ -64,3 +107,11 @@ def pooled(env: str, num_envs: int, arguments: Mapping[str, Any], time_limit: in
             self.pool.close()
 
     return Pooled()
+
+
+@contextmanager
+def _no_remarks() -> Iterator[None]:
+    """Leave out gymnasium's remark that EnvPool's bounds are rounded to float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)
+        yield

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from shoal.envs.pooled import PHYSICS, game_of
+
 ZOO = "rl-baselines3-zoo, hyperparams"
 SB3 = {  # Stable-Baselines3's defaults of PPO, from which the zoo's rows start; its value loss is twice the one here
     "lr": 3e-4,
@@ -57,22 +59,7 @@ def rounds(rows: int, batch_size: int, num_envs: int, clients: int = 2) -> dict[
     }
 
 
-MUJOCO = tuple(
-    f"{name}-v[2-9]"
-    for name in (
-        "Ant",
-        "HalfCheetah",
-        "Hopper",
-        "Humanoid",
-        "HumanoidStandup",
-        "InvertedDoublePendulum",
-        "InvertedPendulum",
-        "Pusher",
-        "Reacher",
-        "Swimmer",
-        "Walker2d",
-    )
-)
+MUJOCO = tuple(f"{name}-v[2-9]" for name in PHYSICS)
 EVERY_ID = ("*",)
 ATARI = ("ALE/*", "*NoFrameskip-v[0-9]", "*Deterministic-v[0-9]")
 STACKED: Mapping[str, Any] = {"frame_stack": 4}  # the stacks of ale_py's vector environment
@@ -344,7 +331,8 @@ PRESETS: Sequence[Preset] = (
 
 
 def found(env: Any, method: str) -> Preset | None:
-    """The preset of an environment's id, which may have its module in front, and a method's name; None if there is none. A
-    factory of environments has no id: only a row of "*" is for it."""
-    name = env.rpartition(":")[2] if isinstance(env, str) else ""
+    """The preset of an environment's id, which may have its module in front, and a method's name; None if there is none. An
+    Atari game of EnvPool has that of ALE's id. A factory of environments has no id: only a row of "*" is for it."""
+    game = game_of(env)
+    name = f"ALE/{game}" if game else env.rpartition(":")[2] if isinstance(env, str) else ""
     return next((row for row in PRESETS if row.fits(name, method)), None)

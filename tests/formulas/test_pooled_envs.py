@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 
+import shoal
 from shoal.actors.workers.rollout import Rollout
 from shoal.envs.making import make_vector
+from shoal.envs.pooled import ATARI, game_of, told
+from shoal.jobs.presets import found
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task
@@ -109,8 +113,42 @@ def test_tasks_that_the_pool_does_not_know_are_one_line(pools: list[Pool]) -> No
 
 @pytest.mark.skipif(THERE, reason="envpool is installed")
 def test_a_pool_that_is_not_installed_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"environment 'envpool:CartPole-v1' needs envpool: pip install envpool"):
+    with pytest.raises(UserError, match=r"environment 'envpool:CartPole-v1' needs envpool: pip install 'shoal\[envpool\]'"):
         make_vector("envpool:CartPole-v1", 2)
+
+
+@pytest.mark.parametrize(
+    ("env", "game"),
+    [
+        ("envpool:Pong-v5", "Pong-v5"),
+        ("envpool:MsPacman-v5", "MsPacman-v5"),
+        ("envpool:Ant-v5", ""),
+        ("envpool:CartPole-v1", ""),
+        ("ALE/Pong-v5", ""),
+        (lambda: None, ""),
+    ],
+)
+def test_an_atari_game_of_a_pool_is_told_from_its_other_tasks(env: Any, game: str) -> None:
+    assert game_of(env) == game
+
+
+def test_a_pools_tasks_have_the_presets_of_their_families() -> None:
+    for env, family in (("Pong-v5", "ALE/Pong-v5"), ("HalfCheetah-v5", "HalfCheetah-v5"), ("CartPole-v1", "CartPole-v1")):
+        assert (row := found(f"envpool:{env}", "ppo")) is not None
+        assert row == found(family, "ppo")
+    job = Reinforcement("envpool:Pong-v5", method="ppo").plain()
+    assert (job["clip_coef"], job["max_reward"]) == (0.1, 1.0)
+    assert job["frame_stack"] == 1  # a pool stacks frames itself
+
+
+def test_the_conditions_of_a_pools_game_are_told() -> None:
+    job = Reinforcement("envpool:Pong-v5", method="ppo", env_kwargs={"noop_max": 1, "stack_num": 2})
+    assert job.problem.conditions() == [
+        "atari: as EnvPool gives it: repeat_action_probability=0.0, frame_skip=4, full_action_space=false, "
+        "episodic_life=false, noop_max=1, use_fire_reset=true, reward_clip=false, 84x84 grey, stack_num=2; "
+        "env.NAME=value changes one"
+    ]
+    assert Reinforcement("envpool:CartPole-v1", method="ppo").problem.conditions() == []
 
 
 @pytest.mark.skipif(not THERE, reason="envpool is not installed")
@@ -120,3 +158,28 @@ def test_envpool_itself_gives_each_client_environments_of_its_own() -> None:
     assert not np.array_equal(first[0]["observation"][0], other[0]["observation"][0])
     for bundle in first:
         assert (bundle["reward"][bundle["mask"]] == 1).all()
+
+
+@pytest.mark.skipif(not THERE, reason="envpool is not installed")
+def test_what_is_said_of_envpools_atari_is_what_it_does() -> None:
+    import envpool
+
+    registered = envpool.registration.registry.specs
+    tasks = [name for name in envpool.list_all_envs() if not game_of(f"envpool:{name}")]
+    games = [name for name in envpool.list_all_envs() if game_of(f"envpool:{name}")]
+    assert len(games) > 50
+    assert {registered[name][0] for name in games} == {"envpool.atari"}
+    assert not any(registered[name][0] == "envpool.atari" for name in tasks)
+    config = envpool.make_spec("Pong-v5").config
+    assert {name: getattr(config, name) for name in ATARI} == pytest.approx(ATARI)
+    assert (config.img_height, config.img_width, config.gray_scale, config.stack_num) == (84, 84, True, 4)
+
+
+@pytest.mark.skipif(not THERE, reason="envpool is not installed")
+def test_a_game_of_envpool_is_learned_by_its_preset(tmp_path: Path) -> None:
+    few = {"total_timesteps": 256, "num_envs": 2, "rollout_length": 32, "num_minibatches": 1, "update_epochs": 1}
+    job = Reinforcement("envpool:Pong-v5", method="ppo", **few, eval_episodes=1, time_limit=50)
+    run = shoal.run(job, actors=1, folder=tmp_path / "run", show=False)
+    assert 200 < run.summary["steps"] <= 256
+    assert run.summary["conditions"] == [told({})]
+    assert -2 <= run.metrics["eval/return_mean"] <= 2

@@ -16,13 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from shoal.actors.workers.lives import room_for
-from shoal.envs import atari
+from shoal.envs import atari, pooled
 from shoal.envs.agents import Parallel
 from shoal.envs.atari import is_atari
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
 from shoal.envs.lasting import TRIAL, Telling, state_told
 from shoal.envs.making import Recipe, make_vector, single_arguments, spaces_in
+from shoal.envs.pooled import game_of
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
 from shoal.envs.trying import masks_told
 from shoal.envs.vector import Worlds
@@ -341,6 +342,8 @@ class Environment(Problem):
     def conditions(self) -> Sequence[str]:
         if is_atari(self.env) and self.vector != "sync":
             return [atari.told(self.arguments, self.frame_stack)]
+        if game_of(self.env):
+            return [pooled.told(self.env_kwargs)]
         known = single_arguments(self.env, "ale_py") if isinstance(self.env, str) else None
         return [] if known is None else [atari.told_single({**known, **self.env_kwargs})]
 
