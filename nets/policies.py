@@ -203,7 +203,9 @@ def _in_one_row(parameters: Output) -> Floats:
 
 def tensors(seen: Array) -> Any:
     """Observations as a module gets them: a tensor, or part -> tensor."""
-    inner = apart(seen)[0]
-    if isinstance(inner, np.ndarray):
-        return as_tensor(np.ascontiguousarray(inner))
-    return {name: as_tensor(np.ascontiguousarray(part)) for name, part in inner.items()}
+    if seen.dtype.names is None:
+        return as_tensor(np.ascontiguousarray(seen))
+    inner = apart(seen)[0]  # copied: a field of a single record counts as contiguous, with strides that torch does not take
+    return (
+        as_tensor(inner.copy()) if isinstance(inner, np.ndarray) else {name: as_tensor(x.copy()) for name, x in inner.items()}
+    )

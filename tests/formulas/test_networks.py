@@ -19,7 +19,7 @@ from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
-from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged
+from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged, tensors
 from shoal.nets.q_policy import QNetworks
 from shoal.protocol.errors import UserError
 
@@ -202,6 +202,19 @@ def test_the_parts_of_a_dict_lie_beside_the_pictures_features() -> None:
     logits, value = module(seen)
     assert logits.shape == (2, 7)
     assert not torch.equal(value[0], value[1])  # the direction is looked at
+
+
+@pytest.mark.parametrize("many", [1, 2])
+@pytest.mark.parametrize(
+    "spaces", [Spaces(PARTS, Discrete(7)), Spaces(Observations((4,)), Discrete(3), masks="info")], ids=["parts", "mask"]
+)
+def test_fields_of_records_are_tensors_whatever_their_place_in_memory(spaces: Spaces, many: int) -> None:
+    seen = np.zeros(many, spaces.record()[0])
+    found = tensors(seen)
+    for name, tensor in found.items() if isinstance(found, dict) else {"": found}.items():
+        field = f"observation/{name}" if name else "observation"
+        assert tensor.dtype == (torch.uint8 if name == "image" else torch.float32)
+        assert tensor.shape == seen[field].shape
 
 
 LINES = {
