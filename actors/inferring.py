@@ -78,7 +78,8 @@ class Question:
     @property
     def state(self) -> State:
         assert self.asker.desk is not None
-        return {name: array[: self.packet.rows] for name, array in self.asker.desk.before[self.packet.place].items()}
+        # Copied: the last bits of a product may depend on where in memory its numbers begin, and these begin anywhere.
+        return {name: array[: self.packet.rows].copy() for name, array in self.asker.desk.before[self.packet.place].items()}
 
     def answer(self, numbers: Array, state: State) -> None:
         """Write the answer where the actor reads it, and tell the actor."""
