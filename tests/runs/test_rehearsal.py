@@ -182,7 +182,7 @@ def test_environments_that_are_tried_are_closed_and_their_processes_are_gone() -
         shoal.run(Reinforcement(like(seen=np.zeros(4), close=closed), **FEW), actors=0)
     _, *copies = map(int, Path("closed").read_text().split())  # the first one was made for its spaces
     looks = sorted(copies.count(copy) for copy in set(copies))
-    assert looks == [1, 1, 2]  # a look for action masks, the trial, and a look whether two go on alike from one state
+    assert looks == [1, 1, 4]  # a look for action masks, the trial, and looks whether two go on alike, in each of two ways
     for copy in copies:
         assert copy != os.getpid()
         with pytest.raises(ProcessLookupError):
