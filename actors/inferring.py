@@ -16,12 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from shoal.envs.spaces import Array
-from shoal.nets.acting import Parted, State
+from shoal.envs.spaces import Array, Floats, Kept
+from shoal.nets.acting import State
 from shoal.protocol.batching import Queue
 from shoal.protocol.errors import ProtocolError
 from shoal.protocol.layout import Bundle
@@ -32,6 +32,22 @@ Clock = Callable[[], float]
 KEPT = 4  # versions whose weights are kept: as many as actors may be apart without giving weights twice
 MOST = 1 << 20  # rows that may wait: never reached, because an actor has two questions under way at most
 BACKLOG = 1_024  # actors that may connect at once
+
+
+class Computing(Protocol):
+    """The part of a policy (nets/acting.py) that this process needs: its network with the weights of one version."""
+
+    @property
+    def memory(self) -> Kept: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def load(self, weights: Bundle) -> None:
+        """Compute with these weights, which stay as they are until the next call."""
+        ...
+
+    def numbers(self, seen: Array, state: State) -> tuple[Floats, State]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +84,7 @@ class Question:
 
     asker: Asker
     packet: Packet
-    policy: Parted
+    policy: Computing
 
     @property
     def seen(self) -> Array:
@@ -96,11 +112,11 @@ class Inferring:
     """make: a policy of the job, without weights. seen: dtype and shape of one observation."""
 
     def __init__(
-        self, make: Callable[[], Parted], seen: tuple[np.dtype[Any], tuple[int, ...]], batching: Batching, clock: Clock
+        self, make: Callable[[], Computing], seen: tuple[np.dtype[Any], tuple[int, ...]], batching: Batching, clock: Clock
     ) -> None:
         self._make, self._seen, self._clock = make, seen, clock
         self._plain = make()
-        self.policies: OrderedDict[int, tuple[Parted, Bundle]] = OrderedDict()
+        self.policies: OrderedDict[int, tuple[Computing, Bundle]] = OrderedDict()
         self.queue: Queue[Question] = Queue((), batching.max_batch, batching.max_wait, MOST, batching.min_batch)
         self._askers: dict[int, Asker] = {}
         self._poller = select.poll()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shoal.nets.flat import FlatModule
+    from shoal.nets.forward import Forward
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 State: TypeAlias = Mapping[str, Array]
@@ -198,9 +199,13 @@ class Around:
 
 
 class OfModule:
-    """The weights of a policy that is a torch module: a copy of them, in `flat`."""
+    """A policy that is a torch module. forward: its pass, with a copy of the weights."""
 
-    flat: FlatModule
+    forward: Forward
+
+    @property
+    def flat(self) -> FlatModule:
+        return self.forward.flat
 
     def load(self, weights: Bundle) -> None:
         self.flat.read(weights)

@@ -137,25 +137,25 @@ class SquashedPolicy(Bounded):
 
 class DeterministicPolicy(Bounded):
     """TD3's policy: the network's action, with noise of the standard deviation that the task's word `noise` says (1: half the
-    width of an action's interval), cut off at the bounds.
-
-    squash: the network's numbers are the action before its tanh, as those of the built-in network are in numpy.
-    """
-
-    def __init__(self, bounds: Bounds, net: Numbers, squash: bool) -> None:
-        super().__init__(bounds, net)
-        self.squash = squash
+    width of an action's interval), cut off at the bounds. The network's numbers are the action in [-1, 1]."""
 
     @property
     def width(self) -> int:
         return self.size
 
     def between(self, numbers: Floats, noise: Floats | None, words: Words) -> Floats:
-        action = np.tanh(numbers) if self.squash else numbers
         if noise is None:
-            return action
-        noisy: Floats = np.clip(action + np.float32(words.get("noise", 0.0)) * noise, -1, 1, dtype=np.float32)
+            return numbers
+        noisy: Floats = np.clip(numbers + np.float32(words.get("noise", 0.0)) * noise, -1, 1, dtype=np.float32)
         return noisy
+
+
+class Squashing(NumpyPolicy):
+    """The built-in network of TD3 in numpy, whose actions are the tanh of its last layer."""
+
+    def parameters(self, observation: Array) -> Floats:
+        found: Floats = np.tanh(super().parameters(observation))
+        return found
 
 
 def uniform(noise: Floats) -> Floats:
@@ -166,10 +166,11 @@ def uniform(noise: Floats) -> Floats:
 @dataclass(frozen=True)
 class BetweenBounds:
     """A kind of network of actions between bounds, whose weights are the actor's alone. method: the method that learns it.
-    gives: what the network gives, for the line that a run prints of it."""
+    gives: what the network gives, for the line that a run prints of it. in_numpy: the built-in perceptron as actors run it."""
 
     method: ClassVar[str]
     gives: ClassVar[str]
+    in_numpy: ClassVar[type[NumpyPolicy]] = NumpyPolicy
     remembers: ClassVar[bool] = False
 
     def said(self, spaces: Spaces, form: Form) -> str:
@@ -195,10 +196,14 @@ class BetweenBounds:
         bounds = Bounds.of(spaces, self.method)
         if module is None and deep(spaces, form.pictures):
             module = self.build(spaces, form, 0)
-        return self.played(bounds, numbers(form, module, spaces), module is None)
+        if module is None:
+            return self.played(bounds, self.in_numpy(spaces.action, form.activation))
+        from shoal.nets.squashed import TorchNumbers
 
-    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
-        """The policy by a network's numbers. plain: they are those of the built-in perceptron in numpy."""
+        return self.played(bounds, TorchNumbers(module))
+
+    def played(self, bounds: Bounds, net: Numbers) -> Policy:
+        """The policy by a network's numbers."""
         raise NotImplementedError
 
 
@@ -214,7 +219,7 @@ class Squashed(BetweenBounds):
 
         return SquashedActor, mean_and_deviation
 
-    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
+    def played(self, bounds: Bounds, net: Numbers) -> Policy:
         return SquashedPolicy(bounds, net)
 
 
@@ -224,21 +229,12 @@ class Deterministic(BetweenBounds):
 
     method: ClassVar[str] = "td3"
     gives: ClassVar[str] = "each action"
+    in_numpy: ClassVar[type[NumpyPolicy]] = Squashing
 
     def parts(self) -> tuple[type[BoxActor], Shaped]:
         from shoal.nets.deterministic import DeterministicActor, actions
 
         return DeterministicActor, actions
 
-    def played(self, bounds: Bounds, net: Numbers, plain: bool) -> Policy:
-        return DeterministicPolicy(bounds, net, squash=plain)
-
-
-def numbers(form: Form, module: nn.Module | None, spaces: Spaces) -> Numbers:
-    """The network as an actor runs it. module: the user's, or a built-in one with convolutions; None: a built-in one, without
-    torch."""
-    if module is None:
-        return NumpyPolicy(spaces.action, form.activation)
-    from shoal.nets.squashed import TorchNumbers
-
-    return TorchNumbers(module)
+    def played(self, bounds: Bounds, net: Numbers) -> Policy:
+        return DeterministicPolicy(bounds, net)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +26,8 @@ from shoal.nets.distributions import likelihood as likelihood
 from shoal.nets.distributions import log_prob as log_prob
 from shoal.nets.distributions import meant
 from shoal.nets.fitting import memory_of
-from shoal.nets.flat import FlatModule, as_tensor
+from shoal.nets.flat import FlatModule
+from shoal.nets.forward import Forward, Found
 from shoal.nets.numpy_policy import check_layers
 from shoal.nets.pictures import deep
 
@@ -174,38 +174,21 @@ class TorchPolicy(OfModule, Stochastic):
 
     def __init__(self, module: nn.Module, action: Actions) -> None:
         super().__init__(action, {name: ("f4", shape) for name, shape in memory_of(module).items()})
-        self.flat = FlatModule(module)
+        self.forward = Forward(FlatModule(module), _read)
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
-        if not self.memory:
-            return self.parameters(seen), state
-        return self._remembering(seen, state)
+        return self.forward(seen, state)
 
-    @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
         """The numbers [B, P] of observations [B, *obs]: logits, or mean and log_std in one row."""
-        out, _ = self.flat.module(tensors(observation))
-        return _in_one_row(out)
-
-    @torch.inference_mode()
-    def _remembering(self, seen: Array, state: State) -> tuple[Floats, State]:
-        before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
-        out, _, after = self.flat.module(tensors(seen), before)
-        return _in_one_row(out), {name: after[name].float().numpy() for name in state}
+        return self.forward(observation, {})[0]
 
 
-def _in_one_row(parameters: Output) -> Floats:
+def _read(outputs: Any) -> Found:
+    """The numbers of an actor-critic's outputs, and its state if it has memory."""
+    parameters, _, *after = outputs
+    state = after[0] if after else {}
     if isinstance(parameters, torch.Tensor):
-        return parameters.float().numpy()
+        return parameters, state
     mean, log_std = parameters
-    return torch.cat([mean, log_std.expand_as(mean)], dim=-1).float().numpy()
-
-
-def tensors(seen: Array) -> Any:
-    """Observations as a module gets them: a tensor, or part -> tensor."""
-    if seen.dtype.names is None:
-        return as_tensor(np.ascontiguousarray(seen))
-    inner = apart(seen)[0]  # copied: a field of a single record counts as contiguous, with strides that torch does not take
-    return (
-        as_tensor(inner.copy()) if isinstance(inner, np.ndarray) else {name: as_tensor(x.copy()) for name, x in inner.items()}
-    )
+    return torch.cat([mean, log_std.expand_as(mean)], dim=-1), state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -131,19 +131,13 @@ class TorchQ(OfModule, EpsilonGreedy):
 
     def __init__(self, module: nn.Module, action: Discrete, believes: bool = False) -> None:
         from shoal.nets.flat import FlatModule
+        from shoal.nets.forward import Forward
 
         super().__init__(action, believes)
-        self.flat = FlatModule(module)
+        self.forward = Forward(FlatModule(module), lambda values: (values, {}))
 
     def values(self, seen: Array) -> Floats:
-        import torch
-
-        from shoal.nets.policies import tensors
-
-        with torch.inference_mode():
-            out: Any = self.flat.module(tensors(seen))
-            found: Floats = out.float().numpy()
-            return found
+        return self.forward(seen, {})[0]
 
 
 class RecurrentTorchQ(OfModule, EpsilonGreedy):
@@ -152,20 +146,13 @@ class RecurrentTorchQ(OfModule, EpsilonGreedy):
     def __init__(self, module: nn.Module, action: Discrete) -> None:
         from shoal.nets.fitting import memory_of
         from shoal.nets.flat import FlatModule
+        from shoal.nets.forward import Forward
 
         super().__init__(action, memory={name: ("f4", shape) for name, shape in memory_of(module).items()})
-        self.flat = FlatModule(module)
+        self.forward = Forward(FlatModule(module), lambda outputs: (outputs[0], outputs[1]))
 
     def numbers(self, seen: Array, state: State) -> tuple[Floats, State]:
-        import torch
-
-        from shoal.nets.flat import as_tensor
-        from shoal.nets.policies import tensors
-
-        with torch.inference_mode():
-            before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
-            values, after = self.flat.module(tensors(seen), before)
-            return values.float().numpy(), {name: each.numpy() for name, each in after.items()}
+        return self.forward(seen, state)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from shoal.nets.acting import OfModule
 from shoal.nets.continuous import LOG_STD, Bounds
 from shoal.nets.fitting import form_of
 from shoal.nets.flat import FlatModule
+from shoal.nets.forward import Forward, Found
 from shoal.nets.perceptrons import BoxActor
-from shoal.nets.policies import Seen, tensors
+from shoal.nets.policies import Seen
 from shoal.protocol.errors import UserError
 
 
@@ -71,10 +72,11 @@ class TorchNumbers(OfModule):
     """A user's actor of SAC or TD3 as an actor process runs it: the tensors that it returns, side by side."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.flat = FlatModule(module)
+        self.forward = Forward(FlatModule(module), _read)
 
-    @torch.inference_mode()
     def parameters(self, observation: Array) -> Floats:
-        out = self.flat.module(tensors(observation))
-        found: Floats = (out if isinstance(out, Tensor) else torch.cat(out, dim=-1)).float().numpy()
-        return found
+        return self.forward(observation, {})[0]
+
+
+def _read(outputs: Tensor | tuple[Tensor, ...]) -> Found:
+    return (outputs if isinstance(outputs, Tensor) else torch.cat(outputs, dim=-1)), {}

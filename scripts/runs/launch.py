@@ -44,7 +44,7 @@ from shoal.runs.hiring import hired
 from shoal.runs.living import called_on
 from shoal.runs.observers import Record, Together, tensorboard
 from shoal.runs.parts import bounds_of, inference_at, invitation, learner_of, recording_of, shared_of, virtual_wire, wire_of
-from shoal.runs.placing import placed
+from shoal.runs.placing import infers_on, placed, told_on
 from shoal.runs.rehearsal import rehearse
 from shoal.runs.rundir import Config, RunDir, finite
 from shoal.runs.signing import sign
@@ -260,7 +260,10 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
         if crew:
             called = called_on(wire.address, ClientKeys(keys.own, keys.pair.public) if keys else None)
             asks = inference_at(job, stack)
-            crew.hire({**called, "asks": asks} if asks else called, {"infers": asks} if asks else None, config.evaluators)
+            if asks and (note := told_on(job, ready.device)):
+                observer.report(Report("inference", note))
+            inferring = {"infers": asks, "device": infers_on(job, ready.device)} if asks else None
+            crew.hire({**called, "asks": asks} if asks else called, inferring, config.evaluators)
         told = digest_of(config.job)
         workload = {"job": config.job, "seed": job.seed, "settings": job.plain(), "digest": told}
         server = Server(

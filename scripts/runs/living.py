@@ -26,7 +26,7 @@ from shoal.envs.shelf import Shelf
 from shoal.jobs.catalog import built_in
 from shoal.jobs.job import Job
 from shoal.jobs.members import Identity
-from shoal.jobs.problems.environment import ASKS, Environment, parted
+from shoal.jobs.problems.environment import ASKS, Environment
 from shoal.protocol import heap
 from shoal.protocol.door import ClientKeys
 from shoal.protocol.errors import UserError, printable
@@ -53,7 +53,7 @@ def life_of(job: Job) -> Life:
         if "infers" in arguments:
             heap.keep()
             few_for_good()
-            return infers(job, str(arguments["infers"]))
+            return infers(job, str(arguments["infers"]), str(arguments.get("device", "cpu")))
         if "asks" in arguments:
             job.problem.made[ASKS] = str(arguments["asks"])
         flag = threading.Event()
@@ -64,15 +64,14 @@ def life_of(job: Job) -> Life:
     return live
 
 
-def infers(job: Job, address: str) -> int:
-    """The life of the inference process, which listens at `address` until it is ended."""
+def infers(job: Job, address: str, device: str) -> int:
+    """The life of the inference process, which listens at `address` until it is ended. device: where it computes."""
     from shoal.actors.inferring import Inferring, listening
 
     problem = job.problem
     assert isinstance(problem, Environment)
-    Inferring(lambda: parted(problem.acts(job.seed)), problem.spaces().record(), problem.batching, time.monotonic).serve(
-        listening(address)
-    )
+    made = Inferring(problem.inferred(job.seed, device), problem.spaces().record(), problem.batching, time.monotonic)
+    made.serve(listening(address))
     return 0
 
 

@@ -1,9 +1,9 @@
 """The place where a policy's network is computed, with inference=auto: by a short trial before a run.
 
-The one idea: one process for all actors gains what a larger batch saves, and loses what the actors' cores could have computed
-beside each other. Three times tell which is more: of a step of an actor's environments, of the network for its observations,
-and of the network for all actors' observations together. A copy of this process measures them. The choice is made once, and
-stands in config.toml.
+The one idea: one process for all actors gains what a larger batch or a GPU saves, and loses what the actors' cores could have
+computed beside each other. Four times tell which is more: of a step of an actor's environments, of the network for its
+observations in the actor, and in the inference process of the network for an actor's observations and for those of all. A copy
+of this process measures them. The choice is made once, and stands in config.toml.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Any, cast
 import numpy as np
 
 from shoal.actors import close, work_of
+from shoal.actors.inferring import Computing
 from shoal.actors.workers.rollout import Rollout
 from shoal.jobs.job import Job
+from shoal.jobs.problems import Environment
 from shoal.nets.acting import Parted
+from shoal.protocol.errors import UserError
 from shoal.protocol.work import Task
 from shoal.runs.sizes import in_a_copy, uses_gpu
 from shoal.runs.threads import cores, lone
 
-BATCHES = ("inference_min_batch", "inference_max_batch", "inference_wait")
+BATCHES = ("inference_min_batch", "inference_max_batch", "inference_wait", "inference_device")
 NONE: Mapping[str, Any] = {}
 TURNS = 3  # measurements of each time: the shortest counts
 ROUND = 6e-5  # seconds of the inference process for a question beside the network: two packets, and the waking of a thread
@@ -33,12 +36,14 @@ WORTH = 0.9  # share of the time with inference=actor that central inference may
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one process alone. step: one step of an actor's environments. act: the network for half of their observations.
-    all: for half of the observations of all actors."""
+    """Seconds of one process alone. step: one step of an actor's environments. act: the network for half of their observations,
+    in the actor. all: for half of the observations of all actors, in the inference process. one: for half of an actor's, in the
+    inference process; 0: as long as in the actor."""
 
     step: float
     act: float
     all: float
+    one: float = 0.0
 
     def in_actors(self, actors: int, many: int) -> float:
         """Seconds for one step of all actors' environments, if each actor computes its network. many: cores."""
@@ -46,28 +51,52 @@ class Costs:
 
     def central(self, actors: int, many: int, alone: bool) -> float:
         """The same with the inference process and two halves. alone: each question is computed in a batch of its own."""
-        infers = 2 * (actors * self.act if alone else self.all) + 2 * actors * ROUND
+        infers = 2 * (actors * (self.one or self.act) if alone else self.all) + 2 * actors * ROUND
         return max(infers, self.step, (actors * self.step + infers) / many)
 
 
+def infers_on(job: Job, device: str) -> str:
+    """The device on which the job's inference process computes. device: the run's. Raises UserError for a GPU that the settings
+    name and that is not there."""
+    problem = job.problem
+    assert isinstance(problem, Environment)
+    found = problem.inferring_on(device, bool(getattr(job.method, "repeats", True)))
+    if found != device and found == "cuda" and not uses_gpu(found):
+        fix = "inference_device=auto takes the run's device"
+        raise UserError(f"inference_device=cuda: this machine has no CUDA device that torch can use; {fix}")
+    return found
+
+
+def told_on(job: Job, device: str) -> str:
+    """A line about the device of the inference process; "" if nobody could expect another one."""
+    on = infers_on(job, device)
+    if on == "cpu" and device != "cpu":
+        why = "a run in rounds has the bits of inference=actor; inference_device=cuda takes the GPU"
+        return f"the inference process computes on the processor: {why}"
+    return "" if on == "cpu" else f"the inference process computes on {on}"
+
+
 def placed(job: Job, actors: int, device: str = "auto") -> tuple[Job, tuple[str, ...]]:
-    """The job with a place in place of inference=auto, and lines about how it was chosen. actors: of this machine."""
-    if getattr(job.problem, "inference", "") != "auto":
+    """The job with a place in place of inference=auto, and lines about how it was chosen. actors: of this machine. Raises
+    UserError for a device of the inference process that is not there."""
+    where = getattr(job.problem, "inference", "actor")
+    if where == "actor":
+        return job, ()
+    on = infers_on(job, "cuda" if uses_gpu(device) else "cpu")
+    if where != "auto":
         return job, ()
     batches = {name: job.options()[name].default for name in BATCHES}  # settings that have no effect there
     here = job.configured({"inference": "actor", **batches})
-    if actors < 2 or sys.platform != "linux":
+    if actors < (2 if on == "cpu" else 1) or sys.platform != "linux":
         why = (
             "a run with one actor, or none, gains nothing by it"
             if actors < 2
             else f"it needs Linux, and this is {sys.platform}"
         )
         return here, (f"inference=actor: {why}",)
-    if not lone() or uses_gpu(device):
-        return here, (
-            "inference=actor: this process has threads, or a GPU, so that no trial is made; inference=central sets it",
-        )
-    found = in_a_copy(lambda: iter([costs(here, actors)]))
+    if not lone():
+        return here, ("inference=actor: this process has threads, so that no trial is made; inference=central sets it",)
+    found = in_a_copy(lambda: iter([costs(here, actors, on)]))
     if not found:
         return here, ("inference=actor: a trial of where to compute the network failed",)
     return chosen(here, Costs(*found[0]), actors, cores(), {name: job.plain()[name] for name in BATCHES})
@@ -89,8 +118,8 @@ def chosen(job: Job, found: Costs, actors: int, many: int, kept: Mapping[str, An
     return made, (f"inference=central double_buffer={str(halves).lower()}: {told}; inference=actor sets it",)
 
 
-def costs(job: Job, actors: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Measure `Costs` of this job, in this process."""
+def costs(job: Job, actors: int, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Measure `Costs` of this job, in this process. device: of the inference process."""
     worker, problem = cast(Rollout, job.worker()), cast(Any, job.problem)
     weights = job.aggregator("cpu").weights()
     try:
@@ -103,16 +132,19 @@ def costs(job: Job, actors: int, clock: Callable[[], float] = time.perf_counter)
     finally:
         close(worker)
     policy, (dtype, shape) = cast(Parted, problem.acts(job.seed)), problem.spaces().record()
+    central: Computing = policy if device == "cpu" else problem.inferred(job.seed, device)()
     policy.load(weights)
+    central.load(weights)
 
-    def took(rows: int) -> float:
+    def took(rows: int, by: Computing) -> float:
         seen, state, times = np.zeros((rows, *shape), dtype), policy.begin(rows), []
         for _ in range(TURNS):
             first = clock()
-            policy.numbers(seen, state)
+            by.numbers(seen, state)
             times.append(clock() - first)
         return min(times)
 
     half = max(1, worker.num_envs // 2)
-    act, everyone, whole = took(half), took(half * actors), took(worker.num_envs)
-    return [max(0.0, min(spent) - whole), act, everyone]
+    act, everyone, whole = took(half, policy), took(half * actors, central), took(worker.num_envs, policy)
+    one = 0.0 if central is policy else took(half, central)
+    return [max(0.0, min(spent) - whole), act, everyone, one]

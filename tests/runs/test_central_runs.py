@@ -14,6 +14,7 @@ import shoal
 from shoal.actors.inferring import Inferring
 from shoal.coordinator.sharing import Sharing
 from shoal.protocol.layout import Bytes
+from shoal.runs import launch
 
 SMALL = {"method": "ppo", "num_envs": 4, "rollout_length": 16, "clients": 3, "total_timesteps": 192 * 5, "eval_episodes": 0}
 LARGE = {"num_envs": 64, "rollout_length": 32, "clients": 2, "total_timesteps": 4_096 * 3, "hidden": (128, 128)}
@@ -114,3 +115,16 @@ def test_an_inference_process_that_dies_is_replaced_and_changes_no_bit(
     assert min(row["metrics"]["inference_central"] for row in run.history) < 1.0
     logged = run.dir.log_file.read_text()
     assert "the inference process ended, 7; another takes its place" in logged
+
+
+def test_an_inference_process_on_a_device_answers_for_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "infers_on", lambda job, device: "cpu:0")  # the way of a GPU, on the processor
+    monkeypatch.setattr(launch, "told_on", lambda job, device: f"told of {job.problem.inference}")
+    settings = {"inference": "central", "method": "impala", "total_timesteps": 960, "num_envs": 4, "rollout_length": 16}
+    job = shoal.Reinforcement("CartPole-v1", eval_episodes=0, **settings)
+    run = shoal.run(job, actors=2, folder=tmp_path / "run", show=False)
+    assert run.history[-1]["metrics"]["inference_central"] == 1.0
+    assert "told of central" in run.dir.log_file.read_text()
+    assert "shoal:" not in capfd.readouterr().err

@@ -46,7 +46,7 @@ from shoal.protocol.layout import Layout
 if TYPE_CHECKING:
     from torch import nn
 
-    from shoal.actors.inferring import Batching
+    from shoal.actors.inferring import Batching, Computing
     from shoal.jobs.methods.method import Method
 
 ASKS = "asks"  # key in `Problem.made` of the place at which an actor asks the inference process
@@ -142,6 +142,13 @@ class Environment(Problem):
     inference_max_batch: int = option(1_024, "most observations of a batch of central inference", least=1, of=CENTRAL)
     inference_wait: float = option(
         0.002, "most seconds that a question waits for others to make a batch of central inference", least=0, of=CENTRAL
+    )
+    inference_device: str = option(
+        "auto",
+        "where the process of central inference computes the network: on the processor (cpu), on a GPU (cuda), or on the run's "
+        "device, but on the processor if the method learns in rounds, whose bits a GPU would change (auto)",
+        choices=("auto", "cpu", "cuda"),
+        of=CENTRAL,
     )
 
     init: str = option("", "folder of a run, or file .safetensors, with the weights of version 0 (empty: drawn with the seed)")
@@ -272,6 +279,22 @@ class Environment(Problem):
         policy = self.learns.policy(self.shown(), self.form, None if self.maker is None else self._module(seed))
         seen = self.spaces().observation
         return Framed(policy, self.frame_stack, seen) if self.frame_stack > 1 and isinstance(seen, Observations) else policy
+
+    def inferred(self, seed: int, device: str) -> Callable[[], Computing]:
+        """Makes the policies whose network the inference process computes. On another device than the CPU they share the module
+        there, and each has weights of its own."""
+        if device == "cpu":
+            return lambda: parted(self.acts(seed))
+        from shoal.nets.on_device import OnDevice, Placed
+
+        network = OnDevice(lambda: self.learns.policy(self.shown(), self.form, self._module(seed)), device)
+        return lambda: Placed(parted(self.acts(seed)), network)
+
+    def inferring_on(self, device: str, repeats: bool) -> str:
+        """The device of the inference process. device: the run's. repeats: the run promises the bits of inference=actor."""
+        if self.inference_device != "auto":
+            return self.inference_device
+        return "cpu" if repeats else device
 
     def played(self, seed: int, num_envs: int, alone: bool) -> Policy:
         """The policy of an actor's rollouts: `acts`, of which another process computes the network if inference=central and
