@@ -1,7 +1,7 @@
 """A torch module's pass as actors make it: arrays go in, and the network's numbers and the next state come out.
 
 The one idea: kinds of networks differ in what their modules return, and a policy says once how that is read. So the same pass
-is made by the module itself or on a GPU (nets/on_device.py), unknown to the policy.
+is made by the module itself, by its compiled form (nets/compiled.py) or on a GPU (nets/on_device.py), unknown to the policy.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ class Environments(Environment):
             raise UserError(
                 f"inference={self.inference}: federated clients act in the actor, which trains; leave it at inference=actor"
             )
+        if self.compile_policy:
+            raise UserError("compile_policy=true: federated clients act by the network that they train; leave it out")
         if self.double_buffer:
             raise UserError(
                 "double_buffer=true: federated clients step all environments together; leave it at double_buffer=false"

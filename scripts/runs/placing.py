@@ -69,8 +69,8 @@ def infers_on(job: Job, device: str) -> str:
 
 def told_on(job: Job, device: str) -> str:
     """A line about the device of the inference process; "" if nobody could expect another one."""
-    on = infers_on(job, device)
-    if on == "cpu" and device != "cpu":
+    on, asked = infers_on(job, device), getattr(job.problem, "inference_device", "auto")
+    if on == "cpu" and device != "cpu" and asked == "auto":
         why = "a run in rounds has the bits of inference=actor; inference_device=cuda takes the GPU"
         return f"the inference process computes on the processor: {why}"
     return "" if on == "cpu" else f"the inference process computes on {on}"

@@ -108,6 +108,7 @@ def test_a_gpu_that_is_named_and_not_there_is_refused(monkeypatch: pytest.Monkey
 def test_the_device_of_the_inference_process_is_said_where_there_is_a_gpu(method: str, device: str, line: str) -> None:
     assert told_on(job(inference="central", method=method), device).startswith(line)
     assert bool(told_on(job(inference="central", method=method), device)) == bool(line)
+    assert told_on(job(inference="central", method=method, inference_device="cpu"), device) == ""
 
 
 @pytest.mark.parametrize("actors", [0, 1])

@@ -43,6 +43,8 @@ class ES(Playing):
         super().check(problem)
         if isinstance(problem, Environment) and problem.inference != "actor":
             raise UserError(f"inference={problem.inference}: {NO_CENTRAL}; leave it at inference=actor")
+        if isinstance(problem, Environment) and problem.compile_policy:
+            raise UserError(f"compile_policy=true: {NO_CENTRAL}; leave it out")
         if isinstance(problem, Environment) and problem.double_buffer:
             raise UserError(f"double_buffer=true: {NO_CENTRAL}; leave it at double_buffer=false")
         if isinstance(problem, Environment) and problem.policy is not None:

@@ -71,6 +71,9 @@ def _check_inference(problem: Environment) -> None:
     if problem.inference_min_batch > problem.inference_max_batch:
         most = f"must be at most inference_max_batch, {problem.inference_max_batch}"
         raise UserError(f"inference_min_batch={problem.inference_min_batch}: {most}")
+    if problem.compile_policy and problem.inference != "actor":
+        whose = "the inference process computes the network as it is"
+        raise UserError(f"compile_policy=true: with inference={problem.inference} {whose}; inference=actor, or leave it out")
 
 
 def _check_network(problem: Environment) -> None:

@@ -150,6 +150,9 @@ class Environment(Problem):
         choices=("auto", "cpu", "cuda"),
         of=CENTRAL,
     )
+    compile_policy: bool = option(
+        False, "actors compute a policy that is a torch module by torch.compile, which needs a C++ compiler"
+    )
 
     init: str = option("", "folder of a run, or file .safetensors, with the weights of version 0 (empty: drawn with the seed)")
     preset: str = option(
@@ -301,6 +304,10 @@ class Environment(Problem):
         this process was told where to ask. num_envs: observations of a question, at most. alone: each question is computed in a
         batch of its own, so that the run's bits do not depend on who asks at the same time."""
         policy = self.acts(seed)
+        if self.compile_policy:
+            from shoal.nets.compiled import compiled
+
+            policy = compiled(policy)
         if self.inference != "central" or ASKS not in self.made:
             return policy
         from shoal.actors.asking import Asking
@@ -359,8 +366,17 @@ class Environment(Problem):
             plain = f"{_told(single)}, {single.action}"
             print(f"shoal: vector=native: {self.env} has {also}, where gymnasium.make gives {plain}", file=sys.stderr)
         self.made["compared"] = True
+        if self.compile_policy:
+            self._check_compiled(seed)
         if self.apart:
             self._hatched()
+
+    def _check_compiled(self, seed: int) -> None:
+        """Raises UserError if the policy is computed without torch."""
+        from shoal.nets.forward import of_module
+
+        if of_module(self.acts(seed)) is None:
+            raise UserError("compile_policy=true: actors compute the built-in perceptron by numpy; leave it out")
 
     def conditions(self) -> Sequence[str]:
         if is_atari(self.env) and self.vector != "sync":
