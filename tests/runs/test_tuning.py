@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_mistake_in_the_job_as_it_stands_ends_the_command() -> None:
 @pytest.mark.parametrize(
     ("settings", "without", "reason"),
     [
-        ({"frame_stack": 4}, {"inference": "central"}, "frame_stack=4: inference=central sends single observations"),
+        ({}, {"inference": "central"}, "inference=central: it needs shared memory without a name (Linux)"),
         ({"method": "dqn", "buffer_size": 700}, {"num_envs": 64}, "buffer_size=700: must hold one trajectory"),
         (
             {"method": "r2d2", "memory": "lstm", "rollout_length": 40, "burn_in": 20, "num_envs": 8},
@@ -102,6 +103,7 @@ def test_a_job_that_refuses_some_candidates_is_tuned_by_the_others(
     def started(job: Any, **how: Any) -> Any:  # a run looks at its job's parts before it has a folder
         job.check_parts()
 
+    monkeypatch.setattr("shoal.jobs.problems.conflicts.sys", SimpleNamespace(platform="darwin"))  # has no central inference
     monkeypatch.setattr("shoal.runs.running.run", started)
     monkeypatch.setattr("shoal.runs.tuning.rate_of", lambda run, seconds: 1.0)
     lines: list[str] = []
