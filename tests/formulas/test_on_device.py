@@ -199,6 +199,7 @@ JOBS: list[tuple[str, dict[str, Any]]] = [
     ("CartPole-v1", {"method": "impala"}),
     ("CartPole-v1", {"method": "impala", "norm_obs": True, "memory": "gru"}),
     ("CartPole-v1", {"method": "r2d2", "memory": "lstm"}),
+    ("CartPole-v1", {"method": "impala", "frame_stack": 3}),
     ("CartPole-v1", {"method": "apex"}),
     ("Pendulum-v1", {"method": "sac"}),
     ("Pendulum-v1", {"method": "td3"}),
@@ -210,7 +211,7 @@ def test_a_built_in_perceptron_has_on_a_device_the_numbers_that_it_has_in_numpy(
     problem: Any = Reinforcement(env, **settings).problem
     weights, spaces, own = problem.first(0)[0].copy(), problem.spaces(), problem.acts(0)
     weights.vector()[:] *= 3
-    placed = cast(Placed, problem.inferred(0, "cpu:0")())  # as on a GPU, and not the actor's own way
+    placed = problem.inferred(0, "cpu:0")()  # as on a GPU, and not the actor's own way
     own.load(weights)
     placed.load(weights)
     seen, before = observations(spaces, 6), own.begin(6)
@@ -218,7 +219,8 @@ def test_a_built_in_perceptron_has_on_a_device_the_numbers_that_it_has_in_numpy(
     found, state = placed.numbers(seen, before)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert state.keys() == after.keys()
-    assert (placed.network.sizes, placed.network.fault) == ([8], "")
+    network = getattr(placed, "inner", placed).network
+    assert (network.sizes, network.fault) == ([8], "")
 
 
 def test_actors_have_the_numbers_of_a_device_in_the_inference_process(tmp_path: Path) -> None:

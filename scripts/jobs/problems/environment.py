@@ -279,7 +279,14 @@ class Environment(Problem):
 
     def acts(self, seed: int) -> Policy:
         """The policy in the form that actors run."""
-        policy = self.learns.policy(self.shown(), self.form, None if self.maker is None else self._module(seed))
+        return self._framed(self._unframed(seed))
+
+    def _unframed(self, seed: int) -> Policy:
+        """The policy of observations as the network sees them."""
+        return self.learns.policy(self.shown(), self.form, None if self.maker is None else self._module(seed))
+
+    def _framed(self, policy: Policy) -> Policy:
+        """The policy of observations as the environment shows them."""
         seen = self.spaces().observation
         return Framed(policy, self.frame_stack, seen) if self.frame_stack > 1 and isinstance(seen, Observations) else policy
 
@@ -291,7 +298,7 @@ class Environment(Problem):
         from shoal.nets.on_device import OnDevice, Placed
 
         network = OnDevice(lambda: self.learns.policy(self.shown(), self.form, self._module(seed)), device)
-        return lambda: Placed(parted(self.acts(seed)), network)
+        return lambda: cast(Parted, self._framed(cast(Policy, Placed(parted(self._unframed(seed)), network))))
 
     def inferring_on(self, device: str, repeats: bool) -> str:
         """The device of the inference process. device: the run's. repeats: the run promises the bits of inference=actor."""
