@@ -22,7 +22,8 @@ WITHIN = 60.0  # seconds in which the crew replaces at most three actors for eac
 
 class Crew:
     """A pool whose number of actors stays the same. The server calls `gone`, and gives the tasks of dead actors to others.
-    Evaluators are actors with the argument "evaluates": a run does not end when none of them is left.
+    Evaluators are actors with the argument "evaluates". A crew that hires them besides its actors does not end when none of
+    them is left; in a crew of evaluators alone they count as any actors do.
 
     blamed: number of deaths so far that the core blamed on tasks. final: exit codes after which an actor is not replaced.
     codes: exit statuses of the actors that were not replaced.
@@ -76,7 +77,7 @@ class Crew:
                 self.leaving.discard(pid)
                 continue
             if status in self.final or not self._replaced(pid, its):
-                self.left -= not its.get("evaluates")
+                self.left -= its.get("evaluates", False) == self.arguments.get("evaluates", False)
                 self.codes.append(status)
         return list(ended)
 

@@ -151,6 +151,18 @@ def test_an_evaluator_that_ends_is_replaced_by_an_evaluator_and_its_leaving_ends
     assert (made.spent(), made.left) == ("", 1)
 
 
+def test_a_crew_of_evaluators_alone_ends_when_none_is_left() -> None:
+    nursery: Any = Nursery()
+    made = Crew(nursery, 2, lambda report: None, lambda: 5.0)
+    made.hire({"address": "here", "evaluates": True})
+    left = []
+    while nursery.alive:
+        nursery.end(LEFT)
+        made.gone()
+        left.append(made.left)
+    assert left == [1, 0]
+
+
 def test_an_actor_that_has_ended_already_cannot_be_evicted_and_is_no_fault() -> None:
     made, nursery, _ = crew()
     ended = os.fork()

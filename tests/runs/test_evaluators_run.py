@@ -41,13 +41,15 @@ def test_a_run_in_rounds_has_the_weights_and_the_evaluations_that_it_has_without
     assert "evaluators" not in (plain.folder / "config.toml").read_text()
 
 
-def test_a_stream_is_evaluated_by_an_actor_that_joins_for_that_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stream_is_evaluated_by_actors_that_join_for_that_alone(tmp_path: Path, count: int) -> None:
     shoal_ = [sys.executable, "-m", "shoal"]
     settings = [f"{name}={value}" for name, value in {**SMALL, "eval_every": 5, "total_timesteps": 40_000}.items()]
     hub = f"ipc://{tmp_path}/hub"
     words = ["coordinator", "gymnasium:CartPole-v1", "method=impala", *settings, "--actors", "1", "--bind", hub]
     with subprocess.Popen([*shoal_, *words, "--run-dir", "run", "--quiet"], stdout=subprocess.PIPE) as begun:
-        done = subprocess.run([*shoal_, "actor", hub, "--evaluate"], capture_output=True, text=True, check=False, timeout=120)
+        joins = [*shoal_, "actor", hub, "--evaluate", "--count", str(count)]
+        done = subprocess.run(joins, capture_output=True, text=True, check=False, timeout=120)
         assert begun.wait(120) == 0
     assert "as an evaluator" in done.stdout
     assert done.returncode == 0
