@@ -36,7 +36,7 @@ DONE, MADE, RAISED, WRONG, TOLD, UNTOLD = range(6)
 WRONG: a UserError's line. TOLD: a state, or nothing if none was asked for. UNTOLD: why there is no state, or why it does not
 fit."""
 MOST_TEXT = 4_000  # bytes of a RAISED, WRONG or UNTOLD answer, at most
-MOST_STATE = 1 << 22  # bytes of a TOLD answer, at most
+MOST_STATE = 1 << 22  # bytes of a TOLD answer, at most; a longer state is UNTOLD
 BREAK = b"\0"  # between an exception's line and its traceback
 
 
@@ -119,9 +119,12 @@ def _of_state(envs: Envs, order: int, way: str, given: bytes) -> tuple[int, byte
             envs.watch(way)
         elif order == GO_ON:
             envs.restore(values.read_quickly(given))
-        return TOLD, values.pack_quickly(envs.state()) if order == TELL else b""
+        told = values.pack_quickly(envs.state()) if order == TELL else b""
     except (NoStateError, UserError) as why:
         return UNTOLD, str(why).encode()[:MOST_TEXT]
+    if len(told) > MOST_STATE:
+        return UNTOLD, f"its state takes {len(told):,} bytes, and a process tells {MOST_STATE:,} at most".encode()
+    return TOLD, told
 
 
 def _say(channel: socket.socket, kind: int, body: bytes) -> None:

@@ -201,7 +201,12 @@ class Isolated:
         for i, seed in seeds.items():
             self._commands["seed"][i] = seed
         lost |= self._answered([i for i in seeds if i not in lost], DONE)
-        return lost | (self._of_state(WATCH, [i for i in seeds if i not in lost]) if self._watched else {})
+        if self._watched:
+            watched = self._of_state(WATCH, [i for i in seeds if i not in lost])
+            lost |= {
+                i: why for i, why in watched.items() if i not in self._untold
+            }  # one that cannot be watched steps all the same
+        return lost
 
     @property
     def _long(self) -> float:

@@ -227,7 +227,8 @@ class Envs:
     def restore(self, state: Any) -> None:
         """Go on from a state, in environments that were made and reset alike, and are watched since. Raises NoStateError if it
         does not fit."""
-        assert self._watched is not None
+        if self._watched is None:
+            raise states.NoStateError(f"{self.name} was not watched from its reset on")
         if not isinstance(state, list) or len(state) != 3:
             raise states.NoStateError("the state is not one of a vector of environments")
         if state[2] != self.arguments:

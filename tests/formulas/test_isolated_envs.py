@@ -30,7 +30,7 @@ from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
-from shoal.envs.logged import ACTIONS, ATTRIBUTES
+from shoal.envs.logged import ACTIONS, ANEW, ATTRIBUTES
 from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.states import NoStateError
 from shoal.envs.vector import Step, Worlds
@@ -155,6 +155,18 @@ class Windy(gymnasium.Env[Any, Any]):
         return np.array([self.born, self.wind]), float(action), self.t == 5, False, {}
 
 
+class Vast(Windy):
+    """Changes a map that takes more bytes than a process tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = np.zeros(530_000)
+
+    def step(self, action: Any) -> Any:
+        self.map[self.t] += 1.0
+        return super().step(action)
+
+
 def gone_on(one: Isolated, other: Isolated, way: str, steps: int) -> Iterator[tuple[Step, Step]]:
     """The steps of environments that have made `steps` steps, and of others that were given their state."""
     for each in (one, other):
@@ -209,6 +221,36 @@ def test_a_process_that_is_lost_while_it_tells_its_state_is_replaced(isolated: M
     step = envs.step(np.zeros(4, np.int64))
     assert 0 < step.replaced < 4
     assert step.truncated.sum() == step.replaced
+
+
+def test_a_process_whose_state_takes_too_many_bytes_says_so_and_lives_on(isolated: Make) -> None:
+    envs = isolated(Vast, 2, like=Windy)
+    envs.reset(SEED)
+    envs.watch(ATTRIBUTES)
+    for _ in range(3):
+        envs.step(np.zeros(2, np.int64))
+        with pytest.raises(NoStateError, match=r"its state takes 4,[0-9,]+ bytes, and a process tells 4,194,304 at most"):
+            envs.state()
+    assert not any(step.replaced or step.truncated.any() for step in taken_on(envs, 9))
+
+
+def test_a_trial_leaves_out_states_that_a_process_would_not_tell() -> None:
+    job = Reinforcement(Vast, method="ppo", num_envs=2, vector="async")
+    told = job.problem.told_whole
+    assert told.size == 0
+    assert re.fullmatch(r"it may take [0-9,]+ bytes, and a process of its own tells 4,194,304 at most", told.why)
+    assert job.problem.life(2) == 0
+
+
+def test_a_replacement_that_cannot_be_watched_is_no_loss(isolated: Make) -> None:
+    envs = isolated(lambda: Windy(dies=True), 4, like=Windy)
+    envs.reset(SEED)
+    envs.watch(ANEW)  # only an environment with an id can be told so
+    steps = taken_on(envs, 40)
+    assert sum(step.replaced for step in steps) > MOST
+    assert all(step.replaced == step.truncated.sum() for step in steps)
+    with pytest.raises(NoStateError, match="was not watched from its reset on"):
+        envs.state()
 
 
 # The same trajectories

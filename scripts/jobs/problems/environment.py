@@ -19,6 +19,7 @@ from shoal.actors.workers.lives import room_for
 from shoal.envs import atari, pooled
 from shoal.envs.agents import Parallel
 from shoal.envs.atari import is_atari
+from shoal.envs.cell import MOST_STATE
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
 from shoal.envs.lasting import TRIAL, Telling, state_told
@@ -346,6 +347,9 @@ class Environment(Problem):
             longest = min(TRIAL, STEPS * self.step_timeout) if self.step_timeout else TRIAL
             self.made[key] = state_told(self.recipe(), self.stepping, longest)
         found: Telling = self.made[key]
+        if self.apart and found.size > MOST_STATE:
+            why = f"it may take {found.size:,} bytes, and a process of its own tells {MOST_STATE:,} at most"
+            return Telling(0, found.way, why)
         return found
 
     def _added(self) -> tuple[Kept, Kept]:
