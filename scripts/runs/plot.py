@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ LOGARITHMIC = ("quantile_error",)
 FLAT = ("count",)  # an answer, of analytics, that no version changes
 MOST = 3  # panels of metrics in PANELS, and as many of the user's own metrics
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito: safe for all eyes
+LETTERS = 72  # of a label, that a line as wide as a panel has room for
 FEW = 30  # a curve of fewer points than this shows each point
 
 
@@ -143,9 +145,21 @@ def _label(runs: list[Curves], own: list[str]) -> str:
     if len(runs) == 1 and not own:
         return runs[0].name
     sets = ", ".join(f"{key}={runs[0].config.settings.get(key)}" for key in own)
-    seeds = ", ".join(str(each.config.seed) for each in runs)
+    seeds = _numbers([each.config.seed for each in runs])
     luck = f" (mean of seeds {seeds})" if len(runs) > 1 else ""
     return f"{brief(runs[0].config.job)}{' ' + sets if sets else ''}{luck}"
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    """Seeds as words: the first and the last, if they follow one another."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def wrapped(label: str, panels: int) -> str:
+    """A label in lines that a picture of so many panels has room for."""
+    return textwrap.fill(label, LETTERS * panels)
 
 
 def _known(curves: Curves, metric: str) -> tuple[Floats, Floats]:
@@ -159,11 +173,13 @@ def figure(curves: Sequence[Curves]) -> Figure:
     timed = [replace(each, x=each.seconds) for each in curves if each.seconds is not None]
     curves = timed if len(timed) == len(curves) else [replace(each, seconds=None) for each in curves]
     grouped, names = groups(curves), panels(curves)
-    picture = figures()(figsize=(6.0 * max(len(names), 1), 3.9 + 0.22 * len(grouped)), layout="constrained")
-    axes = picture.subplots(1, max(len(names), 1), sharex=True, squeeze=False)[0]
+    many = max(len(names), 1)
+    lines = sum(wrapped(label, many).count("\n") + 1 for label, _ in grouped)
+    picture = figures()(figsize=(6.0 * many, 3.9 + 0.22 * lines), layout="constrained")
+    axes = picture.subplots(1, many, sharex=True, squeeze=False)[0]
     for ax, metric in zip(axes, names, strict=False):
         _panel(ax, grouped, metric)
-    told = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    told = {wrapped(label, many): line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     picture.legend(told.values(), told.keys(), loc="outside upper left", frameon=False, fontsize=9)
     return picture
 

@@ -13,7 +13,7 @@ import pytest
 from shoal.coordinator.reports import Progress
 from shoal.protocol.errors import UserError
 from shoal.runs.observers import Record
-from shoal.runs.plot import groups, mean_of, panels, plot, read
+from shoal.runs.plot import figure, groups, mean_of, panels, plot, read
 from shoal.runs.rundir import Config, RunDir
 
 
@@ -164,3 +164,18 @@ def test_runs_in_virtual_time_are_drawn_by_it_and_beside_another_run_by_rounds(t
         mixed = drawn(plot([*virtual, other], tmp_path / "mixed.svg"))
     assert ("virtual seconds" in timed, "round (version" in timed) == (True, False)
     assert ("virtual seconds" in mixed, "round (version" in mixed) == (False, True)
+
+
+def test_a_label_longer_than_the_picture_goes_on_in_the_next_line(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    many = {f"setting_{i}": 0.123456789 for i in range(9)}
+    long = [read(learning(tmp_path, f"l{s}", Config("digits", seed=s, settings=many))) for s in (0, 1, 2)]
+    short = [read(learning(tmp_path, "s", Config("digits", seed=5, settings=dict.fromkeys(many, 1.0))))]
+    assert groups([*long, *short])[0][0].endswith("(mean of seeds 0 to 2)")
+    picture = figure([*long, *short])
+    FigureCanvasAgg(picture).draw()
+    legend = picture.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= picture.bbox.x1
+    assert max(text.get_text().count("\n") for text in picture.legends[0].get_texts()) > 0
