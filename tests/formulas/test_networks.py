@@ -17,9 +17,10 @@ from shoal.nets.bodies import BLOCK, Body, convolution, precise
 from shoal.nets.continuous import Deterministic
 from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
+from shoal.nets.forward import tensors
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.pictures import chosen, described, picture
-from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged, tensors
+from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged
 from shoal.nets.q_policy import QNetworks
 from shoal.protocol.errors import UserError
 
