@@ -126,8 +126,8 @@ class Tally:
             metrics["return_age"] = self.steps - sum(self.told_at) / len(self.told_at)
         if self.replaced:
             metrics[REPLACED] = self.replaced
+        self.batch = Counter(self.lags)
         if self.lags:
-            self.batch = Counter(self.lags)
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
             if metrics["lag_max"] > 0:
                 ordered = sorted(self.lags)

@@ -41,7 +41,13 @@ def employ(facts: Facts) -> Iterator[Effect]:
 
 def waiting(facts: Facts) -> bool:
     """Return whether a task that came back is an evaluation that an evaluator can begin."""
-    return bool(facts.roster.evaluations()) and any(not one.task.counts for one in facts.ledger.returned)
+    return bool(facts.roster.evaluations()) and any(_beside(facts, one) for one in facts.ledger.returned)
+
+
+def _beside(facts: Facts, one: Pending) -> bool:
+    """Return whether the task is for evaluators, if there are any: it is an evaluation. One that failed is for actors that
+    train, as long as one is here: what an evaluator lacks, it lacks at every attempt."""
+    return not one.task.counts and not (one.faults and len(facts.roster))
 
 
 def _next(facts: Facts) -> Pending | None:
@@ -52,7 +58,7 @@ def _next(facts: Facts) -> Pending | None:
         return returned.popleft()
     if not (returned and facts.roster.evaluators and waiting(facts)):
         return None
-    one = next(one for one in returned if not one.task.counts)
+    one = next(one for one in returned if _beside(facts, one))
     returned.remove(one)
     return one
 
@@ -98,7 +104,7 @@ def _gathered(facts: Facts) -> bool:
 def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
     task = one.task
     sticky = facts.bounds.sticky and task.counts and task.clients
-    actor = facts.roster.home(task.clients[0]) if sticky else _for(facts, task)
+    actor = facts.roster.home(task.clients[0]) if sticky else _for(facts, one)
     if actor is None:
         facts.ledger.returned.append(one)
         return
@@ -117,18 +123,19 @@ def _rests(facts: Facts, actor: Actor) -> bool:
     return not actor.idles and all(facts.ledger.leases[name].folding for name in actor.tasks)
 
 
-def _for(facts: Facts, task: Task) -> Actor | None:
-    """Return the evaluator that is to do the task if it is an evaluation and there is one; else the actor with room that the
+def _for(facts: Facts, one: Pending) -> Actor | None:
+    """Return the evaluator that is to do the task if it is for evaluators and there is one; else the actor with room that the
     plan named, if there is one with room of that number; else the next with room."""
-    if not task.counts and facts.roster.evaluators and (evaluator := facts.roster.evaluator()):
+    task = one.task
+    if facts.roster.evaluators and _beside(facts, one) and (evaluator := facts.roster.evaluator()):
         return evaluator
-    named = (one for one in facts.roster.with_room() if one.number == task.where) if task.where >= 0 else iter(())
+    named = (actor for actor in facts.roster.with_room() if actor.number == task.where) if task.where >= 0 else iter(())
     return next(named, None) or next(facts.roster.with_room(), None)
 
 
 def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
     task = one.task
-    clients = task.clients or (actor.number,)  # a task without clients is for the actor's own environments
+    clients = task.clients or (max(0, actor.number),)  # none: the actor's own environments; an evaluator's number is -1
     attempt = facts.epoch * TRIES + one.given + 1
     lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone, task.version <= actor.held)
     facts.ledger.leases[lease.name] = lease

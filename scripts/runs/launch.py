@@ -406,7 +406,9 @@ def check_evaluators(job: Job, config: Config, bind: str) -> None:
     if config.evaluators and job.virtual:
         raise UserError(f"{asked}: a run in virtual time has no actors beside this process; evaluators=0")
     if config.evaluators and not (config.actors or bind):
-        raise UserError(f"{asked} and actors=0: the plain loop evaluates in this process; actors=1, or evaluators=0")
+        raise UserError(
+            f"{asked} and actors=0: the plain loop evaluates in this process; actors=1, or --evaluators 0 (evaluators=0)"
+        )
     if config.evaluators and not evaluate_every(job.plan(AFRESH)):
         how = "eval_every=50, say" if hasattr(job.problem, "spaces") else "eval_every=10 and eval_cohort=5, say"
         raise UserError(f"{asked}: this run gives actors no evaluations; {how}, or evaluators=0")

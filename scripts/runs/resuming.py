@@ -21,7 +21,7 @@ from shoal.runs.rundir import Config, RunDir
 
 def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], **given: int | None) -> tuple[Config, Job]:
     """The config and job that the run goes on with. A later end is written into the run's config.toml. given: actors,
-    evaluators; None is what the run was begun with. Raises UserError."""
+    evaluators; None is what the run was begun with. Raises UserError, also for a number that is none."""
     config = run.config()
     if changes:
         job = _later(job, changes)
@@ -29,7 +29,9 @@ def resumed(run: RunDir, job: Job, changes: Mapping[str, Any], **given: int | No
             run.extend(replace(config, settings=job.plain(), groups=job.groups()))
         config = run.config()
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(config, **chosen), job
+    config = replace(config, **chosen)
+    config.check("shoal resume")
+    return config, job
 
 
 def is_done(run: RunDir, job: Job) -> bool:

@@ -18,7 +18,7 @@ from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.plans.worded import Worded
 from shoal.coordinator.deciding.roll import roll
-from shoal.protocol.messages import PROTOCOL, Assign, Bye, Envelope, Have, Hello, Refused, Welcome
+from shoal.protocol.messages import PROTOCOL, Assign, Bye, Envelope, Failed, Have, Hello, Refused, Welcome
 from shoal.protocol.work import Task
 
 
@@ -95,6 +95,45 @@ def test_the_evaluation_of_an_evaluator_that_left_goes_to_the_other_evaluator() 
     other = "f" if first == "e" else "e"
     [name] = run.tasks[first]
     assert names(run.hear(first, Bye("told to stop")).said(other, Assign)) == [name]  # a is busy, and need not be asked
+
+
+def test_an_evaluation_that_fails_at_an_evaluator_goes_to_who_trains() -> None:
+    run = turn(evaluator(streaming(), "e").join("a")).contribute("a").step()
+    [(evaluation, assign)] = run.tasks["e"].items()
+    run.tasks["e"].clear()
+    run.hear("e", Failed(evaluation, assign.attempt, 0, "training", "FileNotFoundError: no data here", ""))
+    assert (run.said("e", Assign), kinds(run, "a")) == ([], ["train"])  # it waits for a, which is busy
+    assert evaluation in run.contribute("a").tasks["a"]
+    assert run.contribute("a").verdicts("a") == ["accepted"]
+
+
+def test_an_evaluation_that_failed_goes_to_an_evaluator_if_nobody_trains() -> None:
+    run = turn(evaluator(streaming(), "e").join("a")).contribute("a").step()
+    [(evaluation, assign)] = run.tasks["e"].items()
+    run.event(Lost(b"a", "ended", dead=True)).tasks["e"].clear()
+    run.hear("e", Failed(evaluation, assign.attempt, 0, "training", "ValueError: no", ""))
+    assert names(run.said("e", Assign)) == [evaluation]
+
+
+class Bare:
+    """A plan of a user's own, whose evaluations name no client."""
+
+    def assign(self, seats: Seats, news: Sequence[Outcome], version: int, now: float) -> Sequence[Task]:
+        return [Task(version, 7, (), "evaluate", counts=False)] if seats.evaluations else []
+
+    def admits(self, made_from: int, version: int) -> bool:
+        return True
+
+    def enough(self, folded: int, outstanding: int, version: int, now: float) -> bool:
+        return False
+
+    def wakes(self, version: int, now: float) -> float:
+        return float("inf")
+
+
+def test_an_evaluation_without_clients_is_of_client_0_at_an_evaluator() -> None:
+    run = evaluator(Run(Bare()), "e").join("a")
+    assert [assign.clients for assign in run.tasks["e"].values()] == [(0,)]
 
 
 def test_an_evaluation_that_waits_for_an_evaluator_is_the_next_evaluators() -> None:

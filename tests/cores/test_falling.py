@@ -126,3 +126,12 @@ def test_the_lags_of_a_version_are_told_as_quantiles_unless_all_are_0() -> None:
     assert told["lag_p90"] == pytest.approx(6.2)
     tally.train(message, 0)
     assert "lag_p50" not in tally.flush()
+
+
+def test_the_lags_of_a_step_are_not_told_again_after_a_step_without_any() -> None:
+    tally = Tally()
+    tally.train(Contribute((0, 1), 1, 0, 1.0, "layout", False, {}, {}, 0.0, 1.0), 3)
+    tally.flush()
+    assert tally.batch == {3: 1}
+    tally.flush()
+    assert tally.batch == {}

@@ -77,7 +77,12 @@ def test_clients_of_a_federated_job_are_evaluated_by_evaluators() -> None:
             1,
             "evaluators=1: this run gives actors no evaluations; eval_every=10 and eval_cohort=5, say, or evaluators=0",
         ),
-        ("cartpole", {"eval_every": 5}, 0, "evaluators=1 and actors=0: the plain loop evaluates in this process; actors=1, or"),
+        (
+            "cartpole",
+            {"eval_every": 5},
+            0,
+            "the plain loop evaluates in this process; actors=1, or --evaluators 0 (evaluators=0)",
+        ),
     ],
 )
 def test_evaluators_without_work_are_refused_before_a_run_has_a_folder(
@@ -87,3 +92,10 @@ def test_evaluators_without_work_are_refused_before_a_run_has_a_folder(
         shoal.run(job, settings=settings, actors=actors, evaluators=1, show=False)
     assert line in str(wrong.value)
     assert list(tmp_path.glob("runs/*")) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("evaluators", -1), ("evaluators", "1"), ("actors", -2)])
+def test_a_resume_refuses_a_number_of_processes_that_is_none(name: str, value: Any) -> None:
+    run = shoal.run("digits", settings={"rounds": 1}, actors=0, show=False)
+    with pytest.raises(UserError, match=f"{name} = {value!r}; it must be a whole number from 0"):
+        run.resume(settings={"rounds": 2}, **{name: value})
