@@ -41,7 +41,8 @@ class Progress:
     waiting_for: one line per actor or task, with since when, if nothing has moved for 5 s; otherwise one line for each actor
     of which nothing comes, not even from its sockets.
     virtual: True if `seconds`, and the seconds of rates, are of virtual time. fallen: a line on the mean return if it is far
-    below its best now (coordinator/falling.py); else "".
+    below its best now (coordinator/falling.py); else "". played: the version whose weights the evaluations played that the last
+    row tells of; -1: it tells of none, or of several versions.
     """
 
     version: int
@@ -61,6 +62,7 @@ class Progress:
     virtual: bool = False
     fallen: str = ""
     lags: tuple[tuple[int, int], ...] = ()
+    played: int = -1
 
 
 class Observer(Protocol):

@@ -55,6 +55,8 @@ class Tally:
     lags: list[int] = field(default_factory=list)
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=LAGS))  # lags of the last contributions
     batch: Mapping[int, int] = field(default_factory=dict)  # lag -> contributions of the last step
+    playing: set[int] = field(default_factory=set)  # versions that were evaluated since the last step
+    played: int = -1  # the version that was evaluated in the last step; -1: none was, or several
     episodes: int = 0
     replaced: float = 0.0
     waited: float = 0.0
@@ -98,6 +100,7 @@ class Tally:
 
     def evaluate(self, message: Contribute) -> None:
         """Count an evaluation. Its episodes and examples do not count as training."""
+        self.playing.add(message.made_from)
         samples = {name: (math.fsum(values), float(len(values))) for name, values in message.samples.items()}
         add(self.evaluated, self._means_of(message))
         add(self.evaluated, samples)
@@ -127,6 +130,7 @@ class Tally:
         if self.replaced:
             metrics[REPLACED] = self.replaced
         self.batch = Counter(self.lags)
+        self.played, self.playing = self.playing.pop() if len(self.playing) == 1 else -1, set()
         if self.lags:
             metrics |= {"lag_min": min(self.lags), "lag_mean": sum(self.lags) / len(self.lags), "lag_max": max(self.lags)}
             if metrics["lag_max"] > 0:

@@ -93,7 +93,7 @@ class Telling:
 
     def evaluation(self, version: int, metrics: Metrics) -> None:
         """Tell the observer a central evaluation of weights `version`."""
-        self.evaluated = version
+        self.evaluated = self.tally.played = version
         self.stepped(version, metrics)
 
     def _diagnose(self) -> None:
@@ -159,6 +159,7 @@ class Telling:
             virtual=self.virtual,
             fallen=self._fallen(),
             lags=tuple(sorted(self.tally.batch.items())),
+            played=self.tally.played,
         )
 
     def _shares(self, seconds: float) -> Mapping[str, float]:

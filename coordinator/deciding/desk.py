@@ -138,6 +138,7 @@ def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
     clients = task.clients or (max(0, actor.number),)  # none: the actor's own environments; an evaluator's number is -1
     attempt = facts.epoch * TRIES + one.given + 1
     lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone, task.version <= actor.held)
+    lease.held = actor.held
     facts.ledger.leases[lease.name] = lease
     facts.roster.burden(actor, lease.name)
     if facts.bounds.briefs and not _knows(facts, actor, lease):

@@ -35,7 +35,8 @@ class Lease:
     done, and its arrays are on their way or wait for room here: nbytes in all, of which `left` are still to come. briefing:
     the learner makes the brief, and the actor has not heard of the task. brief: the brief made; until the task is done, nbytes
     and left are of the brief, on its way to the actor. promise: an earlier life gave the task and accepted its contribution,
-    but could not keep it. offered: the promised contribution, which its actor keeps until its version is there.
+    but could not keep it. offered: the promised contribution, which its actor keeps until its version is there. held: the
+    newest version that its actor had when it got the task.
     """
 
     task: Task
@@ -56,6 +57,7 @@ class Lease:
     brief: Briefed | None = None
     promise: Promise | None = None
     offered: Contribute | None = None
+    held: int = -1
     given_at: float = field(init=False)
     name: TaskName = field(init=False)
     counts: bool = field(init=False)
@@ -130,6 +132,10 @@ class Ledger:
         and less `but`."""
         later = sum(many for onto, many in self.promised.items() if onto > version) if self.promised else 0
         return len(self.leases) + len(self.returned) + self.parked - later - but
+
+    def evaluating(self) -> list[int]:
+        """Return, for each evaluation that is out, the oldest version that its actor may play."""
+        return [max(lease.task.version, lease.held) for lease in self.leases.values() if not lease.counts]
 
     def promise(self, promise: Promise, now: float) -> None:
         """Add a lease for a promise: an earlier life accepted the contribution, and its actor may offer it again."""

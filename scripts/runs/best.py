@@ -6,7 +6,7 @@ their own, `best/`, that a worse version never replaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shoal.coordinator.keeping.disk import DiskTrouble
@@ -20,6 +20,8 @@ from shoal.protocol.work import Metrics
 
 FOLDER = "best"
 EVERY = 5.0  # seconds between two files, at least: a run in its best time improves at every version
+MOST = 256 << 20  # bytes of weights that are held for evaluations that are out
+FEWEST = 4  # versions that are held even if they are larger than that
 FRESH, TRAINING = "eval/return_mean", "return_mean"
 
 Newest = Callable[[], tuple[int, Bundle]]
@@ -58,50 +60,63 @@ class Target:
 class Best:
     """An observer that keeps the weights of the best version in the folder `best` of a run, if keep_best is set.
 
-    An evaluation tells of the version whose turn it was: exactly in rounds, while in a stream the actor that played may have
-    held weights that were up to max_lag versions older. newest: gives the learner's version and weights; set when there is a
-    learner.
+    An evaluation speaks of the version that played (`Progress.played`). It may come many versions later, so the weights of
+    every version that one may speak of are held until then, if MOST bytes are enough for them. An evaluation of a version
+    whose weights are not held any more counts for nothing; so do evaluations of several versions that come in one row.
     """
 
     def __init__(self, job: Job, folder: Path, clock: Callable[[], float]) -> None:
         self.on: bool = getattr(job.method, "keep_best", False)
-        self.every: int = getattr(job.method, "eval_every", 0)
+        self.reach: int = getattr(job.method, "max_lag", 1)  # versions that a task given now may lie behind the newest
         self.metric, self.folder, self.clock = measure(job), folder / FOLDER, clock
         self.newest: Newest | None = None
+        self.evaluating: Callable[[], Sequence[int]] = tuple
         before = newest(self.folder, lambda text: None) if self.on else None
         self.value = before.counters.get(self.metric) if before else None
         self.waits: Snapshot | None = None
         self.store: Store | None = None
         self.due = 0.0
-        self.repeats: bool = getattr(job.method, "repeats", True)
-        self.held: tuple[int, Bundle] | None = None  # of the version whose evaluation comes next
-        self.asked, self.awaited = 0, False  # on a stream: the version at which that evaluation was given; it has not come
-        self.last = -1
+        self.held: dict[int, Bundle] = {}  # version -> its weights, versions rising
+        self._oldest = 0  # version that had to be held when the last row was told
+
+    def follow(self, newest: Newest, evaluating: Callable[[], Sequence[int]]) -> None:
+        """Follow a learner from the version that it begins with. newest: gives its version and weights. evaluating: gives the
+        oldest version that may play, for each evaluation that is out."""
+        self.newest, self.evaluating = newest, evaluating
+        self._hold(*newest())
 
     def stepped(self, version: int, metrics: Metrics, progress: Progress) -> None:
         if not self.on or self.newest is None:
             return
-        now = self.newest()
+        its, weights = self.newest()
+        self._hold(its, weights)
         found = value_of(self.metric, metrics)
         if found is not None and (self.value is None or found > self.value):
-            its, weights = now if self.metric == TRAINING or version == self.last or self.held is None else self.held
-            self.value, self.waits = found, Snapshot(its, weights, {}, {self.metric: found})
-        if self.every and self._turn(version, found is not None):
-            self.held = now
-        self.last = version
+            its = its if self.metric == TRAINING else progress.played
+            if its in self.held:
+                self.value, self.waits = found, Snapshot(its, self.held[its], {}, {self.metric: found})
+        self._drop()
         if self.waits and self.clock() >= self.due:
             self.write()
 
-    def _turn(self, version: int, came: bool) -> bool:
-        """Return whether the weights of `version` are evaluated next: in rounds those of a version that eval_every divides. On
-        a stream those that are newest eval_every versions after the last evaluation was given, and not before it has come."""
-        if self.repeats:
-            return self.held is None or version // self.every > self.held[0] // self.every
-        self.awaited = self.awaited and not came
-        if self.awaited or version < self.asked + self.every:
-            return False
-        self.asked, self.awaited = version, True
-        return True
+    def _hold(self, version: int, weights: Bundle) -> None:
+        if self.on:
+            self.held[version] = weights
+
+    def _drop(self) -> None:
+        """Drop the versions that no evaluation plays any more. An evaluation that came since the last row is out no more, so
+        what had to be held then is held still. If the rest is too large, drop from its middle: an evaluation that is out plays
+        one of the oldest, and the next one will play one of the newest."""
+        newest = next(reversed(self.held))
+        if self.metric == TRAINING:
+            oldest = newest
+        else:
+            now = min([*self.evaluating(), newest - self.reach])
+            oldest, self._oldest = min(now, self._oldest), now
+        for version in [one for one in self.held if one < oldest]:
+            del self.held[version]
+        while len(self.held) > FEWEST and len(self.held) * self.held[newest].data.nbytes > MOST:
+            del self.held[list(self.held)[len(self.held) // 2]]
 
     def write(self) -> None:
         """Write the best weights, if they are not written yet. If the disk has no room, they wait for the next time."""

@@ -245,7 +245,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             observer.report,
         )
         stack.callback(learner.finish)
-        best.newest = lambda: learner.newest
+        best.follow(lambda: learner.newest, core.facts.ledger.evaluating)
         shared = shared_of(config, options, layout, observer)
         if shared:
             stack.callback(shared.close)

@@ -97,6 +97,16 @@ def test_the_evaluation_of_an_evaluator_that_left_goes_to_the_other_evaluator() 
     assert names(run.hear(first, Bye("told to stop")).said(other, Assign)) == [name]  # a is busy, and need not be asked
 
 
+def test_the_ledger_tells_the_oldest_version_that_an_evaluation_may_play() -> None:
+    run = turn(evaluator(streaming(), "e").join("a"))
+    run.arrive("e")
+    held = run.contribute("a").core.facts.roster.actors[run.sessions["e"]].held
+    run.step().arrive("e")
+    assert (held, run.core.facts.roster.actors[run.sessions["e"]].held) == (1, 2)
+    assert run.core.facts.ledger.evaluating() == [1]
+    assert run.contribute("e").core.facts.ledger.evaluating() == []
+
+
 def test_an_evaluation_that_fails_at_an_evaluator_goes_to_who_trains() -> None:
     run = turn(evaluator(streaming(), "e").join("a")).contribute("a").step()
     [(evaluation, assign)] = run.tasks["e"].items()

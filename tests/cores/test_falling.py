@@ -135,3 +135,13 @@ def test_the_lags_of_a_step_are_not_told_again_after_a_step_without_any() -> Non
     assert tally.batch == {3: 1}
     tally.flush()
     assert tally.batch == {}
+
+
+def test_a_row_tells_the_version_that_its_evaluations_played_if_it_is_one() -> None:
+    tally, found = Tally(), []
+    for played in ([4, 4], [], [5, 6], [7]):
+        for version in played:
+            tally.evaluate(Contribute((0, 1), 1, version, 1.0, "", False, {}, {}, 0.0, 1.0))
+        tally.flush()
+        found.append(tally.played)
+    assert found == [4, -1, -1, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ class Told:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.now, self.version = 0.0, 0
+        self.out: list[int] = []  # for each evaluation that is out, the oldest version that may play
         self.best = Best(job(keep_best=True, **settings), folder, lambda: self.now)
-        self.best.newest = lambda: (self.version, Bundle.pack({"w": np.array([self.version], np.float32)}))
+        self.best.follow(lambda: (self.version, Bundle.pack({"w": np.array([self.version], np.float32)})), lambda: self.out)
 
-    def row(self, version: int, **metrics: float) -> Told:
+    def row(self, version: int, played: int = -1, **metrics: float) -> Told:
         self.version = version
-        self.best.stepped(version, {name.replace("eval_", "eval/"): value for name, value in metrics.items()}, NOW)
+        self.best.stepped(
+            version, {name.replace("eval_", "eval/"): value for name, value in metrics.items()}, replace(NOW, played=played)
+        )
         return self
 
     def kept(self) -> tuple[int, float] | None:
@@ -61,19 +65,52 @@ def test_the_best_of_training_is_kept_and_no_worse_one_replaces_it(tmp_path: Pat
 
 def test_an_evaluation_speaks_of_the_weights_that_played(tmp_path: Path) -> None:
     told = Told(tmp_path, eval_every=2, eval_episodes=3)
-    told.row(1, return_mean=500.0, episodes=900).row(2).row(3, eval_return_mean=4.0).row(4).row(5, eval_return_mean=3.0)
-    assert told.kept() == (2, 2.0)
-    assert told.row(6).row(6, eval_return_mean=9.0).kept() == (6, 6.0)  # the episodes at the end of the run
-
-
-def test_on_a_stream_an_evaluation_that_takes_long_speaks_of_the_weights_that_were_newest_when_it_was_given(
-    tmp_path: Path,
-) -> None:
-    told = Told(tmp_path, eval_every=2, eval_episodes=3, overlap=True)
-    told.row(1).row(2).row(3).row(4).row(5).row(6, eval_return_mean=4.0)
+    told.row(1, played=0, eval_return_mean=2.0)
+    assert told.kept() == (0, 0.0)
+    told.now += EVERY
+    told.row(2).row(3, played=2, eval_return_mean=4.0).row(4).row(5, played=4, eval_return_mean=3.0)
     assert told.kept() == (2, 2.0)
     told.now += EVERY
-    assert told.row(7).row(8).row(9, eval_return_mean=5.0).kept() == (6, 6.0)  # due since version 4, and given then
+    assert told.row(6).row(6, played=6, eval_return_mean=9.0).kept() == (6, 6.0)  # the episodes at the end of the run
+
+
+def test_on_a_stream_evaluations_that_take_long_speak_of_the_weights_that_played(tmp_path: Path) -> None:
+    told = Told(tmp_path, eval_every=50, eval_episodes=3, overlap=True)
+    told.out = [50]
+    for version in range(1, 100):
+        told.row(version)
+    told.out = [50, 100]  # the next one is given while the first has not come
+    for version in range(100, 120):
+        told.row(version)
+    told.row(120, played=51, eval_return_mean=4.0)
+    assert told.kept() == (51, 51.0)
+    told.out, told.now = [], EVERY
+    told.row(121, played=100, eval_return_mean=5.0)
+    assert told.kept() == (100, 100.0)
+
+
+def test_an_evaluation_that_never_comes_is_credited_to_nobody(tmp_path: Path) -> None:
+    told = Told(tmp_path, eval_every=2, eval_episodes=3, overlap=True)
+    told.out = [2]
+    told.row(2).row(3)
+    told.out = []  # it was set aside
+    told.row(4).row(5).row(6, played=5, eval_return_mean=1.0)
+    assert told.kept() == (5, 5.0)
+    told.now += EVERY
+    assert told.row(7, played=2, eval_return_mean=8.0).row(8, eval_return_mean=9.0).kept() == (5, 5.0)  # or by several versions
+    assert told.best.value == 1.0
+
+
+def test_weights_that_are_held_for_evaluations_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(tmp_path, eval_every=2, eval_episodes=3, overlap=True)
+    monkeypatch.setattr("shoal.runs.best.MOST", 10 * told.best.held[0].data.nbytes)
+    told.out = [3]
+    for version in range(1, 200):
+        told.row(version)
+    assert [len(told.best.held), min(told.best.held), max(told.best.held)] == [10, 3, 199]
+    assert {3, 4, 198} <= told.best.held.keys()
+    told.out = []
+    assert sorted(told.row(200).row(201).best.held) == [199, 200, 201]
 
 
 def test_a_file_is_written_at_most_every_so_often(tmp_path: Path) -> None:
