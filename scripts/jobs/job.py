@@ -24,6 +24,7 @@ from shoal.jobs.methods.attending import paced
 from shoal.jobs.methods.local import LocalTraining
 from shoal.jobs.methods.method import Method, Start, fault
 from shoal.jobs.parts import Bearing, Checks, Keeping
+from shoal.jobs.presets import STACKED
 from shoal.jobs.problems import Evaluate as Evaluate
 from shoal.jobs.problems import Problem
 from shoal.jobs.settings import (
@@ -123,7 +124,7 @@ class Job:
         changes, given = self._with_arguments(changes), self.given
         if given is not None:
             given |= changes.keys()
-        job = replace(self, seed=self.seed if seed is None else seed)
+        job = replace(self._unstacked(), seed=self.seed if seed is None else seed)
         for word in ("method", *OTHER_WORDS):
             if word in changes and word not in self.options():
                 method = changes.pop(word)
@@ -133,6 +134,12 @@ class Job:
         ours = (self.preset.settings.keys() - given) if self.preset and given is not None else frozenset[str]()
         changed = job._changed({**job._idle(ours, changes), **changes})
         return replace(changed._with_preset(self.preset, given), given=given)
+
+    def _unstacked(self) -> Job:
+        """The job without those settings of its preset that other settings take out of the row (STACKED)."""
+        row = self.preset.settings if self.preset else {}
+        ours = row.keys() & STACKED.keys() - (self.given or frozenset())
+        return self._changed({name: self.options()[name].default for name in ours}) if ours else self
 
     def _idle(self, names: Iterable[str], changes: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults of those settings `names` that have no effect in this job with these changes."""

@@ -105,6 +105,33 @@ def test_another_method_brings_its_own_row_and_leaves_none_of_the_others() -> No
     assert there.configured({"method": "impala"}).configured({"method": "ppo"}).plain() == there.plain()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "ppo", "norm_reward": True}, {"method": "r2d2"}, {"method": "es"}, {"env.stack_num": "4"}, {"vector": "sync"}],
+    ids=str,
+)
+def test_a_preset_stacks_no_frames_where_what_somebody_chose_refuses_it(changes: dict[str, Any]) -> None:
+    there = find("gymnasium:ALE/Pong-v5")
+    assert there.plain()["frame_stack"] == 4
+    chosen = there.configured(changes)
+    assert chosen.plain()["frame_stack"] == 1
+    assert chosen.plain() == Reinforcement("ALE/Pong-v5", **{"method": "ppo", **changes}).plain()
+    if row := found("ALE/Pong-v5", chosen.method.name):  # all else in the row stays
+        rest = row.without(["frame_stack"]).settings
+        assert {name: chosen.plain()[name] for name in rest} == rest
+
+
+def test_a_preset_stacks_frames_again_where_nothing_refuses_it_any_more() -> None:
+    scaled = find("gymnasium:ALE/Pong-v5").configured({"norm_reward": True})
+    assert scaled.configured({"norm_reward": False}).plain()["frame_stack"] == 4
+    assert scaled.configured({"method": "dqn"}).plain()["frame_stack"] == 4
+
+
+def test_frames_that_somebody_stacks_are_refused_together_with_scaled_rewards() -> None:
+    with pytest.raises(UserError, match=r"^frame_stack=4: norm_obs and norm_reward scale single observations"):
+        find("gymnasium:ALE/Pong-v5").configured({"frame_stack": 4, "norm_reward": True})
+
+
 def test_none_leaves_the_defaults() -> None:
     plain = Reinforcement("CartPole-v1", method="ppo").configured({"preset": "none"})
     for name, allowed in ranges(PPO).items():

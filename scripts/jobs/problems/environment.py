@@ -182,7 +182,7 @@ class Environment(Problem):
     def published(self, method: str) -> Preset | None:
         row = preset_of(self.env, method) if self.preset == "auto" else None
         one_by_one = is_atari(self.env) and self.vector != "sync" and "stack_num" not in self.env_kwargs
-        if row is None or (one_by_one and self.policy is None):
+        if row is None or (one_by_one and self.policy is None and not isinstance(self.learns, Normalised)):
             return row
         rest = row.without(STACKED)
         return rest if rest.settings else None
