@@ -44,7 +44,7 @@ class Picture:
 
 def picture(part: Part) -> Picture | None:
     """The picture in a part of an observation; None if it is none. Channels are the smaller of the first and the last axis (the
-    last if they are equal); of four axes, the first is a stack of frames, and the other three are a picture."""
+    last if they are equal). Axes before the last three are stacks of frames: of four axes the first, of five the first two."""
     if not isinstance(part, Observations) or part.dtype != "u1":
         return None
     match part.shape:
@@ -58,6 +58,10 @@ def picture(part: Part) -> Picture | None:
             return Picture(stack * channels, height, width, (0, 1, 2, 3))
         case (stack, height, width, channels):
             return Picture(stack * channels, height, width, (0, 3, 1, 2))
+        case (frames, *shape) if len(shape) == 4:
+            each = picture(Observations(tuple(shape), part.dtype))
+            assert each is not None  # by one of the two cases above
+            return Picture(frames * each.channels, each.height, each.width, (0, *(1 + axis for axis in each.order)))
     return None
 
 

@@ -35,6 +35,9 @@ SHAPES: dict[tuple[int, ...], tuple[str, str]] = {
     (84, 84, 4): ("84x84x4", "nature"),
     (210, 160, 3): ("210x160x3", "nature"),
     (4, 84, 84, 3): ("84x84x12", "nature"),
+    (4, 1, 84, 84): ("84x84x4", "nature"),
+    (4, 1, 84, 84, 3): ("84x84x12", "nature"),  # the stacks of frame_stack, of a game in colour
+    (4, 2, 3, 40, 48): ("40x48x24", "nature"),
     (36, 36, 3): ("36x36x3", "nature"),
     (35, 64, 3): ("35x64x3", "small"),
     (7, 7, 3): ("7x7x3", "small"),
@@ -65,6 +68,13 @@ def test_a_network_for_pictures_is_a_policy_that_actors_play(network: str, shape
     assert isinstance(flat, torch.Tensor)
     np.testing.assert_array_equal(numbers[:, : flat.shape[1]], flat.detach())
     assert value.shape == (3,)
+
+
+def test_stacks_of_stacks_are_read_as_one_stack() -> None:
+    seen = torch.randint(0, 256, (5, 6, 40, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    shapes = ((6, 40, 48, 3), (6, 1, 40, 48, 3), (3, 2, 40, 48, 3))
+    told = [built_in(Spaces(pixels(*shape), Discrete(2)), seed=5)(seen.reshape(5, *shape)) for shape in shapes]
+    assert [torch.equal(one, first) for others in told[1:] for one, first in zip(others, told[0], strict=True)] == [True] * 4
 
 
 def test_a_picture_is_read_alike_whether_its_channels_come_first_or_last() -> None:

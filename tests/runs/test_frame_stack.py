@@ -196,19 +196,24 @@ def test_the_frames_of_atari_are_stacked_as_its_vector_environment_stacks_them(m
     single.close()
 
 
+@pytest.mark.parametrize("grayscale", [True, False])
 def test_a_run_of_atari_has_the_weights_of_one_whose_frames_its_vector_environment_stacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grayscale: bool
 ) -> None:
     pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
     monkeypatch.chdir(tmp_path)
     few = {**FEW, "num_envs": 2, "total_timesteps": 56, "eval_episodes": 1, "time_limit": 10, "num_minibatches": 2}
+    few["env_kwargs"] = {"grayscale": grayscale}
     runs = [
         shoal.run(Reinforcement("ALE/Breakout-v5", method="ppo", **few, **given), actors=0, show=False)
         for given in ({"frame_stack": 1}, {"frame_stack": 4})
     ]
     assert all(np.array_equal(runs[0].weights[name], runs[1].weights[name]) for name in runs[0].weights)
+    about = [run.job.problem.about(run.job.method, 0)[-1] for run in runs]  # type: ignore[attr-defined]
+    assert about == [f"policy: Nature CNN (Mnih et al. 2015) for pictures of 84x84x{4 if grayscale else 12}"] * 2
     conditions = [run.job.problem.conditions()[0].partition("84x84 ")[2] for run in runs]
-    assert [each.partition(";")[0] for each in conditions] == ["grey, stack_num=4", "grey, stack_num=1, frame_stack=4"]
+    colour = "grey" if grayscale else "RGB"
+    assert [each.partition(";")[0] for each in conditions] == [f"{colour}, stack_num={n}" for n in ("4", "1, frame_stack=4")]
 
 
 @pytest.mark.parametrize(
