@@ -88,7 +88,7 @@ def jobs(asked: argparse.Namespace) -> int:
             from shoal.jobs.settings import shown
 
             chosen = " ".join(f"{name}={shown(job.plain()[name])}" for name in job.preset.settings)
-            print(f"\nFrom a published table ({job.preset.source}), unless you set them: {chosen}")
+            print(f"\nFrom the preset ({job.preset.source}), unless you set them: {chosen}")
         return 0
     for name, make in BUILT_IN.items():
         print(f"{name:<16}{make.__doc__}")

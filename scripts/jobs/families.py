@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from shoal.jobs.presets import EVERY_ID, PRESETS
+from shoal.jobs.presets import EVERY_ID, PRESETS, STACKED
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "CartPole": ("CartPole-v1",),
@@ -21,12 +21,14 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "MiniGrid": ("MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToObj-v0"),
 }
 """Name of a family -> ids of it, of which `shoal jobs` shows the first. Each row of PRESETS is for one of these ids."""
-HEAD = "Families with a preset, settings of a published table for a method; shoal jobs gymnasium:ID method=NAME lists them:"
+HEAD = "Families with a preset for a method, published or tuned here; shoal jobs gymnasium:ID method=NAME lists its settings:"
 
 
 def methods_of(ids: tuple[str, ...]) -> list[str]:
-    """The methods that have a preset for one of these ids, in the order of PRESETS; a preset for any id is left out."""
-    rows = [row for row in PRESETS if row.ids != EVERY_ID and any(row.fits(env, row.method) for env in ids)]
+    """The methods that have a preset for one of these ids, in the order of PRESETS. A preset for any id is left out, and one
+    that only says where frames are stacked."""
+    told = [row for row in PRESETS if row.ids != EVERY_ID and row.without(STACKED).settings]
+    rows = [row for row in told if any(row.fits(env, row.method) for env in ids)]
     return list(dict.fromkeys(row.method for row in rows))
 
 
