@@ -223,7 +223,9 @@ def parallel_of(env: str) -> Parallel:
     except UserError:
         raise
     except ImportError as missing:
-        fix = f"; pip install 'pettingzoo[{name.partition('.')[0]}]' brings what its games need"
+        theirs = (missing.name or "").partition(".")[0] != "pettingzoo"
+        fix = f"pip install 'pettingzoo[{name.partition('.')[0]}]' brings what its games need"
+        fix = f"; {fix if theirs else 'the pettingzoo that is installed has no game of this name and version'}"
         raise UserError(f"env={env}: {' '.join(str(missing).split())}{fix}") from missing
     except Exception as raised:
         raise UserError(f"env={env}: {type(raised).__name__}: {' '.join(str(raised).split())}"[:300]) from raised
