@@ -16,6 +16,7 @@ import numpy as np
 from shoal.envs.spaces import Array, Floats, Kept, Spaces
 from shoal.nets.acting import Acted, Around, Form, InParts, Network, Parted, Policy, State
 from shoal.nets.moments import Moments, kept
+from shoal.nets.pictures import deep
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Words
@@ -91,6 +92,8 @@ class Normalised:
         return self._with(self.inner.fitting(module, spaces), spaces)
 
     def policy(self, spaces: Spaces, form: Form, module: nn.Module | None) -> Policy:
+        if module is None and deep(spaces, form.pictures):
+            module = self.build(spaces, form, 0)  # a policy in torch reads all of the weights, with these statistics
         policy = self.inner.policy(spaces, form, module)
         if module is not None or not self.observation:
             return policy  # a module of the user's scales by itself

@@ -196,6 +196,12 @@ def test_the_frames_of_atari_are_stacked_as_its_vector_environment_stacks_them(m
     single.close()
 
 
+def test_a_policy_of_pictures_learns_from_scaled_rewards(tmp_path: Path) -> None:
+    job = Reinforcement(of("SameStep"), method="ppo", norm_reward=True, **FEW)
+    run = shoal.run(job, actors=0, folder=tmp_path / "run", show=False)
+    assert run.weights["normal.reward_count"] == run.summary["steps"]
+
+
 @pytest.mark.parametrize("grayscale", [True, False])
 def test_a_run_of_atari_has_the_weights_of_one_whose_frames_its_vector_environment_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grayscale: bool
