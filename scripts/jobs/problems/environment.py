@@ -158,7 +158,7 @@ class Environment(Problem):
     init: str = option("", "folder of a run, or file .safetensors, with the weights of version 0 (empty: drawn with the seed)")
     preset: str = option(
         "auto",
-        "settings that nobody gave: those of a published table for the environment's family (auto), or the defaults (none)",
+        "settings that nobody gave: those of the table of presets for the environment's family (auto), or the defaults (none)",
         choices=("auto", "none"),
     )
 
