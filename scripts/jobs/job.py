@@ -91,7 +91,8 @@ class Job:
             raise UserError(f"method {kind}: {self.method.name} is the name of a built-in method; give class {kind} another")
         if self.problem.kind not in self.method.problems:
             raise UserError(f"method={self.method.name}: allowed is one of {', '.join(self.fitting())}, for this job's problem")
-        object.__setattr__(self, "problem", self.problem.suited(self.method))
+        posed = reduce(lambda problem, wrap: wrap.posed(problem), self.around, self.problem.suited(self.method))
+        object.__setattr__(self, "problem", posed)
         stands = {"method": "job"}
         for group, part in self._parts():
             checked(part)

@@ -20,6 +20,7 @@ from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.around.quantile import Clipped
 from shoal.envs.agents import Parallel
 from shoal.jobs.methods.method import Start
+from shoal.jobs.problems import Environment
 from shoal.jobs.settings import option, ranges
 from shoal.protocol.compress import CODECS, Codec, Coding, Packed, codec_of
 from shoal.protocol.errors import UserError, signed, takes
@@ -49,6 +50,10 @@ class Wrap:
 
     def suits(self, method: Method, problem: Problem) -> None:
         """Raises UserError, one line, if the wrap cannot work with the job's method or problem."""
+
+    def posed(self, problem: Problem) -> Problem:
+        """The job's problem as the wrap poses it. It is asked again of the result, also after the wrap's settings change."""
+        return problem
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         return inner
@@ -218,6 +223,9 @@ class Opponents(Wrap):
             raise UserError(f"opponents={self.opponents}: both sides play by one policy; leave out policies='separate'")
         if isinstance(env, Parallel) and self.opponents and (agents := len(env.agents)) != SIDES:
             raise UserError(f"opponents={self.opponents}: {env.__name__} has {agents} agents; self-play is for games of two")
+
+    def posed(self, problem: Problem) -> Problem:
+        return replace(problem, sides=SIDES if self.opponents else None) if isinstance(problem, Environment) else problem
 
     def aggregator(self, inner: Aggregator, start: Start) -> Aggregator:
         if not self.opponents:

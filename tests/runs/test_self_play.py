@@ -11,6 +11,7 @@ import pytest
 
 import shoal
 from shoal import Reinforcement
+from shoal.actors.workers import lives
 from shoal.aggregators.around.selfplay import FIRST, K, SelfPlay, elo
 from shoal.envs.agents import Parallel
 from shoal.jobs.job import Job
@@ -112,6 +113,30 @@ def test_pool_and_ratings_survive_a_restart() -> None:
     assert again.pool[4]["w"].tolist() == [4]
     assert again.brief(Task(7, 1, (0,)))["w"].tolist() == pool.brief(Task(7, 1, (0,)))["w"].tolist()
     assert elo(pool.state())[0][1] == max(pool.ratings.values())
+
+
+class Wide(Race):
+    """A race of which an agent sees 100 numbers."""
+
+    def observation_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Box(-4, 4, (100,), np.float32)
+
+    def _seen(self) -> dict[str, Any]:
+        return {name: np.pad(seen, (0, 98)) for name, seen in super()._seen().items()}
+
+
+@pytest.mark.parametrize("opponents", [0, 3])
+def test_a_life_has_room_for_both_sides_of_its_games(opponents: int) -> None:
+    settings = {"num_envs": 64, "rollout_length": 3, "memory": "lstm", "memory_size": 32, "opponents": opponents}
+    duel = Reinforcement(Parallel(Wide), method="ppo", **settings)
+    assert (duel.problem.sides, duel.configured({"opponents": 0}).problem.sides) == (2 if opponents else None, None)
+    assert "sides" not in duel.options()
+    worker = duel.worker()
+    bundle = worker.run(duel.problem.first(1)[0], 0, Task(0, 0, (0,))).bundle
+    worker.close()
+    assert bundle is not None
+    size = duel.problem.life(64)
+    assert lives.heard(Bundle(lives.layout(size), bundle["life"])).packed
 
 
 SOME: dict[str, Any] = {"num_envs": 16, "rollout_length": 16, "lr": 0.01, "clients": 2, "opponents": 3, "opponent_every": 3}

@@ -61,13 +61,15 @@ class Environment(Problem):
 
     env: a gymnasium id, () -> Env, or num_envs -> VectorEnv. policy: (spaces) -> nn.Module of the method's kind of network. For
     an actor-critic, forward(observation) -> (logits | (mean, log_std), value). None: the built-in network of that kind.
-    learns: the method's kind of network. learned_by: the method's name.
+    learns: the method's kind of network. learned_by: the method's name. sides: rows of environments
+    that are played for each row that is learned from: 2 in self-play; None: 1.
     """
 
     kind: ClassVar[str] = "environment"
 
     learns: Network = field(default=ACTOR_CRITIC, kw_only=True, repr=False)
     learned_by: str | None = field(default=None, kw_only=True, repr=False)
+    sides: int | None = field(default=None, kw_only=True, repr=False)
 
     env: str | Callable[..., Any]
     policy: Callable[[Spaces], nn.Module] | None = None
@@ -337,7 +339,7 @@ class Environment(Problem):
     def life(self, num_envs: int) -> int:
         """Bytes that the life of num_envs environments takes at most (actors/workers/lives.py); 0 if it cannot be told."""
         each = self.told_whole.size
-        return room_for(each, self.spaces(), self._added()[1], num_envs) if each else 0
+        return room_for(each, self.spaces(), self._added()[1], (self.sides or 1) * num_envs) if each else 0
 
     @property
     def told_whole(self) -> Telling:
