@@ -76,19 +76,19 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
         def __init__(self) -> None:
             self.names, self.num_envs = of.agents, num_envs
-            self.games = [of.make() for _ in range(-(-num_envs // len(self.names)))]
+            self.shoal_games = [of.make() for _ in range(-(-num_envs // len(self.names)))]
             self.single_observation_space, self.single_action_space = self._alike()
             self.observation_space = batch_space(self.single_observation_space, num_envs)
             self.action_space = batch_space(self.single_action_space, num_envs)
             self.spaces = spaces_of(self.single_observation_space, self.single_action_space)
             self.rng = np.random.default_rng(0)  # of agents without a row
-            rows = len(self.games) * len(self.names)
+            rows = len(self.shoal_games) * len(self.names)
             self.masks: list[Any] = [None] * rows  # of the agents' last infos
             self.seen = [_zeros(self.single_observation_space) for _ in range(rows)]
             self.alive = np.zeros(rows, dtype=bool)
 
         def _alike(self) -> tuple[Any, Any]:
-            game, (first, *others) = self.games[0], self.names
+            game, (first, *others) = self.shoal_games[0], self.names
             spaces = game.observation_space(first), game.action_space(first)
             for name in others:
                 if (its := (game.observation_space(name), game.action_space(name))) != spaces:
@@ -111,7 +111,7 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
         def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
             if seed is not None:
                 self.rng = np.random.default_rng(seed)
-            for g in range(len(self.games)):
+            for g in range(len(self.shoal_games)):
                 self._begin(g, None if seed is None else seed + g)
             return self._told(), self._allowed()
 
@@ -119,7 +119,7 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             rows = len(self.alive)
             reward = np.zeros(rows)
             ends: Any = np.zeros((2, rows), dtype=bool)  # terminated, truncated
-            for g, game in enumerate(self.games):
+            for g, game in enumerate(self.shoal_games):
                 at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
                 if not any(self.alive[row] for row in at.values()):
                     self._begin(g, None)
@@ -152,7 +152,7 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             return action.decoded(action.act(numbers, action.noise(self.rng, 1, 1)[0]))[0]
 
         def _begin(self, g: int, seed: int | None) -> None:
-            seen, infos = self.games[g].reset(seed=seed)
+            seen, infos = self.shoal_games[g].reset(seed=seed)
             at = {name: g * len(self.names) + a for a, name in enumerate(self.names)}
             self._take(at, seen, infos)
             for name, row in at.items():
@@ -196,7 +196,7 @@ def _vector(of: Parallel, num_envs: int) -> VectorEnv[Any, Any, Any]:
             return concatenate(self.single_observation_space, self.seen[: self.num_envs], room)
 
         def close_extras(self, **kwargs: Any) -> None:
-            for game in self.games:
+            for game in self.shoal_games:
                 game.close()
 
     return Games()

@@ -37,10 +37,10 @@ def keep_logs(vector: Any, way: str, seed: int) -> int:
     while isinstance(vector, gymnasium.vector.VectorWrapper):
         vector = vector.env
     logs: list[Logged] = []
-    if hasattr(vector, "games"):
+    if hasattr(vector, "shoal_games"):
         space = vector.single_action_space
-        vector.games = [game if isinstance(game, Logged) else LoggedGame(game, space) for game in vector.games]
-        logs = vector.games
+        vector.shoal_games = [game if isinstance(game, Logged) else LoggedGame(game, space) for game in vector.shoal_games]
+        logs = vector.shoal_games
     elif isinstance(vector, gymnasium.vector.SyncVectorEnv):
         for i, one in enumerate(vector.envs):
             ours: Any = one if hasattr(one, "cut_after") else None  # envs/single.py

@@ -263,7 +263,7 @@ def _by_factory(recipe: Recipe, num_envs: int) -> Any:
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
             fix = f"; an environment with arguments is given as env=lambda: {_name(factory)}(...)" if _is_env(vector) else ""
             raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}{fix}")
-        for one in (vector, *getattr(vector, "envs", ()), *getattr(vector, "games", ())):
+        for one in (vector, *getattr(vector, "envs", ()), *getattr(vector, "shoal_games", ())):
             refuse_window(getattr(one, "render_mode", None), f'{_name(factory)}({num_envs}) has render_mode="human"')
         return vector
     singles = [factory(**({"seed": _seed()} if wants_seed(factory) else {})) for _ in range(num_envs)]

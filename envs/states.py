@@ -33,7 +33,7 @@ STILL = (
     "shoal.envs.spaces",
 )
 """Packages whose objects are not changed by a step or a reset."""
-BESIDE = frozenset({"env", "envs", "games", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
+BESIDE = frozenset({"env", "envs", "shoal_games", "env_fns", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs"})
 """Attributes that are not part of a state: what an environment is made of, and what it says about itself."""
 NUMBERS = "?biufcSU"  # kinds of numpy's dtypes whose bytes are all that they are
 MOST_PARTS = 1_000  # values in an environment: to tell more takes longer than steps that are worth it
@@ -112,7 +112,7 @@ def _layers(env: Any) -> Iterator[Any]:
         for each in env.envs:
             yield from _layers(each)
     elif isinstance(env, gymnasium.vector.VectorEnv):
-        yield from getattr(env, "games", ())
+        yield from getattr(env, "shoal_games", ())
 
 
 def _of_python(value: Any) -> bool:

@@ -149,7 +149,7 @@ def _film(run: Run, best: bool, seed: int) -> Iterator[tuple[Iterator[Any], Mapp
     if isinstance(problem.env, Parallel):
         with closing(make_vector(replace(recipe, env=filmed_games(problem.env)), problem.group)) as envs:
             frames = _game(problem.acts(run.job.seed), _snapshot(run, best).weights, envs, seed)
-            yield frames, getattr(envs.vector.games[0], "metadata", {})
+            yield frames, getattr(envs.vector.shoal_games[0], "metadata", {})
     else:
         with closing(make_shown(recipe, problem.stepping)) as env:
             yield _frames(played, env, seed), env.metadata
@@ -159,7 +159,7 @@ def _game(policy: Policy, weights: Bundle, envs: Envs, seed: int) -> Iterator[An
     """The pictures of one game whose agents all play by this policy."""
     policy.load(weights)
     step, state = envs.reset(seed), policy.begin(envs.num_envs)
-    [game] = envs.vector.games
+    [game] = envs.vector.shoal_games
     for _ in range(MOST_FRAMES - 1):
         yield _picture(game)
         if not step.mask.any():  # every agent is out

@@ -190,6 +190,35 @@ def test_an_attribute_of_another_kind_is_named(value: Any, why: str) -> None:
         Watched(env).state()
 
 
+class Counted(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Two environments that count their games, which `games` alone tells: a number, or an array of numbers."""
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+    num_envs = 2
+    single_observation_space = observation_space = gym.Box(-np.inf, np.inf, (1,), np.float64)
+    single_action_space, action_space = gym.Discrete(2), gym.MultiDiscrete([2, 2])
+
+    def __init__(self, games: Any) -> None:
+        self.observation_space = gym.Box(-np.inf, np.inf, (2, 1), np.float64)
+        self.games = games
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self._seen(), {}
+
+    def step(self, actions: Any) -> Any:
+        self.games = self.games + 1
+        return self._seen(), np.ones(2), np.zeros(2, bool), np.zeros(2, bool), {}
+
+    def _seen(self) -> Any:
+        return np.broadcast_to(np.asarray(self.games, np.float64), (2,)).reshape(2, 1).copy()
+
+
+@pytest.mark.parametrize("games", [0, np.zeros(2)])
+def test_an_attribute_of_a_users_own_may_be_named_games(games: Any) -> None:
+    told = state_told(lambda num_envs: Counted(games), "auto")
+    assert (told.why, told.way) == ("", ATTRIBUTES)
+
+
 def test_two_attributes_that_are_one_array_are_refused() -> None:
     env = Many()
     env.reset(seed=0)
