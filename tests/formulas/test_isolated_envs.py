@@ -30,6 +30,7 @@ from shoal.actors.workers.rollout import MOST_LOST, Rollout
 from shoal.aggregators.vtrace import vtrace
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import MOST, EnvError, Isolated
+from shoal.envs.lasting import Telling
 from shoal.envs.logged import ACTIONS, ANEW, ATTRIBUTES
 from shoal.envs.making import make_vector, spaces_in
 from shoal.envs.states import NoStateError
@@ -240,6 +241,22 @@ def test_a_trial_leaves_out_states_that_a_process_would_not_tell() -> None:
     assert told.size == 0
     assert re.fullmatch(r"it may take [0-9,]+ bytes, and a process of its own tells 4,194,304 at most", told.why)
     assert job.problem.life(2) == 0
+
+
+@pytest.mark.parametrize(("step_timeout", "seconds"), [(0.0, 60.0), (0.1, 20.0), (2.5, 50.0), (100.0, 60.0)])
+def test_a_short_step_timeout_leaves_a_trial_time_enough(
+    step_timeout: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def told(env: Any, vector: str, longest: float) -> Telling:
+        given.append(longest)
+        return Telling(100, ATTRIBUTES, "")
+
+    monkeypatch.setattr("shoal.jobs.problems.environment.state_told", told)
+    job = Reinforcement("CartPole-v1", method="ppo", num_envs=2, step_timeout=step_timeout)
+    assert job.problem.told_whole.size == 100
+    assert given == [seconds]
 
 
 def test_a_replacement_that_cannot_be_watched_is_no_loss(isolated: Make) -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 ASKS = "asks"  # key in `Problem.made` of the place at which an actor asks the inference process
 STEPS = 20  # times step_timeout that the trial of an environment's state may take: it may hang there too
+SLOW = 20.0  # seconds that this trial may take in any case: its outcome is to be the same on a slow machine
 CENTRAL = {"inference": ("central", "auto")}
 
 
@@ -346,7 +347,7 @@ class Environment(Problem):
         """How the state of one environment is told, or why it cannot be told."""
         key = ("state", self.stepping, self.arguments, self.time_limit)
         if key not in self.made:
-            longest = min(TRIAL, STEPS * self.step_timeout) if self.step_timeout else TRIAL
+            longest = min(TRIAL, max(SLOW, STEPS * self.step_timeout)) if self.step_timeout else TRIAL
             self.made[key] = state_told(self.recipe(), self.stepping, longest)
         found: Telling = self.made[key]
         if self.apart and found.size > MOST_STATE:
