@@ -523,8 +523,11 @@ class Audit:
             wrong(f"task {task} is given out at version {self.core.facts.version}")
         if row.evaluates and told[1]:
             wrong(f"task {task}, which is training, goes to an evaluator")
-        if not (told[1] or row.evaluates) and any(one.evaluates and one.able for one in self.rows.values()):
+        failed = self.faults.get(task, 0) > 0  # then an evaluation is for who trains
+        if not (told[1] or row.evaluates or failed) and any(one.evaluates and one.able for one in self.rows.values()):
             wrong(f"task {task}, an evaluation, goes to an actor that trains, and an evaluator is here")
+        if failed and row.evaluates and not all(one.evaluates for one in self.rows.values()):
+            wrong(f"task {task}, which failed, goes to an evaluator, and an actor that trains is here")
         ready = task[0] <= row.held
         self.held[task] = Holding(session, attempt, clients, told, self.core.facts.now, alone=alone, ready=ready)
         row.tasks.add(task)

@@ -465,5 +465,6 @@ MUTANTS = (
         "return evaluator\n",
         "return next(facts.roster.with_room(), evaluator)\n",
     ),
+    Mutant("a failed evaluation stays with evaluators", desk, "_beside", " and not (one.faults and len(facts.roster))", ""),
     Mutant("evaluations wait for an evaluator that hangs", Roster, "evaluator", " if not actor.idles", ""),
 )
