@@ -161,11 +161,16 @@ def any_key_for_any_session(patch: pytest.MonkeyPatch) -> None:
 )
 def test_a_hole_in_the_door_is_found(plant: Plant, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    try:
-        found = attempt(name, tmp_path, gateway=False)
-    except AssertionError:
-        return
-    assert (found.came_in, found.went_out, found.honest) != (0, 0, True)
+    for each in range(5):  # what comes in within a moment comes in later on a busy machine
+        folder = tmp_path / str(each)
+        folder.mkdir()
+        try:
+            found = attempt(name, folder, gateway=False)
+        except AssertionError:
+            return
+        if (found.came_in, found.went_out, found.honest) != (0, 0, True):
+            return
+    pytest.fail(f"{name}: no hole was found")
 
 
 def test_a_key_is_out_within_a_second(site: Callable[..., Site]) -> None:
