@@ -155,7 +155,8 @@ class World:
         self._restart(None)
         self._healed_version = self.newest()
         self.audit.served.clear()
-        bear = self.setting.limited and any(life.honest and not life.gone and not life.hangs for life in self.lives)
+        trains = [life for life in self._healthy() if not life.gone and life.place != self.setting.evaluator]
+        bear = self.setting.limited and bool(trains)  # who trains may wait for a limit only beside another who trains
         for life in list(self.lives):
             life.thaw()
             if life.gone or (life.hangs and not bear) or (not life.honest and self.setting.unbounded):
