@@ -203,9 +203,7 @@ class Isolated:
         lost |= self._answered([i for i in seeds if i not in lost], DONE)
         if self._watched:
             watched = self._of_state(WATCH, [i for i in seeds if i not in lost])
-            lost |= {
-                i: why for i, why in watched.items() if i not in self._untold
-            }  # one that cannot be watched steps all the same
+            lost |= {i: watched[i] for i in watched.keys() - self._untold.keys()}  # one that is not watched steps all the same
         return lost
 
     @property

@@ -22,7 +22,7 @@ from shoal.nets.flat import FlatModule, as_tensor
 Found: TypeAlias = tuple[Tensor, Mapping[str, Tensor]]
 """The network's numbers [B, P], and the state after them: name -> [B, ...]; {} for a module without memory."""
 Read: TypeAlias = Callable[[Any], Found]
-"""What a module's forward returned -> its numbers and state."""
+"""A function: what a module's forward returned -> the numbers and the state in it."""
 
 NEAR = 1e-3, 1e-4  # relative and absolute difference between two ways of computing a network that is rounding
 ROUNDED = 3e-2, 3e-2  # the same of a network that computes in bfloat16, whose numbers have 8 bits
@@ -46,7 +46,7 @@ class Forward:
 
 
 def passed(run: Callable[[Any, Mapping[str, Tensor]], Found], seen: Array, state: State) -> tuple[Floats, State]:
-    """What `run` finds, as arrays."""
+    """The numbers and the state that `run` finds, as arrays."""
     with torch.inference_mode():
         before = {name: as_tensor(np.ascontiguousarray(array)) for name, array in state.items()}
         numbers, after = run(tensors(seen), before)

@@ -76,8 +76,8 @@ def sized(job: Job, actors: int, device: str = "auto") -> tuple[Job, tuple[str, 
 
 
 def chosen(found: list[Timed], actors: int, many: int) -> Timed:
-    """Of the trials with the length of the first, the one with the fewest environments whose rate is near that of the fastest;
-    or a trial with these environments and another length, if it is clearly faster."""
+    """The trial that is chosen: of those with the length of the first, the one with the fewest environments whose rate is near
+    that of the fastest; or one with these environments and another length, if it is clearly faster."""
     rates = {one: one.rate(actors, many) for one in found}
     alike = [one for one in found if one.rollout_length == found[0].rollout_length]
     best = next(one for one in alike if rates[one] >= NEAR * max(rates[each] for each in alike))
