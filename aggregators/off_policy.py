@@ -63,6 +63,7 @@ class OffPolicyLearner:
 
     layout: of the trajectories. buffer_size: transitions in the replay. replay_ratio: gradient steps for each transition that
     comes after the first `learning_starts`. batch_size: transitions of a gradient step. n_step: rewards of a transition.
+    max_reward: largest absolute value of a reward, before n_step and reward_scale; a larger one counts as that (0: no bound).
     reward_scale: factor of rewards. replay: "uniform" or "prioritized", with exponents priority_alpha and priority_beta, which
     grows linearly to 1 at total_timesteps. steps: transitions that came. updates: gradient steps made. version: number of
     `step` calls.
@@ -82,6 +83,7 @@ class OffPolicyLearner:
     batch_size: int = 256
     replay_ratio: float = 1.0
     learning_starts: int = 1_000
+    max_reward: float = 0.0
     reward_scale: float = 1.0
     replay: str = "uniform"
     priority_alpha: float = 0.6
@@ -112,6 +114,7 @@ class OffPolicyLearner:
         return {
             "n_step": self.n_step,
             "gamma": self.gamma,
+            "max_reward": self.max_reward,
             "reward_scale": self.reward_scale,
             "prioritized": self.replay == "prioritized",
             "alpha": self.priority_alpha,

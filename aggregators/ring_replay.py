@@ -30,9 +30,10 @@ class RingReplay:
     """The half that replays share: rows in a ring, their returns and priorities, and their snapshots.
 
     layout: of the trajectories (Spaces.trajectory). buffer_size: rows to learn from that are kept, at least one trajectory's.
-    n_step, gamma: a return sums up to n_step rewards with discount gamma (n_step.py), times reward_scale. prioritized: False
-    draws uniformly; alpha: exponent of the priorities. beside: names of arrays [T, B, ...] that are kept beside the action.
-    device: where batches go.
+    n_step, gamma: a return sums up to n_step rewards with discount gamma (n_step.py), times reward_scale. max_reward: largest
+    absolute value of a reward in these sums; a larger one counts as that (0: no bound). prioritized: False draws uniformly;
+    alpha: exponent of the priorities. beside: names of arrays [T, B, ...] that are kept beside the action. device: where
+    batches go.
     inserted: rows to learn from that ever came. nbytes: bytes of memory when the ring is full; pages are touched as it fills.
 
     Raises UserError if the buffer is smaller than a trajectory, or larger than the memory that can be had.
@@ -48,6 +49,7 @@ class RingReplay:
         *,
         n_step: int = 1,
         gamma: float = 0.99,
+        max_reward: float = 0.0,
         reward_scale: float = 1.0,
         prioritized: bool = False,
         alpha: float = 0.6,
@@ -55,7 +57,8 @@ class RingReplay:
         device: torch.device | str = "cpu",
     ) -> None:
         self.layout, self.device = layout, torch.device(device)
-        self.n_step, self.gamma, self.reward_scale = n_step, gamma, reward_scale
+        self.n_step, self.gamma = n_step, gamma
+        self.max_reward, self.reward_scale = max_reward, reward_scale
         T, B = self.shape = layout.by_name["reward"].shape
         if buffer_size < T * B:
             raise UserError(
@@ -77,7 +80,10 @@ class RingReplay:
         if difference := self.layout.difference(bundle.layout):
             raise ProtocolError(f"a trajectory must have the layout of the run's first one: {difference}")
         flags = (bundle["terminated"], bundle["truncated"], bundle["mask"])
-        return n_step(bundle["reward"], *flags, self.n_step, self.gamma)
+        reward = bundle["reward"]
+        if self.max_reward:
+            reward = np.clip(reward, -self.max_reward, self.max_reward)
+        return n_step(reward, *flags, self.n_step, self.gamma)
 
     def prioritize(self, places: Places, errors: Tensor) -> None:
         """Set the priorities of a batch from its errors [N]. Without priorities this does nothing."""

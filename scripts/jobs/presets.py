@@ -184,6 +184,26 @@ PRESETS: Sequence[Preset] = (
         },
     ),
     Preset(
+        ("LunarLander-v[23]",),
+        "dqn",
+        f"{ZOO}/dqn.yml, LunarLander-v2, with double targets",
+        {
+            "total_timesteps": 100_000,
+            "num_envs": 4,
+            "rollout_length": 8,
+            "hidden": (256, 256),
+            "activation": "relu",
+            "lr": 6.3e-4,
+            "buffer_size": 50_000,
+            "batch_size": 128,
+            "replay_ratio": 1.0,
+            "learning_starts": 0,
+            "target_update_interval": 250,
+            "exploration_fraction": 0.12,
+            "exploration_final_eps": 0.1,
+        },
+    ),
+    Preset(
         ("LunarLanderContinuous-v[23]",),
         "ppo",
         f"{ZOO}/ppo.yml, LunarLanderContinuous-v2",
@@ -258,9 +278,29 @@ PRESETS: Sequence[Preset] = (
             **STACKED,
         },
     ),
+    Preset(
+        ATARI,
+        "dqn",
+        "CleanRL, dqn_atari.py, with a tenth of its replay, double targets and Huber's loss",
+        {
+            "total_timesteps": 10_000_000,
+            "num_envs": 8,
+            "rollout_length": 16,
+            "lr": 1e-4,
+            "buffer_size": 100_000,
+            "batch_size": 32,
+            "replay_ratio": 0.25,
+            "learning_starts": 80_000,
+            "target_update_interval": 250,  # gradient steps: theirs is 1,000 environment steps, four to each of these
+            "exploration_fraction": 0.1,
+            "exploration_final_eps": 0.01,
+            "max_reward": 1.0,
+            **STACKED,
+        },
+    ),
     *(
         Preset(("ALE/*",), method, "the stacks of ale_py's vector environment, made where they are learned from", STACKED)
-        for method in ("appo", "a2c", "dqn", "apex")
+        for method in ("appo", "a2c", "apex")
     ),
     Preset(
         ("MiniGrid-*", "BabyAI-*"),

@@ -230,6 +230,22 @@ def test_gradient_steps_follow_environment_steps_exactly(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+def test_a_learner_with_max_reward_learns_as_from_rewards_that_were_cut(kind: str) -> None:
+    digests = []
+    for bound, cut in ((0.5, False), (0.0, True), (0.0, False)):
+        made = learner(batch_size=8, learning_starts=0, n_step=2, replay=kind, max_reward=bound)
+        for seed in range(3):
+            told = trajectory(made, seed)
+            assert told.work.bundle is not None
+            if cut:
+                told.work.bundle["reward"][...] = told.work.bundle["reward"].clip(-0.5, 0.5)
+            made.fold(told)
+            made.step()
+        digests.append(made.weights().sha256())
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
 def test_a_run_goes_on_from_a_snapshot_on_disk_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -152,6 +152,18 @@ def test_transitions_are_those_that_the_environments_told(mode: str, n: int) -> 
     assert alike(held(buffer), [row for rows in wanted for row in rows])
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_reward_larger_than_max_reward_counts_as_that_before_rewards_are_added_up(n: int) -> None:
+    told = played("SameStep", rollouts=4, rows=11, num_envs=3)
+    assert any(abs(moment.reward) > 2 for clock in told.envs for moment in clock.told)
+    for clock in told.envs:
+        clock.told = [moment._replace(reward=max(-2.0, min(2.0, moment.reward))) for moment in clock.told]
+    buffer = ReplayBuffer(told.bundles[0].layout, 500, n_step=n, gamma=GAMMA, max_reward=2.0)
+    for bundle in told.bundles:
+        buffer.insert(bundle)
+    assert alike(held(buffer), [row for rows in expected(told, n) for row in rows])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_ring_that_is_full_keeps_the_newest_transitions_whole(mode: str) -> None:
     told = played(mode, rollouts=25, rows=7, num_envs=2)

@@ -176,10 +176,10 @@ def test_jobs_lists_the_families_with_their_methods(capsys: pytest.CaptureFixtur
         ("Acrobot", "gymnasium:Acrobot-v1", "ppo"),
         ("MountainCar", "gymnasium:MountainCar-v0", "ppo"),
         ("Pendulum", "gymnasium:Pendulum-v1", "ppo, sac, td3"),
-        ("LunarLander", "gymnasium:LunarLander-v3", "ppo, sac, td3"),
+        ("LunarLander", "gymnasium:LunarLander-v3", "ppo, dqn, sac, td3"),
         ("BipedalWalker", "gymnasium:BipedalWalker-v3", "ppo, sac, td3"),
         ("MuJoCo", "gymnasium:HalfCheetah-v5", "ppo, sac, td3"),
-        ("Atari", "gymnasium:ALE/Pong-v5", "ppo, impala"),
+        ("Atari", "gymnasium:ALE/Pong-v5", "ppo, impala, dqn"),
         ("MiniGrid", "gymnasium:MiniGrid-DoorKey-5x5-v0", "ppo"),
         ("any other", "gymnasium:ID", "sac, td3"),
     ]

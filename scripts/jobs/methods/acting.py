@@ -84,6 +84,12 @@ class Acting(Playing):
     reward_scale: float = option(
         1.0, "factor that the learner multiplies rewards by; metrics of returns are of unscaled rewards", above=0
     )
+    max_reward: float = option(
+        0.0,
+        "largest absolute value of a reward as the learner learns from it, before any scaling (0: no bound); metrics of "
+        "returns are of rewards as they came",
+        least=0,
+    )
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -199,12 +205,6 @@ class OnPolicy(Acting):
     optimizer: str = option("adam", "optimizer of the learner", choices=("adam", "rmsprop"))
     rms_prop_eps: float = option(
         0.01, "number that RMSprop adds to the root of its mean square", above=0, of={"optimizer": ("rmsprop",)}
-    )
-    max_reward: float = option(
-        0.0,
-        "largest absolute value of a reward as the learner learns from it, before any scaling (0: no bound); metrics of "
-        "returns are of rewards as they came",
-        least=0,
     )
     norm_obs: bool = option(
         False, "observations are scaled to mean 0 and standard deviation 1 by running statistics, which are part of the weights"
