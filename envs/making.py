@@ -277,13 +277,14 @@ def _by_factory(recipe: Recipe, num_envs: int) -> Any:
     return side_by_side([itertools.repeat(single).__next__ for single in singles], recipe.told)
 
 
-def wants_number(factory: Callable[..., Any]) -> bool:
-    """True if the factory makes many environments: it has a first argument for their number, which is not called `seed`."""
+def wants_number(factory: Callable[..., Any], called: str = "num_envs") -> bool:
+    """True if the factory has a first argument for a number, which is not called `seed`: it is called `called`, or has no
+    default. A factory of many environments has one for how many they are."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next(iter(inspect.signature(factory).parameters.values()), None)
     if first is None or first.kind not in positional or first.name == "seed":
         return False
-    return first.name == "num_envs" or first.default is first.empty
+    return first.name == called or first.default is first.empty
 
 
 def wants_seed(factory: Callable[..., Any]) -> bool:
@@ -298,7 +299,9 @@ def _seed() -> int:
 
 
 def _name(factory: Callable[..., Any]) -> str:
-    return str(getattr(factory, "__name__", type(factory).__name__))
+    """The name of a function, or of that whose arguments functools.partial has set."""
+    named = factory.func if isinstance(factory, partial) else factory
+    return str(getattr(named, "__name__", type(named).__name__))
 
 
 def _is_env(made: Any) -> bool:

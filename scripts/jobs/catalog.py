@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -182,6 +183,7 @@ BUILT_IN: Mapping[str, Callable[[], Job]] = {
     )
 }
 GYMNASIUM = "gymnasium:"
+ENV_ID = re.compile(r"(\w+/)?[\w.-]+-v\d+")  # an id of gymnasium, without the word that a JOB has in front of it
 INLINE = "inline:"  # prefix, in config.toml, of the name of a job that was made in Python and stands in no file
 
 
@@ -231,6 +233,8 @@ def named(name: str) -> Any:
     """The object that a file or a module has under a name, `module:attribute` or `file.py:attribute`. Raises UserError."""
     place, sign, attribute = name.rpartition(":")
     if not sign:
+        if ENV_ID.fullmatch(name):
+            raise UserError(f"unknown job {name!r}: did you mean {GYMNASIUM}{name}?")
         more = "; a job of your own is FILE.py:job or MODULE:job; to repeat a run, give its config.toml"
         raise UserError(f"unknown job {name!r}: {nearest(name, BUILT_IN)}{more}")
     found = getattr(_file(Path(place)) if place.endswith(".py") else _module(place), attribute, None)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from shoal.actors import Worker, check_runs
+from shoal.envs.agents import Parallel
 from shoal.envs.making import wants_number
 from shoal.envs.spaces import Spaces
 from shoal.jobs.job import Job
@@ -65,8 +66,11 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
         given = {"model": model, "data": data, "loss": loss, "metrics": metrics, "worker": worker, "weights": weights}
         if also := [name for name, value in given.items() if value is not None]:
             raise UserError(f"env: clients that act in environments have no {also[0]}; leave out {also[0]}= or env=")
+        if isinstance(env, Parallel):
+            raise UserError("env is a game of several agents, which federated clients do not learn: Reinforcement(env) does")
         if not isinstance(env, str):
-            takes("env", env, "an id, or a function () or client -> gymnasium.Env", *((0,) if wants_number(env) else ()))
+            form = "an id, or a function () or client -> gymnasium.Env"
+            takes("env", env, form, *((0,) if wants_number(env, "client") else ()))
         problem = Environments(env, policy)
     elif worker is not None and weights is not None:
         problem = Calls(worker, weights)

@@ -6,7 +6,6 @@ The one idea: a client's data are its own trajectory, made anew in each task, an
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from shoal.actors import Worker
 from shoal.actors.workers.playing import Experience, Playing
 from shoal.actors.workers.rollout import Rollout
+from shoal.envs.making import Recipe, wants_number
 from shoal.envs.population import Population
 from shoal.envs.spaces import Box, Discrete, Spaces
 from shoal.envs.vector import Worlds
 from shoal.jobs.parts import Bearing
 from shoal.jobs.problems import Environment
-from shoal.jobs.settings import option
+from shoal.jobs.settings import option, values
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 
@@ -75,11 +75,15 @@ class Environments(Environment):
     @property
     def differs(self) -> bool:
         """True if the user's function makes an environment for a client's number."""
-        return callable(self.env) and bool(inspect.signature(self.env).parameters)
+        return callable(self.env) and wants_number(self.env, "client")
+
+    def recipe(self, told: bool | None = None) -> Recipe:
+        """The recipe of an environment of client 0, by which episodes are filmed."""
+        return self.one(0).recipe(told) if self.differs else super().recipe(told)
 
     def one(self, client: int) -> Environment:
         """The client's environments as the problem of one learner."""
-        key = ("one", client if self.differs else 0)
+        key = ("one", client if self.differs else 0, self._asked)
         if key not in self.made:
             given = {each.name: getattr(self, each.name) for each in fields(Environment)}
             env = partial(self.env, client) if callable(self.env) and self.differs else self.env
@@ -114,10 +118,16 @@ class Environments(Environment):
         return Population(int(getattr(method, "clients", 1)), self._experience(seed).examples)
 
     def _experience(self, seed: int) -> Experience:
-        if ("seen", seed) not in self.made:
-            self.made["seen", seed] = Experience(partial(self._rollout, seed), self._judge(seed))
-        found: Experience = self.made["seen", seed]
+        key = ("seen", seed, self._asked)
+        if key not in self.made:
+            self.made[key] = Experience(partial(self._rollout, seed), self._judge(seed))
+        found: Experience = self.made[key]
         return found
+
+    @property
+    def _asked(self) -> tuple[Any, ...]:
+        """The settings. A problem with others is no user of what was made with these, though both have one `made`."""
+        return tuple(values(self).values())
 
     def surrounded(self, worker: Worker, seed: int) -> Worker:
         return Playing(worker, self._experience(seed))

@@ -178,7 +178,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def among(name: str, given: Any, choices: Iterable[str]) -> str:
     """The error's line for a value that is none of the choices: all choices, and the choice that was probably meant."""
     names = list(choices)
-    close = difflib.get_close_matches(str(given), names, n=1, cutoff=NEAR)
+    close = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=NEAR)
     say = f"did you mean {close[0]}?" if close else f"{name}={names[0]}, say"
     return f"{name}={shown(given)}: allowed is one of {', '.join(names)}; {say}"
 
@@ -232,6 +232,7 @@ def coerced(name: str, given: Any, allowed: Range) -> Any:
     except (ValueError, TypeError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers like 64,64"}
         words[Arguments] = "a dict of plain data (numbers, texts, true, false, lists); anything else needs a function as env"
+        say = f'{name}={{"continuous": true}}, say' if kind is Arguments else say
         must = ", ".join([words.get(kind, "text")] + [str(allowed)] * (str(allowed) != "any"))
         raise UserError(f"{name}={shown(given)}: must be {must}; {say}") from None
     if allowed.choices and value not in allowed.choices:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @few_threads()
 def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[str, float]:
     """Metrics of a run's newest weights, or (best=True) of those that keep_best has kept: on held-out data if the job has any;
-    else from the job's worker, over `episodes` greedy episodes in fresh environments, or over all clients."""
+    else from the job's worker, over `episodes` greedy episodes in fresh environments, or over all clients. If each client has
+    environments of its own kind, the episodes are divided evenly among the clients, and each plays one at least."""
     run = opened(run)
     job, snapshot = run.job, best_of(run.folder) if best else run.snapshot()
     version = {"version": float(snapshot.version)}
@@ -45,14 +46,15 @@ def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[
             return {**version, **central(snapshot.weights)}
     settings = job.plain()
     plays = "eval_episodes" in settings
-    job = job.configured({"eval_episodes": episodes} if plays else {})
+    alike = plays and not getattr(job.problem, "differs", False)
+    clients = range(1 if alike else settings.get("clients", 1))
+    job = job.configured({"eval_episodes": -(-episodes // len(clients))} if plays else {})
     job.prepare()
     worker = job.worker()
     few()
     job.problem.close()  # the worker holds what it needs
     for line in job.problem.conditions():
         print(f"shoal: {line}", file=sys.stderr, flush=True)
-    clients = range(1 if plays else settings.get("clients", 1))
     totals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}
     apiece: dict[str, list[float]] = {}

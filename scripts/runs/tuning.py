@@ -28,6 +28,7 @@ GAIN = 1.05  # a setting is better if it makes so many times the steps: less may
 VERSIONS = 4  # of each run, at least: with a large network a step may take longer than a run should
 LONGEST = 5  # times the seconds of a run after which it ends with fewer versions, from the first one on
 LARGEST = 2**27  # bytes of a trajectory that is tried: every process of a run holds some
+NEEDED = ("num_envs", "rollout_length", "total_timesteps")  # settings of a job that is tuned
 ENDLESS = 10**12  # environment steps
 
 Measure = Callable[[Mapping[str, Any], int], float]
@@ -89,10 +90,8 @@ def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable
     """Measure runs of `seconds` each, or of VERSIONS versions if these take longer. name: the JOB that was typed. actors: their
     number, which is then not tried; None: try. told: called with a line after each run. Raises UserError for a job that has no
     environments."""
-    if not {"num_envs", "rollout_length", "total_timesteps"} <= job.options().keys():
-        raise UserError(
-            f"tune: {name} has no environments (num_envs, rollout_length): only reinforcement-learning jobs are tuned"
-        )
+    if missing := [setting for setting in NEEDED if setting not in job.options()]:
+        raise UserError(f"tune: {name} has no {' and no '.join(missing)}: only jobs with {', '.join(NEEDED)} are tuned")
     found = Tuned(name)
     measure = _measured(job, seconds)
 

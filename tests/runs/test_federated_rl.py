@@ -143,3 +143,63 @@ def test_the_methods_for_environments_of_clients_are_those_that_average_deltas()
     with_envs = {name for name, method in METHODS.items() if "environments" in method.problems}
     assert {"fedavg", "scaffold", "fedbuff", "median", "dp_fedavg", "secagg"} <= with_envs
     assert not {"ppo", "impala", "ditto", "fltrust", "qffl", "analytics", "xgb_bagging"} & with_envs
+
+
+class Paying(gymnasium.Env[Any, Any]):
+    """Episodes of 3 steps, each of which pays `pay`."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, pay: float = 7.0, render_mode: str | None = None) -> None:
+        self.pay, self.render_mode = pay, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return np.zeros(2, np.float32), self.pay, self.t == 3, False, {}
+
+    def render(self) -> Any:
+        return np.full((8, 8, 3), int(self.pay), np.uint8)
+
+
+def paying(client: int, render_mode: str | None = None) -> Paying:
+    return Paying(float(client), render_mode)
+
+
+def test_an_evaluation_plays_in_the_environments_of_all_clients_that_differ(tmp_path: Path) -> None:
+    run = shoal.run(Federated(env=paying, **SMALL), actors=0, folder=tmp_path / "run", show=False)
+    found = shoal.evaluate(run, episodes=8)
+    assert (found["return_mean"], found["return_min"], found["return_max"], found["episodes"]) == (4.5, 0, 9, 8)
+    assert shoal.evaluate(run, episodes=5)["episodes"] == 8  # each client plays as many, and one at least
+    alike = shoal.run(Federated(env=Paying, **SMALL), actors=0, folder=tmp_path / "alike", show=False)
+    assert shoal.evaluate(alike, episodes=5)["episodes"] == 5
+
+
+def test_arguments_with_defaults_are_no_clients_number() -> None:
+    for env, differs in (
+        (Paying, False),
+        (paying, True),
+        (lambda client=0: Paying(client), True),
+        (lambda **all: Paying(), False),
+    ):
+        made = Federated(env=env, **SMALL)
+        assert made.problem.differs == differs  # type: ignore[attr-defined]
+    worker = Federated(env=Paying, **SMALL).worker()
+    assert isinstance(worker, Playing)
+    returns = worker.experience.act(Federated(env=Paying, **SMALL).problem.first(0)[0], 3, Task(0, 0, (3,))).samples["return"]
+    assert set(returns) == {21.0}
+    worker.close()
+
+
+def test_an_episode_of_client_0_is_filmed(tmp_path: Path) -> None:
+    run = shoal.run(Federated(env=paying, **SMALL), actors=0, folder=tmp_path / "run", show=False)
+    assert run.video(tmp_path / "film.gif").stat().st_size > 0
+
+
+def test_a_game_of_several_agents_is_refused() -> None:
+    with pytest.raises(UserError, match=r"env is a game of several agents, .*Reinforcement\(env\)"):
+        Federated(env=shoal.Parallel(lambda: None), **SMALL)

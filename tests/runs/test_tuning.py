@@ -161,9 +161,14 @@ def test_what_may_be_chance_is_no_gain() -> None:
     assert "the job stands best as it is" in str(found)
 
 
-def test_a_job_without_environments_is_not_tuned() -> None:
-    with pytest.raises(UserError, match="tune: digits has no environments"):
-        tune(find("digits"), "digits", None, 1.0, lambda line: None)
+def test_a_job_without_one_of_the_settings_is_not_tuned() -> None:
+    for name, missing in {
+        "digits": "num_envs and no rollout_length and no total_timesteps",
+        "fed-cartpole": "total_timesteps",
+        "cartpole-es": "num_envs and no rollout_length",
+    }.items():
+        with pytest.raises(UserError, match=f"tune: {name} has no {missing}: only jobs with num_envs, "):
+            tune(find(name), name, None, 1.0, lambda line: None)
 
 
 def test_a_tuned_job_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
