@@ -190,6 +190,12 @@ def test_a_run_begins_with_the_weights_of_another() -> None:
             {"activation": "relu"},
             r"init=first: .* has a network of activation=tanh, and this job's is of activation=relu; activation=tanh fits",
         ),
+        (
+            {"norm_obs": True},
+            r"has a network of norm_obs=false, and this job's is of norm_obs=true; norm_obs=false fits, .* \(array 'normal\.",
+        ),
+        ({"init": "first/best"}, "init=first/best: the run keeps no best weights, as it does with keep_best=true"),
+        ({"init": "first/bets"}, "init=first/bets: no such file or folder; the folder of a run has its newest weights"),
         ({"init": "nowhere"}, "init=nowhere: cannot be read as a .safetensors file"),
         ({"init": "empty"}, "init=empty: holds no weights of a run; give the folder of a run"),
     ],

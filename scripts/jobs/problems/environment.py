@@ -197,8 +197,18 @@ class Environment(Problem):
         module = self._module(seed)
         if self.init:
             names = ("hidden", "activation", "memory", "memory_size", "network", "frame_stack") if self.maker is None else ()
-            fill(module, "init", self.init, {"method": self.learned_by, **{name: getattr(self, name) for name in names}})
+            ours = {"method": self.learned_by, **{name: getattr(self, name) for name in names}, **self._learned()}
+            fill(module, "init", self.init, ours)
         return module
+
+    def _learned(self) -> dict[str, bool]:
+        """The method's settings from which the arrays of the network follow."""
+        network = self.learns
+        found = {"norm_obs": False, "norm_reward": False}
+        if isinstance(network, Normalised):
+            found = {"norm_obs": network.observation, "norm_reward": network.reward}
+        heads = {} if (its := getattr(network, "dueling", None)) is None or self.maker is not None else {"dueling": its}
+        return {**found, **heads}
 
     def _module(self, seed: int) -> nn.Module:
         """The torch model with weights that are drawn."""

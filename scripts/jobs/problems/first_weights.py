@@ -17,6 +17,8 @@ from shoal.protocol.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+BEST = "best"  # folder of a run's best weights in its own (runs/best.py)
+
 
 def fill(module: nn.Module, name: str, place: str, wanted: Mapping[str, Any] | None = None) -> None:
     """Copy the weights of a .safetensors file, or the newest of a run, into a module. name: the setting's. place: the file, the
@@ -27,6 +29,9 @@ def fill(module: nn.Module, name: str, place: str, wanted: Mapping[str, Any] | N
 
     path = Path(place)
     had = _run_of(path)
+    if not path.exists() and "job" in had:
+        why = "the run keeps no best weights, as it does with keep_best=true" if path.name == BEST else "no such file or folder"
+        raise UserError(f"{name}={place}: {why}; the folder of a run has its newest weights")
     if path.is_dir():
         found = snapshots(path / FOLDER) if (path / FOLDER).is_dir() else []
         if not found:
