@@ -26,7 +26,7 @@ from shoal.envs.pooled import is_pooled, pooled
 from shoal.envs.single import side_by_side
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Envs, naming
-from shoal.protocol.errors import UserError, within
+from shoal.protocol.errors import UserError, takes, within
 from shoal.protocol.place import place_of
 
 Environment = str | Callable[..., Any]
@@ -285,6 +285,13 @@ def wants_number(factory: Callable[..., Any], called: str = "num_envs") -> bool:
     if first is None or first.kind not in positional or first.name == "seed":
         return False
     return first.name == called or first.default is first.empty
+
+
+def check_factory(env: Any, form: str, called: str = "num_envs") -> None:
+    """Raises UserError unless `env` is a function that can be called as a factory is: with a number, if it wants one (`called`
+    as of wants_number), and with a seed, if it wants one. form: the expected value, in words."""
+    seed = {"seed": 0} if callable(env) and wants_seed(env) else {}
+    takes("env", env, form, *((1,) if callable(env) and wants_number(env, called) else ()), **seed)
 
 
 def wants_seed(factory: Callable[..., Any]) -> bool:

@@ -80,10 +80,10 @@ def unfit(given: Any, parts: Mapping[str, int]) -> list[str]:
     return [f"{name} (its {signed(part)} takes other arguments)" if callable(part) else name for name, part in odd.items()]
 
 
-def takes(part: str, given: Any, form: str, *arguments: object) -> None:
+def takes(part: str, given: Any, form: str, *arguments: object, **named: object) -> None:
     """Raises UserError unless `given` is a function that can be called with these arguments. part: its name in the job. form:
     the expected value, in words."""
-    if not binds(given, *arguments):
+    if not binds(given, *arguments, **named):
         raise UserError(f"{part} is {signed(given)}: expected {form}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from shoal.actors import Worker, check_runs
 from shoal.envs.agents import Parallel
-from shoal.envs.making import wants_number
+from shoal.envs.making import check_factory
 from shoal.envs.spaces import Spaces
 from shoal.jobs.job import Job
 from shoal.jobs.methods.fedavg import FedAvg
@@ -69,8 +69,7 @@ def Federated(  # noqa: N802  it reads like the type of what it makes
         if isinstance(env, Parallel):
             raise UserError("env is a game of several agents, which federated clients do not learn: Reinforcement(env) does")
         if not isinstance(env, str):
-            form = "an id, or a function () or client -> gymnasium.Env"
-            takes("env", env, form, *((0,) if wants_number(env, "client") else ()))
+            check_factory(env, "an id, or a function () or client -> gymnasium.Env", "client")
         problem = Environments(env, policy)
     elif worker is not None and weights is not None:
         problem = Calls(worker, weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shoal.envs.making import wants_number
+from shoal.envs.making import check_factory
 from shoal.envs.spaces import Spaces
 from shoal.jobs.job import Job
 from shoal.jobs.methods.impala import IMPALA
@@ -46,8 +46,8 @@ def Reinforcement(  # noqa: N802  it reads like the type of what it makes
     job = Job(*parts, name, seed, given=frozenset())
     job = job.configured({"method": method, **settings})
     if not isinstance(env, str):
-        form = "an id, a function () -> gymnasium.Env, or num_envs -> VectorEnv"
-        takes("env", env, form, *((1,) if callable(env) and wants_number(env) else ()))
+        form = "an id, a function () -> gymnasium.Env, or num_envs -> VectorEnv, either with an argument seed if it wants one"
+        check_factory(env, form)
     if policy is not None:
         form = "a function of the spaces that makes a torch module"
         if hasattr(policy, "state_dict") and not isinstance(policy, type):

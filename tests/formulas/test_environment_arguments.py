@@ -268,6 +268,7 @@ def many(num_envs: int, seed: int) -> Any:
 @pytest.mark.parametrize(("env", "each"), [(with_seed, 3), (by_name, 3), (many, 1)])
 def test_a_function_with_a_seed_gives_each_client_other_environments_and_a_run_the_same_again(env: Any, each: int) -> None:
     assert wants_seed(env)
+    assert problem(Reinforcement(env)).spaces()  # a job takes it
     assert wants_number(env) == (env is many)
 
     def made(client: int, seed: int) -> list[Any]:
