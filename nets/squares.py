@@ -6,6 +6,7 @@ The one idea: a square is of one example's loss, so the loss is asked once more 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class Squares:
         self.count = 0
 
     @torch.no_grad()
-    def add(self, logits: Tensor, y: Tensor) -> None:
-        loss = self.loss(logits.detach(), y, reduction="none") if self.reduces else self.loss(logits.detach(), y)  # type: ignore[call-arg]
+    def add(self, outputs: Any, y: Tensor) -> None:
+        """outputs: the model's for the batch, as the loss takes them."""
+        loss = self.loss(outputs, y, reduction="none") if self.reduces else self.loss(outputs, y)  # type: ignore[call-arg]
         each = loss.double().reshape(len(y), -1).mean(1) if loss.ndim else loss.double().expand(len(y))
         self.sums.append(each.square().sum())
         self.count += len(y)

@@ -27,13 +27,14 @@ class Surrogate:
     ent_coef: float
     discrete: bool
 
-    def __call__(self, outputs: tuple[Parameters, Tensor], y: Tensor) -> Tensor:
-        """The loss, a scalar. outputs: (action parameters, value [N] or [N, 1]); y: float32 [N, A + 3], see
-        actors/workers/playing.py."""
+    def __call__(self, outputs: tuple[Parameters, Tensor], y: Tensor, reduction: str = "mean") -> Tensor:
+        """The loss, a scalar, or with reduction="none" that of each row, [N]. outputs: (action parameters, value [N] or
+        [N, 1]); y: float32 [N, A + 3], see actors/workers/playing.py."""
         parameters, value = outputs
         action, old_log_prob, advantage, target = y[:, :-3], y[:, -3], y[:, -2], y[:, -1]
         ratio = (log_prob(parameters, action[:, 0].long() if self.discrete else action) - old_log_prob).exp()
         clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
-        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        value_loss = 0.5 * ((target - value.reshape(len(y))) ** 2).mean()
-        return policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy(parameters).mean()
+        reduced = torch.mean if reduction == "mean" else torch.clone
+        policy_loss = -reduced(torch.minimum(ratio * advantage, clipped * advantage))
+        value_loss = 0.5 * reduced((target - value.reshape(len(y))) ** 2)
+        return policy_loss + self.vf_coef * value_loss - self.ent_coef * reduced(entropy(parameters))

@@ -69,7 +69,8 @@ class Environments(Environment):
                 "double_buffer=true: federated clients step all environments together; leave it at double_buffer=false"
             )
         if self.differs and self.apart:
-            why = "step_timeout" if self.step_timeout else f"vector={self.vector}, on_env_error={self.on_env_error}"
+            why = "on_env_error=replace" if self.vector != "async" else "vector=async"
+            why = f"step_timeout={self.step_timeout:g}" if self.step_timeout else why
             raise UserError(f"{why}: environments that differ by client are made in the actor's process; leave it out")
 
     @property

@@ -46,6 +46,9 @@ def test_the_surrogate_is_ppos_loss_by_hand() -> None:
     policy, of_value = -(1.2 - 0.8) / 2, 0.5 * (1 + 0) / 2
     entropy = (np.log(2) - 0.9 * np.log(0.9) - 0.1 * np.log(0.1)) / 2
     assert float(loss((logits, value), y)) == pytest.approx(policy + 0.5 * of_value - 0.1 * entropy, abs=1e-6)
+    each = loss((logits, value), y, reduction="none").tolist()
+    entropies = [np.log(2), -0.9 * np.log(0.9) - 0.1 * np.log(0.1)]
+    assert each == pytest.approx([-1.2 + 0.25 - 0.1 * entropies[0], 0.8 - 0.1 * entropies[1]], abs=1e-6)
 
 
 def test_a_clients_rows_are_its_trajectory_with_advantages_of_mean_0() -> None:
@@ -98,8 +101,9 @@ def test_clients_evaluate_by_greedy_episodes(tmp_path: Path) -> None:
         {"method": "median"},
         {"method": "krum", "malicious": 0},
         {"method": "fedbuff", "buffer": 2, "rounds": 3},
+        {"method": "fedavg", "select": "oort"},
     ],
-    ids=lambda settings: str(settings["method"]),
+    ids=lambda settings: str(settings.get("select", settings["method"])),
 )
 def test_another_rule_is_one_word(settings: dict[str, Any], tmp_path: Path) -> None:
     plain = {name: value for name, value in SMALL.items() if name != "cohort" or settings["method"] != "fedbuff"}
@@ -125,7 +129,7 @@ def test_what_cannot_work_is_refused_when_the_job_is_read() -> None:
     refused("method=ditto: allowed is one of", method="ditto")
     refused("rollout_length=0", rollout_length=0)
     refused("attack=label_flip: clients that act in environments have no labels", attack="label_flip", attackers=1)
-    refused("step_timeout: environments that differ by client", step_timeout=5)
+    refused("step_timeout=5: environments that differ by client", step_timeout=5)
     with pytest.raises(UserError, match="have no model; leave out model= or env="):
         Federated(model=lambda: None, env="CartPole-v1")
 
