@@ -44,6 +44,14 @@ def test_noise_is_no_fall() -> None:
     assert watched(5, 4, 3, 2, 1, spread=0.1)[1].count(True) == 1  # it began at its best, and only fell
 
 
+def test_a_few_bad_episodes_after_none_are_no_fall() -> None:
+    watch = Falling()
+    assert not watch.seen(1, [1.0] * 100)
+    assert not watch.seen(2, [1.0] * 98 + [0.0] * 2)  # 0.98, with a standard error of 0.014
+    assert watch.seen(3, [1.0] * 80 + [0.0] * 20)
+    assert watch.fallen
+
+
 def test_the_age_of_what_was_learned_from_is_told_in_its_parts() -> None:
     ages = Ages()
     assert ages.flush() == {}
