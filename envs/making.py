@@ -23,7 +23,7 @@ from shoal.envs.atari import is_atari
 from shoal.envs.filmed import filmed_atari
 from shoal.envs.physics import hear_physics
 from shoal.envs.pooled import is_pooled, pooled
-from shoal.envs.single import side_by_side
+from shoal.envs.single import check_spaces, side_by_side
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Envs, naming
 from shoal.protocol.errors import UserError, takes, within
@@ -263,6 +263,7 @@ def _by_factory(recipe: Recipe, num_envs: int) -> Any:
         if not isinstance(vector, gymnasium.vector.VectorEnv) or vector.num_envs != num_envs:
             fix = f"; an environment with arguments is given as env=lambda: {_name(factory)}(...)" if _is_env(vector) else ""
             raise UserError(f"{_name(factory)}({num_envs}) made {_what(vector)}, not a gymnasium VectorEnv of {num_envs}{fix}")
+        check_spaces(vector, ("single_observation_space", "single_action_space"))
         for one in (vector, *getattr(vector, "envs", ()), *getattr(vector, "shoal_games", ())):
             refuse_window(getattr(one, "render_mode", None), f'{_name(factory)}({num_envs}) has render_mode="human"')
         return vector

@@ -24,6 +24,7 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False, again:
     class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
         def __init__(self, make: Callable[[], Any]) -> None:
             super().__init__(make())
+            check_spaces(self.env, ("observation_space", "action_space"))
             self.remake = make if again else None
             self.shape = self.env.observation_space.shape
             self.hints = False  # an action mask is in the info
@@ -58,6 +59,15 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False, again:
             return seen
 
     return gymnasium.vector.SyncVectorEnv([partial(Silent, make) for make in makers])
+
+
+def check_spaces(env: Any, names: Sequence[str]) -> None:
+    """Raises UserError if an environment lacks one of these attributes, its spaces."""
+    if lacking := [name for name in names if not hasattr(env, name)]:
+        kind = type(env.unwrapped).__name__
+        raise UserError(
+            f"{kind} has no {' and no '.join(lacking)}: its class or its __init__ must set it to a gymnasium.spaces.Space"
+        )
 
 
 def time_limit(env: Any) -> int:

@@ -202,6 +202,17 @@ def test_factories_of_one_and_of_many() -> None:
     assert make_vector(lambda n: SyncVectorEnv([lambda: Counting([(3, "t")])] * n), 4).num_envs == 4
 
 
+class Spaceless(gymnasium.Env[Any, Any]):
+    """An environment whose author forgot its spaces."""
+
+
+class AsMany(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """A vector environment whose author forgot its spaces."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+
+
 @pytest.mark.parametrize(
     ("env", "said"),
     [
@@ -211,6 +222,8 @@ def test_factories_of_one_and_of_many() -> None:
         ("LunarLander-v2", "LunarLander-v3"),
         (lambda: 3, "made an object of type int, not a gymnasium.Env"),
         (lambda num_envs: Counting([(3, "t")]), "not a gymnasium VectorEnv of 2"),
+        (Spaceless, "Spaceless has no observation_space and no action_space: its class or its __init__ must set it to "),
+        (AsMany, "AsMany has no single_observation_space and no single_action_space: "),
     ],
 )
 def test_a_wrong_environment_is_one_line_that_says_what_to_do(env: Any, said: str) -> None:
