@@ -50,7 +50,8 @@ class Observations:
                 raise UserError(
                     f"an environment's observation is {np.asarray(observation)[odd].flat[0]}, outside its space {space}"
                 )
-            one_hot: Array = np.eye(self.categories, dtype=np.float32)[index]
+            one_hot = np.zeros((*index.shape, self.categories), np.float32)
+            np.put_along_axis(one_hot, index[..., None], 1.0, axis=-1)
             return one_hot
         return np.asarray(observation, dtype=DTYPES[self.dtype])
 

@@ -157,6 +157,13 @@ def test_parts_are_encoded_as_gymnasium_flattens_them() -> None:
         assert len(flat) == flatten_space(numbers).shape[0]
 
 
+def test_an_observation_of_a_million_categories_takes_the_memory_of_one_row_for_each() -> None:
+    many = 10**6
+    found = Observations((many,), categories=many, start=5).encoded(np.array([5, many + 4]))
+    assert found.shape == (2, many)
+    assert np.argwhere(found).tolist() == [[0, 0], [1, many - 1]]
+
+
 def test_a_whole_number_outside_its_space_is_told() -> None:
     kind = Categories((2, 3), (1, 0))
     assert kind.encoded(np.array([[2, 0]])).tolist() == [[0, 1, 1, 0, 0]]
