@@ -23,6 +23,7 @@ UNSTEADY = (
     "the learner's probability of an action must be the actor's: let the function that makes the policy return it in "
     "evaluation mode (module.eval()), or leave that layer out"
 )
+KEEPS = "a network that remembers needs an attribute memory and method=r2d2, and noise must come from torch's generator"
 
 
 def examples(spaces: Spaces, n: int, fill: int = 0) -> Any:
@@ -79,16 +80,19 @@ def actor_critic(out: Any, n: int, action: Actions) -> list[torch.Tensor]:
     return tensors
 
 
-def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: Shaped = actor_critic) -> nn.Module:
+def fitting(
+    module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: Shaped = actor_critic, noisy: bool = False
+) -> nn.Module:
     """Returns the module. Raises UserError, one line, unless it is a policy for these spaces whose outputs follow from the
     weights, an observation and its state alone. remembers: it may have a memory. shaped: says which kind of policy it must be.
+    noisy: outputs may be drawn at random too, from torch's generator (noisy networks).
     A copy of the module is tried, so that no buffer changes: on observations of zeros, and of ones if it takes them, because
     dropout shows on no zero and what divides by a norm has none there."""
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
     for name, part in module.named_modules():
         drops = isinstance(part, _DropoutNd) and part.training and part.p > 0
-        if drops or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)):
+        if not noisy and (drops or (isinstance(part, _BatchNorm) and (part.training or part.running_mean is None))):
             raise UserError(f"policy: part {name!r} is {type(part).__name__}, active as it stands; {UNSTEADY}")
     memory = memory_of(module)
     if memory and not remembers:
@@ -101,13 +105,22 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
         if not memory:
             return shaped(tried(seen), n, spaces.action)
         out = tried(seen, {name: torch.zeros((n, *shape)) for name, shape in memory.items()})
-        return _remembered(out, n, spaces.action, memory)
+        return _remembered(out, n, spaces.action, memory, shaped)
+
+    def passes(seen: Any, n: int) -> list[list[torch.Tensor]]:
+        """The outputs of two passes, and of a third one that may draw other numbers if the module may be noisy."""
+        found = []
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            for seed in (0, 0, 1) if noisy else (None, None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                found.append(outputs(seen, n))
+        return found
 
     for n, fill in ((1, 0), (3, 0), (3, 1)):
         seen = examples(spaces, n, fill)
         try:
-            with torch.no_grad():
-                first, again = (outputs(seen, n) for _ in range(2))
+            first, again, *other = passes(seen, n)
         except UserError:
             if fill:  # ones may be no observation
                 continue
@@ -119,23 +132,30 @@ def fitting(module: nn.Module, spaces: Spaces, remembers: bool = False, shaped: 
             given = _given(seen)
             text = f"policy: forward raised {type(raised).__name__} for {given}: {what}"
             raise UserError(text).with_traceback(raised.__traceback__) from None
-        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, again, strict=True)):
-            raise UserError(f"policy: two passes over the same observations differ; {UNSTEADY}")
+        if not _alike(first, again):
+            raise UserError(f"policy: two passes over the same observations differ; {KEEPS if noisy else UNSTEADY}")
         whole = first if shaped is not actor_critic else (first[0], first[2 if isinstance(spaces.action, Box) else 1])
         heads = [out.nan_to_num() for out in whole]  # without a log_std, which may be of no observation
-        if not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
+        steady = all(_alike(first, each) for each in other)
+        if steady and not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
             raise UserError(
                 f"policy: {n} equal observations gave different outputs, so they depend on each other: a policy that "
                 "remembers needs an attribute memory (docs/policies.md)"
             )
         numbers |= not any(each.isnan().any() for each in first)
     learns = any(parameter.requires_grad for parameter in tried.parameters())
-    if learns and not any(each.requires_grad for each in outputs(examples(spaces, 2), 2)):
+    with torch.random.fork_rng(devices=()):
+        silent = learns and not any(each.requires_grad for each in outputs(examples(spaces, 2), 2))
+    if silent:
         why = "no gradient would come of them; is there a detach(), .data or no_grad?"
         raise UserError(f"policy: the outputs of forward do not depend on any trainable parameter: {why}")
     if not numbers:
         raise UserError("policy: forward gave NaN for observations of zeros and of ones; expected numbers, or -inf for a logit")
     return module
+
+
+def _alike(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
 
 
 def _given(seen: Any) -> str:
@@ -145,15 +165,17 @@ def _given(seen: Any) -> str:
     return f"observations {{{parts}}}"
 
 
-def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]]) -> list[torch.Tensor]:
+def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]], shaped: Shaped) -> list[torch.Tensor]:
     """The tensors of the output of a policy with memory. Raises UserError for an output of another form."""
     wanted = ", ".join(f"{name} {[n, *shape]}" for name, shape in memory.items())
-    if not isinstance(out, tuple | list) or len(out) != 3 or not isinstance(out[2], Mapping):
-        raise UserError(f"policy: forward gave {form_of(out)}; expected (action parameters, value, state), a state of {wanted}")
-    state = {name: tuple(its.shape) for name, its in out[2].items()}
+    parts = "action parameters, value" if shaped is actor_critic else "values"
+    many = len(parts.split(", "))
+    if not isinstance(out, tuple | list) or len(out) != many + 1 or not isinstance(out[many], Mapping):
+        raise UserError(f"policy: forward gave {form_of(out)}; expected ({parts}, state), a state of {wanted}")
+    state = {name: tuple(its.shape) for name, its in out[many].items()}
     if state != {name: (n, *shape) for name, shape in memory.items()}:
-        raise UserError(f"policy: forward gave the state {form_of(out[2])}; expected {wanted}, as memory says")
-    return [*actor_critic(out[:2], n, action), *out[2].values()]
+        raise UserError(f"policy: forward gave the state {form_of(out[many])}; expected {wanted}, as memory says")
+    return [*shaped(out[:many] if many > 1 else out[0], n, action), *out[many].values()]
 
 
 def form_of(out: Any) -> str:

@@ -6,7 +6,6 @@ wherever the built-in perceptron does; `fitting` looks at what a module returns 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.envs.spaces import Spaces
+from shoal.envs.spaces import Actions, Spaces
 from shoal.nets.acting import CORES
 from shoal.nets.bodies import Body, active, uniform_linear
 from shoal.nets.cores import After, scanned, stepped
-from shoal.nets.fitting import examples, form_of, memory_of
+from shoal.nets.fitting import fitting as checked
+from shoal.nets.fitting import form_of, memory_of
 from shoal.nets.numpy_policy import check_layers
 from shoal.nets.policies import every
 from shoal.nets.q_policy import discrete
@@ -128,12 +128,12 @@ class RecurrentQNetwork(QNetwork):
 
 
 def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
-    """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces: a module whose forward gives
-    one finite number for each action, [N, n] for N observations. A copy is tried, so that no buffer changes."""
-    actions = discrete(spaces).n
+    """Returns the module. Raises UserError, one line, unless it is a Q-network for these spaces (nets/fitting.py): a module
+    whose forward gives one finite number for each action, [N, n] for N observations."""
+    discrete(spaces)
     if not isinstance(module, nn.Module):
         raise UserError(f"policy: made {type(module).__name__}; expected a torch.nn.Module")
-    tried, memory = copy.deepcopy(module), memory_of(module)
+    memory = memory_of(module)
     if bool(memory) is not remembers:
         named = f"policy: {type(module).__name__}"
         if memory:
@@ -141,37 +141,17 @@ def fitting(module: Any, spaces: Spaces, remembers: bool = False) -> nn.Module:
                 f"{named} has memory ({', '.join(memory)}), and the job's method learns without; method=r2d2 learns it"
             )
         raise UserError(f"{named} has no attribute memory, and the job's method needs one; method=dqn learns it")
-    for n in (1, 3):
-        seen = examples(spaces, n)
-        given = f"{n} observations of zeros"
-        if isinstance(seen, Tensor):
-            given = f"observations {list(seen.shape)} of {seen.dtype}".replace("torch.", "")
-        try:
-            with torch.no_grad():
-                zeros = {name: torch.zeros((n, *shape)) for name, shape in memory.items()}
-                out = tried(seen, zeros) if memory else tried(seen)
-        except Exception as raised:  # noqa: BLE001  a network is the user's code and may raise anything at all
-            what = next((line for line in str(raised).splitlines() if line.strip()), "")
-            text = f"policy: forward raised {type(raised).__name__} for {given}: {what}"
-            raise UserError(text).with_traceback(raised.__traceback__) from None
-        if memory:
-            out = _values(out, zeros)
-        if not isinstance(out, Tensor) or tuple(out.shape) != (n, actions) or not out.is_floating_point():
-            raise UserError(
-                f"policy: forward gave {form_of(out)} for {given}; a Q-network gives one value for each action, "
-                f"[{n}, {actions}] of floats (a policy with (logits, value) is for ppo or impala)"
-            )
-        if not out.isfinite().all():
-            raise UserError("policy: forward gave a value that is not finite for observations of zeros; expected finite values")
-    return module
+    return checked(module, spaces, remembers, values, noisy=True)
 
 
-def _values(out: Any, state: Mapping[str, Tensor]) -> Any:
-    """The values in the output of a network with memory. Raises UserError for another state than it was given."""
-    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping):
-        values, after = out
-        shapes = [{name: tuple(each.shape) for name, each in its.items()} for its in (after, state)]
-        if shapes[0] == shapes[1]:
-            return values
-    wanted = ", ".join(f"{name} {list(each.shape)}" for name, each in state.items())
-    raise UserError(f"policy: forward gave no (values, state) with a state of {wanted}; a Q-network with memory returns both")
+def values(out: Any, n: int, action: Actions) -> list[Tensor]:
+    """The values in a Q-network's output for n observations. Raises UserError for an output of another form."""
+    wanted = f"[{n}, {action.size}]"
+    if not isinstance(out, Tensor) or tuple(out.shape) != (n, action.size) or not out.is_floating_point():
+        raise UserError(
+            f"policy: forward gave {form_of(out)} for {n} observations; a Q-network gives one value for each action, "
+            f"{wanted} of floats (a policy with (logits, value) is for ppo or impala)"
+        )
+    if out.isinf().any():
+        raise UserError("policy: forward gave a value that is not finite; expected finite values")
+    return [out]

@@ -205,6 +205,50 @@ def test_a_network_that_gives_no_value_for_each_action_is_refused() -> None:
     assert fitting(nn.Linear(3, 4), SPACES)
 
 
+class Own(nn.Module):
+    """A Q-network of somebody's own, for observations [N, 3] and 4 actions. mixed: what it makes of its features [N, 6]."""
+
+    def __init__(self, mixed: Any) -> None:
+        super().__init__()
+        self.body, self.q = nn.Linear(3, 6), nn.Linear(6, 4)
+        self.lstm = nn.LSTM(6, 6)
+        self.kept = torch.zeros(6)
+        self.mixed = mixed
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.q(self.mixed(self, self.body(observation)))  # type: ignore[no-any-return]
+
+
+def remembering(own: Own, x: Tensor) -> Tensor:
+    own.kept = own.kept + x.mean(0).detach()
+    return x + own.kept
+
+
+@pytest.mark.parametrize(
+    ("mixed", "says"),
+    [
+        (lambda own, x: own.lstm(x)[0], "3 equal observations gave different outputs, so they depend on each other"),
+        (remembering, "two passes over the same observations differ; a network that remembers needs an attribute memory"),
+        (lambda own, x: x * torch.nan, "forward gave NaN"),
+        (lambda own, x: x * torch.inf, "forward gave (NaN|a value that is not finite)"),
+    ],
+)
+def test_a_q_network_that_is_no_function_of_one_observation_is_refused(mixed: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^policy: {says}"):
+        fitting(Own(mixed), SPACES)
+
+
+def test_a_q_network_without_a_gradient_is_refused_and_one_that_draws_noise_is_not() -> None:
+    silent = Own(lambda own, x: x).requires_grad_(False)
+    silent.unused = nn.Linear(2, 2)
+    with pytest.raises(UserError, match="do not depend on any trainable parameter"):
+        fitting(silent, SPACES)
+    noisy = Own(lambda own, x: x * (1 + torch.randn(len(x), 1)))
+    before = torch.get_rng_state()
+    assert fitting(noisy, SPACES) is noisy
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # Learning
 
 
