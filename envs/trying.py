@@ -18,7 +18,7 @@ import numpy as np
 
 from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
 from shoal.envs.single import RESET, STEP, told_apart
-from shoal.envs.spaces import MASK, flat_mask, legal
+from shoal.envs.spaces import MASK, Actions, flat_mask, legal
 from shoal.envs.vector import EnvError, Envs, alone
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError, signed
@@ -145,9 +145,9 @@ def _played(envs: Envs) -> None:
     with _blamed(envs.name, part, "reset"):
         seen, info = told_apart(part.reset(seed=SEED), RESET)
         _check_each(seen, space, rows)
-        if getattr(single, "hints", False) and action.choices and not envs.spaces.masks:
-            fix = "put it into the observation, a Dict with the key action_mask, or leave out what gives environments processes"
-            raise UserError(f"info has an action_mask, which does not reach an environment with a process of its own: {fix}")
+        hinted = getattr(single, "hints", False) if single else isinstance(info, Mapping) and MASK in info
+        if hinted and not envs.spaces.masks:
+            raise UserError(f"info has an action_mask, {_unheard(action)}")
         if single:
             told = {MASK: flat_mask(info[MASK], 1)} if isinstance(info, Mapping) and MASK in info else {}
             seen, info = alone(seen), told
@@ -163,6 +163,15 @@ def _played(envs: Envs) -> None:
         again = envs.reset(SEED).observation
     with _blamed(envs.name, part, "step"):
         envs.step(_drawn(envs, again) if envs.spaces.masks else drawn)
+
+
+def _unheard(action: Actions) -> str:
+    """The end of a line about an action mask in the info that no policy would obey."""
+    if not action.choices:
+        kinds = "a mask forbids choices of Discrete, MultiDiscrete or a Box of whole numbers; leave it out of the info"
+        return f"and actions are {type(action).__name__}: {kinds}"
+    fix = "put it into the observation, a Dict with the key action_mask, or leave out what gives environments processes"
+    return f"which does not reach an environment with a process of its own: {fix}"
 
 
 def _drawn(envs: Envs, seen: Any) -> Any:

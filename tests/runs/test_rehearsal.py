@@ -106,6 +106,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         like(observation_space=spaces.Discrete(4), seen=4),
         "environment Walk: an environment's observation is 4, outside its space Discrete(4, start=0)",
     ),
+    "mask-of-bits": (
+        like(action_space=spaces.MultiBinary(2), first=lambda _: (np.zeros(3), {"action_mask": np.ones(4)})),
+        "reset: environment Walk: info has an action_mask, and actions are MultiBinary: a mask forbids choices of Discrete",
+    ),
+    "mask-of-numbers": (
+        like(action_space=spaces.Box(-1, 1, (2,)), first=lambda _: (np.zeros(3), {"action_mask": np.ones(2)})),
+        "info has an action_mask, and actions are Box: ",
+    ),
     "reward-nan": (like(gives=(np.nan, False, False)), "step gave the reward nan: expected a finite number"),
     "reward-text": (like(gives=("3", False, False)), "step gave the reward '3': expected one number"),
     "reward-array": (like(gives=(np.ones(2), False, False)), "step gave the reward array([1., 1.]): expected one number"),
