@@ -42,7 +42,7 @@ class A2CLearner(TrajectoryLearner):
     def step(self) -> Moved:
         """Make one gradient step over everything folded. Reading the metrics is one transfer, which waits for the device."""
         batch = self.staging.batch()
-        if len(batch.rows) < 2:  # fewer than 2 rows have no spread to divide by
+        if len(batch.rows) < (2 if self.norm_adv else 1):  # one row has no spread to divide by
             return Moved(weights=False)
         self.anneal()
         loss, told = self._loss(batch)

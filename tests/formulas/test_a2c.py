@@ -14,7 +14,9 @@ from shoal.aggregators.a2c import A2CLearner
 from shoal.aggregators.gae import gae
 from shoal.envs.spaces import Spaces
 from shoal.jobs.methods.a2c import A2C
+from shoal.jobs.reinforcement import Reinforcement
 from shoal.nets.policies import ActorCritic, entropy, log_prob
+from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Moved
 
@@ -100,3 +102,19 @@ def test_a_round_without_a_row_to_learn_from_leaves_the_weights() -> None:
     learner.fold(empty)
     assert learner.step() == Moved(weights=False)
     assert learner.weights().sha256() == before
+
+
+def test_a_step_of_one_row_is_learned_from_unless_advantages_are_scaled() -> None:
+    only = contribution(policy(), seed=0)
+    assert only.work.bundle is not None
+    only.work.bundle["mask"][...] = False
+    only.work.bundle["mask"][1, 2] = True
+    learner, scaling = A2CLearner(policy()), A2CLearner(policy(), norm_adv=True)
+    for each in (learner, scaling):
+        each.fold(only)
+    before = learner.weights().sha256()
+    assert all(np.isfinite(list(learner.step().metrics.values())))
+    assert learner.weights().sha256() != before
+    assert scaling.step() == Moved(weights=False)
+    with pytest.raises(UserError, match=r"^norm_adv=true: a step learns from 1 row, .*; norm_adv=false$"):
+        Reinforcement("CartPole-v1", method="a2c", clients=1, num_envs=1, rollout_length=1, norm_adv=True)

@@ -9,7 +9,9 @@ from shoal.aggregators import Aggregator
 from shoal.jobs.methods.acting import OnPolicy
 from shoal.jobs.methods.method import Start
 from shoal.jobs.methods.rhythms import ByRounds
+from shoal.jobs.problems import Problem
 from shoal.jobs.settings import option
+from shoal.protocol.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class A2C(OnPolicy, ByRounds):
         1.0, "lambda of generalized advantage estimation (1: returns up to the end of the trajectory)", least=0, most=1
     )
     norm_adv: bool = option(False, "the advantages of a step are scaled to mean 0 and standard deviation 1")
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if self.norm_adv and self.clients * self.num_envs * self.rollout_length < 2:
+            raise UserError("norm_adv=true: a step learns from 1 row, which has no spread to divide by; norm_adv=false")
 
     def aggregator(self, start: Start, device: str) -> Aggregator:
         from shoal.aggregators.a2c import A2CLearner
