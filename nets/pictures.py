@@ -112,3 +112,9 @@ def deep(spaces: Spaces, network: str = "auto") -> bool:
     if network in ("nature", "impala") and not any(map(picture, parts)):
         raise UserError(f"network={network}: the observation has no picture (bytes from 0 to 255); leave it at network=auto")
     return any(chosen(part, network) != "mlp" for part in parts)
+
+
+def headless(spaces: Spaces, network: str = "auto") -> bool:
+    """True if the built-in actor-critic or Q-network has no hidden layers of its own: the features of a picture alone go to its
+    heads at once."""
+    return not isinstance(spaces.observation, Named) and deep(spaces, network)

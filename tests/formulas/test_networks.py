@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -296,6 +297,41 @@ def test_nothing_is_said_of_a_network_that_somebody_brought() -> None:
 def test_a_network_that_cannot_read_the_observation_is_refused(seen: Any, network: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         built_in(Spaces(seen, Discrete(2)), network)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"hidden": (32,)}, r"^hidden=32: it is for the built-in policy, .* leave it out$"),
+        ({"activation": "relu", "method": "dqn"}, r"^activation=relu: it is for the built-in policy"),
+        ({"dueling": True, "method": "dqn"}, r"^dueling=true: it is for the built-in network, .* leave it out$"),
+        ({"dueling": False, "method": "apex"}, r"^dueling=false: it is for the built-in network"),
+    ],
+)
+def test_a_shape_of_the_built_in_network_is_refused_beside_a_policy_of_ones_own(given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Reinforcement("CartPole-v1", lambda spaces: torch.nn.Linear(4, 2), **given)
+
+
+def test_a_preset_gives_no_shape_to_a_policy_of_ones_own_but_to_the_critics_beside_it() -> None:
+    made = lambda spaces: torch.nn.Linear(4, 2)  # noqa: E731
+    assert Reinforcement("CartPole-v1", method="dqn").plain()["hidden"] == [128, 128]
+    own = Reinforcement("CartPole-v1", made, method="dqn")
+    assert (own.plain()["hidden"], own.plain()["batch_size"]) == ([64, 64], 128)
+    assert Reinforcement("Pendulum-v1", made, method="sac", hidden=(32,)).plain()["hidden"] == [32]
+    assert Reinforcement("Pendulum-v1", made, method="sac").plain()["hidden"] == [256, 256]
+
+
+class Sees(gymnasium.Env[Any, Any]):
+    observation_space, action_space = gymnasium.spaces.Box(0, 255, (9, 9), np.uint8), gymnasium.spaces.Discrete(2)
+
+
+@pytest.mark.parametrize("method", ["ppo", "dqn"])
+def test_hidden_layers_are_refused_where_a_picture_alone_is_seen(method: str) -> None:
+    with pytest.raises(UserError, match=r"^hidden=32: the policy sees a picture alone, .*, or network=mlp flattens the pic"):
+        Reinforcement(Sees, method=method, hidden=(32,)).problem.module(0)
+    assert Reinforcement(Sees, method=method, hidden=(32,), network="mlp").problem.module(0)
+    assert Reinforcement(Sees, method=method).problem.module(0)
 
 
 def test_a_precision_of_convolutions_is_refused_where_there_are_none() -> None:

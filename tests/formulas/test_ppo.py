@@ -236,6 +236,14 @@ def test_more_minibatches_than_the_rows_of_a_step_make_are_refused_before_a_run_
         job(1, **{"num_envs": 1, "rollout_length": 1, many: 1})
 
 
+@pytest.mark.parametrize(("method", "many"), [("ppo", "clients"), ("appo", "batch")])
+def test_a_step_of_one_row_is_refused_for_a_policy_with_memory_too(method: str, many: str) -> None:
+    one = {"num_envs": 1, "rollout_length": 1, many: 1, "num_minibatches": 1, "memory": "gru"}
+    with pytest.raises(UserError, match="whole environments, as the policy has memory and at least 2 rows; give a larger roll"):
+        Reinforcement("CartPole-v1", method=method, **one).check_parts()
+    Reinforcement("CartPole-v1", method=method, **{**one, "num_envs": 2}).check_parts()
+
+
 def test_impala_has_no_more_minibatches_than_environments() -> None:
     Reinforcement("CartPole-v1", method="impala", num_envs=3, batch=2, num_minibatches=6).check_parts()
     with pytest.raises(UserError, match="and a minibatch has whole environments; num_minibatches=6 or less"):

@@ -157,6 +157,25 @@ def test_settings_that_cannot_work_are_refused(method: str, settings: dict[str, 
         job(method, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "learns"),
+    [
+        ({"learning_starts": 400, "total_timesteps": 640}, True),
+        ({"learning_starts": 640, "total_timesteps": 640}, False),
+        ({"learning_starts": 0, "total_timesteps": 640, "replay_ratio": 0.0015}, False),
+        ({"learning_starts": 60, "total_timesteps": 10}, True),  # a version is 64 steps
+    ],
+)
+def test_a_run_that_makes_no_gradient_step_says_so(tmp_path: Path, settings: dict[str, Any], learns: bool) -> None:
+    short = job("dqn", **{**SMALL, "replay_ratio": 1.0, **settings})
+    told = list(short.method.notes(short.problem, short.aggregator("cpu")))
+    assert len(told) == (1 if learns else 2)
+    if not learns:
+        assert told[1].startswith("no gradient step will be made: the run has 640 environment steps at most, learning_starts=")
+    run = shoal.run(short, actors=0, folder=tmp_path / "run", show=False)
+    assert (run.metrics["updates"] > 0) == learns
+
+
 def test_a_network_without_memory_is_refused_before_the_run_has_a_folder() -> None:
     with pytest.raises(UserError, match="memory=none: r2d2 learns networks with memory; memory=lstm or gru"):
         job("r2d2").aggregator("cpu")
@@ -186,6 +205,12 @@ class Pair(gymnasium.Env[Any, Any]):
             r"rollout_length=1000000000000: a trajectory takes",
         ),
         ("CartPole-v1", {"num_envs": 10**10}, "num_envs=10000000000 rollout_length=32: a trajectory takes .*; give a smaller"),
+        (
+            "CartPole-v1",
+            {"method": "ppo", "clients": 10**8},
+            r"^clients=100000000: the trajectories that make a version take .* GB of memory, .*; give a smaller clients, num",
+        ),
+        ("CartPole-v1", {"batch": 10**8}, r"^batch=100000000: the trajectories that make a version take"),
         (
             "CartPole-v1",
             {"policy": QNetwork, "method": "ppo"},

@@ -159,15 +159,19 @@ class Acting(Playing):
         return problem.trajectory(self.rollout_length, self.num_envs, self.moments)
 
     def worker(self, problem: Problem, seed: int) -> Worker:
-        """Raises UserError if a trajectory, which both an actor and the coordinator hold, takes more than the memory that is
-        left."""
+        """Raises UserError if trajectories take more than the memory that is left: one that both an actor and the coordinator
+        hold, or those of a version, which the coordinator holds together."""
         assert isinstance(problem, Environment)
         have, its = room(), problem.trajectory(self.rollout_length, self.num_envs, self.moments, self.life(problem)).nbytes
+        left = f"this {have.bound} has {have.nbytes / 1e9:,.1f} GB left"
         if 2 * its > have.nbytes:
             asked = f"num_envs={self.num_envs} rollout_length={self.rollout_length}"
-            left = f"this {have.bound} has {have.nbytes / 1e9:,.1f} GB left for two"
             fix = "give a smaller num_envs or rollout_length"
-            raise UserError(f"{asked}: a trajectory takes {its / 1e9:,.1f} GB of memory, and {left}; {fix}")
+            raise UserError(f"{asked}: a trajectory takes {its / 1e9:,.1f} GB of memory, and {left} for two; {fix}")
+        if (many := self.trajectories) * its > have.nbytes:
+            asked = next(f"{name}={many}" for name in ("clients", "batch", "num_envs") if hasattr(self, name))
+            whole = f"the trajectories that make a version take {many * its / 1e9:,.1f} GB of memory"
+            raise UserError(f"{asked}: {whole}, and {left}; give a smaller {asked.split('=')[0]}, num_envs or rollout_length")
         return Rollout(
             problem.worlds(),
             problem.played(seed, self.num_envs, self.repeats),
@@ -212,8 +216,12 @@ class OnPolicy(Acting):
     norm_reward: bool = option(
         False, "rewards are divided by the running standard deviation of discounted returns; metrics of returns are of rewards"
     )
-    clip_obs: float = option(10.0, "largest absolute value of an observation that norm_obs has scaled", above=0)
-    clip_reward: float = option(10.0, "largest absolute value of a reward that norm_reward has scaled", above=0)
+    clip_obs: float = option(
+        10.0, "largest absolute value of an observation that norm_obs has scaled", above=0, of={"norm_obs": ("true",)}
+    )
+    clip_reward: float = option(
+        10.0, "largest absolute value of a reward that norm_reward has scaled", above=0, of={"norm_reward": ("true",)}
+    )
 
     def fitted(self, problem: Problem) -> Mapping[str, Any]:
         most = self._most_minibatches(isinstance(problem, Environment) and problem.memory != "none")
@@ -222,7 +230,8 @@ class OnPolicy(Acting):
     def _most_minibatches(self, remembers: bool) -> int:
         """The most parts that a pass can be divided into. remembers: the policy has memory, so parts are whole environments."""
         envs = self.trajectories * self.num_envs
-        return envs if self.undivided or remembers else envs * self.rollout_length // 2
+        pairs = envs * self.rollout_length // 2
+        return envs if self.undivided else min(envs, pairs) if remembers else pairs
 
     def check_minibatches(self, module: nn.Module) -> None:
         """Raises UserError if a pass over the trajectories cannot be divided into num_minibatches. module: the policy."""
@@ -230,7 +239,8 @@ class OnPolicy(Acting):
         if parts > (most := self._most_minibatches(remembers)):
             rows = f"{self.trajectories} x num_envs={self.num_envs} x rollout_length={self.rollout_length} rows"
             of_envs = "whole environments" + ", as the policy has memory" * (not self.undivided)
-            least = of_envs if self.undivided or remembers else "at least 2 rows"
+            two = "" if self.undivided or self.rollout_length > 1 else " and at least 2 rows"
+            least = f"{of_envs}{two}" if self.undivided or remembers else "at least 2 rows"
             fix = f"num_minibatches={most} or less" if most else "give a larger rollout_length"
             raise UserError(f"num_minibatches={parts}: a step learns from {rows}, and a minibatch has {least}; {fix}")
 

@@ -24,7 +24,7 @@ class OffPolicy(Acting):
         100_000, "transitions that the replay keeps, in the coordinator's memory: fewer where rows only reset", least=1
     )
     batch_size: int = option(256, "transitions of one gradient step", least=1)
-    replay_ratio: float = option(1.0, "gradient steps for each environment step, carried over exactly", above=0)
+    replay_ratio: float = option(1.0, "gradient steps for each environment step, carried over exactly", least=1e-6)
     learning_starts: int = option(1_000, "environment steps before the first gradient step", least=0)
     n_step: int = option(1, "most rewards that a target adds up before it bootstraps", least=1)
     replay: str = option(
@@ -33,7 +33,11 @@ class OffPolicy(Acting):
         choices=("uniform", "prioritized"),
     )
     priority_alpha: float = option(
-        0.6, "exponent of the size of an error in a priority: 0 draws uniformly", least=0, of={"replay": ("prioritized",)}
+        0.6,
+        "exponent of the size of an error in a priority: 0 draws uniformly",
+        least=0,
+        most=10,
+        of={"replay": ("prioritized",)},
     )
     priority_beta: float = option(
         0.4,
@@ -54,9 +58,15 @@ class OffPolicy(Acting):
     def notes(self, problem: Problem, aggregator: Aggregator) -> Sequence[str]:
         assert isinstance(problem, Environment)
         nbytes = getattr(aggregator, "replay_bytes", 0)
-        return [
+        told = [
             f"the replay takes up to {nbytes / 1e6:,.1f} MB of the coordinator's memory for {self.buffer_size:,} transitions"
         ]
+        steps = max(self.total_timesteps, self.trajectories * self.rollout_length * self.num_envs)  # one version is always made
+        if self.replay_ratio * (steps - self.learning_starts) < 1:
+            its = f"learning_starts={self.learning_starts} and replay_ratio={self.replay_ratio:g}"
+            fix = "give a larger total_timesteps, or a smaller learning_starts"
+            told.append(f"no gradient step will be made: the run has {steps:,} environment steps at most, {its}; {fix}")
+        return told
 
     def layout(self, start: Start) -> Layout:
         """The layout of a trajectory as the learner sees it."""

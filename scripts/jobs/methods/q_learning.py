@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from shoal.aggregators import Aggregator
 from shoal.jobs.methods.method import Start
 from shoal.jobs.methods.off_policy import OffPolicy
-from shoal.jobs.settings import option
+from shoal.jobs.problems import Environment, Problem
+from shoal.jobs.settings import option, ranges, shown
 from shoal.nets.acting import Network
 from shoal.nets.q_policy import QNetworks
+from shoal.protocol.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class QLearning(OffPolicy):
     tau: float = option(
         1.0, "share by which an update moves the target network to the learned one: 1 copies it", above=0, most=1
     )
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if isinstance(problem, Environment) and problem.policy is not None and self.dueling != ranges(self)["dueling"].default:
+            given = shown(self.dueling)
+            raise UserError(f"dueling={given}: it is for the built-in network, and this job has one of its own; leave it out")
 
     @property
     def network(self) -> Network:  # type: ignore[override]  # it depends on a setting

@@ -14,6 +14,8 @@ from shoal.jobs.parts import Bearing
 from shoal.jobs.settings import ranges, shown
 from shoal.nets.networks import ActorCriticNetwork
 from shoal.nets.normal import Normalised
+from shoal.nets.pictures import deep, headless
+from shoal.nets.q_policy import QNetworks, RecurrentQNetworks
 from shoal.protocol.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,14 +78,36 @@ def _check_inference(problem: Environment) -> None:
         raise UserError(f"compile_policy=true: with inference={problem.inference} {whose}; inference=actor, or leave it out")
 
 
+SHAPES = ("hidden", "activation")
+"""Settings of the layers of a built-in network."""
+
+
+def is_whole(problem: Environment) -> bool:
+    """True if the policy is all that the method learns: the critics of sac and td3, beside it, are always built in."""
+    network = getattr(problem.learns, "inner", problem.learns)
+    return type(network) in (ActorCriticNetwork, QNetworks, RecurrentQNetworks)
+
+
 def _check_network(problem: Environment) -> None:
-    for name, plain in {"network": "auto", "precision": "float32"}.items():
-        if problem.policy is not None and (given := getattr(problem, name)) != plain:
+    known = ranges(problem)
+    for name in ("network", "precision", *(SHAPES if is_whole(problem) else ())):
+        if problem.policy is not None and (given := getattr(problem, name)) != known[name].default:
             raise UserError(
-                f"{name}={given}: it is for the built-in policy, and this job has a policy of its own; leave it out"
+                f"{name}={shown(given)}: it is for the built-in policy, and this job has a policy of its own; leave it out"
             )
     if not all(units > 0 for units in problem.hidden):
         raise UserError(f"hidden={','.join(map(str, problem.hidden))}: allowed are whole numbers from 1; hidden=64,64, say")
+
+
+def check_shown(problem: Environment) -> None:
+    """Raises UserError for a setting of the built-in policy that has no effect for what this environment shows."""
+    if problem.precision != "float32" and not deep(problem.shown(), problem.network):
+        raise UserError(f"precision={problem.precision}: it is for convolutions, and the policy has none; leave it out")
+    known = ranges(problem)
+    for name in SHAPES if is_whole(problem) and headless(problem.shown(), problem.network) else ():
+        if (given := getattr(problem, name)) != known[name].default:
+            why = "the policy sees a picture alone, whose features go to its heads at once"
+            raise UserError(f"{name}={shown(given)}: {why}; leave it out, or network=mlp flattens the picture")
 
 
 def _check_agents(problem: Environment) -> None:

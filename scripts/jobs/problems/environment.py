@@ -39,7 +39,7 @@ from shoal.nets.acting import Form, Network, Parted, Policy
 from shoal.nets.framed import FRAMES, Framed, stacked_spaces
 from shoal.nets.networks import ACTOR_CRITIC
 from shoal.nets.normal import Normalised, kept_of
-from shoal.nets.pictures import NETWORKS, deep
+from shoal.nets.pictures import NETWORKS
 from shoal.protocol.draws import globally
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Layout
@@ -184,6 +184,8 @@ class Environment(Problem):
 
     def published(self, method: str) -> Preset | None:
         row = preset_of(self.env, method) if self.preset == "auto" else None
+        if row is not None and self.policy is not None and conflicts.is_whole(self):
+            row = row.without(conflicts.SHAPES)
         one_by_one = is_atari(self.env) and self.vector != "sync" and "stack_num" not in self.env_kwargs
         if row is None or (one_by_one and self.policy is None and not isinstance(self.learns, Normalised)):
             return row
@@ -216,8 +218,7 @@ class Environment(Problem):
 
         if (policy := self.maker) is not None:
             return seeded(lambda: self.learns.fitting(policy(self.shown()), self.shown()), seed)
-        if self.precision != "float32" and not deep(self.shown(), self.network):
-            raise UserError(f"precision={self.precision}: it is for convolutions, and the policy has none; leave it out")
+        conflicts.check_shown(self)
         return self.learns.build(self.shown(), self.form, seed)
 
     @property
