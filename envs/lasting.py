@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shoal.envs.logged import ACTIONS, ATTRIBUTES, WAYS
-from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
+from shoal.envs.logged import ACTIONS, ANEW, ATTRIBUTES, WAYS
+from shoal.envs.making import Environment, Recipe, make_vector, recipe_of, wants_number
 from shoal.envs.states import NoStateError
 from shoal.envs.trying import MOST_SAID, SEED, chosen, in_copy
 from shoal.envs.vector import Envs, Step
@@ -49,7 +49,7 @@ def _told(env: Environment | Recipe, vector: str) -> Telling:
         if size:
             return Telling(size, way, "")
         whys.append(why)
-        if way == ACTIONS and not isinstance(recipe_of(env).env, str):
+        if way == ACTIONS and not (isinstance(made := recipe_of(env).env, str) or wants_number(made)):
             break  # a function is not called again for each episode: it may do more than make an environment
     return Telling(0, "-", "; ".join(dict.fromkeys(whys[:2])))
 
@@ -71,6 +71,8 @@ def _tried(env: Environment | Recipe, vector: str, way: str) -> tuple[int, str]:
                 last = _steps(one, first, BEFORE if way == ATTRIBUTES else PLAYED)[-1]
                 for _ in range(0 if way == ATTRIBUTES else EPISODES - 1):
                     last = _steps(one, _begun_anew(one, last), PLAYED)[-1]
+                if way == ANEW:  # episodes of different lengths
+                    last = _steps(one, _begun_anew(one, last, rows // TWINS), BEFORE)[-1]
             told = values.pack_quickly(one.state())
             with globally(SEED, "again"):
                 other.restore(values.read_quickly(told))
@@ -91,8 +93,10 @@ def _tried(env: Environment | Recipe, vector: str, way: str) -> tuple[int, str]:
     return -(-(2 * size + logs) // rows), ""  # states may grow to twice of this
 
 
-def _begun_anew(envs: Envs, last: Step) -> Step:
-    return last._replace(observation=envs.restarted(last.observation, np.ones(envs.num_envs, bool)))
+def _begun_anew(envs: Envs, last: Step, many: int | None = None) -> Step:
+    """Begin an episode in the first `many` environments; None: in all."""
+    over = np.arange(envs.num_envs) < (envs.num_envs if many is None else many)
+    return last._replace(observation=envs.restarted(last.observation, over))
 
 
 def _steps(envs: Envs, last: Step, many: int) -> list[Step]:

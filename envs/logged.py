@@ -22,43 +22,12 @@ ATTRIBUTES, ACTIONS, ANEW = "attributes", "actions", "anew"
 WAYS = (ATTRIBUTES, ACTIONS, ANEW)
 """How the state of an environment is told. ATTRIBUTES: by its attributes alone (envs/states.py). ACTIONS: by its attributes
 before the episode's reset, as many as can be told, and the actions since. ANEW: by the number of the episode and the actions
-since; each episode but the first begins in an environment that is made anew and reset with a seed of its own, because the
-environment takes something from one episode into the next that no attribute tells."""
+since; each episode but the first begins with a seed of its own, in an environment that is made anew, because it takes
+something from one episode into the next that no attribute tells. A vector that steps its environments all at once is not made
+anew (envs/logged_vector.py)."""
 MOST_BYTES = 32_768  # of the actions of one environment, or of one game, that are kept
 UNKNOWN = 4_096  # steps whose actions are kept of an environment without a time limit
 SEEDS = 2**30  # an episode's seed is below this: some environments take only 32 bits
-
-
-def keep_logs(vector: Any, way: str, seed: int) -> int:
-    """Have each environment, or game, of a vector keep a log from here on, after a reset of the vector with `seed`. Returns the
-    bytes that all the logs' actions take at most. Raises NoStateError if the environments cannot be told so."""
-    import gymnasium
-
-    while isinstance(vector, gymnasium.vector.VectorWrapper):
-        vector = vector.env
-    logs: list[Logged] = []
-    if hasattr(vector, "shoal_games"):
-        space = vector.single_action_space
-        vector.shoal_games = [game if isinstance(game, Logged) else LoggedGame(game, space) for game in vector.shoal_games]
-        logs = vector.shoal_games
-    elif isinstance(vector, gymnasium.vector.SyncVectorEnv):
-        for i, one in enumerate(vector.envs):
-            ours: Any = one if hasattr(one, "cut_after") else None  # envs/single.py
-            env: Any = ours.env if ours else one
-            if not isinstance(env, Logged):
-                env = Logged(env, one.action_space, ours.remake if ours and way == ANEW else None)
-            if ours:
-                ours.env = env
-            else:
-                vector.envs[i] = env
-            logs.append(env)
-    else:
-        raise NoStateError(f"{type(vector).__name__} steps its environments all at once")
-    if way == ANEW and not all(log.remake for log in logs):
-        raise NoStateError("only an environment with an id is made anew for each episode")
-    for i, log in enumerate(logs):
-        log.begin(seed + i)
-    return sum(log.most for log in logs)
 
 
 class Logged:
@@ -70,8 +39,8 @@ class Logged:
     def __init__(self, env: Any, space: Any, remake: Callable[[], Any] | None = None) -> None:
         self.env, self.remake = env, remake
         row = self._row(space)
-        steps = max(1, min(self._limit() or UNKNOWN, MOST_BYTES // max(1, row.itemsize)))
-        self._rows, self._room = np.zeros(steps, row), steps
+        self._room = max(1, min(self._limit() or UNKNOWN, MOST_BYTES // max(1, row.itemsize)))
+        self._rows = np.zeros(self._room, row)
         self.most = self._rows.nbytes
         self.begin(0)
 
@@ -114,7 +83,7 @@ class Logged:
         if self._steps > self._room:
             raise NoStateError(f"an episode has {self._steps:,} steps by now, and the actions of {self._room:,} are kept")
         rows = self._rows[: self._steps].tobytes()
-        return values.pack_quickly([self._began, self._episode, self._steps, self._kind, rows, _mark(self._last)])
+        return values.pack_quickly([self._began, self._episode, self._steps, self._kind, rows, digest(self._last)])
 
     def load_state(self, state: bytes) -> None:
         """Play the episode of a log again, in an environment that was made and reset like the one of the log. Raises
@@ -137,7 +106,7 @@ class Logged:
             raise
         except Exception as raised:  # an environment is the user's code, and may raise anything where it does not do the same
             raise NoStateError(f"an episode that was played again raised {type(raised).__name__}") from raised
-        if _mark(self._last) != mark:
+        if digest(self._last) != mark:
             raise NoStateError("an episode that was played again did not show what it had shown")
 
     def _made_anew(self) -> None:
@@ -150,7 +119,7 @@ class Logged:
         return time_limit(self.env)
 
     def _row(self, space: Any) -> np.dtype[Any]:
-        return np.dtype((_compact(space), space.shape))
+        return np.dtype((compact(space), space.shape))
 
     def _note(self, t: int, action: Any) -> None:
         self._rows[t] = action
@@ -170,7 +139,7 @@ class LoggedGame(Logged):
     def _row(self, space: Any) -> np.dtype[Any]:
         self._names: Sequence[str] = tuple(self.env.possible_agents)
         many = len(self._names)
-        return np.dtype([("action", _compact(space), (many, *space.shape)), ("acts", "?", (many,))])
+        return np.dtype([("action", compact(space), (many, *space.shape)), ("acts", "?", (many,))])
 
     def _note(self, t: int, action: Mapping[str, Any]) -> None:
         row = self._rows[t]
@@ -186,7 +155,7 @@ class LoggedGame(Logged):
         return {name: action[a] for a, name in enumerate(self._names) if row["acts"][a]}
 
 
-def _compact(space: Any) -> np.dtype[Any]:
+def compact(space: Any) -> np.dtype[Any]:
     """The smallest dtype that holds every action of a space: Discrete, MultiDiscrete, MultiBinary or Box."""
     from gymnasium import spaces
 
@@ -202,8 +171,9 @@ def _compact(space: Any) -> np.dtype[Any]:
     return next(each for each in kinds if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
 
 
-def _mark(given: Any) -> bytes:
-    """A digest of what a reset or a step gave but for its info: observation, reward and ends, to the bit."""
+def digest(given: Any) -> bytes:
+    """A digest of what a reset or a step gave, to the bit: observation, reward and ends. The info, with which a tuple ends, is
+    left out."""
     whole = hashlib.blake2b(digest_size=16)
 
     def add(part: Any) -> None:

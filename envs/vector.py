@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.envs import states
-from shoal.envs.logged import ATTRIBUTES, keep_logs
+from shoal.envs.logged import ATTRIBUTES
+from shoal.envs.logged_vector import keep_logs
 from shoal.envs.spaces import IN_INFO, MASK, Spaces, spaces_of
 from shoal.protocol.errors import UserError
 
@@ -213,7 +214,9 @@ class Envs:
     def watch(self, way: str = ATTRIBUTES) -> int:
         """Watch the environments from their reset on, so that their state can be told in a way of envs/logged.py. Returns the
         bytes that their logs take at most. Raises NoStateError if they cannot be told so."""
-        logs = 0 if way == ATTRIBUTES else keep_logs(self.vector, way, self._seed)
+        logs = 0
+        if way != ATTRIBUTES:
+            self.vector, logs = keep_logs(self.vector, way, self._seed)
         self._watched = states.Watched(self.vector)
         return logs
 

@@ -120,6 +120,18 @@ class Pushed(gymnasium.Wrapper):
         return super().step(action)
 
 
+class Games(gymnasium.vector.VectorWrapper):
+    def step(self, actions):
+        die("actor-dies", 3)
+        return super().step(actions)
+
+
+def games(num_envs):  # Atari by ale_py's vector environment, as an id gives it but for the wrapper
+    frames = 4 * 30
+    few = {"img_height": 14, "img_width": 14, "stack_num": 2, "noop_max": 5, "max_num_frames_per_episode": frames}
+    return Games(gymnasium.make_vec("ALE/Pong-v5", num_envs, "vector_entry_point", reward_clipping=False, **few))
+
+
 class Dying(Around):
     def step(self):
         die("coordinator-dies", 8)
@@ -143,6 +155,11 @@ walker = Reinforcement("BipedalWalker-v3", time_limit=50, **fewer)
 grid = Reinforcement(lambda: Pushed(gymnasium.make("MiniGrid-Empty-5x5-v0", max_steps=40)), **of_ppo)
 apart = Reinforcement(lambda: Pushed(gymnasium.make("LunarLander-v3")), step_timeout=50, double_buffer=True, **of_ppo)
 cards = Reinforcement(Parallel(Cards), **of_ppo)
+pong = Reinforcement(games, **{**fewer, "rollout_length": 20, "total_timesteps": 80 * 16})
+tiny = {"img_height": 14, "img_width": 14, "repeat_action_probability": 0.5}
+breakout = Reinforcement("ALE/Breakout-v5", env_kwargs=tiny, time_limit=50, network="mlp", preset="none", frame_stack=3,
+                         method="dqn", rollout_length=8, total_timesteps=64 * 16, learning_starts=100, batch_size=16,
+                         replay_ratio=0.25, **small)
 duel = Reinforcement(Parallel(Cards), opponents=3, opponent_every=3, **of_ppo)
 hidden = Reinforcement(Hidden, method="ppo", rollout_length=16, total_timesteps=128 * 11, renew_every=4, **small)
 """
@@ -159,22 +176,27 @@ def learned(metrics: Any) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name not in beside and not name.endswith(BESIDE)}
 
 
-NEEDS = {"lander": "Box2D", "walker": "Box2D", "apart": "Box2D", "grid": "minigrid"}
+NEEDS = {"lander": "Box2D", "walker": "Box2D", "apart": "Box2D", "grid": "minigrid", "pong": "ale_py", "breakout": "ale_py"}
+IMPORTS = {"grid": "import minigrid\n", "pong": "import ale_py\n"}
+OF_THEIR_OWN = ("walker", "apart", "breakout")  # whose steps are not the actor's, or not in this file
 
 
-@pytest.mark.parametrize("name", ["poles", "walk", "pushed", "twins", "lander", "walker", "grid", "apart", "cards", "duel"])
+@pytest.mark.parametrize(
+    "name",
+    ["poles", "walk", "pushed", "twins", "lander", "walker", "grid", "apart", "cards", "duel", "pong", "breakout"],
+)
 def test_a_run_that_lost_an_actor_and_its_coordinator_has_the_bits_of_one_that_did_not(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.py").write_text("import minigrid\n" * (name == "grid") + JOB)
+    (tmp_path / "job.py").write_text(IMPORTS.get(name, "") + JOB)
     job = find(f"{tmp_path}/job.py:{name}")
     job.prepare()
     whole = run(job, 0)
     job.problem.close()
-    for sign in ("coordinator-dies", "actor-dies")[: 1 + (name not in ("walker", "apart"))]:  # whose steps are not the actor's
+    for sign in ("coordinator-dies", "actor-dies")[: 1 + (name not in OF_THEIR_OWN)]:
         (tmp_path / sign).touch()
     words = ("eval_episodes=0", "--run-dir", "run", "--actors", "2", "--quiet")
     assert cli("simulate", f"job.py:{name}", *words) == -signal.SIGKILL
