@@ -143,7 +143,7 @@ class Life(Process):
         self.user = f"key {place}" if world.setting.keyed else ""
         self.pid = world.pid()
         name, near = f"actor-{place}", world.setting.shares and place % 2 == 0
-        evaluates = place == world.setting.evaluator
+        evaluates = place in world.setting.evaluators
         said = hello(name, "host" if near else name, self.pid, ("shm",) if near else (), evaluates=evaluates)
         self.session = Session(world.rng.randbytes(8), said, "here", self.clock())
         self.shares = False  # whether the actor shares memory with its coordinator

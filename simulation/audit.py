@@ -15,6 +15,7 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.events import (
     Admit,
     Brief,
@@ -43,7 +44,6 @@ from shoal.coordinator.deciding.events import (
 )
 from shoal.coordinator.deciding.ledger import TRIES
 from shoal.coordinator.deciding.promises import Promise
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import (
     PROTOCOL,

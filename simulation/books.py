@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.events import Fold, Step, Stepped
-from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.draws import draw
 from shoal.protocol.messages import TaskName
 from shoal.protocol.work import Words

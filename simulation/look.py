@@ -68,7 +68,10 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
         "who is here": (roster.actors.keys(), audit.rows.keys()),
         "what they hold": ({a.session: a.tasks for a in actors}, {s: row.tasks for s, row in audit.rows.items()}),
         "what is out": (set(ledger.leases), set(audit.held)),
-        "room": (roster.room, sum(max(0, one.capacity - len(one.tasks)) for one in actors if not one.evaluates)),
+        "room": (
+            roster.contributors.room,
+            sum(max(0, one.capacity - len(one.tasks)) for one in roster.contributors.actors.values()),
+        ),
         "parked": (ledger.parked, sum(len(actor.parked) for actor in actors)),
         "folding": ({lease.name for lease in folding}, set(audit.folding)),
         "coming": (sum(coming.leases for coming in ledger.coming.values()), len(folding)),
@@ -83,10 +86,19 @@ def _facts(audit: Audit) -> dict[str, tuple[Any, Any]]:
             {a.session for a in actors if not a.capacity},
             {s for s, row in audit.rows.items() if row.stuck or row.away or row.barred or row.mute},
         ),
-        "evaluations that wait for who cannot do them": (
-            {a.session for a in actors if a.evaluates and a.parked and not audit.rows[a.session].able},
-            set(),
+        "evaluators that can be given tasks": (
+            roster.evaluators.able,
+            {s for s, row in audit.rows.items() if row.evaluates and row.able},
         ),
+        "idle evaluators": (
+            roster.evaluators.idle.keys(),
+            {s for s, row in audit.rows.items() if row.evaluates and row.able and not row.tasks},
+        ),
+        "evaluations that have not failed": (
+            list(ledger.evaluations),
+            [one for one in (*ledger.evaluations, *ledger.returned) if not (one.task.counts or one.faults)],
+        ),
+        "tasks that wait for one evaluator": ([one for a in actors if a.evaluates for one in a.parked], []),
         "tables of who is gone": (_left_behind(audit), set()),
         "what is fetched": (fetched, fetched if audit.changes else set(audit.pulled)),
     }
@@ -96,8 +108,8 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
     """Quantities by name: the amount that there is, and the most that there may be."""
     core, setting, ledger, roster = audit.core, audit.setting, audit.core.facts.ledger, audit.core.facts.roster
     most, bounds = setting.most, setting.bounds
-    shares = Counter(roster.homes.values())
-    here = [session for session, actor in roster.actors.items() if not (actor.away or actor.evaluates)]
+    shares = Counter(roster.contributors.homes.values())
+    here = [session for session, actor in roster.contributors.actors.items() if not actor.away]
     played = [shares[session] for session in here] or [0]
     lives = [life for life in audit.hub.world.lives if life.honest]
     lopsided = bounds.lease or any(row.barred or row.mute for row in audit.rows.values())
@@ -110,7 +122,7 @@ def _bounds(audit: Audit) -> dict[str, tuple[float, float]]:
         ),
         "promises": (ledger.promised.total(), len(audit.hub.found.promises)),
         "verdicts": (judged, JUDGED + most),
-        "homes": (len(roster.homes), setting.schedule.clients),
+        "homes": (len(roster.contributors.homes), setting.schedule.clients),
         "clients more than another plays": (max(played) - min(played), math.inf if lopsided else 1),
         "what an actor keeps": (max(map(_kept, lives)), 4 * most + BACKLOG),
         "bytes that are fetched": (audit.hub.traffic.receiving.held, setting.work_room + 2 * setting.work_bytes),
@@ -152,7 +164,7 @@ def _kept(life: Life) -> int:
 
 def _most_outstanding(audit: Audit) -> int:
     schedule, full = audit.setting.schedule, (audit.setting.most + 1) * audit.peak
-    return 2 * full + 2 if schedule.streams else max(schedule.cohort + schedule.spare + 2, full)
+    return 2 * full + 2 if schedule.streams else max(schedule.cohort + schedule.spare + schedule.judges, full)
 
 
 def _believed(audit: Audit) -> list[int]:
@@ -175,6 +187,7 @@ def _left_behind(audit: Audit) -> set[bytes]:
 def _closed(audit: Audit) -> list[TaskName]:
     """Tasks that wait, though their round is over; none in a stream."""
     facts = audit.core.facts
-    waiting = [*facts.ledger.returned, *(one for actor in facts.roster.actors.values() for one in actor.parked)]
+    ledger, actors = facts.ledger, facts.roster.actors.values()
+    waiting = [*ledger.returned, *ledger.evaluations, *(one for actor in actors for one in actor.parked)]
     over = facts.version if not audit.setting.schedule.streams else -1
     return [(task.version, task.index) for one in waiting if (task := one.task).version < over]

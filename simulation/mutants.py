@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from shoal.actors.coming import Fetching
 from shoal.actors.session import Session
 from shoal.coordinator.deciding import contributions, core, desk, membership, patience
+from shoal.coordinator.deciding.contributors import Contributors
 from shoal.coordinator.deciding.core import Core
+from shoal.coordinator.deciding.evaluators import Evaluators
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import selection
@@ -134,7 +136,7 @@ MUTANTS = (
     Mutant("a death is blamed on no task", membership, "part", "fault=name == ran", "fault=False"),
     Mutant("a death is blamed on what was not begun", membership, "suspects", "lease.task.version <= actor.held and ", ""),
     Mutant("what ends actors is tried beside others", desk, "_place", "if one.alone and", "if False and"),
-    Mutant("others come beside what is tried alone", Roster, "allow", "if actor.alone or", "if False or"),
+    Mutant("others come beside what is tried alone", Contributors, "allow", "if actor.alone else", "if False else"),
     Mutant("leases never end", patience, "tick", "if facts.bounds.lease:", "if False:"),
     Mutant("what waits behind another task is late", patience, "_late", " and not _waits(facts, actor, lease)", ""),
     Mutant("time in a queue is time of a task", patience, "_late", "max(lease.since, actor.free_at)", "lease.since"),
@@ -150,22 +152,22 @@ MUTANTS = (
     Mutant("an actor that hung stays idle", patience, "unstick", "facts.roster.allow(actor, facts.bounds.ahead)", "pass"),
     Mutant("a revoked task still burdens", desk, "revoke", "unburden(facts, actor, lease.name)", "pass"),
     Mutant("more tasks than an actor takes", desk, "_place", "len(actor.tasks) < actor.capacity", "True"),
-    Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.returned.extend(actor.parked)", "pass"),
-    Mutant("what came back holds up no round", Ledger, "outstanding", " + len(self.returned)", ""),
-    Mutant("a closed round's tasks are done later", Ledger, "close", "one.task.version >= version", "True"),
+    Mutant("what waits for one actor is forgotten", Ledger, "unpark", "self.put_back(*actor.parked)", "pass"),
+    Mutant("what came back holds up no round", Ledger, "outstanding", "self.waiting", "self.parked"),
+    Mutant("a closed round's tasks are done later", Ledger, "close", "task.version < version", "False"),
     Mutant("a closed round's tasks wait on for their actors", desk, "close", "unpark(facts)", "pass"),
-    Mutant("newcomers play nobody", Roster, "join", "self._share()", "pass"),
+    Mutant("newcomers play nobody", Roster, "join", "self.contributors.share()", "pass"),
     # Joining and leaving
     Mutant("a new connection is not believed", membership, "greet", "actor.peer != peer or ", ""),
     Mutant("the silent are waited for", patience, "tick", "if not (_computes", "if False and not (_computes"),
     Mutant(
         "two actors have one number",
-        Roster,
+        Contributors,
         "join",
         "heapq.heappop(self._free) if self._free else len(self)",
         "len(self)",
     ),
-    Mutant("the room of the dead is given away", Roster, "part", "self.allow(actor, 0)", "pass"),
+    Mutant("the room of the dead is given away", Contributors, "part", "self.allow(actor, 0)", "pass"),
     Mutant("nobody is told of the end", Facts, "end", "yield self.say(actor, Stop(reason))", "pass"),
     Mutant("nobody outside hears who is gone", membership, "part", "yield Gone(actor.session)", "pass"),
     # Coming back
@@ -260,7 +262,7 @@ MUTANTS = (
     Mutant("the plan hears nothing", desk, "_new", "facts.seats, told", "facts.seats, ()"),
     Mutant("the plan hears of failures as refusals", contributions, "failed", '"failed", fault', '"refused", fault'),
     Mutant("the plan hears none of the numbers", contributions, "folded", ", lease.done.totals", ""),
-    Mutant("seats are counted that are taken", Roster, "seats", "one.capacity - held", "one.capacity"),
+    Mutant("seats are counted that are taken", Contributors, "seats", "one.capacity - held", "one.capacity"),
     # Durable records
     Mutant(
         "acknowledged before it is durable",
@@ -348,7 +350,7 @@ MUTANTS = (
     Mutant("every place is resumed", membership, "greet", "actor.number, hello)", "actor.number, hello, resumed=True)"),
     Mutant(
         "numbers are not used again",
-        Roster,
+        Contributors,
         "join",
         "heapq.heappop(self._free) if self._free else len(self)",
         "len(self) + len(self._free)",
@@ -457,14 +459,16 @@ MUTANTS = (
     Mutant("quarantine has no end", Roster, "unbar", "alone or actor.barred_until <= now", "alone"),
     Mutant("who is in quarantine gets work", Roster, "bar", "self.allow(actor, 0)", "pass"),
     # Evaluators
-    Mutant("an evaluator trains", Roster, "_enter", " and not actor.evaluates", ""),
+    Mutant("an evaluator trains", Roster, "_among", "self.evaluators if actor.evaluates else ", ""),
+    Mutant("who trains evaluates beside an evaluator", desk, "_next", " and not facts.roster.evaluators.able", ""),
+    Mutant("new evaluations go to who trains", desk, "_begin", "if one.task.counts or not", "if True or not"),
+    Mutant("a failed evaluation stays with evaluators", Ledger, "put_back", " or one.faults", ""),
+    Mutant("evaluations wait for an evaluator that hangs", Evaluators, "_index", "if actor.capacity:", "if True:"),
     Mutant(
-        "who trains evaluates beside an evaluator",
+        "evaluations wait for who has left",
         desk,
-        "_for",
-        "return evaluator\n",
-        "return next(facts.roster.with_room(), evaluator)\n",
+        "_next",
+        "evaluations.popleft() if",
+        "evaluations[0] if False and",
     ),
-    Mutant("a failed evaluation stays with evaluators", desk, "_beside", " and not (one.faults and len(facts.roster))", ""),
-    Mutant("evaluations wait for an evaluator that hangs", Roster, "evaluator", " if not actor.idles", ""),
 )

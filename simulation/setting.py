@@ -64,7 +64,7 @@ class Schedule:
             seed=self.seed,
             summed=self.summed,
             evaluate_every=self.evaluate_every,
-            evaluate_cohort=2 if self.evaluate_every else 0,
+            evaluate_cohort=self.judges if self.evaluate_every else 0,
             asked=asked,
             spare=self.spare,
         )
@@ -73,6 +73,11 @@ class Schedule:
     def period(self) -> float:
         """Return the seconds from one step of a stream to the next; 0 if a step follows the number of contributions."""
         return (0.1, 0.5, 2.0)[self.seed % 3] if self.streams and self.seed % 11 == 5 else 0.0  # no draw of its own
+
+    @property
+    def judges(self) -> int:
+        """Return the number of clients that evaluate a version in rounds."""
+        return 3 if self.seed % 13 == 11 else 2  # no draw of its own
 
     @property
     def spare(self) -> int:
@@ -184,10 +189,11 @@ class Setting:
     deadly: int = -1  # client whose task ends its actor's process, until the faults end; -1: none
 
     @property
-    def evaluator(self) -> int:
-        """Return the place of the actor that does evaluations alone; -1: there is none."""
-        trains = self.actors - 1 > self.weather.liars and self.schedule.evaluate_every > 0  # an honest actor is left
-        return self.actors - 1 if trains and self.schedule.seed % 13 in (3, 7) else -1  # no draw of its own
+    def evaluators(self) -> range:
+        """Return the places of the actors that do evaluations alone: none, one or two. An honest actor that trains is left."""
+        wanted = {3: 1, 7: 1, 11: 2}.get(self.schedule.seed % 13, 0)  # no draw of its own
+        places = range(max(self.actors - wanted, self.weather.liars + 1), self.actors)
+        return places if self.schedule.evaluate_every else range(0)
 
     @property
     def brief_nbytes(self) -> int:

@@ -155,7 +155,7 @@ class World:
         self._restart(None)
         self._healed_version = self.newest()
         self.audit.served.clear()
-        trains = [life for life in self._healthy() if not life.gone and life.place != self.setting.evaluator]
+        trains = [life for life in self._healthy() if not life.gone and life.place not in self.setting.evaluators]
         bear = self.setting.limited and bool(trains)  # who trains may wait for a limit only beside another who trains
         for life in list(self.lives):
             life.thaw()

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership, patience
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.claims import amiss
 from shoal.coordinator.deciding.events import Effect, Fold, Pull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Coming, Lease
 from shoal.coordinator.deciding.promises import ANY
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
 from shoal.protocol.messages import AWAY, Contribute, Failed, TaskName, Verdict

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from shoal.coordinator.deciding import contributions, desk, events, membership, patience
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Effect, Event
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.plans import Plan, wakes
 from shoal.coordinator.deciding.recovered import Recovered
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
 from shoal.protocol.fetching import to_go
@@ -67,7 +67,7 @@ class Core:
                 yield from _step(facts)
             for actor in facts.roster.refresh(facts.version, facts.bounds.light) if facts.roster.behind else ():
                 yield events.SendWeights(actor.peer, actor.session, facts.version, actor.held, actor.held >= facts.since)
-            if facts.roster.room or (facts.roster.evaluators and desk.waiting(facts)) or desk.stalls(facts):
+            if facts.roster.contributors.room or desk.evaluation(facts) or desk.stalls(facts):
                 yield from desk.employ(facts)
             if facts.ledger.counts.aside and not facts.bounds.endless:
                 yield from _despair(facts)
@@ -153,7 +153,7 @@ def _settled(facts: Facts, event: Event, effects: Sequence[Effect]) -> bool:
     if facts.roster.behind:
         return False
     taken = kind is Contribute and len(effects) == 1 and type(effects[0]) is events.Fold
-    return kind is Have or (taken and not facts.roster.room and not facts.starves())
+    return kind is Have or (taken and not facts.roster.contributors.room and not facts.starves())
 
 
 def _hear(facts: Facts, event: events.Heard) -> Iterable[Effect]:

@@ -1,20 +1,19 @@
 """The desk, where tasks go out to actors and come back unfinished.
 
-The one idea: a task is in one place at a time: with the plan, under a lease, parked until its actor has room, or returned; and
-the function that takes a task from one place puts it into the next.
+The one idea: a task is in one place at a time: with the plan, under a lease, parked until its actor has room, returned, or an
+evaluation that waits for an evaluator; and the function that takes a task from one place puts it into the next.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from shoal.coordinator.deciding.actor import DROPPED, Actor, Pending
 from shoal.coordinator.deciding.events import Brief, Briefed, Effect, Evict, SendTask, Unpull
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import TRIES, VAIN, Lease
-from shoal.coordinator.deciding.roster import DROPPED, Actor, Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.codec import words_fault
 from shoal.protocol.errors import UserError, printable
@@ -27,46 +26,61 @@ def employ(facts: Facts) -> Iterator[Effect]:
         return  # a synchronous round is closing: a task given out now would be stale
     if not _gathered(facts):
         return
+    yield from _evaluate(facts)
     while one := _next(facts):
         yield from _place(facts, one)
     draws = len(facts.roster)  # drawn tasks may be for busy actors, and leave the others idle
-    while draws and facts.roster.room and (tasks := _new(facts)):
+    while draws and facts.roster.contributors.room and (tasks := _new(facts)):
         draws -= 1
         for task in tasks:
             if fault := _fault(facts, task):
                 raise UserError(f"the plan {type(facts.plan).__name__} gave {printable(repr(task), 200)}: {fault}")
             facts.drawn += 1
-            yield from _place(facts, Pending(task, alone=task.alone))
+            yield from _begin(facts, Pending(task, alone=task.alone))
 
 
-def waiting(facts: Facts) -> bool:
-    """Return whether a task that came back is an evaluation that an evaluator can begin."""
-    return bool(facts.roster.evaluations()) and any(_beside(facts, one) for one in facts.ledger.returned)
+def evaluation(facts: Facts) -> Pending | None:
+    """Return the evaluation that an idle evaluator is to do next; None if no evaluation waits, or no evaluator is idle. An
+    evaluation that failed is for evaluators only while no actor that contributes is here."""
+    ledger = facts.ledger
+    if not facts.roster.evaluators.idle:
+        return None
+    if ledger.evaluations:
+        return ledger.evaluations[0]
+    return None if facts.roster else next((one for one in ledger.returned if not one.task.counts), None)
 
 
-def _beside(facts: Facts, one: Pending) -> bool:
-    """Return whether the task is for evaluators, if there are any: it is an evaluation. One that failed is for actors that
-    train, as long as one is here: what an evaluator lacks, it lacks at every attempt."""
-    return not one.task.counts and not (one.faults and len(facts.roster))
+def _evaluate(facts: Facts) -> Iterator[Effect]:
+    """Give each idle evaluator the next evaluation."""
+    while one := evaluation(facts):
+        (facts.ledger.evaluations or facts.ledger.returned).remove(one)
+        yield _give(facts, next(iter(facts.roster.evaluators.idle.values())), one)
+
+
+def _begin(facts: Facts, one: Pending) -> Iterator[Effect]:
+    """Place a task that the plan has just given: an evaluation among those that wait for evaluators, if there are any who can
+    be given one."""
+    if one.task.counts or not facts.roster.evaluators.able:
+        yield from _place(facts, one)
+    else:
+        facts.ledger.put_back(one)
+        yield from _evaluate(facts)
 
 
 def _next(facts: Facts) -> Pending | None:
-    """Remove and return the next task that came back and can be placed: any while actors that train have room, and else an
-    evaluation while an evaluator has room."""
-    returned = facts.ledger.returned
-    if returned and facts.roster.room:
-        return returned.popleft()
-    if not (returned and facts.roster.evaluators and waiting(facts)):
+    """Remove and return the next task that waits for an actor that contributes and has room: one that came back, or else an
+    evaluation if no evaluator can be given any."""
+    if not facts.roster.contributors.room:
         return None
-    one = next(one for one in returned if _beside(facts, one))
-    returned.remove(one)
-    return one
+    if facts.ledger.returned:
+        return facts.ledger.returned.popleft()
+    return facts.ledger.evaluations.popleft() if facts.ledger.evaluations and not facts.roster.evaluators.able else None
 
 
 def _new(facts: Facts) -> Sequence[Task]:
     """Return the plan's next tasks, and tell the plan the outcomes of earlier ones."""
-    facts.seats.room, news = facts.roster.room, facts.ledger.news
-    facts.seats.evaluations = facts.roster.evaluations() if facts.roster.evaluators else None
+    facts.seats.room, news = facts.roster.contributors.room, facts.ledger.news
+    facts.seats.evaluations = facts.roster.evaluators.room
     told = tuple(news)
     news.clear()
     given = facts.plan.assign(facts.seats, told, facts.version, facts.now)
@@ -102,11 +116,12 @@ def _gathered(facts: Facts) -> bool:
 
 
 def _place(facts: Facts, one: Pending) -> Iterator[Effect]:
-    task = one.task
+    """Give the task to an actor that contributes, or let it wait for room there."""
+    task, contributors = one.task, facts.roster.contributors
     sticky = facts.bounds.sticky and task.counts and task.clients
-    actor = facts.roster.home(task.clients[0]) if sticky else _for(facts, one)
+    actor = contributors.home(task.clients[0]) if sticky else _for(facts, task)
     if actor is None:
-        facts.ledger.returned.append(one)
+        facts.ledger.put_back(one)
         return
     if one.alone and actor.alone is None:
         actor.alone = task.name
@@ -123,19 +138,16 @@ def _rests(facts: Facts, actor: Actor) -> bool:
     return not actor.idles and all(facts.ledger.leases[name].folding for name in actor.tasks)
 
 
-def _for(facts: Facts, one: Pending) -> Actor | None:
-    """Return the evaluator that is to do the task if it is for evaluators and there is one; else the actor with room that the
-    plan named, if there is one with room of that number; else the next with room."""
-    task = one.task
-    if facts.roster.evaluators and _beside(facts, one) and (evaluator := facts.roster.evaluator()):
-        return evaluator
-    named = (actor for actor in facts.roster.with_room() if actor.number == task.where) if task.where >= 0 else iter(())
-    return next(named, None) or next(facts.roster.with_room(), None)
+def _for(facts: Facts, task: Task) -> Actor | None:
+    """Return the actor with room that the plan named, if there is one with room of that number; else the next with room."""
+    with_room = facts.roster.contributors.with_room
+    named = (actor for actor in with_room() if actor.number == task.where) if task.where >= 0 else iter(())
+    return next(named, None) or next(with_room(), None)
 
 
 def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
     task = one.task
-    clients = task.clients or (max(0, actor.number),)  # none: the actor's own environments; an evaluator's number is -1
+    clients = task.clients or (actor.client,)
     attempt = facts.epoch * TRIES + one.given + 1
     lease = Lease(task, clients, attempt, actor.session, facts.now, one.faults, one.alone, task.version <= actor.held)
     lease.held = actor.held
@@ -183,12 +195,11 @@ def stalls(facts: Facts) -> bool:
     """Return True, and let one actor hold one task more, if all leases wait for a version that no actor works on, because a
     contribution to it was refused. A trial at that actor is over, or can begin: all tasks there are done."""
     ledger = facts.ledger
-    beside = facts.roster.evaluators.values()
-    evaluating = sum(not ledger.leases[name].folding for actor in beside for name in actor.tasks)
+    evaluating = sum(not ledger.leases[name].folding for name in facts.roster.evaluators.tasks())
     if not facts.starves() or ledger.counts.folding + evaluating < len(ledger.leases):
         return False
     for lease in ledger.leases.values():
-        if (actor := facts.roster.actors.get(lease.session)) and not (actor.idles or actor.evaluates):
+        if (actor := facts.roster.contributors.actors.get(lease.session)) and not actor.idles:
             facts.ledger.unpark(actor)
             actor.alone = None
             facts.roster.allow(actor, len(actor.tasks) + 1)
@@ -203,7 +214,7 @@ def unburden(facts: Facts, actor: Actor, name: TaskName) -> None:
     survive(facts, actor, name)
     if actor.parked and len(actor.tasks) < actor.capacity:
         freed = actor.parked.popleft()
-        facts.ledger.returned.appendleft(freed)  # first: a task to be tried alone needs this actor empty
+        facts.ledger.put_back(freed, first=True)  # a task to be tried alone needs this actor empty
         facts.ledger.parked -= 1
         survive(facts, actor, freed.task.name)  # another actor may get it
 
@@ -250,8 +261,7 @@ def withdraw(facts: Facts, name: TaskName) -> Iterator[Effect]:
         if actor is not None:
             yield Evict(actor.peer)
     unpark(facts)
-    facts.ledger.returned = deque(one for one in facts.ledger.returned if one.task.name != name)
-    facts.ledger.later = [one for one in facts.ledger.later if one.task.name != name]
+    facts.ledger.drop(lambda task: task.name == name)
 
 
 def end(facts: Facts, lease: Lease) -> Iterator[Effect]:
@@ -278,8 +288,11 @@ def take_back(
         yield Report("recall", f"task {lease.name}, accepted before the restart, is to be done again: {why}", "warning")
     given, faults = (0, 0) if lease.promise else (lease.tries, lease.faults + fault)
     if faults < facts.bounds.attempts:
-        to = facts.ledger.returned if lease.task.version <= facts.version else facts.ledger.later
-        to.extend(Pending(task, given, faults, alone or task.alone) for task in lease.task.apart())
+        again = [Pending(task, given, faults, alone or task.alone) for task in lease.task.apart()]
+        if lease.task.version <= facts.version:
+            facts.ledger.put_back(*again)
+        else:
+            facts.ledger.later.extend(again)
         return
     facts.ledger.counts.aside += 1
     facts.ledger.vain += lease.counts

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.ledger import Lease
-from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.errors import printable
 
 WORD = re.compile(r"[a-z_]{1,16}(\.[a-z_]{1,16})?")

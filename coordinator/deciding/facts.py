@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.events import Effect, Finish, Send
 from shoal.coordinator.deciding.farewell import Farewell
 from shoal.coordinator.deciding.ledger import Ledger
 from shoal.coordinator.deciding.plans import Plan, Seats
 from shoal.coordinator.deciding.recovered import Recovered
-from shoal.coordinator.deciding.roster import Actor, Roster
+from shoal.coordinator.deciding.roster import Roster
 from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Envelope, Message, Refused, Stop
 
@@ -42,7 +43,7 @@ class Facts:
         self.probe_at = now
         self.farewell = Farewell()
         self.roster = Roster(bounds.ahead, bounds.most)
-        self.seats = Seats(0, self.roster.seats)
+        self.seats = Seats(0, self.roster.contributors.seats)
         self.ledger = Ledger(verdicts=Verdicts(self.roster.most))
         if found.folded:
             self.ledger.folded[found.version] = found.folded

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.events import Effect, Event, Heard, Lost, Send
-from shoal.coordinator.deciding.roster import Actor
 from shoal.protocol.messages import Bye, Envelope, Stop
 
 MOMENT = 3.0  # seconds that actors have to come back and hear Stop: longer than an actor's silence between two Hellos

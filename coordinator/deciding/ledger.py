@@ -7,13 +7,14 @@ counted at most once, even if contributions are repeated, late, or said by anoth
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from shoal.coordinator.deciding.actor import Actor, Pending
 from shoal.coordinator.deciding.events import Briefed
 from shoal.coordinator.deciding.plans import NEWS, Outcome
 from shoal.coordinator.deciding.promises import Promise
-from shoal.coordinator.deciding.roster import Actor, Pending
 from shoal.coordinator.deciding.verdicts import Verdicts
 from shoal.protocol.messages import Contribute, TaskName, Verdict
 from shoal.protocol.work import Task, Totals
@@ -115,6 +116,7 @@ class Ledger:
 
     leases: OrderedDict[TaskName, Lease] = field(default_factory=OrderedDict)
     returned: deque[Pending] = field(default_factory=deque)
+    evaluations: deque[Pending] = field(default_factory=deque)  # that wait; those that failed are in returned
     took: dict[str, deque[float]] = field(default_factory=dict)  # kind -> seconds of work at its last tasks that came in
     later: list[Pending] = field(default_factory=list)  # returned tasks of versions that are still to come
     parked: int = 0
@@ -131,7 +133,12 @@ class Ledger:
         """Return the number of tasks given out or waiting to be given out again, less promises for versions after `version`
         and less `but`."""
         later = sum(many for onto, many in self.promised.items() if onto > version) if self.promised else 0
-        return len(self.leases) + len(self.returned) + self.parked - later - but
+        return len(self.leases) + self.waiting - later - but
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of tasks that wait to be given out: for any actor, for an evaluator, or for room at one actor."""
+        return len(self.returned) + len(self.evaluations) + self.parked
 
     def evaluating(self) -> list[int]:
         """Return, for each evaluation that is out, the oldest version that its actor may play."""
@@ -154,16 +161,35 @@ class Ledger:
         lease.since = now
         self.leases.move_to_end(lease.name)
 
+    def put_back(self, *ones: Pending, first: bool = False) -> None:
+        """Let tasks wait to be given out. An evaluation waits for evaluators; an evaluation that failed waits for actors that
+        contribute, because what an evaluator lacks, it lacks at every attempt. first: they wait before all others."""
+        for one in ones:
+            queue = self.returned if one.task.counts or one.faults else self.evaluations
+            if first:
+                queue.appendleft(one)
+            else:
+                queue.append(one)
+
+    def drop(self, over: Callable[[Task], bool]) -> list[Task]:
+        """Drop and return the tasks of which this is true and that wait, but not for room at one actor."""
+        dropped = [one.task for one in (*self.returned, *self.evaluations, *self.later) if over(one.task)]
+        if dropped:
+            self.returned = deque(one for one in self.returned if not over(one.task))
+            self.evaluations = deque(one for one in self.evaluations if not over(one.task))
+            self.later = [one for one in self.later if not over(one.task)]
+        return dropped
+
     def reach(self, version: int) -> None:
         """Free the tasks of versions up to this one that came back before their version was there."""
         if self.later:
-            self.returned.extend(one for one in self.later if one.task.version <= version)
+            self.put_back(*(one for one in self.later if one.task.version <= version))
             self.later = [one for one in self.later if one.task.version > version]
 
     def close(self, version: int) -> None:
         """Drop returned tasks of versions before this one, as stale."""
-        self.news.extend(Outcome(one.task, "stale", 0.0, NONE) for one in self.returned if one.task.version < version)
-        self.returned = deque(one for one in self.returned if one.task.version >= version)
+        late = self.drop(lambda task: task.version < version)
+        self.news.extend(Outcome(task, "stale", 0.0, NONE) for task in late)
 
     def end(self, lease: Lease) -> None:
         """Remove a lease, however it ended."""
@@ -174,7 +200,7 @@ class Ledger:
 
     def unpark(self, actor: Actor) -> None:
         """Free the tasks that wait for room at this actor for any actor."""
-        self.returned.extend(actor.parked)
+        self.put_back(*actor.parked)
         self.parked -= len(actor.parked)
         actor.parked.clear()
         if actor.alone not in actor.tasks:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.events import Admit, Effect, Gone, Heard, Lost
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.plans import evaluate_every
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.errors import printable
 from shoal.protocol.messages import PROTOCOL, Hello, TaskName

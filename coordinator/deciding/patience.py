@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 
 from shoal.coordinator.deciding import desk, membership
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.doing import doing
 from shoal.coordinator.deciding.events import Effect, Evict, Probe, Pulse
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Lease
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Report
 from shoal.protocol.fetching import to_go
 from shoal.protocol.messages import BEATS, Beat
@@ -196,7 +196,7 @@ def unstick(facts: Facts, actor: Actor) -> None:
 def strike(facts: Facts, actor: Actor, why: str) -> Iterator[Effect]:
     """Count a refused or failed result; at `strikes` in a row quarantine the actor, if another actor can have work."""
     actor.strikes += 1
-    if not 0 < facts.bounds.strikes <= actor.strikes or actor.idles or facts.roster.alone(actor):
+    if not 0 < facts.bounds.strikes <= actor.strikes or actor.idles or facts.roster.contributors.alone(actor):
         return
     seconds = facts.bounds.quarantine * 2 ** min(actor.barred, 3)
     actor.strikes, actor.barred = 0, actor.barred + 1
@@ -239,7 +239,7 @@ def unasked(facts: Facts) -> str:
     """Return a line on a run whose actors have no task."""
     if facts.gathering:
         return f"{facts.bounds.gather - len(facts.roster)} more actors to join before the first tasks go out"
-    if facts.ledger.returned or facts.ledger.parked or not facts.roster.room:
+    if facts.ledger.waiting or not facts.roster.contributors.room:
         return "an actor that may have work again: each is in quarantine, hangs, is silent, or has lost its connection"
     folded, since = facts.ledger.folded.get(facts.version, 0), facts.now - facts.moved_at
     few = f", and has not enough with the contributions of {folded} clients" * (folded > 0)

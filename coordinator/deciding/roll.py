@@ -9,8 +9,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.facts import Facts
-from shoal.coordinator.deciding.roster import Actor
 
 MOST = 250  # actors in a roll
 COLUMNS = ("number", "name", "host", "pid", "state", "lag", "tasks", "pace", "restarts", "silence")
@@ -32,7 +32,7 @@ def roll(facts: Facts, now: float, host: str = "", most: int = MOST) -> dict[str
     return {
         "columns": list(COLUMNS),
         "rows": [_row(facts, actor, now, host) for actor in shown],
-        "tasks": {"out": len(ledger.leases), "waiting": len(ledger.returned) + ledger.parked, **verdicts},
+        "tasks": {"out": len(ledger.leases), "waiting": ledger.waiting, **verdicts},
     }
 
 
@@ -53,6 +53,6 @@ def state_of(facts: Facts, actor: Actor) -> str:
 def _row(facts: Facts, actor: Actor, now: float, host: str) -> list[Any]:
     where = "" if actor.host == host else actor.host[:8]
     lag = facts.version - actor.held if actor.held >= 0 else -1
-    restarts, silence = (facts.roster.lives[actor.number] - 1) * (not actor.evaluates), now - facts.roster.heard_at(actor)
+    restarts, silence = facts.roster.contributors.lives.get(actor.number, 1) - 1, now - facts.roster.heard_at(actor)
     about = (len(actor.tasks), round(actor.pace, 3), restarts, round(silence, 1))
     return [actor.number, actor.name, where, actor.pid, state_of(facts, actor), lag, *about]

@@ -10,12 +10,12 @@ import math
 from statistics import median
 from typing import NamedTuple
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.doing import doing, stack
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.patience import awaited, unasked
 from shoal.coordinator.deciding.plans import wakes
-from shoal.coordinator.deciding.roster import Actor
 
 STALL = 10.0  # seconds without progress after which a run is stalled, at least
 USUAL = 3.0  # times what a task or a step usually takes, after which it counts as stalled

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from shoal.actors.loop import host_id
 from shoal.coordinator.answers import Answers
 from shoal.coordinator.checks import Inspector
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import Dismiss, Flag, Withdraw
 from shoal.coordinator.deciding.ledger import Lease
 from shoal.coordinator.deciding.plans.tickets import Given, Ticket
 from shoal.coordinator.deciding.resources import Machine
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.learner import Learner
 from shoal.coordinator.server import Outside, Server
 from shoal.protocol import plaincalls

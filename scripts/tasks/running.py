@@ -37,8 +37,8 @@ from shoal.tasks.near import Nearby
 from shoal.tasks.weighing import Held, Weigher
 
 if TYPE_CHECKING:  # a pool of this machine alone needs none of them, and starts in half the time
+    from shoal.coordinator.deciding.actor import Actor as FarActor
     from shoal.coordinator.deciding.near import Actor as NearActor
-    from shoal.coordinator.deciding.roster import Actor as FarActor
     from shoal.coordinator.keeping.disk import DiskTrouble
     from shoal.tasks.far import Far
     from shoal.tasks.joining import Door

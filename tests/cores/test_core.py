@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from shoal.coordinator.deciding import claims
+from shoal.coordinator.deciding.actor import Pending
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.core import Core
 from shoal.coordinator.deciding.events import (
@@ -50,7 +51,6 @@ from shoal.coordinator.deciding.plans import Asked, Plan
 from shoal.coordinator.deciding.plans.rounds import Rounds
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.recovered import Recovered
-from shoal.coordinator.deciding.roster import Pending
 from shoal.coordinator.reports import Report
 from shoal.protocol.messages import (
     PROTOCOL,
@@ -820,7 +820,7 @@ def test_a_connection_that_ends_in_silence_keeps_its_actors_place_and_one_that_e
 
 def test_clients_stay_with_an_actor_that_is_cut_off_for_seconds() -> None:
     run = Run(Rounds(4), replace(WATCHED, sticky=True)).join("a", "b").contribute("a", "b", "a", "b").step()
-    homes = dict(run.core.facts.roster.homes)
+    homes = dict(run.core.facts.roster.contributors.homes)
     run.arrive("a")
     run.arrive("b")
     hushed(run, "b", 8.0)
@@ -828,7 +828,7 @@ def test_clients_stay_with_an_actor_that_is_cut_off_for_seconds() -> None:
     assert run.core.facts.ledger.counts.accepted == 6
     run.hear("b", Beat(1)).tick(after=0.1)
     assert run.contribute("b", "b").all(Step)
-    assert run.core.facts.roster.homes == homes
+    assert run.core.facts.roster.contributors.homes == homes
 
 
 def test_many_silent_actors_are_looked_at_some_at_a_time_first_those_of_which_nothing_is_known() -> None:
@@ -851,7 +851,7 @@ def test_a_trial_alone_of_a_client_waits_while_nothing_comes_from_its_actor() ->
     actor = facts.roster.actors[run.sessions["a"]]
     run.contribute("a").event(Pulse(b"a", 3.0), after=3.0)  # it has no task
     assert (actor.mute, actor.tasks) == (True, set())
-    facts.roster.homes[7] = actor.session
+    facts.roster.contributors.homes[7] = actor.session
     facts.ledger.returned.append(Pending(Task(0, 7, (7,)), alone=True))
     run.contribute("b").tick(after=0.1)
     assert (names(run.said("a", Assign)), actor.tasks) == ([], set())
@@ -941,10 +941,10 @@ def test_who_was_to_try_a_task_alone_that_another_actor_gets_has_several_tasks_a
 
 def test_who_was_to_try_a_task_alone_that_a_newcomer_gets_has_several_tasks_again() -> None:
     run = Run(rounds(5), Bounds(ahead=3)).join("a", "b").contribute("a", "a").event(Lost(b"a", "died", dead=True))
-    assert run.core.facts.roster.room == 0  # (0, 2) waits until b is empty
+    assert run.core.facts.roster.contributors.room == 0  # (0, 2) waits until b is empty
     run.join("c")
     assert (list(run.tasks["b"]), list(run.tasks["c"])) == ([(0, 3), (0, 4)], [(0, 2)])
-    assert run.core.facts.roster.room == 1
+    assert run.core.facts.roster.contributors.room == 1
 
 
 def test_tasks_that_are_tried_alone_hold_up_no_round_of_clients_that_stay_with_their_actor() -> None:
@@ -1389,7 +1389,7 @@ def test_a_client_stays_with_the_actor_that_plays_it() -> None:
 
 def test_a_task_waits_for_room_where_its_client_lives() -> None:
     run = Run(rounds(4), Bounds(ahead=1, sticky=True, gather=2)).join("a", "b").tick()
-    homes = run.core.facts.roster.homes
+    homes = run.core.facts.roster.contributors.homes
     lives = {client: name for name in "ab" for client, home in homes.items() if home == run.sessions[name]}
     [client] = next(iter(run.tasks["a"].values())).clients
     run.contribute("b")

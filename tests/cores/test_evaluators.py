@@ -85,7 +85,7 @@ def test_evaluations_do_not_wait_for_an_evaluator_that_is_mute() -> None:
     run = turn(evaluator(streaming(hush=2.0).join("a"), "e").hear("e", Have(0))).contribute("a").step()
     assert kinds(run, "e") == ["evaluate"]
     run.event(Pulse(b"e", 3.0), after=3.0)
-    assert run.core.facts.roster.evaluations() is None
+    assert run.core.facts.roster.evaluators.room is None
     assert kinds(run.contribute("a"), "a") == ["evaluate"]  # of the next version; the evaluator keeps what it has
 
 
@@ -148,13 +148,39 @@ def test_an_evaluation_without_clients_is_of_client_0_at_an_evaluator() -> None:
 
 def test_an_evaluation_that_waits_for_an_evaluator_is_the_next_evaluators() -> None:
     run = evaluator(Run(Rounds(4, 1, evaluate_every=1, evaluate_cohort=3), Bounds(ahead=1)), "e").join("a")
-    assert (len(run.tasks["e"]), run.core.facts.ledger.parked) == (1, 2)
+    assert (len(run.tasks["e"]), len(run.core.facts.ledger.evaluations)) == (1, 2)
     assert kinds(evaluator(run, "f"), "f") == ["evaluate"]
-    assert run.core.facts.ledger.parked + len(run.core.facts.ledger.returned) == 1
+    assert len(run.core.facts.ledger.evaluations) == 1
     for name in ("e", "f", "e"):
         assert run.all(Step) == []
         run.contribute(name)
     assert run.contribute("a").all(Step)
+
+
+def test_a_fast_evaluator_takes_what_a_slow_one_has_not_begun() -> None:
+    run = evaluator(Run(Rounds(6, 1, evaluate_every=1, evaluate_cohort=5), Bounds(ahead=1)), "slow", "fast").join("a")
+    [begun] = run.tasks["slow"]
+    run.contribute("a", "fast", "fast", "fast", "fast")
+    assert ([*run.tasks["slow"]], [*run.tasks["fast"]], run.all(Step)) == ([begun], [], [])
+    assert run.contribute("slow").all(Step)
+
+
+def test_evaluations_that_wait_for_evaluators_go_to_who_trains_when_the_last_one_leaves() -> None:
+    run = evaluator(Run(Rounds(4, 1, evaluate_every=1, evaluate_cohort=3), Bounds(ahead=1)), "e").join("a")
+    assert kinds(run.contribute("a"), "a") == []
+    assert kinds(run.hear("e", Bye("told to stop")), "a") == ["evaluate"]
+    assert run.contribute("a", "a", "a").all(Step)
+
+
+def test_an_evaluator_takes_the_next_evaluation_after_one_that_failed() -> None:
+    run = evaluator(Run(Rounds(4, 1, evaluate_every=1, evaluate_cohort=2), Bounds(ahead=1)), "e").join("a")
+    [(failed, assign)] = run.tasks["e"].items()
+    run.tasks["e"].clear()
+    run.hear("e", Failed(failed, assign.attempt, 0, "training", "FileNotFoundError: no data here", ""))
+    assert failed not in run.tasks["e"]
+    assert kinds(run, "e") == ["evaluate"]
+    assert [*run.contribute("a").tasks["a"]] == [failed]
+    assert run.contribute("a", "e").all(Step)
 
 
 def test_a_round_has_the_same_tasks_with_an_evaluator_and_evaluates_first() -> None:
@@ -191,7 +217,10 @@ def test_actors_count_and_are_numbered_as_without_evaluators() -> None:
     run.join("b").event(Lost(b"e", "ended", dead=True)).join("c")
     actors = run.core.facts.roster.actors
     assert [actors[run.sessions[name]].number for name in ("a", "b", "c", "f")] == [0, 1, 2, -1]
-    assert (len(run.core.facts.roster), {*run.core.facts.roster.homes.values()} & {run.sessions["f"]}) == (3, set())
+    assert (len(run.core.facts.roster), {*run.core.facts.roster.contributors.homes.values()} & {run.sessions["f"]}) == (
+        3,
+        set(),
+    )
     assert [row[0] for row in roll(run.core.facts, run.now)["rows"]] == [-1, 0, 1, 2]
     assert roll(run.core.facts, run.now)["rows"][0][8] == 0
 

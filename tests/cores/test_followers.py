@@ -62,7 +62,7 @@ def test_a_client_that_stays_with_its_actor_never_stays_with_a_server(lost: bool
         run.event(Lost(b"a", "ended")).join("b")
     run.contribute(*"b" * 4 if lost else "a" * 4)
     assert run.all(Step)
-    assert set(run.core.facts.roster.homes.values()) == {run.sessions["b" if lost else "a"]}
+    assert set(run.core.facts.roster.contributors.homes.values()) == {run.sessions["b" if lost else "a"]}
 
 
 def test_a_server_that_comes_back_over_another_connection_still_gets_no_task() -> None:
@@ -71,7 +71,7 @@ def test_a_server_that_comes_back_over_another_connection_still_gets_no_task() -
     again = Hello(PROTOCOL, "server", "host", 1, (), greeting=1, epoch=epoch, held=0, follows=True)
     run.peers["server"] = b"other"
     run.event(Heard(b"other", Envelope(session, 0, again)))
-    assert (run.core.facts.roster.room, run.said("server", Assign)) == (0, [])
+    assert (run.core.facts.roster.contributors.room, run.said("server", Assign)) == (0, [])
 
 
 def test_the_end_of_a_run_is_told_to_a_server() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.bounds import Bounds, Goal
 from shoal.coordinator.deciding.facts import Facts
 from shoal.coordinator.deciding.plans.stream import Stream
 from shoal.coordinator.deciding.recovered import Recovered
 from shoal.coordinator.deciding.roll import COLUMNS, roll
-from shoal.coordinator.deciding.roster import Actor
 from shoal.coordinator.reports import Before
 from shoal.coordinator.telling import Telling
 
