@@ -7,15 +7,16 @@ core's word about itself.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from shoal.coordinator.deciding.actor import Actor
 from shoal.coordinator.deciding.events import Fold, Step, Stepped
 from shoal.protocol.draws import draw
-from shoal.protocol.messages import TaskName
-from shoal.protocol.work import Words
+from shoal.protocol.messages import Assign, TaskName
+from shoal.protocol.work import Task, Words
 from shoal.simulation.disk import Handout
 from shoal.simulation.setting import Setting
 
@@ -68,6 +69,36 @@ class Taken:
     @property
     def number(self) -> int:
         return self.product.number if self.product else 0
+
+
+@dataclass(slots=True)
+class Row:
+    """A life of an actor at one life of the coordinator. actor: the core's own object, whose identity tells lives apart."""
+
+    actor: Actor
+    peer: bytes
+    tasks: set[TaskName] = field(default_factory=set)
+    sent: int = -1
+    held: int = -1
+    under_way: bool = False
+    greeting: int = 0
+    spoke: bool = False
+    stuck: bool = False
+    runs: tuple[int, ...] = ()  # task and attempt that its last Beat named, unless its result came since
+    free_at: float = -math.inf  # time when a result of a task that it was given came last
+    dropped: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=8))  # tasks and attempts taken back from it
+    away: bool = False
+    mute: bool = False  # nothing comes over its connection
+    barred: bool = False
+    settled: bool = False  # the actor has sent a Have or Beat since its welcome, and so has offered all its work
+    heard_at: float = 0.0
+    evaluates: bool = False  # it does evaluations alone
+    briefed: set[int] = field(default_factory=set)  # clients of which it was told a task whose brief was made
+
+    @property
+    def able(self) -> bool:
+        """Return whether the actor can be given tasks."""
+        return not (self.stuck or self.away or self.barred or self.mute)
 
 
 class Books:
@@ -240,3 +271,8 @@ class Books:
         self.made[version] = self.shown[version] = shown.digest
         self.made.pop(version - self.setting.schedule.lag - 2, None)
         self.published, self.stepping, self.aside = version, False, 0
+
+
+def told(task: Task | Assign) -> tuple[str, bool, Words]:
+    """The kind, counts and words of a task: all that a worker learns of a task beside its name and clients."""
+    return (task.kind, task.counts, task.words)

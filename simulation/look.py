@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from shoal.coordinator.deciding.core import LOOK
 from shoal.coordinator.deciding.verdicts import JUDGED
 from shoal.protocol.messages import TaskName
-from shoal.simulation.books import wrong
+from shoal.simulation.books import Row, wrong
 
 if TYPE_CHECKING:
     from shoal.simulation.actors import Life
-    from shoal.simulation.audit import Audit, Row
+    from shoal.simulation.audit import Audit
     from shoal.simulation.hub import Hub
 
 BACKLOG = 400  # results that an actor can make before its stalled connection is given up
