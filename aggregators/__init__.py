@@ -23,7 +23,8 @@ class Aggregator(Protocol):
     """The owner of a run's weights, optimizer and device. One thread at a time calls it. All five methods are needed.
 
     An aggregator may have two more methods. `change() -> Bundle | None` returns what the last step changed (around/told.py).
-    `brief(task) -> Bundle | None` returns arrays that go down with one task alone, in a layout that the job's `briefs` names.
+    `brief(task) -> Bundle | None` returns arrays that go down with one task alone, in a layout that the job's `briefs` names;
+    `task.briefed` says whether the task's actor has had a brief for its clients before.
     A brief must be a function of what `state()` tells: what other clients contributed since the last step must not change it.
     The arrays are fetched while the run goes on, so they must stay as they are.
     """

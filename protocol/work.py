@@ -35,6 +35,7 @@ class Task:
     plan that may give a client several tasks of one version says which this is in the word "visit", a whole number.
     alone: True if the task may take long, so that its actor gets no task that would wait behind it.
     where: number of the seat whose actor is to do the task; if that actor has no room any more, any does it; -1: any.
+    briefed: for an aggregator's `brief` alone: True if the task's actor has had a brief for a training task of its clients.
     """
 
     version: int
@@ -45,6 +46,7 @@ class Task:
     words: Words = field(default_factory=dict, hash=False)
     alone: bool = False
     where: int = -1
+    briefed: bool = False
 
     @property
     def name(self) -> tuple[int, int]:

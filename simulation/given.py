@@ -23,6 +23,8 @@ def brief(audit: Audit, effect: Brief) -> None:
     session = audit.core.facts.ledger.leases[name].session
     _given(audit, audit.rows[session], session, name, effect.attempt, effect.task.clients, told(effect.task))
     audit.held[name].briefing = True
+    if effect.task.briefed != audit.rows[session].briefed.issuperset(effect.task.clients):
+        wrong(f"{effect}, and its actor has had briefs for clients {audit.rows[session].briefed}")
 
 
 def assign(audit: Audit, row: Row, session: bytes, message: Assign) -> None:
@@ -37,7 +39,7 @@ def assign(audit: Audit, row: Row, session: bytes, message: Assign) -> None:
             told(message),
         ):
             wrong(f"{message} is told to one who has {holding}")
-        row.briefed.update(message.clients)
+        row.briefed.update(message.clients if message.counts else ())
         return
     if isinstance(audit.event, Briefed) and task == audit.event.task:
         holding = audit.held[task]
@@ -45,7 +47,7 @@ def assign(audit: Audit, row: Row, session: bytes, message: Assign) -> None:
             wrong(f"{message} is told to one who has {holding}")
         if bool(message.brief) != (holding.handout is not None):
             wrong(f"{message} goes out with brief {holding.handout}")
-        row.briefed.update(message.clients)
+        row.briefed.update(message.clients if message.counts else ())
         return
     knows = audit.setting.bounds.brief_once and (not message.counts or row.briefed.issuperset(message.clients))
     if audit.setting.bounds.briefs and not knows:

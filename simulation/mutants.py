@@ -415,7 +415,8 @@ MUTANTS = (
     ),
     # Briefs and promises
     Mutant("tasks go out without their briefs", desk, "_give", "if facts.bounds.briefs and", "if False and"),
-    Mutant("a new actor is told no brief", desk, "_knows", "actor.briefed.issuperset(lease.clients)", "True"),
+    Mutant("a new actor is told no brief", desk, "_give", "actor.briefed.issuperset(clients)", "True"),
+    Mutant("an evaluation is a client's first task", desk, "briefed", "if lease.counts:", "if True:"),
     Mutant(
         "a brief is told of under another attempt",
         desk,

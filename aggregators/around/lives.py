@@ -18,7 +18,7 @@ from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved, Task
 
 CLIENTS, LIVES = "lives/clients", "lives/bytes"
-ENOUGH = 3  # lives that a client tells from one brief to the next, or its environments may be what ended its actor's process
+ENOUGH = 3  # lives that a client tells before it has another actor, or its environments may have ended the last one's process
 REPEATS = 8  # times that one life is briefed in a row: tasks that go out to a new actor together are all briefed
 
 
@@ -26,7 +26,7 @@ class Lives(Around):
     """An aggregator of trajectories that have an array `life` of `size` bytes. lives: by client, as of the last step.
 
     plain: the layout of a trajectory without it, if only some trajectories have it; the aggregator then sees this layout alone,
-    and an actor that is briefed again soon begins anew. None: all have it."""
+    a life is for the first brief of an actor, and a client that has another actor soon again begins anew. None: all have it."""
 
     def __init__(self, aggregator: Aggregator, size: int, plain: Layout | None = None) -> None:
         super().__init__(aggregator)
@@ -37,10 +37,12 @@ class Lives(Around):
         self._given: dict[int, int] = {}  # client -> times that its last brief was given
 
     def brief(self, task: Task) -> Bundle | None:
-        """The life of the task's client; None for an evaluation, and for a client that has none yet."""
+        """The life of the task's client; None for an evaluation, and for a client that has none yet. If only some trajectories
+        tell a life: None also for an actor that has had the client's brief, because it goes on with its own environments."""
         life = self.lives.get(task.clients[0]) if task.counts and len(task.clients) == 1 else None
-        always = life is None or self.plain is None
-        return life if always or self._goes_on(task.clients[0]) else None
+        if life is None or self.plain is None:
+            return life
+        return life if not task.briefed and self._goes_on(task.clients[0]) else None
 
     def _goes_on(self, client: int) -> bool:
         """True if the client's next actor goes on with its environments; False, and they are forgotten, if that ended a process

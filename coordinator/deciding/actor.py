@@ -70,7 +70,9 @@ class Actor:
     follows: bool = False  # it wants the weights and does no task
     evaluates: bool = False  # it does evaluations alone, one at a time
     told: Words = field(default_factory=dict)  # as in its last Beat
-    briefed: set[int] = field(default_factory=set)  # clients of which it was told a task, with the brief or word of none
+    briefed: set[int] = field(
+        default_factory=set
+    )  # clients of whose training it was told a task, with its brief or word of none
 
     @property
     def client(self) -> int:

@@ -153,15 +153,11 @@ def _give(facts: Facts, actor: Actor, one: Pending) -> Effect:
     lease.held = actor.held
     facts.ledger.leases[lease.name] = lease
     facts.roster.burden(actor, lease.name)
-    if facts.bounds.briefs and not _knows(facts, actor, lease):
+    known = actor.briefed.issuperset(clients)
+    if facts.bounds.briefs and not (facts.bounds.brief_once and (known or not lease.counts)):
         lease.briefing = True
-        return Brief(task if task.clients else replace(task, clients=clients), attempt)
+        return Brief(replace(task, clients=clients, briefed=known), attempt)
     return tell(facts, actor, lease)
-
-
-def _knows(facts: Facts, actor: Actor, lease: Lease) -> bool:
-    """Return whether the actor needs no brief, because briefs are for the first task of a client alone."""
-    return facts.bounds.brief_once and (not lease.counts or actor.briefed.issuperset(lease.clients))
 
 
 def tell(facts: Facts, actor: Actor, lease: Lease) -> Effect:
@@ -176,7 +172,8 @@ def briefed(facts: Facts, event: Briefed) -> Iterator[Effect]:
     if lease is None or lease.attempt != event.attempt:
         return  # the task is done, or another's
     lease.briefing = False
-    facts.roster.actors[lease.session].briefed.update(lease.clients)
+    if lease.counts:
+        facts.roster.actors[lease.session].briefed.update(lease.clients)
     facts.ledger.renew(lease, facts.now)
     lease.given_at = facts.now
     if event.layout:

@@ -103,6 +103,21 @@ def test_who_has_had_a_client_s_brief_waits_for_no_other() -> None:
     assert run.join("b").all(Brief) == [Brief(Task(0, 2, (1,)), ATTEMPT)]  # its own environments
 
 
+def test_a_brief_for_each_task_knows_whether_the_actor_has_had_one_for_the_client() -> None:
+    run = brief(Run(Stream(1, 9, evaluate_every=1), BRIEFS).join("a")).contribute("a")
+    assert run.all(Brief) == [Brief(Task(0, 1, (0,), briefed=True), ATTEMPT)]
+    assert run.join("b").all(Brief) == [Brief(Task(0, 2, (1,)), ATTEMPT)]
+    run.event(Lost(b"a", "ended", dead=True)).join("c")
+    assert run.all(Brief) == [Brief(Task(0, 1, (0,)), ATTEMPT + 1)]  # it has the client of the first, and has had no brief
+
+
+def test_an_evaluation_is_not_the_first_task_of_its_client() -> None:
+    run = Run(Rounds(1, evaluate_every=1, evaluate_cohort=1), replace(BRIEFS, ahead=2)).join("a")
+    run.event(Briefed((0, 1), ATTEMPT))
+    [evaluation] = [one for one in run.core.facts.ledger.leases.values() if not one.counts]
+    assert (evaluation.clients, run.core.facts.roster.actors[run.sessions["a"]].briefed) == ((0,), set())
+
+
 def test_two_tasks_that_go_out_together_are_both_briefed() -> None:
     """The second would else be begun while the first waits for the learner."""
     run = Run(Stream(1, 1), replace(ONCE, ahead=2)).join("a")

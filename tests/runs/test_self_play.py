@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import shoal
 from shoal import Reinforcement
 from shoal.actors.workers import lives
+from shoal.aggregators.around.lives import Lives
 from shoal.aggregators.around.selfplay import FIRST, K, SelfPlay, elo
 from shoal.envs.agents import Parallel
+from shoal.envs.spaces import LIFE
 from shoal.jobs.job import Job
 from shoal.protocol.errors import UserError
-from shoal.protocol.layout import Bundle
+from shoal.protocol.layout import Bundle, Layout
 from shoal.protocol.work import Contribution, Moved, Task, Work
 
 
@@ -113,6 +116,30 @@ def test_pool_and_ratings_survive_a_restart() -> None:
     assert again.pool[4]["w"].tolist() == [4]
     assert again.brief(Task(7, 1, (0,)))["w"].tolist() == pool.brief(Task(7, 1, (0,)))["w"].tolist()
     assert elo(pool.state())[0][1] == max(pool.ratings.values())
+
+
+def test_in_a_stream_games_go_on_in_another_actor_however_many_briefs_the_first_one_had() -> None:
+    arrays: dict[str, Any] = {"x": ("f4", (1,))}
+    some, told = Layout.of(arrays), Layout.of({**arrays, LIFE: ("u1", (32,))})
+    pool = SelfPlay(Lives(Counting(), 32, some), opponents=2, every=1)
+    task = Task(0, 0, (5,))
+
+    def bring(number: int) -> None:
+        bundle = Bundle.zeros(told)
+        bundle[LIFE][...] = number
+        pool.fold(Contribution(task, 0, 0, Work(bundle)))
+        pool.step()
+
+    def life(briefed: bool) -> list[int]:
+        brief = pool.brief(replace(task, briefed=briefed))
+        return sorted({*brief[LIFE].tolist()}) if LIFE in brief.layout.by_name else []
+
+    bring(1)
+    assert life(briefed=False) == [1]
+    for number in range(2, 20):
+        bring(number)
+        assert life(briefed=True) == []  # it goes on by itself
+    assert life(briefed=False) == [19]
 
 
 class Wide(Race):

@@ -17,7 +17,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from shoal import Reinforcement
+from shoal import Parallel, Reinforcement
 from shoal.aggregators.around import Around
 
 HERE = Path(__file__).parent
@@ -52,6 +52,29 @@ class Endless(gymnasium.Env):  # sees how many steps it made
         return np.array([self.made / 1000]), 1.0, False, False, {}
 
 
+class Game:  # of two, that never ends and in which each sees how many steps it made
+    possible_agents = ("a", "b")
+
+    def observation_space(self, agent):
+        return Endless.observation_space
+
+    def action_space(self, agent):
+        return Endless.action_space
+
+    def reset(self, seed=None, options=None):
+        self.made, self.agents = 0, ["a", "b"]
+        return dict.fromkeys(self.agents, np.zeros(1)), {}
+
+    def step(self, actions):
+        die("actor-dies")
+        self.made += 1
+        none = dict.fromkeys(self.agents, False)
+        seen = {name: np.array([self.made / 1000]) for name in self.agents}
+        return seen, dict.fromkeys(self.agents, 0.0), none, none, {}
+
+    def close(self): ...
+
+
 class Watching(Around):
     def fold(self, contribution):
         seen = contribution.bundle["observation"][0, 0, 0]
@@ -72,6 +95,7 @@ class Watching(Around):
 
 small = {"num_envs": 2, "rollout_length": 8, "hidden": (8,), "around": [Watching], "snapshot_every": 0, "batch": 1}
 impala = Reinforcement(Endless, method="impala", total_timesteps=16 * 3000, tune_envs=False, **small)
+duel = Reinforcement(Parallel(Game), method="impala", opponents=2, opponent_every=1, total_timesteps=16 * 3000, **small)
 replay = {"learning_starts": 64, "batch_size": 8, "replay_ratio": 0.1}
 apex = Reinforcement(Endless, method="apex", total_timesteps=16 * 3000, **replay, **small)
 """
@@ -86,7 +110,7 @@ def begins(folder: Path) -> list[dict[str, list[int]]]:
     return list(lives.values())
 
 
-@pytest.mark.parametrize("name", ["impala", "apex"])
+@pytest.mark.parametrize("name", ["impala", "duel", "apex"])
 def test_episodes_go_on_after_the_loss_of_an_actor_and_of_the_coordinator(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
