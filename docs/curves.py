@@ -94,15 +94,11 @@ PICTURES: Mapping[str, Sequence[str]] = {
 CARTPOLE = "gymnasium:CartPole-v1 --actors"
 CHEETAH = "gymnasium:HalfCheetah-v5 --actors"
 PENDULUM = "gymnasium:Pendulum-v1 --actors 0 eval_every=64"
-APEX = (
-    "method=apex total_timesteps=50000 num_envs=8 rollout_length=8 hidden=128,128 activation=relu batch_size=128 "
-    "replay_ratio=0.25 target_update_interval=1 tau=0.01"
-)
 
 RL: Mapping[str, Sequence[str]] = {
     "rl_rounds.png": (f"{CARTPOLE} 0 total_timesteps=100000", f"{CARTPOLE} 0 method=a2c"),
     "rl_streams.png": (f"{CARTPOLE} 2 method=impala", f"{CARTPOLE} 2 method=appo"),
-    "rl_values.png": (f"{CARTPOLE} 0 method=dqn", f"{CARTPOLE} 2 {APEX}"),
+    "rl_values.png": (f"{CARTPOLE} 0 method=dqn", f"{CARTPOLE} 2 method=apex"),
     "rl_es.png": ("cartpole-es --actors 0",),
     "rl_bounded.png": (f"{PENDULUM} method=sac total_timesteps=10000", f"{PENDULUM} method=td3"),
     "rl_memory.png": ("examples/blind.py --actors 0", "examples/blind.py:by_r2d2 --actors 0"),
@@ -111,7 +107,6 @@ RL: Mapping[str, Sequence[str]] = {
 SEEDS = 10
 # Words of commands whose runs take minutes, and how many seeds these have at most.
 FEW: Mapping[str, int] = {
-    "method=apex": 3,
     "by_r2d2": 3,
     "method=sac": 5,
     "method=td3": 5,

@@ -23,5 +23,5 @@ job = Reinforcement(
     env, method="ppo", total_timesteps=100_000, clients=1, num_envs=32, rollout_length=32, lr=3e-3, reward_scale=0.1, **small
 )
 replayed = {"lr": 1e-3, "gamma": 0.99, "learning_starts": 1_000, "target_update_interval": 1, "tau": 0.02, "reward_scale": 0.1}
-sequences = {"num_envs": 8, "rollout_length": 20, "burn_in": 4, **replayed}
-by_r2d2 = Reinforcement(env, method="r2d2", total_timesteps=60_000, **small, **sequences)
+sequences = {"num_envs": 8, "rollout_length": 20, "burn_in": 4, "replay_ratio": 0.1, "priority_alpha": 0.6, "epsilon": 0.2}
+by_r2d2 = Reinforcement(env, method="r2d2", total_timesteps=70_000, **small, **replayed, **sequences)

@@ -120,6 +120,24 @@ PRESETS: Sequence[Preset] = (
     ),
     Preset(
         ("CartPole-v[01]",),
+        "apex",
+        "tuned here, docs/replay.md",
+        {
+            "total_timesteps": 50_000,
+            "num_envs": 8,
+            "rollout_length": 8,
+            "hidden": (128, 128),
+            "activation": "relu",
+            "lr": 1e-3,
+            "batch_size": 128,
+            "replay_ratio": 0.25,
+            "target_update_interval": 1,
+            "tau": 0.02,
+            "reward_scale": 0.1,
+        },
+    ),
+    Preset(
+        ("CartPole-v[01]",),
         "appo",
         "tuned here for few steps, docs/presets.md",
         {

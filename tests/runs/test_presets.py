@@ -172,7 +172,7 @@ def test_jobs_lists_the_families_with_their_methods(capsys: pytest.CaptureFixtur
     assert head == HEAD
     told = [(row[:16].strip(), *row[16:].split(None, 1)) for row in rows]
     assert told == [
-        ("CartPole", "gymnasium:CartPole-v1", "impala, ppo, dqn, appo, a2c, es"),
+        ("CartPole", "gymnasium:CartPole-v1", "impala, ppo, dqn, apex, appo, a2c, es"),
         ("Acrobot", "gymnasium:Acrobot-v1", "ppo"),
         ("MountainCar", "gymnasium:MountainCar-v0", "ppo"),
         ("Pendulum", "gymnasium:Pendulum-v1", "ppo, sac, td3"),
