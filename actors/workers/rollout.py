@@ -181,7 +181,7 @@ class Rollout:
                 columns = slice(at, at + size)
                 step = envs.reset(seed + at, None if shares is None else shares[columns])
                 if self.life:
-                    cast(Lasting, envs).watch(self.way)
+                    self._watch(cast(Lasting, envs))
                 parts.append(Portion(envs, step, self.policy.begin(size), columns))
                 at += size
             stack.pop_all()
@@ -246,6 +246,13 @@ class Rollout:
             "owed": life.owed.tobytes(),
         }
         return {**(parts[0] if len(parts) == 1 else {"parts": parts}), **beside}
+
+    def _watch(self, envs: Lasting) -> None:
+        """Watch environments. Those that cannot be told in this way here, where another process could, have no state."""
+        try:
+            envs.watch(self.way)
+        except NoStateError as odd:
+            self._say_untold(str(odd))
 
     def _say_untold(self, why: str) -> None:
         if not self._untold:

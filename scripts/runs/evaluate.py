@@ -49,6 +49,7 @@ def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[
     alike = plays and not getattr(job.problem, "differs", False)
     clients = range(1 if alike else settings.get("clients", 1))
     job = job.configured({"eval_episodes": -(-episodes // len(clients))} if plays else {})
+    job.problem.adopt(run.dir.findings())
     job.prepare()
     worker = job.worker()
     few()

@@ -111,8 +111,10 @@ def ready(options: Launch) -> Iterator[Ready]:
     check_actors(job, options.config, options.bind, options.keys)
     with few_threads():
         heap.keep()
+        job.problem.adopt(options.run.findings())
         job.prepare()
         job.check_parts()
+        options.run.keep_findings(job.problem.findings())
         few()
         check_evaluators(job, options.config, options.bind)
         device_of(options.config.device)
@@ -266,6 +268,7 @@ def launch(ready: Ready, observer: Observer, interrupted: Callable[[], str] = st
             crew.hire({**called, "asks": asks} if asks else called, inferring, config.evaluators)
         told = digest_of(config.job)
         workload = {"job": config.job, "seed": job.seed, "settings": job.plain(), "digest": told}
+        workload |= {"findings": job.problem.findings()}
         server = Server(
             core,
             wire,

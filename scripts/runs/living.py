@@ -85,9 +85,12 @@ def named_job(workload: Mapping[str, Any], own: Job | None) -> Job:
 
 
 def configured(job: Job, workload: Mapping[str, Any]) -> Job:
-    """The job with the coordinator's settings and seed: all settings, also those that the file of the user's own job or a
-    default would give. So they are in no digest."""
-    return job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
+    """The job with the coordinator's settings, seed and findings: all settings, also those that the file of the user's own job
+    or a default would give. So they are in no digest."""
+    made = job.configured(dict(workload.get("settings", {})), int(workload.get("seed", 0)))
+    findings = workload.get("findings")
+    made.problem.adopt(findings if isinstance(findings, Mapping) else {})
+    return made
 
 
 def job_asked(workload: Mapping[str, Any], own: Job | None) -> Job:

@@ -113,6 +113,7 @@ class RunDir:
         self.picture = self.path / "learning.png"
         self.signature_file = self.path / "signature"
         self.held_out_file = self.path / "held_out.sha256"
+        self.findings_file = self.path / "findings.json"
 
     @classmethod
     def create(cls, job: str, when: datetime, parent: Path | str = "runs", path: Path | str | None = None) -> RunDir:
@@ -175,6 +176,18 @@ class RunDir:
                 f"{self.path}: the held-out data is not that of the run ({digest[:12]}, not {before[:12]}), so "
                 "results would not compare: the job's data must be the same each time (seed its generators)"
             )
+
+    def findings(self) -> dict[str, Any]:
+        """What trials before the run found (`Problem.findings`); empty if there is no such file, or none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self.findings_file.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def keep_findings(self, findings: Mapping[str, Any]) -> None:
+        """Keep what trials have found for later lives of the run, unless an earlier life has kept it."""
+        if findings and not self.findings():
+            replaced(self.findings_file, json.dumps(findings) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """The history: one row for each version, versions rising. Several lines of one version (its training, and an evaluation

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +23,7 @@ from shoal.envs.cell import MOST_STATE
 from shoal.envs.hatchery import Hatchery
 from shoal.envs.isolated import Isolated
 from shoal.envs.lasting import TRIAL, Telling, state_told
+from shoal.envs.logged import WAYS
 from shoal.envs.making import Recipe, make_vector, single_arguments, spaces_in
 from shoal.envs.pooled import game_of
 from shoal.envs.spaces import IN_INFO, Kept, Named, Observations, Spaces
@@ -355,16 +356,30 @@ class Environment(Problem):
 
     @property
     def told_whole(self) -> Telling:
-        """How the state of one environment is told, or why it cannot be told."""
-        key = ("state", self.stepping, self.arguments, self.time_limit)
-        if key not in self.made:
+        """How the state of one environment is told, or why it cannot be told. A trial finds it once in a run, and the other
+        processes of the run adopt it."""
+        if self._of_state not in self.made:
             longest = min(TRIAL, max(SLOW, STEPS * self.step_timeout)) if self.step_timeout else TRIAL
-            self.made[key] = state_told(self.recipe(), self.stepping, longest)
-        found: Telling = self.made[key]
+            self.made[self._of_state] = state_told(self.recipe(), self.stepping, longest)
+        found: Telling = self.made[self._of_state]
         if self.apart and found.size > MOST_STATE:
             why = f"it may take {found.size:,} bytes, and a process of its own tells {MOST_STATE:,} at most"
             return Telling(0, found.way, why)
         return found
+
+    @property
+    def _of_state(self) -> tuple[Any, ...]:
+        """The key of how the state is told, in `made`."""
+        return ("state", self.stepping, self.arguments, self.time_limit)
+
+    def findings(self) -> Mapping[str, Any]:
+        found: Telling | None = self.made.get(self._of_state)
+        return {"state": found._asdict()} if found else {}
+
+    def adopt(self, findings: Mapping[str, Any]) -> None:
+        match findings.get("state"):  # of the run's folder, or of a coordinator elsewhere: any other form has no effect
+            case {"size": int(size), "way": str(way), "why": str(why)} if way in WAYS or size == 0:
+                self.made[self._of_state] = Telling(max(0, size), way, why)
 
     def _added(self) -> tuple[Kept, Kept]:
         """The rows and the memory of the policy, found out once in each process."""

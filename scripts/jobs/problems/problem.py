@@ -98,6 +98,14 @@ class Problem:
         """Lines about what was chosen for the user, which a person is told when a run begins."""
         return ()
 
+    def findings(self) -> Mapping[str, Any]:
+        """What trials of the user's part have found in this process, as plain data. The run keeps it, and its other processes
+        adopt it: a trial in another process may find something else, because it is timed."""
+        return {}
+
+    def adopt(self, findings: Mapping[str, Any]) -> None:
+        """Go by the findings of another process of the run, in place of trials."""
+
     def prepare(self, method: Method, seed: int) -> None:
         """Make the data and processes that forked actors share. Raises UserError for a fault in the user's part."""
 
