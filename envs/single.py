@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from shoal.envs.spaces import MASK, flat_mask
 from shoal.protocol.errors import UserError, signed
 
+FLAGS = (bool, np.bool_)
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 
 
@@ -46,6 +49,9 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False, again:
         def step(self, action: Any) -> Any:
             seen, reward, terminated, truncated, info = told_apart(self.env.step(action), STEP)
             infos = mask_of(info) if told else {}
+            for name, flag in (("terminated", terminated), ("truncated", truncated)):
+                if type(flag) not in FLAGS:
+                    check_flag(name, flag)
             if self.left:
                 over = bool(_single(terminated) or _single(truncated))
                 self.left, self.was_cut = 0 if over else self.left - 1, self.left == 1 and not over
@@ -53,8 +59,11 @@ def side_by_side(makers: Sequence[Callable[[], Any]], told: bool = False, again:
             return self._fitting(seen, "step"), _single(reward), _single(terminated), _single(truncated), infos
 
         def _fitting(self, seen: Any, part: str) -> Any:
-            if self.shape is not None and tuple(found := getattr(seen, "shape", self.shape)) != self.shape:
+            if self.shape is not None and (found := shape_of(seen)) != self.shape:
                 wanted = f"{list(self.shape)}, as observation_space says"
+                if found is None:
+                    wanted = f"{self.env.observation_space.dtype} of shape {wanted}"
+                    raise UserError(f"the environment's {part} gave the observation {in_words(seen)}: expected {wanted}")
                 raise UserError(f"the environment's {part} gave an observation of shape {list(found)}: expected {wanted}")
             return seen
 
@@ -83,6 +92,37 @@ def mask_of(info: Any) -> dict[str, Any]:
     """An environment's info with nothing but its action mask, bool [entries]; empty if it has none."""
     found = info.get(MASK) if isinstance(info, Mapping) else None
     return {} if found is None else {MASK: flat_mask(found, 1)[0]}
+
+
+def shape_of(given: Any) -> tuple[int, ...] | None:
+    """The shape of an array, of a number, or of a list of numbers; None of anything else."""
+    found = getattr(given, "shape", None)
+    if found is not None:
+        return tuple(found)
+    try:
+        seen = np.asarray(given)
+    except ValueError:  # a list of lists of several lengths
+        return None
+    return seen.shape if seen.dtype.kind in "biuf" else None
+
+
+def in_words(given: Any) -> str:
+    """An observation that is no array of numbers, in words."""
+    if isinstance(given, dict):
+        return f"a {type(given).__name__} with {', '.join(map(repr, given))}"[:100]
+    try:
+        np.asarray(given)
+    except ValueError:
+        return f"{signed(given)}, which is no array"
+    return signed(given)
+
+
+def check_flag(name: str, given: Any, rows: tuple[int, ...] = ()) -> None:
+    """Raises UserError unless `terminated` or `truncated` is a boolean, or booleans of the shape `rows`."""
+    flag = np.asarray(given)
+    if flag.shape not in (rows, (1,)) or flag.dtype.kind not in "biu" or not np.isin(flag, (0, 1)).all():
+        wanted = f"booleans of shape {list(rows)}" if rows else "True or False"
+        raise UserError(f"the environment's step gave {name}={given!r}"[:150] + f": expected {wanted}")
 
 
 def _single(given: Any) -> Any:

@@ -103,10 +103,10 @@ class Spaces:
             out[MASK] = False if given is None else self._flags(given, num_envs)
         if isinstance(self.observation, Named):
             for name, array in self.observation.encoded(observation):
-                out[f"{OBSERVATION}/{name}"] = array
+                out[f"{OBSERVATION}/{name}"] = _of_each(array, num_envs, name)
         else:
             inner = observation[OBSERVATION] if self.masks == IN_OBSERVATION else observation
-            out[OBSERVATION] = self.observation.encoded(inner)
+            out[OBSERVATION] = _of_each(self.observation.encoded(inner), num_envs, OBSERVATION)
         return out
 
     def _flags(self, given: Any, num_envs: int) -> Bools:
@@ -159,6 +159,15 @@ class Spaces:
                 **({LIFE: ("u1", (life,))} if life else {}),
             }
         )
+
+
+def _of_each(array: Array, num_envs: int, name: str) -> Array:
+    """The array. Raises UserError unless it has a row for each environment: a single one would count for all."""
+    if len(array) != num_envs:
+        raise UserError(
+            f"part {name!r} of the observations has {len(array)} rows: expected {num_envs}, one of each environment"
+        )
+    return array
 
 
 def final_name(name: str) -> str:

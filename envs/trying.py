@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from shoal.envs.making import Environment, Recipe, make_vector, recipe_of
-from shoal.envs.single import RESET, STEP, told_apart
+from shoal.envs.single import RESET, STEP, check_flag, in_words, told_apart
 from shoal.envs.spaces import MASK, Actions, flat_mask, legal
 from shoal.envs.vector import EnvError, Envs, alone
 from shoal.protocol.draws import globally
-from shoal.protocol.errors import UserError, signed
+from shoal.protocol.errors import UserError
 from shoal.protocol.parent import die_with_parent, forked, lone
 from shoal.protocol.place import place_of, place_of_function
 
@@ -158,7 +158,7 @@ def _played(envs: Envs) -> None:
         _check_each(seen, space, rows)
         _check_reward(reward)
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            _check_flag(name, flag, rows)
+            check_flag(name, flag, rows)
     with _blamed(envs.name, part, "reset"):
         again = envs.reset(SEED).observation
     with _blamed(envs.name, part, "step"):
@@ -213,13 +213,13 @@ def _check_each(given: Any, space: Any, rows: tuple[int, ...], where: str = "") 
         if not isinstance(given, Mapping) or (missing := [name for name in space.spaces if name not in given]):
             lacks = f" without {', '.join(map(repr, missing))}" if isinstance(given, Mapping) else ""
             raise UserError(
-                f"gave the observation{where} {_found(given)}{lacks}: expected a dict with {', '.join(space.spaces)}"
+                f"gave the observation{where} {in_words(given)}{lacks}: expected a dict with {', '.join(space.spaces)}"
             )
         for name, each in space.spaces.items():
             _check_each(given[name], each, rows, f"{where}[{name!r}]")
     elif isinstance(space, spaces.Tuple):
         if not isinstance(given, tuple | list) or len(given) != len(space.spaces):
-            raise UserError(f"gave the observation{where} {_found(given)}: expected a tuple of {len(space.spaces)}")
+            raise UserError(f"gave the observation{where} {in_words(given)}: expected a tuple of {len(space.spaces)}")
         for i, each in enumerate(space.spaces):
             _check_each(given[i], each, rows, f"{where}[{i}]")
     elif space.dtype is None or np.dtype(space.dtype).kind != "U":
@@ -236,9 +236,9 @@ def _check_observation(given: Any, space: Any, rows: tuple[int, ...]) -> None:
     try:
         seen = np.asarray(given)
     except ValueError:
-        raise UserError(f"gave the observation {signed(given)}, which is no array: expected {_wanted(space, rows)}") from None
+        raise UserError(f"gave the observation {in_words(given)}: expected {_wanted(space, rows)}") from None
     if seen.dtype.kind not in "biuf":
-        raise UserError(f"gave the observation {_found(given)}: expected {_wanted(space, rows)}")
+        raise UserError(f"gave the observation {in_words(given)}: expected {_wanted(space, rows)}")
     if seen.shape != (*rows, *space.shape):
         raise UserError(f"gave an observation of shape {list(seen.shape)}: expected {_wanted(space, rows)}")
     if not rows and not np.can_cast(seen.dtype, space.dtype, "same_kind"):
@@ -252,17 +252,6 @@ def _wanted(space: Any, rows: tuple[int, ...]) -> str:
     return f"{space.dtype} of shape {[*rows, *space.shape]}, as observation_space says"
 
 
-def _found(given: Any) -> str:
-    return f"a {type(given).__name__} with {', '.join(map(repr, given))}"[:100] if isinstance(given, dict) else signed(given)
-
-
 def _check_reward(given: Any) -> None:
-    if not np.isfinite(np.asarray(given, dtype=np.float64)).all():
-        raise UserError(f"gave the reward {given!r}"[:150] + ": expected a finite number")
-
-
-def _check_flag(name: str, given: Any, rows: tuple[int, ...]) -> None:
-    flag = np.asarray(given)
-    if flag.shape not in (rows, (1,)) or flag.dtype.kind not in "biu" or not np.isin(flag, (0, 1)).all():
-        wanted = f"booleans of shape {list(rows)}" if rows else "True or False"
-        raise UserError(f"gave {name}={given!r}"[:150] + f": expected {wanted}")
+    if not (np.abs(np.asarray(given, dtype=np.float64)) <= np.finfo(np.float32).max).all():
+        raise UserError(f"gave the reward {given!r}"[:150] + ": expected a finite number, of the size of a float32 at most")

@@ -107,6 +107,7 @@ class Envs:
         self._no_reward = np.zeros(self.num_envs)
         for array in (self._all, self._none, self._no_reward):
             array.flags.writeable = False
+        self._shape = (self.num_envs, *self.spaces.record()[1])  # of observations
         self._over: Bools = self._none
         self._watched: states.Watched | None = None
         self._seed = 0
@@ -138,6 +139,8 @@ class Envs:
         seen = self._seen(observation, info)
         reward = np.asarray(reward, dtype=np.float64)
         terminated, truncated = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
+        if not reward.shape == terminated.shape == truncated.shape == self._none.shape:  # one would count for all
+            self._refuse({"rewards": reward, "terminated": terminated, "truncated": truncated})
         if self.mode == NEXT_STEP:
             if "final_obs" in info:
                 raise UserError(f"{self.name}: a step's info has final_obs, as in SAME_STEP, but {STATES} is NEXT_STEP")
@@ -179,9 +182,19 @@ class Envs:
         return Step(self._playable(seen, self._all), self._all, reward, terminated, truncated, self._all, over, final)
 
     def _seen(self, observation: Any, info: Mapping[str, Any]) -> Array:
-        if self._encoded is not None:
-            return self._encoded(observation)
-        return self.spaces.encoded(observation, info, self.num_envs)
+        if self._encoded is None:
+            return self.spaces.encoded(observation, info, self.num_envs)
+        seen = self._encoded(observation)
+        if seen.shape != self._shape:
+            raise UserError(f"{self.name}: gave observations of shape {list(seen.shape)}: expected {list(self._shape)}")
+        return seen
+
+    def _refuse(self, given: Mapping[str, Array]) -> None:
+        """Raises UserError for the first array that has no entry for each environment."""
+        for name, array in given.items():
+            if array.shape != self._none.shape:
+                wanted = f"expected [{self.num_envs}], one of each environment"
+                raise UserError(f"{self.name}: a step gave {name} of shape {list(array.shape)}: {wanted}")
 
     def _final(self, info: Mapping[str, Any], i: int) -> Array:
         """The last observation of the episode that environment i ended in this step."""

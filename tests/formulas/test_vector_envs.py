@@ -429,14 +429,14 @@ def test_infos_may_change_their_shape_because_nothing_reads_them() -> None:
 def test_an_exception_from_inside_gymnasium_names_the_environment() -> None:
     class Odd(Counting):
         def seen(self) -> Any:
-            return [0.0] * (2 + self.at)
+            return np.array([None, None]) if self.at else super().seen()
 
     def odd() -> Any:
         return Odd([(4, "t")])
 
     envs = make_vector(odd, 2)
     envs.reset(0)
-    with pytest.raises(EnvError, match=r"^environment odd: ValueError: "):
+    with pytest.raises(EnvError, match=r"^environment odd: TypeError: "):
         envs.step(np.zeros(2, np.int64))
 
 
@@ -454,6 +454,65 @@ def test_an_observation_that_changes_its_shape_is_told_with_both_shapes() -> Non
     envs.reset(0)
     with pytest.raises(UserError, match=r"step gave an observation of shape \[3\]: expected \[2\], as observation_space says"):
         envs.step(np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("later", "says"),
+    [
+        ({"seen": [0.0, 0.0, 0.0]}, r"step gave an observation of shape \[3\]: expected \[2\], as observation_space says"),
+        ({"seen": None}, r"step gave the observation None: expected float32 of shape \[2\], as observation_space says"),
+        ({"seen": "ab"}, r"step gave the observation 'ab': expected float32 of shape \[2\]"),
+        ({"terminated": None}, "step gave terminated=None: expected True or False"),
+        ({"truncated": "no"}, "step gave truncated='no': expected True or False"),
+        ({"terminated": 2}, "step gave terminated=2: expected True or False"),
+        ({"truncated": np.array([True, False])}, r"step gave truncated=array\(\[ True, False\]\): expected True or False"),
+    ],
+)
+def test_what_a_later_step_gives_is_looked_at_like_what_the_first_gave(later: dict[str, Any], says: str) -> None:
+    class Turning(Counting):
+        def step(self, action: Any) -> Any:
+            seen, reward, terminated, truncated, info = super().step(action)
+            found = {"seen": seen, "terminated": terminated, "truncated": truncated, **(later if self.at > 1 else {})}
+            return found["seen"], reward, found["terminated"], found["truncated"], info
+
+    envs = make_vector(lambda: Turning([(4, "t")]), 2)
+    envs.reset(0)
+    envs.step(np.zeros(2, np.int64))
+    with pytest.raises(UserError, match=says):
+        envs.step(np.zeros(2, np.int64))
+
+
+class One(SyncVectorEnv):
+    """A vector environment that gives, in place of `part`, that of its first environment alone."""
+
+    part = ""
+
+    def step(self, actions: Any) -> Any:
+        names = ("seen", "reward", "terminated", "truncated", "info")
+        return tuple(each[:1] if name == self.part else each for name, each in zip(names, super().step(actions), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("seen", r"gave observations of shape \[1, 2\]: expected \[3, 2\]"),
+        ("reward", r"a step gave rewards of shape \[1\]: expected \[3\], one of each environment"),
+        ("terminated", r"a step gave terminated of shape \[1\]: expected \[3\]"),
+        ("truncated", r"a step gave truncated of shape \[1\]: expected \[3\]"),
+    ],
+)
+def test_what_a_vector_gives_of_one_environment_does_not_count_for_all(part: str, says: str) -> None:
+    kind = type("One", (One,), {"part": part})
+    envs = Envs(kind([lambda: Counting([(4, "t")])] * 3))
+    envs.reset(0)
+    with pytest.raises(UserError, match=says):
+        envs.step(np.zeros(3, np.int64))
+
+
+def test_a_part_of_an_observation_that_has_one_row_does_not_count_for_all() -> None:
+    found = spaces_of(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3)), spaces.Discrete(2))
+    with pytest.raises(UserError, match="part 'b' of the observations has 1 rows: expected 3, one of each environment"):
+        found.encoded({"a": np.zeros((3, 2), np.float32), "b": np.array([1])}, {}, 3)
 
 
 def test_an_exception_of_numpy_keeps_the_frame_of_the_environments_own_code() -> None:

@@ -115,6 +115,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         "info has an action_mask, and actions are Box: ",
     ),
     "reward-nan": (like(gives=(np.nan, False, False)), "step gave the reward nan: expected a finite number"),
+    "reward-huge": (like(gives=(1e39, False, False)), "step gave the reward 1e+39: expected a finite number, of the size of"),
     "reward-text": (like(gives=("3", False, False)), "step gave the reward '3': expected one number"),
     "reward-array": (like(gives=(np.ones(2), False, False)), "step gave the reward array([1., 1.]): expected one number"),
     "terminated-text": (like(gives=(1.0, "no", False)), "step gave terminated='no': expected True or False"),
