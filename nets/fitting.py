@@ -21,9 +21,10 @@ from shoal.protocol.errors import UserError
 
 UNSTEADY = (
     "the learner's probability of an action must be the actor's: let the function that makes the policy return it in "
-    "evaluation mode (module.eval()), or leave that layer out"
+    "evaluation mode (module.eval()), or leave that layer out; a policy that remembers needs an attribute memory"
 )
 KEEPS = "a network that remembers needs an attribute memory and method=r2d2, and noise must come from torch's generator"
+BOTH = -1  # stands for observations of zeros and of ones in one batch
 
 
 def examples(spaces: Spaces, n: int, fill: int = 0) -> Any:
@@ -117,8 +118,11 @@ def fitting(
                 found.append(outputs(seen, n))
         return found
 
-    for n, fill in ((1, 0), (3, 0), (3, 1)):
-        seen = examples(spaces, n, fill)
+    alone: list[list[torch.Tensor]] = []  # outputs for three observations of zeros, and of ones
+    for n, fill in ((1, 0), (3, 0), (3, 1), (3, BOTH)):
+        if fill == BOTH and len(alone) < 2:
+            break
+        seen = examples(spaces, n, fill) if fill != BOTH else _both(spaces)
         try:
             first, again, *other = passes(seen, n)
         except UserError:
@@ -137,9 +141,16 @@ def fitting(
         whole = first if shaped is not actor_critic else (first[0], first[2 if isinstance(spaces.action, Box) else 1])
         heads = [out.nan_to_num() for out in whole]  # without a log_std, which may be of no observation
         steady = all(_alike(first, each) for each in other)
-        if steady and not all(torch.allclose(out, out[:1].expand_as(out), atol=1e-4, rtol=1e-3) for out in heads):
+        wanted = [out[:1].expand_as(out) for out in heads]
+        if fill == BOTH:
+            wanted = [torch.stack([zeros[0], ones[0], zeros[0]]) for zeros, ones in zip(*alone, strict=True)]
+            what = "an observation gave other outputs beside other observations"
+        else:
+            what = f"{n} equal observations gave different outputs"
+            alone += [heads] * (n > 1 and fill != BOTH)
+        if steady and not all(torch.allclose(out, its, atol=1e-4, rtol=1e-3) for out, its in zip(heads, wanted, strict=True)):
             raise UserError(
-                f"policy: {n} equal observations gave different outputs, so they depend on each other: a policy that "
+                f"policy: {what}, so they depend on each other: a policy that "
                 "remembers needs an attribute memory (docs/policies.md)"
             )
         numbers |= not any(each.isnan().any() for each in first)
@@ -152,6 +163,14 @@ def fitting(
     if not numbers:
         raise UserError("policy: forward gave NaN for observations of zeros and of ones; expected numbers, or -inf for a logit")
     return module
+
+
+def _both(spaces: Spaces) -> Any:
+    """The input of a module for three observations: of zeros, of ones, and of zeros again."""
+    zeros, ones = (examples(spaces, 1, fill) for fill in (0, 1))
+    if isinstance(zeros, torch.Tensor):
+        return torch.cat([zeros, ones, zeros])
+    return {name: torch.cat([part, ones[name], part]) for name, part in zeros.items()}
 
 
 def _alike(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:

@@ -284,6 +284,15 @@ def test_a_policy_that_gives_no_numbers_or_others_each_time_is_refused(out: Any,
         fitting(Made(out), DISCRETE)
 
 
+def test_a_policy_whose_outputs_depend_on_other_observations_of_the_batch_is_refused() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - 0.3 * x.mean(0)
+
+    with pytest.raises(UserError, match=r"^policy: an observation gave other outputs beside other observations, so they"):
+        fitting(nn.Sequential(Centred(), Made(lambda f: (f[:, :4], f[:, 4]))), DISCRETE)
+
+
 class Halved(nn.Module):
     """A layer that takes no ones."""
 
