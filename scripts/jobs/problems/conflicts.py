@@ -5,7 +5,9 @@ The one idea: each function looks at one subject and raises UserError, one line,
 
 from __future__ import annotations
 
+import math
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shoal.envs.agents import Parallel
@@ -17,6 +19,7 @@ from shoal.nets.normal import Normalised
 from shoal.nets.pictures import deep, headless
 from shoal.nets.q_policy import QNetworks, RecurrentQNetworks
 from shoal.protocol.errors import UserError
+from shoal.protocol.memory import room
 
 if TYPE_CHECKING:
     from shoal.jobs.problems.environment import Environment
@@ -78,6 +81,8 @@ def _check_inference(problem: Environment) -> None:
         raise UserError(f"compile_policy=true: with inference={problem.inference} {whose}; inference=actor, or leave it out")
 
 
+FEATURES = 512  # of a picture, at most
+COPIES = 4  # of a network's weights that a learner holds at least: weights, gradient, two moments
 SHAPES = ("hidden", "activation")
 """Settings of the layers of a built-in network."""
 
@@ -100,7 +105,9 @@ def _check_network(problem: Environment) -> None:
 
 
 def check_shown(problem: Environment) -> None:
-    """Raises UserError for a setting of the built-in policy that has no effect for what this environment shows."""
+    """Raises UserError for a setting of the built-in policy that has no effect for what this environment shows, or layers that
+    take more than the memory that is left."""
+    _check_size(problem)
     if problem.precision != "float32" and not deep(problem.shown(), problem.network):
         raise UserError(f"precision={problem.precision}: it is for convolutions, and the policy has none; leave it out")
     known = ranges(problem)
@@ -108,6 +115,21 @@ def check_shown(problem: Environment) -> None:
         if (given := getattr(problem, name)) != known[name].default:
             why = "the policy sees a picture alone, whose features go to its heads at once"
             raise UserError(f"{name}={shown(given)}: {why}; leave it out, or network=mlp flattens the picture")
+
+
+def _check_size(problem: Environment) -> None:
+    """Raises UserError if the layers of the built-in policy are too large to be learned on this machine."""
+    seen = problem.shown()
+    layers = [FEATURES if deep(seen, problem.network) else seen.observation.size, *problem.hidden]
+    weights = sum(math.prod(pair) for pair in pairwise(layers))
+    named = f"hidden={shown(problem.hidden)}"
+    if problem.memory != "none":
+        weights += 4 * problem.memory_size * (problem.memory_size + layers[-1])
+        named += f" memory_size={problem.memory_size}"
+    needs, have = COPIES * 4 * weights, room()
+    if needs > have.nbytes:
+        what = f"the network, its gradient and the optimizer's moments take {needs / 1e9:,.1f} GB of memory"
+        raise UserError(f"{named}: {what}, and this {have.bound} has {have.nbytes / 1e9:,.1f} GB left; give smaller layers")
 
 
 def _check_agents(problem: Environment) -> None:
