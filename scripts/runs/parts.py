@@ -46,7 +46,8 @@ NEVER = 1e12  # seconds
 
 def bounds_of(options: Launch) -> Bounds:
     """The job's bounds. If clients stay with their actors, the first tasks wait until all of this machine's actors are here. In
-    virtual time no actor is silent, slow or to blame: its client's device decides when it is done."""
+    virtual time no actor is silent, slow or to blame: its client's device decides when it is done. The plain loop's actor is
+    silent while the learner works, because both are one thread."""
     bounds = options.job.bounds()
     if options.job.virtual:
         return replace(
@@ -62,7 +63,14 @@ def bounds_of(options: Launch) -> Bounds:
             back=0.0,
             strikes=0,
         )
+    if is_plain(options):
+        bounds = replace(bounds, patience=NEVER, hush=NEVER)
     return replace(bounds, gather=options.config.actors) if bounds.sticky else bounds
+
+
+def is_plain(options: Launch) -> bool:
+    """True if the run is the plain loop, whose only actor is in this process."""
+    return not options.config.actors and not options.bind
 
 
 def recording_of(
@@ -111,7 +119,7 @@ def virtual_wire(job: Job, clock: VirtualClock, before: float) -> VirtualWire:
 
 def wire_of(options: Launch, stack: ExitStack, clock: Clock) -> Wire:
     """The coordinator's wire: sockets, or the plain loop if there are no actors."""
-    if not options.config.actors and not options.bind:
+    if is_plain(options):
         return PlainWire(lambda workload: options.job.worker(), clock)
     address = options.bind or _local_address(options.config.transport, stack)
     raise_descriptor_limit()

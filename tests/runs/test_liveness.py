@@ -21,7 +21,10 @@ from torch import nn
 
 import shoal
 from shoal.coordinator.reports import Progress, Report
+from shoal.jobs.catalog import find
 from shoal.runs import launch
+from shoal.runs.parts import NEVER, bounds_of
+from shoal.runs.rundir import Config, RunDir
 
 
 class Ear:
@@ -124,3 +127,13 @@ def test_a_process_that_is_stopped_is_noticed_over_tcp_and_goes_on_with_its_task
     assert {report.kind for report in ear.reports} & {"lost", "crew", "late", "away"} == set()
     [told] = [report.text for report in ear.reports if report.kind == "silent"]
     assert "its process is stopped, or its machine or link is down" in told
+
+
+def test_in_the_plain_loop_the_actor_is_not_given_up_while_the_learner_works(tmp_path: Path) -> None:
+    job, run = find("cartpole"), RunDir(tmp_path)
+    plain, *others = (
+        bounds_of(launch.Launch(job, Config("cartpole", actors=actors), run, bind))
+        for actors, bind in ((0, ""), (1, ""), (0, "tcp://127.0.0.1:5555"))
+    )
+    assert (plain.patience, plain.hush) == (NEVER, NEVER)
+    assert [(each.patience, each.hush) for each in others] == [(10.0, 2.0)] * 2
