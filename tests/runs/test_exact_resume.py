@@ -155,7 +155,7 @@ walker = Reinforcement("BipedalWalker-v3", time_limit=50, **fewer)
 grid = Reinforcement(lambda: Pushed(gymnasium.make("MiniGrid-Empty-5x5-v0", max_steps=40)), **of_ppo)
 apart = Reinforcement(lambda: Pushed(gymnasium.make("LunarLander-v3")), step_timeout=50, double_buffer=True, **of_ppo)
 cards = Reinforcement(Parallel(Cards), **of_ppo)
-pong = Reinforcement(games, **{**fewer, "rollout_length": 20, "total_timesteps": 80 * 16})
+pong = Reinforcement(games, network="mlp", **{**fewer, "rollout_length": 20, "total_timesteps": 80 * 16})
 tiny = {"img_height": 14, "img_width": 14, "repeat_action_probability": 0.5}
 breakout = Reinforcement("ALE/Breakout-v5", env_kwargs=tiny, time_limit=50, network="mlp", preset="none", frame_stack=3,
                          method="dqn", rollout_length=8, total_timesteps=64 * 16, learning_starts=100, batch_size=16,

@@ -243,7 +243,7 @@ def test_a_run_of_atari_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     pytest.importorskip("ale_py", reason="pip install 'shoal[atari]'")
     monkeypatch.chdir(tmp_path)
-    run = trained("ALE/Pong-v5", time_limit=20, num_minibatches=1, update_epochs=1, eval_episodes=0)
+    run = trained("ALE/Pong-v5", network="mlp", time_limit=20, num_minibatches=1, update_epochs=1, eval_episodes=0)
     with Image.open(run.video("seen.gif")) as picture:
         assert picture.size == (160, 210)
         assert 1 < getattr(picture, "n_frames", 1) <= 21
