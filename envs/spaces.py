@@ -287,6 +287,8 @@ def _part(space: Any, which: str = "") -> Part:
 def _actions(space: Any) -> Actions:
     from gymnasium import spaces
 
+    if 0 in (space.shape or ()):
+        raise UserError(f"action space {_short(space)} holds nothing: expected at least one number")
     match space:
         case spaces.Discrete():
             return Discrete(int(space.n), int(space.start))

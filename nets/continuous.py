@@ -51,7 +51,7 @@ class Bounds:
         for i, (low, high) in enumerate(zip(action.low, action.high, strict=True)):
             if not 0 < high - low < WIDEST:
                 what = f"action {i} of the environment lies from {low:g} to {high:g}, and finite bounds are needed"
-                raise UserError(f"method={method}: {what}; gymnasium.wrappers.RescaleAction gives bounds, or method=ppo")
+                raise UserError(f"method={method}: {what}; gymnasium.wrappers.TransformAction gives it others, or method=ppo")
         low_A, high_A = np.asarray(action.low), np.asarray(action.high)
         return cls(((low_A + high_A) / 2).astype(np.float32), ((high_A - low_A) / 2).astype(np.float32))
 

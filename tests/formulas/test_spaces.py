@@ -17,6 +17,7 @@ from torch.distributions import Bernoulli, Categorical, Independent
 from shoal.envs.spaces import Categories, MultiBinary, MultiDiscrete, Named, Observations, Spaces, apart, spaces_of
 from shoal.envs.vector import Envs, alone
 from shoal.nets import distributions, policies
+from shoal.nets.continuous import Bounds
 from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.numpy_policy import NumpyPolicy
@@ -183,6 +184,7 @@ def test_a_whole_number_outside_its_space_is_told() -> None:
         (gym.Dict({"a": gym.Text(3)}), gym.Discrete(2), "has no part but text"),
         (gym.Dict({"a/b": SEEN, "a": gym.Dict({"b": SEEN})}), gym.Discrete(2), "names, joined by /, must differ"),
         (SEEN, gym.Tuple([gym.Discrete(2)]), r"action space Tuple.* is not supported \(Discrete, MultiDiscrete"),
+        (SEEN, gym.Box(-1, 1, (0,), np.float32), r"action space Box\(.*\) holds nothing: expected at least one number"),
         (SEEN, gym.Box(0, 2**20, (1,), np.int64), r"1,048,577 values of whole numbers, and at most 4,096"),
         (gym.Dict({"a": SEEN, "action_mask": gym.MultiBinary(3)}), gym.Discrete(2), r"action_mask has 3 entries: expected 2"),
     ],
@@ -321,3 +323,13 @@ def test_envs_takes_a_vector_of_dicts() -> None:
         assert (last["observation/b"].argmax(1) == 1).all()
         if step.final is not None:
             assert (step.observation["observation/a"] == 0).all()
+
+
+def test_the_wrapper_that_a_refusal_of_endless_actions_names_gives_bounds() -> None:
+    class Endless(gymnasium.Env[Any, Any]):
+        observation_space, action_space = SEEN, gym.Box(-np.inf, np.inf, (2,), np.float32)
+
+    with pytest.raises(UserError, match=r"finite bounds are needed; gymnasium.wrappers.TransformAction gives it others"):
+        Bounds.of(spaces_of(SEEN, Endless.action_space), "sac")
+    bounded = gymnasium.wrappers.TransformAction(Endless(), lambda action: action, gym.Box(-1, 1, (2,), np.float32))
+    assert Bounds.of(spaces_of(SEEN, bounded.action_space), "sac").half.tolist() == [1.0, 1.0]
