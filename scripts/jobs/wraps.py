@@ -19,6 +19,7 @@ from shoal.aggregators.around.bounded import Bounded
 from shoal.aggregators.around.compressed import Decompressed
 from shoal.aggregators.around.quantile import Clipped
 from shoal.envs.agents import Parallel
+from shoal.jobs.methods.acting import Acting
 from shoal.jobs.methods.method import Start
 from shoal.jobs.problems import Environment
 from shoal.jobs.settings import option, ranges
@@ -217,6 +218,9 @@ class Opponents(Wrap):
         ours = type(method).worker.__module__.startswith("shoal.")
         if self.opponents and not ours:
             raise UserError(f"opponents={self.opponents}: method={method.name} has a worker of its own; opponents=0")
+        if self.opponents and not isinstance(method, Acting):
+            fix = "method=ppo learns from games against them"
+            raise UserError(f"opponents={self.opponents}: method={method.name} sends no trajectories of games; {fix}")
         if self.opponents and not isinstance(env, Parallel):
             raise UserError(f"opponents={self.opponents}: self-play needs a game of two agents; env=Parallel(make), say")
         if isinstance(env, Parallel) and self.opponents and env.policies == "separate":

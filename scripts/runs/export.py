@@ -70,7 +70,7 @@ def _write_onnx(weights: Bundle, path: Path, module: nn.Module, example: tuple[A
         import onnxscript  # noqa: F401  the translator, which brings onnx
     except ModuleNotFoundError:
         raise UserError(".onnx needs onnxscript, which is not installed: pip install 'shoal[onnx]', or use .pt2") from None
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
+    with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("onnx_ir"):
         warnings.simplefilter("ignore")  # torch's own, about itself
         program = _program(weights, module, example)
         try:
@@ -82,7 +82,7 @@ def _write_onnx(weights: Bundle, path: Path, module: nn.Module, example: tuple[A
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Hold back the warnings of this logger, which are of packages that are not installed."""
+    """Hold back the warnings of this logger: of packages that are not installed, and of parts that were not made smaller."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

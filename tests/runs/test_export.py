@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,26 @@ def test_an_onnx_file_gives_the_same_outputs_for_any_batch(tmp_path: Path, memor
         wanted = [logits, value, *(array for each in after for array in each.values())]
         for ours, theirs in zip(wanted, found, strict=True):
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")  # torch.export's own
+def test_an_onnx_file_of_a_policy_of_box_actions_is_written_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("onnxscript", reason="the extra shoal[onnx] is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    job = shoal.Reinforcement("Pendulum-v1", method="ppo", hidden=(5,), preset="none")
+    weights = FlatModule(job.module()).bundle()
+    path = export(weights, tmp_path / "policy.onnx", lambda: (job.module(), job.problem.example(job.method, 0)))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    seen = torch.tensor([[0.5, -0.5, 3.0]])
+    with torch.no_grad():
+        (mean, _), value = job.module()(seen)
+    read = ReferenceEvaluator(str(path))
+    found = read.run(None, {read.input_names[0]: seen.numpy()})
+    np.testing.assert_allclose(found[0], mean.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[-1], value.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_onnx_needs_an_extra_and_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

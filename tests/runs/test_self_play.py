@@ -209,6 +209,11 @@ def test_what_cannot_be_played_is_refused(env: Any, settings: dict[str, Any], te
     assert "\n" not in str(told.value)
 
 
+def test_a_method_without_trajectories_has_no_opponent() -> None:
+    with pytest.raises(UserError, match="opponents=3: method=es sends no trajectories of games; method=ppo "):
+        Reinforcement(Parallel(Race), method="es", opponents=3)
+
+
 def test_a_game_of_three_has_no_opponent() -> None:
     class Three(Race):
         possible_agents = ("a", "b", "c")  # type: ignore[assignment]
