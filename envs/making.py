@@ -26,7 +26,7 @@ from shoal.envs.pooled import is_pooled, pooled
 from shoal.envs.single import check_spaces, side_by_side
 from shoal.envs.spaces import Spaces
 from shoal.envs.vector import Envs, naming
-from shoal.protocol.errors import UserError, takes, within
+from shoal.protocol.errors import UserError, signed, takes, within
 from shoal.protocol.place import place_of
 
 Environment = str | Callable[..., Any]
@@ -282,22 +282,32 @@ def wants_number(factory: Callable[..., Any], called: str = "num_envs") -> bool:
     """True if the factory has a first argument for a number, which is not called `seed`: it is called `called`, or has no
     default. A factory of many environments has one for how many they are."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next(iter(inspect.signature(factory).parameters.values()), None)
+    first = next(iter(_arguments(factory).values()), None)
     if first is None or first.kind not in positional or first.name == "seed":
         return False
     return first.name == called or first.default is first.empty
 
 
+def _arguments(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a factory; empty for a class or function of C that tells none."""
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:
+        return {}
+
+
 def check_factory(env: Any, form: str, called: str = "num_envs") -> None:
     """Raises UserError unless `env` is a function that can be called as a factory is: with a number, if it wants one (`called`
     as of wants_number), and with a seed, if it wants one. form: the expected value, in words."""
+    if hasattr(env, "reset") and hasattr(env, "step") and not isinstance(env, type):
+        raise UserError(f"env is {signed(env)}, one environment: expected {form}; env=lambda: ..., which makes it, say")
     seed = {"seed": 0} if callable(env) and wants_seed(env) else {}
     takes("env", env, form, *((1,) if callable(env) and wants_number(env, called) else ()), **seed)
 
 
 def wants_seed(factory: Callable[..., Any]) -> bool:
     """True if the factory has an argument `seed`, which may be given by name."""
-    found = inspect.signature(factory).parameters.get("seed")
+    found = _arguments(factory).get("seed")
     return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
 
 

@@ -234,7 +234,7 @@ def coerced(name: str, given: Any, allowed: Range) -> Any:
         words[Arguments] = "a dict of plain data (numbers, texts, true, false, lists); anything else needs a function as env"
         say = f'{name}={{"continuous": true}}, say' if kind is Arguments else say
         must = ", ".join([words.get(kind, "text")] + [str(allowed)] * (str(allowed) != "any"))
-        raise UserError(f"{name}={shown(given)}: must be {must}; {say}") from None
+        raise UserError(f"{name}={shown(given)}: must be {must}" + f"; {say}" * (allowed.default != "")) from None
     if kind is int and abs(value) >= 2**63:  # a message holds no larger one
         raise UserError(f"{name}={shown(given)}: must be a whole number below 2**63; {say}")
     if allowed.choices and value not in allowed.choices:

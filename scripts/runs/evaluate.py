@@ -12,7 +12,7 @@ from shoal.coordinator.keeping.store import Snapshot, newest
 from shoal.coordinator.tally import FEW, add, spread
 from shoal.jobs.methods.acting import Acting
 from shoal.protocol.draws import kept_globals
-from shoal.protocol.errors import UserError, printable
+from shoal.protocol.errors import UserError, printable, signed
 from shoal.protocol.exact import unfinite
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Task
@@ -35,6 +35,8 @@ def evaluate(run: Run | Place, episodes: int = 100, best: bool = False) -> dict[
     else from the job's worker, over `episodes` greedy episodes in fresh environments, or over all clients. If each client has
     environments of its own kind, the episodes are divided evenly among the clients, and each plays one at least."""
     run = opened(run)
+    if not isinstance(episodes, int) or episodes < 1:
+        raise UserError(f"episodes={signed(episodes)}: must be a whole number from 1; episodes=100, say")
     job, snapshot = run.job, best_of(run.folder) if best else run.snapshot()
     version = {"version": float(snapshot.version)}
     if name := unfinite(snapshot.weights):

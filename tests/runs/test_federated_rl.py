@@ -179,6 +179,9 @@ def test_an_evaluation_plays_in_the_environments_of_all_clients_that_differ(tmp_
     found = shoal.evaluate(run, episodes=8)
     assert (found["return_mean"], found["return_min"], found["return_max"], found["episodes"]) == (4.5, 0, 9, 8)
     assert shoal.evaluate(run, episodes=5)["episodes"] == 8  # each client plays as many, and one at least
+    for none in (0, 2.5):
+        with pytest.raises(UserError, match=rf"episodes={none}: must be a whole number from 1"):
+            shoal.evaluate(run, episodes=none)  # type: ignore[arg-type]
     alike = shoal.run(Federated(env=Paying, **SMALL), actors=0, folder=tmp_path / "alike", show=False)
     assert shoal.evaluate(alike, episodes=5)["episodes"] == 5
 
