@@ -533,8 +533,9 @@ def tune(asked: argparse.Namespace) -> int:
     from shoal.runs.tuning import tune as tuned
 
     job, _, _ = chosen(asked.job, pairs(asked.settings), seed=asked.seed)
+    said = [*asked.settings, *([] if asked.seed is None else ["--seed", str(asked.seed)])]
     found = tuned(
-        job, asked.job, asked.actors, asked.seconds, lambda line: None if asked.json else print(line, file=sys.stderr)
+        job, asked.job, asked.actors, asked.seconds, lambda line: None if asked.json else print(line, file=sys.stderr), said
     )
     print(json_line(found.plain()) if asked.json else found)
     return 0

@@ -7,6 +7,7 @@ changes at a time: environments of a trajectory, then its length, then where the
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from shoal.jobs.job import Job
 from shoal.jobs.problems import Environment
+from shoal.jobs.settings import shown
 from shoal.protocol.errors import UserError
 from shoal.runs.run import Run
 from shoal.runs.threads import cores
@@ -37,10 +39,12 @@ LeftOut = Callable[[Mapping[str, Any], int, str], object]
 
 @dataclass
 class Tuned:
-    """The settings that were tried. rows: (settings, actors, environment steps a second), in the order of their runs. The first
-    row is the job as it stands. best: the row that is advised."""
+    """The settings that were tried. given: words that were typed behind the job, which its command repeats. rows: (settings,
+    actors, environment steps a second), in the order of their runs. The first row is the job as it stands. best: the row that
+    is advised."""
 
     job: str
+    given: tuple[str, ...] = ()
     rows: list[tuple[dict[str, Any], int, float]] = field(default_factory=list)
     best: tuple[dict[str, Any], int, float] = field(default_factory=lambda: ({}, 0, 0.0))
 
@@ -60,9 +64,8 @@ class Tuned:
     def command(self) -> str:
         """The command that runs the job with the best row."""
         settings, actors, _ = self.best
-        return " ".join(
-            ["shoal simulate", self.job, *(f"{name}={value}" for name, value in settings.items()), f"--actors {actors}"]
-        )
+        kept = [shlex.quote(word) for word in self.given if word.partition("=")[0] not in settings]
+        return " ".join(["shoal simulate", shlex.quote(self.job), *kept, *_words(settings), f"--actors {actors}"])
 
     def plain(self) -> dict[str, Any]:
         """The content of `--json`."""
@@ -76,7 +79,7 @@ class Tuned:
         lines = ["  ".join(f"{name:>14}" for name in (*names, "actors", "steps/s"))]
         for row in self.rows:
             settings, actors, rate = row
-            cells = [*(str(settings[name]) for name in names), str(actors), f"{rate:,.0f}"]
+            cells = [*(shown(settings[name]) for name in names), str(actors), f"{rate:,.0f}"]
             lines.append("  ".join(f"{cell:>14}" for cell in cells) + ("  <- best" if row is self.best else ""))
         more = (
             f"{self.gain:.2f} times the steps a second of the job as it stands"
@@ -86,13 +89,20 @@ class Tuned:
         return "\n".join([*lines, "", f"{more}: {self.command}"])
 
 
-def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable[[str], object]) -> Tuned:
-    """Measure runs of `seconds` each, or of VERSIONS versions if these take longer. name: the JOB that was typed. actors: their
-    number, which is then not tried; None: try. told: called with a line after each run. Raises UserError for a job that has no
-    environments."""
+def tune(
+    job: Job,
+    name: str,
+    actors: int | None,
+    seconds: float,
+    told: Callable[[str], object],
+    given: Sequence[str] = (),
+) -> Tuned:
+    """Measure runs of `seconds` each, or of VERSIONS versions if these take longer. name: the JOB that was typed. given: words
+    key=value and options that were typed behind it. actors: their number, which is then not tried; None: try. told: called with
+    a line after each run. Raises UserError for a job that lacks one of NEEDED."""
     if missing := [setting for setting in NEEDED if setting not in job.options()]:
         raise UserError(f"tune: {name} has no {' and no '.join(missing)}: only jobs with {', '.join(NEEDED)} are tuned")
-    found = Tuned(name)
+    found = Tuned(name, tuple(given))
     measure = _measured(job, seconds)
 
     def left_out(settings: Mapping[str, Any], count: int, why: str) -> None:
@@ -105,7 +115,12 @@ def tune(job: Job, name: str, actors: int | None, seconds: float, told: Callable
 
 
 def _typed(settings: Mapping[str, Any], actors: int) -> str:
-    return " ".join([*(f"{key}={value}" for key, value in settings.items()), f"actors={actors}"])
+    return " ".join([*_words(settings), f"actors={actors}"])
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """The settings as they are typed."""
+    return [f"{name}={shown(value)}" for name, value in settings.items()]
 
 
 def small(job: Job, settings: Mapping[str, Any]) -> bool:

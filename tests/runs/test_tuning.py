@@ -155,6 +155,14 @@ def test_the_best_row_is_advised_with_its_gain_and_command() -> None:
     }
 
 
+def test_the_command_repeats_what_was_typed() -> None:
+    given = ("method=sac", "num_envs=4", 'env_kwargs={"g": 5}', "--seed", "4")
+    found = Tuned("gymnasium:Pendulum-v1", given)
+    found.add({"num_envs": 4, "double_buffer": True}, 1, 10.0)
+    typed = "shoal simulate gymnasium:Pendulum-v1 method=sac 'env_kwargs={\"g\": 5}' --seed 4"
+    assert found.command == f"{typed} num_envs=4 double_buffer=true --actors 1"
+
+
 def test_what_may_be_chance_is_no_gain() -> None:
     found = told(100.0, 104.0)
     assert (found.gain, found.best[0]["num_envs"]) == (1.0, 32)
@@ -175,11 +183,12 @@ def test_a_tuned_job_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shoal.runs.tuning.ENVS", (16, 32))
     monkeypatch.setattr("shoal.runs.tuning.LENGTHS", (32,))
-    assert main(["tune", "cartpole", "num_envs=32", "rollout_length=32", "--actors", "1", "--seconds", "0.4", "--json"]) == 0
+    words = ["tune", "cartpole", "lr=0.003", "num_envs=32", "rollout_length=32"]
+    assert main([*words, "--actors", "1", "--seconds", "0.4", "--seed", "4", "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["num_envs"] for row in said["rows"]][:2] == [32, 16]
     places = [(row["inference"], row["double_buffer"]) for row in said["rows"]]
     assert places == [("actor", False)] * 2 + [("central", False), ("central", True), ("actor", True)]
     assert all(row["steps_per_second"] > 100 for row in said["rows"])
-    assert said["command"].startswith("shoal simulate cartpole num_envs=")
+    assert said["command"].startswith("shoal simulate cartpole lr=0.003 --seed 4 num_envs=")
     assert not list(tmp_path.iterdir())  # no run is left
