@@ -15,6 +15,7 @@ FLOWER, PFL, RAY = "flower_simulated.py", "pfl_simulated.py", "ray_bare.py"
 LEARNING = "pfl_learning.py"
 TRAINED = ("pfl_trained.py", "flower_trained.py")
 LOOPS, SB3, RLLIB, FACTORY = "rl_loops.py", "rl_sb3.py", "rl_rllib.py", "rl_samplefactory.py"
+SAC_LOOP = "rl_sac_loop.py"
 DEPLOYED, POOLS, SERVING = "flower_deployed.py", "pools.py", "serving.py"
 
 
@@ -109,6 +110,16 @@ def cheetah(steps: int) -> Mapping[str, Question]:
     return {
         "cleanrl_sync": Question("sb3", LOOPS, ("HalfCheetah-v5", steps, "sync"), quick=True, alike=False, seconds=600),
         "sb3_dummy": Question("sb3", SB3, ("HalfCheetah-v5", steps, 1), quick=True, seconds=600),
+    }
+
+
+def cheetah_sac(steps: int) -> Mapping[str, Question]:
+    """Returns questions on SAC of HalfCheetah-v5, in environment steps a second once it learns. One asks for a second thread,
+    because it is worth something where both cores are free."""
+    return {
+        "sac_cleanrl": Question("sb3", SAC_LOOP, ("HalfCheetah-v5", steps), quick=True, alike=False, seconds=600),
+        "sac_sb3": Question("sb3", SB3, ("HalfCheetah-v5", steps, 1, "sac"), quick=True, seconds=600),
+        "sac_sb3_2_threads": Question("sb3", SB3, ("HalfCheetah-v5", steps, 1, "sac", 2), seconds=600),
     }
 
 

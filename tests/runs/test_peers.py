@@ -35,6 +35,7 @@ EVERY = [
     *questions.trained(Path("clients.npz"), 9, 9).values(),
     *questions.cartpole(True).values(),
     *questions.cheetah(9).values(),
+    *questions.cheetah_sac(9).values(),
     *questions.pong(9).values(),
 ]
 
