@@ -26,8 +26,8 @@ class BoxLearner(OffPolicyLearner):
     """The actor `pi` and the critics `q` of a method for Box actions with finite bounds, each with its Adam.
 
     actor: the module that is learned; a method says its form. bounds: those of the environment's actions. hidden, activation:
-    of the critics. spaces, pictures, precision: for observations of several parts or pictures, of which the critics make
-    features together (nets/bodies.py). lr: learning rate of Adam.
+    of the critics. spaces, pictures: for observations of several parts or pictures, of which the critics make features together
+    (nets/bodies.py). precision: of those features and of the critics' hidden layers. lr: learning rate of Adam.
     """
 
     actor: nn.Module = field(kw_only=False)
@@ -49,9 +49,9 @@ class BoxLearner(OffPolicyLearner):
         if self.spaces is not None and not isinstance(self.spaces.observation, Named):
             shape = self.spaces.observation.shape  # with frame_stack, that of several observations
         seed = key(self.seed, "critics") % 2**63
-        critics = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body)
+        own = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body, precision=self.precision)
         self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True, beside=self.beside())
-        self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
+        self.q = Trained("critics", own, self.device, lr=self.lr, eps=1e-8, fused=True)
 
     def beside(self) -> Sequence[nn.Parameter]:
         """The numbers that the actor's optimizer moves beside the actor's weights."""

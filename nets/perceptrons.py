@@ -75,7 +75,8 @@ class Critics(nn.Module):
 
     shape: of one observation. actions: numbers in an action. body: the network that makes features of observations; None: they
     are flattened. The parameters are weight_I [copies, inputs, outputs] and bias_I [copies, 1, outputs], drawn from `seed` as
-    Perceptron draws its own.
+    Perceptron draws its own. precision: "float32"; or "bf16", in which the hidden layers are computed from weights that are
+    rounded for each pass. Weights, gradients, the last layer and values are float32 in both.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class Critics(nn.Module):
         copies: int = 2,
         seed: int = 0,
         body: Body | None = None,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        self.inner = torch.bfloat16 if precision == "bf16" else None  # None: as the weights are
         sizes = [(body.features if body else math.prod(shape)) + actions, *hidden, 1]
         check_layers(sizes[1:-1], activation)
         self.body = body
@@ -122,6 +125,8 @@ class Critics(nn.Module):
 
     def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         *inner, (last, offset) = layers
+        if self.inner is not None:
+            x, inner = x.to(self.inner), [(weight.to(self.inner), bias.to(self.inner)) for weight, bias in inner]
         for weight, bias in inner:
             x = active(torch.baddbmm(bias, x, weight), self.activation)
         return (x * last.transpose(1, 2)).sum(-1) + offset.squeeze(-1)  # a product with one column is slow as a matrix product

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from shoal.aggregators.around.lives import Lives
+from shoal.aggregators.box_learner import BoxLearner
 from shoal.envs.spaces import Box, Discrete, MultiDiscrete, Named, Observations, Spaces
 from shoal.jobs.methods import METHODS
 from shoal.jobs.reinforcement import Reinforcement
@@ -20,6 +22,7 @@ from shoal.nets.fitting import fitting
 from shoal.nets.flat import FlatModule
 from shoal.nets.forward import tensors
 from shoal.nets.networks import ACTOR_CRITIC
+from shoal.nets.perceptrons import Critics
 from shoal.nets.pictures import chosen, described, picture
 from shoal.nets.policies import DeepActorCritic, TorchPolicy, built_in, judged
 from shoal.nets.q_policy import QNetworks
@@ -334,8 +337,36 @@ def test_hidden_layers_are_refused_where_a_picture_alone_is_seen(method: str) ->
     assert Reinforcement(Sees, method=method).problem.module(0)
 
 
+def test_critics_in_bf16_have_the_values_and_gradients_of_float32_to_its_rounding() -> None:
+    rng = torch.Generator().manual_seed(3)
+    seen, action = torch.randn((64, 5), generator=rng), torch.rand((64, 2), generator=rng).requires_grad_()
+    found = {}
+    for precision in ("float32", "bf16"):
+        critics = Critics((5,), 2, (32, 16), seed=7, precision=precision)
+        values = critics(seen, action)
+        slopes = torch.autograd.grad(values.sum(), [action, *critics.parameters()])
+        assert values.dtype == torch.float32
+        assert {slope.dtype for slope in slopes} == {torch.float32}
+        found[precision] = [values, *slopes]
+    for exact, rounded in zip(found["float32"], found["bf16"], strict=True):
+        error = (exact - rounded).norm() / exact.norm()
+        assert error <= 0.05  # bfloat16 keeps 8 bits; where a number near 0 is rounded across 0, a unit's slope is lost
+    assert not torch.equal(found["float32"][0], found["bf16"][0])
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_precision_reaches_the_critics_of_a_job_and_not_its_actor(method: str) -> None:
+    job = Reinforcement("Pendulum-v1", method=method, precision="bf16", hidden=(16, 16), num_envs=2, total_timesteps=64)
+    learner = cast(Lives, job.aggregator("cpu")).aggregator
+    assert isinstance(learner, BoxLearner)
+    assert learner.q.module.inner == torch.bfloat16
+    assert {weight.dtype for weight in learner.pi.module.parameters()} == {torch.float32}
+
+
 def test_a_precision_of_convolutions_is_refused_where_there_are_none() -> None:
-    with pytest.raises(UserError, match=r"^precision=bf16: it is for convolutions, and the policy has none; leave it out$"):
+    with pytest.raises(
+        UserError, match=r"^precision=bf16: it is for convolutions and .*, and this policy has neither; leave it out$"
+    ):
         Reinforcement("CartPole-v1", precision="bf16").problem.module(0)
     with pytest.raises(UserError, match=r"^precision=bf16: it is for the built-in policy, .* leave it out$"):
         Reinforcement("CartPole-v1", lambda spaces: torch.nn.Linear(4, 2), precision="bf16")

@@ -14,6 +14,7 @@ from shoal.envs.agents import Parallel
 from shoal.envs.making import refuse_window
 from shoal.jobs.parts import Bearing
 from shoal.jobs.settings import ranges, shown
+from shoal.nets.continuous import BetweenBounds
 from shoal.nets.networks import ActorCriticNetwork
 from shoal.nets.normal import Normalised
 from shoal.nets.pictures import deep, headless
@@ -108,8 +109,10 @@ def check_shown(problem: Environment) -> None:
     """Raises UserError for a setting of the built-in policy that has no effect for what this environment shows, or layers that
     take more than the memory that is left."""
     _check_size(problem)
-    if problem.precision != "float32" and not deep(problem.shown(), problem.network):
-        raise UserError(f"precision={problem.precision}: it is for convolutions, and the policy has none; leave it out")
+    rounds = deep(problem.shown(), problem.network) or isinstance(problem.learns, BetweenBounds)
+    if problem.precision != "float32" and not rounds:
+        what = "it is for convolutions and for critics of sac and td3"
+        raise UserError(f"precision={problem.precision}: {what}, and this policy has neither; leave it out")
     known = ranges(problem)
     for name in SHAPES if is_whole(problem) and headless(problem.shown(), problem.network) else ():
         if (given := getattr(problem, name)) != known[name].default:

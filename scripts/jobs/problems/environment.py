@@ -91,8 +91,8 @@ class Environment(Problem):
     )
     precision: str = option(
         "float32",
-        "numbers in which the built-in policy's convolutions are computed; bf16 is faster where the processor has instructions "
-        "for it",
+        "numbers in which the built-in policy's convolutions are computed, and the critics' hidden layers with sac and td3; "
+        "bf16 is faster where the processor has instructions for it",
         choices=("float32", "bf16"),
     )
     frame_stack: int = option(
