@@ -107,9 +107,7 @@ RL: Mapping[str, Sequence[str]] = {
 SEEDS = 10
 # Words of commands whose runs take minutes, and how many seeds these have at most.
 FEW: Mapping[str, int] = {
-    "by_r2d2": 2,
-    "method=apex": 5,
-    "examples/blind.py --": 5,
+    "by_r2d2": 5,
     "method=sac": 5,
     "method=td3": 5,
     "HalfCheetah": 3,
