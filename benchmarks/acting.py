@@ -240,7 +240,7 @@ def cheetah(quick: bool) -> Finding:
     asked = "at least twice the steps/s of Stable-Baselines3 and of CleanRL's loop, by PPO, and by SAC in either precision"
     if find_spec("mujoco") is None:
         return Finding(None, "steps/s", asked=asked, details={"skipped": "mujoco is not installed: pip install mujoco"})
-    steps, updates, job = 60_000 if quick else 300_000, 1_500 if quick else 4_000, "gymnasium:HalfCheetah-v5"
+    steps, updates, job = 60_000 if quick else 300_000, 1_000 if quick else 2_000, "gymnasium:HalfCheetah-v5"
     ours, beside = Turns(job, steps, *CHEETAH), Beside(questions.cheetah(steps // 4), quick)
     soft, soft_beside = Turns(job, updates, *SOFT, actors=1), Beside(questions.cheetah_sac(updates), quick)
     rounded = Turns(job, updates, *SOFT, "precision=bf16", actors=1)
