@@ -191,13 +191,17 @@ class Door:
             return user, News("access", f"dropped a message: {self.keys.allowed.name(user)} is not on the list")
         if user != self.keys.own.public and not self._buckets.take(user, sum(map(len, frames)), self.clock()):
             return user, News("budget", over_budget(self.keys.allowed.name(user)))
-        if peer not in self._users:
+        if not self.knows(peer):
             self.callers.spoke(user, frames[-1].get(zmq.SRCFD))
         self._users[peer] = user
         self._users.move_to_end(peer)
         if len(self._users) > PEERS:
             self._users.popitem(last=False)
         return user, None
+
+    def knows(self, peer: bytes) -> bool:
+        """True if a message of this connection was let pass, and the connection is not known to be gone."""
+        return peer in self._users
 
     def opens_to(self, peer: bytes) -> bool:
         """True if messages may be sent to this connection."""

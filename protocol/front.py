@@ -105,6 +105,7 @@ class Front:
         counted = BEGAN | ENDED if self.counts else 0
         self._monitor = self._watched(zmq.EVENT_ACCEPT_FAILED | counted | (sum(FAILED) if keys else 0))
         self.full = False  # True if no descriptor is left for more connections
+        self._heard: set[int] = set()  # kinds of ZeroMQ's own events since the last turn
         self.address = self._bind(address)
 
     def _watched(self, events: int) -> zmq.Socket[bytes]:
@@ -153,6 +154,8 @@ class Front:
         frames: list[Any] = []
         while not frames or frames[-1].more:  # `recv_multipart` would take twice as long
             frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        if self._is_new(peer):
+            self._hear()  # it may have been let in since the turn began: its beginning is told before its messages come
         if self.pulses is not None and peer not in self.pulses:
             with suppress(zmq.ZMQError):  # a peer of ZMTP 1, as what a browser sends is read: ZeroMQ tells no descriptor of it
                 self.pulses.spoke(peer, frames[-1].get(zmq.SRCFD))
@@ -198,17 +201,26 @@ class Front:
 
     # ZeroMQ's own events
 
-    def _overhear(self) -> None:
-        seen: set[int] = set()
+    def _is_new(self, peer: bytes) -> bool:
+        """Return whether this may be the first message of a connection that is counted."""
+        return (self.pulses is not None and peer not in self.pulses) or (self.door is not None and not self.door.knows(peer))
+
+    def _hear(self) -> None:
+        """Take in the beginnings and ends of connections, and note which events there were."""
         with suppress(zmq.Again):
             for _ in range(OVERHEARD):
                 kind, value = EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-                seen.add(kind)
+                self._heard.add(kind)
                 for each in (self.door.callers if self.door else None, self.pulses):
                     if each is not None and kind == BEGAN:
                         each.began(value)
                     elif each is not None and kind == ENDED:
                         each.ended(value)
+
+    def _overhear(self) -> None:
+        """Take in ZeroMQ's own events, and report those that befell connections."""
+        self._hear()
+        seen, self._heard = self._heard, set()
         self.full = zmq.EVENT_ACCEPT_FAILED in seen
         if self.door and self.full:
             self.door.full()

@@ -268,6 +268,28 @@ def test_a_key_has_only_so_many_connections_and_gets_others_as_these_end(
     assert here.exchange(third)  # the silent one is gone
 
 
+def test_a_connection_that_speaks_in_the_turn_that_lets_it_in_is_counted(site: Callable[..., Site]) -> None:
+    here = site(gateway=False)
+    held = front.Front("tcp://127.0.0.1:*", here.keys, time.monotonic)
+    line = Line(held.address, client_keys(here.folder, "bob", "hub"))
+    try:
+        assert held.door
+        line.send(PING)
+        door_ = held.door
+
+        def came() -> bool:
+            door_.answer()  # as if the turn had looked at ZeroMQ's own events before the connection began
+            return isinstance(held.take(), front.Came)
+
+        wait_until(came)
+        assert door_.callers.many(here.pairs["bob"].public) == 1
+        list(held.knocks())
+        assert door_.callers.many(here.pairs["bob"].public) == 1
+    finally:
+        line.close()
+        held.close(0)
+
+
 def test_an_actor_without_a_key_is_told_that_one_is_asked_for(site: Callable[..., Site]) -> None:
     here = site(gateway=False)
     line = Line(here.wire.address)

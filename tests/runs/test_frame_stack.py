@@ -64,7 +64,7 @@ def of(mode: str, box: bool = False, stacked: bool = False) -> Callable[[int], A
     return lambda num_envs: SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode(mode))
 
 
-FEW: dict[str, Any] = {"num_envs": 3, "rollout_length": 7, "total_timesteps": 260, "eval_episodes": 2, "hidden": (8,)}
+FEW: dict[str, Any] = {"num_envs": 3, "rollout_length": 7, "total_timesteps": 260, "eval_episodes": 2}
 LATE: dict[str, Any] = {"learning_starts": 20, "batch_size": 8, "replay_ratio": 0.2}
 
 
