@@ -22,7 +22,6 @@ from shoal.benchmarks.peers import questions
 from shoal.benchmarks.peers.beside import Beside
 from shoal.benchmarks.timing import interleaved
 from shoal.jobs.job import Job
-from shoal.jobs.methods.method import Start
 from shoal.jobs.reinforcement import Reinforcement
 from shoal.protocol.work import Contribution, Task
 
@@ -82,7 +81,7 @@ def parts_of(job: Job, repeats: int) -> Mapping[str, float]:
     """Returns microseconds of CPU a step of this process for each of PARTS. Simulating is timed by random actions in
     environments of its own; acting is the rest of a rollout."""
     torch.set_num_threads(1)
-    worker, learner = job.worker(), job.method.aggregator(Start(job.problem, job.seed), "cpu")
+    worker, learner = job.worker(), job.aggregator("cpu")
     rolled = learned = steps = 0.0
     for turn in range(repeats + 1):
         began = cpu()
