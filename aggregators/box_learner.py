@@ -49,9 +49,10 @@ class BoxLearner(OffPolicyLearner):
         if self.spaces is not None and not isinstance(self.spaces.observation, Named):
             shape = self.spaces.observation.shape  # with frame_stack, that of several observations
         seed = key(self.seed, "critics") % 2**63
-        own = Critics(shape, self.actions, self.hidden, self.activation, seed=seed, body=body, precision=self.precision)
+        sizes = (shape, self.actions, self.hidden, self.activation)
+        critics = Critics(*sizes, seed=seed, body=body, precision=self.precision)
         self.pi = Trained("actor", self.actor, self.device, lr=self.lr, eps=1e-8, fused=True, beside=self.beside())
-        self.q = Trained("critics", own, self.device, lr=self.lr, eps=1e-8, fused=True)
+        self.q = Trained("critics", critics, self.device, lr=self.lr, eps=1e-8, fused=True)
 
     def beside(self) -> Sequence[nn.Parameter]:
         """The numbers that the actor's optimizer moves beside the actor's weights."""

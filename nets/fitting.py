@@ -147,7 +147,7 @@ def fitting(
             what = "an observation gave other outputs beside other observations"
         else:
             what = f"{n} equal observations gave different outputs"
-            alone += [heads] * (n > 1 and fill != BOTH)
+            alone += [heads] * (n > 1)
         if steady and not all(torch.allclose(out, its, atol=1e-4, rtol=1e-3) for out, its in zip(heads, wanted, strict=True)):
             raise UserError(
                 f"policy: {what}, so they depend on each other: a policy that "
@@ -187,8 +187,7 @@ def _given(seen: Any) -> str:
 def _remembered(out: Any, n: int, action: Actions, memory: Mapping[str, tuple[int, ...]], shaped: Shaped) -> list[torch.Tensor]:
     """The tensors of the output of a policy with memory. Raises UserError for an output of another form."""
     wanted = ", ".join(f"{name} {[n, *shape]}" for name, shape in memory.items())
-    parts = "action parameters, value" if shaped is actor_critic else "values"
-    many = len(parts.split(", "))
+    many, parts = (2, "action parameters, value") if shaped is actor_critic else (1, "values")
     if not isinstance(out, tuple | list) or len(out) != many + 1 or not isinstance(out[many], Mapping):
         raise UserError(f"policy: forward gave {form_of(out)}; expected ({parts}, state), a state of {wanted}")
     state = {name: tuple(its.shape) for name, its in out[many].items()}

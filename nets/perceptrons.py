@@ -91,7 +91,7 @@ class Critics(nn.Module):
         precision: str = "float32",
     ) -> None:
         super().__init__()
-        self.inner = torch.bfloat16 if precision == "bf16" else None  # None: as the weights are
+        self.rounded = torch.bfloat16 if precision == "bf16" else None  # None: as the weights are
         sizes = [(body.features if body else math.prod(shape)) + actions, *hidden, 1]
         check_layers(sizes[1:-1], activation)
         self.body = body
@@ -125,8 +125,8 @@ class Critics(nn.Module):
 
     def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         *inner, (last, offset) = layers
-        if self.inner is not None:
-            x, inner = x.to(self.inner), [(weight.to(self.inner), bias.to(self.inner)) for weight, bias in inner]
+        if (dtype := self.rounded) is not None:
+            x, inner = x.to(dtype), [(weight.to(dtype), bias.to(dtype)) for weight, bias in inner]
         for weight, bias in inner:
             x = active(torch.baddbmm(bias, x, weight), self.activation)
         return (x * last.transpose(1, 2)).sum(-1) + offset.squeeze(-1)  # a product with one column is slow as a matrix product

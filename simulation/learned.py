@@ -1,4 +1,4 @@
-"""What the audit learns from an event: who was heard, what came, what the learner did.
+"""The audit's knowledge from an event: who was heard, what came, what the learner did.
 
 The one idea: an event is a fact, so the books take it as it is; what the core makes of it is judged afterwards.
 """

@@ -64,6 +64,16 @@ EVERY_ID = ("*",)
 ATARI = ("ALE/*", "*NoFrameskip-v[0-9]", "*Deterministic-v[0-9]")
 STACKED: Mapping[str, Any] = {"frame_stack": 4}  # the stacks of ale_py's vector environment
 
+CARTPOLE_VALUES: Mapping[str, Any] = {
+    "total_timesteps": 50_000,
+    "num_envs": 8,
+    "rollout_length": 8,
+    "hidden": (128, 128),
+    "activation": "relu",
+    "batch_size": 128,
+    "target_update_interval": 1,
+}
+
 PRESETS: Sequence[Preset] = (
     Preset(
         ("CartPole-v[01]",),
@@ -105,15 +115,9 @@ PRESETS: Sequence[Preset] = (
         "dqn",
         "tuned here, docs/replay.md",
         {
-            "total_timesteps": 50_000,
-            "num_envs": 8,
-            "rollout_length": 8,
-            "hidden": (128, 128),
-            "activation": "relu",
+            **CARTPOLE_VALUES,
             "lr": 5e-4,
-            "batch_size": 128,
             "replay_ratio": 0.5,
-            "target_update_interval": 1,
             "tau": 0.01,
             "exploration_fraction": 0.16,
             "exploration_final_eps": 0.04,
@@ -123,19 +127,7 @@ PRESETS: Sequence[Preset] = (
         ("CartPole-v[01]",),
         "apex",
         "tuned here, docs/replay.md",
-        {
-            "total_timesteps": 50_000,
-            "num_envs": 8,
-            "rollout_length": 8,
-            "hidden": (128, 128),
-            "activation": "relu",
-            "lr": 1e-3,
-            "batch_size": 128,
-            "replay_ratio": 0.25,
-            "target_update_interval": 1,
-            "tau": 0.02,
-            "reward_scale": 0.1,
-        },
+        {**CARTPOLE_VALUES, "lr": 1e-3, "replay_ratio": 0.25, "tau": 0.02, "reward_scale": 0.1},
     ),
     Preset(
         ("CartPole-v[01]",),

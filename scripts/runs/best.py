@@ -14,11 +14,11 @@ from shoal.coordinator.keeping.store import Snapshot, Store, newest
 from shoal.coordinator.reports import Progress, Report
 from shoal.coordinator.tally import WINDOW
 from shoal.jobs.job import Job
+from shoal.jobs.problems.first_weights import BEST
 from shoal.protocol.errors import UserError
 from shoal.protocol.layout import Bundle
 from shoal.protocol.work import Metrics
 
-FOLDER = "best"
 EVERY = 5.0  # seconds between two files, at least: a run in its best time improves at every version
 MOST = 256 << 20  # bytes of weights that are held for evaluations that are out
 FEWEST = 4  # versions that are held even if they are larger than that
@@ -68,7 +68,7 @@ class Best:
     def __init__(self, job: Job, folder: Path, clock: Callable[[], float]) -> None:
         self.on: bool = getattr(job.method, "keep_best", False)
         self.reach: int = getattr(job.method, "max_lag", 1)  # versions that a task given now may lie behind the newest
-        self.metric, self.folder, self.clock = measure(job), folder / FOLDER, clock
+        self.metric, self.folder, self.clock = measure(job), folder / BEST, clock
         self.newest: Newest | None = None
         self.evaluating: Callable[[], Sequence[int]] = tuple
         before = newest(self.folder, lambda text: None) if self.on else None
@@ -137,7 +137,7 @@ class Best:
 
 def best_of(folder: Path) -> Snapshot:
     """The best weights of a run. Raises UserError if none were kept."""
-    if (found := newest(folder / FOLDER, lambda text: None)) is None:
+    if (found := newest(folder / BEST, lambda text: None)) is None:
         raise UserError(
             f"{folder} keeps no best weights: a run does so with keep_best=true, after {WINDOW} episodes or an evaluation"
         )

@@ -178,7 +178,7 @@ class RunDir:
             )
 
     def findings(self) -> dict[str, Any]:
-        """What trials before the run found (`Problem.findings`); empty if there is no such file, or none that can be read."""
+        """The findings of trials before the run (`Problem.findings`); empty if no such file can be read."""
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self.findings_file.read_text(encoding="utf-8"))
             return found if isinstance(found, dict) else {}

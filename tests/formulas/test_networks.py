@@ -359,7 +359,7 @@ def test_precision_reaches_the_critics_of_a_job_and_not_its_actor(method: str) -
     job = Reinforcement("Pendulum-v1", method=method, precision="bf16", hidden=(16, 16), num_envs=2, total_timesteps=64)
     learner = cast(Lives, job.aggregator("cpu")).aggregator
     assert isinstance(learner, BoxLearner)
-    assert learner.q.module.inner == torch.bfloat16
+    assert learner.q.module.rounded == torch.bfloat16
     assert {weight.dtype for weight in learner.pi.module.parameters()} == {torch.float32}
 
 

@@ -99,8 +99,8 @@ class Problem:
         return ()
 
     def findings(self) -> Mapping[str, Any]:
-        """What trials of the user's part have found in this process, as plain data. The run keeps it, and its other processes
-        adopt it: a trial in another process may find something else, because it is timed."""
+        """The findings of this process's trials of the user's part, as plain data. The run keeps them, and its other processes
+        adopt them: a trial in another process may find something else, because it is timed."""
         return {}
 
     def adopt(self, findings: Mapping[str, Any]) -> None:
